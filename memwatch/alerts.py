@@ -1,0 +1,116 @@
+"""From numbers to words: verdicts, patience, and the decision to stop. Pure functions of state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from memwatch.config import AlertsConfig, StopConfig
+
+
+class Verdict(StrEnum):
+    MEMORIZED = "memorized"
+    SUSPICIOUS = "suspicious"
+    NO_EVIDENCE = "no evidence"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one event says about one probe.
+
+    Attributes:
+        severity: variance reduction factor of the strongest region (1 when there is none).
+        severity_low: the same less two standard errors.
+        p: p-value against the controls; ``None`` without controls.
+        smallest_p: the smallest that these controls could give.
+        finite: whether every number was finite.
+        compared: whether there was an earlier baseline to compare with.
+    """
+
+    severity: float
+    severity_low: float
+    p: float | None
+    smallest_p: float
+    finite: bool = True
+    compared: bool = True
+
+
+@dataclass(frozen=True)
+class ProbeState:
+    """Memory of one probe between events.
+
+    Attributes:
+        streak: events in a row with evidence.
+        since: step at which the streak began.
+        last_clean: step of the last event without evidence.
+        verdict: of the last event.
+    """
+
+    streak: int = 0
+    since: int | None = None
+    last_clean: int | None = None
+    verdict: Verdict = Verdict.INCONCLUSIVE
+
+
+def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) -> tuple[ProbeState, str]:
+    """The next state, its verdict in it, and the reason in words.
+
+    memorized: evidence (severity and p-value) in ``patience`` events in a row. suspicious: evidence, not yet that often, or severity alone
+    when there are no controls to judge it by. inconclusive: no judgement is possible.
+    """
+    if not evidence.finite:
+        return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE), "non-finite values in the model's output"
+    if not evidence.compared:
+        return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE), "nothing earlier to compare with"
+    severe = evidence.severity >= rule.min_severity and evidence.severity_low > 1
+    if not severe:
+        clean = ProbeState(last_clean=step, verdict=Verdict.NO_EVIDENCE)
+        return clean, f"variance reduction {evidence.severity:.1f}x (an alert needs {rule.min_severity:g}x)"
+    if evidence.p is not None and evidence.smallest_p > rule.max_p:
+        reason = f"{evidence.severity:.1f}x, but these controls cannot give p below {evidence.smallest_p:.3f} (max_p {rule.max_p:g})"
+        return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE), reason
+    if evidence.p is not None and evidence.p > rule.max_p:
+        clean = ProbeState(last_clean=step, verdict=Verdict.NO_EVIDENCE)
+        return clean, f"{evidence.severity:.1f}x, but p = {evidence.p:.3f}: controls show as much"
+    streak, since = state.streak + 1, state.since if state.streak else step
+    if evidence.p is None:
+        verdict, reason = Verdict.SUSPICIOUS, f"{evidence.severity:.1f}x, uncalibrated (no controls)"
+    elif streak < rule.patience:
+        verdict, reason = Verdict.SUSPICIOUS, f"{evidence.severity:.1f}x, p = {evidence.p:.3f}, event {streak} of {rule.patience}"
+    else:
+        verdict, reason = Verdict.MEMORIZED, f"{evidence.severity:.1f}x, p = {evidence.p:.3f}, since step {since}"
+    return ProbeState(streak, since, state.last_clean, verdict), reason
+
+
+@dataclass(frozen=True)
+class StopState:
+    """Memory of the stop rule. ``reason`` is set once and never taken back."""
+
+    streak: int = 0
+    reason: str | None = None
+
+
+def decide_stop(
+    state: StopState, verdicts: Sequence[tuple[str, Verdict, float, float | None]], step: int, rule: StopConfig
+) -> StopState:
+    """Whether to stop.
+
+    Args:
+        verdicts: (name, verdict, severity, p-value) of every probe at this event.
+    """
+    if state.reason is not None or not rule.enabled:
+        return state
+    counted = [
+        name
+        for name, verdict, severity, p in verdicts
+        if verdict is Verdict.MEMORIZED and severity >= rule.min_severity and (p if p is not None else math.inf) <= rule.max_p
+    ]
+    if len(counted) < rule.num_probes:
+        return StopState()
+    streak = state.streak + 1
+    if streak < rule.patience:
+        return StopState(streak)
+    return StopState(streak, f"step {step}: {len(counted)} probe(s) memorized: {', '.join(counted)}")

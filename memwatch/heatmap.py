@@ -1,0 +1,85 @@
+"""Numbers -> pictures, on a colour scale that means the same in every picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from memwatch.regions import Region
+
+# Nine stops from transparent black over red to pale yellow, evenly spaced and rising in lightness (readable in grey and by colour-blind people).
+STOPS = np.array(
+    [(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 230, 120), (252, 255, 164)],
+    dtype=np.float64,
+)
+SHOWN = 384  # pixels; smaller pictures are enlarged so that boxes and text are readable
+BAR = 74  # pixels, width of the colour bar with its labels
+
+
+def colours(values: np.ndarray) -> np.ndarray:
+    """RGB uint8 ``(h, w, 3)`` of ``values`` ``(h, w)``, where 0 is nothing and 1 the top of the scale; values outside are clipped."""
+    position = np.clip(values, 0, 1) * (len(STOPS) - 1)
+    return np.stack([np.interp(position, np.arange(len(STOPS)), STOPS[:, i]) for i in range(3)], -1).round().astype(np.uint8)
+
+
+def scaled(log_values: np.ndarray, max_factor: float) -> np.ndarray:
+    """Log ratios -> [0, 1]: factor 1 (or less) is 0, ``max_factor`` is 1. NaN is 0."""
+    return np.clip(np.nan_to_num(log_values, nan=0.0) / np.log(max_factor), 0, 1)
+
+
+def overlay(image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, max_factor: float = 8.0) -> Image.Image:
+    """The image, and beside it the image under its heatmap with region boxes, and the colour bar.
+
+    The heatmap is as opaque as its value is high: where nothing was stored the image shows unchanged.
+
+    Args:
+        image: RGB uint8 ``(H, W, 3)``.
+        log_values: natural log of variance reduction factors, ``(h, w)``; enlarged to the image without smoothing.
+        regions: boxes in the pixels of ``image``.
+        max_factor: top of the scale.
+    """
+    height, width = image.shape[:2]
+    zoom = max(1, -(-SHOWN // max(height, width)))
+    size = (width * zoom, height * zoom)
+    plain = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
+    share = np.asarray(Image.fromarray(scaled(log_values, max_factor).astype(np.float32)).resize(size, Image.Resampling.NEAREST))
+    opacity = np.sqrt(share)[..., None] * 0.85
+    mixed = np.asarray(plain) * (1 - opacity) + colours(share) * opacity
+    marked = Image.fromarray(mixed.round().astype(np.uint8))
+    draw, font = ImageDraw.Draw(marked), ImageFont.load_default(max(11, size[1] // 28))
+    for region in regions:
+        left, top, right, bottom = (edge * zoom for edge in region.box)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=(255, 255, 255), width=2)
+        draw.text((left + 4, top + 2), f"{np.exp(region.mean):.1f}x", fill=(255, 255, 255), font=font, stroke_width=2, stroke_fill=(0, 0, 0))
+    picture = Image.new("RGB", (2 * size[0] + BAR + 8, size[1]), (255, 255, 255))
+    picture.paste(plain, (0, 0))
+    picture.paste(marked, (size[0] + 4, 0))
+    picture.paste(colour_bar(size[1], max_factor), (2 * size[0] + 8, 0))
+    return picture
+
+
+def colour_bar(height: int, max_factor: float) -> Image.Image:
+    """Vertical scale of variance reduction factors, labelled at 1x, 2x, 4x ... and the top."""
+    bar = Image.new("RGB", (BAR, height), (255, 255, 255))
+    pad = 14
+    column = colours(np.linspace(1, 0, height - 2 * pad)[:, None].repeat(18, 1))
+    bar.paste(Image.fromarray(column), (6, pad))
+    draw, font = ImageDraw.Draw(bar), ImageFont.load_default(13)
+    ticks = [*(2.0**i for i in range(int(np.log2(max_factor - 1e-9)) + 1)), max_factor]
+    for tick in ticks:
+        y = pad + (height - 2 * pad - 1) * (1 - np.log(tick) / np.log(max_factor))
+        draw.line((24, y, 28, y), fill=(0, 0, 0))
+        draw.text((31, y - 8), f"{tick:g}x", fill=(0, 0, 0), font=font)
+    return bar
+
+
+def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2) -> Image.Image:
+    """Several pictures of one size on one sheet, row by row."""
+    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + 6) - 6, rows * (height + 6) - 6), (255, 255, 255))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, ((i % columns) * (width + 6), (i // columns) * (height + 6)))
+    return sheet

@@ -1,0 +1,88 @@
+"""Noise schedule of any diffusers scheduler, and one epsilon from every prediction type.
+
+``x_t = alpha z_0 + sigma eps``. Variance preserving: ``alpha^2 = alpha_bar_t``, ``sigma^2 = 1 - alpha_bar_t``.
+Rectified flow (Stable Diffusion 3, Flux): ``sigma = t / 1000``, ``alpha = 1 - sigma``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """alpha and sigma of every training timestep.
+
+    Attributes:
+        alphas: shape ``(T,)``, float64; ``None`` for rectified flow, where any real timestep in ``[0, T]`` is allowed.
+        num_train_timesteps: T.
+        prediction_type: what the model's output means, one of ``PREDICTION_TYPES``.
+    """
+
+    alphas: Tensor | None
+    num_train_timesteps: int
+    prediction_type: str
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type: got {self.prediction_type!r}, allowed {', '.join(PREDICTION_TYPES)}")
+        if (self.alphas is None) != (self.prediction_type == "flow"):
+            raise ValueError(f"prediction_type {self.prediction_type!r} does not fit this scheduler's noise schedule")
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, prediction_type: str | None = None) -> NoiseSchedule:
+        """Read a diffusers scheduler.
+
+        Args:
+            scheduler: has ``alphas_cumprod`` (DDPM, DDIM, PNDM, Euler, DPM-Solver, ...) or is a flow-matching scheduler.
+            prediction_type: overrides ``scheduler.config.prediction_type``.
+
+        Raises:
+            ValueError: the scheduler has neither, or its prediction type is unknown.
+        """
+        config = scheduler.config
+        declared = prediction_type or getattr(config, "prediction_type", None)
+        alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+        flow = declared in ("flow", "flow_prediction") or "FlowMatch" in type(scheduler).__name__
+        if flow:
+            return cls(None, config.num_train_timesteps, "flow")
+        if alphas_cumprod is None:
+            raise ValueError(f"scheduler {type(scheduler).__name__} has no alphas_cumprod and is not a flow-matching scheduler")
+        alpha_bar = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
+        return cls(alpha_bar.sqrt(), len(alpha_bar), declared or "epsilon")
+
+    def alpha_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of ``timesteps`` (shape ``(b,)``), broadcastable to ``like`` (shape ``(b, ...)``), in its dtype and device."""
+        t = timesteps.detach().cpu()
+        if self.alphas is None:
+            sigma = t.double() / self.num_train_timesteps
+            alpha = 1 - sigma
+        else:
+            alpha = self.alphas[t.long()]
+            sigma = (1 - alpha**2).sqrt()
+        shape = (-1, *[1] * (like.ndim - 1))
+        return alpha.to(like).reshape(shape), sigma.to(like).reshape(shape)
+
+    def add_noise(self, latents: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
+        """``x_t = alpha z_0 + sigma eps``; ``latents`` and ``eps`` have shape ``(b, c, h, w)``, ``timesteps`` ``(b,)``."""
+        alpha, sigma = self.alpha_sigma(timesteps, latents)
+        return alpha * latents + sigma * eps
+
+    def epsilon(self, model_output: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        """The epsilon that a model output stands for, whatever its prediction type (affine in the output, differentiable)."""
+        alpha, sigma = self.alpha_sigma(timesteps, noisy_latents)
+        match self.prediction_type:
+            case "epsilon":
+                return model_output
+            case "v_prediction":
+                return alpha * model_output + sigma * noisy_latents
+            case "sample":
+                return (noisy_latents - alpha * model_output) / sigma
+            case _:  # flow: v = eps - z_0
+                return noisy_latents + (1 - sigma) * model_output

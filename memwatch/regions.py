@@ -1,0 +1,68 @@
+"""Connected regions of a map of numbers. Thresholds are in the map's own unit; pictures play no part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from memwatch.curvature import CurvatureMap
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected part of a map above the threshold.
+
+    Attributes:
+        box: ``(left, top, right, bottom)`` in image pixels, right and bottom exclusive.
+        area: share of the image, in (0, 1].
+        peak, mean: of the map inside the region, in the map's unit.
+        sem: standard error of ``mean``, from the map's replicates.
+    """
+
+    box: tuple[int, int, int, int]
+    area: float
+    peak: float
+    mean: float
+    sem: float
+
+
+def find_regions(
+    values: CurvatureMap, threshold: float, *, min_area: float = 0.0, scale: int = 1
+) -> tuple[tuple[Region, ...], np.ndarray]:
+    """Connected components (8 neighbours) of ``values.mean >= threshold``, largest sum first.
+
+    Args:
+        values: samples of shape ``(n, h, w)``.
+        threshold: in the map's unit.
+        min_area: smaller components are dropped; share of the image in [0, 1].
+        scale: image pixels a map pixel.
+
+    Returns:
+        The regions, and an int array ``(h, w)``: 0 outside, i inside ``regions[i - 1]``.
+    """
+    samples = values.samples.double().numpy()
+    mean = samples.mean(0)
+    labels, count = ndimage.label(mean >= threshold, structure=np.ones((3, 3)))
+    found = []
+    for i in range(1, count + 1):
+        inside = labels == i
+        if inside.mean() < min_area:
+            continue
+        rows, columns = np.nonzero(inside)
+        per_replicate = samples[:, inside].mean(1)
+        n = len(per_replicate)
+        region = Region(
+            box=(int(columns.min()) * scale, int(rows.min()) * scale, (int(columns.max()) + 1) * scale, (int(rows.max()) + 1) * scale),
+            area=float(inside.mean()),
+            peak=float(mean[inside].max()),
+            mean=float(per_replicate.mean()),
+            sem=float(per_replicate.std(ddof=1) / n**0.5) if n > 1 else float("inf"),
+        )
+        found.append((region, inside))
+    found.sort(key=lambda pair: pair[0].mean * pair[0].area, reverse=True)
+    kept = np.zeros(mean.shape, dtype=np.int32)
+    for i, (_, inside) in enumerate(found, start=1):
+        kept[inside] = i
+    return tuple(region for region, _ in found), kept

@@ -1,0 +1,179 @@
+"""The signals: what has changed between a baseline and the model of now, per coordinate. Pure functions on maps.
+
+Kim & Lee, ICML 2026 (arXiv 2605.26756), in retained variances ``rho = 1 - sigma * d eps_i / d x_i``: 1 is free, 0 is pinned.
+Maps are means over channels. Shapes: retained variances ``(levels, n, h, w)``, epsilon ``(levels, draws, c, h, w)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memwatch.curvature import CurvatureMap
+
+SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retained variance from zero
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one denoiser says at fixed noisy latents.
+
+    Attributes:
+        rho: retained variance, mean over channels; samples of shape ``(levels, n, h, w)``, n independent replicates.
+        epsilon: shape ``(levels, draws, c, h, w)``.
+    """
+
+    rho: CurvatureMap
+    epsilon: Tensor
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.rho.samples.isfinite().all() and self.epsilon.isfinite().all())
+
+
+def collapse(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
+    """Curvature difference ``C = rho_baseline - rho_now`` in [-1, 1]; the paper's ``sigma^2 * Delta h``. Paired error."""
+    return baseline - now
+
+
+def resolved(rho: CurvatureMap) -> Tensor:
+    """Mean retained variance, but no smaller than what its error can resolve."""
+    return torch.maximum(rho.mean, rho.sem.nan_to_num(posinf=0.0)).clamp(min=SMALLEST_RHO)
+
+
+def log_ratio(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
+    """Log variance reduction factor ``log(rho_baseline / rho_now)``: log 5 is "five times less freedom than before".
+
+    Replicates are averaged before the ratio; the error is the paired one, by linearization (delta method).
+    """
+    b, a = resolved(baseline)[..., None, :, :], resolved(now)[..., None, :, :]
+    deviation = (baseline.samples - baseline.mean[..., None, :, :]) / b - (now.samples - now.mean[..., None, :, :]) / a
+    return CurvatureMap(torch.log(b / a) + deviation)
+
+
+def score_difference(eps_now: Tensor, eps_baseline: Tensor) -> CurvatureMap:
+    """``S = (eps_now - eps_baseline)^2``; the paper's ``sigma^2 * Delta s`` (unconditional baseline: Wen et al. 2024). Forward only."""
+    return CurvatureMap((eps_now - eps_baseline).square().mean(-3))
+
+
+def loss_log_ratio(eps: Tensor, eps_now: Tensor, eps_baseline: Tensor) -> CurvatureMap:
+    """``L = log(|eps_baseline - eps|^2 / |eps_now - eps|^2)``, mean over channels before the ratio; needs the true noise ``eps``."""
+    b, a = (eps_baseline - eps).square().mean(-3), (eps_now - eps).square().mean(-3)
+    tiny = torch.finfo(a.dtype).tiny
+    return CurvatureMap(torch.log(b.clamp(min=tiny) / a.clamp(min=tiny)))
+
+
+def raw_curvature(now: CurvatureMap) -> CurvatureMap:
+    """``1 - rho_now``: how pinned a coordinate is, whoever pinned it. Also high on plain backgrounds; a reference row, never a verdict."""
+    return CurvatureMap(1 - now.samples)
+
+
+def free(baseline: CurvatureMap, z: float = 2.0) -> Tensor:
+    """Where the baseline still leaves freedom that the estimator can resolve (``rho > z * sem``); shape ``(levels, h, w)``, bool."""
+    return (baseline.mean > z * baseline.sem) & (baseline.mean > SMALLEST_RHO)
+
+
+def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_min") -> CurvatureMap:
+    """Several noise levels -> one map.
+
+    ``adjacent_min``: a coordinate counts only as far as *two neighbouring levels* agree (the smaller of the two), and the best such pair
+    counts; one level alone stands for itself. ``mean`` and ``max`` are over levels. A level where the baseline is not free says 0.
+
+    Args:
+        levels: samples ``(levels, n, h, w)``.
+        is_free: ``(levels, h, w)``, see ``free``.
+        how: ``adjacent_min``, ``mean`` or ``max``.
+
+    Returns:
+        Samples ``(n, h, w)``, the chosen level's own replicates, so that the error is that of the level that decided.
+    """
+    samples = levels.samples.where(is_free[:, None], 0.0)
+    if how == "mean":
+        return CurvatureMap(samples.mean(0))
+    means = samples.mean(1)
+    index = torch.arange(len(means), device=means.device)[:, None, None].expand(means.shape)
+    if how == "adjacent_min" and len(means) > 1:
+        index = torch.where(means[1:] < means[:-1], index[1:], index[:-1])
+        means = torch.minimum(means[1:], means[:-1])
+    chosen = index.gather(0, means.argmax(0, keepdim=True))  # (1, h, w)
+    return CurvatureMap(samples.gather(0, chosen[:, None].expand(1, *samples.shape[1:]))[0])
+
+
+@dataclass(frozen=True)
+class Signals:
+    """All signals of one probe at one event. Every map has samples ``(levels, n, h, w)``; ``None`` where it cannot be had.
+
+    Attributes:
+        collapse, log_ratio, score, loss_log_ratio: against the snapshot baseline.
+        collapse_null, log_ratio_null, score_null: against the unconditional branch of the same model.
+        raw: raw curvature of now.
+        decisive: the one map that regions and alerts come from, levels combined; samples ``(n, h, w)``, natural log of a factor.
+    """
+
+    collapse: CurvatureMap | None
+    log_ratio: CurvatureMap | None
+    score: CurvatureMap | None
+    loss_log_ratio: CurvatureMap | None
+    collapse_null: CurvatureMap | None
+    log_ratio_null: CurvatureMap | None
+    score_null: CurvatureMap | None
+    raw: CurvatureMap
+    decisive: CurvatureMap | None
+
+    def maps(self) -> dict[str, CurvatureMap]:
+        """Those that exist, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def compute_signals(
+    now: Measurement,
+    baseline: Measurement | None,
+    null: Measurement | None,
+    eps: Tensor | None,
+    *,
+    decide: str = "log_ratio",
+    combine: str = "adjacent_min",
+    smooth: int = 3,
+) -> Signals:
+    """Every signal of section 2 of the design that these measurements allow.
+
+    Args:
+        now: the current model, conditional.
+        baseline: an earlier snapshot at the same noisy latents with the same test vectors.
+        null: the current model's unconditional branch, likewise.
+        eps: the true noise of a reference probe, shape of ``now.epsilon``; ``None`` for a prompt probe.
+        decide: ``log_ratio``, ``log_ratio_null``, ``loss_log_ratio`` or ``both`` (mean of ``log_ratio`` and ``loss_log_ratio``).
+        combine: see ``combine_levels``.
+        smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
+    """
+    rho = now.rho.smooth(smooth)
+    rho_baseline = baseline.rho.smooth(smooth) if baseline else None
+    rho_null = null.rho.smooth(smooth) if null else None
+    found = {
+        "collapse": rho_baseline and collapse(rho_baseline, rho),
+        "log_ratio": rho_baseline and log_ratio(rho_baseline, rho),
+        "score": baseline and score_difference(now.epsilon, baseline.epsilon),
+        "loss_log_ratio": loss_log_ratio(eps, now.epsilon, baseline.epsilon).smooth(smooth) if baseline and eps is not None else None,
+        "collapse_null": rho_null and collapse(rho_null, rho),
+        "log_ratio_null": rho_null and log_ratio(rho_null, rho),
+        "score_null": null and score_difference(now.epsilon, null.epsilon),
+    }
+    reference = rho_null if decide == "log_ratio_null" else rho_baseline
+    levels = found["log_ratio"] if decide == "both" else found[decide]
+    if decide == "both" and levels is not None and (loss := found["loss_log_ratio"]) is not None:
+        levels = CurvatureMap((levels.samples + match_replicates(loss, levels).samples) / 2)
+    decisive = combine_levels(levels, free(reference), combine) if levels is not None and reference is not None else None
+    return Signals(raw=raw_curvature(rho), decisive=decisive, **found)  # type: ignore[arg-type]
+
+
+def match_replicates(few: CurvatureMap, many: CurvatureMap) -> CurvatureMap:
+    """Repeat each draw of ``few`` for the blocks of test vectors that ``many`` has for it (draws come first)."""
+    return CurvatureMap(few.samples.repeat_interleave(many.samples.shape[-3] // few.samples.shape[-3], dim=-3))
+
+
+def factor(log_value: float) -> float:
+    """Variance reduction factor of a log ratio: exp, safely."""
+    return math.exp(min(log_value, 50.0))

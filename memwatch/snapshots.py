@@ -1,0 +1,135 @@
+"""Earlier states to compare with: weights that are swapped in and out, and the ledger of earlier measurements."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from memwatch.curvature import CurvatureMap
+from memwatch.signals import Measurement
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """CPU copies of the trainable parameters: all of them, or a few MB for LoRA."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def without_lora(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that turn every LoRA layer off: ``lora_B`` all zero gives the base model exactly. Empty when there is no LoRA."""
+    return {name: torch.zeros_like(p, device="cpu") for name, p in model.named_parameters() if ".lora_B." in name}
+
+
+@contextmanager
+def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with other values for some parameters, and afterwards exactly as before: the live storage is set aside, never copied.
+
+    Gradients must be taken inside, because gradient checkpointing computes activations a second time.
+
+    Raises:
+        ValueError: a name is unknown or a shape differs.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ValueError(f"snapshot does not fit the model: {name} has shape {tuple(tensor.shape)}, the model {found}")
+    live = {name: parameters[name].data for name in tensors}
+    try:
+        for name, tensor in tensors.items():
+            parameters[name].data = tensor.to(live[name])
+        torch.clear_autocast_cache()
+        yield
+    finally:
+        for name, data in live.items():
+            parameters[name].data = data
+        torch.clear_autocast_cache()
+
+
+class SnapshotStore:
+    """Named tensors of earlier steps: the first is pinned, of the others the latest ``keep`` stay.
+
+    Args:
+        folder: where each step becomes ``step_NNNNNNN.safetensors``; ``None`` keeps everything in memory.
+        keep: bound of the ring, at least 1.
+        in_memory: hold what is on disk in memory as well (small things that are read often).
+        writes: whether this process writes (one a machine); the others only read.
+    """
+
+    def __init__(self, folder: Path | None, keep: int, *, in_memory: bool = False, writes: bool = True) -> None:
+        self.folder, self.keep, self.in_memory, self.writes = folder, keep, in_memory, writes
+        self.steps: list[int] = []
+        self._held: dict[int, dict[str, Tensor]] = {}
+
+    def _file(self, step: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"step_{step:07d}.safetensors"
+
+    def add(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Keep ``tensors`` as those of ``step``.
+
+        Raises:
+            OSError: the disk refused; the tensors are held in memory instead, nothing is lost.
+        """
+        self.steps = [s for s in self.steps if s < step] + [step]
+        self._held[step] = tensors
+        for old in self.steps[1 : -self.keep]:
+            self._held.pop(old, None)
+            if self.folder is not None and self.writes:
+                self._file(old).unlink(missing_ok=True)
+        self.steps = self.steps[:1] + self.steps[1:][-self.keep :]
+        if self.folder is None:
+            return
+        if self.writes:
+            write_safetensors(self._file(step), tensors)
+        if not self.in_memory:
+            del self._held[step]
+
+    def __contains__(self, step: object) -> bool:
+        return step in self.steps
+
+    def get(self, step: int) -> dict[str, Tensor]:
+        return self._held[step] if step in self._held else load_file(self._file(step))
+
+    def resume(self, steps: list[int]) -> None:
+        """Go on with what was kept at these steps; entries whose file is gone are forgotten."""
+        self.steps = [s for s in steps if s in self._held or (self.folder is not None and self._file(s).is_file())]
+        self._held = {s: tensors for s, tensors in self._held.items() if s in self.steps}
+        if self.in_memory:
+            self._held = {s: self.get(s) for s in self.steps}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write whole or not at all.
+
+    Raises:
+        OSError: also for what the library reports in a type of its own.
+    """
+    from safetensors import SafetensorError
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".part{os.getpid()}")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        os.replace(part, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_ledger(measurements: Mapping[str, Measurement]) -> dict[str, Tensor]:
+    """Measurements of reference probes as named tensors; the null branch is not kept."""
+    tensors = {f"{name}/rho": m.rho.samples for name, m in measurements.items()}
+    return tensors | {f"{name}/epsilon": m.epsilon for name, m in measurements.items()}
+
+
+def from_ledger(tensors: Mapping[str, Tensor], name: str) -> Measurement | None:
+    """One probe's measurement, or ``None`` when it was not taken then."""
+    rho = tensors.get(f"{name}/rho")
+    return None if rho is None else Measurement(CurvatureMap(rho), tensors[f"{name}/epsilon"])
