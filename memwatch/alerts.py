@@ -47,12 +47,14 @@ class ProbeState:
         since: step at which the streak began.
         last_clean: step of the last event without evidence.
         verdict: of the last event.
+        finite: whether the last event's numbers were finite.
     """
 
     streak: int = 0
     since: int | None = None
     last_clean: int | None = None
     verdict: Verdict = Verdict.INCONCLUSIVE
+    finite: bool = True
 
 
 def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) -> tuple[ProbeState, str]:
@@ -62,7 +64,8 @@ def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) 
     when there are no controls to judge it by. inconclusive: no judgement is possible.
     """
     if not evidence.finite:
-        return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE), "non-finite values in the model's output"
+        return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE, finite=False), "non-finite values in the model's output"
+    state = replace(state, finite=True)
     if not evidence.compared:
         return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE), "nothing earlier to compare with"
     severe = evidence.severity >= rule.min_severity and evidence.severity_low > 1

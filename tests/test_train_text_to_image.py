@@ -135,6 +135,56 @@ def test_validation_images_reach_tensorboard_and_leave_training_alone(pretrained
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture(scope="module")
+def watching(tmp_path_factory) -> list[str]:
+    """Flags of a cheap watch: an event every two steps."""
+    file = tmp_path_factory.mktemp("config") / "small.yaml"
+    levels = "levels: {timesteps: [61, 141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\n"
+    file.write_text(f"every_steps: 2\nstrict: true\n{levels}signals: {{unconditional: false}}\n", encoding="utf-8")
+    return ["--memwatch_config", str(file), "--learning_rate", "1e-2"]
+
+
+def history(output_dir: Path) -> list[dict]:
+    """The events, less what differs from run to run."""
+    lines = (output_dir / "memwatch" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("kind", [["--use_ema", "--gradient_checkpointing"], ["--lora", "--mixed_precision", "bf16"]], ids=["full", "lora"])
+def test_watched_training_is_the_same_training_and_resumes_with_its_history(kind, watching, pretrained, images, tmp_path):
+    flags = [*kind, *watching, "--random_flip", "--checkpointing_steps", "2"]
+    train(pretrained, images, tmp_path / "bare", *flags, "--max_train_steps", "4", "--no_memwatch")
+    train(pretrained, images, tmp_path / "watched", *flags, "--max_train_steps", "4")
+    train(pretrained, images, tmp_path / "resumed", *flags, "--max_train_steps", "2")
+    train(pretrained, images, tmp_path / "resumed", *flags, "--max_train_steps", "4", "--resume_from_checkpoint", "latest")
+
+    name = "pytorch_lora_weights.safetensors" if "--lora" in kind else "unet/diffusion_pytorch_model.safetensors"
+    bare = load_file(tmp_path / "bare" / name)
+    for run in ("watched", "resumed"):
+        weights = load_file(tmp_path / run / name)
+        assert all(torch.equal(bare[key], weights[key]) for key in bare), run
+    assert [event["step"] for event in history(tmp_path / "watched")] == [0, 2, 4]
+    assert history(tmp_path / "resumed") == history(tmp_path / "watched")
+    assert any(tag.startswith("memwatch/") for tag in events(tmp_path / "watched").Tags()["images"])
+
+
+def test_a_decided_stop_ends_the_run_and_saves_it(watching, pretrained, images, tmp_path, capsys):
+    """A rule that any change meets."""
+    file = tmp_path / "eager.yaml"
+    rules = "regions: {min_factor: 1.0001, min_area: 0}\nalerts: {min_severity: 1.0001, max_p: 1, patience: 1}\n"
+    rules += "stop: {min_severity: 1.0001, max_p: 1}\n"
+    file.write_text(Path(watching[1]).read_text(encoding="utf-8") + rules, encoding="utf-8")
+    controls = write_images(tmp_path / "controls", count=2, seed=2)
+    flags = [*watching, "--memwatch_config", str(file), "--memwatch_controls", str(controls), "--max_train_steps", "20"]
+    train(pretrained, images, tmp_path / "out", *flags)
+
+    stopped = history(tmp_path / "out")[-1]["step"]
+    assert stopped < 20
+    assert [point.step for point in events(tmp_path / "out").Scalars("train_loss")] == list(range(1, stopped + 1))
+    assert f"memwatch stopped training at step {stopped}: step {stopped}:" in capsys.readouterr().out
+    StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+
+
 def drop_metadata(folder: Path) -> None:
     (folder / "metadata.jsonl").unlink()
 

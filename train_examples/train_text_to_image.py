@@ -397,8 +397,8 @@ def main(argv: list[str] | None = None) -> None:
     if not args.no_memwatch:  # memwatch
         watch = MemWatch(  # memwatch
             accelerator, run.unet, args.pretrained_model_name_or_path, config=args.memwatch_config,  # memwatch
-            probes=args.memwatch_probes or run.rows[:8], controls=args.memwatch_controls,  # memwatch
-            scheduler=run.noise_scheduler, ema=run.ema, resolution=args.resolution, output_dir=args.output_dir / "memwatch",  # memwatch
+            probes=args.memwatch_probes or run.rows[:8], controls=args.memwatch_controls, resolution=args.resolution,  # memwatch
+            **run.frozen, scheduler=run.noise_scheduler, ema=run.ema, output_dir=args.output_dir / "memwatch",  # memwatch
         )  # memwatch  # fmt: skip
 
     global_step = load_checkpoint(run)
