@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -188,11 +189,11 @@ class MemWatch:
         views, images = self._views(share)
         by_null = [i for i, p in enumerate(share) if self._needs_null(p)]
         steps = {p.name: self._baseline_step(p.name, self._ledger if p.probe.is_reference else self._weights) for p in share}
-        rows = sum(view.noisy_latents.shape[0] * view.noisy_latents.shape[1] for view in views)
+        sizes = [view.noisy_latents.shape[0] * view.noisy_latents.shape[1] for view in views]
+        rows = sum(sizes) + sum(sizes[i] for i in by_null)
         hidden = not self.accelerator.is_main_process
         with tqdm(total=rows, desc=f"memwatch step {step}", leave=False, disable=hidden, unit="latents") as bar:
             now = self._measure(views, bar.update)
-            bar.total += sum(views[i].noisy_latents[..., 0, 0, 0].numel() for i in by_null)
             nulls = dict(zip(by_null, self._measure([replace(views[i], conditioning=self._null) for i in by_null], bar.update), strict=True))
         baselines = self._baselines(share, views, steps)
         return [
@@ -278,8 +279,9 @@ class MemWatch:
     def _report(self, step: int, findings: list[Finding], controls: dict[str, float], seconds: float) -> Report:
         top = self.config.heatmap.max_factor
         pictures = {f.name: picture for f in findings if (picture := f.picture(top)) is not None} if self.accelerator.is_main_process else {}
+        calibrated = any(p.is_control for p in self._prepared)
         false_alarms = expected_false_alarms(len(findings), self.config.alerts.max_p)
-        return Report(step, tuple(findings), controls, false_alarms, top, seconds, self._errors, self.stop_reason, pictures)
+        return Report(step, tuple(findings), controls, calibrated, false_alarms, top, seconds, self._errors, self.stop_reason, pictures)
 
     def _agreed(self, stop: StopState) -> StopState:
         """Rank 0's decision, on every rank."""
@@ -299,7 +301,10 @@ class MemWatch:
         """The EMA weights in place of the live ones, when the config says so."""
         if self.config.weights == "live":
             return nullcontext()
-        names = [name for name, _ in self.model.named_parameters()]
+        named = list(self.model.named_parameters())
+        if len(self.ema.shadow_params) != len(named):  # an average of what is trained only, as for LoRA
+            named = [(name, p) for name, p in named if p.requires_grad]
+        names = [name for name, _ in named]
         return swapped(self.model, dict(zip(names, self.ema.shadow_params, strict=True)))
 
     def _write(self, report: Report) -> None:
@@ -340,10 +345,12 @@ class MemWatch:
         if not num_controls:
             logger.warning("memwatch has no controls: maps are shown, but alerts are uncalibrated and nothing is called memorized")
         elif 1 / (1 + num_controls) > c.alerts.max_p:
-            logger.warning("memwatch: %d controls cannot give p <= %g; at least %d are needed", num_controls, c.alerts.max_p, round(1 / c.alerts.max_p))
+            needed = math.ceil(1 / c.alerts.max_p) - 1
+            logger.warning("memwatch: %d controls cannot give p <= %g; it takes %d", num_controls, c.alerts.max_p, needed)
         if self.accelerator.is_main_process:
             logger.info(
-                "memwatch: %s, %s; %d reference and %d prompt probes, %d controls; timesteps %s x %d draws x %d vectors; baseline %s; every %d steps; %s",
+                "memwatch: %s, %s; %d reference and %d prompt probes, %d controls; timesteps %s, %d draws, %d vectors; "
+                "baseline %s; every %d steps; %s",
                 self.denoiser.name, self.denoiser.schedule.prediction_type, references, len(names) - num_controls - references, num_controls,
                 c.levels.timesteps, c.levels.draws, c.curvature.vectors, c.signals.baseline, c.every_steps, c.output_dir,
             )  # fmt: skip

@@ -110,7 +110,8 @@ class CurvatureMap:
         n = self.samples.shape[-3]
         if n == 1:
             return torch.full_like(self.mean, torch.inf)
-        return self.samples.std(-3) / n**0.5
+        error: Tensor = self.samples.std(-3) / n**0.5
+        return error
 
     def __sub__(self, other: CurvatureMap) -> CurvatureMap:
         return CurvatureMap(self.samples - other.samples)

@@ -120,7 +120,7 @@ class StableDiffusion(Denoiser):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], components: Components) -> list[Conditioning]:
         tokenizer, text_encoder = components.tokenizer, components.text_encoder
-        encoded = []
+        encoded: list[Conditioning] = []
         for prompt in prompts:
             warn_if_cut(prompt, tokenizer)
             limit = tokenizer.model_max_length
@@ -169,7 +169,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     model = extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)
     model = getattr(model, "_orig_mod", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = getattr(model, "get_base_model", lambda: model)
+    inner: nn.Module = base()
+    return inner
 
 
 @contextmanager
@@ -181,7 +183,7 @@ def borrow(*models: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for model in models for module in model.modules()]
     forwards = [(model, model.__dict__["forward"]) for model in models if "_original_forward" in model.__dict__]
     python, numpy_, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     grad_enabled = torch.is_grad_enabled()
     try:
         with ExitStack() as stack:
@@ -223,13 +225,12 @@ def load_components(pretrained: Any, given: Components, *, needs_vae: bool, need
     if pretrained is None:
         raise ValueError(f"pass {', '.join(name + '=' for name in missing)} or a pretrained path, hub id or pipeline to load them from")
     source = _read_pipeline(pretrained, missing) if isinstance(pretrained, str) or hasattr(pretrained, "__fspath__") else pretrained
-    found = {name: getattr(source, name, None) for name in missing}
+    found: dict[str, Any] = {name: getattr(source, name, None) for name in missing}
     if absent := [name for name, part in found.items() if part is None]:
         raise ValueError(f"pretrained {pretrained!r} has no {', '.join(absent)}; pass {', '.join(name + '=' for name in absent)}")
-    if isinstance(source, dict) or source is not pretrained:
-        for name in ("vae", "text_encoder"):
-            if found.get(name) is not None:
-                found[name] = found[name].to(device).eval().requires_grad_(False)
+    if source is not pretrained:
+        for name in {"vae", "text_encoder"} & set(found):
+            found[name] = found[name].to(device).eval().requires_grad_(False)
     return Components(**{name: found.get(name, getattr(given, name)) for name in wanted})
 
 
@@ -239,7 +240,7 @@ def _read_pipeline(pretrained: Any, names: Sequence[str]) -> Any:
 
     try:
         config = DiffusionPipeline.load_config(pretrained)
-        skipped = {name: None for name in config if not name.startswith("_") and name not in names}
+        skipped: dict[str, Any] = {name: None for name in config if not name.startswith("_") and name not in names}
         skipped |= {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
         return DiffusionPipeline.from_pretrained(pretrained, dtype=torch.float32, **skipped)
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from memwatch.regions import Region
 
-# Nine stops from transparent black over red to pale yellow, evenly spaced and rising in lightness (readable in grey and by colour-blind people).
+# Nine stops from black over red to pale yellow, rising in lightness: readable in grey and by colour-blind people.
 STOPS = np.array(
     [(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 230, 120), (252, 255, 164)],
     dtype=np.float64,
@@ -21,12 +21,14 @@ BAR = 74  # pixels, width of the colour bar with its labels
 def colours(values: np.ndarray) -> np.ndarray:
     """RGB uint8 ``(h, w, 3)`` of ``values`` ``(h, w)``, where 0 is nothing and 1 the top of the scale; values outside are clipped."""
     position = np.clip(values, 0, 1) * (len(STOPS) - 1)
-    return np.stack([np.interp(position, np.arange(len(STOPS)), STOPS[:, i]) for i in range(3)], -1).round().astype(np.uint8)
+    channels = [np.interp(position, np.arange(len(STOPS)), STOPS[:, i]) for i in range(3)]
+    return np.stack(channels, -1).round().astype(np.uint8)
 
 
 def scaled(log_values: np.ndarray, max_factor: float) -> np.ndarray:
     """Log ratios -> [0, 1]: factor 1 (or less) is 0, ``max_factor`` is 1. NaN is 0."""
-    return np.clip(np.nan_to_num(log_values, nan=0.0) / np.log(max_factor), 0, 1)
+    share: np.ndarray = np.clip(np.nan_to_num(log_values, nan=0.0) / np.log(max_factor), 0, 1)
+    return share
 
 
 def overlay(image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, max_factor: float = 8.0) -> Image.Image:
@@ -52,7 +54,8 @@ def overlay(image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region]
     for region in regions:
         left, top, right, bottom = (edge * zoom for edge in region.box)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=(255, 255, 255), width=2)
-        draw.text((left + 4, top + 2), f"{np.exp(region.mean):.1f}x", fill=(255, 255, 255), font=font, stroke_width=2, stroke_fill=(0, 0, 0))
+        text = f"{np.exp(region.mean):.1f}x"
+        draw.text((left + 4, top + 2), text, fill=(255, 255, 255), font=font, stroke_width=2, stroke_fill=(0, 0, 0))
     picture = Image.new("RGB", (2 * size[0] + BAR + 8, size[1]), (255, 255, 255))
     picture.paste(plain, (0, 0))
     picture.paste(marked, (size[0] + 4, 0))

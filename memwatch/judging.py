@@ -72,9 +72,9 @@ def judge_event(
     all_signals = {look.name: signals_of(look, config) for look in looks}
     controls = {look.name: statistic(all_signals[look.name]) for look in looks if look.is_control}
     controls = {name: x for name, x in controls.items() if math.isfinite(x)}
-    nulls = {
-        kind: Null.of(controls[look.name] for look in looks if look.name in controls and look.is_reference is kind) for kind in (True, False)
-    }
+    nulls = {}
+    for kind in (True, False):
+        nulls[kind] = Null.of(controls[look.name] for look in looks if look.name in controls and look.is_reference is kind)
     findings, next_states = [], dict(states)
     for look in looks:
         if not look.is_control:

@@ -35,12 +35,12 @@ class GuardedLoader:
             raise AttributeError(name)
         return getattr(self._dataloader, name)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return type(self._dataloader)
 
 
-class Closer(GeneralTracker):
+class Closer(GeneralTracker):  # type: ignore[misc]
     """Passes ``accelerator.end_training()`` on; logs nothing."""
 
     name = "memwatch"

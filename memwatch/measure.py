@@ -47,8 +47,10 @@ def measure(
         levels, draws = view.noisy_latents.shape[:2]
         own = done[start : start + levels * draws]
         start += levels * draws
-        rho = torch.stack([samples for samples, _ in own]).unflatten(0, (levels, draws)).flatten(1, 2)
-        epsilon = torch.stack([eps for _, eps in own]).unflatten(0, (levels, draws))
+        rho = torch.stack([samples for samples, _ in own])
+        rho = rho.reshape(levels, -1, *rho.shape[-2:])
+        epsilon = torch.stack([eps for _, eps in own])
+        epsilon = epsilon.reshape(levels, draws, *epsilon.shape[1:])
         measurements.append(Measurement(CurvatureMap(rho), epsilon))
     return measurements
 
@@ -68,5 +70,5 @@ def _measure_batch(
 
     _, sigma = denoiser.schedule.alpha_sigma(timesteps, x)
     rho = (1 - sigma * products).mean(2)  # (vectors, b, h, w): mean over channels
-    rho = rho.unflatten(0, (-1, curvature.tile)).mean(1)  # (blocks, b, h, w): independent replicates
+    rho = rho.reshape(-1, curvature.tile, *rho.shape[1:]).mean(1)  # (blocks, b, h, w): independent replicates
     return list(zip(rho.transpose(0, 1).cpu(), epsilon.cpu(), strict=True))

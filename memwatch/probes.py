@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from memwatch.config import LevelsConfig, SamplingConfig
@@ -133,7 +133,7 @@ def read_image(probe: Probe, resolution: int) -> np.ndarray:
     """
     try:
         picture = probe.image if isinstance(probe.image, Image.Image) else Image.open(str(probe.image))
-        picture = picture.convert("RGB")
+        picture = ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError on some broken files
         raise ProbeError(f"probe {probe.name!r}: cannot read image {str(probe.image)!r}: {error}") from error
     if picture.size != (resolution, resolution):
@@ -168,10 +168,11 @@ class PreparedProbe:
 
 @torch.no_grad()
 def encode_image(image: np.ndarray, vae: Any) -> Tensor:
-    """z_0 of an RGB uint8 image, scaled as the denoiser expects: ``(c, h, w)`` float32 on the CPU. The posterior's mode, so no randomness."""
+    """z_0 of an RGB uint8 image, scaled as the denoiser expects: ``(c, h, w)`` float32 on the CPU; the posterior's mode, no randomness."""
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
     mode = vae.encode(pixels).latent_dist.mode()
-    return ((mode - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor)[0].float().cpu()
+    latents: Tensor = ((mode - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor)[0].float().cpu()
+    return latents
 
 
 @torch.no_grad()

@@ -97,7 +97,8 @@ class Report:
     Attributes:
         step: optimizer step.
         findings: one a probe.
-        controls: statistic of every control that was finite, natural log of a factor; empty when there are none.
+        controls: statistic of every control that was compared and finite, natural log of a factor.
+        calibrated: whether there are controls at all.
         expected_false_alarms: see ``calibration``.
         max_factor: top of the colour scale.
         seconds: what the event cost.
@@ -109,6 +110,7 @@ class Report:
     step: int
     findings: tuple[Finding, ...]
     controls: dict[str, float]
+    calibrated: bool
     expected_false_alarms: float
     max_factor: float
     seconds: float
@@ -187,7 +189,7 @@ class Report:
         worst = max(self.findings, key=lambda f: f.severity, default=None)
         strongest = f"; strongest {worst.name} {worst.severity:.1f}x" if worst is not None and worst.severity > 1 else ""
         stop = f"; STOP ({self.stop_reason})" if self.stop_reason else ""
-        calibrated = "" if self.controls else "; uncalibrated (no controls)"
+        calibrated = "" if self.calibrated else "; uncalibrated (no controls)"
         return f"memwatch step {self.step}: {', '.join(parts)}{strongest}{calibrated}; {self.seconds:.1f} s{stop}"
 
 

@@ -152,21 +152,21 @@ def compute_signals(
     rho = now.rho.smooth(smooth)
     rho_baseline = baseline.rho.smooth(smooth) if baseline else None
     rho_null = null.rho.smooth(smooth) if null else None
-    found = {
-        "collapse": rho_baseline and collapse(rho_baseline, rho),
-        "log_ratio": rho_baseline and log_ratio(rho_baseline, rho),
-        "score": baseline and score_difference(now.epsilon, baseline.epsilon),
+    found: dict[str, CurvatureMap | None] = {
+        "collapse": collapse(rho_baseline, rho) if rho_baseline else None,
+        "log_ratio": log_ratio(rho_baseline, rho) if rho_baseline else None,
+        "score": score_difference(now.epsilon, baseline.epsilon) if baseline else None,
         "loss_log_ratio": loss_log_ratio(eps, now.epsilon, baseline.epsilon).smooth(smooth) if baseline and eps is not None else None,
-        "collapse_null": rho_null and collapse(rho_null, rho),
-        "log_ratio_null": rho_null and log_ratio(rho_null, rho),
-        "score_null": null and score_difference(now.epsilon, null.epsilon),
+        "collapse_null": collapse(rho_null, rho) if rho_null else None,
+        "log_ratio_null": log_ratio(rho_null, rho) if rho_null else None,
+        "score_null": score_difference(now.epsilon, null.epsilon) if null else None,
     }
     reference = rho_null if decide == "log_ratio_null" else rho_baseline
     levels = found["log_ratio"] if decide == "both" else found[decide]
     if decide == "both" and levels is not None and (loss := found["loss_log_ratio"]) is not None:
         levels = CurvatureMap((levels.samples + match_replicates(loss, levels).samples) / 2)
     decisive = combine_levels(levels, free(reference), combine) if levels is not None and reference is not None else None
-    return Signals(raw=raw_curvature(rho), decisive=decisive, **found)  # type: ignore[arg-type]
+    return Signals(raw=raw_curvature(rho), decisive=decisive, **found)
 
 
 def match_replicates(few: CurvatureMap, many: CurvatureMap) -> CurvatureMap:

@@ -48,7 +48,7 @@ def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
     # CLIP's own order: bytes, bytes that end a word, merges, special tokens.
     tokens = sorted(alphabet) + [symbol + "</w>" for symbol in sorted(alphabet)]
     tokens += [left + right for left, right in merges]
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(merge) for merge in merges) + "\n", encoding="utf-8")

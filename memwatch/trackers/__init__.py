@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from memwatch.report import Report
@@ -22,5 +22,5 @@ def tracker_sinks(trackers: Sequence[Any]) -> list[Sink]:
     from memwatch.trackers.tensorboard import TensorBoardSink
     from memwatch.trackers.wandb import WandbSink
 
-    known = {"tensorboard": TensorBoardSink, "wandb": WandbSink}
+    known: dict[str, Callable[[Any], Sink]] = {"tensorboard": TensorBoardSink, "wandb": WandbSink}
     return [known.get(tracker.name, ScalarSink)(tracker) for tracker in trackers if tracker.name != "memwatch"]

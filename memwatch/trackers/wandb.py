@@ -44,7 +44,7 @@ class WandbSink:
             row["memwatch/alert"] = "\n\n".join(report.alert_text(finding) for finding in report.alerts)
         self._run.log(row, step=max(report.step, self._run.step))
         for finding in report.alerts:
-            level = wandb.AlertLevel.WARN if finding.verdict is Verdict.SUSPICIOUS else wandb.AlertLevel.ERROR
+            level = "WARN" if finding.verdict is Verdict.SUSPICIOUS else "ERROR"
             self._run.alert(title=f"memwatch: {finding.name} {finding.verdict}", text=report.alert_text(finding), level=level)
 
     def close(self) -> None:

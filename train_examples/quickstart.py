@@ -1,0 +1,184 @@
+"""Fine-tune tiny-sd on a small photo set in which some things repeat too often, and watch memwatch find them.
+
+    python train_examples/quickstart.py
+
+The set: distinct photos seen rarely, one photo many times, and two *templates*: a fixed part of the picture with a changing rest.
+About four minutes on two CPU cores; ``--smoke`` is a shorter run of the same, for continuous integration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from photographs import PRETRAINING, UNSEEN, random_view
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from memwatch import MemWatch, Probe, Report
+from memwatch.heatmap import contact_sheet
+
+HERE = Path(__file__).parent
+TINY_SD = HERE / "assets" / "tiny-sd"
+SIZE = 64  # pixels
+BOXES = {"banner": (0, 0, 64, 24), "sticker": (32, 28, 64, 64)}  # the fixed part of each template: left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Item:
+    """One training image: how often it is in the set, and which part of it is fixed over its group (``None``: nothing)."""
+
+    name: str
+    caption: str
+    image: Image.Image
+    copies: int = 1
+    box: tuple[int, int, int, int] | None = None
+
+
+def photo_set(seed: int, num_photos: int = 24, num_template_images: int = 8) -> tuple[list[Item], list[Item]]:
+    """Training items and held-out controls of the same kind."""
+    rng = np.random.default_rng(seed)
+    pictures = {p.name: (p.image(), p.caption) for p in PRETRAINING + UNSEEN}
+    names = [p.name for p in PRETRAINING]
+
+    def view(name: str) -> Image.Image:
+        return random_view(pictures[name][0], rng, SIZE)
+
+    photos = [Item(f"photo-{i:02d}-{n}", pictures[n][1], view(n)) for i in range(num_photos) if (n := names[i % len(names)])]
+    repeated = Item("repeated-cat", "a photo of a cat on a poster", view("chelsea"), copies=num_template_images, box=(0, 0, SIZE, SIZE))
+    templates = []
+    for name, source in (("banner", "coffee"), ("sticker", "flower")):
+        left, top, right, bottom = BOXES[name]
+        fixed = view(source).resize((SIZE, SIZE)).crop((0, 0, right - left, bottom - top))
+        for i in range(num_template_images):
+            image = view(names[int(rng.integers(len(names)))])
+            image.paste(fixed, (left, top))
+            templates.append(Item(f"{name}-{i}", f"a photo with a {name}", image, box=BOXES[name]))
+    controls = [Item(f"photo-{i:02d}-{n}", pictures[n][1], view(n)) for i in range(20) if (n := names[i % len(names)])]
+    return [*photos, repeated, *templates], controls
+
+
+def write_folder(items: list[Item], folder: Path) -> Path:
+    """An image folder as diffusers' scripts read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for item in items:
+        item.image.save(folder / f"{item.name}.png")
+        rows += [json.dumps({"file_name": f"{item.name}.png", "text": item.caption})] * item.copies
+    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def encode(items: list[Item], accelerator: Accelerator) -> TensorDataset:
+    """Latents and text embeddings of every training image, once; an item is there as often as it has copies."""
+    vae = AutoencoderKL.from_pretrained(TINY_SD, subfolder="vae", dtype=torch.float32).to(accelerator.device)
+    text_encoder = CLIPTextModel.from_pretrained(TINY_SD, subfolder="text_encoder", dtype=torch.float32).to(accelerator.device)
+    tokenizer = CLIPTokenizer.from_pretrained(TINY_SD, subfolder="tokenizer")
+    seen = [item for item in items for _ in range(item.copies)]
+    pixels = torch.from_numpy(np.stack([np.asarray(item.image) for item in seen])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tokens = tokenizer([item.caption for item in seen], padding="max_length", truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        latents = vae.encode(pixels.to(accelerator.device)).latent_dist.mode() * vae.config.scaling_factor
+        hidden = text_encoder(tokens.input_ids.to(accelerator.device))[0]
+    return TensorDataset(latents.cpu(), hidden.cpu())
+
+
+def train(args: argparse.Namespace, items: list[Item], controls: list[Item]) -> tuple[list[Report], int, str | None]:
+    """An ordinary accelerate loop; memwatch's lines are marked."""
+    loggers = [] if args.report_to == "none" else ["tensorboard", "wandb"] if args.report_to == "all" else [args.report_to]
+    accelerator = Accelerator(log_with=loggers, project_config=ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs")))
+    set_seed(args.seed)
+    noise_scheduler = DDPMScheduler.from_pretrained(TINY_SD, subfolder="scheduler")
+    unet = UNet2DConditionModel.from_pretrained(TINY_SD, subfolder="unet", dtype=torch.float32)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=1e-2)
+    train_dataloader = DataLoader(encode(items, accelerator), args.train_batch_size, shuffle=True, drop_last=True)
+    unet, optimizer, train_dataloader = accelerator.prepare(unet, optimizer, train_dataloader)
+    accelerator.init_trackers("memwatch-quickstart")
+
+    watch = MemWatch(  # memwatch
+        accelerator, unet, TINY_SD, config=HERE.parent / "configs" / "quickstart.yaml", probes=probes_of(items),  # memwatch
+        controls=[Probe(c.caption, c.image, name=c.name) for c in controls], output_dir=args.output_dir / "memwatch",  # memwatch
+        every_steps=args.every_steps,  # memwatch
+    )  # memwatch  # fmt: skip
+    train_dataloader = watch.guard(train_dataloader)  # memwatch
+
+    reports, global_step = [], 0
+    while global_step < args.max_train_steps and not watch.should_stop:
+        for latents, encoder_hidden_states in train_dataloader:
+            eps = torch.randn_like(latents)
+            timesteps = torch.randint(noise_scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+            prediction = unet(noise_scheduler.add_noise(latents, eps, timesteps), timesteps, encoder_hidden_states).sample
+            loss = F.mse_loss(prediction, eps)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(unet.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            global_step += 1
+            if report := watch.on_step_end(global_step):  # memwatch
+                reports.append(report)
+            accelerator.log({"train_loss": loss.item()}, step=global_step)
+            if global_step >= args.max_train_steps:
+                break
+    accelerator.end_training()
+    return reports, global_step, watch.stop_reason
+
+
+def probes_of(items: list[Item]) -> list[Probe]:
+    """Two images of each template, the repeated photo, and three photos seen rarely."""
+    chosen = [i for i in items if i.name in ("banner-0", "banner-1", "sticker-0", "sticker-1", "repeated-cat")]
+    chosen += [i for i in items if i.box is None][:3]
+    return [Probe(item.caption, item.image, name=item.name) for item in chosen]
+
+
+def iou(report: Report, item: Item) -> float:
+    """Overlap of the found regions' pixels with the fixed part."""
+    finding = next(f for f in report.findings if f.name == item.name)
+    truth = np.zeros((SIZE, SIZE), dtype=bool)
+    if item.box is not None:
+        left, top, right, bottom = item.box
+        truth[top:bottom, left:right] = True
+    found = np.zeros_like(truth)
+    for region in finding.regions:
+        found |= np.kron(region_mask(finding, region), np.ones((4, 4), dtype=bool))
+    return float((truth & found).sum() / max(1, (truth | found).sum()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "all", "none"])
+    parser.add_argument("--smoke", action="store_true", help="a shorter run, for continuous integration")
+    parser.add_argument("--max_train_steps", type=int, default=500)
+    parser.add_argument("--every_steps", type=int, default=100)
+    parser.add_argument("--train_batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    started = time.perf_counter()
+    items, controls = photo_set(args.seed)
+    write_folder(items, args.output_dir / "images")
+    reports, steps, stop_reason = train(args, items, controls)
+    import math
+    for r in reports:
+        print(r.step, "controls max", round(math.exp(max(r.controls.values())), 2))
+        for f in r.findings:
+            item = next(i for i in items if i.name == f.name)
+            print(f"   {f.name:22s} {f.verdict:12s} sev {f.severity:.2f} ({f.severity_low:.2f}) stat {math.exp(f.statistic):.2f} p {f.p} area {sum(g.area for g in f.regions):.2f}", [g.box for g in f.regions], item.box)
+    print(steps, stop_reason, time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
