@@ -88,9 +88,12 @@ def judge_probe(
     look: Look, signals: Signals | None, null: Null, state: ProbeState, step: int, config: MemWatchConfig
 ) -> tuple[Finding, ProbeState]:
     regions: tuple[Region, ...] = ()
+    labels: np.ndarray | None = None
+    levels: tuple[int, ...] = ()
     if signals is not None and signals.decisive is not None:
         scale = look.image.shape[0] // signals.decisive.samples.shape[-2] if look.image is not None else 1
         regions, labels = find_regions(signals.decisive, math.log(config.regions.min_factor), min_area=config.regions.min_area, scale=scale)
+        levels = tuple(strongest_level(signals, labels == i + 1, look.timesteps) for i in range(len(regions)))
     strongest = max(regions, key=lambda region: region.mean, default=None)
     x = statistic(signals)
     evidence = Evidence(
@@ -107,7 +110,7 @@ def judge_probe(
         severity=evidence.severity, severity_low=evidence.severity_low, p=evidence.p, statistic=x,
         baseline_step=look.baseline_step, since=next_state.since, regions=regions,
         region_p=tuple(null.p_value(region.peak) for region in regions),
-        region_level=tuple(strongest_level(signals, labels == i + 1, look.timesteps) for i in range(len(regions))) if signals else (),
+        region_level=levels, labels=labels,
         timesteps=look.timesteps, image=look.image, signals=signals, is_new=is_worse(state, next_state, evidence),
     )  # fmt: skip
     return finding, next_state

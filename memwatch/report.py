@@ -51,6 +51,7 @@ class Finding:
         baseline_step: step compared with; ``None`` when there is none, or the baseline is no step.
         since: step at which the evidence began, while it lasts.
         regions: largest first; ``region_p`` their p-values, ``region_level`` the timestep at which each is strongest.
+        labels: int ``(h, w)`` of the map: i inside ``regions[i - 1]``, 0 outside; ``None`` when nothing was compared.
         timesteps: noise levels looked at.
         image: RGB uint8, the training image or what the prompt generated.
         signals: every map.
@@ -70,6 +71,7 @@ class Finding:
     regions: tuple[Region, ...]
     region_p: tuple[float | None, ...]
     region_level: tuple[int, ...]
+    labels: np.ndarray | None
     timesteps: tuple[int, ...]
     image: np.ndarray | None
     signals: Signals | None

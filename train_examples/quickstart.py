@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from memwatch import MemWatch, Probe, Report
+from memwatch import Finding, MemWatch, Probe, Report
 from memwatch.heatmap import contact_sheet
 
 HERE = Path(__file__).parent
@@ -47,7 +46,7 @@ class Item:
     box: tuple[int, int, int, int] | None = None
 
 
-def photo_set(seed: int, num_photos: int = 24, num_template_images: int = 8) -> tuple[list[Item], list[Item]]:
+def photo_set(seed: int, num_photos: int = 39, num_template_images: int = 8) -> tuple[list[Item], list[Item]]:
     """Training items and held-out controls of the same kind."""
     rng = np.random.default_rng(seed)
     pictures = {p.name: (p.image(), p.caption) for p in PRETRAINING + UNSEEN}
@@ -98,7 +97,8 @@ def encode(items: list[Item], accelerator: Accelerator) -> TensorDataset:
 def train(args: argparse.Namespace, items: list[Item], controls: list[Item]) -> tuple[list[Report], int, str | None]:
     """An ordinary accelerate loop; memwatch's lines are marked."""
     loggers = [] if args.report_to == "none" else ["tensorboard", "wandb"] if args.report_to == "all" else [args.report_to]
-    accelerator = Accelerator(log_with=loggers, project_config=ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs")))
+    folders = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs"))
+    accelerator = Accelerator(log_with=loggers, project_config=folders)
     set_seed(args.seed)
     noise_scheduler = DDPMScheduler.from_pretrained(TINY_SD, subfolder="scheduler")
     unet = UNet2DConditionModel.from_pretrained(TINY_SD, subfolder="unet", dtype=torch.float32)
@@ -142,42 +142,57 @@ def probes_of(items: list[Item]) -> list[Probe]:
     return [Probe(item.caption, item.image, name=item.name) for item in chosen]
 
 
-def iou(report: Report, item: Item) -> float:
-    """Overlap of the found regions' pixels with the fixed part."""
-    finding = next(f for f in report.findings if f.name == item.name)
+def iou(finding: Finding, item: Item) -> float:
+    """Overlap of the found regions with the fixed part, in [0, 1]."""
+    left, top, right, bottom = item.box or (0, 0, 0, 0)
     truth = np.zeros((SIZE, SIZE), dtype=bool)
-    if item.box is not None:
-        left, top, right, bottom = item.box
-        truth[top:bottom, left:right] = True
-    found = np.zeros_like(truth)
-    for region in finding.regions:
-        found |= np.kron(region_mask(finding, region), np.ones((4, 4), dtype=bool))
+    truth[top:bottom, left:right] = True
+    labels = finding.labels if finding.labels is not None else np.zeros((1, 1))
+    found = np.kron(labels > 0, np.ones((SIZE // len(labels),) * 2, dtype=bool))
     return float((truth & found).sum() / max(1, (truth | found).sum()))
 
 
+def show(reports: list[Report], items: list[Item], args: argparse.Namespace) -> None:
+    """What was found at the last event, against what was planted; one sheet of pictures."""
+    by_name = {item.name: item for item in items}
+    last = reports[-1]
+    print(f"\n{'probe':<24}{'planted':<14}{'verdict':<14}{'severity':>9}{'p':>8}{'IoU':>7}")
+    for f in last.findings:
+        item = by_name[f.name]
+        planted = "nothing" if item.box is None else "whole image" if item.box == (0, 0, SIZE, SIZE) else "fixed part"
+        p = "-" if f.p is None else f"{f.p:.3f}"
+        print(f"{f.name:<24}{planted:<14}{f.verdict:<14}{f.severity:>8.1f}x{p:>8}{iou(f, item) if item.box else float('nan'):>7.2f}")
+    contact_sheet([last.pictures[f.name] for f in last.findings]).save(args.output_dir / "heatmaps.png")
+    print(f"\nheatmaps      {args.output_dir / 'heatmaps.png'}\nhistory       {args.output_dir / 'memwatch' / 'history.jsonl'}")
+    if args.report_to in ("tensorboard", "all"):
+        print(f"TensorBoard   tensorboard --samples_per_plugin images=1000 --logdir {args.output_dir / 'logs'}")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "all", "none"])
-    parser.add_argument("--smoke", action="store_true", help="a shorter run, for continuous integration")
-    parser.add_argument("--max_train_steps", type=int, default=500)
-    parser.add_argument("--every_steps", type=int, default=100)
-    parser.add_argument("--train_batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parse_args()
+    if args.smoke:
+        args.max_train_steps, args.every_steps = 20, 10
     logging.basicConfig(level=logging.WARNING)
     started = time.perf_counter()
     items, controls = photo_set(args.seed)
     write_folder(items, args.output_dir / "images")
     reports, steps, stop_reason = train(args, items, controls)
-    import math
-    for r in reports:
-        print(r.step, "controls max", round(math.exp(max(r.controls.values())), 2))
-        for f in r.findings:
-            item = next(i for i in items if i.name == f.name)
-            print(f"   {f.name:22s} {f.verdict:12s} sev {f.severity:.2f} ({f.severity_low:.2f}) stat {math.exp(f.statistic):.2f} p {f.p} area {sum(g.area for g in f.regions):.2f}", [g.box for g in f.regions], item.box)
-    print(steps, stop_reason, time.perf_counter() - started)
+    show(reports, items, args)
+    ended = f"stopped by memwatch ({stop_reason})" if stop_reason else "ended by itself"
+    print(f"\n{steps} optimizer steps, {ended}; {time.perf_counter() - started:.0f} s")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "all", "none"])
+    parser.add_argument("--smoke", action="store_true", help="a shorter run, for continuous integration")
+    parser.add_argument("--max_train_steps", type=int, default=800)
+    parser.add_argument("--every_steps", type=int, default=100)
+    parser.add_argument("--train_batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
