@@ -18,7 +18,8 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/retained_variance/PROBE`` | scalar | image mean of rho, 1 is free |
 | ``memwatch/control_severity`` | scalar | largest variance reduction factor over controls, at a single pixel |
 | ``memwatch/heatmap/PROBE`` | image | the image, and beside it its heatmap with regions; colours mean the same in every picture |
-| ``memwatch/alert`` | text | one paragraph an alert |
+| ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as boxes to switch on and off |
+| ``memwatch/alert`` | text | one paragraph an alert (TensorBoard: ``memwatch/alert/PROBE``) |
 | ``memwatch/seconds`` | scalar | what the event cost |
 | ``memwatch/errors`` | scalar | parts of memwatch that failed so far |
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
