@@ -78,10 +78,10 @@ def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) 
     if evidence.p is not None and evidence.p > rule.max_p:
         clean = ProbeState(last_clean=step, verdict=Verdict.NO_EVIDENCE)
         return clean, f"{evidence.severity:.1f}x, but p = {evidence.p:.3f}: controls show as much"
+    if evidence.p is None:  # never counts towards memorized
+        return ProbeState(0, None, state.last_clean, Verdict.SUSPICIOUS), f"{evidence.severity:.1f}x, uncalibrated (no controls)"
     streak, since = state.streak + 1, state.since if state.streak else step
-    if evidence.p is None:
-        verdict, reason = Verdict.SUSPICIOUS, f"{evidence.severity:.1f}x, uncalibrated (no controls)"
-    elif streak < rule.patience:
+    if streak < rule.patience:
         verdict, reason = Verdict.SUSPICIOUS, f"{evidence.severity:.1f}x, p = {evidence.p:.3f}, event {streak} of {rule.patience}"
     else:
         verdict, reason = Verdict.MEMORIZED, f"{evidence.severity:.1f}x, p = {evidence.p:.3f}, since step {since}"

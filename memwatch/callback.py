@@ -209,7 +209,8 @@ class MemWatch:
         return signals.unconditional and (not prepared.is_control or signals.decide == "log_ratio_null")
 
     def _measure(self, views: Sequence[View], tick: Callable[[int], object] = lambda rows: None) -> list[Measurement]:
-        return measure(self.denoiser, views, self.config.curvature, self.config.seed, tick)
+        """View by view: a batch never holds two probes, so rounding is the same at every event, for every baseline and number of ranks."""
+        return [measure(self.denoiser, [view], self.config.curvature, self.config.seed, tick)[0] for view in views]
 
     def _views(self, share: Sequence[PreparedProbe]) -> tuple[list[View], list[Any]]:
         views, images = [], []

@@ -46,7 +46,7 @@ class Item:
     box: tuple[int, int, int, int] | None = None
 
 
-def photo_set(seed: int, num_photos: int = 39, num_template_images: int = 8) -> tuple[list[Item], list[Item]]:
+def photo_set(seed: int, num_photos: int = 24, num_template_images: int = 8) -> tuple[list[Item], list[Item]]:
     """Training items and held-out controls of the same kind."""
     rng = np.random.default_rng(seed)
     pictures = {p.name: (p.image(), p.caption) for p in PRETRAINING + UNSEEN}
@@ -56,7 +56,7 @@ def photo_set(seed: int, num_photos: int = 39, num_template_images: int = 8) -> 
         return random_view(pictures[name][0], rng, SIZE)
 
     photos = [Item(f"photo-{i:02d}-{n}", pictures[n][1], view(n)) for i in range(num_photos) if (n := names[i % len(names)])]
-    repeated = Item("repeated-cat", "a photo of a cat on a poster", view("chelsea"), copies=num_template_images, box=(0, 0, SIZE, SIZE))
+    repeated = Item("repeated-cat", "a photo of a cat on a poster", view("chelsea"), copies=2 * num_template_images, box=(0, 0, SIZE, SIZE))
     templates = []
     for name, source in (("banner", "coffee"), ("sticker", "flower")):
         left, top, right, bottom = BOXES[name]
@@ -64,7 +64,7 @@ def photo_set(seed: int, num_photos: int = 39, num_template_images: int = 8) -> 
         for i in range(num_template_images):
             image = view(names[int(rng.integers(len(names)))])
             image.paste(fixed, (left, top))
-            templates.append(Item(f"{name}-{i}", f"a photo with a {name}", image, box=BOXES[name]))
+            templates.append(Item(f"{name}-{i}", f"a photo with a {name}", image, copies=2, box=BOXES[name]))
     controls = [Item(f"photo-{i:02d}-{n}", pictures[n][1], view(n)) for i in range(20) if (n := names[i % len(names)])]
     return [*photos, repeated, *templates], controls
 
@@ -187,7 +187,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "all", "none"])
     parser.add_argument("--smoke", action="store_true", help="a shorter run, for continuous integration")
-    parser.add_argument("--max_train_steps", type=int, default=800)
+    parser.add_argument("--max_train_steps", type=int, default=600)
     parser.add_argument("--every_steps", type=int, default=100)
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
