@@ -71,7 +71,9 @@ def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) 
     severe = evidence.severity >= rule.min_severity and evidence.severity_low > 1
     if not severe:
         clean = ProbeState(last_clean=step, verdict=Verdict.NO_EVIDENCE)
-        return clean, f"variance reduction {evidence.severity:.1f}x (an alert needs {rule.min_severity:g}x)"
+        weak = evidence.severity < rule.min_severity
+        why = f"an alert needs {rule.min_severity:g}x" if weak else "its error bar reaches 1x"
+        return clean, f"variance reduction {evidence.severity:.1f}x ({why})"
     if evidence.p is not None and evidence.smallest_p > rule.max_p:
         reason = f"{evidence.severity:.1f}x, but these controls cannot give p below {evidence.smallest_p:.3f} (max_p {rule.max_p:g})"
         return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE), reason

@@ -88,7 +88,7 @@ class SignalsConfig:
         check(self.decide in DECIDING, "signals.decide", self.decide, ", ".join(DECIDING))
         name, _, argument = self.baseline.partition(":")
         ok = (name in ("first", "previous", "last_clean", "base") and not argument) or (name == "path" and bool(argument))
-        ok = ok or (name == "lag" and argument.isdigit() and int(argument) >= 1)
+        ok = ok or (name == "lag" and argument.isdecimal() and int(argument) >= 1)
         check(ok, "signals.baseline", self.baseline, "first, previous, lag:N, last_clean, base, path:FILE")
         check(self.combine in COMBINATIONS, "signals.combine", self.combine, ", ".join(COMBINATIONS))
         check(self.smooth >= 1 and self.smooth % 2 == 1, "signals.smooth", self.smooth, "an odd number, 1 or greater")
@@ -246,6 +246,8 @@ class MemWatchConfig:
         replicates = self.levels.draws * self.curvature.vectors // self.curvature.tile
         allowed = f"2 or greater with curvature.vectors = curvature.tile = {self.curvature.tile}: one replicate has no error bar"
         check(replicates >= 2, "levels.draws", self.levels.draws, allowed)
+        ok = self.levels.draws >= 2 or self.signals.decide in ("log_ratio", "log_ratio_null")
+        check(ok, "levels.draws", self.levels.draws, f"2 or greater with signals.decide = {self.signals.decide}: a loss has one replicate a draw")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as YAML would hold it."""

@@ -37,7 +37,7 @@ class GuardedLoader:
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return type(self._dataloader)
+        return self._dataloader.__class__  # accelerate's own loaders say DataLoader here, too
 
 
 class Closer(GeneralTracker):  # type: ignore[misc]
