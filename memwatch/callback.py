@@ -271,7 +271,8 @@ class MemWatch:
         if finite:
             with self._surviving("writing the ledger to disk (kept in memory)"):
                 self._ledger.add(step, to_ledger(finite))
-        needs_weights = any(not look.is_reference and look.now.finite for look in looks) and self.config.signals.baseline.partition(":")[0] not in ("base", "path")
+        prompts = any(not look.is_reference and look.now.finite for look in looks)
+        needs_weights = prompts and self.config.signals.baseline.partition(":")[0] not in ("base", "path")
         if needs_weights:
             with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
                 self._weights.add(step, trainable(self.model))

@@ -1,0 +1,195 @@
+"""Wrong input: refused at construction in words, or watched through without harm."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from conftest import CONFIG, Loop, assert_same, history, picture
+from diffusers import UNet2DModel
+
+from memwatch import ConfigError, MemWatch, Probe, ProbeError
+from memwatch.alerts import Verdict
+
+
+@pytest.fixture
+def loop(pretrained, tmp_path) -> Loop:
+    return Loop(pretrained, tmp_path)
+
+
+@pytest.mark.parametrize("probes", [[], "", ()])
+def test_no_probes(probes, loop, pipeline):
+    with pytest.raises((ProbeError, ConfigError), match="probes"):
+        loop.watch(pipeline, probes)
+
+
+def test_no_probes_at_all_names_the_key(loop, pipeline):
+    with pytest.raises(ConfigError, match=r"config key 'probes'.*allowed: prompts, Probes, an image folder or a dataset"):
+        MemWatch(loop.accelerator, loop.unet, pipeline, config=CONFIG)
+
+
+def test_an_empty_folder_an_empty_file_and_a_missing_one(loop, pipeline, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    for source, message in {"empty.txt": "no image and no prompt", "folder": "no image and no prompt", "gone": "neither a folder nor a file"}.items():
+        with pytest.raises(ProbeError, match=message):
+            loop.watch(pipeline, tmp_path / source)
+
+
+@pytest.mark.parametrize("item", [3, {"image": None}, " ", None])
+def test_something_that_is_no_probe(item, loop, pipeline):
+    with pytest.raises(ProbeError, match=r"probes: (item|prompt) 1"):
+        loop.watch(pipeline, ["a cat", item])
+
+
+def test_a_missing_image_is_named(loop, pipeline, tmp_path):
+    with pytest.raises(ProbeError, match=r"probe 'gone': cannot read image .*gone\.png"):
+        loop.watch(pipeline, [Probe("a cat", tmp_path / "gone.png")])
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no picture", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "cut"])
+def test_a_corrupt_image_is_named(content, loop, pipeline, tmp_path):
+    path = tmp_path / "broken.png"
+    picture(0, size=64).save(path)
+    path.write_bytes(path.read_bytes()[:2000] if content == "cut" else content)
+    with pytest.raises(ProbeError, match=r"probe 'broken': cannot read image"):
+        loop.watch(pipeline, [Probe("a cat", path)])
+
+
+def test_broken_metadata_names_its_line(loop, pipeline, tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n{"text": "no file"}\n', encoding="utf-8")
+    with pytest.raises(ProbeError, match=r"metadata\.jsonl, line 2: expected an object with 'file_name' and 'text'"):
+        loop.watch(pipeline, tmp_path)
+
+
+def test_a_prompt_without_room_warns_what_is_cut(loop, pipeline, caplog):
+    prompt = "a red cat " * 20 + "zebra"
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        watch = loop.watch(pipeline, [prompt, "a short one"])
+    cut = [message for message in caplog.messages if "longer than 32 tokens" in message]
+    assert len(cut) == 1
+    assert cut[0].endswith("zebra'")
+    assert cut[0].count("red cat") > 10
+    assert watch._prepared[0].conditioning["encoder_hidden_states"].shape == (32, 16)
+
+
+@pytest.mark.parametrize("size", [(40, 24), (8, 8), (17, 16)])
+def test_an_image_of_another_size_warns_and_fits(size, loop, pipeline, caplog):
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        watch = loop.watch(pipeline, [Probe("a cat", picture(0).resize(size), name="cat"), Probe("a dog", picture(1), name="dog")])
+    assert [m for m in caplog.messages if "resized" in m] == [f"probe 'cat': image of {size[0]}x{size[1]} px is resized and cropped to 16 px"]
+    assert watch._prepared[0].image.shape == (16, 16, 3)
+    assert watch._prepared[0].latents.shape == (4, 8, 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_pictures_of_other_modes_are_read(mode, loop, pipeline, tmp_path):
+    picture(0).convert(mode).save(tmp_path / "cat.png")
+    watch = loop.watch(pipeline, [Probe("a cat", tmp_path / "cat.png")])
+    assert watch._prepared[0].latents.isfinite().all()
+
+
+def test_names_of_probes_are_unique_and_safe(loop, pipeline):
+    watch = loop.watch(pipeline, ["a/../b", "a/../b", Probe("x", name="a/../b"), "語"])
+    names = [p.name for p in watch._prepared]
+    assert len(set(names)) == 4
+    assert not any("/" in name for name in names)
+
+
+def test_nan_weights_are_inconclusive_and_training_goes_on(pretrained, pipeline, images, tmp_path):
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, controls=images)
+
+    def break_it(running):
+        if running.step == 3:
+            with torch.no_grad():
+                running.bare.conv_out.weight[0, 0, 0, 0] = torch.nan
+
+    reports = loop.run(watch, 6, each=break_it)
+    assert loop.step == 6
+    assert [report.step for report in reports] == [2, 4, 6]
+    assert reports[0].findings[0].signals is not None
+    for report in reports[1:]:
+        for finding in report.findings:
+            assert finding.verdict is Verdict.INCONCLUSIVE
+            assert "non-finite" in finding.reason
+            assert finding.signals is None
+        assert report.controls == {}
+        assert report.errors == 0
+    assert {f.name for f in reports[1].alerts} == {"cat", "poster"}
+    assert "non-finite" in reports[1].alert_text(reports[1].alerts[0])
+    assert not reports[2].alerts  # said once
+    assert not watch.should_stop
+    rows = history(tmp_path)
+    assert [row["step"] for row in rows] == [0, 2, 4, 6]
+    assert rows[2]["findings"][0]["statistic"] is None
+    assert rows[2]["scalars"]["memwatch/num_inconclusive"] == 2
+    assert watch._ledger.steps == [0, 2]  # never a baseline of later events
+
+
+def test_a_model_that_recovers_is_judged_again(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path, lr=0.0)
+    watch = loop.watch(pipeline, signals={"baseline": "previous"})
+    watch.begin()
+    weight = loop.bare.conv_out.weight.detach().clone()
+    loop.bare.conv_out.weight.data.fill_(torch.nan)
+    watch.on_step_end(2)
+    loop.bare.conv_out.weight.data.copy_(weight)
+    report = watch.on_step_end(4)
+    assert [f.verdict for f in report.findings] == [Verdict.NO_EVIDENCE] * 2
+    assert [f.baseline_step for f in report.findings] == [0, 0]
+
+
+def test_an_unknown_family_is_refused_at_construction(loop, pipeline):
+    other = UNet2DModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
+    for model in (other, torch.nn.Linear(2, 2)):
+        with pytest.raises(ValueError, match=f"model {type(model).__name__} .*is of no family that memwatch knows: Stable Diffusion"):
+            MemWatch(loop.accelerator, model, pipeline, config=CONFIG, probes=["a cat"])
+
+
+@pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks")  # diffusers' own
+def test_a_missing_pretrained_path_is_refused_at_construction(loop, tmp_path):
+    with pytest.raises(ValueError, match=r"pretrained .*no-such-model.* cannot be loaded"):
+        loop.watch(tmp_path / "no-such-model")
+    with pytest.raises(ValueError, match=r"pretrained .*no-such-model.* cannot be loaded"):
+        loop.watch("nobody/no-such-model")
+    with pytest.raises(ValueError, match="pass scheduler=, vae=, text_encoder=, tokenizer= or a pretrained path"):
+        loop.watch(None)
+
+
+def test_parts_that_are_passed_need_no_pretrained(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path)
+    vae = pipeline.vae.train()
+    parts = {"vae": vae, "text_encoder": pipeline.text_encoder, "tokenizer": pipeline.tokenizer, "scheduler": pipeline.scheduler}
+    frozen = [p.requires_grad for p in pipeline.text_encoder.parameters()]
+    pipeline.text_encoder.requires_grad_(False)
+    try:
+        report = loop.watch(None, **parts).begin()
+        assert all(module.training for module in vae.modules())
+    finally:
+        vae.eval()
+        for p, requires_grad in zip(pipeline.text_encoder.parameters(), frozen, strict=True):
+            p.requires_grad_(requires_grad)
+    other = Loop(pretrained, tmp_path / "other").watch(pretrained).begin()
+    for a, b in zip(report.findings, other.findings, strict=True):
+        assert_same(a.signals.raw.samples, b.signals.raw.samples)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"every_step": 5}, "'every_step' is unknown; did you mean 'every_steps'"),
+        ({"levels": {"timesteps": [61, 5000]}}, "levels.timesteps.*5000.*up to 999"),
+        ({"resolution": 17}, "resolution.*17.*multiple of 2"),
+        ({"signals": {"decide": "loss_log_ratio"}}, "signals.decide.*prompt probes"),
+        ({"signals": {"baseline": "yesterday"}}, "signals.baseline.*yesterday"),
+    ],
+)
+def test_wrong_configuration_is_refused_at_construction(overrides, message, loop, pipeline):
+    with pytest.raises(ConfigError, match=message):
+        loop.watch(pipeline, **overrides)
