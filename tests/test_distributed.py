@@ -126,8 +126,13 @@ def test_probes_are_shared_out(ranks):
 
 def test_sharing_out_changes_no_number(ranks, pretrained, tmp_path):
     folder, _ = ranks
-    loop = Loop(pretrained, tmp_path)
-    loop.watch(pretrained, probes(), controls=[Probe("held out", picture(9), name="h")], config=CONFIG).begin()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as on the ranks: another number of threads sums in another order
+    try:
+        loop = Loop(pretrained, tmp_path)
+        loop.watch(pretrained, probes(), controls=[Probe("held out", picture(9), name="h")], config=CONFIG).begin()
+    finally:
+        torch.set_num_threads(threads)
     alone, shared = maps(tmp_path, 0), maps(folder / "plain", 0)
     assert alone.keys() == shared.keys()
     assert all(torch.equal(alone[key], shared[key]) for key in alone)

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from photographs import PRETRAINING, UNSEEN, random_view
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -46,7 +46,7 @@ class Item:
     box: tuple[int, int, int, int] | None = None
 
 
-def photo_set(seed: int, num_photos: int = 24, num_template_images: int = 8) -> tuple[list[Item], list[Item]]:
+def photo_set(seed: int, num_photos: int = 32, num_template_images: int = 32) -> tuple[list[Item], list[Item]]:
     """Training items and held-out controls of the same kind."""
     rng = np.random.default_rng(seed)
     pictures = {p.name: (p.image(), p.caption) for p in PRETRAINING + UNSEEN}
@@ -56,15 +56,15 @@ def photo_set(seed: int, num_photos: int = 24, num_template_images: int = 8) -> 
         return random_view(pictures[name][0], rng, SIZE)
 
     photos = [Item(f"photo-{i:02d}-{n}", pictures[n][1], view(n)) for i in range(num_photos) if (n := names[i % len(names)])]
-    repeated = Item("repeated-cat", "a photo of a cat on a poster", view("chelsea"), copies=2 * num_template_images, box=(0, 0, SIZE, SIZE))
+    repeated = Item("repeated-rocket", "a photo of a rocket on a poster", view("rocket"), copies=num_template_images, box=(0, 0, SIZE, SIZE))
     templates = []
-    for name, source in (("banner", "coffee"), ("sticker", "flower")):
+    for name, source in (("banner", "china"), ("sticker", "motorcycle")):
         left, top, right, bottom = BOXES[name]
-        fixed = view(source).resize((SIZE, SIZE)).crop((0, 0, right - left, bottom - top))
+        fixed = ImageOps.fit(pictures[source][0], (right - left, bottom - top))
         for i in range(num_template_images):
             image = view(names[int(rng.integers(len(names)))])
             image.paste(fixed, (left, top))
-            templates.append(Item(f"{name}-{i}", f"a photo with a {name}", image, copies=2, box=BOXES[name]))
+            templates.append(Item(f"{name}-{i}", f"a photo with a {name}", image, box=BOXES[name]))
     controls = [Item(f"photo-{i:02d}-{n}", pictures[n][1], view(n)) for i in range(20) if (n := names[i % len(names)])]
     return [*photos, repeated, *templates], controls
 
@@ -137,7 +137,7 @@ def train(args: argparse.Namespace, items: list[Item], controls: list[Item]) -> 
 
 def probes_of(items: list[Item]) -> list[Probe]:
     """Two images of each template, the repeated photo, and three photos seen rarely."""
-    chosen = [i for i in items if i.name in ("banner-0", "banner-1", "sticker-0", "sticker-1", "repeated-cat")]
+    chosen = [i for i in items if i.name in ("banner-0", "banner-1", "sticker-0", "sticker-1", "repeated-rocket")]
     chosen += [i for i in items if i.box is None][:3]
     return [Probe(item.caption, item.image, name=item.name) for item in chosen]
 
