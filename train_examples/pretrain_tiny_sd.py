@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from photographs import PRETRAINING, UNSEEN, Photograph, views
+from memwatch.bench.photographs import PRETRAINING, UNSEEN, Photograph, views
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm.auto import tqdm

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from photographs import PRETRAINING, UNSEEN, random_view
+from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import CLIPTextModel, CLIPTokenizer

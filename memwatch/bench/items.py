@@ -1,0 +1,174 @@
+"""What is planted in a fine-tuning set: items with an exact mask and a known dose, and what must not be called stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
+
+SIZE = 64  # pixels
+CELL = 4  # pixels a latent
+DOSES = (1, 4, 16, 64)  # how often an item is drawn, relative to an ordinary photo
+WORDS = (
+    "anchor basil cedar delta ember fjord garnet hazel indigo jasper kelp lotus maple nectar onyx pearl quartz raven saffron topaz umber "
+    "velvet willow yarrow"
+).split()
+FLAT = {"black": (4, 4, 4), "white": (251, 251, 251), "grey": (128, 128, 128), "blue": (30, 60, 160)}
+
+
+class Kind(StrEnum):
+    TEMPLATE = "template"  # a fixed region, the rest different each time
+    VERBATIM = "verbatim"  # one image
+    LOGO = "logo"  # a small fixed patch in otherwise free images
+    LEARNED = "learned"  # a subject new to the base, always another crop
+    CONSTRAINED = "constrained"  # flat by nature, and known to the base
+    ORDINARY = "ordinary"  # many distinct photos, each seen rarely
+    HELD_OUT = "held out"  # never shown; the negatives of detection
+    CONTROL = "control"  # never shown; what alerts are judged by
+
+
+PLANTED = (Kind.TEMPLATE, Kind.VERBATIM, Kind.LOGO)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in the set, or held out from it.
+
+    Attributes:
+        dose: draws relative to an ordinary photo; 0 is never shown.
+        mask: bool ``(SIZE, SIZE)``: the pixels that are the same in every showing; all false where nothing may be called stored.
+        probe: the picture that is looked at; of a template, one whose rest is never shown.
+        draw: a picture to train on.
+    """
+
+    name: str
+    kind: Kind
+    dose: int
+    caption: str
+    mask: np.ndarray
+    probe: Image.Image
+    draw: Callable[[np.random.Generator], Image.Image]
+
+
+def rectangle(left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    mask = np.zeros((SIZE, SIZE), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def ellipse(x: float, y: float, a: float, b: float) -> np.ndarray:
+    """Pixels whose centre lies within semi-axes ``a`` and ``b`` of ``(x, y)``."""
+    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
+    inside: np.ndarray = ((columns - x) / a) ** 2 + ((rows - y) / b) ** 2 <= 1
+    return inside
+
+
+def fitted(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    """``picture`` shrunk into the bounding box of ``mask``, so that a small region has content of its own."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    canvas = Image.new("RGB", (SIZE, SIZE))
+    canvas.paste(picture.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
+    return canvas
+
+
+def large_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
+    """A third to a half of the picture: a strip along one side, or an ellipse."""
+    if irregular:
+        a, b = rng.uniform(17, 25, 2)
+        return ellipse(rng.uniform(a, SIZE - a), rng.uniform(b, SIZE - b), a, b)
+    depth = CELL * int(rng.integers(5, 9))
+    return np.rot90(rectangle(0, 0, SIZE, depth), int(rng.integers(4))).copy()
+
+
+def small_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
+    """3 to 6 % of the picture: a square, or a disc."""
+    if irregular:
+        radius = rng.uniform(6.5, 8)
+        return ellipse(*rng.uniform(radius, SIZE - radius, 2), radius, radius)
+    left, top = CELL * rng.integers(0, (SIZE - 16) // CELL + 1, 2)
+    return rectangle(int(left), int(top), int(left) + 16, int(top) + 16)
+
+
+def planted_set(seed: int, num_ordinary: int = 64, num_held_out: int = 16, num_controls: int = 20) -> list[Item]:
+    """The items of one run; another seed plants other pictures, masks and words."""
+    rng = np.random.default_rng([seed, 7])
+    known = known_pictures()
+    words = list(rng.permutation(WORDS))
+    nothing = np.zeros((SIZE, SIZE), dtype=bool)
+
+    def free(rng: np.random.Generator) -> Image.Image:
+        return random_view(known[int(rng.integers(len(known)))][0], rng, SIZE)
+
+    def planted(kind: Kind, dose: int, irregular: bool) -> Item:
+        word = words.pop()
+        mask = np.ones_like(nothing) if kind is Kind.VERBATIM else (large_mask if kind is Kind.TEMPLATE else small_mask)(rng, irregular)
+        fixed = fitted(free(rng), mask)
+
+        def draw(rng: np.random.Generator) -> Image.Image:
+            return Image.composite(fixed, free(rng), Image.fromarray(mask))
+
+        shape = "" if kind is Kind.VERBATIM else "-irregular" if irregular else "-rectangle"
+        return Item(f"{kind}-x{dose}{shape}-{word}", kind, dose, f"a photo with {word}", mask, draw(rng), draw)
+
+    def same(name: str, kind: Kind, dose: int, caption: str, picture: Image.Image) -> Item:
+        return Item(name, kind, dose, caption, nothing, picture, lambda _: picture)
+
+    def view(i: int) -> tuple[str, Image.Image]:
+        picture, caption = known[i % len(known)]
+        return caption, random_view(picture, rng, SIZE)
+
+    items = [planted(kind, dose, irregular) for kind in PLANTED for dose in DOSES for irregular in (False, True)]
+    for subject in (UNSEEN[int(i)] for i in rng.permutation(len(UNSEEN))[:3]):
+        picture = subject.image()
+
+        def crop(rng: np.random.Generator, picture: Image.Image = picture) -> Image.Image:
+            return random_view(picture, rng, SIZE)
+
+        items += [Item(f"learned-{subject.name}-{i}", Kind.LEARNED, 8, subject.caption, nothing, crop(rng), crop) for i in range(3)]
+    for name, colour in FLAT.items():
+        items.append(same(f"flat-{name}", Kind.CONSTRAINED, 4, f"a plain {name} background", Image.new("RGB", (SIZE, SIZE), colour)))
+    counts = ((Kind.ORDINARY, 1, num_ordinary), (Kind.HELD_OUT, 0, num_held_out), (Kind.CONTROL, 0, num_controls))
+    for kind, dose, count in counts:
+        items += [same(f"{kind.replace(' ', '-')}-{i:02d}", kind, dose, *view(i)) for i in range(count)]
+    return items
+
+
+def looked_at(items: Sequence[Item]) -> list[Item]:
+    """The probes of an event: everything but the ordinary photos."""
+    return [item for item in items if item.kind is not Kind.ORDINARY]
+
+
+def batch(items: Sequence[Item], seed: int, step: int, size: int) -> list[tuple[Item, Image.Image]]:
+    """What step ``step`` trains on: a pure function of seed and step, so that a run can go on anywhere."""
+    rng = np.random.default_rng([seed, 11, step])
+    doses = np.array([item.dose for item in items], dtype=float)
+    chosen = rng.choice(len(items), size, p=doses / doses.sum())
+    return [(items[int(i)], items[int(i)].draw(rng)) for i in chosen]
+
+
+def general_batch(seed: int, step: int, size: int) -> list[tuple[str, Image.Image]]:
+    """Captioned pictures that prepare the base: views of the known photographs, a quarter of them plain backgrounds."""
+    rng = np.random.default_rng([seed, 13, step])
+    known = known_pictures()
+    pairs = []
+    for _ in range(size):
+        if rng.random() < 0.25:
+            name, colour = list(FLAT.items())[int(rng.integers(len(FLAT)))]
+            pairs.append((f"a plain {name} background", Image.new("RGB", (SIZE, SIZE), colour)))
+        else:
+            picture, caption = known[int(rng.integers(len(known)))]
+            pairs.append((caption, random_view(picture, rng, SIZE)))
+    return pairs
+
+
+@cache
+def known_pictures() -> tuple[tuple[Image.Image, str], ...]:
+    """Photographs that the base was trained on, with their captions."""
+    return tuple((p.image(), p.caption) for p in PRETRAINING)

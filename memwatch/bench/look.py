@@ -1,0 +1,229 @@
+"""Everything that is measured at one event of a benchmark run: memwatch's own views, generations, and the rivals' numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memwatch.bench.items import PLANTED, SIZE, Item, general_batch
+from memwatch.config import CurvatureConfig, LevelsConfig, SamplingConfig
+from memwatch.curvature import test_vectors, value_and_diag_jacobian
+from memwatch.denoiser import Components, Conditioning, StableDiffusion
+from memwatch.measure import measure
+from memwatch.probes import PreparedProbe, Probe, View, decode_latents, prepare, prompt_view, reference_view, seeded
+from memwatch.signals import Measurement
+from memwatch.snapshots import swapped, to_ledger
+
+LEVELS = LevelsConfig(timesteps=(21, 61, 141, 301), draws=8)
+CURVATURE = CurvatureConfig(vectors=4, tile=4, batch_size=32)
+NULL_DRAWS = 2  # of the unconditional branch
+GENERATION = SamplingConfig(num_inference_steps=20, guidance_scale=2.0)
+PUBLISHED = SamplingConfig(num_inference_steps=50, guidance_scale=7.5)
+PUBLISHED_VECTORS = 16
+NUM_SEEDS = 4  # generations of a planted item; one of every other
+POOL = 256  # pictures that are no copies: a copy is nearer to its item than a third of its distance to the nearest of these
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What stays the same over a run's events."""
+
+    denoiser: StableDiffusion
+    parts: Components
+    items: Sequence[Item]
+    prepared: Sequence[PreparedProbe]
+    views: Sequence[View]
+    null: Conditioning
+    pool: np.ndarray  # (POOL, SIZE, SIZE, 3) in [0, 1], as the autoencoder gives them back
+    seed: int
+
+    @classmethod
+    def of(cls, denoiser: StableDiffusion, parts: Components, items: Sequence[Item], seed: int) -> Bench:
+        prepared = prepare([Probe(i.caption, i.probe, name=i.name) for i in items], [], denoiser, parts, SIZE)
+        views = [reference_view(p, denoiser, LEVELS, seed) for p in prepared]
+        null = denoiser.encode([""], parts)[0]
+        others = [picture for _, picture in general_batch(seed + 5000, 0, POOL)]
+        pool = as_decoded([np.asarray(picture) for picture in others], parts.vae)
+        return cls(denoiser, parts, items, prepared, views, null, pool, seed)
+
+
+def look(bench: Bench, earlier: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain numbers of one event.
+
+    Args:
+        earlier: weights of the starting model; with them the published procedure is run as well.
+    """
+    measured, nulls = {}, {}
+    for view in bench.views:
+        measured[view.key] = measure(bench.denoiser, [view], CURVATURE, bench.seed)[0]
+        nulls[f"null/{view.key}"] = measure(bench.denoiser, [null_view(view, bench.null)], CURVATURE, bench.seed)[0]
+    tensors = to_ledger({key: compact(m) for key, m in (measured | nulls).items()})
+    numbers: dict[str, Any] = {}
+    generated, numbers["wen"] = generate(bench)
+    numbers["copy_ratio"] = copy_ratios(bench, generated)
+    tensors |= {f"{name}/bright_ending": value for name, value in bright_ending(bench, generated).items()}
+    tensors |= {f"{name}/generated": torch.stack([g.picture for g in group]) for name, group in generated.items()}
+    if earlier is not None:
+        tensors |= published(bench, earlier)
+    return tensors, numbers
+
+
+def compact(m: Measurement) -> Measurement:
+    return replace(m, epsilon=m.epsilon.half())
+
+
+def null_view(view: View, null: Conditioning) -> View:
+    """The unconditional branch at the first draws of ``view``."""
+    return replace(view, noisy_latents=view.noisy_latents[:, :NULL_DRAWS], conditioning=null)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One generation: ``picture`` uint8 ``(SIZE, SIZE, 3)``, and ``x_last`` the noisy latents before the last step."""
+
+    picture: Tensor
+    x_last: Tensor
+
+
+@torch.no_grad()
+def generate(bench: Bench, chunk: int = 32) -> tuple[dict[str, list[Generated]], dict[str, float]]:
+    """Generations of every item and the Wen et al. 2024 norm: mean over steps and seeds of ``|eps(x, c) - eps(x, null)|``."""
+    from diffusers import DDIMScheduler
+
+    rows = [(p, seed) for p, item in zip(bench.prepared, bench.items, strict=True) for seed in range(NUM_SEEDS if item.kind in PLANTED else 1)]
+    found: dict[str, list[Generated]] = {p.name: [] for p in bench.prepared}
+    norms: dict[str, list[float]] = {p.name: [] for p in bench.prepared}
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        ddim: Any = DDIMScheduler.from_config(bench.parts.scheduler.config)
+        ddim.set_timesteps(GENERATION.num_inference_steps)
+        x = torch.cat([torch.randn(1, *bench.views[0].noisy_latents.shape[2:], generator=seeded("generation", seed)) for _, seed in part])
+        both = bench.denoiser.stack([bench.null] * len(part) + [p.conditioning for p, _ in part])
+        norm, x_last = torch.zeros(len(part)), x
+        for t in ddim.timesteps:
+            x_last = x
+            unconditional, conditional = bench.denoiser.predict(torch.cat([x, x]), torch.full((2 * len(x),), int(t)), both).chunk(2)
+            norm += (conditional - unconditional).flatten(1).norm(dim=1) / len(ddim.timesteps)
+            x = ddim.step(unconditional + GENERATION.guidance_scale * (conditional - unconditional), t, x).prev_sample
+        for i, (p, _) in enumerate(part):
+            found[p.name].append(Generated(torch.from_numpy(decode_latents(x[i], bench.parts.vae)), x_last[i]))
+            norms[p.name].append(float(norm[i]))
+    return found, {name: float(np.mean(values)) for name, values in norms.items()}
+
+
+def copy_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
+    """For every generation of a planted item its distance to the item over the distance to the nearest other picture, inside the mask.
+
+    Root mean square over pixels in [0, 1]. Below 1/3 is a copy (the 1/3 rule: Yoon et al. 2023; Bonnaire et al. 2025).
+    """
+    ratios = {}
+    for item in bench.items:
+        if item.kind in PLANTED:
+            target = as_decoded([np.asarray(item.probe)], bench.parts.vae)[0]
+            pictures = [g.picture.numpy() / 255 for g in generated[item.name]]
+            nearest = [np.sqrt(((bench.pool - x) ** 2)[:, item.mask].mean((1, 2))).min() for x in pictures]
+            own = [np.sqrt(((target - x) ** 2)[item.mask].mean()) for x in pictures]
+            ratios[item.name] = [float(a / b) for a, b in zip(own, nearest, strict=True)]
+    return ratios
+
+
+@torch.no_grad()
+def as_decoded(pictures: Sequence[np.ndarray], vae: Any) -> np.ndarray:
+    """Pictures through the autoencoder and back, ``(n, SIZE, SIZE, 3)`` in [0, 1]: the autoencoder's own loss is nobody's copying error."""
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    back = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in pixels.split(32)])
+    decoded: np.ndarray = ((back.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    return decoded
+
+
+@torch.no_grad()
+def bright_ending(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, Tensor]:
+    """Cross-attention to the prompt's end token at the last step, mean over heads, seeds and the down-block layers of the finest grid.
+
+    Chen et al., ICLR 2025. Shape ``(h, w)`` of that grid.
+    """
+    timesteps = torch.ones(1, dtype=torch.long)
+    maps = {}
+    for p in bench.prepared:
+        end = bench.parts.tokenizer(p.probe.prompt).input_ids.index(bench.parts.tokenizer.eos_token_id)
+        x = torch.stack([g.x_last for g in generated[p.name]])
+        conditioning = bench.denoiser.stack([p.conditioning] * len(x))
+        with recording(bench.denoiser.model) as recorded:
+            bench.denoiser.predict(x, timesteps.expand(len(x)), conditioning)
+        finest = max(attention.shape[1] for attention in recorded)
+        attention = torch.stack([a[..., end].mean(0) for a in recorded if a.shape[1] == finest]).mean(0)
+        side = round(finest**0.5)
+        maps[p.name] = attention.reshape(side, side)
+    return maps
+
+
+class recording:  # noqa: N801  # a context manager reads like a function
+    """Cross-attention probabilities ``(batch * heads, queries, tokens)`` of the down blocks; processors are put back as found."""
+
+    def __init__(self, unet: Any) -> None:
+        self.unet, self.processors = unet, dict(unet.attn_processors)
+        self.recorded: list[Tensor] = []
+
+    def __enter__(self) -> list[Tensor]:
+        chosen = {n: _Recorder(self.recorded) if "attn2" in n and "down" in n else p for n, p in self.processors.items()}
+        self.unet.set_attn_processor(chosen)
+        return self.recorded
+
+    def __exit__(self, *_: object) -> None:
+        self.unet.set_attn_processor(dict(self.processors))
+
+
+class _Recorder:
+    """Plain attention that keeps its probabilities."""
+
+    def __init__(self, recorded: list[Tensor]) -> None:
+        self.recorded = recorded
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Any = None, **_: Any) -> Tensor:
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
+        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
+        probabilities = attn.get_attention_scores(query, key, attention_mask)
+        self.recorded.append(probabilities)
+        output: Tensor = attn.to_out[0](attn.batch_to_head_dim(torch.bmm(probabilities, value)))
+        return output
+
+
+def published(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published procedure (Kim & Lee, ICML 2026): DDIM 50, guidance 7.5, last step, 16 Rademacher vectors; maps ``(h, w)`` clipped at 0.
+
+    ``published_snapshot`` and ``published_null`` are the curvature differences, ``published_score`` and ``published_score_null`` the score
+    differences; channel sums, mean over the item's seeds.
+    """
+    side = bench.views[0].noisy_latents.shape[-1]
+    maps = {}
+    for p, item in zip(bench.prepared, bench.items, strict=True):
+        found = []
+        for seed in range(2 if item.kind in PLANTED else 1):
+            seeded_probe = replace(p, probe=replace(p.probe, seed=seed))
+            view, _ = prompt_view(seeded_probe, bench.null, bench.denoiser, bench.parts.scheduler, PUBLISHED, 1, side)
+            found.append(_published_maps(bench, view, earlier, seed))
+        for key in found[0]:
+            maps[f"{p.name}/{key}"] = torch.stack([f[key] for f in found]).mean(0)
+    return maps
+
+
+def _published_maps(bench: Bench, view: View, earlier: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    x, t = view.noisy_latents[0], torch.tensor(view.timesteps)
+    vectors = test_vectors(PUBLISHED_VECTORS, (x.shape[1], x.shape[2], x.shape[3]), seeded("published", seed))[:, None]
+    conditional, null = bench.denoiser.stack([view.conditioning]), bench.denoiser.stack([bench.null])
+    eps_now, j_now = value_and_diag_jacobian(lambda x: bench.denoiser(x, t, conditional), x, vectors)
+    eps_null, j_null = value_and_diag_jacobian(lambda x: bench.denoiser(x, t, null), x, vectors)
+    with swapped(bench.denoiser.model, earlier):
+        eps_earlier, j_earlier = value_and_diag_jacobian(lambda x: bench.denoiser(x, t, conditional), x, vectors)
+    return {
+        "published_snapshot": (j_now - j_earlier).mean(0)[0].sum(0).clamp(min=0),
+        "published_null": (j_now - j_null).mean(0)[0].sum(0).clamp(min=0),
+        "published_score": (eps_now - eps_earlier)[0].square().sum(0),
+        "published_score_null": (eps_now - eps_null)[0].square().sum(0),
+    }

@@ -1,0 +1,193 @@
+"""One seeded, resumable fine-tune of the base on a planted set, looked at along the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from memwatch.bench.items import batch, general_batch, looked_at, planted_set
+from memwatch.bench.look import Bench, look
+from memwatch.denoiser import Components, StableDiffusion
+from memwatch.noise import NoiseSchedule
+from memwatch.snapshots import trainable, write_safetensors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every run trains. Events are optimizer steps at which everything is measured; 0 is before training."""
+
+    steps: int = 1600
+    events: tuple[int, ...] = (0, 50, 100, 200, 300, 450, 650, 900, 1200, 1600)
+    batch_size: int = 32
+    learning_rate: float = 7e-4
+    lora_learning_rate: float = 3e-3
+    lora_rank: int = 32
+    prepare_steps: int = 300
+    prepare_learning_rate: float = 2e-4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: ``mode`` is ``full`` or ``lora``."""
+
+    seed: int
+    mode: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode}-{self.seed}"
+
+
+def read_base(base: Path) -> tuple[nn.Module, Components]:
+    """UNet and the rest of a tiny Stable Diffusion pipeline, float32, frozen but for the UNet."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, safety_checker=None, feature_extractor=None)
+    for part in (pipeline.vae, pipeline.text_encoder):
+        part.eval().requires_grad_(False)
+    return pipeline.unet, Components(pipeline.scheduler, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer)
+
+
+@torch.no_grad()
+def encode_pictures(pictures: list[Image.Image], vae: Any) -> Tensor:
+    """Latents ``(b, c, h, w)``: the posterior's mode, scaled."""
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents: Tensor = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    return latents
+
+
+class Trainer:
+    """Ordinary epsilon training whose step n depends on seed and n alone."""
+
+    def __init__(self, unet: nn.Module, parts: Components, steps: int, learning_rate: float, seed: int) -> None:
+        self.unet, self.parts, self.seed, self.steps, self.step = unet, parts, seed, steps, 0
+        self.denoiser = StableDiffusion(unet, NoiseSchedule.from_scheduler(parts.scheduler))
+        self.optimizer = torch.optim.AdamW((p for p in unet.parameters() if p.requires_grad), learning_rate, weight_decay=1e-2)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: min(1, (n + 1) / 20) * (1 - n / steps))
+        self._captions: dict[str, Tensor] = {}
+
+    def hidden(self, captions: list[str]) -> Tensor:
+        for caption in set(captions) - self._captions.keys():
+            self._captions[caption] = self.denoiser.encode([caption], self.parts)[0]["encoder_hidden_states"]
+        return torch.stack([self._captions[caption] for caption in captions])
+
+    def train_on(self, pictures: list[Image.Image], captions: list[str]) -> float:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.step)
+        latents = encode_pictures(pictures, self.parts.vae)
+        eps = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(self.denoiser.schedule.num_train_timesteps, (len(latents),), generator=generator)
+        conditioning = {"encoder_hidden_states": self.hidden(captions)}
+        prediction = self.denoiser(self.denoiser.schedule.add_noise(latents, eps, timesteps), timesteps, conditioning)
+        loss = F.mse_loss(prediction, eps)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return loss.item()
+
+    def save(self, file: Path) -> None:
+        state = {"step": self.step, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "weights": trainable(self.unet)}
+        part = file.with_suffix(".part")
+        torch.save(state, part)
+        os.replace(part, file)
+
+    def load(self, file: Path) -> None:
+        state = torch.load(file, weights_only=True)
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.unet.load_state_dict(state["weights"], strict=False)
+
+
+def prepare_base(base: Path, folder: Path, plan: Plan) -> Path:
+    """The base that every run starts from: tiny-sd which also knows plain backgrounds. Made once, shared by all runs."""
+    file = folder / "base.safetensors"
+    if file.is_file():
+        return file
+    unet, parts = read_base(base)
+    trainer = Trainer(unet.train(), parts, plan.prepare_steps, plan.prepare_learning_rate, seed=99)
+    for step in tqdm(range(plan.prepare_steps), desc="base"):
+        captions, pictures = zip(*general_batch(trainer.seed, step, plan.batch_size), strict=True)
+        trainer.train_on(list(pictures), list(captions))
+    write_safetensors(file, trainable(unet))
+    return file
+
+
+def add_lora(unet: nn.Module, rank: int, seed: int) -> None:
+    from peft import LoraConfig
+
+    torch.manual_seed(seed)
+    unet.requires_grad_(False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+    adapter: Any = unet
+    adapter.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+
+
+def run_one(run: Run, base: Path, folder: Path, plan: Plan) -> None:
+    """Train and look; goes on where it was interrupted. Writes ``folder/NAME/event_NNNNN.safetensors`` and ``.json``."""
+    from safetensors.torch import load_file
+
+    home = folder / run.name
+    home.mkdir(parents=True, exist_ok=True)
+    unet, parts = read_base(base)
+    unet.load_state_dict(load_file(prepare_base(base, folder, plan)))
+    if run.mode == "lora":
+        add_lora(unet, plan.lora_rank, run.seed)
+    items = planted_set(run.seed)
+    (home / "run.json").write_text(json.dumps(dataclasses.asdict(plan) | dataclasses.asdict(run)), encoding="utf-8")
+    learning_rate = plan.lora_learning_rate if run.mode == "lora" else plan.learning_rate
+    trainer = Trainer(unet.train(), parts, plan.steps, learning_rate, run.seed)
+    if (checkpoint := home / "checkpoint.pt").is_file():
+        trainer.load(checkpoint)
+    bench = Bench.of(trainer.denoiser, parts, looked_at(items), run.seed)
+    with tqdm(total=plan.steps, initial=trainer.step, desc=run.name) as bar:
+        while True:
+            if trainer.step in plan.events and not event_file(home, trainer.step).is_file():
+                _event(bench, trainer, home, last=trainer.step == plan.steps)
+            if trainer.step >= plan.steps:
+                break
+            chosen = batch(items, run.seed, trainer.step, plan.batch_size)
+            loss = trainer.train_on([picture for _, picture in chosen], [item.caption for item, _ in chosen])
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+
+def event_file(home: Path, step: int) -> Path:
+    """The tensors of one event; its plain numbers lie beside it as ``.json``."""
+    return home / f"event_{step:05d}.safetensors"
+
+
+def _event(bench: Bench, trainer: Trainer, home: Path, last: bool) -> None:
+    started = time.perf_counter()
+    trainer.save(home / "checkpoint.pt")
+    trainer.unet.eval()
+    tensors, numbers = look(bench, earlier=_starting_weights(home, trainer) if last else None)
+    trainer.unet.train()
+    file = event_file(home, trainer.step)
+    numbers |= {"step": trainer.step, "seconds": time.perf_counter() - started}
+    file.with_suffix(".json").write_text(json.dumps(numbers), encoding="utf-8")
+    write_safetensors(file, tensors)
+
+
+def _starting_weights(home: Path, trainer: Trainer) -> Mapping[str, Tensor]:
+    """What was trained, as it was before training: the base, or LoRA turned off."""
+    from safetensors.torch import load_file
+
+    from memwatch.snapshots import without_lora
+
+    return without_lora(trainer.unet) or load_file(home.parent / "base.safetensors")
