@@ -66,6 +66,7 @@ class MemWatch:
         if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TP"):
             raise ValueError(f"distributed type {kind} shards the model; memwatch works with single processes and data parallelism (DDP)")
         self.model = unwrap(model)
+        self._check_against_model()
         self._text_encoder = unwrap(text_encoder) if text_encoder is not None else None
         self._live_text = text_encoder is not None and any(p.requires_grad for p in text_encoder.parameters())
 
@@ -88,6 +89,17 @@ class MemWatch:
         accelerator.register_for_checkpointing(self)
         self._hook_closing()
         self._say_hello()
+
+    def _check_against_model(self) -> None:
+        """What the configuration asks of this very model."""
+        kind, file = self.config.signals.baseline_parts
+        ok = kind != "base" or bool(without_lora(self.model))
+        check(ok, "signals.baseline", "base", "another one, since the model has no LoRA layers to switch off")
+        check(kind != "path" or Path(file).is_file(), "signals.baseline", self.config.signals.baseline, "path: and an existing safetensors file")
+        averaged = len(self.ema.shadow_params) if self.config.weights == "ema" else 0
+        sizes = {len(list(self.model.parameters())), sum(p.requires_grad for p in self.model.parameters())}
+        fits = self.config.weights == "live" or averaged in sizes
+        check(fits, "weights", "ema", f"live, since the EMA averages {averaged} tensors and the model has {' or '.join(map(str, sizes))}")
 
     def _prepare(self, pretrained: Any, given: Components, probes: Any, controls: Any) -> None:
         """Read and encode probes and controls, then free what was loaded for it."""
@@ -228,8 +240,8 @@ class MemWatch:
 
     def _baseline_step(self, name: str, store: SnapshotStore) -> int | None:
         """Step of the configured baseline; ``None`` before there is one, and for baselines that are no step."""
-        kind, _, argument = self.config.signals.baseline.partition(":")
-        if kind in ("base", "path") or not store.steps:
+        kind, argument = self.config.signals.baseline_parts
+        if self.config.signals.baseline_is_fixed or not store.steps:
             return None
         if kind == "last_clean":
             clean = self._states.get(name, ProbeState()).last_clean
@@ -240,30 +252,27 @@ class MemWatch:
     def _baselines(self, share: Sequence[PreparedProbe], views: Sequence[View], steps: Mapping[str, int | None]) -> dict[str, Measurement]:
         """Measurements to compare with: from the ledger where x_t is fixed, by earlier weights where it moves with the model."""
         found: dict[str, Measurement] = {}
-        kind, _, argument = self.config.signals.baseline.partition(":")
         by_weights: dict[int | None, list[int]] = {}
         for i, p in enumerate(share):
             if p.name in self._fixed:
                 found[p.name] = self._fixed[p.name]
-            elif kind in ("base", "path") or (not p.probe.is_reference and steps[p.name] is not None):
+            elif self.config.signals.baseline_is_fixed or (not p.probe.is_reference and steps[p.name] is not None):
                 by_weights.setdefault(steps[p.name], []).append(i)
             elif (s := steps[p.name]) is not None and (entry := from_ledger(self._ledger.get(s), p.name)) is not None:
                 found[p.name] = entry
         for s, indices in by_weights.items():
-            with swapped(self.model, self._weights.get(s) if s is not None else self._fixed_weights(kind, argument)):
+            with swapped(self.model, self._weights.get(s) if s is not None else self._fixed_weights()):
                 measured = self._measure([views[i] for i in indices])
             found |= {share[i].name: m for i, m in zip(indices, measured, strict=True)}
             if s is None:
                 self._fixed |= {share[i].name: found[share[i].name] for i in indices if share[i].probe.is_reference}
         return found
 
-    def _fixed_weights(self, kind: str, argument: str) -> dict[str, torch.Tensor]:
+    def _fixed_weights(self) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
-        weights = load_file(argument) if kind == "path" else without_lora(self.model)
-        if not weights:
-            raise ValueError("signals.baseline is 'base', but the model has no LoRA layers to switch off")
-        return weights
+        kind, file = self.config.signals.baseline_parts
+        return load_file(file) if kind == "path" else without_lora(self.model)
 
     def _remember(self, step: int, looks: Sequence[Look]) -> None:
         """This event becomes a baseline of later ones."""
@@ -272,8 +281,7 @@ class MemWatch:
             with self._surviving("writing the ledger to disk (kept in memory)"):
                 self._ledger.add(step, to_ledger(finite))
         prompts = any(not look.is_reference and look.now.finite for look in looks)
-        needs_weights = prompts and self.config.signals.baseline.partition(":")[0] not in ("base", "path")
-        if needs_weights:
+        if prompts and not self.config.signals.baseline_is_fixed:
             with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
                 self._weights.add(step, trainable(self.model))
             self.accelerator.wait_for_everyone()  # what one process wrote the others will read
@@ -366,8 +374,8 @@ class MemWatch:
             "errors": self._errors,
             "stop": asdict(self._stop),
             "states": {name: asdict(state) | {"verdict": str(state.verdict)} for name, state in self._states.items()},
-            "ledger": list(self._ledger.steps),
-            "weights": list(self._weights.steps),
+            "ledger": self._ledger.protect(),
+            "weights": self._weights.protect(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

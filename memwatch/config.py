@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -86,7 +87,7 @@ class SignalsConfig:
 
     def __post_init__(self) -> None:
         check(self.decide in DECIDING, "signals.decide", self.decide, ", ".join(DECIDING))
-        name, _, argument = self.baseline.partition(":")
+        name, argument = self.baseline_parts
         ok = (name in ("first", "previous", "last_clean", "base") and not argument) or (name == "path" and bool(argument))
         ok = ok or (name == "lag" and argument.isdecimal() and int(argument) >= 1)
         check(ok, "signals.baseline", self.baseline, "first, previous, lag:N, last_clean, base, path:FILE")
@@ -94,6 +95,17 @@ class SignalsConfig:
         check(self.smooth >= 1 and self.smooth % 2 == 1, "signals.smooth", self.smooth, "an odd number, 1 or greater")
         ok = self.unconditional or self.decide != "log_ratio_null"
         check(ok, "signals.unconditional", self.unconditional, "true, because signals.decide is log_ratio_null")
+
+    @property
+    def baseline_parts(self) -> tuple[str, str]:
+        """``lag:3`` is ``("lag", "3")``; without an argument the second is empty."""
+        name, _, argument = self.baseline.partition(":")
+        return name, argument
+
+    @property
+    def baseline_is_fixed(self) -> bool:
+        """Whether the baseline is one set of weights from outside the run, and not an earlier event of it."""
+        return self.baseline_parts[0] in ("base", "path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,17 +280,20 @@ def load_config(source: str | Path | Mapping[str, Any] | MemWatchConfig | None, 
         data: Any = source.to_dict()
     elif isinstance(source, str | Path):
         try:
-            data = yaml.safe_load(Path(source).read_text(encoding="utf-8")) or {}
+            data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"config file {source}: {error}") from error
     else:
-        data = source or {}
+        data = source
+    data = {} if data is None else data
     if not isinstance(data, Mapping):
         raise ConfigError(f"config: got {type(data).__name__}, allowed: a mapping of keys to values")
     data = dict(data)
     for key, value in overrides.items():
-        merges = isinstance(value, Mapping) and isinstance(data.get(key), Mapping)
-        data[key] = {**data[key], **value} if merges else value
+        section = asdict(data[key]) if is_dataclass(data.get(key)) else data.get(key)
+        merges = isinstance(value, Mapping) and section is not None
+        check(not merges or isinstance(section, Mapping), key, section, "a mapping")
+        data[key] = {**section, **value} if merges else value
     config = _build(MemWatchConfig, data, "")
     assert isinstance(config, MemWatchConfig)
     return config
@@ -311,6 +326,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return float(value)
         if isinstance(value, Path) and choice is str:
             return str(value)
+        if choice is float and isinstance(value, float):
+            check(math.isfinite(value), key, value, "a finite number")
         if isinstance(choice, type) and isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
             return value
     names = " or ".join("null" if c is types.NoneType else _type_name(c) for c in choices)

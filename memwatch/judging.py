@@ -13,7 +13,6 @@ from torch import Tensor
 from memwatch.alerts import Evidence, ProbeState, judge
 from memwatch.calibration import Null
 from memwatch.config import MemWatchConfig
-from memwatch.curvature import CurvatureMap
 from memwatch.regions import Region, find_regions
 from memwatch.report import Finding
 from memwatch.signals import Measurement, Signals, compute_signals, factor
@@ -94,7 +93,7 @@ def judge_probe(
     if signals is not None and signals.decisive is not None:
         scale = look.image.shape[0] // signals.decisive.samples.shape[-2] if look.image is not None else 1
         regions, labels = find_regions(signals.decisive, math.log(config.regions.min_factor), min_area=config.regions.min_area, scale=scale)
-        levels = tuple(strongest_level(signals, labels == i + 1, look.timesteps, config.signals.decide) for i in range(len(regions)))
+        levels = tuple(strongest_level(signals, labels == i + 1, look.timesteps) for i in range(len(regions)))
     strongest = max(regions, key=lambda region: region.mean, default=None)
     x = statistic(signals)
     evidence = Evidence(
@@ -122,8 +121,7 @@ def is_worse(before: ProbeState, after: ProbeState, evidence: Evidence) -> bool:
     return after.verdict is not before.verdict if evidence.finite else before.finite
 
 
-def strongest_level(signals: Signals, inside: np.ndarray, timesteps: Sequence[int], decide: str) -> int:
+def strongest_level(signals: Signals, inside: np.ndarray, timesteps: Sequence[int]) -> int:
     """The timestep at which the deciding signal is largest inside a region."""
-    levels: CurvatureMap | None = getattr(signals, "log_ratio" if decide == "both" else decide)
-    assert levels is not None
-    return timesteps[int(levels.mean[:, torch.from_numpy(inside)].mean(1).argmax())]
+    assert signals.deciding is not None
+    return timesteps[int(signals.deciding.mean[:, torch.from_numpy(inside)].mean(1).argmax())]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memwatch.config import DECIDING
 from memwatch.curvature import CurvatureMap
 
 SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retained variance from zero
@@ -89,7 +90,12 @@ def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_m
 
     Returns:
         Samples ``(n, h, w)``, the chosen level's own replicates, so that the error is that of the level that decided.
+
+    Raises:
+        ValueError: ``how`` is none of the three.
     """
+    if how not in ("adjacent_min", "mean", "max"):
+        raise ValueError(f"how: got {how!r}, allowed adjacent_min, mean, max")
     samples = levels.samples.where(is_free[:, None], 0.0)
     if how == "mean":
         return CurvatureMap(samples.mean(0))
@@ -110,6 +116,7 @@ class Signals:
         collapse, log_ratio, score, loss_log_ratio: against the snapshot baseline.
         collapse_null, log_ratio_null, score_null: against the unconditional branch of the same model.
         raw: raw curvature of now.
+        deciding: the map that decides, level by level; one of the above, or the mean of two.
         decisive: the one map that regions and alerts come from, levels combined; samples ``(n, h, w)``, natural log of a factor.
     """
 
@@ -121,11 +128,12 @@ class Signals:
     log_ratio_null: CurvatureMap | None
     score_null: CurvatureMap | None
     raw: CurvatureMap
+    deciding: CurvatureMap | None
     decisive: CurvatureMap | None
 
     def maps(self) -> dict[str, CurvatureMap]:
-        """Those that exist, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Those that exist, by name; ``deciding`` only repeats them."""
+        return {name: value for name, value in vars(self).items() if value is not None and name != "deciding"}
 
 
 def compute_signals(
@@ -148,7 +156,12 @@ def compute_signals(
         decide: ``log_ratio``, ``log_ratio_null``, ``loss_log_ratio`` or ``both`` (mean of ``log_ratio`` and ``loss_log_ratio``).
         combine: see ``combine_levels``.
         smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
+
+    Raises:
+        ValueError: ``decide`` or ``combine`` is none of these.
     """
+    if decide not in DECIDING:
+        raise ValueError(f"decide: got {decide!r}, allowed {', '.join(DECIDING)}")
     rho = now.rho.smooth(smooth)
     rho_baseline = baseline.rho.smooth(smooth) if baseline else None
     rho_null = null.rho.smooth(smooth) if null else None
@@ -162,16 +175,17 @@ def compute_signals(
         "score_null": score_difference(now.epsilon, null.epsilon) if null else None,
     }
     reference = rho_null if decide == "log_ratio_null" else rho_baseline
-    levels = found["log_ratio"] if decide == "both" else found[decide]
-    if decide == "both" and levels is not None and (loss := found["loss_log_ratio"]) is not None:
-        levels = CurvatureMap((levels.samples + match_replicates(loss, levels).samples) / 2)
-    decisive = combine_levels(levels, free(reference), combine) if levels is not None and reference is not None else None
-    return Signals(raw=raw_curvature(rho), decisive=decisive, **found)
+    deciding = found["log_ratio"] if decide == "both" else found[decide]
+    if decide == "both" and deciding is not None and (loss := found["loss_log_ratio"]) is not None:
+        deciding = CurvatureMap((per_draw(deciding, loss.samples.shape[-3]).samples + loss.samples) / 2)
+    decisive = combine_levels(deciding, free(reference), combine) if deciding is not None and reference is not None else None
+    return Signals(raw=raw_curvature(rho), deciding=deciding, decisive=decisive, **found)
 
 
-def match_replicates(few: CurvatureMap, many: CurvatureMap) -> CurvatureMap:
-    """Repeat each draw of ``few`` for the blocks of test vectors that ``many`` has for it (draws come first)."""
-    return CurvatureMap(few.samples.repeat_interleave(many.samples.shape[-3] // few.samples.shape[-3], dim=-3))
+def per_draw(values: CurvatureMap, draws: int) -> CurvatureMap:
+    """One replicate a noise draw: the mean over its blocks of test vectors (draws come first)."""
+    *levels, blocks, h, w = values.samples.shape
+    return CurvatureMap(values.samples.reshape(*levels, draws, blocks // draws, h, w).mean(-3))
 
 
 def factor(log_value: float) -> float:

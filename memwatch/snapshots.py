@@ -64,6 +64,7 @@ class SnapshotStore:
     def __init__(self, folder: Path | None, keep: int, *, in_memory: bool = False, writes: bool = True) -> None:
         self.folder, self.keep, self.in_memory, self.writes = folder, keep, in_memory, writes
         self.steps: list[int] = []
+        self._protected: set[int] = set()
         self._held: dict[int, dict[str, Tensor]] = {}
 
     def _file(self, step: int) -> Path:
@@ -80,8 +81,8 @@ class SnapshotStore:
         self._held[step] = tensors
         for old in self.steps[1 : -self.keep]:
             self._held.pop(old, None)
-            if self.folder is not None and self.writes:
-                self._file(old).unlink(missing_ok=True)
+            if old not in self._protected:
+                self._forget(old)
         self.steps = self.steps[:1] + self.steps[1:][-self.keep :]
         if self.folder is None:
             return
@@ -89,6 +90,17 @@ class SnapshotStore:
             write_safetensors(self._file(step), tensors)
         if not self.in_memory:
             del self._held[step]
+
+    def protect(self) -> list[int]:
+        """The steps that a checkpoint taken now refers to; their files outlast the ring until the next checkpoint is taken."""
+        for old in self._protected - set(self.steps):
+            self._forget(old)
+        self._protected = set(self.steps)
+        return list(self.steps)
+
+    def _forget(self, step: int) -> None:
+        if self.folder is not None and self.writes:
+            self._file(step).unlink(missing_ok=True)
 
     def __contains__(self, step: object) -> bool:
         return step in self.steps
@@ -98,6 +110,7 @@ class SnapshotStore:
 
     def resume(self, steps: list[int]) -> None:
         """Go on with what was kept at these steps; entries whose file is gone are forgotten."""
+        self._protected = set(steps)
         self.steps = [s for s in steps if s in self._held or (self.folder is not None and self._file(s).is_file())]
         self._held = {s: tensors for s, tensors in self._held.items() if s in self.steps}
         if self.in_memory:

@@ -8,12 +8,14 @@ import logging
 import pytest
 import torch
 from conftest import CONFIG, SNAPSHOT_MAPS, Loop, assert_same, history, maps, picture, probes_of_both_kinds
+from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 import memwatch.callback
 from memwatch import Probe
 from memwatch.alerts import StopState, Verdict
+from memwatch.config import ConfigError
 from memwatch.snapshots import trainable
 
 KINDS = [
@@ -387,9 +389,19 @@ def test_lora_off_is_the_model_before_training(kind, pretrained, pipeline, tmp_p
 
 
 def test_base_without_lora_is_refused_clearly(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    with pytest.raises((ValueError, RuntimeError), match="no LoRA layers"):
-        loop.run(loop.watch(pipeline, signals={"baseline": "base"}, strict=True), 2)
+    with pytest.raises(ConfigError, match=r"signals.baseline.*'base'.*no LoRA layers"):
+        Loop(pretrained, tmp_path).watch(pipeline, signals={"baseline": "base"})
+
+
+def test_a_path_that_is_not_there_is_refused_clearly(pretrained, pipeline, tmp_path):
+    with pytest.raises(ConfigError, match=r"signals.baseline.*nowhere.safetensors.*existing"):
+        Loop(pretrained, tmp_path).watch(pipeline, signals={"baseline": "path:nowhere.safetensors"})
+
+
+def test_an_average_of_another_model_is_refused_clearly(pretrained, pipeline, tmp_path):
+    ema = EMAModel([torch.nn.Parameter(torch.zeros(2))])
+    with pytest.raises(ConfigError, match=r"'weights'.*'ema'.*averages 1 tensors"):
+        Loop(pretrained, tmp_path).watch(pipeline, weights="ema", ema=ema)
 
 
 @pytest.mark.parametrize("kind", [{}, {"lora": True}])

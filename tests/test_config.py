@@ -193,3 +193,22 @@ def test_check():
     check(True, "a", 1, "b")
     with pytest.raises(ValueError, match=r"^config key 'a': got 1, allowed: b$"):
         check(False, "a", 1, "b")
+
+
+@pytest.mark.parametrize("source", [[], False, 0, "text-file"])
+def test_a_source_that_is_no_mapping_is_refused(source, tmp_path):
+    if source == "text-file":
+        source = tmp_path / "list.yaml"
+        source.write_text("[]", encoding="utf-8")
+    with pytest.raises(ConfigError, match="mapping"):
+        load_config(source)
+
+
+def test_an_override_does_not_hide_a_bad_section():
+    with pytest.raises(ConfigError, match="'levels': got 3"):
+        load_config({"levels": 3}, levels={"draws": 2})
+
+
+def test_numbers_are_finite():
+    with pytest.raises(ConfigError, match=r"'alerts.min_severity': got inf, allowed: a finite number"):
+        load_config({"alerts": {"min_severity": float("inf")}})

@@ -17,7 +17,7 @@ from memwatch.signals import (
     free,
     log_ratio,
     loss_log_ratio,
-    match_replicates,
+    per_draw,
     raw_curvature,
     resolved,
     score_difference,
@@ -295,9 +295,17 @@ def test_one_level_stands_for_itself(how):
     assert torch.equal(combine_levels(levels, torch.ones(1, 1, 4, dtype=torch.bool), how).samples, levels.samples[0])
 
 
-def test_match_replicates_repeats_each_draw():
-    few, many = CurvatureMap(torch.tensor([1.0, 2.0]).reshape(1, 2, 1, 1)), CurvatureMap(torch.zeros(1, 6, 1, 1))
-    assert match_replicates(few, many).samples.flatten().tolist() == [1, 1, 1, 2, 2, 2]
+def test_per_draw_is_the_mean_over_a_draws_blocks():
+    many = CurvatureMap(torch.tensor([1.0, 2.0, 3.0, 7.0, 8.0, 9.0]).reshape(1, 6, 1, 1))
+    assert per_draw(many, 2).samples.flatten().tolist() == [2, 8]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="'median'.*adjacent_min"):
+        combine_levels(CurvatureMap(torch.zeros(2, 2, 1, 1)), torch.ones(2, 1, 1, dtype=torch.bool), "median")
+    now = look_at(DiagonalGaussian(spread()), view_of(LEVELS, 2))
+    with pytest.raises(ValueError, match="'log_ration'.*log_ratio"):
+        compute_signals(now, now, None, None, decide="log_ration")
 
 
 def test_what_cannot_be_had_is_none():

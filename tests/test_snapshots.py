@@ -163,6 +163,22 @@ def test_memory_alone_does_not_survive_a_new_process_and_says_so_by_its_steps():
     assert fresh.steps == []
 
 
+def test_what_a_checkpoint_refers_to_outlasts_the_ring(tmp_path):
+    store = SnapshotStore(tmp_path, keep=1)
+    for step in (0, 1, 2):
+        store.add(step, {"w": torch.full((2,), float(step))})
+    saved = store.protect()
+    assert saved == [0, 2]
+    store.add(3, {"w": torch.full((2,), 3.0)})
+    assert store.steps == [0, 3]
+    resumed = SnapshotStore(tmp_path, keep=1)
+    resumed.resume(saved)
+    assert resumed.steps == saved
+    assert resumed.get(2)["w"].tolist() == [2, 2]
+    assert store.protect() == [0, 3]  # the next checkpoint lets go of it
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["step_0000000.safetensors", "step_0000003.safetensors"]
+
+
 def test_a_step_taken_again_replaces_itself_and_what_came_after():
     store = SnapshotStore(None, 4)
     for step in (0, 2, 4, 2):

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from memwatch import Finding, MemWatch, Probe, Report
+from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
 from memwatch.heatmap import contact_sheet
 
 HERE = Path(__file__).parent

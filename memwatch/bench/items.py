@@ -91,7 +91,7 @@ def small_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
     """3 to 6 % of the picture: a square, or a disc."""
     if irregular:
         radius = rng.uniform(6.5, 8)
-        return ellipse(*rng.uniform(radius, SIZE - radius, 2), radius, radius)
+        return ellipse(rng.uniform(radius, SIZE - radius), rng.uniform(radius, SIZE - radius), radius, radius)
     left, top = CELL * rng.integers(0, (SIZE - 16) // CELL + 1, 2)
     return rectangle(int(left), int(top), int(left) + 16, int(top) + 16)
 

@@ -136,7 +136,7 @@ def copy_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[
 def as_decoded(pictures: Sequence[np.ndarray], vae: Any) -> np.ndarray:
     """Pictures through the autoencoder and back, ``(n, SIZE, SIZE, 3)`` in [0, 1]: the autoencoder's own loss is nobody's copying error."""
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    back = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in pixels.split(32)])
+    back = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in torch.split(pixels, 32)])
     decoded: np.ndarray = ((back.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
     return decoded
 
