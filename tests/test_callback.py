@@ -399,9 +399,10 @@ def test_a_path_that_is_not_there_is_refused_clearly(pretrained, pipeline, tmp_p
 
 
 def test_an_average_of_another_model_is_refused_clearly(pretrained, pipeline, tmp_path):
-    ema = EMAModel([torch.nn.Parameter(torch.zeros(2))])
+    loop = Loop(pretrained, tmp_path)
+    loop.ema = EMAModel([torch.nn.Parameter(torch.zeros(2))])
     with pytest.raises(ConfigError, match=r"'weights'.*'ema'.*averages 1 tensors"):
-        Loop(pretrained, tmp_path).watch(pipeline, weights="ema", ema=ema)
+        loop.watch(pipeline, weights="ema")
 
 
 @pytest.mark.parametrize("kind", [{}, {"lora": True}])
