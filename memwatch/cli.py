@@ -1,0 +1,32 @@
+"""The command ``memwatch``. A command is one line here and one module with ``arguments(parser)`` and ``run(args) -> exit code``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {  # name: (module, what it does)
+    "eval": ("memwatch.evaluation", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 % FPR"),
+    "scan": ("memwatch.scan", "look for what finished checkpoints have stored"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done; 1 done in part (what failed is named); 2 nothing could be done, for the one reason given."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="memwatch", description="What a diffusion model has stored from its training images, and where.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, what) in COMMANDS.items():
+        command = commands.add_parser(name, help=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name in argv[:1]:  # only the module that is asked for is imported
+            importlib.import_module(module).arguments(command)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+    except (ValueError, OSError, RuntimeError) as error:  # ConfigError and ProbeError are ValueErrors
+        print(f"memwatch {args.command}: {error}", file=sys.stderr)
+        return 2
