@@ -34,7 +34,7 @@ class Look:
     prompt: str
     is_reference: bool
     is_control: bool
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     now: Measurement
     null: Measurement | None
     baseline: Measurement | None
@@ -89,7 +89,7 @@ def judge_probe(
 ) -> tuple[Finding, ProbeState]:
     regions: tuple[Region, ...] = ()
     labels: np.ndarray | None = None
-    levels: tuple[int, ...] = ()
+    levels: tuple[float, ...] = ()
     if signals is not None and signals.decisive is not None:
         scale = look.image.shape[0] // signals.decisive.samples.shape[-2] if look.image is not None else 1
         regions, labels = find_regions(signals.decisive, math.log(config.regions.min_factor), min_area=config.regions.min_area, scale=scale)
@@ -121,7 +121,7 @@ def is_worse(before: ProbeState, after: ProbeState, evidence: Evidence) -> bool:
     return after.verdict is not before.verdict if evidence.finite else before.finite
 
 
-def strongest_level(signals: Signals, inside: np.ndarray, timesteps: Sequence[int]) -> int:
+def strongest_level(signals: Signals, inside: np.ndarray, timesteps: Sequence[float]) -> float:
     """The timestep at which the deciding signal is largest inside a region."""
     assert signals.deciding is not None
     return timesteps[int(signals.deciding.mean[:, torch.from_numpy(inside)].mean(1).argmax())]
