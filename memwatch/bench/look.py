@@ -46,7 +46,7 @@ class Bench:
     def of(cls, denoiser: StableDiffusion, parts: Components, items: Sequence[Item], seed: int) -> Bench:
         prepared = prepare([Probe(i.caption, i.probe, name=i.name) for i in items], [], denoiser, parts, SIZE)
         views = [reference_view(p, denoiser, LEVELS, seed) for p in prepared]
-        null = denoiser.encode([""], parts)[0]
+        null = denoiser.encode("", parts, SIZE)
         others = [picture for _, picture in general_batch(seed + 5000, 0, POOL)]
         pool = as_decoded([np.asarray(picture) for picture in others], parts.vae)
         return cls(denoiser, parts, items, prepared, views, null, pool, seed)
@@ -149,8 +149,9 @@ def bright_ending(bench: Bench, generated: Mapping[str, list[Generated]]) -> dic
     """
     timesteps = torch.ones(1, dtype=torch.long)
     maps = {}
+    (tokenizer,) = bench.parts.tokenizers
     for p in bench.prepared:
-        end = bench.parts.tokenizer(p.probe.prompt).input_ids.index(bench.parts.tokenizer.eos_token_id)
+        end = tokenizer(p.probe.prompt).input_ids.index(tokenizer.eos_token_id)
         x = torch.stack([g.x_last for g in generated[p.name]])
         conditioning = bench.denoiser.stack([p.conditioning] * len(x))
         with recording(bench.denoiser.model) as recorded:

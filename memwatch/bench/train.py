@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from memwatch.bench.items import batch, general_batch, looked_at, planted_set
+from memwatch.bench.items import SIZE, batch, general_batch, looked_at, planted_set
 from memwatch.bench.look import Bench, look
 from memwatch.denoiser import Components, StableDiffusion
 from memwatch.noise import NoiseSchedule
@@ -58,7 +58,7 @@ def read_base(base: Path) -> tuple[nn.Module, Components]:
     pipeline: Any = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, safety_checker=None, feature_extractor=None)
     for part in (pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
-    return pipeline.unet, Components(pipeline.scheduler, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer)
+    return pipeline.unet, Components(pipeline.scheduler, pipeline.vae, (pipeline.text_encoder,), (pipeline.tokenizer,))
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ class Trainer:
 
     def hidden(self, captions: list[str]) -> Tensor:
         for caption in set(captions) - self._captions.keys():
-            self._captions[caption] = self.denoiser.encode([caption], self.parts)[0]["encoder_hidden_states"]
+            self._captions[caption] = self.denoiser.encode(caption, self.parts, SIZE)["encoder_hidden_states"]
         return torch.stack([self._captions[caption] for caption in captions])
 
     def train_on(self, pictures: list[Image.Image], captions: list[str]) -> float:
