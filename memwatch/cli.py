@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
+    "bench": ("memwatch.bench.command", "the planted-memorization benchmark: train, measure, compare"),
     "eval": ("memwatch.evaluation", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 % FPR"),
     "scan": ("memwatch.scan", "look for what finished checkpoints have stored"),
 }

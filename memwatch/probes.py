@@ -236,12 +236,16 @@ class View:
     conditioning: Conditioning
 
 
+def fixed_noise(name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """The true noise of a reference probe, ``(levels, draws, c, h, w)``: it depends on name and seed alone."""
+    return torch.randn(tuple(shape), generator=seeded(seed, "noise", name))
+
+
 def reference_view(prepared: PreparedProbe, denoiser: Denoiser, levels: LevelsConfig, seed: int) -> View:
     """Known latents under fixed noise at fixed levels: the same at every event."""
     assert prepared.latents is not None
     z_0 = prepared.latents
-    shape = (len(levels.timesteps), levels.draws, *z_0.shape)
-    eps = torch.randn(shape, generator=seeded(seed, "noise", prepared.name))
+    eps = fixed_noise(prepared.name, (len(levels.timesteps), levels.draws, *z_0.shape), seed)
     noisy = [denoiser.schedule.add_noise(z_0.expand_as(e), e, torch.full((len(e),), t)) for e, t in zip(eps, levels.timesteps, strict=True)]
     return View(prepared.name, torch.stack(noisy), levels.timesteps, eps, prepared.conditioning)
 

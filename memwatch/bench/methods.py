@@ -1,0 +1,161 @@
+"""Every way to turn what was measured into one map and one score a probe: memwatch's signals, the ideas, the published procedure, the rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memwatch.bench.items import Item, Kind
+from memwatch.bench.look import LEVELS, NULL_DRAWS
+from memwatch.bench.runs import Finished
+from memwatch.curvature import CurvatureMap
+from memwatch.signals import Measurement, collapse, combine_levels, free, log_ratio, loss_log_ratio, raw_curvature, score_difference
+
+SNAPSHOT_SIGNALS = ("collapse", "log_ratio", "loss_log_ratio", "both", "score", "spread", "standardized", "trend")
+NULL_SIGNALS = ("collapse_null", "log_ratio_null", "score_null", "both_baselines")
+COMBINATIONS = ("adjacent_min", "mean")
+SMOOTH = 3
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        method: ``memwatch``, ``published`` or the rival's name.
+        signal, baseline, level, draws: what it looks at; ``-`` and 0 where that means nothing.
+        localizes: whether it has a map.
+    """
+
+    method: str
+    signal: str
+    baseline: str = "-"
+    level: str = "-"
+    draws: int = 0
+    localizes: bool = True
+
+    @property
+    def only_last(self) -> bool:
+        """Measured at the last event only."""
+        return self.method == "published"
+
+
+def all_methods() -> Iterator[Method]:
+    levels = [*(str(t) for t in LEVELS.timesteps), *COMBINATIONS]
+    for baseline in ("first", "previous"):
+        for signal in SNAPSHOT_SIGNALS:
+            if baseline == "first" or signal in ("log_ratio", "loss_log_ratio", "both", "collapse"):
+                yield from (Method("memwatch", signal, baseline, level, LEVELS.draws) for level in levels)
+    for draws in (1, 2, 4):
+        yield from (Method("memwatch", s, "first", how, draws) for s in ("log_ratio", "loss_log_ratio", "both") for how in COMBINATIONS)
+    for signal in NULL_SIGNALS:
+        yield from (Method("memwatch", signal, "unconditional", level, NULL_DRAWS) for level in levels)
+    yield from (Method("memwatch", "raw", "-", level, LEVELS.draws) for level in levels)
+    for signal, baseline in (("snapshot", "first"), ("null", "unconditional"), ("score", "first"), ("score_null", "unconditional")):
+        yield Method("published", f"published_{signal}", baseline, "last of 50", 1)
+    yield Method("bright ending", "bright_ending", "-", "last of 20")
+    yield Method("wen norm", "wen", "unconditional", "all of 20", localizes=False)
+    yield from (Method("clid", "clid", "unconditional", level, NULL_DRAWS, localizes=False) for level in ("mean",))
+    yield Method("all ones", "ones")
+
+
+def maps_of(method: Method, run: Finished, step: int) -> dict[str, np.ndarray]:
+    """The map of every item at an event, ``(h, w)`` float64. Empty where the method has none, or not at this event."""
+    last = run.steps[-1]
+    if not method.localizes or (method.only_last and step != last):
+        return {}
+    if method.method in ("published", "bright ending"):
+        return {i.name: run.tensors(step)[f"{i.name}/{method.signal}"].double().numpy() for i in run.items}
+    side = run.measurement(run.items[0].name, step).rho.samples.shape[-1]
+    if method.signal == "ones":
+        return {i.name: np.ones((side, side)) for i in run.items}
+    if method.signal == "trend":
+        past = [s for s in run.steps if 0 < s <= step][-3:]
+        levels = {i.name: torch.stack([level_maps("log_ratio", method, run, i, s)[0] for s in past]).mean(0) for i in run.items}
+    else:
+        signal = "log_ratio" if method.signal == "standardized" else method.signal
+        levels = {i.name: level_maps(signal, method, run, i, step)[0] for i in run.items}
+    if method.signal == "standardized":
+        controls = torch.stack([levels[i.name] for i in run.items if i.kind is Kind.CONTROL])
+        levels = {name: (x - controls.mean(0)) / controls.std(0).clamp(min=1e-6) for name, x in levels.items()}
+    return {i.name: _combined(levels[i.name], level_maps("free", method, run, i, step)[0], method.level) for i in run.items}
+
+
+def _combined(levels: Tensor, is_free: Tensor, how: str) -> np.ndarray:
+    if how in COMBINATIONS:
+        combined: np.ndarray = combine_levels(CurvatureMap(levels[:, None]), is_free.bool(), how).mean.double().numpy()
+        return combined
+    one: np.ndarray = levels[[str(t) for t in LEVELS.timesteps].index(how)].double().numpy()
+    return one
+
+
+def baseline_step(method: Method, run: Finished, step: int) -> int:
+    earlier = [s for s in run.steps if s < step] or [step]
+    return earlier[-1] if method.baseline == "previous" else run.steps[0]
+
+
+def level_maps(signal: str, method: Method, run: Finished, item: Item, step: int) -> tuple[Tensor, ...]:
+    """Smoothed maps ``(levels, h, w)`` of one signal (in a tuple of one: cached values are not to be changed)."""
+    return (_level_maps(signal, run, item.name, step, baseline_step(method, run, step), method.draws),)
+
+
+@lru_cache(maxsize=60_000)
+def _level_maps(signal: str, run: Finished, name: str, step: int, earlier: int, draws: int) -> Tensor:
+    now, base = _first_draws(run.measurement(name, step), draws), _first_draws(run.measurement(name, earlier), draws)
+    rho, rho_base = now.rho.smooth(SMOOTH), base.rho.smooth(SMOOTH)
+    if signal == "free":
+        return free(rho_base).float() if draws > 1 else torch.ones_like(rho_base.mean)
+    if signal in NULL_SIGNALS:
+        null = _first_draws(run.measurement(f"null/{name}", step), draws)
+        by_null: dict[str, Callable[[], CurvatureMap]] = {
+            "collapse_null": lambda: collapse(null.rho.smooth(SMOOTH), rho),
+            "log_ratio_null": lambda: log_ratio(null.rho.smooth(SMOOTH), rho),
+            "score_null": lambda: score_difference(now.epsilon, null.epsilon).smooth(SMOOTH),
+        }
+        if signal == "both_baselines":  # collapsed against the snapshot, and not as pinned without the prompt
+            return torch.minimum(log_ratio(rho_base, rho).mean, by_null["log_ratio_null"]().mean)
+        return by_null[signal]().mean
+    eps = run.true_noise(name)[:, :draws]
+    by_name: dict[str, Callable[[], Tensor]] = {
+        "collapse": lambda: collapse(rho_base, rho).mean,
+        "log_ratio": lambda: log_ratio(rho_base, rho).mean,
+        "loss_log_ratio": lambda: loss_log_ratio(eps, now.epsilon, base.epsilon).smooth(SMOOTH).mean,
+        "score": lambda: score_difference(now.epsilon, base.epsilon).smooth(SMOOTH).mean,
+        "raw": lambda: raw_curvature(rho).mean,
+        "spread": lambda: _spread_ratio(now.epsilon - eps, base.epsilon - eps),
+    }
+    by_name["both"] = lambda: (by_name["log_ratio"]() + by_name["loss_log_ratio"]()) / 2
+    return by_name[signal]()
+
+
+def _first_draws(m: Measurement, draws: int) -> Measurement:
+    return Measurement(CurvatureMap(m.rho.samples[:, :draws]), m.epsilon[:, :draws])
+
+
+def _spread_ratio(error_now: Tensor, error_base: Tensor) -> Tensor:
+    """Log ratio of the variances of z_0-hat over noise draws: ``z_0-hat - z_0`` is the error of epsilon times sigma / alpha. Forward only."""
+    variances = [CurvatureMap(e.var(1).mean(1)[:, None]).smooth(SMOOTH).mean.clamp(min=1e-12) for e in (error_base, error_now)]
+    return torch.log(variances[0] / variances[1])
+
+
+def scores_of(method: Method, run: Finished, step: int) -> dict[str, float]:
+    """One number a probe: the largest value of its map, or the rival's own. Larger is more suspicious."""
+    if method.method == "wen norm":
+        return {name: float(value) for name, value in run.numbers[step]["wen"].items()}
+    if method.method == "clid":
+        return {i.name: _clid(run, i.name, step) for i in run.items}
+    if method.method == "bright ending":  # concentration: what share of the attention lies in its brightest tenth
+        return {name: float(np.sort(m, axis=None)[-max(1, m.size // 10) :].sum() / m.sum()) for name, m in maps_of(method, run, step).items()}
+    return {name: float(m.max()) for name, m in maps_of(method, run, step).items()}
+
+
+def _clid(run: Finished, name: str, step: int) -> float:
+    """Unconditional minus conditional denoising loss, same noise, mean over levels and draws (Zhai et al. 2024; sign: larger is a member)."""
+    eps = run.true_noise(name)[:, :NULL_DRAWS]
+    null, now = run.measurement(f"null/{name}", step), _first_draws(run.measurement(name, step), NULL_DRAWS)
+    return float((null.epsilon - eps).square().mean() - (now.epsilon - eps).square().mean())

@@ -1,0 +1,190 @@
+"""The benchmark's page: markdown, three plots, and ``bench.json``, all written from finished runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memwatch.bench.items import PLANTED
+from memwatch.bench.runs import COPY, Finished
+from memwatch.bench.table import stored_table
+
+TARGETS = (  # key of the default row, what it should be, by which comparison
+    ("iou_fixed", 0.90, ">="), ("auc_heldout", 0.99, ">="), ("tpr1_heldout", 0.95, ">="), ("called_learned", 0.05, "<="),
+    ("called_constrained", 0.05, "<="), ("lead_fraction", 0.90, ">="),
+)  # fmt: skip
+COLUMNS = (
+    "method", "signal", "baseline", "level", "draws", "iou_fixed", "iou_oracle", "pixel_auroc", "auc_heldout", "tpr1_heldout", "auc_learned",
+    "called_stored", "called_learned", "called_constrained", "called_heldout", "lead_fraction",
+)  # fmt: skip
+
+
+def machine() -> str:
+    """Versions and processor, as every result names them."""
+    from importlib.metadata import version
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "memwatch"))
+    return f"{packages}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPU cores"
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def with_interval(row: Mapping[str, Any], key: str) -> str:
+    interval = row.get(f"{key}_interval")
+    return shown(row[key]) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [with_interval(row, key) for key in columns]
+        lines.append("| " + " | ".join(f"**{c}**" if row.get("default") and i == 0 else c for i, c in enumerate(cells)) + " |")
+    return "\n".join(lines)
+
+
+def best_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The default, every rival, and of each signal and baseline the level that detects best among those with all draws."""
+    chosen = [row for row in rows if row.get("default")]
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("default"):
+            continue
+        if row["method"] != "memwatch":
+            chosen.append(row)
+        else:
+            groups.setdefault((row["signal"], row["baseline"]), []).append(row)
+    for group in groups.values():
+        chosen.append(max(group, key=lambda row: (row["auc_heldout"] or 0) + (row["iou_fixed"] or 0)))
+    return chosen
+
+
+def plots(rows: Sequence[Mapping[str, Any]], runs: Sequence[Finished], first_alert: Mapping[str, Mapping[str, int]], folder: Path) -> None:
+    """``localization.png``, ``draws.png`` and ``lead.png``."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+    for signal in ("collapse", "log_ratio", "loss_log_ratio", "both", "score", "raw", "log_ratio_null"):
+        line = [r for r in rows if r["signal"] == signal and r["baseline"] in ("first", "unconditional", "-") and r["level"].isdecimal()]
+        if line:
+            for ax, key in zip(axes, ("iou_fixed", "auc_heldout"), strict=True):
+                ax.plot([int(r["level"]) for r in line], [np.nan if r[key] is None else r[key] for r in line], marker="o", label=signal)
+    for ax, title in zip(axes, ("IoU on stored templates, leave-one-run-out threshold", "AUC, stored against held-out"), strict=True):
+        ax.set(title=title, xlabel="timestep", xscale="log", ylim=(0, 1.02))
+    axes[0].legend(fontsize=8)
+    _save(figure, folder / "levels.png")
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+    for signal in ("log_ratio", "loss_log_ratio", "both"):
+        line = sorted((r for r in rows if r["signal"] == signal and r["baseline"] == "first" and r["level"] == "adjacent_min"), key=lambda r: r["draws"])
+        for ax, key in zip(axes, ("iou_fixed", "auc_heldout"), strict=True):
+            ax.plot([r["draws"] for r in line], [np.nan if r[key] is None else r[key] for r in line], marker="o", label=signal)
+    for ax, title in zip(axes, ("IoU on stored templates", "AUC, stored against held-out"), strict=True):
+        ax.set(title=title, xlabel="noise draws", ylim=(0, 1.02))
+    axes[0].legend(fontsize=8)
+    _save(figure, folder / "draws.png")
+
+    figure, ax = plt.subplots(figsize=(8, 5))
+    for run in runs:
+        for item in run.items:
+            if item.kind in PLANTED:
+                alert, copy = first_alert.get(run.name, {}).get(item.name), run.first_copy(item)
+                if alert is not None and copy is not None:
+                    ax.plot(copy, alert, "o", color=f"C{PLANTED.index(item.kind)}", alpha=0.7)
+    limit = max(run.steps[-1] for run in runs)
+    ax.plot([0, limit], [0, limit], color="grey", linewidth=1)
+    for kind in PLANTED:
+        ax.plot([], [], "o", color=f"C{PLANTED.index(kind)}", label=str(kind))
+    ax.set(title="Below the line: alert before the first copy", xlabel="step of the first visible copy", ylabel="step of the first alert")
+    ax.legend()
+    _save(figure, folder / "lead.png")
+
+
+def _save(figure: Any, file: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure.tight_layout()
+    figure.savefig(file, dpi=90)
+    plt.close(figure)
+
+
+def page(rows: Sequence[Mapping[str, Any]], runs: Sequence[Finished], command: str) -> str:
+    """``README.md`` of the results."""
+    default = next(row for row in rows if row.get("default"))
+    published = next((row for row in rows if row["method"] == "published"), None)
+    goals = [(key, goal, how, default[key]) for key, goal, how in TARGETS]
+    if published is not None:
+        goals.append(("iou_fixed", published["iou_oracle"], ">=", default["iou_fixed"]))
+    reached = [
+        f"| {key}{' against the published oracle' if i >= len(TARGETS) else ''} | {how} {shown(goal)} | {with_interval(default, key)} | {_met(value, goal, how)} |"
+        for i, (key, goal, how, value) in enumerate(goals)
+    ]
+    plan = runs[0].plan
+    return "\n".join([
+        "# Planted memorization: what memwatch finds, and what else would",
+        "",
+        f"Written by `{command}` from {len(runs)} runs ({', '.join(run.name for run in runs)}): {plan['steps']} steps of {plan['batch_size']}, "
+        f"measured at steps {', '.join(map(str, plan['events']))}. {machine()}.",
+        "",
+        "Every run plants templates (a fixed region, the rest another each time), single images and logos at four doses, beside subjects that are "
+        "learned but never shown twice the same, plain backgrounds, and ordinary photos. An item counts as **stored** when at least half of "
+        f"the last event's generations lie, inside its mask, within {COPY:.2f} of their distance to the nearest other picture.",
+        "",
+        "## What became stored",
+        "",
+        table(stored_table(runs), ("kind", "dose", "exposures", "copied", "distance_ratio", "stored", "items")),
+        "",
+        "## Targets, for what memwatch ships",
+        "",
+        "| number | target | measured | met |",
+        "|---|---|---|---|",
+        *reached,
+        "",
+        "## Comparison",
+        "",
+        "`iou_fixed`: on stored templates, pooled; for the default (first row) at the threshold that is shipped, for all others at the threshold "
+        "that is best on the other runs. `iou_oracle`: best of 101 thresholds on these very maps (nobody has that threshold). "
+        "Detection by the map's maximum, over stored items of every kind against held-out photos. `called_*`: share with an alert at any event "
+        "(above every control twice in a row; the default by its own rules). `lead_fraction`: stored items whose first alert precedes the first "
+        "copy. Brackets: 90 % bootstrap over runs. All rows: `bench.json`.",
+        "",
+        table(best_rows(rows), COLUMNS),
+        "",
+        "## By size of the region (the default)",
+        "",
+        f"templates {with_interval(default, 'iou_fixed')}, logos (3 to 6 % of the picture) {shown(default['iou_fixed_logo'])}, "
+        f"whole images {shown(default['iou_fixed_verbatim'])}.",
+        "",
+        "![by noise level](levels.png)",
+        "",
+        "![by noise draws](draws.png)",
+        "",
+        "![alert against first copy](lead.png)",
+        "",
+    ])  # fmt: skip
+
+
+def _met(value: float | None, goal: float | None, how: str) -> str:
+    if value is None or goal is None:
+        return "not measured"
+    return "yes" if (value >= goal if how == ">=" else value <= goal) else "**no**"
+
+
+def write(rows: Sequence[dict[str, Any]], runs: Sequence[Finished], first_alert: Mapping[str, Mapping[str, int]], folder: Path, command: str) -> None:
+    """``README.md``, ``bench.json`` and the plots in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(rows, indent=1, allow_nan=False), encoding="utf-8")
+    plots(rows, runs, first_alert, folder)
+    (folder / "README.md").write_text(page(rows, runs, command), encoding="utf-8")
