@@ -79,6 +79,7 @@ class Finished:
         ratios = self.numbers[step]["copy_ratio"].get(item.name, [np.inf])
         return float(np.mean(np.asarray(ratios) < COPY))
 
+    @cached_property
     def stored(self) -> list[Item]:
         """Planted items that at least half of the last event's generations copy."""
         return [item for item in self.items if item.kind in PLANTED and self.copied(item, self.steps[-1]) >= 0.5]

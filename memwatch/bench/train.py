@@ -30,7 +30,7 @@ class Plan:
     """How every run trains. Events are optimizer steps at which everything is measured; 0 is before training."""
 
     steps: int = 1600
-    events: tuple[int, ...] = (0, 50, 100, 200, 300, 450, 650, 900, 1200, 1600)
+    events: tuple[int, ...] = (0, 50, 200, 450, 900, 1600)
     batch_size: int = 32
     learning_rate: float = 7e-4
     lora_learning_rate: float = 3e-3
