@@ -179,7 +179,7 @@ class MemWatch:
             self._failed("looking at the model", failed[0], error)
             return None
         by_name = {look.name: look for looks, _ in results for look in looks}
-        return [by_name[prepared.name] for prepared in self._prepared]
+        return [by_name[prepared.name] for prepared in self._prepared if prepared.name in by_name]
 
     def _look(self, step: int, share: Sequence[PreparedProbe]) -> list[Look]:
         """noisy latents -> epsilon and rho, now -> the unconditional branch -> the baselines that need other weights."""
@@ -274,9 +274,12 @@ class MemWatch:
         prompts = any(not look.is_reference and look.now.finite for look in looks)
         needs_weights = prompts and self.config.signals.baseline.partition(":")[0] not in ("base", "path")
         if needs_weights:
-            with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
-                self._weights.add(step, trainable(self.model))
-            self.accelerator.wait_for_everyone()  # what one process wrote the others will read
+            self._keep_weights(step)
+
+    def _keep_weights(self, step: int) -> None:
+        with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
+            self._weights.add(step, trainable(self.model))
+        self.accelerator.wait_for_everyone()  # what one process wrote the others will read
 
     def _report(self, step: int, findings: list[Finding], controls: dict[str, float], seconds: float) -> Report:
         top = self.config.heatmap.max_factor
