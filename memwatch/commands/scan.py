@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     accelerator = Accelerator(log_with=args.report_to, project_dir=args.output)
     if args.report_to:
         accelerator.init_trackers("memwatch-scan")
-    scan = Scan(accelerator, checkpoints, pretrained, config=config, probes=as_probes(probes), controls=as_probes(controls) or None)
+    scan = Scan(accelerator, checkpoints, pretrained, config=config, probes=as_probes(probes), controls=as_probes(controls) if controls else None)
     report = scan.run()
     problems += [f"step {step}, {name}: {why}" for step, name, why in scan.failed]
     if accelerator.is_main_process:
