@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
-    "eval": ("memwatch.commands.evaluate", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 % FPR"),
+    "eval": ("memwatch.commands.evaluate", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
     "scan": ("memwatch.commands.scan", "look for what finished checkpoints have stored"),
 }
 
