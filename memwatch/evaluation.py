@@ -71,7 +71,7 @@ def best_of_thresholds(maps: np.ndarray, masks: np.ndarray) -> Overlap:
         masks: ``(n, h, w)``, bool.
     """
     values = normalized(maps)
-    found = [overlap(values >= threshold, masks) for threshold in THRESHOLDS]
+    found = [overlap(values > threshold, masks) for threshold in THRESHOLDS]
     return Overlap(*(max(getattr(o, name) for o in found) for name in ("iou", "miou", "accuracy")))
 
 
@@ -126,10 +126,10 @@ class Sample:
 
 
 def resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Bilinear, as torch does without aligned corners; unchanged when the shape is the same already."""
+    """Bilinear, with antialiasing when it shrinks; unchanged when the shape is the same already."""
     if values.shape == shape:
         return values
-    enlarged = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], shape, mode="bilinear", align_corners=False)
+    enlarged = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], shape, mode="bilinear", antialias=True)
     result: np.ndarray = enlarged[0, 0].numpy()
     return result
 
