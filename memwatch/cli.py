@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
     "bench": ("memwatch.bench.command", "the planted-memorization benchmark: train, measure, compare"),
-    "eval": ("memwatch.evaluation", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 % FPR"),
-    "scan": ("memwatch.scan", "look for what finished checkpoints have stored"),
+    "eval": ("memwatch.commands.evaluate", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
+    "scan": ("memwatch.commands.scan", "look for what finished checkpoints have stored"),
 }
 
 
@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in argv[:1]:  # only the module that is asked for is imported
             importlib.import_module(module).arguments(command)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("memwatch").setLevel(logging.INFO)
     try:
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except (ValueError, OSError, RuntimeError) as error:  # ConfigError and ProbeError are ValueErrors

@@ -1,4 +1,4 @@
-"""How well maps find what was planted: overlap with masks, detection over a set. Pure functions, and ``memwatch eval`` on two folders.
+"""How well maps find what was planted: overlap with masks, detection over a set. Pure functions, and the reading of two folders.
 
 The oracle is the protocol of Kim & Lee (ICML 2026): log1p, min-max over the whole set, best of 101 thresholds, each number at its own best.
 No user has that threshold, so every number is also given at a fixed one.
@@ -6,10 +6,7 @@ No user has that threshold, so every number is also given at a fixed one.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -74,7 +71,7 @@ def best_of_thresholds(maps: np.ndarray, masks: np.ndarray) -> Overlap:
         masks: ``(n, h, w)``, bool.
     """
     values = normalized(maps)
-    found = [overlap(values >= threshold, masks) for threshold in THRESHOLDS]
+    found = [overlap(values > threshold, masks) for threshold in THRESHOLDS]
     return Overlap(*(max(getattr(o, name) for o in found) for name in ("iou", "miou", "accuracy")))
 
 
@@ -129,10 +126,10 @@ class Sample:
 
 
 def resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Bilinear, as torch does without aligned corners; unchanged when the shape is the same already."""
+    """Bilinear, with antialiasing when it shrinks; unchanged when the shape is the same already."""
     if values.shape == shape:
         return values
-    enlarged = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], shape, mode="bilinear", align_corners=False)
+    enlarged = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], shape, mode="bilinear", antialias=True)
     result: np.ndarray = enlarged[0, 0].numpy()
     return result
 
@@ -253,30 +250,3 @@ def table(result: Mapping[str, Any]) -> str:
                 o = part[how]
                 lines.append(f"{name + ', ' + label:<26}{o['iou']:>8.3f}{o['miou']:>8.3f}{o['accuracy']:>10.3f}{numbers[0]:>8}{numbers[1]:>11}")
     return "\n".join(lines)
-
-
-# --- memwatch eval ---------------------------------------------------------------------------------------------------------------------
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Compare maps (NAME.npy) with masks (NAME.png); a map without a mask counts as non-memorized."
-    parser.add_argument("maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored")
-    parser.add_argument("masks", type=Path, help="folder of masks of one size, white where memorized")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
-    help_ = f"of the fixed numbers, in the maps' unit; default {OWN_THRESHOLD:.4f}, memwatch's own for natural logs of a factor"
-    parser.add_argument("--threshold", type=float, default=OWN_THRESHOLD, help=help_)
-
-
-def run(args: argparse.Namespace) -> int:
-    """0; or 1 when files had to be left out."""
-    if not math.isfinite(args.threshold):
-        raise ValueError(f"--threshold: got {args.threshold}, allowed: a finite number")
-    samples, problems = read_folders(args.maps, args.masks)
-    result = evaluate_sets(samples, args.threshold)
-    print(table(result))
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    return 1 if problems else 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from memwatch.cli import main
+from memwatch.cli import COMMANDS, main
 from memwatch.evaluation import OWN_THRESHOLD, THRESHOLDS, Overlap, at_threshold, auc, best_of_thresholds, iou, normalized, overlap, tpr_at_fpr
 
 LEFT = np.array([[1, 0], [1, 0]], dtype=bool)  # a template's mask
@@ -186,3 +186,11 @@ def test_unknown_command_lists_the_known_ones(capsys):
         main(["scam"])
     assert stopped.value.code == 2
     assert "scan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_of_every_command(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert (command or list(COMMANDS))[-1] in capsys.readouterr().out

@@ -8,8 +8,8 @@ import pytest
 import memwatch
 
 PACKAGE = Path(memwatch.__file__).parent
-NUMBERS = {"config", "noise", "curvature", "regions", "heatmap"}
-DOMAIN = {"denoiser", "probes", "snapshots", "signals", "measure", "calibration", "alerts", "judging"}
+NUMBERS = {"config", "noise", "curvature", "regions", "heatmap", "evaluation"}
+DOMAIN = {"denoiser", "probes", "snapshots", "checkpoints", "signals", "measure", "calibration", "alerts", "judging"}
 RANK = {**dict.fromkeys(NUMBERS, 0), **dict.fromkeys(DOMAIN, 1), "report": 2, "trackers": 3}  # all others are above
 ABOVE = 4
 EXCEPTIONS = {("judging", "report")}

@@ -1,0 +1,1 @@
+"""One module a command of ``memwatch``: its arguments, and what it does with them."""

@@ -1,0 +1,35 @@
+"""``memwatch eval MAPS MASKS``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from memwatch.evaluation import OWN_THRESHOLD, evaluate_sets, read_folders, table
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Compare maps (NAME.npy) with masks (NAME.png); a map without a mask counts as non-memorized."
+    parser.add_argument("maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored")
+    parser.add_argument("masks", type=Path, help="folder of masks of one size, white where memorized")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    help_ = f"of the fixed numbers, in the maps' unit; default {OWN_THRESHOLD:.4f}, memwatch's own for natural logs of a factor"
+    parser.add_argument("--threshold", type=float, default=OWN_THRESHOLD, help=help_)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0; or 1 when files had to be left out."""
+    if not math.isfinite(args.threshold):
+        raise ValueError(f"--threshold: got {args.threshold}, allowed: a finite number")
+    samples, problems = read_folders(args.maps, args.masks)
+    result = evaluate_sets(samples, args.threshold)
+    print(table(result))
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return 1 if problems else 0

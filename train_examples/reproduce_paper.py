@@ -1,0 +1,208 @@
+"""The table of Kim & Lee (ICML 2026, arXiv 2605.26756), measured with memwatch and written beside the paper's own numbers.
+
+    python train_examples/reproduce_paper.py --model_version sdv1 --non_memorized prompts.txt
+    accelerate launch train_examples/reproduce_paper.py ...                    # several GPUs
+    python train_examples/reproduce_paper.py --smoke                           # tiny-sd with planted templates, one CPU core
+
+Prompts, seeds and masks are those of Webster 2023 (see templates_verbs.py). ``--non_memorized`` is a text file of prompts that are not
+memorized, one a line (the paper has 500); without it there is localization, but no detection. A run that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from bright_ending import bright_ending
+from PIL import Image
+from templates_verbs import Case, download, memorized, non_memorized
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from memwatch.checkpoints import load_model
+from memwatch.config import load_config
+from memwatch.denoiser import Components, Conditioning, Denoiser, load_components, make_denoiser
+from memwatch.evaluation import evaluate_sets, read_folders
+from memwatch.measure import measure
+from memwatch.noise import NoiseSchedule
+from memwatch.probes import PreparedProbe, Probe, prompt_view
+from memwatch.signals import Signals, compute_signals
+
+HERE = Path(__file__).parent
+CONFIG = load_config(HERE.parent / "configs" / "paper.yaml")
+MODELS = {  # now, earlier
+    "sdv1": ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-1"),
+    "sdv2": ("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2"),
+}
+PAPER: dict[str, tuple[float | None, float | None, float | None]] = {  # SD v1.4: IoU on template masks, AUC, TPR at 1 % FPR
+    "curvature_earlier": (0.921, 0.989, 0.900),
+    "curvature_unconditional": (0.899, 0.997, 0.982),
+    "score_earlier": (0.863, 0.998, 0.988),
+    "score_unconditional": (0.830, 0.997, 0.982),
+    "bright_ending": (0.751, 0.886, 0.390),
+    "raw_curvature": (0.586, 0.861, 0.082),
+    "all_ones": (0.560, None, None),
+}
+
+
+def paper_maps(signals: Signals, channels: int, sigma: float) -> dict[str, np.ndarray]:
+    """memwatch's maps in the paper's unit, each ``(h, w)``.
+
+    The paper differentiates epsilon and sums over channels where memwatch has ``sigma * d eps / d x`` and means, clips the curvatures at 0,
+    and divides epsilon by sigma in the score differences.
+    """
+    curvatures = {"curvature_earlier": signals.collapse, "curvature_unconditional": signals.collapse_null, "raw_curvature": signals.raw}
+    scores = {"score_earlier": signals.score, "score_unconditional": signals.score_null}
+    maps = {name: m.mean[0].clamp(min=0) * (channels / sigma) for name, m in curvatures.items() if m is not None}
+    maps |= {name: m.mean[0] * (channels / sigma**2) for name, m in scores.items() if m is not None}
+    return {name: m.numpy() for name, m in maps.items()}
+
+
+@dataclass
+class Model:
+    """A denoiser with the text encoder that belongs to it."""
+
+    denoiser: Denoiser
+    parts: Components
+
+    @classmethod
+    def load(cls, source: str, device: torch.device) -> Model:
+        parts = load_components(source, Components(None), needs_vae=True, needs_text=True, device=device)
+        denoiser = make_denoiser(load_model(source).requires_grad_(False).to(device), NoiseSchedule.from_scheduler(parts.scheduler))
+        return cls(denoiser, parts)
+
+    def encode(self, prompt: str) -> Conditioning:
+        return self.denoiser.encode([prompt], self.parts)[0]
+
+    def end_token(self, prompt: str) -> int:
+        tokenizer = self.parts.tokenizer
+        return len(tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids) - 1
+
+
+def maps_of(case: Case, now: Model, earlier: Model) -> dict[str, np.ndarray]:
+    """Sample to the last step, and look there: every signal of one case."""
+    denoiser, null, conditioning = now.denoiser, now.encode(""), now.encode(case.prompt)
+    prepared = PreparedProbe(Probe(case.prompt, seed=case.seed, name=case.name), conditioning, None, None, False)
+    assert denoiser.sample_size is not None
+    view, _ = prompt_view(prepared, null, denoiser, now.parts.scheduler, CONFIG.sampling, CONFIG.levels.draws, denoiser.sample_size)
+
+    def look(model: Model, conditioning: Conditioning) -> Any:
+        seen = type(view)(view.key, view.noisy_latents, view.timesteps, None, conditioning)
+        return measure(model.denoiser, [seen], CONFIG.curvature, CONFIG.seed)[0]
+
+    measured = look(now, conditioning), look(earlier, earlier.encode(case.prompt)), look(now, null)
+    signals = compute_signals(*measured, None, smooth=CONFIG.signals.smooth)
+    x_t: Tensor = view.noisy_latents[0, 0]
+    _, sigma = denoiser.schedule.alpha_sigma(torch.tensor([view.timesteps[0]]), torch.ones(1, dtype=torch.float64))
+    maps = paper_maps(signals, x_t.shape[0], float(sigma))
+    maps["bright_ending"] = bright_ending(denoiser, x_t, view.timesteps[0], conditioning, now.end_token(case.prompt))
+    return maps | {"all_ones": np.ones(maps["raw_curvature"].shape)}
+
+
+def measure_all(cases: list[Case], now: str, earlier: str, output_dir: Path, state: PartialState) -> list[str]:
+    """``maps/SIGNAL/NAME.npy`` and ``masks/NAME.png`` of this rank's share; a message for each case that failed. What is there stays."""
+    mine = cases[state.process_index :: state.num_processes]
+    waiting = [case for case in mine if not all((output_dir / "maps" / name / f"{case.name}.npy").is_file() for name in PAPER)]
+    failed: list[str] = []
+    if waiting:
+        models = Model.load(now, state.device), Model.load(earlier, state.device)
+    for case in tqdm(waiting, desc="reproduce_paper", unit="image", disable=not state.is_main_process):
+        try:
+            maps = maps_of(case, *models)
+        except RuntimeError as error:  # out of memory, for one
+            failed.append(f"{case.name}: {error}")
+            continue
+        for name, values in maps.items():
+            file = output_dir / "maps" / name / f"{case.name}.npy"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, values)
+    (output_dir / "masks").mkdir(parents=True, exist_ok=True)
+    for case in mine:
+        if case.mask is not None:
+            Image.fromarray(case.mask.astype(np.uint8) * 255).save(output_dir / "masks" / f"{case.name}.png")
+    return failed
+
+
+def evaluate_all(output_dir: Path) -> tuple[dict[str, Any], list[str]]:
+    """``memwatch eval`` of every signal."""
+    results, problems = {}, []
+    for name in PAPER:
+        samples, left_out = read_folders(output_dir / "maps" / name, output_dir / "masks")
+        results[name] = evaluate_sets(samples)
+        problems += [f"{name}: {problem}" for problem in left_out]
+    return results, problems
+
+
+def table(results: dict[str, Any], *, comparable: bool) -> str:
+    """Ours beside the paper's; localization on the template cases, detection of all memorized ones."""
+    head = f"{'signal':<26}{'IoU':>7}{'paper':>8}{'AUC':>9}{'paper':>8}{'TPR@1%':>9}{'paper':>8}"
+    lines = [head] if comparable else [f"the paper's numbers are of SD v1.4, these are not: no comparison\n{head}"]
+    for name, (iou, auc, tpr) in PAPER.items():
+        r = results[name]
+        ours = (r.get("template", r)["oracle"]["iou"], r["auc"], r["tpr_at_1_fpr"])
+        pairs = zip((7, 9, 9), ours, (iou, auc, tpr), strict=True)
+        lines.append(f"{name:<26}" + "".join(f"{shown(o):>{width}}{shown(p):>8}" for width, o, p in pairs))
+    return "\n".join(lines)
+
+
+def shown(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0; 1 when some cases failed."""
+    args, started = parse_args(argv), time.perf_counter()
+    state = PartialState()
+    now, earlier = args.model or MODELS[args.model_version][0], args.earlier or MODELS[args.model_version][1]
+    if args.smoke:
+        from planted import plant
+
+        now, earlier, args.data_dir, args.non_memorized = plant(args.output_dir / "planted", args.model_version)
+    if state.is_main_process and args.data_dir is None:
+        download()
+    state.wait_for_everyone()
+    cases, problems = memorized(args.data_dir or download(), args.model_version)
+    cases += non_memorized(args.non_memorized) if args.non_memorized else []
+    failed = measure_all(cases[: args.limit], str(now), str(earlier), args.output_dir, state)
+    for message in failed:
+        print(f"failed: {message}", file=sys.stderr)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return 1 if failed or problems else 0
+    results, left_out = evaluate_all(args.output_dir)
+    own = args.model_version == "sdv1" and not (args.smoke or args.model or args.earlier)
+    text = table(results, comparable=own)
+    paper = {name: dict(zip(("iou", "auc", "tpr_at_1_fpr"), numbers, strict=True)) for name, numbers in PAPER.items()}
+    result = {"model": str(now), "earlier": str(earlier), "smoke": args.smoke, "signals": results, "paper": paper}
+    (args.output_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (args.output_dir / "table.txt").write_text(text + "\n", encoding="utf-8")
+    counts = ", ".join(f"{number} {kind}" for kind, number in results["all_ones"]["num_maps"].items())
+    print(f"\n{text}\n\n{counts}{'; SMOKE: tiny-sd, planted templates' if args.smoke else ''}; {time.perf_counter() - started:.0f} s")
+    for message in [*problems, *left_out]:
+        print(f"left out: {message}", file=sys.stderr)
+    return 1 if failed or problems or left_out else 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_version", choices=list(MODELS), default="sdv1", help="models, and which prompts were memorized")
+    parser.add_argument("--model", help="instead of the version's: folder or hub id of a pipeline")
+    parser.add_argument("--earlier", help="the same for the earlier model")
+    parser.add_argument("--data_dir", type=Path, help="the data set as a folder, instead of the hub")
+    parser.add_argument("--non_memorized", type=Path, help="text file of prompts that are not memorized")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/reproduce_paper"))
+    parser.add_argument("--limit", type=int, help="only the first so many images")
+    parser.add_argument("--smoke", action="store_true", help="tiny-sd with planted templates instead of real models")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The prompts, seeds and masks of Webster 2023, *A Reproducible Extraction of Training Images from Diffusion Models* (arXiv 2305.08694).
+
+Hub data set ``fraisdufour/templates-verbs``, or a folder of the same layout:
+
+* a parquet file of memorized prompts whose name starts with the model's (``sdv1``, ``sdv2``): ``caption``; ``overfit_type`` (TV template,
+  MV matching verbatim, RV retrieved verbatim, N none); ``gen_seeds``, pairs of seed and row of the templates' table, -1 for verbatim;
+* ``templates/metadata.parquet``, the templates' table: ``mask_file``, a path inside the folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+from PIL import Image
+
+REPOSITORY = "fraisdufour/templates-verbs"
+SIZE = 256  # pixels; masks are compared at this size
+KINDS = {"TV": "template", "MV": "verbatim", "RV": "verbatim"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to generate.
+
+    Attributes:
+        name: unique, usable as a file name.
+        mask: bool ``(256, 256)``, true where memorized; ``None`` for a prompt that is not.
+    """
+
+    name: str
+    prompt: str
+    seed: int
+    mask: np.ndarray | None
+
+
+def download() -> Path:
+    """The data set from the hub (again only when it has changed)."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(REPOSITORY, repo_type="dataset", allow_patterns=["*.parquet", "*.txt", "templates/**"]))
+
+
+def memorized(folder: Path, model: str, max_seeds: int = 4) -> tuple[list[Case], list[str]]:
+    """Template and verbatim cases, at most ``max_seeds`` a prompt, and a message for each that had to be left out.
+
+    Raises:
+        ValueError: the folder has not this layout.
+    """
+    rows, templates = read(ground_truth(folder, model)), read(folder / "templates" / "metadata.parquet")
+    cases, problems = [], []
+    for number, row in enumerate(rows):
+        kind = KINDS.get(row["overfit_type"])
+        if kind is None:
+            continue
+        for pair in (row["gen_seeds"] or [])[:max_seeds]:
+            seed, template = pair if isinstance(pair, list) else (pair, -1)
+            name = f"{kind}-{number:04d}-seed-{seed:02d}"
+            try:
+                mask = np.ones((SIZE, SIZE), dtype=bool) if kind == "verbatim" else template_mask(folder, templates, template)
+                cases.append(Case(name, row["caption"], int(seed), mask))
+            except (ValueError, OSError) as error:
+                problems.append(f"{name}: {error}")
+    if not cases:
+        raise ValueError("; ".join([f"{folder}: no memorized prompt with seeds for {model}", *problems]))
+    return cases, problems
+
+
+def non_memorized(file: Path) -> list[Case]:
+    """One prompt a line, seed 0.
+
+    Raises:
+        ValueError: the file is missing or empty.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; it should hold prompts that are not memorized, one a line")
+    prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{file}: holds no prompt")
+    return [Case(f"non-memorized-{number:04d}", prompt, 0, None) for number, prompt in enumerate(prompts)]
+
+
+def ground_truth(folder: Path, model: str) -> Path:
+    """The parquet file of ``model`` that has been matched, that is, has ``gen_seeds``."""
+    found = sorted(folder.glob("*.parquet"))
+    for file in found:
+        if file.name.startswith(model) and {"caption", "overfit_type", "gen_seeds"} <= set(pyarrow.parquet.read_schema(file).names):
+            return file
+    names = ", ".join(file.name for file in found) or "none"
+    raise ValueError(f"{folder}: no {model}*.parquet with caption, overfit_type and gen_seeds; parquet files there: {names}")
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Rows of a parquet file.
+
+    Raises:
+        ValueError: it is missing or broken.
+    """
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{file}: not a readable parquet file: {error}") from error
+    return rows
+
+
+def template_mask(folder: Path, templates: list[dict[str, Any]], row: int) -> np.ndarray:
+    """The mask of a template at 256 px, nearest.
+
+    Raises:
+        ValueError: there is no such template. OSError: its file is missing or no image.
+    """
+    if not 0 <= row < len(templates):
+        raise ValueError(f"template {row} is not in a table of {len(templates)}")
+    named = Path(templates[row]["mask_file"])
+    file = folder / named if (folder / named).is_file() else folder / "templates" / named.name
+    with Image.open(file) as picture:
+        mask: np.ndarray = np.asarray(picture.convert("L").resize((SIZE, SIZE), Image.Resampling.NEAREST)) > 127
+    return mask
