@@ -19,8 +19,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
 
 SIZE = 16  # pixels; latents are 8x8
 WIDTH = 16
@@ -33,12 +32,12 @@ def clip_tokenizer(folder: Path):
     return tiny_tokenizer(folder / "words")
 
 
-def t5_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, as many as tests use; ``</s>`` is not appended."""
-    words = ["<pad>", "</s>", "<unk>", *"a photo of the cat red poster number dog".split()]
-    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512)
+def t5_tokenizer() -> T5TokenizerFast:
+    """The words that tests use, and single letters."""
+    words = [("\u2581" + word, -3.0) for word in "a photo of the cat red poster number dog".split()]
+    letters = [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    return T5TokenizerFast(vocab=special + words + letters, extra_ids=0, model_max_length=512)
 
 
 def clip(tokenizer, *, projection: bool, layers: int = 2):
@@ -51,7 +50,7 @@ def clip(tokenizer, *, projection: bool, layers: int = 2):
 
 
 def t5_encoder(width: int) -> T5EncoderModel:
-    return T5EncoderModel(T5Config(vocab_size=16, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    return T5EncoderModel(T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
 
 
 def vae(shift: float | None = None) -> AutoencoderKL:
