@@ -127,6 +127,8 @@ class MemWatch:
         self._resolution, self._side = resolution, resolution // scale
         self._prepared = prepare(watched, held_out, self.denoiser, parts, resolution)
         self._null = self.denoiser.encode_null(parts, resolution)
+        allowed = "another one, because the model has no LoRA layers to switch off"
+        check(config.signals.baseline != "base" or bool(without_lora(self.model)), "signals.baseline", "base", allowed)
         allowed = "another one, because this model has no unconditional branch"
         check(self._null is not None or config.signals.decide != "log_ratio_null", "signals.decide", config.signals.decide, allowed)
         self._parts = replace(parts, vae=parts.vae if has_prompts else None, text_encoders=parts.text_encoders if self._live_text else ())

@@ -88,6 +88,7 @@ def _read_pipeline(pretrained: Any, names: Sequence[str], dtype: torch.dtype) ->
     try:
         config = DiffusionPipeline.load_config(pretrained)
         skipped: dict[str, Any] = {name: None for name, part in config.items() if isinstance(part, list) and name not in names}
+        skipped |= {name: None for name in names if (config.get(name) or [None])[0] is None}  # saved without T5: it wants to be told so
         skipped |= {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
         return DiffusionPipeline.from_pretrained(pretrained, dtype={"default": dtype, "vae": torch.float32}, **skipped)
     except (OSError, ValueError) as error:
