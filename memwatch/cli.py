@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
-    "bench": ("memwatch.bench.command", "the planted-memorization benchmark: train, measure, compare"),
+    "bench": ("memwatch.commands.bench", "the planted-memorization benchmark: train, measure, compare"),
     "eval": ("memwatch.commands.evaluate", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
     "scan": ("memwatch.commands.scan", "look for what finished checkpoints have stored"),
 }

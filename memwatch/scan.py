@@ -78,7 +78,7 @@ class Scan(MemWatch):
         self._loaded = self.checkpoints[0].step
         super().__init__(accelerator, model.to(accelerator.device), pretrained, config=config, probes=probes, controls=controls)
         self._weights = Reread(self._read)
-        kind, _, source = self.config.signals.baseline.partition(":")
+        kind, source = self.config.signals.baseline_parts
         self._earlier = Earlier(source, self) if kind == "path" else None
         self._files.rewind(-1)  # the history is written anew; what is expensive lies in looks/
 
@@ -118,6 +118,11 @@ class Scan(MemWatch):
         if self._loaded != step:
             copy_into(self.model, self._read(step))
             self._loaded = step
+
+    def _check_against_model(self) -> None:
+        """``path:`` names any source here; whether it can be read is found out by reading it."""
+        if self.config.signals.baseline_parts[0] != "path":
+            super()._check_against_model()
 
     # --- what differs from training --------------------------------------------------------------------------------------------------
 
@@ -160,8 +165,8 @@ class Scan(MemWatch):
             views = [self._earlier.seen_by(view, p) for p, view in zip(share, views, strict=True)]
         return super()._baselines(share, views, steps)
 
-    def _fixed_weights(self, kind: str, argument: str) -> dict[str, Tensor]:
-        return self._earlier.weights if self._earlier is not None else super()._fixed_weights(kind, argument)
+    def _fixed_weights(self) -> dict[str, Tensor]:
+        return self._earlier.weights if self._earlier is not None else super()._fixed_weights()
 
     def _keep_weights(self, step: int) -> None:
         self._weights.add(step, {})
@@ -190,14 +195,16 @@ class Earlier:
         self.weights = {name: tensor.to(device) for name, tensor in read_weights(source, scan.model).items()}
         self._parts: Components | None = None
         if is_pipeline(source):
-            self._parts = load_components(source, Components(None), needs_vae=False, needs_text=self._denoiser.needs_text, device=device)
+            names, optional = self._denoiser.text_encoders, self._denoiser.optional
+            self._parts = load_components(source, Components(None), needs_vae=False, text_encoders=names, optional=optional, device=device)
+            self._resolution = scan._resolution
             theirs, ours = NoiseSchedule.from_scheduler(self._parts.scheduler).prediction_type, scan.denoiser.schedule.prediction_type
             if theirs != ours:
                 raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; epsilon can be compared, weights cannot be exchanged")
 
     def seen_by(self, view: View, p: PreparedProbe) -> View:
         """``view`` with the conditioning that the earlier model's own text encoder gives."""
-        return view if self._parts is None else replace(view, conditioning=self._denoiser.encode([p.probe.prompt], self._parts)[0])
+        return view if self._parts is None else replace(view, conditioning=self._denoiser.encode(p.probe.prompt, self._parts, self._resolution))
 
 
 def stamp(source: str) -> list[tuple[str, int, int]]:

@@ -13,13 +13,13 @@ import torch
 
 import memwatch.bench.look
 import memwatch.bench.train
-from memwatch.bench.command import compare, parse_run
 from memwatch.bench.items import DOSES, PLANTED, Kind, batch, looked_at, planted_set
 from memwatch.bench.look import LEVELS, NULL_DRAWS, Bench, Generated, copy_ratios
 from memwatch.bench.methods import Method, all_methods, maps_of, scores_of
 from memwatch.bench.runs import Finished, finished_runs
 from memwatch.bench.table import all_rows, measured_config
 from memwatch.bench.train import Plan, Run, read_base, run_one
+from memwatch.commands.bench import compare, parse_run
 from memwatch.config import ConfigError, MemWatchConfig, load_config
 from memwatch.curvature import CurvatureMap
 from memwatch.signals import Measurement
