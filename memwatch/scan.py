@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
@@ -23,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memwatch.callback import MemWatch
-from memwatch.checkpoints import CheckpointError, copy_into, is_pipeline, load_model, read_weights
+from memwatch.checkpoints import CheckpointError, copy_into, has_text_encoder, is_pipeline, load_model, read_text_encoder, read_weights
 from memwatch.config import MemWatchConfig
 from memwatch.curvature import CurvatureMap
 from memwatch.denoiser import Components, load_components
@@ -73,10 +74,13 @@ class Scan(MemWatch):
             raise ValueError(f"{self.folder} holds a history that no scan wrote; choose another output folder")
         self.checkpoints = list(checkpoints)
         self._stamps = {c.step: stamp(c.source) for c in checkpoints}
-        self._pretrained = pretrained
-        model = self._first_readable()
-        self._loaded = self.checkpoints[0].step
-        super().__init__(accelerator, model.to(accelerator.device), pretrained, config=config, probes=probes, controls=controls)
+        self.pretrained = pretrained
+        model = self._first_readable().to(accelerator.device)
+        self._loaded: int | None = None
+        text = None
+        if any(has_text_encoder(c.source) and c.source != str(pretrained) for c in self.checkpoints):
+            text = text_parts(pretrained, accelerator.device).text_encoder.requires_grad_(True)  # so that it is asked afresh at every event
+        super().__init__(accelerator, model, pretrained, config=config, probes=probes, controls=controls, text_encoder=text)
         self._weights = Reread(self._read)
         kind, _, source = self.config.signals.baseline.partition(":")
         self._earlier = Earlier(source, self) if kind == "path" else None
@@ -86,7 +90,7 @@ class Scan(MemWatch):
         """The first checkpoint's model; those before it that cannot be read are dropped."""
         while True:
             try:
-                return load_model(self.checkpoints[0].source, self._pretrained)
+                return load_model(self.checkpoints[0].source, self.pretrained)
             except CheckpointError as error:
                 if len(self.checkpoints) == 1:
                     raise
@@ -104,20 +108,36 @@ class Scan(MemWatch):
                 self.checkpoints.remove(checkpoint)
                 continue
             report = self._event(checkpoint.step)
+            if report is not None and self.accelerator.is_main_process:
+                self._write_deciding(report)
         self.close()
         return report
+
+    def _write_deciding(self, report: Report) -> None:
+        """``decisive/step_NNNNNNN/PROBE.npy``: the deciding maps, natural logs of a factor, as ``memwatch eval`` reads them."""
+        folder = self.folder / "decisive" / f"step_{report.step:07d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for finding in report.findings:
+            if finding.signals is not None and finding.signals.decisive is not None:
+                np.save(folder / f"{finding.name}.npy", finding.signals.decisive.mean.numpy())
 
     def _skip(self, checkpoint: Checkpoint, error: Exception) -> None:
         logger.error("memwatch: checkpoint %d is skipped: %s", checkpoint.step, error)
         self.failed.append((checkpoint.step, checkpoint.source, str(error)))
 
+    def _source(self, step: int) -> str:
+        return next(c.source for c in self.checkpoints if c.step == step)
+
     def _read(self, step: int) -> dict[str, Tensor]:
-        return read_weights(next(c.source for c in self.checkpoints if c.step == step), self.model)
+        return read_weights(self._source(step), self.model)
 
     def _load(self, step: int) -> None:
-        if self._loaded != step:
-            copy_into(self.model, self._read(step))
-            self._loaded = step
+        if self._loaded == step:
+            return
+        copy_into(self.model, self._read(step))
+        if self._text_encoder is not None and has_text_encoder(self._source(step)):
+            copy_into(self._text_encoder, read_text_encoder(self._source(step), self._text_encoder))
+        self._loaded = step
 
     # --- what differs from training --------------------------------------------------------------------------------------------------
 
@@ -151,7 +171,7 @@ class Scan(MemWatch):
         sources = [(c.step, c.source, self._stamps[c.step]) for c in self.checkpoints if c.step <= step]
         baseline = None if self._earlier is None else self._earlier.stamp
         image = None if p.image is None else hashlib.sha256(p.image.tobytes()).hexdigest()
-        parts = (config, sources, baseline, str(self._pretrained), p.name, p.probe.prompt, p.probe.seed, image)
+        parts = (config, sources, baseline, str(self.pretrained), p.name, p.probe.prompt, p.probe.seed, image)
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
         return self.folder / "looks" / f"step_{step:07d}" / f"{p.name}-{digest}.safetensors"
 
@@ -190,14 +210,22 @@ class Earlier:
         self.weights = {name: tensor.to(device) for name, tensor in read_weights(source, scan.model).items()}
         self._parts: Components | None = None
         if is_pipeline(source):
-            self._parts = load_components(source, Components(None), needs_vae=False, needs_text=self._denoiser.needs_text, device=device)
+            self._parts = text_parts(source, device)
             theirs, ours = NoiseSchedule.from_scheduler(self._parts.scheduler).prediction_type, scan.denoiser.schedule.prediction_type
             if theirs != ours:
                 raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; epsilon can be compared, weights cannot be exchanged")
+        elif has_text_encoder(source):
+            self._parts = text_parts(scan.pretrained, device)
+            copy_into(self._parts.text_encoder, read_text_encoder(source, self._parts.text_encoder))
 
     def seen_by(self, view: View, p: PreparedProbe) -> View:
         """``view`` with the conditioning that the earlier model's own text encoder gives."""
         return view if self._parts is None else replace(view, conditioning=self._denoiser.encode([p.probe.prompt], self._parts)[0])
+
+
+def text_parts(pretrained: Any, device: torch.device) -> Components:
+    """Scheduler, and what encodes prompts."""
+    return load_components(pretrained, Components(None), needs_vae=False, needs_text=True, device=device)
 
 
 def stamp(source: str) -> list[tuple[str, int, int]]:
