@@ -274,12 +274,9 @@ class MemWatch:
         prompts = any(not look.is_reference and look.now.finite for look in looks)
         needs_weights = prompts and self.config.signals.baseline.partition(":")[0] not in ("base", "path")
         if needs_weights:
-            self._keep_weights(step)
-
-    def _keep_weights(self, step: int) -> None:
-        with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
-            self._weights.add(step, trainable(self.model))
-        self.accelerator.wait_for_everyone()  # what one process wrote the others will read
+            with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
+                self._weights.add(step, trainable(self.model))
+            self.accelerator.wait_for_everyone()  # what one process wrote the others will read
 
     def _report(self, step: int, findings: list[Finding], controls: dict[str, float], seconds: float) -> Report:
         top = self.config.heatmap.max_factor

@@ -101,7 +101,7 @@ class Scan(MemWatch):
         report = None
         for checkpoint in list(self.checkpoints):
             try:
-                if not all(self._file(checkpoint.step, p).is_file() for p in self._prepared):
+                if self._live_text or not all(self._file(checkpoint.step, p).is_file() for p in self._prepared):
                     self._load(checkpoint.step)
             except CheckpointError as error:
                 self._skip(checkpoint, error)
@@ -183,9 +183,6 @@ class Scan(MemWatch):
     def _fixed_weights(self, kind: str, argument: str) -> dict[str, Tensor]:
         return self._earlier.weights if self._earlier is not None else super()._fixed_weights(kind, argument)
 
-    def _keep_weights(self, step: int) -> None:
-        self._weights.add(step, {})
-
 
 class Reread(SnapshotStore):
     """Earlier weights that lie in checkpoints already: only their steps are kept."""
@@ -193,6 +190,9 @@ class Reread(SnapshotStore):
     def __init__(self, read: Callable[[int], dict[str, Tensor]]) -> None:
         super().__init__(None, keep=1_000_000)
         self._read = read
+
+    def add(self, step: int, tensors: dict[str, Tensor]) -> None:
+        super().add(step, {})
 
     def get(self, step: int) -> dict[str, Tensor]:
         return self._read(step)
