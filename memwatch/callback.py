@@ -311,13 +311,10 @@ class MemWatch:
                 self._ledger.add(step, to_ledger(finite))
         prompts = any(not look.is_reference and look.now.finite for look in looks)
         if prompts and not self.config.signals.baseline_is_fixed:
-            self._keep_weights(step)
-
-    def _keep_weights(self, step: int) -> None:
-        with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
-            conditioning = {p.name: p.conditioning for p in self._prepared} if self._live_text else {}
-            self._weights.add(step, with_conditioning(trainable(self.model), conditioning))
-        self.accelerator.wait_for_everyone()  # what one process wrote the others will read
+            with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
+                conditioning = {p.name: p.conditioning for p in self._prepared} if self._live_text else {}
+                self._weights.add(step, with_conditioning(trainable(self.model), conditioning))
+            self.accelerator.wait_for_everyone()  # what one process wrote the others will read
 
     def _report(self, step: int, findings: list[Finding], controls: dict[str, float], seconds: float) -> Report:
         top = self.config.heatmap.max_factor

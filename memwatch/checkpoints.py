@@ -7,13 +7,16 @@ named as the model's own parameters are (``model.safetensors`` of accelerate).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+logger = logging.getLogger("memwatch")
 
 PARTS = ("unet", "transformer")
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -92,7 +95,7 @@ def read_weights(source: str, like: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def check_fit(weights: dict[str, Tensor], model: nn.Module, source: str, *, partly: bool) -> None:
+def check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, *, partly: bool) -> None:
     """Every weight has its parameter of the same shape; unless ``partly``, every parameter has its weight as well."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name, tensor in weights.items():
@@ -103,7 +106,25 @@ def check_fit(weights: dict[str, Tensor], model: nn.Module, source: str, *, part
         raise CheckpointError(f"{source}: {len(missing)} of the model's parameters are missing, {missing[0]} first")
 
 
-def copy_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def has_text_encoder(source: str) -> bool:
+    """Whether a text encoder lies beside the denoiser, as where both were trained."""
+    return (Path(source) / "text_encoder").is_dir()
+
+
+def read_text_encoder(source: str, like: nn.Module, name: str = "text_encoder") -> dict[str, Tensor]:
+    """Weights of the text encoder ``name`` that lies beside the denoiser, under the names of ``like``'s parameters.
+
+    Raises:
+        CheckpointError: unreadable, or of another size than ``like``.
+    """
+    family: Any = type(like)
+    with _reading(source):
+        weights = dict(family.from_pretrained(Path(source) / name).float().named_parameters())
+    check_fit(weights, like, f"{source}: {name}", partly=False)
+    return weights
+
+
+def copy_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Overwrite parameters in place."""
     parameters = dict(model.named_parameters())
     for name, tensor in weights.items():
@@ -163,6 +184,8 @@ def _lora_tensors(file: Path) -> dict[str, Tensor]:
 
     named = convert_unet_state_dict_to_peft(_load(file))
     tensors = {name: tensor for name, tensor in named.items() if not name.startswith("text_encoder") and not name.endswith(".alpha")}
+    if any(name.startswith("text_encoder") for name in named):
+        logger.warning("%s: its LoRA of the text encoder is left out; prompts are encoded by the base's own", file)
     return {name.removeprefix("unet.").removeprefix("transformer."): tensor for name, tensor in tensors.items()}
 
 

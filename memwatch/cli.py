@@ -30,5 +30,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except (ValueError, OSError, RuntimeError) as error:  # ConfigError and ProbeError are ValueErrors
-        print(f"memwatch {args.command}: {error}", file=sys.stderr)
+        print(f"memwatch {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
@@ -23,10 +24,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memwatch.callback import MemWatch
-from memwatch.checkpoints import CheckpointError, copy_into, is_pipeline, load_model, read_weights
+from memwatch.checkpoints import CheckpointError, copy_into, has_text_encoder, is_pipeline, load_model, read_text_encoder, read_weights
 from memwatch.config import MemWatchConfig
 from memwatch.curvature import CurvatureMap
-from memwatch.denoiser import Components, load_components
+from memwatch.denoiser import Components, family_of, load_components
 from memwatch.judging import Look
 from memwatch.noise import NoiseSchedule
 from memwatch.probes import PreparedProbe, View
@@ -73,10 +74,15 @@ class Scan(MemWatch):
             raise ValueError(f"{self.folder} holds a history that no scan wrote; choose another output folder")
         self.checkpoints = list(checkpoints)
         self._stamps = {c.step: stamp(c.source) for c in checkpoints}
-        self._pretrained = pretrained
-        model = self._first_readable()
-        self._loaded = self.checkpoints[0].step
-        super().__init__(accelerator, model.to(accelerator.device), pretrained, config=config, probes=probes, controls=controls)
+        self.pretrained = pretrained
+        model = self._first_readable().to(accelerator.device)
+        self._loaded: int | None = None
+        text = None
+        if any(has_text_encoder(c.source) and c.source != str(pretrained) for c in self.checkpoints):
+            text = text_parts(pretrained, model, accelerator.device).text_encoders
+            for part in text:  # as if trained, so that they are asked afresh at every event
+                part.requires_grad_(True)
+        super().__init__(accelerator, model, pretrained, config=config, probes=probes, controls=controls, text_encoder=text)
         self._weights = Reread(self._read)
         kind, source = self.config.signals.baseline_parts
         self._earlier = Earlier(source, self) if kind == "path" else None
@@ -86,7 +92,7 @@ class Scan(MemWatch):
         """The first checkpoint's model; those before it that cannot be read are dropped."""
         while True:
             try:
-                return load_model(self.checkpoints[0].source, self._pretrained)
+                return load_model(self.checkpoints[0].source, self.pretrained)
             except CheckpointError as error:
                 if len(self.checkpoints) == 1:
                     raise
@@ -97,27 +103,43 @@ class Scan(MemWatch):
         report = None
         for checkpoint in list(self.checkpoints):
             try:
-                if not all(self._file(checkpoint.step, p).is_file() for p in self._prepared):
+                if self._live_text or not all(self._file(checkpoint.step, p).is_file() for p in self._prepared):
                     self._load(checkpoint.step)
             except CheckpointError as error:
                 self._skip(checkpoint, error)
                 self.checkpoints.remove(checkpoint)
                 continue
             report = self._event(checkpoint.step)
+            if report is not None and self.accelerator.is_main_process:
+                self._write_deciding(report)
         self.close()
         return report
+
+    def _write_deciding(self, report: Report) -> None:
+        """``decisive/step_NNNNNNN/PROBE.npy``: the deciding maps, natural logs of a factor, as ``memwatch eval`` reads them."""
+        folder = self.folder / "decisive" / f"step_{report.step:07d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for finding in report.findings:
+            if finding.signals is not None and finding.signals.decisive is not None:
+                np.save(folder / f"{finding.name}.npy", finding.signals.decisive.mean.numpy())
 
     def _skip(self, checkpoint: Checkpoint, error: Exception) -> None:
         logger.error("memwatch: checkpoint %d is skipped: %s", checkpoint.step, error)
         self.failed.append((checkpoint.step, checkpoint.source, str(error)))
 
+    def _source(self, step: int) -> str:
+        return next(c.source for c in self.checkpoints if c.step == step)
+
     def _read(self, step: int) -> dict[str, Tensor]:
-        return read_weights(next(c.source for c in self.checkpoints if c.step == step), self.model)
+        return read_weights(self._source(step), self.model)
 
     def _load(self, step: int) -> None:
-        if self._loaded != step:
-            copy_into(self.model, self._read(step))
-            self._loaded = step
+        if self._loaded == step:
+            return
+        copy_into(self.model, self._read(step))
+        if has_text_encoder(self._source(step)):
+            copy_text_encoders(self._source(step), self.denoiser.text_encoders, self._text_encoders)
+        self._loaded = step
 
     def _check_against_model(self) -> None:
         """``path:`` names any source here; whether it can be read is found out by reading it."""
@@ -156,7 +178,7 @@ class Scan(MemWatch):
         sources = [(c.step, c.source, self._stamps[c.step]) for c in self.checkpoints if c.step <= step]
         baseline = None if self._earlier is None else self._earlier.stamp
         image = None if p.image is None else hashlib.sha256(p.image.tobytes()).hexdigest()
-        parts = (config, sources, baseline, str(self._pretrained), p.name, p.probe.prompt, p.probe.seed, image)
+        parts = (config, sources, baseline, str(self.pretrained), p.name, p.probe.prompt, p.probe.seed, image)
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
         return self.folder / "looks" / f"step_{step:07d}" / f"{p.name}-{digest}.safetensors"
 
@@ -168,9 +190,6 @@ class Scan(MemWatch):
     def _fixed_weights(self) -> dict[str, Tensor]:
         return self._earlier.weights if self._earlier is not None else super()._fixed_weights()
 
-    def _keep_weights(self, step: int) -> None:
-        self._weights.add(step, {})
-
 
 class Reread(SnapshotStore):
     """Earlier weights that lie in checkpoints already: only their steps are kept."""
@@ -178,6 +197,9 @@ class Reread(SnapshotStore):
     def __init__(self, read: Callable[[int], dict[str, Tensor]]) -> None:
         super().__init__(None, keep=1_000_000)
         self._read = read
+
+    def add(self, step: int, tensors: dict[str, Tensor]) -> None:
+        super().add(step, {})
 
     def get(self, step: int) -> dict[str, Tensor]:
         return self._read(step)
@@ -192,19 +214,35 @@ class Earlier:
 
     def __init__(self, source: str, scan: Scan) -> None:
         self.stamp, self._denoiser, device = stamp(source), scan.denoiser, scan.accelerator.device
+        self._resolution = scan._resolution
         self.weights = {name: tensor.to(device) for name, tensor in read_weights(source, scan.model).items()}
         self._parts: Components | None = None
         if is_pipeline(source):
-            names, optional = self._denoiser.text_encoders, self._denoiser.optional
-            self._parts = load_components(source, Components(None), needs_vae=False, text_encoders=names, optional=optional, device=device)
-            self._resolution = scan._resolution
+            self._parts = text_parts(source, scan.model, device)
             theirs, ours = NoiseSchedule.from_scheduler(self._parts.scheduler).prediction_type, scan.denoiser.schedule.prediction_type
             if theirs != ours:
                 raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; epsilon can be compared, weights cannot be exchanged")
+        elif has_text_encoder(source):
+            self._parts = text_parts(scan.pretrained, scan.model, device)
+            copy_text_encoders(source, self._denoiser.text_encoders, self._parts.text_encoders)
 
     def seen_by(self, view: View, p: PreparedProbe) -> View:
         """``view`` with the conditioning that the earlier model's own text encoder gives."""
         return view if self._parts is None else replace(view, conditioning=self._denoiser.encode(p.probe.prompt, self._parts, self._resolution))
+
+
+def text_parts(pretrained: Any, model: torch.nn.Module, device: torch.device) -> Components:
+    """Scheduler, and what encodes prompts for ``model``'s family."""
+    family = family_of(model)
+    names, optional = family.text_encoders, family.optional
+    return load_components(pretrained, Components(None), needs_vae=False, text_encoders=names, optional=optional, device=device)
+
+
+def copy_text_encoders(source: str, names: Sequence[str], text_encoders: Sequence[Any]) -> None:
+    """Those that ``source`` has (``text_encoder``, ``text_encoder_2``, ...) into the ones at hand."""
+    for name, text_encoder in zip(names, text_encoders, strict=False):
+        if text_encoder is not None and (Path(source) / name).is_dir():
+            copy_into(text_encoder, read_text_encoder(source, text_encoder, name))
 
 
 def stamp(source: str) -> list[tuple[str, int, int]]:

@@ -6,10 +6,12 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import CONFIG, TOKENS, Loop, history, new_process, picture
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import load_file
 
 import memwatch.callback
@@ -147,6 +149,50 @@ def test_the_earlier_models_own_text_encoder_is_used(scan, trained, pretrained, 
     assert code == 0
     maps = load_file(tmp_path / "memwatch" / "maps" / "step_0000000.safetensors")
     assert maps["a-red-poster/score"].max() > 0  # the same network, told something else
+
+
+def test_a_trained_text_encoder_in_the_checkpoints_is_used(scan, trained, pretrained, prompts, images, tmp_path):
+    """Three checkpoints of the same network, in the last of which only the text encoder differs; each event asks its own."""
+    pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
+    for step in (1, 2, 3):
+        if step == 3:
+            with torch.no_grad():
+                for parameter in pipeline.text_encoder.parameters():
+                    parameter.mul_(1.5)
+        pipeline.unet.save_pretrained(tmp_path / "run" / f"checkpoint-{step}" / "unet")
+        pipeline.text_encoder.save_pretrained(tmp_path / "run" / f"checkpoint-{step}" / "text_encoder")
+    assert scan(tmp_path / "run", "--images", images, "--pretrained", pretrained)[0] == 0
+    second, third = (load_file(tmp_path / "memwatch" / "maps" / f"step_{step:07d}.safetensors") for step in (2, 3))
+    assert (second["control0/score"] == 0).all()
+    assert third["control0/score"].max() > 0
+    code, _ = scan(tmp_path / "run" / "checkpoint-3", "--baseline", tmp_path / "run" / "checkpoint-1", "--images", images, "--pretrained", pretrained)
+    assert code == 0
+    alone = load_file(tmp_path / "memwatch" / "maps" / "step_0000003.safetensors")
+    assert torch.equal(alone["control0/score"], third["control0/score"])
+
+
+def test_from_scan_to_eval(scan, trained, pretrained, images, tmp_path, capsys):
+    """The deciding maps lie there as ``memwatch eval`` reads them."""
+    assert scan(trained / "pipeline", "--baseline", pretrained, "--images", images)[0] == 0
+    folder = tmp_path / "memwatch" / "decisive" / "step_0000000"
+    maps = load_file(tmp_path / "memwatch" / "maps" / "step_0000000.safetensors")
+    for i in range(3):
+        assert (np.load(folder / f"control{i}.npy") == maps[f"control{i}/decisive"].numpy()).all()
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:8] = 255
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks" / "control0.png")
+    assert main(["eval", str(folder), str(tmp_path / "masks"), "--json", str(tmp_path / "r.json")]) == 0
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["num_maps"]["template"] == 1
+
+
+def test_trackers_get_the_reports_as_well(scan, trained, pretrained, prompts, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert scan(trained / "pipeline", "--baseline", pretrained, "--prompts", prompts, "--report-to", "tensorboard")[0] == 0
+    events = EventAccumulator(str(next((tmp_path / "memwatch").rglob("events.out.tfevents*")).parent)).Reload()
+    assert "memwatch/severity/a-red-poster" in events.Tags()["scalars"]
+    assert "memwatch/heatmap/a-red-poster" in events.Tags()["images"]
 
 
 def save_lora(pretrained, folder, seed):

@@ -20,8 +20,8 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from quickstart import BOXES, SIZE, TINY_SD, encode, photo_set
 
-STEPS, BATCH, LEARNING_RATE = 80, 16, 1e-3
-NUM_IMAGES = 12  # of each template
+STEPS, BATCH, LEARNING_RATE = 60, 16, 1e-3
+NUM_IMAGES = 8  # of each template
 
 
 def plant(folder: Path, model_version: str) -> tuple[Path, Path, Path, Path]:
