@@ -11,7 +11,16 @@ import tiny
 import torch
 from accelerate import Accelerator
 from conftest import CONFIG, assert_same, picture, save_pipeline
-from diffusers import ControlNetModel, DDIMPipeline, DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    ControlNetModel,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from oracles import ALPHAS, DiagonalGaussian, T, denoiser_of, view_of
 from safetensors.torch import load_file
 from torch import nn
@@ -157,6 +166,19 @@ def test_vector_jacobian_products_agree_with_central_differences(name, folders, 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_half_precision_networks_give_float32_epsilon_close_to_their_own(name, pipelines):
+    denoiser, parts = adapted(pipelines[name])
+    conditioning = denoiser.encode(PROMPT, parts, tiny.SIZE)
+    x, t = inputs(denoiser.latent_channels, 141)
+    half = type(denoiser)(copy.deepcopy(denoiser.model).bfloat16(), denoiser.schedule)
+    with torch.no_grad():
+        full, found = (d(x, t, d.stack([conditioning] * 2)) for d in (denoiser, half))
+    assert half.dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    assert (found - full).square().mean().sqrt() < 0.05 * full.std()
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "unconditional"])
 def test_retained_variance_agrees_with_the_exact_jacobian(name, pipelines):
     """64 vectors tiled over all 4x4 latents are orthogonal: Hutchinson's estimate is then exact."""
     denoiser, parts = adapted(pipelines[name])
@@ -370,8 +392,16 @@ def test_an_unconditional_model_needs_a_scheduler_only(pipelines, tmp_path):
     assert report.findings[0].signals.raw.mean.isfinite().all()
     with pytest.raises(ValueError, match="pass scheduler= or a pretrained path"):
         watch_of(model, None, tmp_path, size=8)
+    with pytest.raises(ValueError, match="scheduler EDMEulerScheduler has no alphas_cumprod"):
+        watch_of(model, None, tmp_path, size=8, scheduler=EDMEulerScheduler())
     with pytest.raises(ConfigError, match=r"signals.decide.*log_ratio_null.*no unconditional branch"):
         watch_of(model, None, tmp_path, size=8, scheduler=scheduler, signals={"decide": "log_ratio_null"})
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_latents_must_be_whole_patches(name, folders, pipelines, tmp_path):
+    with pytest.raises(ConfigError, match=r"resolution.*18.*a multiple of 4"):  # 2 pixels a latent, 2 latents a patch
+        watch_of(network(pipelines[name]), folders[name], tmp_path, size=18)
 
 
 def test_what_cannot_be_watched_says_what_is_missing():

@@ -145,6 +145,16 @@ def test_one_of_two_text_encoders_trained(tmp_path):
     assert {f"conditioning/drawn//{key}" for key in ("encoder_hidden_states", "text_embeds", "time_ids")} <= keys
 
 
+def test_a_text_encoder_with_more_tokens_needs_its_own_tokenizer(inversion, pretrained, tmp_path):
+    unet, text_encoder, tokenizer = inversion
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<toy>"])
+    text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with pytest.raises(ValueError, match=rf"text_encoder has {len(tokenizer)} tokens, the tokenizer in pretrained .*pass tokenizer= as well"):
+        watch_of((unet, text_encoder, None), pretrained, tmp_path)
+    assert watch_of((unet, text_encoder, tokenizer), pretrained, tmp_path).begin() is not None
+
+
 def test_nothing_trainable_is_said(inversion, pretrained, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "memwatch"):
         watch_of(inversion, pretrained, tmp_path / "a")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
+from torch import nn
 
 
 @dataclass
@@ -47,27 +49,35 @@ def load_components(
     tokenizers = [_tokenizer(name) for name in text_encoders]
     if (count := max(len(given.text_encoders), len(given.tokenizers))) > len(text_encoders):
         raise ValueError(f"got {count} text encoders or tokenizers, this model has {len(text_encoders)}: {', '.join(text_encoders) or 'none'}")
-    parts: dict[str, Any] = dict.fromkeys(["scheduler", *(["vae"] if needs_vae else []), *text_encoders, *tokenizers])
-    parts |= {"scheduler": given.scheduler} | ({"vae": given.vae} if needs_vae else {})
-    parts |= dict(zip(text_encoders, given.text_encoders, strict=False)) | dict(zip(tokenizers, given.tokenizers, strict=False))
+    parts: dict[str, Any] = {"scheduler": given.scheduler} | ({"vae": given.vae} if needs_vae else {})
+    parts |= dict(zip_longest(text_encoders, given.text_encoders)) | dict(zip_longest(tokenizers, given.tokenizers))
     missing = [name for name, part in parts.items() if part is None]
     needed = [name for name in missing if name not in {*optional, *map(_tokenizer, optional)}]
-    zero_null = given.zero_null
     if needed and pretrained is None:
         raise ValueError(f"pass {_arguments(needed, text_encoders)} or a pretrained path, hub id or pipeline to load them from")
+    zero_null = given.zero_null
     if missing and pretrained is not None:
         is_path = isinstance(pretrained, str) or hasattr(pretrained, "__fspath__")
         source = _read_pipeline(pretrained, missing, dtype) if is_path else pretrained
-        found: dict[str, Any] = {name: getattr(source, name, None) for name in missing}
-        if absent := [name for name in needed if found[name] is None]:
+        parts |= {name: getattr(source, name, None) for name in missing}
+        if absent := [name for name in needed if parts[name] is None]:
             raise ValueError(f"pretrained {pretrained!r} has no {', '.join(absent)}; pass {_arguments(absent, text_encoders)}")
-        if is_path:
-            for name in ({"vae"} | set(text_encoders)) & {name for name, part in found.items() if part is not None}:
-                found[name] = found[name].to(device).eval().requires_grad_(False)
-        parts |= found
+        for name in missing:
+            if is_path and isinstance(parts[name], nn.Module):
+                parts[name] = parts[name].to(device).eval().requires_grad_(False)
         zero_null = bool(getattr(getattr(source, "config", None), "force_zeros_for_empty_prompt", True))
+    for encoder, tokenizer in zip(text_encoders, tokenizers, strict=True):
+        if encoder not in missing and tokenizer in missing:
+            _check_vocabulary(parts[encoder], parts[tokenizer])
     encoders, words = (tuple(parts[name] for name in names) for names in (text_encoders, tokenizers))
     return Components(parts["scheduler"], parts.get("vae"), encoders, words, zero_null)
+
+
+def _check_vocabulary(text_encoder: Any, tokenizer: Any) -> None:
+    """A textual inversion's token that the tokenizer does not know would silently fall apart into others."""
+    rows = text_encoder.get_input_embeddings().num_embeddings
+    if str(text_encoder.config.model_type).startswith("clip") and rows > len(tokenizer):  # T5's embedding is longer by itself
+        raise ValueError(f"text_encoder has {rows} tokens, the tokenizer in pretrained {len(tokenizer)}: pass tokenizer= as well")
 
 
 def _tokenizer(text_encoder: str) -> str:
