@@ -138,6 +138,6 @@ def test_paper_preset_equals_the_published_formulas(scanned, published, ours):
 def test_reproduce_paper_converts_alike(scanned, published):
     stored = load_file(scanned / "memwatch" / "maps" / "step_0000000.safetensors")
     maps = {name: CurvatureMap(stored[f"{NAME}/{name}"][:, None]) for name in MAPS}
-    signals = Signals(log_ratio=None, loss_log_ratio=None, log_ratio_null=None, decisive=None, **maps)
+    signals = Signals(log_ratio=None, loss_log_ratio=None, log_ratio_null=None, deciding=None, decisive=None, **maps)
     for name, values in paper_maps(signals, 4, published["sigma"]).items():
         assert_same_map(torch.from_numpy(values), published[name])
