@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +27,7 @@ from oracles import ALPHAS, DiagonalGaussian, T, denoiser_of, view_of
 from safetensors.torch import load_file
 from torch import nn
 
+import memwatch.callback
 from memwatch import ConfigError, MemWatch, Probe, ProbeError
 from memwatch.alerts import Verdict
 from memwatch.config import CurvatureConfig, SamplingConfig
@@ -258,12 +261,11 @@ def moved(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "unconditional"])
 def test_an_event_of_every_family(name, folders, pipelines, tmp_path, caplog):
-    """From the folder; unchanged weights read exactly 0, changed ones do not; nothing that was loaded stays."""
+    """From the folder; unchanged weights read exactly 0, changed ones do not."""
     model = copy.deepcopy(network(pipelines[name])).train()
     with caplog.at_level(logging.INFO, "memwatch"):
         watch = watch_of(model, folders[name], tmp_path, size=size_of(name))
     assert ("no unconditional branch" in caplog.text) == (name == "unconditional")
-    assert watch._parts.text_encoders == ()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     first = watch.begin()
     unchanged = watch.on_step_end(1)
@@ -317,6 +319,7 @@ def test_lora_keeps_its_own_tensors_only_and_the_base_model_is_a_baseline(name, 
     def with_lora():
         model = copy.deepcopy(network(pipelines[name])).requires_grad_(False)
         model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"]))
+        model.enable_gradient_checkpointing()  # which computes activations again, under the weights that are swapped in
         return model
 
     model = with_lora()
@@ -334,7 +337,25 @@ def test_lora_keeps_its_own_tensors_only_and_the_base_model_is_a_baseline(name, 
         assert_same(a.signals.log_ratio.samples, b.signals.log_ratio.samples)
 
 
-# --- what is loaded, what is not ---------------------------------------------------------------------------------------------------------
+# --- what is loaded, what is freed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
+def test_what_was_loaded_is_freed(name, folders, pipelines, tmp_path, monkeypatch):
+    loaded = []
+
+    def recording(*args, **kwargs):
+        parts = load_components(*args, **kwargs)
+        loaded.extend(weakref.ref(part) for part in (*parts.text_encoders, parts.vae))
+        return parts
+
+    monkeypatch.setattr(memwatch.callback, "load_components", recording)
+    model = network(pipelines[name])
+    watch = watch_of(model, folders[name], tmp_path, probes=[Probe(PROMPT, picture(0), name="cat")])
+    gc.collect()
+    assert len(loaded) == {"sd1": 2, "sdxl": 3, "sd3": 4, "flux": 3}[name]
+    assert [reference() for reference in loaded] == [None] * len(loaded)
+    assert watch.begin() is not None
 
 
 def test_lists_of_text_encoders_are_used_and_the_rest_is_loaded(folders, pipelines, tmp_path):
