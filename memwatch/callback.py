@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -25,9 +24,10 @@ from memwatch.loop import Closer, GuardedLoader
 from memwatch.measure import measure
 from memwatch.noise import NoiseSchedule
 from memwatch.probes import PreparedProbe, View, as_probes, decode_latents, prepare, prompt_view, reference_view
+from memwatch.ranks import Ranks
 from memwatch.report import Finding, Report
 from memwatch.signals import Measurement
-from memwatch.snapshots import SnapshotStore, from_ledger, swapped, to_ledger, trainable, without_lora
+from memwatch.snapshots import SnapshotStore, from_ledger, reshard, swapped, to_ledger, trainable, without_lora
 from memwatch.trackers import Sink, tracker_sinks
 from memwatch.trackers.files import FileSink
 
@@ -62,10 +62,8 @@ class MemWatch:
         self.accelerator, self.ema = accelerator, ema
         self.config: MemWatchConfig = load_config(config, **overrides)
         check(ema is not None or self.config.weights == "live", "weights", self.config.weights, "live, since no ema was passed")
-        kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
-        if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TP"):
-            raise ValueError(f"distributed type {kind} shards the model; memwatch works with single processes and data parallelism (DDP)")
-        self.model = unwrap(model)
+        self.ranks = Ranks.of(accelerator)
+        self.model, self._entrance = unwrap(model), self.ranks.entrance(model)
         self._text_encoder = unwrap(text_encoder) if text_encoder is not None else None
         self._live_text = text_encoder is not None and any(p.requires_grad for p in text_encoder.parameters())
 
@@ -74,9 +72,10 @@ class MemWatch:
             self._prepare(pretrained, given, probes, controls)
 
         folder = Path(self.config.output_dir)
-        writes, keep = accelerator.is_local_main_process, self.config.snapshots.keep
-        self._ledger = SnapshotStore(folder / "ledger", keep, in_memory=True, writes=writes)
-        self._weights = SnapshotStore(folder / "snapshots" if self.config.snapshots.on_disk else None, keep, writes=writes)
+        keep, on_disk = self.config.snapshots.keep, self.config.snapshots.on_disk
+        self._ledger = SnapshotStore(folder / "ledger", keep, in_memory=True, writes=accelerator.is_local_main_process)
+        weights = self.ranks.weights_folder(folder / "snapshots") if on_disk else None
+        self._weights = SnapshotStore(weights, keep, writes=self.ranks.writes_weights)
         self._fixed: dict[str, Measurement] = {}  # base and path baselines of reference probes: never change
         self._files = FileSink(folder)
         self._sinks: list[Sink] | None = None
@@ -98,8 +97,10 @@ class MemWatch:
         has_prompts = any(not probe.is_reference for probe in watched + held_out)
         if config.signals.decide == "loss_log_ratio":
             check(not has_prompts, "signals.decide", "loss_log_ratio", "another one with prompt probes, whose true noise is unknown")
+        self.ranks.check(config, has_prompts)
         parts = load_components(pretrained, given, needs_vae=True, needs_text=True, device=self.accelerator.device)
         self.denoiser = make_denoiser(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
+        self.denoiser.model = self._entrance
         last = self.denoiser.schedule.num_train_timesteps - 1
         check(max(config.levels.timesteps) <= last, "levels.timesteps", config.levels.timesteps, f"timesteps up to {last}")
         scale = 2 ** (len(parts.vae.config.block_out_channels) - 1)
@@ -156,7 +157,7 @@ class MemWatch:
         self._remember(step, looks)
         findings, controls, self._states = judge_event(looks, self._states, step, self.config)
         verdicts = [(f.name, f.verdict, f.severity, f.p) for f in findings]
-        self._stop = self._agreed(decide_stop(self._stop, verdicts, step, self.config.stop))
+        self._stop = self.ranks.first(decide_stop(self._stop, verdicts, step, self.config.stop))
         report = self._report(step, findings, controls, time.perf_counter() - started)
         if self.accelerator.is_main_process:
             self._write(report)
@@ -165,20 +166,19 @@ class MemWatch:
 
     def _look_on_all_ranks(self, step: int) -> list[Look] | None:
         """Every rank looks at its share; all get all looks, in the order of the probes. A failure on any rank is one on all."""
-        mine, error = [], None
+        mine: list[Look] = []
+        error: Exception | None = None
         try:
             with self._borrowed(self._parts.vae), self._watched_weights():
-                mine = self._look(step, self._prepared[self.accelerator.process_index :: self.accelerator.num_processes])
+                mine = self._look(step, self.ranks.share(self._prepared))
         except Exception as caught:  # a monitor never kills a run
             error = caught
-        results: list[tuple[list[Look], str | None]] = [(mine, repr(error) if error else None)]
-        if self.accelerator.num_processes > 1:
-            results = gather_object(results)
-        if failed := [text for _, text in results if text is not None]:
+        looks, failed = self.ranks.gather(mine, repr(error) if error else None)
+        if failed is not None:
             self._disabled = True
-            self._failed("looking at the model", failed[0], error)
+            self._failed("looking at the model", failed, error)
             return None
-        by_name = {look.name: look for looks, _ in results for look in looks}
+        by_name = {look.name: look for look in looks}
         return [by_name[prepared.name] for prepared in self._prepared]
 
     def _look(self, step: int, share: Sequence[PreparedProbe]) -> list[Look]:
@@ -250,7 +250,7 @@ class MemWatch:
             elif (s := steps[p.name]) is not None and (entry := from_ledger(self._ledger.get(s), p.name)) is not None:
                 found[p.name] = entry
         for s, indices in by_weights.items():
-            with swapped(self.model, self._weights.get(s) if s is not None else self._fixed_weights(kind, argument)):
+            with swapped(self._entrance, self._weights.get(s) if s is not None else self._fixed_weights(kind, argument)):
                 measured = self._measure([views[i] for i in indices])
             found |= {share[i].name: m for i, m in zip(indices, measured, strict=True)}
             if s is None:
@@ -260,7 +260,7 @@ class MemWatch:
     def _fixed_weights(self, kind: str, argument: str) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
-        weights = load_file(argument) if kind == "path" else without_lora(self.model)
+        weights = load_file(argument) if kind == "path" else without_lora(self._entrance)
         if not weights:
             raise ValueError("signals.baseline is 'base', but the model has no LoRA layers to switch off")
         return weights
@@ -275,7 +275,7 @@ class MemWatch:
         needs_weights = prompts and self.config.signals.baseline.partition(":")[0] not in ("base", "path")
         if needs_weights:
             with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
-                self._weights.add(step, trainable(self.model))
+                self._weights.add(step, trainable(self._entrance))
             self.accelerator.wait_for_everyone()  # what one process wrote the others will read
 
     def _report(self, step: int, findings: list[Finding], controls: dict[str, float], seconds: float) -> Report:
@@ -285,29 +285,25 @@ class MemWatch:
         false_alarms = expected_false_alarms(len(findings), self.config.alerts.max_p)
         return Report(step, tuple(findings), controls, calibrated, false_alarms, top, seconds, self._errors, self.stop_reason, pictures)
 
-    def _agreed(self, stop: StopState) -> StopState:
-        """Rank 0's decision, on every rank."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        decision: StopState = gather_object([stop])[0]
-        return decision
-
     # --- borrowing, failing, telling -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _borrowed(self, vae: Any = None) -> Iterator[None]:
-        with borrow(*(m for m in (self.model, self._text_encoder, vae) if m is not None)):
-            yield
+        with borrow(*(m for m in (self.model, self._entrance, self._text_encoder, vae) if m is not None)):
+            try:
+                yield
+            finally:
+                reshard(self._entrance)
 
     def _watched_weights(self) -> Any:
         """The EMA weights in place of the live ones, when the config says so."""
         if self.config.weights == "live":
             return nullcontext()
-        named = list(self.model.named_parameters())
+        named = list(self._entrance.named_parameters())
         if len(self.ema.shadow_params) != len(named):  # an average of what is trained only, as for LoRA
             named = [(name, p) for name, p in named if p.requires_grad]
         names = [name for name, _ in named]
-        return swapped(self.model, dict(zip(names, self.ema.shadow_params, strict=True)))
+        return swapped(self._entrance, dict(zip(names, self.ema.shadow_params, strict=True)))
 
     def _write(self, report: Report) -> None:
         if self._sinks is None:

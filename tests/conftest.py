@@ -93,8 +93,8 @@ class Loop:
         new_process()
         set_seed(1)
         self.folder, self.step = folder, 0
-        self.accelerator = Accelerator(
-            cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulation, log_with=log_with, project_dir=folder
+        self.accelerator = self.make_accelerator(
+            mixed_precision=precision, gradient_accumulation_steps=accumulation, log_with=log_with, project_dir=folder
         )
         unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet").train()
         if lora:
@@ -116,6 +116,9 @@ class Loop:
         self.scheduler = DDIMScheduler.from_pretrained(pretrained, subfolder="scheduler")
         if log_with is not None:
             self.accelerator.init_trackers("run")
+
+    def make_accelerator(self, **options: Any) -> Accelerator:
+        return Accelerator(cpu=True, **options)
 
     def watch(self, pretrained: Any, probes: Any = None, **overrides: Any) -> MemWatch:
         overrides.setdefault("output_dir", str((self.folder or Path("memwatch")) / "memwatch"))
