@@ -98,9 +98,10 @@ class MemWatch:
         if config.signals.decide == "loss_log_ratio":
             check(not has_prompts, "signals.decide", "loss_log_ratio", "another one with prompt probes, whose true noise is unknown")
         self.ranks.check(config, has_prompts)
-        parts = load_components(pretrained, given, needs_vae=True, needs_text=True, device=self.accelerator.device)
+        with self.ranks.whole():
+            parts = load_components(pretrained, given, needs_vae=True, needs_text=True, device=self.accelerator.device)
         self.denoiser = make_denoiser(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
-        self.denoiser.model = self._entrance
+        self.denoiser.model, self.denoiser.once = self._entrance, self.ranks.once
         last = self.denoiser.schedule.num_train_timesteps - 1
         check(max(config.levels.timesteps) <= last, "levels.timesteps", config.levels.timesteps, f"timesteps up to {last}")
         scale = 2 ** (len(parts.vae.config.block_out_channels) - 1)

@@ -45,6 +45,7 @@ class Denoiser(ABC):
 
     name: str
     needs_text: bool = True
+    once: bool = True  # whether one forward pass serves several backward passes
 
     def __init__(self, model: nn.Module, schedule: NoiseSchedule) -> None:
         self.model = model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +54,11 @@ class Ranks:
             return cls(accelerator, "FSDP2" if second else "FSDP1", lockstep=True, swappable=second)
         return cls(accelerator, "DDP" if accelerator.num_processes > 1 else "one process")
 
+    @property
+    def once(self) -> bool:
+        """Whether one forward pass serves several backward passes; FSDP1 and ZeRO-3 free what they gathered after the first."""
+        return not self.lockstep or self.swappable
+
     def check(self, config: MemWatchConfig, has_prompts: bool) -> None:
         """Refuse what needs other weights where they cannot be exchanged.
 
@@ -82,6 +88,21 @@ class Ranks:
         if lies != computes:
             raise ValueError(f"{self.held} keeps parameters on {lies} while {computes} computes; memwatch works without CPU offload")
         return model
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, models are loaded whole: with ZeRO-3 transformers splits every one. (accelerate's own switch leaves it split, 1.15.)"""
+        if not self.held.startswith("DeepSpeed"):
+            yield
+            return
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            if (config := self.accelerator.state.deepspeed_plugin.dschf) is not None:
+                set_hf_deepspeed_config(config)
 
     # --- sharing out, and agreeing -----------------------------------------------------------------------------------------------------
 

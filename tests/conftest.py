@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import random
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -198,6 +200,31 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
             assert_same(x, y, f"{path}/{i}")
     else:
         assert a == b, path
+
+
+def on_two_ranks(script: str, *arguments: object, folder: Path, **environment: str) -> str:
+    """Run a script on two gloo processes of the CPU; what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+    }  # fmt: skip
+    processes = []
+    for rank in range(2):
+        with (folder / f"log{rank}").open("w", encoding="utf-8") as log:
+            here = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | environment
+            command = [sys.executable, script, *map(str, arguments)]
+            processes.append(subprocess.Popen(command, env=here, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = [(folder / f"log{rank}").read_text(encoding="utf-8") for rank in range(2)]
+    assert codes == [0, 0], "\n".join(log[-3000:] for log in logs)
+    return "\n".join(logs)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
