@@ -90,15 +90,17 @@ class Loop:
 
     def __init__(
         self, pretrained: Path, folder: Path | None = None, *, lora: bool = False, ema: bool = False, checkpointing: bool = False,
-        precision: str = "no", lr: float = 1e-2, accumulation: int = 1, log_with: Any = None,
+        precision: str = "no", lr: float = 1e-2, accumulation: int = 1, log_with: Any = None, dtype: torch.dtype = torch.float32,
+        adapt: Any = None,
     ) -> None:  # fmt: skip
+        """``dtype`` is the frozen weights' (LoRA is always float32); ``adapt`` makes of the UNet what goes into ``accelerator.prepare``."""
         new_process()
         set_seed(1)
         self.folder, self.step = folder, 0
         self.accelerator = self.make_accelerator(
             mixed_precision=precision, gradient_accumulation_steps=accumulation, log_with=log_with, project_dir=folder
         )
-        unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet").train()
+        unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet", dtype=dtype).train()
         if lora:
             from peft import LoraConfig
 
@@ -106,9 +108,11 @@ class Loop:
             unet.add_adapter(LoraConfig(r=2, lora_alpha=2, lora_dropout=0.2, target_modules=["to_q", "to_v"]))
         if checkpointing:
             unet.enable_gradient_checkpointing()
+        self.dtype = dtype
         self.ema = EMAModel(unet.parameters(), decay=0.9) if ema else None
         optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
         generator = torch.Generator().manual_seed(2)
+        unet = adapt(unet) if adapt is not None else unet
         data = [(torch.randn(4, 8, 8, generator=generator), torch.randn(TOKENS, 16, generator=generator)) for _ in range(8)]
         loader = DataLoader(data, batch_size=2, shuffle=True)
         self.unet, self.optimizer, self.loader = self.accelerator.prepare(unet, optimizer, loader)
@@ -142,7 +146,8 @@ class Loop:
                     noise = torch.randn_like(latents) * (1 + 0.1 * float(np.random.rand()))  # NumPy's stream is watched too
                     timesteps = torch.randint(0, 1000, (len(latents),))
                     hidden = hidden * float(random.random() > 0.3)
-                    output = self.unet(self.scheduler.add_noise(latents, noise, timesteps), timesteps, hidden).sample
+                    noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
+                    output = self.unet(noisy_latents.to(self.dtype), timesteps, hidden.to(self.dtype)).sample
                     self.accelerator.backward(torch.nn.functional.mse_loss(output.float(), noise))
                     self.optimizer.step()
                     if self.accelerator.sync_gradients:
@@ -218,7 +223,7 @@ def on_two_ranks(script: str, *arguments: object, folder: Path, **environment: s
             command = [sys.executable, script, *map(str, arguments)]
             processes.append(subprocess.Popen(command, env=here, stdout=log, stderr=subprocess.STDOUT))
     try:
-        codes = [process.wait(timeout=120) for process in processes]
+        codes = [process.wait(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
