@@ -127,7 +127,8 @@ class MemWatch:
         if self._last_step is None:
             logger.warning("memwatch takes its first baseline only now, after step %d: iterate over watch.guard(dataloader)", step)
             return self._event(step)
-        return self._event(step) if step % self.config.every_steps == 0 and step > self._last_step else None
+        every = self.config.every_steps
+        return self._event(step) if step // every > self._last_step // every else None  # also for a loop that skips numbers
 
     @property
     def should_stop(self) -> bool:
