@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -25,9 +24,12 @@ from memwatch.loop import Closer, GuardedLoader
 from memwatch.measure import measure
 from memwatch.noise import NoiseSchedule
 from memwatch.probes import PreparedProbe, View, as_probes, decode_latents, prepare, prompt_view, reference_view
+from memwatch.ranks import Ranks
 from memwatch.report import Finding, Report
 from memwatch.signals import Measurement
-from memwatch.snapshots import SnapshotStore, from_ledger, swapped, to_ledger, trainable, with_conditioning, without_conditioning, without_lora
+from memwatch.snapshots import (
+    SnapshotStore, from_ledger, reshard, swapped, to_ledger, trainable, with_conditioning, without_conditioning, without_lora,
+)  # fmt: skip
 from memwatch.trackers import Sink, tracker_sinks
 from memwatch.trackers.files import FileSink
 
@@ -63,10 +65,8 @@ class MemWatch:
         self.accelerator, self.ema = accelerator, ema
         self.config: MemWatchConfig = load_config(config, **overrides)
         check(ema is not None or self.config.weights == "live", "weights", self.config.weights, "live, since no ema was passed")
-        kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
-        if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TP"):
-            raise ValueError(f"distributed type {kind} shards the model; memwatch works with single processes and data parallelism (DDP)")
-        self.model = unwrap(model)
+        self.ranks = Ranks.of(accelerator)
+        self.model, self._entrance = unwrap(model), self.ranks.entrance(model)
         self._text_encoders = tuple(unwrap(part) if part is not None else None for part in as_tuple(text_encoder))
         self._live_text = any(p.requires_grad for part in self._text_encoders if part is not None for p in part.parameters())
         self._check_against_model()
@@ -76,9 +76,10 @@ class MemWatch:
             self._prepare(pretrained, given, probes, controls)
 
         folder = Path(self.config.output_dir)
-        writes, keep = accelerator.is_local_main_process, self.config.snapshots.keep
-        self._ledger = SnapshotStore(folder / "ledger", keep, in_memory=True, writes=writes)
-        self._weights = SnapshotStore(folder / "snapshots" if self.config.snapshots.on_disk else None, keep, writes=writes)
+        keep, on_disk = self.config.snapshots.keep, self.config.snapshots.on_disk
+        self._ledger = SnapshotStore(folder / "ledger", keep, in_memory=True, writes=accelerator.is_local_main_process)
+        weights = self.ranks.weights_folder(folder / "snapshots") if on_disk else None
+        self._weights = SnapshotStore(weights, keep, writes=self.ranks.writes_weights)
         self._fixed: dict[str, Measurement] = {}  # base and path baselines of reference probes: never change
         self._files = FileSink(folder)
         self._sinks: list[Sink] | None = None
@@ -111,13 +112,16 @@ class MemWatch:
         has_prompts = any(not probe.is_reference for probe in watched + held_out)
         if config.signals.decide == "loss_log_ratio":
             check(not has_prompts, "signals.decide", "loss_log_ratio", "another one with prompt probes, whose true noise is unknown")
+        self.ranks.check(config, has_prompts)
         family = family_of(self.model)
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
-        parts = load_components(
-            pretrained, given, needs_vae=not family.in_pixels, text_encoders=family.text_encoders, optional=family.optional,
-            device=self.accelerator.device, dtype=dtype,
-        )  # fmt: skip
+        with self.ranks.whole():
+            parts = load_components(
+                pretrained, given, needs_vae=not family.in_pixels, text_encoders=family.text_encoders, optional=family.optional,
+                device=self.accelerator.device, dtype=dtype,
+            )  # fmt: skip
         self.denoiser = family(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
+        self.denoiser.model, self.denoiser.once = self._entrance, self.ranks.once
         last = self.denoiser.schedule.num_train_timesteps - 1
         check(max(config.levels.timesteps) <= last, "levels.timesteps", config.levels.timesteps, f"timesteps up to {last}")
         scale = 2 ** (len(parts.vae.config.block_out_channels) - 1) if parts.vae is not None else 1
@@ -127,8 +131,6 @@ class MemWatch:
         self._resolution, self._side = resolution, resolution // scale
         self._prepared = prepare(watched, held_out, self.denoiser, parts, resolution)
         self._null = self.denoiser.encode_null(parts, resolution)
-        allowed = "another one, because the model has no LoRA layers to switch off"
-        check(config.signals.baseline != "base" or bool(without_lora(self.model)), "signals.baseline", "base", allowed)
         allowed = "another one, because this model has no unconditional branch"
         check(self._null is not None or config.signals.decide != "log_ratio_null", "signals.decide", config.signals.decide, allowed)
         self._parts = replace(parts, vae=parts.vae if has_prompts else None, text_encoders=parts.text_encoders if self._live_text else ())
@@ -148,7 +150,8 @@ class MemWatch:
         if self._last_step is None:
             logger.warning("memwatch takes its first baseline only now, after step %d: iterate over watch.guard(dataloader)", step)
             return self._event(step)
-        return self._event(step) if step % self.config.every_steps == 0 and step > self._last_step else None
+        every = self.config.every_steps
+        return self._event(step) if step // every > self._last_step // every else None  # also for a loop that skips numbers
 
     @property
     def should_stop(self) -> bool:
@@ -179,7 +182,7 @@ class MemWatch:
         self._remember(step, looks)
         findings, controls, self._states = judge_event(looks, self._states, step, self.config)
         verdicts = [(f.name, f.verdict, f.severity, f.p) for f in findings]
-        self._stop = self._agreed(decide_stop(self._stop, verdicts, step, self.config.stop))
+        self._stop = self.ranks.first(decide_stop(self._stop, verdicts, step, self.config.stop))
         report = self._report(step, findings, controls, time.perf_counter() - started)
         if self.accelerator.is_main_process:
             self._write(report)
@@ -188,21 +191,20 @@ class MemWatch:
 
     def _look_on_all_ranks(self, step: int) -> list[Look] | None:
         """Every rank looks at its share; all get all looks, in the order of the probes. A failure on any rank is one on all."""
-        mine, error = [], None
+        mine: list[Look] = []
+        error: Exception | None = None
         try:
             with self._borrowed(self._parts.vae), self._watched_weights():
                 self._encode_again()
-                mine = self._look(step, self._prepared[self.accelerator.process_index :: self.accelerator.num_processes])
+                mine = self._look(step, self.ranks.share(self._prepared))
         except Exception as caught:  # a monitor never kills a run
             error = caught
-        results: list[tuple[list[Look], str | None]] = [(mine, repr(error) if error else None)]
-        if self.accelerator.num_processes > 1:
-            results = gather_object(results)
-        if failed := [text for _, text in results if text is not None]:
+        looks, failed = self.ranks.gather(mine, repr(error) if error else None)
+        if failed is not None:
             self._disabled = True
-            self._failed("looking at the model", failed[0], error)
+            self._failed("looking at the model", failed, error)
             return None
-        by_name = {look.name: look for looks, _ in results for look in looks}
+        by_name = {look.name: look for look in looks}
         return [by_name[prepared.name] for prepared in self._prepared if prepared.name in by_name]
 
     def _look(self, step: int, share: Sequence[PreparedProbe]) -> list[Look]:
@@ -281,7 +283,7 @@ class MemWatch:
                 found[p.name] = entry
         for s, indices in by_weights.items():
             weights, conditioning = without_conditioning(self._weights.get(s) if s is not None else self._fixed_weights())
-            with swapped(self.model, weights):
+            with swapped(self._entrance, weights):
                 measured = self._measure([replace(v, conditioning=conditioning.get(v.key, v.conditioning)) for v in (views[i] for i in indices)])
             found |= {share[i].name: m for i, m in zip(indices, measured, strict=True)}
             if s is None:
@@ -294,7 +296,7 @@ class MemWatch:
         kind, file = self.config.signals.baseline_parts
         if kind == "path":
             return load_file(file)
-        weights = without_lora(self.model)
+        weights = without_lora(self._entrance)
         if not self._live_text:
             return weights
         with ExitStack() as stack:  # adapters of text encoders off as well
@@ -313,7 +315,7 @@ class MemWatch:
         if prompts and not self.config.signals.baseline_is_fixed:
             with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
                 conditioning = {p.name: p.conditioning for p in self._prepared} if self._live_text else {}
-                self._weights.add(step, with_conditioning(trainable(self.model), conditioning))
+                self._weights.add(step, with_conditioning(trainable(self._entrance), conditioning))
             self.accelerator.wait_for_everyone()  # what one process wrote the others will read
 
     def _report(self, step: int, findings: list[Finding], controls: dict[str, float], seconds: float) -> Report:
@@ -323,29 +325,25 @@ class MemWatch:
         false_alarms = expected_false_alarms(len(findings), self.config.alerts.max_p)
         return Report(step, tuple(findings), controls, calibrated, false_alarms, top, seconds, self._errors, self.stop_reason, pictures)
 
-    def _agreed(self, stop: StopState) -> StopState:
-        """Rank 0's decision, on every rank."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        decision: StopState = gather_object([stop])[0]
-        return decision
-
     # --- borrowing, failing, telling -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _borrowed(self, vae: Any = None) -> Iterator[None]:
-        with borrow(*(m for m in (self.model, *self._text_encoders, vae) if m is not None)):
-            yield
+        with borrow(*(m for m in (self.model, self._entrance, *self._text_encoders, vae) if m is not None)):
+            try:
+                yield
+            finally:
+                reshard(self._entrance)
 
     def _watched_weights(self) -> Any:
         """The EMA weights in place of the live ones, when the config says so."""
         if self.config.weights == "live":
             return nullcontext()
-        named = list(self.model.named_parameters())
+        named = list(self._entrance.named_parameters())
         if len(self.ema.shadow_params) != len(named):  # an average of what is trained only, as for LoRA
             named = [(name, p) for name, p in named if p.requires_grad]
         names = [name for name, _ in named]
-        return swapped(self.model, dict(zip(names, self.ema.shadow_params, strict=True)))
+        return swapped(self._entrance, dict(zip(names, self.ema.shadow_params, strict=True)))
 
     def _write(self, report: Report) -> None:
         if self._sinks is None:

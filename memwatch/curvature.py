@@ -50,13 +50,17 @@ def test_vectors(num: int, shape: tuple[int, int, int], generator: torch.Generat
 test_vectors.__test__ = False  # type: ignore[attr-defined]  # a name of the field, not a pytest test
 
 
-def value_and_diag_jacobian(fn: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_diag_jacobian(
+    fn: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, *, once: bool = True
+) -> tuple[Tensor, Tensor]:
     """``fn(x)`` and, for every test vector v, the products ``v * (J^T v)`` whose mean estimates the diagonal of its Jacobian.
 
     Args:
         fn: maps ``(b, ...)`` to the same shape; row i of its output depends on row i of ``x`` only.
         x: shape ``(b, ...)``, floating point. Not modified; gradients are kept out of every ``.grad``.
         vectors: shape ``(K, b, ...)``.
+        once: call ``fn`` once and go back through it for every vector; false calls it for every vector, as FSDP1 and ZeRO-3 need,
+            which free gathered parameters after the first way back.
 
     Returns:
         ``fn(x)`` detached, and products of shape ``(K, b, ...)``.
@@ -68,11 +72,13 @@ def value_and_diag_jacobian(fn: Callable[[Tensor], Tensor], x: Tensor, vectors: 
         raise ValueError(f"vectors must have shape (K, {', '.join(map(str, x.shape))}), got {tuple(vectors.shape)}")
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
-        y = fn(x)
+        y = fn(x.view_as(x))  # a view, because FSDP1's hooks on frozen layers refuse a leaf
         if y.shape != x.shape:
             raise ValueError(f"fn must return the shape of its input {tuple(x.shape)}, got {tuple(y.shape)}")
-        last = len(vectors) - 1
-        products = [v * torch.autograd.grad(y, x, v, retain_graph=k < last)[0] for k, v in enumerate(vectors)]
+        products = []
+        for k, v in enumerate(vectors):
+            output = y if once or k == 0 else fn(x.view_as(x))
+            products.append(v * torch.autograd.grad(output, x, v, retain_graph=once and k < len(vectors) - 1)[0])
     return y.detach(), torch.stack(products)
 
 

@@ -66,7 +66,7 @@ def _measure_batch(
     generators = [seeded(seed, "vectors", view.key, view.timesteps[level], draw) for view, level, draw in rows]
     vectors = torch.stack([test_vectors(curvature.vectors, shape, g, tile=curvature.tile) for g in generators], dim=1)
 
-    epsilon, products = value_and_diag_jacobian(lambda x: denoiser(x, timesteps, conditioning), x, vectors.to(x.device))
+    epsilon, products = value_and_diag_jacobian(lambda x: denoiser(x, timesteps, conditioning), x, vectors.to(x.device), once=denoiser.once)
 
     _, sigma = denoiser.schedule.alpha_sigma(timesteps, x)
     rho = (1 - sigma * products).mean(2)  # (vectors, b, h, w): mean over channels

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,13 +17,15 @@ from memwatch.signals import Measurement
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """CPU copies of the trainable parameters: all of them, or a few MB for LoRA."""
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+    """CPU copies of the trainable parameters (under FSDP2 of this rank's shards): all of them, or a few MB for LoRA."""
+    reshard(model)
+    return {name: held(p).to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def without_lora(model: nn.Module) -> dict[str, Tensor]:
     """Parameters that turn every LoRA layer off: ``lora_B`` all zero gives the base model exactly. Empty when there is no LoRA."""
-    return {name: torch.zeros_like(p, device="cpu") for name, p in model.named_parameters() if ".lora_B." in name}
+    reshard(model)
+    return {name: torch.zeros_like(held(p), device="cpu") for name, p in model.named_parameters() if ".lora_B." in name}
 
 
 PROMPTS = "conditioning/"  # what a trained text encoder said at that step, kept beside the weights; no parameter is called so
@@ -46,28 +49,74 @@ def without_conditioning(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
 
 @contextmanager
 def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with other values for some parameters, and afterwards exactly as before: the live storage is set aside, never copied.
+    """The model with other values for some parameters, and afterwards exactly as before.
 
-    Gradients must be taken inside, because gradient checkpointing computes activations a second time.
+    The live storage is set aside, never copied; but FSDP2 gathers from that very storage, so shards are written over, and back. Gradients
+    must be taken inside, because gradient checkpointing computes activations a second time.
+
+    Args:
+        tensors: by parameter name; for a sharded parameter the whole tensor or this rank's part.
 
     Raises:
         ValueError: a name is unknown or a shape differs.
     """
+    reshard(model)
     parameters = dict(model.named_parameters())
+    values = {}
     for name, tensor in tensors.items():
-        if name not in parameters or parameters[name].shape != tensor.shape:
-            found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-            raise ValueError(f"snapshot does not fit the model: {name} has shape {tuple(tensor.shape)}, the model {found}")
-    live = {name: parameters[name].data for name in tensors}
+        found = parameters.get(name)
+        values[name] = tensor if found is None else _part(tensor, found)
+        if found is None or held(found).shape != values[name].shape:
+            has = tuple(held(found).shape) if found is not None else "no such parameter"
+            raise ValueError(f"snapshot does not fit the model: {name} has shape {tuple(values[name].shape)}, the model {has}")
+    live: dict[str, Tensor] = {}
     try:
-        for name, tensor in tensors.items():
-            parameters[name].data = tensor.to(live[name])
+        for name, value in values.items():
+            parameter = parameters[name]
+            if is_sharded(parameter):
+                live[name] = held(parameter).clone()
+                held(parameter).copy_(value)
+            else:
+                live[name] = parameter.data
+                parameter.data = torch.empty_like(parameter.data).copy_(value)  # keeps dtype, device and memory format
         torch.clear_autocast_cache()
         yield
     finally:
+        reshard(model)
         for name, data in live.items():
-            parameters[name].data = data
+            if is_sharded(parameters[name]):
+                held(parameters[name]).copy_(data)
+            else:
+                parameters[name].data = data
         torch.clear_autocast_cache()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a ``DTensor``, as FSDP2's parameters are (duck-typed: torch has moved the class)."""
+    return hasattr(tensor, "to_local")
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this rank holds of it, sharing its storage, outside of autograd."""
+    detached: Any = tensor.detach()
+    own: Tensor = detached.to_local() if is_sharded(tensor) else detached
+    return own
+
+
+def _part(tensor: Tensor, like: Any) -> Tensor:
+    """``tensor`` cut as ``like`` is; unchanged when it already is."""
+    if is_sharded(tensor) or not is_sharded(like) or tensor.shape != like.shape:
+        return held(tensor)
+    from torch.distributed.tensor import distribute_tensor
+
+    return held(distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements))
+
+
+def reshard(model: nn.Module) -> None:
+    """Make FSDP2 forget what it has gathered, so that parameters are shards again and the next pass gathers what they hold then."""
+    for module in model.modules():
+        if callable(drop := getattr(module, "reshard", None)):
+            drop()
 
 
 class SnapshotStore:

@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import random
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,15 +90,17 @@ class Loop:
 
     def __init__(
         self, pretrained: Path, folder: Path | None = None, *, lora: bool = False, ema: bool = False, checkpointing: bool = False,
-        precision: str = "no", lr: float = 1e-2, accumulation: int = 1, log_with: Any = None,
+        precision: str = "no", lr: float = 1e-2, accumulation: int = 1, log_with: Any = None, dtype: torch.dtype = torch.float32,
+        adapt: Any = None,
     ) -> None:  # fmt: skip
+        """``dtype`` is the frozen weights' (LoRA is always float32); ``adapt`` makes of the UNet what goes into ``accelerator.prepare``."""
         new_process()
         set_seed(1)
         self.folder, self.step = folder, 0
-        self.accelerator = Accelerator(
-            cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulation, log_with=log_with, project_dir=folder
+        self.accelerator = self.make_accelerator(
+            mixed_precision=precision, gradient_accumulation_steps=accumulation, log_with=log_with, project_dir=folder
         )
-        unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet").train()
+        unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet", dtype=dtype).train()
         if lora:
             from peft import LoraConfig
 
@@ -104,9 +108,11 @@ class Loop:
             unet.add_adapter(LoraConfig(r=2, lora_alpha=2, lora_dropout=0.2, target_modules=["to_q", "to_v"]))
         if checkpointing:
             unet.enable_gradient_checkpointing()
+        self.dtype = dtype
         self.ema = EMAModel(unet.parameters(), decay=0.9) if ema else None
         optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
         generator = torch.Generator().manual_seed(2)
+        unet = adapt(unet) if adapt is not None else unet
         data = [(torch.randn(4, 8, 8, generator=generator), torch.randn(TOKENS, 16, generator=generator)) for _ in range(8)]
         loader = DataLoader(data, batch_size=2, shuffle=True)
         self.unet, self.optimizer, self.loader = self.accelerator.prepare(unet, optimizer, loader)
@@ -116,6 +122,9 @@ class Loop:
         self.scheduler = DDIMScheduler.from_pretrained(pretrained, subfolder="scheduler")
         if log_with is not None:
             self.accelerator.init_trackers("run")
+
+    def make_accelerator(self, **options: Any) -> Accelerator:
+        return Accelerator(cpu=True, **options)
 
     def watch(self, pretrained: Any, probes: Any = None, **overrides: Any) -> MemWatch:
         overrides.setdefault("output_dir", str((self.folder or Path("memwatch")) / "memwatch"))
@@ -137,7 +146,8 @@ class Loop:
                     noise = torch.randn_like(latents) * (1 + 0.1 * float(np.random.rand()))  # NumPy's stream is watched too
                     timesteps = torch.randint(0, 1000, (len(latents),))
                     hidden = hidden * float(random.random() > 0.3)
-                    output = self.unet(self.scheduler.add_noise(latents, noise, timesteps), timesteps, hidden).sample
+                    noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
+                    output = self.unet(noisy_latents.to(self.dtype), timesteps, hidden.to(self.dtype)).sample
                     self.accelerator.backward(torch.nn.functional.mse_loss(output.float(), noise))
                     self.optimizer.step()
                     if self.accelerator.sync_gradients:
@@ -195,6 +205,31 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
             assert_same(x, y, f"{path}/{i}")
     else:
         assert a == b, path
+
+
+def on_two_ranks(script: str, *arguments: object, folder: Path, **environment: str) -> str:
+    """Run a script on two gloo processes of the CPU; what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+    }  # fmt: skip
+    processes = []
+    for rank in range(2):
+        with (folder / f"log{rank}").open("w", encoding="utf-8") as log:
+            here = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | environment
+            command = [sys.executable, script, *map(str, arguments)]
+            processes.append(subprocess.Popen(command, env=here, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = [(folder / f"log{rank}").read_text(encoding="utf-8") for rank in range(2)]
+    assert codes == [0, 0], "\n".join(log[-3000:] for log in logs)
+    return "\n".join(logs)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

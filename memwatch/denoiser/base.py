@@ -27,6 +27,7 @@ class Denoiser(ABC):
         text_encoders: the pipeline's names of the text encoders that it needs.
         optional: those that a pipeline may lack.
         in_pixels: the latents are the pixels themselves, in [-1, 1]; there is no VAE.
+        once: one forward pass serves several backward passes; false where parameters are gathered for one of each (FSDP1, ZeRO-3).
         guided: prompt probes are sampled with classifier-free guidance; false where the model has no unconditional branch, or is distilled.
     """
 
@@ -35,6 +36,7 @@ class Denoiser(ABC):
     optional: tuple[str, ...] = ()
     in_pixels: bool = False
     guided: bool = True
+    once: bool = True
 
     def __init__(self, model: nn.Module, schedule: NoiseSchedule) -> None:
         self.model = model

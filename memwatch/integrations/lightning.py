@@ -1,0 +1,57 @@
+"""memwatch as a callback of Lightning's ``Trainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from memwatch.callback import MemWatch
+
+
+class MemWatchCallback(Callback):  # type: ignore[misc]
+    """Watches the denoiser of a ``LightningModule``; scalars go to its loggers, pictures to ``output_dir``. One process, or DDP.
+
+    ``Trainer(callbacks=[MemWatchCallback(lambda module: module.unet, "path/to/pipeline", probes=..., controls=...)])``
+
+    Args:
+        denoiser: picks the denoiser out of the module.
+        pretrained: as for ``MemWatch``.
+        options: of ``MemWatch``.
+    """
+
+    def __init__(self, denoiser: Callable[[Any], nn.Module], pretrained: Any = None, **options: Any) -> None:
+        self.denoiser, self.pretrained, self.options = denoiser, pretrained, options
+        self.watch: MemWatch | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        accelerator = Accelerator(cpu=pl_module.device.type == "cpu")  # knows the ranks; prepares nothing
+        self.watch = MemWatch(accelerator, self.denoiser(pl_module), self.pretrained, **self.options)
+        if self._restored is not None:
+            self.watch.load_state_dict(self._restored)
+        self._log(trainer, self.watch.begin(trainer.global_step))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert self.watch is not None
+        self._log(trainer, self.watch.on_step_end(trainer.global_step))
+        trainer.should_stop = trainer.should_stop or self.watch.should_stop
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if self.watch is not None:
+            self.watch.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.watch.state_dict() if self.watch is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict or None  # comes before the model is there
+
+    @staticmethod
+    def _log(trainer: Any, report: Any) -> None:
+        if report is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(report.scalars(), step=report.step)

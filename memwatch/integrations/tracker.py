@@ -1,0 +1,62 @@
+"""memwatch as an accelerate tracker, for trainers that let one add nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.tracking import GeneralTracker
+
+from memwatch.callback import MemWatch
+
+logger = logging.getLogger("memwatch")
+
+
+class MemWatchTracker(GeneralTracker):  # type: ignore[misc]
+    """Takes every ``accelerator.log(values, step)`` for the end of an optimizer step.
+
+    ``Accelerator(log_with=["wandb", MemWatchTracker(lambda: MemWatch(accelerator, unet, "path/to/pipeline", probes=...))])``
+
+    What a tracker cannot do: trackers live on the main process, so it works with one process only; the first baseline is taken when
+    something is first logged, after a step or more (LoRA: ``signals.baseline: base`` needs none); and it cannot end training: read
+    ``tracker.watch.should_stop`` where the trainer lets you. Values without a step are passed over.
+
+    Args:
+        make: makes the ``MemWatch``; called at the first ``log``, so that it may name what does not exist yet.
+    """
+
+    name = "memwatch"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, make: Callable[[], MemWatch]) -> None:
+        super().__init__()
+        self._make = make
+        self.watch: MemWatch | None = None
+
+    @property
+    def tracker(self) -> MemWatch | None:
+        return self.watch
+
+    def start(self) -> None: ...
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None: ...
+
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        if step is None:
+            return
+        if self.watch is None:
+            self.watch = self._make()
+            if (count := self.watch.accelerator.num_processes) > 1:
+                raise ValueError(f"MemWatchTracker works with one process, not {count}: only the main one logs; call watch.on_step_end instead")
+        stopped = self.watch.should_stop
+        self.watch.on_step_end(step)
+        if self.watch.should_stop and not stopped:
+            logger.warning("memwatch would stop here, which a tracker cannot: %s", self.watch.stop_reason)
+
+    def log_images(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None: ...
+
+    def finish(self) -> None:
+        if self.watch is not None:
+            self.watch.close()

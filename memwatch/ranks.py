@@ -1,0 +1,136 @@
+"""The processes of a run: how they hold the model, which probes each of them looks at, and how they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate.utils import gather_object
+from torch import nn
+
+from memwatch.config import MemWatchConfig, check
+from memwatch.denoiser import unwrap
+
+T = TypeVar("T")
+
+UNKNOWN = ("MEGATRON_LM", "XLA", "TP")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """All processes of one accelerator.
+
+    Attributes:
+        accelerator: the loop's.
+        held: how the model lies on the ranks, in the words of its users.
+        lockstep: a forward pass is a collective (the parameters are sharded), so every rank looks at every probe, in the same order.
+        swappable: earlier weights can take the place of the live ones.
+    """
+
+    accelerator: Any
+    held: str
+    lockstep: bool = False
+    swappable: bool = True
+
+    @classmethod
+    def of(cls, accelerator: Any) -> Ranks:
+        """What the accelerator's distributed type means.
+
+        Raises:
+            ValueError: a type that memwatch cannot work with.
+        """
+        kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+        if kind in UNKNOWN:
+            known = "one process, DDP, FSDP1, FSDP2 and DeepSpeed"
+            raise ValueError(f"distributed type {kind} splits the model in a way that memwatch does not know; it works with {known}")
+        if kind == "DEEPSPEED":
+            stage = int(accelerator.deepspeed_config["zero_optimization"]["stage"])
+            return cls(accelerator, f"DeepSpeed ZeRO-{stage}", lockstep=stage == 3, swappable=stage < 3)
+        if kind == "FSDP":
+            second = bool(getattr(accelerator, "is_fsdp2", False))
+            return cls(accelerator, "FSDP2" if second else "FSDP1", lockstep=True, swappable=second)
+        return cls(accelerator, "DDP" if accelerator.num_processes > 1 else "one process")
+
+    @property
+    def once(self) -> bool:
+        """Whether one forward pass serves several backward passes; FSDP1 and ZeRO-3 free what they gathered after the first."""
+        return not self.lockstep or self.swappable
+
+    def check(self, config: MemWatchConfig, has_prompts: bool) -> None:
+        """Refuse what needs other weights where they cannot be exchanged.
+
+        Raises:
+            ConfigError: names the key, its value and what is allowed.
+        """
+        if not self.swappable:
+            under = f"under {self.held}, whose weights cannot be exchanged during training"
+            check(not has_prompts, "probes", "prompts", f"images with captions {under}")
+            check(config.weights == "live", "weights", config.weights, f"live {under}")
+            check(not config.signals.baseline_is_fixed, "signals.baseline", config.signals.baseline, f"first, previous, lag:N or last_clean {under}")
+
+    def entrance(self, model: nn.Module) -> nn.Module:
+        """What to call instead of the wrapped model: the bare network, or under sharding the module whose hooks gather the parameters.
+
+        Raises:
+            ValueError: the parameters wait on another device.
+        """
+        if not self.lockstep:
+            return unwrap(model)
+        model = getattr(model, "_orig_mod", model)
+        if self.held.startswith("DeepSpeed"):  # the engine's own forward would take a backward pass through its output for the loop's
+            inner: Any = model.module
+            return inner  # type: ignore[no-any-return]
+        lies, computes = next(model.parameters()).device.type, self.accelerator.device.type
+        if lies != computes:
+            raise ValueError(f"{self.held} keeps parameters on {lies} while {computes} computes; memwatch works without CPU offload")
+        return model
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, models are loaded whole: with ZeRO-3 transformers splits every one. (accelerate's own switch leaves it split, 1.15.)"""
+        if not self.held.startswith("DeepSpeed"):
+            yield
+            return
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            if (config := self.accelerator.state.deepspeed_plugin.dschf) is not None:
+                set_hf_deepspeed_config(config)
+
+    # --- sharing out, and agreeing -----------------------------------------------------------------------------------------------------
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """The items that this rank looks at."""
+        return items if self.lockstep else items[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def gather(self, items: Sequence[T], error: str | None) -> tuple[list[T], str | None]:
+        """Everyone's items, and the first error of any rank; the same on all. Where all look at everything, rank 0's word counts."""
+        speaks = self.accelerator.process_index == 0 or not self.lockstep
+        results: list[tuple[list[T], str | None]] = [(list(items) if speaks else [], error)]
+        if self.accelerator.num_processes > 1:
+            results = gather_object(results)
+        return [item for found, _ in results for item in found], next((text for _, text in results if text is not None), None)
+
+    def first(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.accelerator.num_processes == 1:
+            return value
+        theirs: T = gather_object([value])[0]
+        return theirs
+
+    # --- files -------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def writes_weights(self) -> bool:
+        """Whether this rank writes weights: one a machine, or every rank its own shard."""
+        return bool(self.lockstep or self.accelerator.is_local_main_process)
+
+    def weights_folder(self, folder: Path) -> Path:
+        """Shards of another number of ranks would not fit, so their folder says it."""
+        return folder / f"rank-{self.accelerator.process_index}-of-{self.accelerator.num_processes}" if self.lockstep else folder
