@@ -28,7 +28,15 @@ from memwatch.ranks import Ranks
 from memwatch.report import Finding, Report
 from memwatch.signals import Measurement
 from memwatch.snapshots import (
-    SnapshotStore, from_ledger, reshard, swapped, to_ledger, trainable, with_conditioning, without_conditioning, without_lora,
+    SnapshotStore,
+    from_ledger,
+    reshard,
+    swapped,
+    to_ledger,
+    trainable,
+    with_conditioning,
+    without_conditioning,
+    without_lora,
 )  # fmt: skip
 from memwatch.trackers import Sink, tracker_sinks
 from memwatch.trackers.files import FileSink
