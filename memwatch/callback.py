@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from memwatch.alerts import ProbeState, StopState, Verdict, decide_stop
 from memwatch.calibration import expected_false_alarms
 from memwatch.config import MemWatchConfig, check, load_config
-from memwatch.denoiser import Components, borrow, load_components, make_denoiser, unwrap
+from memwatch.denoiser import Components, Conditioning, as_tuple, borrow, family_of, load_components, unwrap
 from memwatch.judging import Look, judge_event
 from memwatch.loop import Closer, GuardedLoader
 from memwatch.measure import measure
@@ -27,7 +27,7 @@ from memwatch.noise import NoiseSchedule
 from memwatch.probes import PreparedProbe, View, as_probes, decode_latents, prepare, prompt_view, reference_view
 from memwatch.report import Finding, Report
 from memwatch.signals import Measurement
-from memwatch.snapshots import SnapshotStore, from_ledger, swapped, to_ledger, trainable, without_lora
+from memwatch.snapshots import SnapshotStore, from_ledger, swapped, to_ledger, trainable, with_conditioning, without_conditioning, without_lora
 from memwatch.trackers import Sink, tracker_sinks
 from memwatch.trackers.files import FileSink
 
@@ -46,8 +46,9 @@ class MemWatch:
         config: YAML file, dict or ``MemWatchConfig``.
         probes: prompts, ``Probe``s, image folder, text file of prompts, or a dataset; goes before the config's.
         controls: the same, of the training data's own kind but held out; without them alerts are uncalibrated.
-        vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. A text encoder with trainable parameters is asked afresh
-            at every event.
+        vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s; lists where the pipeline has several text encoders, in
+            its order, ``None`` for those to be loaded. If any has trainable parameters (also a textual inversion's embedding), prompts are
+            encoded afresh at every event.
         ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``.
         overrides: top-level config keys.
 
@@ -66,10 +67,10 @@ class MemWatch:
         if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TP"):
             raise ValueError(f"distributed type {kind} shards the model; memwatch works with single processes and data parallelism (DDP)")
         self.model = unwrap(model)
-        self._text_encoder = unwrap(text_encoder) if text_encoder is not None else None
-        self._live_text = text_encoder is not None and any(p.requires_grad for p in text_encoder.parameters())
+        self._text_encoders = tuple(unwrap(part) if part is not None else None for part in as_tuple(text_encoder))
+        self._live_text = any(p.requires_grad for part in self._text_encoders if part is not None for p in part.parameters())
 
-        given = Components(scheduler, vae, self._text_encoder, tokenizer)
+        given = Components(scheduler, vae, self._text_encoders, as_tuple(tokenizer))
         with self._borrowed(vae):
             self._prepare(pretrained, given, probes, controls)
 
@@ -98,17 +99,27 @@ class MemWatch:
         has_prompts = any(not probe.is_reference for probe in watched + held_out)
         if config.signals.decide == "loss_log_ratio":
             check(not has_prompts, "signals.decide", "loss_log_ratio", "another one with prompt probes, whose true noise is unknown")
-        parts = load_components(pretrained, given, needs_vae=True, needs_text=True, device=self.accelerator.device)
-        self.denoiser = make_denoiser(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
+        family = family_of(self.model)
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        parts = load_components(
+            pretrained, given, needs_vae=not family.in_pixels, text_encoders=family.text_encoders, optional=family.optional,
+            device=self.accelerator.device, dtype=dtype,
+        )  # fmt: skip
+        self.denoiser = family(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
         last = self.denoiser.schedule.num_train_timesteps - 1
         check(max(config.levels.timesteps) <= last, "levels.timesteps", config.levels.timesteps, f"timesteps up to {last}")
-        scale = 2 ** (len(parts.vae.config.block_out_channels) - 1)
+        scale = 2 ** (len(parts.vae.config.block_out_channels) - 1) if parts.vae is not None else 1
         resolution = config.resolution or (self.denoiser.sample_size or 0) * scale
-        check(resolution > 0 and resolution % scale == 0, "resolution", config.resolution, f"a multiple of {scale} (the model names no size)")
-        self._side = resolution // scale
+        unit = scale * self.denoiser.patch
+        check(resolution > 0 and resolution % unit == 0, "resolution", config.resolution, f"a multiple of {unit} (the model names no size)")
+        self._resolution, self._side = resolution, resolution // scale
         self._prepared = prepare(watched, held_out, self.denoiser, parts, resolution)
-        self._null = self.denoiser.encode([""], parts)[0]
-        self._parts = replace(parts, vae=parts.vae if has_prompts else None, text_encoder=parts.text_encoder if self._live_text else None)
+        self._null = self.denoiser.encode_null(parts, resolution)
+        allowed = "another one, because the model has no LoRA layers to switch off"
+        check(config.signals.baseline != "base" or bool(without_lora(self.model)), "signals.baseline", "base", allowed)
+        allowed = "another one, because this model has no unconditional branch"
+        check(self._null is not None or config.signals.decide != "log_ratio_null", "signals.decide", config.signals.decide, allowed)
+        self._parts = replace(parts, vae=parts.vae if has_prompts else None, text_encoders=parts.text_encoders if self._live_text else ())
 
     # --- what the loop calls ---------------------------------------------------------------------------------------------------------
 
@@ -168,6 +179,7 @@ class MemWatch:
         mine, error = [], None
         try:
             with self._borrowed(self._parts.vae), self._watched_weights():
+                self._encode_again()
                 mine = self._look(step, self._prepared[self.accelerator.process_index :: self.accelerator.num_processes])
         except Exception as caught:  # a monitor never kills a run
             error = caught
@@ -183,9 +195,6 @@ class MemWatch:
 
     def _look(self, step: int, share: Sequence[PreparedProbe]) -> list[Look]:
         """noisy latents -> epsilon and rho, now -> the unconditional branch -> the baselines that need other weights."""
-        if self._live_text:
-            self._null = self.denoiser.encode([""], self._parts)[0]
-            share = [replace(p, conditioning=self.denoiser.encode([p.probe.prompt], self._parts)[0]) for p in share]
         views, images = self._views(share)
         by_null = [i for i, p in enumerate(share) if self._needs_null(p)]
         steps = {p.name: self._baseline_step(p.name, self._ledger if p.probe.is_reference else self._weights) for p in share}
@@ -194,7 +203,8 @@ class MemWatch:
         hidden = not self.accelerator.is_main_process
         with tqdm(total=rows, desc=f"memwatch step {step}", leave=False, disable=hidden, unit="latents") as bar:
             now = self._measure(views, bar.update)
-            nulls = dict(zip(by_null, self._measure([replace(views[i], conditioning=self._null) for i in by_null], bar.update), strict=True))
+            null = self._null or {}  # by_null is empty where there is no such branch
+            nulls = dict(zip(by_null, self._measure([replace(views[i], conditioning=null) for i in by_null], bar.update), strict=True))
         baselines = self._baselines(share, views, steps)
         return [
             Look(
@@ -204,9 +214,18 @@ class MemWatch:
             for i, (p, view) in enumerate(zip(share, views, strict=True))
         ]  # fmt: skip
 
+    def _encode_again(self) -> None:
+        """What a trained text encoder says now; all probes on all ranks, since any rank may have to remember it."""
+        if self._live_text:
+            self._null = self.denoiser.encode_null(self._parts, self._resolution)
+            self._prepared = [replace(p, conditioning=self._encoded(p)) for p in self._prepared]
+
+    def _encoded(self, prepared: PreparedProbe) -> Conditioning:
+        return self.denoiser.encode(prepared.probe.prompt, self._parts, self._resolution)
+
     def _needs_null(self, prepared: PreparedProbe) -> bool:
         signals = self.config.signals
-        return signals.unconditional and (not prepared.is_control or signals.decide == "log_ratio_null")
+        return self._null is not None and signals.unconditional and (not prepared.is_control or signals.decide == "log_ratio_null")
 
     def _measure(self, views: Sequence[View], tick: Callable[[int], object] = lambda rows: None) -> list[Measurement]:
         """View by view: a batch never holds two probes, so rounding is the same at every event, for every baseline and number of ranks."""
@@ -250,8 +269,10 @@ class MemWatch:
             elif (s := steps[p.name]) is not None and (entry := from_ledger(self._ledger.get(s), p.name)) is not None:
                 found[p.name] = entry
         for s, indices in by_weights.items():
-            with swapped(self.model, self._weights.get(s) if s is not None else self._fixed_weights(kind, argument)):
-                measured = self._measure([views[i] for i in indices])
+            kept = self._weights.get(s) if s is not None else self._fixed_weights(kind, argument)
+            weights, conditioning = without_conditioning(kept)
+            with swapped(self.model, weights):
+                measured = self._measure([replace(v, conditioning=conditioning.get(v.key, v.conditioning)) for v in (views[i] for i in indices)])
             found |= {share[i].name: m for i, m in zip(indices, measured, strict=True)}
             if s is None:
                 self._fixed |= {share[i].name: found[share[i].name] for i in indices if share[i].probe.is_reference}
@@ -260,10 +281,16 @@ class MemWatch:
     def _fixed_weights(self, kind: str, argument: str) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
-        weights = load_file(argument) if kind == "path" else without_lora(self.model)
-        if not weights:
-            raise ValueError("signals.baseline is 'base', but the model has no LoRA layers to switch off")
-        return weights
+        if kind == "path":
+            return load_file(argument)
+        weights = without_lora(self.model)
+        if not self._live_text:
+            return weights
+        with ExitStack() as stack:  # adapters of text encoders off as well
+            for text_encoder in self._parts.text_encoders:
+                if text_encoder is not None:
+                    stack.enter_context(swapped(text_encoder, without_lora(text_encoder)))
+            return with_conditioning(weights, {p.name: self._encoded(p) for p in self._prepared})
 
     def _remember(self, step: int, looks: Sequence[Look]) -> None:
         """This event becomes a baseline of later ones."""
@@ -275,7 +302,8 @@ class MemWatch:
         needs_weights = prompts and self.config.signals.baseline.partition(":")[0] not in ("base", "path")
         if needs_weights:
             with self._surviving("writing weights to disk (kept in memory)"), self._watched_weights():
-                self._weights.add(step, trainable(self.model))
+                conditioning = {p.name: p.conditioning for p in self._prepared} if self._live_text else {}
+                self._weights.add(step, with_conditioning(trainable(self.model), conditioning))
             self.accelerator.wait_for_everyone()  # what one process wrote the others will read
 
     def _report(self, step: int, findings: list[Finding], controls: dict[str, float], seconds: float) -> Report:
@@ -296,7 +324,7 @@ class MemWatch:
 
     @contextmanager
     def _borrowed(self, vae: Any = None) -> Iterator[None]:
-        with borrow(*(m for m in (self.model, self._text_encoder, vae) if m is not None)):
+        with borrow(*(m for m in (self.model, *self._text_encoders, vae) if m is not None)):
             yield
 
     def _watched_weights(self) -> Any:
@@ -344,6 +372,10 @@ class MemWatch:
         c, names = self.config, [p.name for p in self._prepared]
         references = sum(p.probe.is_reference and not p.is_control for p in self._prepared)
         num_controls = sum(p.is_control for p in self._prepared)
+        if self._null is None and c.signals.unconditional:
+            logger.info("memwatch: this model has no unconditional branch; only snapshot baselines are used")
+        if not any(p.requires_grad for p in self.model.parameters()) and not self._live_text:
+            logger.warning("memwatch: neither the model nor a text encoder passed to memwatch has trainable parameters; nothing can change")
         if not num_controls:
             logger.warning("memwatch has no controls: maps are shown, but alerts are uncalibrated and nothing is called memorized")
         elif 1 / (1 + num_controls) > c.alerts.max_p:

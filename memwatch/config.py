@@ -30,7 +30,7 @@ class LevelsConfig:
     """Noise levels at which reference probes are looked at.
 
     Attributes:
-        timesteps: diffusion timesteps, increasing, each in 0..999.
+        timesteps: diffusion timesteps, increasing, each in 0..999; for rectified flow (SD 3, Flux) ``sigma = timestep / 1000``.
         draws: noise draws a level (for prompt probes: draws of test vectors), at least 1.
     """
 
@@ -73,7 +73,8 @@ class SignalsConfig:
             ``loss_log_ratio`` (of denoising losses; reference probes only) or ``both`` (mean of the first and the third).
         baseline: the snapshot compared with: ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the last event in which the
             probe raised no suspicion), ``base`` (LoRA off) or ``path:FILE`` (safetensors of trainable tensors).
-        unconditional: look at the unconditional branch of the probes as well (twice the cost of a probe; controls are spared).
+        unconditional: look at the unconditional branch of the probes as well (twice the cost of a probe; controls are spared); has no
+            effect for models that have none.
         combine: noise levels to one map: ``adjacent_min``, ``mean`` or ``max``.
         smooth: side of the mean filter, latent pixels, odd.
     """
@@ -98,11 +99,11 @@ class SignalsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How prompt probes are sampled (DDIM, as in the paper).
+    """How prompt probes are sampled: by DDIM, as in the paper; rectified flow (SD 3, Flux) by Euler steps.
 
     Attributes:
-        num_inference_steps: DDIM steps; the maps are taken at the last one.
-        guidance_scale: classifier-free guidance; 1 is none.
+        num_inference_steps: sampling steps; the maps are taken at the last one.
+        guidance_scale: classifier-free guidance; 1 is none. Flux (distilled) and unconditional models are sampled without.
     """
 
     num_inference_steps: int = 50

@@ -35,7 +35,7 @@ class Look:
     prompt: str
     is_reference: bool
     is_control: bool
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     now: Measurement
     null: Measurement | None
     baseline: Measurement | None
@@ -90,7 +90,7 @@ def judge_probe(
 ) -> tuple[Finding, ProbeState]:
     regions: tuple[Region, ...] = ()
     labels: np.ndarray | None = None
-    levels: tuple[int, ...] = ()
+    levels: tuple[float, ...] = ()
     if signals is not None and signals.decisive is not None:
         scale = look.image.shape[0] // signals.decisive.samples.shape[-2] if look.image is not None else 1
         regions, labels = find_regions(signals.decisive, math.log(config.regions.min_factor), min_area=config.regions.min_area, scale=scale)
@@ -122,7 +122,7 @@ def is_worse(before: ProbeState, after: ProbeState, evidence: Evidence) -> bool:
     return after.verdict is not before.verdict if evidence.finite else before.finite
 
 
-def strongest_level(signals: Signals, inside: np.ndarray, timesteps: Sequence[int], decide: str) -> int:
+def strongest_level(signals: Signals, inside: np.ndarray, timesteps: Sequence[float], decide: str) -> float:
     """The timestep at which the deciding signal is largest inside a region."""
     levels: CurvatureMap | None = getattr(signals, "log_ratio" if decide == "both" else decide)
     assert levels is not None

@@ -168,32 +168,46 @@ class PreparedProbe:
 
 @torch.no_grad()
 def encode_image(image: np.ndarray, vae: Any) -> Tensor:
-    """z_0 of an RGB uint8 image, scaled as the denoiser expects: ``(c, h, w)`` float32 on the CPU; the posterior's mode, no randomness."""
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
-    mode = vae.encode(pixels).latent_dist.mode()
+    """z_0 of an RGB uint8 image, scaled as the denoiser expects: ``(c, h, w)`` float32 on the CPU; the posterior's mode, no randomness.
+
+    Without a VAE, the pixels in [-1, 1].
+    """
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    if vae is None:
+        return pixels[0]
+    mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
     latents: Tensor = ((mode - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor)[0].float().cpu()
     return latents
 
 
 @torch.no_grad()
 def decode_latents(latents: Tensor, vae: Any) -> np.ndarray:
-    """RGB uint8 ``(H, W, 3)`` of ``latents`` ``(c, h, w)``."""
-    z = latents[None].to(vae.device, vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0)
-    pixels = vae.decode(z).sample[0].float().clamp(-1, 1)
-    result: np.ndarray = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    """RGB uint8 ``(H, W, 3)`` of ``latents`` ``(c, h, w)``; without a VAE they are pixels in [-1, 1]."""
+    pixels = latents
+    if vae is not None:
+        z = latents[None].to(vae.device, vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0)
+        pixels = vae.decode(z).sample[0].float()
+    result: np.ndarray = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     return result
 
 
 def prepare(
     probes: Sequence[Probe], controls: Sequence[Probe], denoiser: Denoiser, components: Components, resolution: int
 ) -> list[PreparedProbe]:
-    """Encode every prompt and image once. Names of controls get the prefix ``control/`` so that they never clash with probes."""
+    """Encode every prompt and image once. Names of controls get the prefix ``control/`` so that they never clash with probes.
+
+    Raises:
+        ProbeError: an image cannot be read, or the VAE has no finite latents of it.
+    """
     prepared = []
     for probe, is_control in [*((p, False) for p in probes), *((c, True) for c in controls)]:
         image = read_image(probe, resolution) if probe.is_reference else None
         latents = encode_image(image, components.vae) if image is not None else None
+        if latents is not None and not latents.isfinite().all():
+            raise ProbeError(f"probe {probe.name!r}: the VAE gives latents that are not finite; pass it in float32")
+        denoiser.warn_if_cut(probe.prompt, components)
         named = replace(probe, name=f"control/{probe.name}") if is_control else probe
-        prepared.append(PreparedProbe(named, denoiser.encode([probe.prompt], components)[0], image, latents, is_control))
+        prepared.append(PreparedProbe(named, denoiser.encode(probe.prompt, components, resolution), image, latents, is_control))
     return prepared
 
 
@@ -210,14 +224,14 @@ class View:
     Attributes:
         key: names the view; its test vectors depend on it, so baseline and now share them.
         noisy_latents: ``(levels, draws, c, h, w)`` float32 on the CPU.
-        timesteps: one a level.
+        timesteps: one a level; whole numbers, but for prompt probes of rectified flow.
         eps: the true noise, same shape; ``None`` for a prompt probe.
         conditioning: of the probe, or of the unconditional branch.
     """
 
     key: str
     noisy_latents: Tensor
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     eps: Tensor | None
     conditioning: Conditioning
 
@@ -234,25 +248,26 @@ def reference_view(prepared: PreparedProbe, denoiser: Denoiser, levels: LevelsCo
 
 @torch.no_grad()
 def prompt_view(
-    prepared: PreparedProbe, null: Conditioning, denoiser: Denoiser, scheduler: Any, sampling: SamplingConfig, draws: int, side: int
+    prepared: PreparedProbe, null: Conditioning | None, denoiser: Denoiser, scheduler: Any, sampling: SamplingConfig, draws: int, side: int
 ) -> tuple[View, Tensor]:
     """Sample with guidance up to the last step and look there (Kim & Lee 2026: DDIM, x_t before step ``num_inference_steps - 1``).
+
+    Families without classifier-free guidance are sampled by their conditional branch alone, rectified flow by Euler steps.
 
     Returns:
         The view, its draws sharing one x_t, and the finished latents ``(c, h, w)`` for showing.
     """
-    from diffusers import DDIMScheduler
-
-    ddim = DDIMScheduler.from_config(scheduler.config)
-    ddim.set_timesteps(sampling.num_inference_steps)
+    sampler = denoiser.sampler(scheduler, sampling.num_inference_steps, side)
     generator = torch.Generator().manual_seed(prepared.probe.seed)
-    x = torch.randn(1, denoiser.latent_channels, side, side, generator=generator) * ddim.init_noise_sigma
+    x = torch.randn(1, denoiser.latent_channels, side, side, generator=generator) * getattr(sampler, "init_noise_sigma", 1.0)
     x_t = x = x.to(denoiser.device)
-    both = denoiser.stack([null, prepared.conditioning])
-    for t in ddim.timesteps:
+    branches = [null, prepared.conditioning] if denoiser.guided and null is not None else [prepared.conditioning]
+    conditioning = denoiser.stack(branches)
+    for t in sampler.timesteps:
         x_t = x
-        timesteps = torch.full((2,), int(t), device=denoiser.device)
-        unconditional, conditional = denoiser.predict(x.expand(2, -1, -1, -1).to(denoiser.dtype), timesteps, both).float().chunk(2)
-        x = ddim.step(unconditional + sampling.guidance_scale * (conditional - unconditional), t, x).prev_sample
+        timesteps = t.to(denoiser.device).expand(len(branches))
+        output = denoiser.predict(x.expand(len(branches), -1, -1, -1).to(denoiser.dtype), timesteps, conditioning).float()
+        unconditional, conditional = output[:1], output[-1:]
+        x = sampler.step(unconditional + sampling.guidance_scale * (conditional - unconditional), t, x).prev_sample
     noisy = x_t.cpu()[None].expand(1, draws, -1, -1, -1)
-    return View(prepared.name, noisy, (int(ddim.timesteps[-1]),), None, prepared.conditioning), x[0].cpu()
+    return View(prepared.name, noisy, (sampler.timesteps[-1].item(),), None, prepared.conditioning), x[0].cpu()

@@ -71,9 +71,9 @@ class Finding:
     since: int | None
     regions: tuple[Region, ...]
     region_p: tuple[float | None, ...]
-    region_level: tuple[int, ...]
+    region_level: tuple[float, ...]
     labels: np.ndarray | None
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     image: np.ndarray | None
     signals: Signals | None
     is_new: bool
@@ -161,7 +161,7 @@ class Report:
         for region, p, level in zip(finding.regions, finding.region_p, finding.region_level, strict=True):
             chance = f", p = {p:.3f} against {len(self.controls)} controls" if p is not None else ", no controls"
             effect = f"{math.exp(region.mean):.1f}x less freedom (log ratio {region.mean:.2f} ± {region.sem:.2f})"
-            lines.append(f"region {region.box} px, {region.area:.0%} of the image: {effect}, strongest at timestep {level}{chance}")
+            lines.append(f"region {region.box} px, {region.area:.0%} of the image: {effect}, strongest at timestep {level:g}{chance}")
         lines.append(f"baseline: {'step ' + str(finding.baseline_step) if finding.baseline_step is not None else 'see config'}.")
         if finding.prompt:
             lines.append(f"prompt: {finding.prompt!r}")

@@ -25,6 +25,25 @@ def without_lora(model: nn.Module) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p, device="cpu") for name, p in model.named_parameters() if ".lora_B." in name}
 
 
+PROMPTS = "conditioning/"  # what a trained text encoder said at that step, kept beside the weights; no parameter is called so
+
+
+def with_conditioning(weights: Mapping[str, Tensor], conditioning: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Weights of a step together with the conditioning of probes, by name, as one file of named tensors."""
+    flat = {f"{PROMPTS}{name}//{key}": tensor for name, tensors in conditioning.items() for key, tensor in tensors.items()}
+    return {**weights, **flat}
+
+
+def without_conditioning(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The inverse of ``with_conditioning``."""
+    conditioning: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(PROMPTS):
+            probe, _, key = name.removeprefix(PROMPTS).rpartition("//")
+            conditioning.setdefault(probe, {})[key] = tensor
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(PROMPTS)}, conditioning
+
+
 @contextmanager
 def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other values for some parameters, and afterwards exactly as before: the live storage is set aside, never copied.

@@ -188,6 +188,7 @@ def test_parts_that_are_passed_need_no_pretrained(pretrained, pipeline, tmp_path
         ({"resolution": 17}, "resolution.*17.*multiple of 2"),
         ({"signals": {"decide": "loss_log_ratio"}}, "signals.decide.*prompt probes"),
         ({"signals": {"baseline": "yesterday"}}, "signals.baseline.*yesterday"),
+        ({"signals": {"baseline": "base"}}, "signals.baseline.*base.*no LoRA layers"),
     ],
 )
 def test_wrong_configuration_is_refused_at_construction(overrides, message, loop, pipeline):

@@ -1,0 +1,19 @@
+"""The one place that knows foreign models: every family becomes ``epsilon = denoiser(noisy_latents, timesteps, conditioning)``.
+
+A new family is one file with one subclass of ``Denoiser`` and one entry in ``families.FAMILIES``.
+"""
+
+from memwatch.denoiser.base import Conditioning, Denoiser
+from memwatch.denoiser.borrow import borrow, unwrap
+from memwatch.denoiser.components import Components, as_tuple, load_components
+from memwatch.denoiser.families import FAMILIES, family_of, make_denoiser
+from memwatch.denoiser.flux import Flux
+from memwatch.denoiser.stable_diffusion import StableDiffusion
+from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3
+from memwatch.denoiser.stable_diffusion_xl import StableDiffusionXL
+from memwatch.denoiser.unconditional import Unconditional
+
+__all__ = [
+    "FAMILIES", "Components", "Conditioning", "Denoiser", "Flux", "StableDiffusion", "StableDiffusion3", "StableDiffusionXL", "Unconditional",
+    "as_tuple", "borrow", "family_of", "load_components", "make_denoiser", "unwrap",
+]  # fmt: skip

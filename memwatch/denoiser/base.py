@@ -1,0 +1,123 @@
+"""One signature for every model: ``epsilon = denoiser(noisy_latents, timesteps, conditioning)``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memwatch.denoiser.components import Components
+from memwatch.noise import NoiseSchedule
+
+Conditioning = Mapping[str, Tensor]  # of one probe, without batch dimension; on the CPU
+
+
+class Denoiser(ABC):
+    """A model of one family, called with one signature.
+
+    Args:
+        model: the bare network, unwrapped.
+        schedule: its noise schedule and prediction type.
+
+    Attributes:
+        name: of the family, for people.
+        text_encoders: the pipeline's names of the text encoders that it needs.
+        optional: those that a pipeline may lack.
+        in_pixels: the latents are the pixels themselves, in [-1, 1]; there is no VAE.
+        guided: prompt probes are sampled with classifier-free guidance; false where the model has no unconditional branch, or is distilled.
+    """
+
+    name: str
+    text_encoders: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    in_pixels: bool = False
+    guided: bool = True
+
+    def __init__(self, model: nn.Module, schedule: NoiseSchedule) -> None:
+        self.model = model
+        self.schedule = schedule
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether ``model`` belongs to this family."""
+
+    @abstractmethod
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The model's own output; ``conditioning`` batched, everything on the model's device and in its dtype."""
+
+    @abstractmethod
+    def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
+        """Conditioning of a prompt for images of ``resolution`` pixels, float32 on the CPU."""
+
+    def encode_null(self, components: Components, resolution: int) -> Conditioning | None:
+        """Conditioning of the unconditional branch: the empty prompt; ``None`` where there is no such branch."""
+        return self.encode("", components, resolution)
+
+    def warn_if_cut(self, prompt: str, components: Components) -> None:
+        """Say which words of a prompt there is no room for."""
+        return None
+
+    def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:
+        """A scheduler ready to sample latents of ``side`` pixels: DDIM, as in the paper."""
+        from diffusers import DDIMScheduler
+
+        ddim = DDIMScheduler.from_config(scheduler.config)
+        ddim.set_timesteps(num_inference_steps)
+        return ddim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    @property
+    def latent_channels(self) -> int:
+        return int(config_of(self.model, "in_channels"))
+
+    @property
+    def patch(self) -> int:
+        """Sides of latents are multiples of this."""
+        return 1
+
+    @property
+    def sample_size(self) -> int | None:
+        """Side of the latents that the model was made for."""
+        size = config_of(self.model, "sample_size")
+        return size if isinstance(size, int) else size[0] if size else None
+
+    def __call__(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """epsilon, float32.
+
+        Args:
+            noisy_latents: ``(b, c, h, w)``, float32, on the model's device.
+            timesteps: ``(b,)``.
+            conditioning: as ``stack`` returns it.
+        """
+        output = self.predict(noisy_latents.to(self.dtype), timesteps, conditioning)
+        return self.schedule.epsilon(output.float(), noisy_latents, timesteps)
+
+    def stack(self, items: Sequence[Conditioning]) -> Conditioning:
+        """A batch on the model's device, floating point in its dtype."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+        return {key: moved(torch.stack([item[key] for item in items])) for key in items[0]}
+
+
+def config_of(model: nn.Module, key: str) -> Any:
+    """A key of a diffusers model's config; ``None`` where there is none."""
+    config = getattr(model, "config", None)
+    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+
+def is_a(model: nn.Module, name: str) -> bool:
+    """Whether ``model`` is of the diffusers class ``name`` or made from it; diffusers itself need not be imported."""
+    return any(cls.__name__ == name for cls in type(model).__mro__)

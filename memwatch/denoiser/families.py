@@ -1,0 +1,49 @@
+"""Which family a model belongs to."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from memwatch.denoiser.base import Denoiser, config_of
+from memwatch.denoiser.flux import Flux
+from memwatch.denoiser.stable_diffusion import StableDiffusion
+from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3
+from memwatch.denoiser.stable_diffusion_xl import StableDiffusionXL
+from memwatch.denoiser.unconditional import Unconditional
+from memwatch.noise import NoiseSchedule
+
+FAMILIES: tuple[type[Denoiser], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Unconditional)
+
+
+def family_of(model: nn.Module) -> type[Denoiser]:
+    """The family of ``model``, unwrapped.
+
+    Raises:
+        ValueError: no known family fits; the message says what the model's config holds, which families exist, and what is missing.
+    """
+    for family in FAMILIES:
+        if family.fits(model):
+            return family
+    keys = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "class_embed_type")
+    seen = ", ".join(f"{key}={config_of(model, key)!r}" for key in keys)
+    known = "; ".join(family.name for family in FAMILIES)
+    lacks = f" ({reason})" if (reason := _what_is_missing(model)) else ""
+    raise ValueError(f"model {type(model).__name__} ({seen}) is of no family that memwatch knows: {known}{lacks}")
+
+
+def make_denoiser(model: nn.Module, schedule: NoiseSchedule) -> Denoiser:
+    """The denoiser of ``model``'s family; raises as ``family_of`` does."""
+    return family_of(model)(model, schedule)
+
+
+def _what_is_missing(model: nn.Module) -> str:
+    """Why a model that people do fine-tune cannot be watched."""
+    kind, channels = type(model).__name__, config_of(model, "in_channels")
+    if "ControlNet" in kind or "T2IAdapter" in kind:
+        return f"{kind} is no denoiser: a probe would need a control image, and memwatch the frozen denoiser beside the trained network"
+    if "UNet2DConditionModel" in kind and channels in (8, 9):
+        image = "the image to be edited (InstructPix2Pix)" if channels == 8 else "a mask and the masked image (inpainting)"
+        return f"it takes {channels} channels: a probe would need {image} beside its noisy latents"
+    if config_of(model, "class_embed_type") or config_of(model, "num_class_embeds"):
+        return "it takes class labels, which probes do not have"
+    return ""

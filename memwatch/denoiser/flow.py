@@ -1,0 +1,32 @@
+"""What rectified-flow transformers have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from memwatch.denoiser.base import Denoiser
+
+
+class FlowDenoiser(Denoiser):
+    """Rectified flow: ``x_t = (1 - sigma) z_0 + sigma eps``, ``sigma = t / 1000``; prompt probes are sampled by Euler steps."""
+
+    even_sigmas = False  # start from evenly spaced sigmas instead of the scheduler's own timesteps
+
+    def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:
+        """The family's own scheduler, its timestep shift for latents of ``side`` pixels included."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        euler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps) if self.even_sigmas else None
+        mu = shift_of((side // self.patch) ** 2, euler.config) if euler.config.use_dynamic_shifting else None
+        euler.set_timesteps(num_inference_steps, sigmas=sigmas, mu=mu)
+        return euler
+
+
+def shift_of(tokens: int, config: Any) -> float:
+    """The timestep shift of an image of so many tokens: linear between the scheduler's two ends."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return float(base + (top - base) * (tokens - low) / (high - low))

@@ -1,0 +1,50 @@
+"""Prompts to embeddings, as diffusers' pipelines and training scripts make them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("memwatch")
+
+
+def tokenize(prompt: str, tokenizer: Any, length: int | None = None) -> Any:
+    """Tokens padded and cut to ``length`` (the tokenizer's own by default), a batch of one."""
+    length = tokenizer.model_max_length if length is None else length
+    return tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+
+
+def kept(embedding: Tensor) -> Tensor:
+    """The only row, float32 on the CPU; cloned, because a tensor made under inference_mode could not enter a backward pass later."""
+    return embedding[0].float().cpu().clone()
+
+
+@torch.no_grad()
+def clip_penultimate(prompt: str, tokenizer: Any, text_encoder: Any) -> tuple[Tensor, Tensor]:
+    """Last hidden state but one ``(tokens, width)`` and the pooled projection ``(width,)`` of a CLIP text encoder (SDXL, SD 3)."""
+    output = text_encoder(tokenize(prompt, tokenizer).input_ids.to(text_encoder.device), output_hidden_states=True)
+    return kept(output.hidden_states[-2]), kept(output[0])
+
+
+@torch.no_grad()
+def clip_pooled(prompt: str, tokenizer: Any, text_encoder: Any) -> Tensor:
+    """Pooled output ``(width,)`` of a CLIP text encoder (Flux)."""
+    return kept(text_encoder(tokenize(prompt, tokenizer).input_ids.to(text_encoder.device)).pooler_output)
+
+
+@torch.no_grad()
+def t5(prompt: str, tokenizer: Any, text_encoder: Any, length: int) -> Tensor:
+    """Embedding ``(length, width)`` of a T5 encoder; like the pipelines, without an attention mask."""
+    return kept(text_encoder(tokenize(prompt, tokenizer, length).input_ids.to(text_encoder.device))[0])
+
+
+def warn_if_cut(prompt: str, tokenizer: Any, limit: int | None = None) -> None:
+    """Say which words of a prompt the tokenizer has no room for."""
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    limit = tokenizer.model_max_length if limit is None else limit
+    if len(ids) > limit:
+        cut = tokenizer.decode(ids[limit - 1 : -1])  # the last place is the end token's
+        logger.warning("probe prompt %r is longer than %d tokens; cut: %r", prompt, limit, cut)
