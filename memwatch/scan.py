@@ -37,7 +37,7 @@ from memwatch.snapshots import SnapshotStore, with_conditioning, without_conditi
 
 logger = logging.getLogger("memwatch")
 
-IRRELEVANT = ("every_steps", "output_dir", "probes", "controls", "strict", "regions", "alerts", "stop", "snapshots", "heatmap")  # to a look
+RELEVANT = ("levels", "curvature", "sampling", "resolution", "seed", "weights")  # settings that change what is measured
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,12 @@ class Scan(MemWatch):
 
     def _file(self, step: int, p: PreparedProbe) -> Path:
         """Where a look is kept; the name changes with everything that the look depends on."""
-        config = {key: value for key, value in self.config.to_dict().items() if key not in IRRELEVANT}
+        config, signals = self.config.to_dict(), self.config.signals
+        settings = [config[key] for key in RELEVANT] + [signals.baseline, signals.unconditional, signals.decide == "log_ratio_null"]
         sources = [(c.step, c.source, self._stamps[c.step]) for c in self.checkpoints if c.step <= step]
         baseline = None if self._earlier is None else self._earlier.stamp
         image = None if p.image is None else hashlib.sha256(p.image.tobytes()).hexdigest()
-        parts = (config, sources, baseline, str(self.pretrained), p.name, p.probe.prompt, p.probe.seed, image)
+        parts = (settings, sources, baseline, str(self.pretrained), p.name, p.probe.prompt, p.probe.seed, image)
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
         return self.folder / "looks" / f"step_{step:07d}" / f"{p.name}-{digest}.safetensors"
 

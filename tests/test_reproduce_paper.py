@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import planted
@@ -14,7 +15,7 @@ import torch
 from bright_ending import bright_ending, recording
 from conftest import new_process
 from PIL import Image
-from templates_verbs import memorized, non_memorized
+from templates_verbs import download, memorized, non_memorized
 
 from memwatch.config import load_config
 from memwatch.denoiser import make_denoiser
@@ -176,3 +177,31 @@ def test_a_case_that_fails_is_named_and_the_others_stay(short, tmp_path, capsys,
     errors = capsys.readouterr().err
     assert "failed: template-0001-seed-00: out of memory" in errors
     assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["signals"]["raw_curvature"]["num_maps"]["template"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks.*")  # diffusers, towards the hub's client
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data_dir", "none"], r"none: no sdv1\*.parquet"),
+        (["--non_memorized", "none.txt", "--data_dir", "LAYOUT"], "none.txt: no such file"),
+        ([], "hub data set fraisdufour/templates-verbs cannot be loaded; a folder of it can be passed as --data_dir"),
+        (["--data_dir", "LAYOUT", "--model", "no/such-model"], "no/such-model"),
+    ],
+)
+def test_what_is_missing_is_one_line(layout, tmp_path, capsys, arguments, message):
+    arguments = [str(layout) if argument == "LAYOUT" else argument for argument in arguments]
+    assert reproduce_paper.main([*arguments, "--output_dir", str(tmp_path / "out")]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reproduce_paper: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors
+
+
+def test_the_hubs_data_set_is_asked_for_by_name(layout, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(layout))
+    assert download() == layout
+    ((name,), options) = asked[0]
+    assert name == "fraisdufour/templates-verbs"
+    assert options["repo_type"] == "dataset"
+    assert "templates/**" in options["allow_patterns"]

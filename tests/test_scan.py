@@ -266,7 +266,7 @@ def test_other_settings_measure_anew(scan, trained, pretrained, prompts, tmp_pat
     arguments = (trained / "pipeline", "--baseline", pretrained, "--prompts", prompts)
     assert len(scan(*arguments)[1]) == 6
     other = tmp_path / "other.yaml"
-    other.write_text(json.dumps(SETTINGS | {"alerts": {"max_p": 0.5}}), encoding="utf-8")
+    other.write_text(json.dumps(SETTINGS | {"alerts": {"max_p": 0.5}, "signals": {"smooth": 1}}), encoding="utf-8")
     assert scan(*arguments, settings=str(other))[1] == []  # judged differently, measured the same
     other.write_text(json.dumps(SETTINGS | {"seed": 3}), encoding="utf-8")
     assert len(scan(*arguments, settings=str(other))[1]) == 6
@@ -390,6 +390,7 @@ def truncated(folder, trained):
         (lambda t, d: [t / "pipeline", "--baseline", "unconditional", "--prompts", d / "empty.txt"], "holds no image and no prompt"),
         (lambda t, d: [t / "pipeline", "--baseline", "unconditional", "--prompts", d / "none.txt"], "neither a folder nor a file"),
         (lambda t, d: [t / "pipeline", "--baseline", "unconditional", "--prompts"], "nothing to look at"),
+        (lambda t, d: [d / "gone.safetensors", "--pretrained", t / "pipeline"], "gone.safetensors: cannot be read"),
         (lambda t, d: [t / "pipeline"], "--baseline: missing"),
         (lambda t, d: [t / "pipeline", "--baseline", "previous"], "needs a folder of checkpoints"),
         (lambda t, d: [t / "pipeline", "--baseline", "base"], "no LoRA layers"),

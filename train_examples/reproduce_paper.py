@@ -160,18 +160,24 @@ def shown(number: float | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0; 1 when some cases failed."""
-    args, started = parse_args(argv), time.perf_counter()
-    state = PartialState()
-    now, earlier = args.model or MODELS[args.model_version][0], args.earlier or MODELS[args.model_version][1]
-    if args.smoke:
-        from planted import plant
+    """0; 1 when some cases failed; 2 when nothing could be done, for the one reason given."""
+    try:
+        return reproduce(parse_args(argv), PartialState())
+    except (ValueError, OSError) as error:
+        print(f"reproduce_paper: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
 
-        now, earlier, args.data_dir, args.non_memorized = plant(args.output_dir / "planted", args.model_version)
-    if state.is_main_process and args.data_dir is None:
-        download()
-    state.wait_for_everyone()
-    cases, problems = memorized(args.data_dir or download(), args.model_version)
+
+def reproduce(args: argparse.Namespace, state: PartialState) -> int:
+    started = time.perf_counter()
+    now, earlier = args.model or MODELS[args.model_version][0], args.earlier or MODELS[args.model_version][1]
+    with state.main_process_first():  # one process makes or downloads, the others find it there
+        if args.smoke:
+            from planted import plant
+
+            now, earlier, args.data_dir, args.non_memorized = plant(args.output_dir / "planted", args.model_version)
+        args.data_dir = args.data_dir or download()
+    cases, problems = memorized(args.data_dir, args.model_version)
     cases += non_memorized(args.non_memorized) if args.non_memorized else []
     failed = measure_all(cases[: args.limit], str(now), str(earlier), args.output_dir, state)
     for message in failed:

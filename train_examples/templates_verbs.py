@@ -38,10 +38,18 @@ class Case:
 
 
 def download() -> Path:
-    """The data set from the hub (again only when it has changed)."""
-    from huggingface_hub import snapshot_download
+    """The data set from the hub (again only when it has changed).
 
-    return Path(snapshot_download(REPOSITORY, repo_type="dataset", allow_patterns=["*.parquet", "*.txt", "templates/**"]))
+    Raises:
+        ValueError: the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(REPOSITORY, repo_type="dataset", allow_patterns=["*.parquet", "*.txt", "templates/**"]))
+    except (OSError, HfHubHTTPError) as error:
+        raise ValueError(f"hub data set {REPOSITORY} cannot be loaded; a folder of it can be passed as --data_dir: {error}") from error
 
 
 def memorized(folder: Path, model: str, max_seeds: int = 4) -> tuple[list[Case], list[str]]:
