@@ -33,7 +33,7 @@ class Probe:
     """What we look at.
 
     Attributes:
-        prompt: caption of the image, or the prompt to generate from.
+        prompt: caption of the image, or the prompt to generate from; unconditional models ignore it.
         image: makes it a *reference probe*: a file or an RGB image, usually from the training set. ``None``: a *prompt probe*.
         seed: of the prompt probe's initial noise.
         name: unique, used in keys and file names; made from the file name or the prompt when empty.
