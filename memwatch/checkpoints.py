@@ -106,13 +106,13 @@ def check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, *, p
         raise CheckpointError(f"{source}: {len(missing)} of the model's parameters are missing, {missing[0]} first")
 
 
-def has_text_encoder(source: str) -> bool:
-    """Whether a text encoder lies beside the denoiser, as where both were trained."""
-    return (Path(source) / "text_encoder").is_dir()
+def text_encoders(source: str) -> list[str]:
+    """Names of the text encoders that lie beside the denoiser, as where both were trained."""
+    return sorted(path.name for path in Path(source).glob("text_encoder*") if path.is_dir())
 
 
-def read_text_encoder(source: str, like: nn.Module, name: str = "text_encoder") -> dict[str, Tensor]:
-    """Weights of the text encoder ``name`` that lies beside the denoiser, under the names of ``like``'s parameters.
+def read_text_encoder(source: str, name: str, like: nn.Module) -> dict[str, Tensor]:
+    """Weights of a text encoder that lies beside the denoiser, under the names of ``like``'s parameters.
 
     Raises:
         CheckpointError: unreadable, or of another size than ``like``.

@@ -24,16 +24,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memwatch.callback import MemWatch
-from memwatch.checkpoints import CheckpointError, copy_into, has_text_encoder, is_pipeline, load_model, read_text_encoder, read_weights
+from memwatch.checkpoints import CheckpointError, copy_into, is_pipeline, load_model, read_text_encoder, read_weights, text_encoders
 from memwatch.config import MemWatchConfig
 from memwatch.curvature import CurvatureMap
-from memwatch.denoiser import Components, family_of, load_components
+from memwatch.denoiser import Components, Denoiser, family_of, load_components
 from memwatch.judging import Look
 from memwatch.noise import NoiseSchedule
 from memwatch.probes import PreparedProbe, View
 from memwatch.report import Report
 from memwatch.signals import Measurement
-from memwatch.snapshots import SnapshotStore, write_safetensors
+from memwatch.snapshots import SnapshotStore, with_conditioning, without_conditioning, write_safetensors
 
 logger = logging.getLogger("memwatch")
 
@@ -77,11 +77,12 @@ class Scan(MemWatch):
         self.pretrained = pretrained
         model = self._first_readable().to(accelerator.device)
         self._loaded: int | None = None
-        text = None
-        if any(has_text_encoder(c.source) and c.source != str(pretrained) for c in self.checkpoints):
-            text = text_parts(pretrained, model, accelerator.device).text_encoders
-            for part in text:  # as if trained, so that they are asked afresh at every event
-                part.requires_grad_(True)
+        text: list[Any] | None = None
+        if any(text_encoders(c.source) and c.source != str(pretrained) for c in self.checkpoints):
+            text = list(text_parts(pretrained, family_of(model), accelerator.device).text_encoders)
+            for encoder in text:
+                if encoder is not None:
+                    encoder.requires_grad_(True)  # so that it is asked afresh at every event
         super().__init__(accelerator, model, pretrained, config=config, probes=probes, controls=controls, text_encoder=text)
         self._weights = Reread(self._read)
         kind, source = self.config.signals.baseline_parts
@@ -137,8 +138,7 @@ class Scan(MemWatch):
         if self._loaded == step:
             return
         copy_into(self.model, self._read(step))
-        if has_text_encoder(self._source(step)):
-            copy_text_encoders(self._source(step), self.denoiser.text_encoders, self._text_encoders)
+        copy_text_encoders(self._source(step), self.denoiser, self._text_encoders)
         self._loaded = step
 
     def _check_against_model(self) -> None:
@@ -193,17 +193,17 @@ class Scan(MemWatch):
 
 
 class Reread(SnapshotStore):
-    """Earlier weights that lie in checkpoints already: only their steps are kept."""
+    """Earlier weights that lie in checkpoints already: only their steps are kept, and what a trained text encoder said then."""
 
     def __init__(self, read: Callable[[int], dict[str, Tensor]]) -> None:
         super().__init__(None, keep=1_000_000)
         self._read = read
 
     def add(self, step: int, tensors: dict[str, Tensor]) -> None:
-        super().add(step, {})
+        super().add(step, with_conditioning({}, without_conditioning(tensors)[1]))
 
     def get(self, step: int) -> dict[str, Tensor]:
-        return self._read(step)
+        return self._read(step) | self._held[step]
 
 
 class Earlier:
@@ -219,31 +219,32 @@ class Earlier:
         self.weights = {name: tensor.to(device) for name, tensor in read_weights(source, scan.model).items()}
         self._parts: Components | None = None
         if is_pipeline(source):
-            self._parts = text_parts(source, scan.model, device)
+            self._parts = text_parts(source, self._denoiser, device)
             theirs, ours = NoiseSchedule.from_scheduler(self._parts.scheduler).prediction_type, scan.denoiser.schedule.prediction_type
             if theirs != ours:
                 raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; epsilon can be compared, weights cannot be exchanged")
-        elif has_text_encoder(source):
-            self._parts = text_parts(scan.pretrained, scan.model, device)
-            copy_text_encoders(source, self._denoiser.text_encoders, self._parts.text_encoders)
+        elif text_encoders(source):
+            self._parts = text_parts(scan.pretrained, self._denoiser, device)
+            copy_text_encoders(source, self._denoiser, self._parts.text_encoders)
 
     def seen_by(self, view: View, p: PreparedProbe) -> View:
         """``view`` with the conditioning that the earlier model's own text encoder gives."""
-        return view if self._parts is None else replace(view, conditioning=self._denoiser.encode(p.probe.prompt, self._parts, self._resolution))
+        if self._parts is None:
+            return view
+        return replace(view, conditioning=self._denoiser.encode(p.probe.prompt, self._parts, self._resolution))
 
 
-def text_parts(pretrained: Any, model: torch.nn.Module, device: torch.device) -> Components:
-    """Scheduler, and what encodes prompts for ``model``'s family."""
-    family = family_of(model)
+def text_parts(pretrained: Any, family: Denoiser | type[Denoiser], device: torch.device) -> Components:
+    """Scheduler, and what encodes prompts."""
     names, optional = family.text_encoders, family.optional
     return load_components(pretrained, Components(None), needs_vae=False, text_encoders=names, optional=optional, device=device)
 
 
-def copy_text_encoders(source: str, names: Sequence[str], text_encoders: Sequence[Any]) -> None:
-    """Those that ``source`` has (``text_encoder``, ``text_encoder_2``, ...) into the ones at hand."""
-    for name, text_encoder in zip(names, text_encoders, strict=False):
-        if text_encoder is not None and (Path(source) / name).is_dir():
-            copy_into(text_encoder, read_text_encoder(source, text_encoder, name))
+def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -> None:
+    """Overwrite those that ``source`` has of its own."""
+    for name, encoder in zip(family.text_encoders, encoders, strict=False):  # none at all where none is trained
+        if encoder is not None and name in text_encoders(source):
+            copy_into(encoder, read_text_encoder(source, name, encoder))
 
 
 def stamp(source: str) -> list[tuple[str, int, int]]:

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -259,6 +259,33 @@ def images(tmp_path_factory) -> Path:
         picture(10 + i).save(folder / f"control{i}.png")
         (folder / f"control{i}.txt").write_text(f"a photo of number {i}", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def family_folders(tmp_path_factory) -> dict[str, Path]:
+    """A saved pipeline of every family."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("families")
+    paths = {name: build(folder) for name, build in tiny.BUILDERS.items()}
+    paths["sd3-without-t5"] = tiny.sd3(folder, t5=False)
+    paths["flux-schnell"] = tiny.flux(folder, guidance=False)
+    paths["sd1"] = save_pipeline(folder / "sd1")
+    return paths
+
+
+@pytest.fixture(scope="session")
+def families(family_folders) -> dict[str, DiffusionPipeline]:
+    """The same, loaded once; tests must not change them."""
+    import tiny
+
+    loaded = {}
+    for name, path in family_folders.items():
+        without = {"text_encoder_3": None, "tokenizer_3": None} if name == "sd3-without-t5" else {}
+        loaded[name] = DiffusionPipeline.from_pretrained(path, **without)
+    for pipe in loaded.values():
+        tiny.network(pipe).eval()
+    return loaded
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from diffusers import (
     AutoencoderKL,
     DDPMPipeline,
     DDPMScheduler,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -19,8 +20,13 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
 
+from memwatch.denoiser import Components, family_of, load_components
+from memwatch.noise import NoiseSchedule
+
+PROMPT = "a photo of a cat"
 SIZE = 16  # pixels; latents are 8x8
 WIDTH = 16
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -120,3 +126,20 @@ def unconditional(folder: Path) -> Path:
 
 
 BUILDERS = {"sdxl": sdxl, "sd3": sd3, "flux": flux, "unconditional": unconditional}
+
+
+def network(pipe: DiffusionPipeline) -> nn.Module:
+    return pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
+
+
+def adapted(pipe, pretrained=None):
+    """The denoiser of a pipeline's network, and its components read from the folder."""
+    model = network(pipe)
+    family = family_of(model)
+    wants = {"needs_vae": not family.in_pixels, "text_encoders": family.text_encoders, "optional": family.optional}
+    parts = load_components(pretrained or pipe, Components(None), **wants, device=torch.device("cpu"))
+    return family(model, NoiseSchedule.from_scheduler(parts.scheduler)), parts
+
+
+def size_of(name: str) -> int:
+    return 8 if name == "unconditional" else SIZE

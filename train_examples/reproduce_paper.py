@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from memwatch.checkpoints import load_model
 from memwatch.config import load_config
-from memwatch.denoiser import Components, Conditioning, Denoiser, StableDiffusion, load_components, make_denoiser
+from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components, make_denoiser
 from memwatch.evaluation import evaluate_sets, read_folders
 from memwatch.measure import measure
 from memwatch.noise import NoiseSchedule
@@ -75,16 +75,17 @@ class Model:
 
     @classmethod
     def load(cls, source: str, device: torch.device) -> Model:
-        parts = load_components(source, Components(None), needs_vae=True, text_encoders=StableDiffusion.text_encoders, device=device)
-        denoiser = make_denoiser(load_model(source).requires_grad_(False).to(device), NoiseSchedule.from_scheduler(parts.scheduler))
-        return cls(denoiser, parts)
+        model = load_model(source).requires_grad_(False).to(device)
+        names = family_of(model).text_encoders
+        parts = load_components(source, Components(None), needs_vae=False, text_encoders=names, device=device)
+        return cls(make_denoiser(model, NoiseSchedule.from_scheduler(parts.scheduler)), parts)
 
     def encode(self, prompt: str) -> Conditioning:
-        side = (self.denoiser.sample_size or 0) * 2 ** (len(self.parts.vae.config.block_out_channels) - 1)
-        return self.denoiser.encode(prompt, self.parts, side)
+        assert self.denoiser.sample_size is not None
+        return self.denoiser.encode(prompt, self.parts, 8 * self.denoiser.sample_size)
 
     def end_token(self, prompt: str) -> int:
-        (tokenizer,) = self.parts.tokenizers
+        tokenizer = self.parts.tokenizers[0]
         return len(tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids) - 1
 
 
