@@ -55,7 +55,9 @@ def test_doses_and_sizes():
     assert min(shares[Kind.LOGO]) > 0.02
     assert max(shares[Kind.LOGO]) < 0.07
     assert set(shares[Kind.VERBATIM]) == {1.0}
-    assert all(item.dose == 0 for item in items if item.kind in (Kind.HELD_OUT, Kind.CONTROL))
+    assert all(item.dose == 0 for item in items if item.kind is Kind.HELD_OUT)
+    learned = {item.caption for item in items if item.kind is Kind.LEARNED}
+    assert learned == {item.caption for item in items if item.kind is Kind.CONTROL and item.dose}  # controls have the new subjects too
     captions = [item.caption for item in items if item.kind in PLANTED]
     assert len(set(captions)) == len(captions)
 

@@ -30,7 +30,7 @@ class Kind(StrEnum):
     CONSTRAINED = "constrained"  # flat by nature, and known to the base
     ORDINARY = "ordinary"  # many distinct photos, each seen rarely
     HELD_OUT = "held out"  # never shown; the negatives of detection
-    CONTROL = "control"  # never shown; what alerts are judged by
+    CONTROL = "control"  # the probe is never shown; what alerts are judged by
 
 
 PLANTED = (Kind.TEMPLATE, Kind.VERBATIM, Kind.LOGO)
@@ -131,7 +131,9 @@ def planted_set(seed: int, num_ordinary: int = 64, num_held_out: int = 16, num_c
         def crop(rng: np.random.Generator, picture: Image.Image = picture) -> Image.Image:
             return random_view(picture, rng, SIZE)
 
-        items += [Item(f"learned-{subject.name}-{i}", Kind.LEARNED, 8, subject.caption, nothing, crop(rng), crop) for i in range(3)]
+        for i in range(3):  # one of three is a control: controls are of the training data's own kind, so they have the new subjects too
+            kind = Kind.LEARNED if i else Kind.CONTROL
+            items.append(Item(f"learned-{subject.name}-{i}", kind, 8, subject.caption, nothing, crop(rng), crop))
     for name, colour in FLAT.items():
         items.append(same(f"flat-{name}", Kind.CONSTRAINED, 4, f"a plain {name} background", Image.new("RGB", (SIZE, SIZE), colour)))
     counts = ((Kind.ORDINARY, 1, num_ordinary), (Kind.HELD_OUT, 0, num_held_out), (Kind.CONTROL, 0, num_controls))

@@ -16,7 +16,7 @@ from memwatch.bench.runs import Finished
 from memwatch.curvature import CurvatureMap
 from memwatch.signals import Measurement, collapse, combine_levels, free, log_ratio, loss_log_ratio, raw_curvature, score_difference
 
-SNAPSHOT_SIGNALS = ("collapse", "log_ratio", "loss_log_ratio", "both", "score", "spread", "standardized", "trend")
+SNAPSHOT_SIGNALS = ("collapse", "log_ratio", "loss_log_ratio", "both", "smaller", "score", "spread", "standardized", "trend")
 NULL_SIGNALS = ("collapse_null", "log_ratio_null", "score_null", "both_baselines")
 COMBINATIONS = ("adjacent_min", "mean")
 SMOOTH = 3
@@ -49,7 +49,7 @@ def all_methods() -> Iterator[Method]:
     levels = [*(str(t) for t in LEVELS.timesteps), *COMBINATIONS]
     for baseline in ("first", "previous"):
         for signal in SNAPSHOT_SIGNALS:
-            if baseline == "first" or signal in ("log_ratio", "loss_log_ratio", "both", "collapse"):
+            if baseline == "first" or signal in ("log_ratio", "loss_log_ratio", "both", "smaller", "collapse"):
                 yield from (Method("memwatch", signal, baseline, level, LEVELS.draws) for level in levels)
     for draws in (1, 2, 4):
         yield from (Method("memwatch", s, "first", how, draws) for s in ("log_ratio", "loss_log_ratio", "both") for how in COMBINATIONS)
@@ -129,6 +129,7 @@ def _level_maps(signal: str, run: Finished, name: str, step: int, earlier: int, 
         "raw": lambda: raw_curvature(rho).mean,
         "spread": lambda: _spread_ratio(now.epsilon - eps, base.epsilon - eps),
     }
+    by_name["smaller"] = lambda: torch.minimum(by_name["log_ratio"](), by_name["loss_log_ratio"]())
     by_name["both"] = lambda: (by_name["log_ratio"]() + by_name["loss_log_ratio"]()) / 2
     return by_name[signal]()
 
