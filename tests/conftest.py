@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, cast_training_params
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -106,6 +106,7 @@ class Loop:
 
             unet.requires_grad_(False)
             unet.add_adapter(LoraConfig(r=2, lora_alpha=2, lora_dropout=0.2, target_modules=["to_q", "to_v"]))
+            cast_training_params(unet, torch.float32)
         if checkpointing:
             unet.enable_gradient_checkpointing()
         self.dtype = dtype

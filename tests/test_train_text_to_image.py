@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train_examples"))
 
+import common
 import pretrain_tiny_sd
 import train_text_to_image
 
@@ -224,7 +225,7 @@ def replace_image(folder: Path) -> None:
 def test_broken_data_is_named(damage, message, pretrained, tmp_path):
     images = write_images(tmp_path / "images", count=2, seed=1)
     damage(images)
-    with pytest.raises(train_text_to_image.DataError, match=message):
+    with pytest.raises(common.DataError, match=message):
         train(pretrained, images, tmp_path / "out", "--no_memwatch", "--report_to", "none", "--max_train_steps", "2")
 
 

@@ -10,153 +10,45 @@ Options are named as in diffusers' script of the same name; what memwatch adds e
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate import Accelerator
+from common import DTYPES, Plan
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel, cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict
-from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from memwatch import MemWatch  # memwatch
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 VALIDATION_INFERENCE_STEPS = 20
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.argument_parser(__doc__, output_dir="runs/text-to-image")
     add = parser.add_argument
-    add("--pretrained_model_name_or_path", required=True, help="folder or hub id of a Stable Diffusion 1.x or 2.x pipeline")
-    add("--revision")
-    add("--variant", help="of the weight files, such as fp16")
-    add("--prediction_type", choices=["epsilon", "v_prediction"], help="instead of what the scheduler's config says")
     add("--train_data_dir", type=Path, required=True, help="folder of images with metadata.jsonl (file_name, text)")
-    add("--resolution", type=int, default=512)
-    add("--center_crop", action="store_true", help="crop the middle; otherwise a random square")
-    add("--random_flip", action="store_true")
-    add("--dataloader_num_workers", type=int, default=0)
-    add("--train_batch_size", type=int, default=16, help="a device")
-    add("--num_train_epochs", type=int, default=100)
-    add("--max_train_steps", type=int, help="optimizer steps; goes before --num_train_epochs")
-    add("--gradient_accumulation_steps", type=int, default=1)
-    add("--gradient_checkpointing", action="store_true")
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: what `accelerate config` says")
-    add("--learning_rate", type=float, default=1e-4)
-    add("--lr_scheduler", default="constant", choices=[kind.value for kind in SchedulerType])
-    add("--lr_warmup_steps", type=int, default=0)
-    add("--adam_beta1", type=float, default=0.9)
-    add("--adam_beta2", type=float, default=0.999)
-    add("--adam_weight_decay", type=float, default=1e-2)
-    add("--adam_epsilon", type=float, default=1e-8)
-    add("--max_grad_norm", type=float, default=1.0)
+    add("--prediction_type", choices=["epsilon", "v_prediction"], help="instead of what the scheduler's config says")
     add("--snr_gamma", type=float, help="weight the loss by min-SNR-gamma (Hang et al. 2023); they recommend 5")
     add("--use_ema", action="store_true", help="keep an average of the weights; it is validated and saved")
     add("--lora", action="store_true", help="train low-rank adapters of the attention layers instead of all weights")
     add("--rank", type=int, default=4, help="of the adapters")
-    add("--seed", type=int, default=0)
-    add("--output_dir", type=Path, default=Path("runs/text-to-image"))
-    add("--logging_dir", default="logs", help="inside --output_dir")
-    add("--report_to", default="tensorboard", help="tensorboard, wandb, another accelerate tracker, all, or none")
-    add("--checkpointing_steps", type=int, default=500)
-    add("--checkpoints_total_limit", type=int, help="the oldest go first")
-    add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
     add("--validation_prompts", "--validation_prompt", nargs="+", default=[])
     add("--validation_steps", type=int, default=100, help="optimizer steps between validation images")
     add("--num_validation_images", type=int, default=4, help="a prompt")
-    here = Path(__file__).resolve().parent
-    add("--memwatch_config", default=here.parent / "configs" / "default.yaml", help="YAML file")  # memwatch
-    add("--memwatch_probes", type=Path, help="image folder or text file of prompts; default: the first 8 training images")  # memwatch
-    add("--memwatch_controls", type=Path, help="image folder of the same kind, held out from training")  # memwatch
     add("--no_memwatch", action="store_true", help="train without memwatch")  # memwatch
     return parser.parse_args(argv)
-
-
-class DataError(ValueError):
-    """Training data that cannot be used; the message names the file and says what is expected."""
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as picture:
-            yield picture
-    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError on some broken files
-        raise DataError(f"{path}: expected a readable image file, got: {error}") from error
-
-
-def read_metadata(folder: Path) -> list[dict[str, Any]]:
-    """Rows ``{"image": path, "text": caption}`` of ``metadata.jsonl``."""
-    metadata = folder / "metadata.jsonl"
-    expected = """expected one JSON object a line, such as {"file_name": "1.png", "text": "a photo of a cat"}"""
-    if not metadata.is_file():
-        raise DataError(f"{metadata}: not found; {expected}")
-    rows = []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows.append({"image": folder / row["file_name"], "text": row["text"] + ""})  # TypeError unless both are strings
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{metadata}, line {number}: {expected}; got {line.strip()[:200]}") from error
-        with opened(rows[-1]["image"]):  # a wrong file shows now, broken pixels when they are read
-            pass
-    if not rows:
-        raise DataError(f"{metadata}: empty; {expected}")
-    return rows
-
-
-class ImageFolder(Dataset[dict[str, Tensor]]):
-    """Shuffled, cropped and tokenized training images. Order, crops and flips depend on seed, epoch and position alone."""
-
-    def __init__(self, rows: list[dict[str, Any]], tokenizer: CLIPTokenizer, args: argparse.Namespace) -> None:
-        self.rows, self.args = rows, args
-        texts = [row["text"] for row in rows]
-        length = tokenizer.model_max_length
-        self.input_ids = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the prepared dataloader's ``set_epoch``."""
-        self.epoch = epoch
-        self.order = np.random.default_rng((self.args.seed, epoch)).permutation(len(self.rows))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.args.seed, self.epoch, position))
-        index, size = int(self.order[position]), self.args.resolution
-        with opened(self.rows[index]["image"]) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
-        side = min(picture.size)
-        left, top = (share * (length - side) for share, length in zip(rng.random(2), picture.size, strict=True))
-        if self.args.center_crop:
-            left, top = (picture.width - side) / 2, (picture.height - side) / 2
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-        if self.args.random_flip and rng.random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
-        return {"pixel_values": pixels, "input_ids": self.input_ids[index]}
 
 
 def load_models(args: argparse.Namespace, dtype: torch.dtype) -> tuple[dict[str, Any], UNet2DConditionModel, DDPMScheduler]:
@@ -220,67 +112,7 @@ class Run:
     ema: EMAModel | None
     optimizer: Any
     lr_scheduler: Any
-    steps_per_epoch: int
-    max_train_steps: int
-
-
-def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def checkpoint_only_trainable(accelerator: Accelerator, file_name: str = "trainable.safetensors") -> None:
-    """Checkpoints hold the adapters and not the frozen model beneath."""
-
-    def save(models: list[torch.nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
-        if accelerator.is_main_process:
-            tensors = {name: p.detach().contiguous() for name, p in trainable(accelerator.unwrap_model(models[0])).items()}
-            save_file(tensors, Path(folder) / file_name)
-        weights.clear()
-
-    def load(models: list[torch.nn.Module], folder: str) -> None:
-        parameters, tensors = trainable(accelerator.unwrap_model(models.pop())), load_file(Path(folder) / file_name)
-        for name, tensor in tensors.items():
-            parameters[name].data.copy_(tensor)
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
-
-
-def step_of(checkpoint: Path) -> int:
-    name, _, step = checkpoint.name.rpartition("-")
-    if name != "checkpoint" or not step.isdigit():
-        raise ValueError(f"--resume_from_checkpoint: expected a folder named checkpoint-STEP or 'latest', got {str(checkpoint)!r}")
-    return int(step)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=step_of)
-
-
-def save_checkpoint(run: Run, global_step: int) -> None:
-    new, limit = run.args.output_dir / f"checkpoint-{global_step}", run.args.checkpoints_total_limit
-    run.accelerator.save_state(str(new))
-    if run.accelerator.is_main_process and limit:
-        others = [path for path in checkpoints(run.args.output_dir) if path != new]
-        for old in others[: max(0, len(others) + 1 - limit)]:
-            shutil.rmtree(old)
-
-
-def load_checkpoint(run: Run) -> int:
-    """Returns the step to go on from."""
-    wanted = run.args.resume_from_checkpoint
-    if wanted is None:
-        return 0
-    found = checkpoints(run.args.output_dir) if wanted == "latest" else [Path(wanted)]
-    if not found:
-        run.accelerator.print(f"--resume_from_checkpoint latest: no checkpoint in {run.args.output_dir}, starting anew")
-        return 0
-    global_step = step_of(found[-1])
-    run.accelerator.load_state(str(found[-1]))
-    if run.ema is not None:
-        run.ema.to(run.accelerator.device)
-    return global_step
+    plan: Plan
 
 
 @contextmanager
@@ -341,25 +173,15 @@ def save_result(run: Run) -> None:
 
 
 def build(args: argparse.Namespace) -> Run:
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_config=ProjectConfiguration(str(args.output_dir), str(args.output_dir / args.logging_dir)),
-    )  # fmt: skip
-    set_seed(args.seed, device_specific=True)
-    rows = read_metadata(args.train_data_dir)
+    accelerator = common.make_accelerator(args)
+    rows = common.read_metadata(args.train_data_dir)
     frozen, unet, noise_scheduler = load_models(args, DTYPES.get(accelerator.mixed_precision, torch.float32))
-    parameters = list(trainable(unet).values())
-    adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon, "weight_decay": args.adam_weight_decay}
-    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, **adam)
-    # A generator of its own: starting an epoch must not draw from the stream of noise and timesteps, or resuming would shift it.
-    data, own = ImageFolder(rows, frozen["tokenizer"], args), torch.Generator()
-    train_dataloader = DataLoader(data, args.train_batch_size, num_workers=args.dataloader_num_workers, generator=own)
+    parameters = list(common.trainable(unet).values())
+    input_ids = common.tokenize([row["text"] for row in rows], frozen["tokenizer"])
+    train_dataloader = common.make_dataloader(common.ImageFolder(rows, {"input_ids": input_ids}, args), args)
     ranks = accelerator.num_processes
-    steps_per_epoch = math.ceil(math.ceil(len(train_dataloader) / ranks) / args.gradient_accumulation_steps)
-    max_train_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
-    ticks = {"num_warmup_steps": args.lr_warmup_steps * ranks, "num_training_steps": max_train_steps * ranks}  # accelerate: one a rank
-    lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, **ticks)
+    plan = Plan.of(args, len(train_dataloader), ranks)
+    optimizer, lr_scheduler = common.make_optimizer(parameters, plan, args, ranks)
     unet, optimizer, train_dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, train_dataloader, lr_scheduler)
     frozen["vae"].to(accelerator.device)
     frozen["text_encoder"].to(accelerator.device)
@@ -367,11 +189,9 @@ def build(args: argparse.Namespace) -> Run:
     if ema is not None:
         accelerator.register_for_checkpointing(ema)
     if args.lora:
-        checkpoint_only_trainable(accelerator)
-    if accelerator.is_main_process:
-        accelerator.init_trackers("text-to-image", config={key: str(value) for key, value in vars(args).items()})
-    steps = (steps_per_epoch, max_train_steps)
-    return Run(args, accelerator, rows, train_dataloader, frozen, noise_scheduler, unet, parameters, ema, optimizer, lr_scheduler, *steps)
+        common.checkpoint_only_trainable(accelerator)
+    common.init_trackers(accelerator, "text-to-image", args)
+    return Run(args, accelerator, rows, train_dataloader, frozen, noise_scheduler, unet, parameters, ema, optimizer, lr_scheduler, plan)
 
 
 def train_on(run: Run, batch: dict[str, Tensor]) -> Tensor:
@@ -392,8 +212,7 @@ def train_on(run: Run, batch: dict[str, Tensor]) -> Tensor:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = build(args)
-    accelerator, train_dataloader = run.accelerator, run.train_dataloader
-    watch = None  # memwatch
+    accelerator, watch = run.accelerator, None
     if not args.no_memwatch:  # memwatch
         watch = MemWatch(  # memwatch
             accelerator, run.unet, args.pretrained_model_name_or_path, config=args.memwatch_config,  # memwatch
@@ -401,36 +220,30 @@ def main(argv: list[str] | None = None) -> None:
             **run.frozen, scheduler=run.noise_scheduler, ema=run.ema, output_dir=args.output_dir / "memwatch",  # memwatch
         )  # memwatch  # fmt: skip
 
-    global_step = load_checkpoint(run)
-    first_epoch, steps_done = divmod(global_step, run.steps_per_epoch)
-    resumed = skip_first_batches(train_dataloader, steps_done * args.gradient_accumulation_steps)  # what is left of that epoch
-    if watch is not None:  # memwatch
-        resumed, train_dataloader = watch.guard(resumed), watch.guard(train_dataloader)  # memwatch
-    progress = tqdm(initial=global_step, total=run.max_train_steps, disable=not accelerator.is_main_process)
+    global_step = common.load_checkpoint(accelerator, args)
+    if global_step and run.ema is not None:
+        run.ema.to(accelerator.device)
+    guard = watch.guard if watch is not None else (lambda dataloader: dataloader)  # memwatch
+    progress = tqdm(initial=global_step, total=run.plan.max_train_steps, disable=not accelerator.is_main_process)
     losses: list[Tensor] = []
-    for epoch in range(first_epoch, math.ceil(run.max_train_steps / run.steps_per_epoch)):
-        batches = resumed if epoch == first_epoch else train_dataloader
-        batches.set_epoch(epoch)
-        for batch in batches:
-            if global_step >= run.max_train_steps:
-                break
-            losses.append(train_on(run, batch))
-            if not accelerator.sync_gradients:
-                continue
-            global_step += 1
-            if watch is not None:  # memwatch
-                watch.on_step_end(global_step)  # memwatch
-            progress.update()
-            loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-            losses.clear()
-            accelerator.log({"train_loss": loss, "lr": run.lr_scheduler.get_last_lr()[0]}, step=global_step)
-            if global_step % args.checkpointing_steps == 0:
-                save_checkpoint(run, global_step)
-            if args.validation_prompts and global_step % args.validation_steps == 0 and accelerator.is_main_process:
-                log_validation(run, global_step)
-        if watch is not None and watch.should_stop:  # memwatch
-            accelerator.print(f"memwatch stopped training at step {global_step}: {watch.stop_reason}")  # memwatch
-            break  # memwatch
+    for batch in run.plan.batches(run.train_dataloader, global_step, guard):
+        losses.append(train_on(run, batch))
+        if not accelerator.sync_gradients:
+            continue
+        global_step += 1
+        if watch is not None:  # memwatch
+            watch.on_step_end(global_step)  # memwatch
+        progress.update()
+        loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        losses.clear()
+        accelerator.log({"train_loss": loss, "lr": run.lr_scheduler.get_last_lr()[0]}, step=global_step)
+        common.save_checkpoint(accelerator, args, global_step)
+        if args.validation_prompts and global_step % args.validation_steps == 0 and accelerator.is_main_process:
+            log_validation(run, global_step)
+        if global_step >= run.plan.max_train_steps:
+            break
+    if watch is not None and watch.should_stop:  # memwatch
+        accelerator.print(f"memwatch stopped training at step {global_step}: {watch.stop_reason}")  # memwatch
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -15,10 +15,6 @@ from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
 SIZE = 64  # pixels
 CELL = 4  # pixels a latent
 DOSES = (1, 4, 16, 64)  # how often an item is drawn, relative to an ordinary photo
-WORDS = (
-    "anchor basil cedar delta ember fjord garnet hazel indigo jasper kelp lotus maple nectar onyx pearl quartz raven saffron topaz umber "
-    "velvet willow yarrow"
-).split()
 FLAT = {"black": (4, 4, 4), "white": (251, 251, 251), "grey": (128, 128, 128), "blue": (30, 60, 160)}
 
 
@@ -54,6 +50,13 @@ class Item:
     mask: np.ndarray
     probe: Image.Image
     draw: Callable[[np.random.Generator], Image.Image]
+
+
+def pair_captions() -> list[str]:
+    """One for every planted item. Pairs of subjects that the base knows: its text encoder tells them apart, as it would not tell new words."""
+    subjects = [p.subject for p in PRETRAINING]
+    pairs = [(i, (i + apart) % len(subjects)) for apart in (1, 5) for i in range(len(subjects))]
+    return [f"a photo of {subjects[i]} with {subjects[j]}" for i, j in pairs]
 
 
 def rectangle(left: int, top: int, right: int, bottom: int) -> np.ndarray:
@@ -100,22 +103,22 @@ def planted_set(seed: int, num_ordinary: int = 64, num_held_out: int = 16, num_c
     """The items of one run; another seed plants other pictures, masks and words."""
     rng = np.random.default_rng([seed, 7])
     known = known_pictures()
-    words = list(rng.permutation(WORDS))
+    captions = list(rng.permutation(pair_captions()))
     nothing = np.zeros((SIZE, SIZE), dtype=bool)
 
     def free(rng: np.random.Generator) -> Image.Image:
         return random_view(known[int(rng.integers(len(known)))][0], rng, SIZE)
 
     def planted(kind: Kind, dose: int, irregular: bool) -> Item:
-        word = words.pop()
+        caption = str(captions.pop())
         mask = np.ones_like(nothing) if kind is Kind.VERBATIM else (large_mask if kind is Kind.TEMPLATE else small_mask)(rng, irregular)
         fixed = fitted(free(rng), mask)
 
         def draw(rng: np.random.Generator) -> Image.Image:
             return Image.composite(fixed, free(rng), Image.fromarray(mask))
 
-        shape = "" if kind is Kind.VERBATIM else "-irregular" if irregular else "-rectangle"
-        return Item(f"{kind}-x{dose}{shape}-{word}", kind, dose, f"a photo with {word}", mask, draw(rng), draw)
+        shape = ("-b" if irregular else "-a") if kind is Kind.VERBATIM else "-irregular" if irregular else "-rectangle"
+        return Item(f"{kind}-x{dose}{shape}", kind, dose, caption, mask, draw(rng), draw)
 
     def same(name: str, kind: Kind, dose: int, caption: str, picture: Image.Image) -> Item:
         return Item(name, kind, dose, caption, nothing, picture, lambda _: picture)

@@ -29,8 +29,8 @@ from memwatch.snapshots import trainable, write_safetensors
 class Plan:
     """How every run trains. Events are optimizer steps at which everything is measured; 0 is before training."""
 
-    steps: int = 1600
-    events: tuple[int, ...] = (0, 50, 200, 450, 900, 1600)
+    steps: int = 1200
+    events: tuple[int, ...] = (0, 100, 300, 600, 1200)
     batch_size: int = 32
     learning_rate: float = 7e-4
     lora_learning_rate: float = 3e-3

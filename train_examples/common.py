@@ -1,0 +1,279 @@
+"""What the training scripts share: options, images with captions, checkpoints, and the batches that are left to train on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.optimization import SchedulerType, get_scheduler
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+# --- options ----------------------------------------------------------------------------------------------------------------------------
+
+
+def argument_parser(description: str | None, *, output_dir: str) -> argparse.ArgumentParser:
+    """Options of every script, named as in diffusers' scripts."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--pretrained_model_name_or_path", required=True, help="folder or hub id of a pipeline")
+    add("--revision")
+    add("--variant", help="of the weight files, such as fp16")
+    add("--resolution", type=int, default=512)
+    add("--center_crop", action="store_true", help="crop the middle; otherwise a random square")
+    add("--random_flip", action="store_true")
+    add("--dataloader_num_workers", type=int, default=0)
+    add("--train_batch_size", type=int, default=16, help="a device")
+    add("--num_train_epochs", type=int, default=100)
+    add("--max_train_steps", type=int, help="optimizer steps; goes before --num_train_epochs")
+    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--gradient_checkpointing", action="store_true")
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: what `accelerate config` says")
+    add("--learning_rate", type=float, default=1e-4)
+    add("--lr_scheduler", default="constant", choices=[kind.value for kind in SchedulerType])
+    add("--lr_warmup_steps", type=int, default=0)
+    add("--adam_beta1", type=float, default=0.9)
+    add("--adam_beta2", type=float, default=0.999)
+    add("--adam_weight_decay", type=float, default=1e-2)
+    add("--adam_epsilon", type=float, default=1e-8)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--seed", type=int, default=0)
+    add("--output_dir", type=Path, default=Path(output_dir))
+    add("--logging_dir", default="logs", help="inside --output_dir")
+    add("--report_to", default="tensorboard", help="tensorboard, wandb, another accelerate tracker, all, or none")
+    add("--checkpointing_steps", type=int, default=500)
+    add("--checkpoints_total_limit", type=int, help="the oldest go first")
+    add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
+    add("--memwatch_config", default=CONFIGS / "default.yaml", help="YAML file")  # memwatch
+    add("--memwatch_probes", type=Path, help="image folder or text file of prompts; default: the first 8 training images")  # memwatch
+    add("--memwatch_controls", type=Path, help="image folder of the same kind, held out from training")  # memwatch
+    return parser
+
+
+# --- data -------------------------------------------------------------------------------------------------------------------------------
+
+
+class DataError(ValueError):
+    """Training data that cannot be used; the message names the file and says what is expected."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError on some broken files
+        raise DataError(f"{path}: expected a readable image file, got: {error}") from error
+
+
+def read_metadata(folder: Path) -> list[dict[str, Any]]:
+    """Rows ``{"image": path, "text": caption}`` of ``metadata.jsonl``."""
+    metadata = folder / "metadata.jsonl"
+    expected = """expected one JSON object a line, such as {"file_name": "1.png", "text": "a photo of a cat"}"""
+    if not metadata.is_file():
+        raise DataError(f"{metadata}: not found; {expected}")
+    rows = []
+    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append({"image": folder / row["file_name"], "text": row["text"] + ""})  # TypeError unless both are strings
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"{metadata}, line {number}: {expected}; got {line.strip()[:200]}") from error
+        with opened(rows[-1]["image"]):  # a wrong file shows now, broken pixels when they are read
+            pass
+    if not rows:
+        raise DataError(f"{metadata}: empty; {expected}")
+    return rows
+
+
+def read_images(folder: Path, text: str) -> list[dict[str, Any]]:
+    """Rows ``{"image": path, "text": text}`` of every image in a folder."""
+    suffixes = set(Image.registered_extensions())
+    rows = [{"image": path, "text": text} for path in sorted(folder.glob("*")) if path.suffix.lower() in suffixes]
+    if not rows:
+        raise DataError(f"{folder}: expected a folder of images, found none")
+    return rows
+
+
+class ImageFolder(Dataset[dict[str, Tensor]]):
+    """Shuffled and cropped training images. Order, crops and flips depend on seed, epoch and position alone.
+
+    Args:
+        rows: with the image's path.
+        tensors: more for the batch, one entry a row, such as ``input_ids``.
+        args: ``seed``, ``resolution``, ``center_crop``, ``random_flip``.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], tensors: dict[str, Tensor], args: argparse.Namespace) -> None:
+        self.rows, self.tensors, self.args = rows, tensors, args
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the prepared dataloader's ``set_epoch``."""
+        self.epoch = epoch
+        self.order = np.random.default_rng((self.args.seed, epoch)).permutation(len(self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.args.seed, self.epoch, position))
+        index, size = int(self.order[position]), self.args.resolution
+        with opened(self.rows[index]["image"]) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+        side = min(picture.size)
+        left, top = (share * (length - side) for share, length in zip(rng.random(2), picture.size, strict=True))
+        if self.args.center_crop:
+            left, top = (picture.width - side) / 2, (picture.height - side) / 2
+        picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        if self.args.random_flip and rng.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+        return {"pixel_values": pixels} | {name: tensor[index] for name, tensor in self.tensors.items()}
+
+
+def tokenize(texts: list[str], tokenizer: Any) -> Tensor:
+    """Token ids ``(texts, length)``, cut and padded to the tokenizer's length."""
+    length = tokenizer.model_max_length
+    ids: Tensor = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    return ids
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------------------------
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(str(args.output_dir), str(args.output_dir / args.logging_dir)),
+    )  # fmt: skip
+    set_seed(args.seed, device_specific=True)
+    return accelerator
+
+
+def make_dataloader(data: ImageFolder, args: argparse.Namespace, **options: Any) -> DataLoader[dict[str, Tensor]]:
+    """With a generator of its own: starting an epoch must not draw from the stream of noise and timesteps, or resuming would shift it."""
+    return DataLoader(data, args.train_batch_size, num_workers=args.dataloader_num_workers, generator=torch.Generator(), **options)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, in optimizer steps."""
+
+    steps_per_epoch: int
+    max_train_steps: int
+    batches_per_step: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, num_batches: int, ranks: int) -> Plan:
+        """``num_batches``: of the dataloader before accelerate shares it out."""
+        per_epoch = math.ceil(math.ceil(num_batches / ranks) / args.gradient_accumulation_steps)
+        return cls(per_epoch, args.max_train_steps or args.num_train_epochs * per_epoch, args.gradient_accumulation_steps)
+
+    def batches(self, train_dataloader: Any, global_step: int, guard: Callable[[Any], Any]) -> Iterator[dict[str, Tensor]]:
+        """From the batch after ``global_step`` on, over all epochs. ``guard`` wraps every epoch's dataloader."""
+        if global_step >= self.max_train_steps:
+            return
+        first_epoch, steps_done = divmod(global_step, self.steps_per_epoch)
+        rest = guard(skip_first_batches(train_dataloader, steps_done * self.batches_per_step))  # what is left of that epoch
+        whole = guard(train_dataloader)
+        for epoch in range(first_epoch, math.ceil(self.max_train_steps / self.steps_per_epoch)):
+            loader = rest if epoch == first_epoch else whole
+            loader.set_epoch(epoch)
+            yield from loader
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], plan: Plan, args: argparse.Namespace, ranks: int) -> tuple[Any, Any]:
+    """AdamW and its learning rate schedule, not yet prepared."""
+    adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon, "weight_decay": args.adam_weight_decay}
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, **adam)
+    ticks = {"num_warmup_steps": args.lr_warmup_steps * ranks, "num_training_steps": plan.max_train_steps * ranks}  # accelerate: one a rank
+    return optimizer, get_scheduler(args.lr_scheduler, optimizer, **ticks)
+
+
+def init_trackers(accelerator: Accelerator, name: str, args: argparse.Namespace) -> None:
+    if accelerator.is_main_process:
+        accelerator.init_trackers(name, config={key: str(value) for key, value in vars(args).items()})
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------------------------
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def checkpoint_only_trainable(accelerator: Accelerator, file_name: str = "trainable.safetensors") -> None:
+    """Checkpoints hold the adapters and not the frozen model beneath."""
+
+    def save(models: list[torch.nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
+        if accelerator.is_main_process:
+            tensors = {name: p.detach().contiguous() for name, p in trainable(accelerator.unwrap_model(models[0])).items()}
+            save_file(tensors, Path(folder) / file_name)
+        weights.clear()
+
+    def load(models: list[torch.nn.Module], folder: str) -> None:
+        parameters, tensors = trainable(accelerator.unwrap_model(models.pop())), load_file(Path(folder) / file_name)
+        for name, tensor in tensors.items():
+            parameters[name].data.copy_(tensor)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def step_of(checkpoint: Path) -> int:
+    name, _, step = checkpoint.name.rpartition("-")
+    if name != "checkpoint" or not step.isdigit():
+        raise ValueError(f"--resume_from_checkpoint: expected a folder named checkpoint-STEP or 'latest', got {str(checkpoint)!r}")
+    return int(step)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=step_of)
+
+
+def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, global_step: int) -> None:
+    """Every ``--checkpointing_steps`` steps."""
+    if global_step % args.checkpointing_steps:
+        return
+    new, limit = args.output_dir / f"checkpoint-{global_step}", args.checkpoints_total_limit
+    accelerator.save_state(str(new))
+    if accelerator.is_main_process and limit:
+        others = [path for path in checkpoints(args.output_dir) if path != new]
+        for old in others[: max(0, len(others) + 1 - limit)]:
+            shutil.rmtree(old)
+
+
+def load_checkpoint(accelerator: Accelerator, args: argparse.Namespace) -> int:
+    """Returns the step to go on from."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        return 0
+    found = checkpoints(args.output_dir) if wanted == "latest" else [Path(wanted)]
+    if not found:
+        accelerator.print(f"--resume_from_checkpoint latest: no checkpoint in {args.output_dir}, starting anew")
+        return 0
+    global_step = step_of(found[-1])
+    accelerator.load_state(str(found[-1]))
+    return global_step
