@@ -44,8 +44,9 @@ def add_word(placeholder: str, initializer: str, tokenizer: CLIPTokenizer, text_
     ids = tokenizer.encode(initializer, add_special_tokens=False)
     if len(ids) != 1:
         raise ValueError(f"--initializer_token: expected a word of one token, {initializer!r} has {len(ids)}")
-    if not tokenizer.add_tokens([placeholder]):
+    if placeholder in tokenizer.get_vocab():
         raise ValueError(f"--placeholder_token: expected a new word, {placeholder!r} is in the vocabulary already")
+    tokenizer.add_tokens([placeholder])
     new = int(tokenizer.convert_tokens_to_ids(placeholder))
     text_encoder.resize_token_embeddings(len(tokenizer))
     embeddings = text_encoder.get_input_embeddings().weight

@@ -38,8 +38,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @torch.no_grad()
 def encode(texts: list[str], args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Tensor]:
     """``prompt_embeds`` and ``pooled_prompt_embeds`` of every caption, on the CPU; the encoders are gone afterwards."""
-    where = {"revision": args.revision, "variant": args.variant}
-    pipeline = StableDiffusion3Pipeline.from_pretrained(args.pretrained_model_name_or_path, transformer=None, vae=None, **where)
+    path, where = args.pretrained_model_name_or_path, {"revision": args.revision, "variant": args.variant}
+    config = StableDiffusion3Pipeline.load_config(path, revision=args.revision)
+    absent = {name: None for name, part in config.items() if isinstance(part, list) and part[0] is None}  # many leave the third encoder out
+    pipeline = StableDiffusion3Pipeline.from_pretrained(path, **absent | {"transformer": None, "vae": None}, **where)
     pipeline.to(accelerator.device)
     encoded = [pipeline.encode_prompt(text, None, None, do_classifier_free_guidance=False) for text in texts]
     return {"prompt_embeds": torch.cat([e[0] for e in encoded]).cpu(), "pooled_prompt_embeds": torch.cat([e[2] for e in encoded]).cpu()}
