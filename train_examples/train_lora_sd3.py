@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import common
 import torch
@@ -43,6 +44,8 @@ def encode(texts: list[str], args: argparse.Namespace, accelerator: Accelerator)
     absent = {name: None for name, part in config.items() if isinstance(part, list) and part[0] is None}  # many leave the third encoder out
     pipeline = StableDiffusion3Pipeline.from_pretrained(path, **absent | {"transformer": None, "vae": None}, **where)
     pipeline.to(accelerator.device)
+    shape = SD3Transformer2DModel.load_config(path, subfolder="transformer", revision=args.revision)
+    pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**shape))  # all that a missing third encoder's zeros ask of it
     encoded = [pipeline.encode_prompt(text, None, None, do_classifier_free_guidance=False) for text in texts]
     return {"prompt_embeds": torch.cat([e[0] for e in encoded]).cpu(), "pooled_prompt_embeds": torch.cat([e[2] for e in encoded]).cpu()}
 
