@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from memwatch.alerts import ProbeState, StopState, Verdict, decide_stop
 from memwatch.calibration import expected_false_alarms
 from memwatch.config import MemWatchConfig, check, load_config
-from memwatch.denoiser import Components, Conditioning, as_tuple, borrow, family_of, load_components, unwrap
+from memwatch.denoiser import Components, Conditioning, as_tuple, borrow, dtype_of, family_of, load_components, unwrap
 from memwatch.judging import Look, judge_event
 from memwatch.loop import Closer, GuardedLoader
 from memwatch.measure import measure
@@ -37,7 +37,7 @@ from memwatch.snapshots import (
     with_conditioning,
     without_conditioning,
     without_lora,
-)  # fmt: skip
+)
 from memwatch.trackers import Sink, tracker_sinks
 from memwatch.trackers.files import FileSink
 
@@ -122,11 +122,10 @@ class MemWatch:
             check(not has_prompts, "signals.decide", "loss_log_ratio", "another one with prompt probes, whose true noise is unknown")
         self.ranks.check(config, has_prompts)
         family = family_of(self.model)
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         with self.ranks.whole():
             parts = load_components(
                 pretrained, given, needs_vae=not family.in_pixels, text_encoders=family.text_encoders, optional=family.optional,
-                device=self.accelerator.device, dtype=dtype,
+                device=self.accelerator.device, dtype=dtype_of(self.model),
             )  # fmt: skip
         self.denoiser = family(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
         self.denoiser.model, self.denoiser.once = self._entrance, self.ranks.once

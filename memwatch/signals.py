@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memwatch.config import DECIDING
+from memwatch.config import COMBINATIONS, DECIDING
 from memwatch.curvature import CurvatureMap
 
 SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retained variance from zero
@@ -94,8 +94,8 @@ def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_m
     Raises:
         ValueError: ``how`` is none of the three.
     """
-    if how not in ("adjacent_min", "mean", "max"):
-        raise ValueError(f"how: got {how!r}, allowed adjacent_min, mean, max")
+    if how not in COMBINATIONS:
+        raise ValueError(f"how: got {how!r}, allowed {', '.join(COMBINATIONS)}")
     samples = levels.samples.where(is_free[:, None], 0.0)
     if how == "mean":
         return CurvatureMap(samples.mean(0))

@@ -17,7 +17,7 @@ from memwatch.bench.items import DOSES, PLANTED, Kind, batch, looked_at, planted
 from memwatch.bench.look import LEVELS, NULL_DRAWS, Bench, Generated, copy_ratios
 from memwatch.bench.methods import Method, all_methods, maps_of, scores_of
 from memwatch.bench.runs import Finished, finished_runs
-from memwatch.bench.table import all_rows, measured_config
+from memwatch.bench.table import all_rows, measured_config, run_product
 from memwatch.bench.train import Plan, Run, read_base, run_one
 from memwatch.commands.bench import compare, parse_run
 from memwatch.config import ConfigError, MemWatchConfig, load_config
@@ -200,7 +200,7 @@ def test_a_method_that_sees_and_one_that_guesses(runs, monkeypatch):
     seeing, guessing = Method("memwatch", "log_ratio", "first", "adjacent_min", 8), Method("wen norm", "wen", localizes=False)
     ones = Method("all ones", "ones")
     monkeypatch.setattr("memwatch.bench.table.all_methods", lambda: iter([seeing, guessing, ones]))
-    default, saw, guessed, all_ones = all_rows(list(finished_runs(runs)), CHOSEN)
+    default, saw, guessed, all_ones = all_rows([run_product(CHOSEN, run) for run in finished_runs(runs)], CHOSEN)
     assert default["default"]
     assert default["runs"] == 2
     assert default["iou_fixed"] > 0.8

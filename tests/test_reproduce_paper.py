@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 import reproduce_paper
 import torch
-from bright_ending import bright_ending, recording
 from conftest import new_process
 from PIL import Image
 from templates_verbs import download, memorized, non_memorized
 
+from memwatch.bench.bright_ending import bright_ending, recording
 from memwatch.config import load_config
 from memwatch.denoiser import make_denoiser
 from memwatch.noise import NoiseSchedule

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from conftest import CONFIG, history, maps
+from conftest import CONFIG, history, maps, on_two_ranks
 from diffusers import StableDiffusionPipeline
 
 import memwatch.callback
@@ -58,26 +56,7 @@ def ranks(pretrained, tmp_path_factory):
     pipeline.save_pretrained(folder / "now")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
-    }  # fmt: skip
-    processes = []
-    for rank in range(WORLD):
-        environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (folder / f"log{rank}").open("w", encoding="utf-8") as log:
-            command = [sys.executable, __file__, str(folder)]
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    logs = "\n".join((folder / f"log{rank}").read_text(encoding="utf-8")[-3000:] for rank in range(WORLD))
-    assert codes == [0] * WORLD, logs
+    on_two_ranks(__file__, folder, folder=folder)
     return folder, [int((folder / f"code{rank}").read_text(encoding="utf-8")) for rank in range(WORLD)]
 
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from bright_ending import bright_ending
 from PIL import Image
 from templates_verbs import Case, download, memorized, non_memorized
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from memwatch.bench.bright_ending import bright_ending
 from memwatch.checkpoints import load_model
 from memwatch.config import load_config
 from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components, make_denoiser

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memwatch.bench.bright_ending import bright_ending
 from memwatch.bench.items import PLANTED, SIZE, Item, general_batch
 from memwatch.config import CurvatureConfig, LevelsConfig, SamplingConfig
 from memwatch.curvature import test_vectors, value_and_diag_jacobian
@@ -66,7 +67,7 @@ def look(bench: Bench, earlier: Mapping[str, Tensor] | None = None) -> tuple[dic
     numbers: dict[str, Any] = {}
     generated, numbers["wen"] = generate(bench)
     numbers["copy_ratio"] = copy_ratios(bench, generated)
-    tensors |= {f"{name}/bright_ending": value for name, value in bright_ending(bench, generated).items()}
+    tensors |= {f"{name}/bright_ending": value for name, value in bright_endings(bench, generated).items()}
     tensors |= {f"{name}/generated": torch.stack([g.picture for g in group]) for name, group in generated.items()}
     if earlier is not None:
         tensors |= published(bench, earlier)
@@ -93,15 +94,13 @@ class Generated:
 @torch.no_grad()
 def generate(bench: Bench, chunk: int = 32) -> tuple[dict[str, list[Generated]], dict[str, float]]:
     """Generations of every item and the Wen et al. 2024 norm: mean over steps and seeds of ``|eps(x, c) - eps(x, null)|``."""
-    from diffusers import DDIMScheduler
-
     rows = [(p, seed) for p, item in zip(bench.prepared, bench.items, strict=True) for seed in range(NUM_SEEDS if item.kind in PLANTED else 1)]
     found: dict[str, list[Generated]] = {p.name: [] for p in bench.prepared}
     norms: dict[str, list[float]] = {p.name: [] for p in bench.prepared}
+    side = bench.views[0].noisy_latents.shape[-1]
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        ddim: Any = DDIMScheduler.from_config(bench.parts.scheduler.config)
-        ddim.set_timesteps(GENERATION.num_inference_steps)
+        ddim = bench.denoiser.sampler(bench.parts.scheduler, GENERATION.num_inference_steps, side)
         x = torch.cat([torch.randn(1, *bench.views[0].noisy_latents.shape[2:], generator=seeded("generation", seed)) for _, seed in part])
         both = bench.denoiser.stack([bench.null] * len(part) + [p.conditioning for p, _ in part])
         norm, x_last = torch.zeros(len(part)), x
@@ -132,67 +131,28 @@ def copy_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[
     return ratios
 
 
+def pixel_values(pictures: Sequence[np.ndarray]) -> Tensor:
+    """RGB uint8 pictures as an autoencoder takes them: ``(n, 3, h, w)`` in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 @torch.no_grad()
 def as_decoded(pictures: Sequence[np.ndarray], vae: Any) -> np.ndarray:
     """Pictures through the autoencoder and back, ``(n, SIZE, SIZE, 3)`` in [0, 1]: the autoencoder's own loss is nobody's copying error."""
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    back = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in torch.split(pixels, 32)])
+    back = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in torch.split(pixel_values(pictures), 32)])
     decoded: np.ndarray = ((back.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
     return decoded
 
 
-@torch.no_grad()
-def bright_ending(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, Tensor]:
-    """Cross-attention to the prompt's end token at the last step, mean over heads, seeds and the down-block layers of the finest grid.
-
-    Chen et al., ICLR 2025. Shape ``(h, w)`` of that grid.
-    """
-    timesteps = torch.ones(1, dtype=torch.long)
-    maps = {}
+def bright_endings(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, Tensor]:
+    """Bright Ending attention of every item at the last step (timestep 1), mean over its generations; ``(h, w)`` of the finest grid."""
     (tokenizer,) = bench.parts.tokenizers
+    maps = {}
     for p in bench.prepared:
         end = tokenizer(p.probe.prompt).input_ids.index(tokenizer.eos_token_id)
-        x = torch.stack([g.x_last for g in generated[p.name]])
-        conditioning = bench.denoiser.stack([p.conditioning] * len(x))
-        with recording(bench.denoiser.model) as recorded:
-            bench.denoiser.predict(x, timesteps.expand(len(x)), conditioning)
-        finest = max(attention.shape[1] for attention in recorded)
-        attention = torch.stack([a[..., end].mean(0) for a in recorded if a.shape[1] == finest]).mean(0)
-        side = round(finest**0.5)
-        maps[p.name] = attention.reshape(side, side)
+        found = [bright_ending(bench.denoiser, g.x_last, 1, p.conditioning, end) for g in generated[p.name]]
+        maps[p.name] = torch.from_numpy(np.mean(found, axis=0))
     return maps
-
-
-class recording:  # noqa: N801  # a context manager reads like a function
-    """Cross-attention probabilities ``(batch * heads, queries, tokens)`` of the down blocks; processors are put back as found."""
-
-    def __init__(self, unet: Any) -> None:
-        self.unet, self.processors = unet, dict(unet.attn_processors)
-        self.recorded: list[Tensor] = []
-
-    def __enter__(self) -> list[Tensor]:
-        chosen = {n: _Recorder(self.recorded) if "attn2" in n and "down" in n else p for n, p in self.processors.items()}
-        self.unet.set_attn_processor(chosen)
-        return self.recorded
-
-    def __exit__(self, *_: object) -> None:
-        self.unet.set_attn_processor(dict(self.processors))
-
-
-class _Recorder:
-    """Plain attention that keeps its probabilities."""
-
-    def __init__(self, recorded: list[Tensor]) -> None:
-        self.recorded = recorded
-
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Any = None, **_: Any) -> Tensor:
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        probabilities = attn.get_attention_scores(query, key, attention_mask)
-        self.recorded.append(probabilities)
-        output: Tensor = attn.to_out[0](attn.batch_to_head_dim(torch.bmm(probabilities, value)))
-        return output
 
 
 def published(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:

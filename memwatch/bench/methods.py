@@ -60,7 +60,7 @@ def all_methods() -> Iterator[Method]:
         yield Method("published", f"published_{signal}", baseline, "last of 50", 1)
     yield Method("bright ending", "bright_ending", "-", "last of 20")
     yield Method("wen norm", "wen", "unconditional", "all of 20", localizes=False)
-    yield from (Method("clid", "clid", "unconditional", level, NULL_DRAWS, localizes=False) for level in ("mean",))
+    yield Method("clid", "clid", "unconditional", "mean", NULL_DRAWS, localizes=False)
     yield Method("all ones", "ones")
 
 
@@ -76,22 +76,20 @@ def maps_of(method: Method, run: Finished, step: int) -> dict[str, np.ndarray]:
         return {i.name: np.ones((side, side)) for i in run.items}
     if method.signal == "trend":
         past = [s for s in run.steps if 0 < s <= step][-3:]
-        levels = {i.name: torch.stack([level_maps("log_ratio", method, run, i, s)[0] for s in past]).mean(0) for i in run.items}
+        levels = {i.name: torch.stack([level_maps("log_ratio", method, run, i, s) for s in past]).mean(0) for i in run.items}
     else:
         signal = "log_ratio" if method.signal == "standardized" else method.signal
-        levels = {i.name: level_maps(signal, method, run, i, step)[0] for i in run.items}
+        levels = {i.name: level_maps(signal, method, run, i, step) for i in run.items}
     if method.signal == "standardized":
         controls = torch.stack([levels[i.name] for i in run.items if i.kind is Kind.CONTROL])
         levels = {name: (x - controls.mean(0)) / controls.std(0).clamp(min=1e-6) for name, x in levels.items()}
-    return {i.name: _combined(levels[i.name], level_maps("free", method, run, i, step)[0], method.level) for i in run.items}
-
-
-def _combined(levels: Tensor, is_free: Tensor, how: str) -> np.ndarray:
-    if how in COMBINATIONS:
-        combined: np.ndarray = combine_levels(CurvatureMap(levels[:, None]), is_free.bool(), how).mean.double().numpy()
-        return combined
-    one: np.ndarray = levels[[str(t) for t in LEVELS.timesteps].index(how)].double().numpy()
-    return one
+    if method.level in COMBINATIONS:
+        gates = {i.name: level_maps("free", method, run, i, step).bool() for i in run.items}
+        combined = {name: combine_levels(CurvatureMap(x[:, None]), gates[name], method.level).mean for name, x in levels.items()}
+    else:
+        index = [str(t) for t in LEVELS.timesteps].index(method.level)
+        combined = {name: x[index] for name, x in levels.items()}
+    return {name: x.double().numpy() for name, x in combined.items()}
 
 
 def baseline_step(method: Method, run: Finished, step: int) -> int:
@@ -99,9 +97,9 @@ def baseline_step(method: Method, run: Finished, step: int) -> int:
     return earlier[-1] if method.baseline == "previous" else run.steps[0]
 
 
-def level_maps(signal: str, method: Method, run: Finished, item: Item, step: int) -> tuple[Tensor, ...]:
-    """Smoothed maps ``(levels, h, w)`` of one signal (in a tuple of one: cached values are not to be changed)."""
-    return (_level_maps(signal, run, item.name, step, baseline_step(method, run, step), method.draws),)
+def level_maps(signal: str, method: Method, run: Finished, item: Item, step: int) -> Tensor:
+    """Smoothed maps ``(levels, h, w)`` of one signal; kept, so not to be written to."""
+    return _level_maps(signal, run, item.name, step, baseline_step(method, run, step), method.draws)
 
 
 @lru_cache(maxsize=60_000)

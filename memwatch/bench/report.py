@@ -13,7 +13,7 @@ import numpy as np
 
 from memwatch.bench.items import PLANTED
 from memwatch.bench.runs import COPY, Finished
-from memwatch.bench.table import stored_table
+from memwatch.bench.table import RunResult, stored_table
 
 TARGETS = (  # key of the default row, what it should be, by which comparison
     ("iou_fixed", 0.90, ">="), ("auc_heldout", 0.99, ">="), ("tpr1_heldout", 0.95, ">="), ("called_learned", 0.05, "<="),
@@ -68,8 +68,8 @@ def best_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return chosen
 
 
-def plots(rows: Sequence[Mapping[str, Any]], runs: Sequence[Finished], first_alert: Mapping[str, Mapping[str, int]], folder: Path) -> None:
-    """``localization.png``, ``draws.png`` and ``lead.png``."""
+def plots(rows: Sequence[Mapping[str, Any]], product: Sequence[RunResult], folder: Path) -> None:
+    """``levels.png``, ``draws.png`` and ``lead.png``."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -98,13 +98,13 @@ def plots(rows: Sequence[Mapping[str, Any]], runs: Sequence[Finished], first_ale
     _save(figure, folder / "draws.png")
 
     figure, ax = plt.subplots(figsize=(8, 5))
-    for run in runs:
-        for item in run.items:
+    for result in product:
+        for item in result.run.items:
             if item.kind in PLANTED:
-                alert, copy = first_alert.get(run.name, {}).get(item.name), run.first_copy(item)
+                alert, copy = result.first_alert.get(item.name), result.run.first_copy(item)
                 if alert is not None and copy is not None:
                     ax.plot(copy, alert, "o", color=f"C{PLANTED.index(item.kind)}", alpha=0.7)
-    limit = max(run.steps[-1] for run in runs)
+    limit = max(result.run.steps[-1] for result in product)
     ax.plot([0, limit], [0, limit], color="grey", linewidth=1)
     for kind in PLANTED:
         ax.plot([], [], "o", color=f"C{PLANTED.index(kind)}", label=str(kind))
@@ -182,9 +182,9 @@ def _met(value: float | None, goal: float | None, how: str) -> str:
     return "yes" if (value >= goal if how == ">=" else value <= goal) else "**no**"
 
 
-def write(rows: Sequence[dict[str, Any]], runs: Sequence[Finished], first_alert: Mapping[str, Mapping[str, int]], folder: Path, command: str) -> None:
+def write(rows: Sequence[dict[str, Any]], product: Sequence[RunResult], folder: Path, command: str) -> None:
     """``README.md``, ``bench.json`` and the plots in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(rows, indent=1, allow_nan=False), encoding="utf-8")
-    plots(rows, runs, first_alert, folder)
-    (folder / "README.md").write_text(page(rows, runs, command), encoding="utf-8")
+    plots(rows, product, folder)
+    (folder / "README.md").write_text(page(rows, [result.run for result in product], command), encoding="utf-8")

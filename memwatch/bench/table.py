@@ -61,11 +61,10 @@ def run_method(method: Method, run: Finished) -> RunResult:
     last = run.steps[-1]
     stored = {item.name for item in run.stored}
     maps = {name: resized(values, (SIZE, SIZE)) for name, values in maps_of(method, run, last).items() if name in stored}
-    result = RunResult(run, maps, scores=scores_of(method, run, last))
-    steps = [last] if method.only_last else run.steps[1:]
+    result = RunResult(run, maps)
     streak: dict[str, int] = {}
-    for step in steps:
-        scores = scores_of(method, run, step)
+    for step in [last] if method.only_last else run.steps[1:]:
+        result.scores = scores = scores_of(method, run, step)  # the last event's stay
         bar = max(scores[item.name] for item in run.of_kind(Kind.CONTROL))
         for item in run.items:
             streak[item.name] = streak.get(item.name, 0) + 1 if scores[item.name] > bar else 0
@@ -233,19 +232,17 @@ def with_intervals(method: Method, results: Sequence[RunResult], resamples: int 
     return row
 
 
-def all_rows(runs: Sequence[Finished], config: MemWatchConfig, tick: Callable[[str], object] = lambda what: None) -> list[dict[str, Any]]:
-    """The whole table, the shipped default first."""
-    product = [run_product(config, run) for run in runs]
+def all_rows(product: Sequence[RunResult], config: MemWatchConfig, tick: Callable[[str], object] = lambda what: None) -> list[dict[str, Any]]:
+    """The whole table, the shipped default (``run_product`` of every run) first."""
     signals, levels = config.signals, config.levels
     level = f"{signals.combine} {','.join(map(str, levels.timesteps))}"
     name = Method("memwatch", signals.decide, signals.baseline, level, levels.draws)
     rows = [with_intervals(name, product) | {"default": True}]
     for method in all_methods():
         tick(f"{method.method} {method.signal} {method.baseline} {method.level} {method.draws}")
-        results = [run_method(method, run) for run in runs]
+        results = [run_method(method, p.run) for p in product]
         leave_one_out(results)
-        highlighted = method.method != "memwatch"
-        rows.append((with_intervals if highlighted else full_row)(method, results))
+        rows.append((full_row if method.method == "memwatch" else with_intervals)(method, results))
     return rows
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from memwatch.bench.items import SIZE, batch, general_batch, looked_at, planted_set
-from memwatch.bench.look import Bench, look
+from memwatch.bench.look import Bench, look, pixel_values
 from memwatch.denoiser import Components, StableDiffusion
 from memwatch.noise import NoiseSchedule
 from memwatch.snapshots import trainable, write_safetensors
@@ -64,7 +64,7 @@ def read_base(base: Path) -> tuple[nn.Module, Components]:
 @torch.no_grad()
 def encode_pictures(pictures: list[Image.Image], vae: Any) -> Tensor:
     """Latents ``(b, c, h, w)``: the posterior's mode, scaled."""
-    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = pixel_values([np.asarray(picture) for picture in pictures])
     latents: Tensor = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     return latents
 

@@ -60,13 +60,13 @@ def compare(folder: Path, results: Path, config: MemWatchConfig) -> None:
     if not runs:
         raise ValueError(f"{folder} holds no finished run; train with: memwatch bench --output {folder}")
     config = measured_config(config)
+    product = [run_product(config, run) for run in runs]
     with tqdm(total=sum(1 for _ in all_methods()), desc="methods") as bar:
 
         def tick(what: str) -> None:
             bar.set_postfix_str(what)
             bar.update()
 
-        rows = all_rows(runs, config, tick)
-    first_alert = {run.name: run_product(config, run).first_alert for run in runs}
-    write(rows, runs, first_alert, results, f"memwatch bench --output {folder} --report {results}")
+        rows = all_rows(product, config, tick)
+    write(rows, product, results, f"memwatch bench --output {folder} --report {results}")
     print(f"{len(runs)} runs, {len(rows)} rows: {results / 'README.md'}")

@@ -94,7 +94,7 @@ def default_baseline(config: MemWatchConfig, is_history: bool, is_lora: bool) ->
     configured = config.signals.baseline
     if config.signals.decide == "log_ratio_null":
         return "unconditional"
-    if is_history or configured.partition(":")[0] in ("base", "path"):
+    if is_history or config.signals.baseline_is_fixed:
         return configured
     if is_lora:
         return "base"

@@ -3,7 +3,7 @@
 A new family is one file with one subclass of ``Denoiser`` and one entry in ``families.FAMILIES``.
 """
 
-from memwatch.denoiser.base import Conditioning, Denoiser
+from memwatch.denoiser.base import Conditioning, Denoiser, dtype_of
 from memwatch.denoiser.borrow import borrow, unwrap
 from memwatch.denoiser.components import Components, as_tuple, load_components
 from memwatch.denoiser.families import FAMILIES, family_of, make_denoiser
@@ -15,5 +15,5 @@ from memwatch.denoiser.unconditional import Unconditional
 
 __all__ = [
     "FAMILIES", "Components", "Conditioning", "Denoiser", "Flux", "StableDiffusion", "StableDiffusion3", "StableDiffusionXL", "Unconditional",
-    "as_tuple", "borrow", "family_of", "load_components", "make_denoiser", "unwrap",
+    "as_tuple", "borrow", "dtype_of", "family_of", "load_components", "make_denoiser", "unwrap",
 ]  # fmt: skip

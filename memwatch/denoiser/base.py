@@ -73,7 +73,7 @@ class Denoiser(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        return dtype_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +118,11 @@ def config_of(model: nn.Module, key: str) -> Any:
     """A key of a diffusers model's config; ``None`` where there is none."""
     config = getattr(model, "config", None)
     return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """What a model computes in: the type of its first floating-point parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def is_a(model: nn.Module, name: str) -> bool:
