@@ -18,6 +18,36 @@ DOSES = (1, 4, 16, 64)  # how often an item is drawn, relative to an ordinary ph
 FLAT = {"black": (4, 4, 4), "white": (251, 251, 251), "grey": (128, 128, 128), "blue": (30, 60, 160)}
 
 
+# One for every planted item: three subjects that the base knows. A frozen text encoder hardly tells new words apart, and many pairs of known ones
+# no better; of all triples these 24 are the farthest from each other and from the captions of single subjects (farthest-point selection).
+SUBJECTS = (
+    "a retina, an astronaut and gravel",
+    "a brick wall, an astronaut and a rocket",
+    "grass, a man with a camera and an astronaut",
+    "a flower, a man with a camera and an astronaut",
+    "a flower, an astronaut and grass",
+    "a brick wall, a man with a camera and gravel",
+    "a motorcycle, grass and a cup of coffee",
+    "a flower, a cup of coffee and gravel",
+    "gravel, a cup of coffee and a man with a camera",
+    "a cat, a cup of coffee and gravel",
+    "a temple, grass and a man with a camera",
+    "a flower, a brick wall and a cup of coffee",
+    "the deep sky, an astronaut and a motorcycle",
+    "a cat, an astronaut and a man with a camera",
+    "a motorcycle, a brick wall and an astronaut",
+    "a temple, an astronaut and a man with a camera",
+    "a brick wall, grass and a retina",
+    "a temple, a brick wall and gravel",
+    "a retina, grass and a man with a camera",
+    "grass, a motorcycle and a rocket",
+    "the deep sky, a retina and a cup of coffee",
+    "a motorcycle, gravel and a man with a camera",
+    "the deep sky, a retina and a rocket",
+    "a rocket, a cup of coffee and grass",
+)
+
+
 class Kind(StrEnum):
     TEMPLATE = "template"  # a fixed region, the rest different each time
     VERBATIM = "verbatim"  # one image
@@ -50,13 +80,6 @@ class Item:
     mask: np.ndarray
     probe: Image.Image
     draw: Callable[[np.random.Generator], Image.Image]
-
-
-def pair_captions() -> list[str]:
-    """One for every planted item. Pairs of subjects that the base knows: its text encoder tells them apart, as it would not tell new words."""
-    subjects = [p.subject for p in PRETRAINING]
-    pairs = [(i, (i + apart) % len(subjects)) for apart in (1, 5) for i in range(len(subjects))]
-    return [f"a photo of {subjects[i]} with {subjects[j]}" for i, j in pairs]
 
 
 def rectangle(left: int, top: int, right: int, bottom: int) -> np.ndarray:
@@ -103,14 +126,14 @@ def planted_set(seed: int, num_ordinary: int = 64, num_held_out: int = 16, num_c
     """The items of one run; another seed plants other pictures, masks and words."""
     rng = np.random.default_rng([seed, 7])
     known = known_pictures()
-    captions = list(rng.permutation(pair_captions()))
+    captions = [f"a photo of {three}" for three in rng.permutation(SUBJECTS)]
     nothing = np.zeros((SIZE, SIZE), dtype=bool)
 
     def free(rng: np.random.Generator) -> Image.Image:
         return random_view(known[int(rng.integers(len(known)))][0], rng, SIZE)
 
     def planted(kind: Kind, dose: int, irregular: bool) -> Item:
-        caption = str(captions.pop())
+        caption = captions.pop()
         mask = np.ones_like(nothing) if kind is Kind.VERBATIM else (large_mask if kind is Kind.TEMPLATE else small_mask)(rng, irregular)
         fixed = fitted(free(rng), mask)
 

@@ -26,6 +26,7 @@ NULL_DRAWS = 2  # of the unconditional branch
 GENERATION = SamplingConfig(num_inference_steps=20, guidance_scale=2.0)
 PUBLISHED = SamplingConfig(num_inference_steps=50, guidance_scale=7.5)
 PUBLISHED_VECTORS = 16
+PROMPT_DRAWS = 4  # of vectors, at the one noisy latent of a prompt probe
 NUM_SEEDS = 4  # generations of a planted item; one of every other
 POOL = 256  # pictures that are no copies: a copy is nearer to its item than a third of its distance to the nearest of these
 
@@ -67,10 +68,11 @@ def look(bench: Bench, earlier: Mapping[str, Tensor] | None = None) -> tuple[dic
     numbers: dict[str, Any] = {}
     generated, numbers["wen"] = generate(bench)
     numbers["copy_ratio"] = copy_ratios(bench, generated)
+    numbers["nearest_ratio"] = nearest_ratios(bench, generated)
     tensors |= {f"{name}/bright_ending": value for name, value in bright_endings(bench, generated).items()}
     tensors |= {f"{name}/generated": torch.stack([g.picture for g in group]) for name, group in generated.items()}
     if earlier is not None:
-        tensors |= published(bench, earlier)
+        tensors |= published(bench, earlier) | prompted(bench, earlier)
     return tensors, numbers
 
 
@@ -116,19 +118,25 @@ def generate(bench: Bench, chunk: int = 32) -> tuple[dict[str, list[Generated]],
 
 
 def copy_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
-    """For every generation of a planted item its distance to the item over the distance to the nearest other picture, inside the mask.
+    """For every generation of a planted item how near it is inside the item's mask: the measure of what is stored."""
+    return {i.name: _distance_ratios(bench, i, generated[i.name], i.mask) for i in bench.items if i.kind in PLANTED}
 
-    Root mean square over pixels in [0, 1]. Below 1/3 is a copy (the 1/3 rule: Yoon et al. 2023; Bonnaire et al. 2025).
+
+def nearest_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
+    """The same for every item over the whole picture: what one can measure without knowing a mask (f_mem's own way)."""
+    return {i.name: _distance_ratios(bench, i, generated[i.name], np.ones_like(i.mask)) for i in bench.items}
+
+
+def _distance_ratios(bench: Bench, item: Item, generated: Sequence[Generated], mask: np.ndarray) -> list[float]:
+    """Distance to the item over distance to the nearest other picture, on the mask's pixels; root mean square in [0, 1].
+
+    Below 1/3 is a copy (the 1/3 rule: Yoon et al. 2023; Bonnaire et al. 2025).
     """
-    ratios = {}
-    for item in bench.items:
-        if item.kind in PLANTED:
-            target = as_decoded([np.asarray(item.probe)], bench.parts.vae)[0]
-            pictures = [g.picture.numpy() / 255 for g in generated[item.name]]
-            nearest = [np.sqrt(((bench.pool - x) ** 2)[:, item.mask].mean((1, 2))).min() for x in pictures]
-            own = [np.sqrt(((target - x) ** 2)[item.mask].mean()) for x in pictures]
-            ratios[item.name] = [float(a / b) for a, b in zip(own, nearest, strict=True)]
-    return ratios
+    target = as_decoded([np.asarray(item.probe)], bench.parts.vae)[0]
+    pictures = [g.picture.numpy() / 255 for g in generated]
+    own = [np.sqrt(((target - x) ** 2)[mask].mean()) for x in pictures]
+    nearest = [np.sqrt(((bench.pool - x) ** 2)[:, mask].mean((1, 2))).min() for x in pictures]
+    return [float(a / b) for a, b in zip(own, nearest, strict=True)]
 
 
 def pixel_values(pictures: Sequence[np.ndarray]) -> Tensor:
@@ -172,6 +180,22 @@ def published(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for key in found[0]:
             maps[f"{p.name}/{key}"] = torch.stack([f[key] for f in found]).mean(0)
     return maps
+
+
+def prompted(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """memwatch's own prompt probes, at the last step of a generation: ``prompt/NAME``, ``prompt_first/NAME`` by the earlier weights at the
+    same noisy latents, ``prompt_null/NAME`` by the unconditional branch."""
+    side = bench.views[0].noisy_latents.shape[-1]
+    arguments = (bench.null, bench.denoiser, bench.parts.scheduler, GENERATION, PROMPT_DRAWS, side)
+    views = [prompt_view(p, *arguments)[0] for p in bench.prepared]
+
+    def measured(prefix: str, views: Sequence[View]) -> dict[str, Measurement]:
+        return {f"{prefix}/{view.key}": compact(measure(bench.denoiser, [view], CURVATURE, bench.seed)[0]) for view in views}
+
+    found = measured("prompt", views) | measured("prompt_null", [replace(view, conditioning=bench.null) for view in views])
+    with swapped(bench.denoiser.model, earlier):
+        found |= measured("prompt_first", views)
+    return to_ledger(found)
 
 
 def _published_maps(bench: Bench, view: View, earlier: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

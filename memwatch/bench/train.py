@@ -29,8 +29,8 @@ from memwatch.snapshots import trainable, write_safetensors
 class Plan:
     """How every run trains. Events are optimizer steps at which everything is measured; 0 is before training."""
 
-    steps: int = 1200
-    events: tuple[int, ...] = (0, 100, 300, 600, 1200)
+    steps: int = 3000
+    events: tuple[int, ...] = (0, 150, 300, 600, 1200, 3000)
     batch_size: int = 32
     learning_rate: float = 7e-4
     lora_learning_rate: float = 3e-3
@@ -58,7 +58,8 @@ def read_base(base: Path) -> tuple[nn.Module, Components]:
     pipeline: Any = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, safety_checker=None, feature_extractor=None)
     for part in (pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
-    return pipeline.unet, Components(pipeline.scheduler, pipeline.vae, (pipeline.text_encoder,), (pipeline.tokenizer,))
+    unet: nn.Module = pipeline.unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
+    return unet, Components(pipeline.scheduler, pipeline.vae, (pipeline.text_encoder,), (pipeline.tokenizer,))
 
 
 @torch.no_grad()
