@@ -164,11 +164,11 @@ def test_an_average_of_the_adapters_alone_is_watched_too(pretrained, tmp_path):
 
 
 def test_a_prepared_text_encoder_with_adapters_is_asked_afresh_in_float32_and_given_back(pretrained, tmp_path):
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
     from transformers import CLIPTextModel
 
     text_encoder = CLIPTextModel.from_pretrained(pretrained, subfolder="text_encoder").requires_grad_(False).train()
-    text_encoder.add_adapter(LoraConfig(r=2, lora_dropout=0.2, target_modules=["q_proj", "v_proj"]))
+    inject_adapter_in_model(LoraConfig(r=2, lora_dropout=0.2, target_modules=["q_proj", "v_proj"]), text_encoder)
     loop = Loop(pretrained, tmp_path, precision="bf16", lr=0.0)  # the UNet stands still
     text_encoder = loop.accelerator.prepare(text_encoder)
     trained = [p for p in text_encoder.parameters() if p.requires_grad]

@@ -100,11 +100,11 @@ def test_resume_goes_on_with_the_earlier_conditioning(inversion, pretrained, tmp
 
 
 def test_base_switches_the_text_encoders_adapters_off_as_well(pretrained, pipeline, tmp_path):
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     loop = Loop(pretrained, tmp_path / "first", lora=True)
     text_encoder = copy.deepcopy(pipeline.text_encoder).requires_grad_(False)
-    text_encoder.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"]))
+    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"]), text_encoder)
     arguments = {"text_encoder": text_encoder, "tokenizer": pipeline.tokenizer, "every_steps": 1, "strict": True}
     watch = loop.watch(pretrained, PROBES, **arguments)
     watch.begin()
