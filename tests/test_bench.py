@@ -14,10 +14,23 @@ import torch
 import memwatch.bench.look
 import memwatch.bench.train
 from memwatch.bench.items import DOSES, PLANTED, Kind, batch, looked_at, planted_set
-from memwatch.bench.look import LEVELS, NULL_DRAWS, Bench, Generated, copy_ratios
+from memwatch.bench.look import LEVELS, NULL_DRAWS, PROMPT_DRAWS, Bench, Generated, copy_ratios, nearest_ratios
 from memwatch.bench.methods import Method, all_methods, maps_of, scores_of
 from memwatch.bench.runs import Finished, finished_runs
-from memwatch.bench.table import all_rows, measured_config, run_product
+from memwatch.bench.sscd import read_sscd
+from memwatch.bench.table import (
+    INTERVALS,
+    Row,
+    RunResult,
+    all_rows,
+    first_alerts_table,
+    measured_config,
+    run_method,
+    run_product,
+    size_table,
+    stored_table,
+    with_intervals,
+)
 from memwatch.bench.train import Plan, Run, read_base, run_one
 from memwatch.commands.bench import compare, parse_run
 from memwatch.config import ConfigError, MemWatchConfig, load_config
@@ -125,7 +138,11 @@ def test_a_run_goes_on_where_it_was_interrupted(small, tmp_path, monkeypatch):
     assert not torch.equal(whole.tensors(0)[f"{name}/rho"], whole.tensors(3)[f"{name}/rho"])
     assert {f"{name}/published_snapshot", f"{name}/bright_ending", f"null/{name}/rho"} <= whole.tensors(3).keys()
     assert set(whole.numbers[3]["copy_ratio"]) == {item.name for item in small if item.kind in PLANTED}
-    assert set(whole.numbers[3]["wen"]) == {item.name for item in small}
+    assert set(whole.numbers[3]["wen"]) == set(whole.numbers[3]["nearest_ratio"]) == {item.name for item in small}
+    now, first, null = (whole.measurement(f"{key}/{name}", 3) for key in ("prompt", "prompt_first", "prompt_null"))
+    assert now.rho.samples.shape == first.rho.samples.shape == (1, PROMPT_DRAWS, SIDE, SIDE)
+    assert not torch.equal(now.epsilon, first.epsilon)
+    assert not torch.equal(now.epsilon, null.epsilon)
 
 
 def test_a_copy_is_near_its_item_inside_the_mask_only():
@@ -142,6 +159,9 @@ def test_a_copy_is_near_its_item_inside_the_mask_only():
     same, outside, inside = copy_ratios(bench, generated)[item.name]
     assert same == outside < 0.05
     assert inside > 1 / 3
+    same, outside, _ = nearest_ratios(bench, generated)[item.name]  # without the mask, a spoiled rest hides the copy
+    assert same < 0.05
+    assert outside > 1 / 3
 
 
 # --- the table -------------------------------------------------------------------------------------------------------------------------
@@ -165,13 +185,18 @@ def pretend(home: Path, seed: int, blind: bool = False) -> None:
             eps = torch.zeros(len(LEVELS.timesteps), LEVELS.draws, 4, SIDE, SIDE) + 0.01 * torch.randn(4, SIDE, SIDE, generator=generator)
             measured[item.name] = Measurement(CurvatureMap(rho), eps.half())
             measured[f"null/{item.name}"] = Measurement(CurvatureMap(rho[:, :NULL_DRAWS]), eps[:, :NULL_DRAWS].half())
+            for key in ("prompt", "prompt_first", "prompt_null"):
+                freedom = rho[:1, :PROMPT_DRAWS].clone() if key == "prompt" else torch.full((1, PROMPT_DRAWS, SIDE, SIDE), 0.5)
+                measured[f"{key}/{item.name}"] = Measurement(CurvatureMap(freedom), eps[:1, :PROMPT_DRAWS].half())
             ratios[item.name] = [0.2 if stored and step >= 20 else 0.9] * 4
+            tensors[f"{item.name}/generated"] = torch.from_numpy(np.stack([np.asarray(item.probe)] * 2))
             tensors[f"{item.name}/bright_ending"] = torch.rand(8, 8, generator=generator)
             for key in ("snapshot", "null", "score", "score_null"):
                 tensors[f"{item.name}/published_{key}"] = torch.rand(SIDE, SIDE, generator=generator)
         write_safetensors(home / f"event_{step:05d}.safetensors", to_ledger(measured) | tensors)
         copies = {item.name: ratios[item.name] for item in items if item.kind in PLANTED}
-        numbers = {"copy_ratio": copies, "wen": {item.name: float(torch.rand(1, generator=generator)) for item in items}}
+        wen = {item.name: float(torch.rand(1, generator=generator)) for item in items}
+        numbers = {"copy_ratio": copies, "nearest_ratio": ratios, "wen": wen}
         (home / f"event_{step:05d}.json").write_text(json.dumps(numbers), encoding="utf-8")
 
 
@@ -200,7 +225,8 @@ def test_a_method_that_sees_and_one_that_guesses(runs, monkeypatch):
     seeing, guessing = Method("memwatch", "log_ratio", "first", "adjacent_min", 8), Method("wen norm", "wen", localizes=False)
     ones = Method("all ones", "ones")
     monkeypatch.setattr("memwatch.bench.table.all_methods", lambda: iter([seeing, guessing, ones]))
-    default, saw, guessed, all_ones = all_rows([run_product(CHOSEN, run) for run in finished_runs(runs)], CHOSEN)
+    product = [run_product(CHOSEN, run) for run in finished_runs(runs)]
+    default, saw, guessed, all_ones = (row.numbers for row in all_rows(product, CHOSEN))
     assert default["default"]
     assert default["runs"] == 2
     assert default["iou_fixed"] > 0.8
@@ -215,6 +241,10 @@ def test_a_method_that_sees_and_one_that_guesses(runs, monkeypatch):
     assert default["lead_fraction"] == 0
     assert default["lead_events"] == 0
     assert guessed["iou_fixed"] is None
+    assert default["called_stored_interval"] == [1, 1]
+    assert default["false_alarms_per_run"] == 0
+    low, high = guessed["auc_heldout_interval"]
+    assert low <= guessed["auc_heldout"] <= high
     assert 0.2 < guessed["auc_heldout"] < 0.8
 
 
@@ -230,7 +260,7 @@ def test_every_method_gives_one_finite_map_and_score_a_probe(runs):
 
 
 def test_the_page_says_what_was_measured(runs, tmp_path, monkeypatch):
-    few = [m for m in all_methods() if m.level in ("61", "adjacent_min", "-", "last of 50") and m.draws in (0, 1, 8)][:8]
+    few = [m for m in all_methods() if m.level in ("61", "adjacent_min", "-", "last of 50", "last of 20") and m.draws in (0, 1, 8)][:8]
     monkeypatch.setattr("memwatch.bench.table.all_methods", lambda: iter(few))
     compare(runs, tmp_path / "results", CHOSEN)
     rows = json.loads((tmp_path / "results" / "bench.json").read_text(encoding="utf-8"))
@@ -247,6 +277,57 @@ def test_the_page_says_what_was_measured(runs, tmp_path, monkeypatch):
     assert torch.__version__ in text
     for name in ("levels", "draws", "lead"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
+
+
+def test_bootstrap_counts_every_resample_as_often_as_chance(runs, monkeypatch):
+    method, results = Method("wen norm", "wen", localizes=False), [RunResult(run) for run in finished_runs(runs)]
+    results = [*results, RunResult(results[0].run)]
+    values = {id(r): x for r, x in zip(results, (0.0, 1.0, 5.0), strict=True)}
+    monkeypatch.setattr("memwatch.bench.table.row_of", lambda _, drawn: dict.fromkeys(INTERVALS, np.mean([values[id(r)] for r in drawn])))
+    rng = np.random.default_rng(0)
+    means = rng.choice([0.0, 1.0, 5.0], (100_000, 3)).mean(1)
+    low, high = with_intervals(method, results)["auc_heldout_interval"]
+    assert (low, high) == pytest.approx(np.quantile(means, [0.05, 0.95]))
+
+
+def test_validation_loss_speaks_when_it_has_risen_twice_in_a_row(runs, monkeypatch):
+    losses = {0: 0.5, 10: 0.3, 20: 0.35, 30: 0.31}
+    monkeypatch.setattr("memwatch.bench.methods._held_out_loss", lambda run, step: losses[step])
+    result = run_method(Method("validation loss", "held_out_loss", localizes=False), Finished(runs / "full-0"))
+    assert set(result.first_alert.values()) == {30}
+    assert list(result.scores.values()) == pytest.approx([0.01] * len(result.scores))
+    assert result.first_alert.keys() == {item.name for item in result.run.items}
+
+
+def test_sizes_and_first_alerts(runs):
+    product = [run_product(CHOSEN, run) for run in finished_runs(runs)]
+    sizes = size_table(product)
+    assert sum(row["stored"] for row in sizes) == 24
+    assert sizes[0]["stored"] > 0  # logos below 5 % of the picture are there
+    assert sizes[-1]["size"] == "the whole picture"
+    assert all(row["called"] == 1 for row in sizes if row["stored"])
+    slow = [RunResult(p.run, scores=p.scores, first_alert=dict.fromkeys(p.first_alert, 30)) for p in product]
+    rows = [Row(with_intervals(Method(name, name), results), results) for name, results in (("memwatch", product), ("clid", slow))]
+    ours, theirs = first_alerts_table(rows)
+    assert (ours["memwatch_earlier"], theirs["memwatch_earlier"], theirs["memwatch_later"]) == (0, 1, 0)
+    assert theirs["showings_at_first_alert"] == pytest.approx(1.5 * ours["showings_at_first_alert"])
+
+
+class Descriptor(torch.nn.Module):
+    """In place of SSCD: the mean colours of the quarters."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the authors of SSCD publish TorchScript
+def test_a_descriptor_is_asked_about_the_masked_part(runs, tmp_path):
+    torch.jit.trace(Descriptor(), torch.rand(2, 3, 288, 288)).save(str(tmp_path / "sscd.pt"))
+    sscd = read_sscd(tmp_path / "sscd.pt")
+    assert all(row["sscd"] == pytest.approx(1) for row in stored_table(list(finished_runs(runs)), sscd))  # the generations are the items
+    (tmp_path / "broken.pt").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="--sscd .*broken.pt: not a readable TorchScript model"):
+        read_sscd(tmp_path / "broken.pt")
 
 
 def test_what_was_not_measured_cannot_be_the_default():

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from memwatch.bench.items import Item, Kind
-from memwatch.bench.look import LEVELS, NULL_DRAWS
+from memwatch.bench.look import LEVELS, NULL_DRAWS, PROMPT_DRAWS
 from memwatch.bench.runs import Finished
 from memwatch.curvature import CurvatureMap
 from memwatch.signals import Measurement, collapse, combine_levels, free, log_ratio, loss_log_ratio, raw_curvature, score_difference
 
 SNAPSHOT_SIGNALS = ("collapse", "log_ratio", "loss_log_ratio", "both", "smaller", "score", "spread", "standardized", "trend")
 NULL_SIGNALS = ("collapse_null", "log_ratio_null", "score_null", "both_baselines")
+PROMPT_SIGNALS = ("collapse", "log_ratio", "score")
+BASELINES = ("first", "previous", "lag:2")
 COMBINATIONS = ("adjacent_min", "mean")
+LAST_STEP = "last of 20"
 SMOOTH = 3
 
 
@@ -30,6 +33,7 @@ class Method:
         method: ``memwatch``, ``published`` or the rival's name.
         signal, baseline, level, draws: what it looks at; ``-`` and 0 where that means nothing.
         localizes: whether it has a map.
+        probe: ``reference`` (the training picture under fixed noise) or ``prompt`` (a generation's last step).
     """
 
     method: str
@@ -38,16 +42,17 @@ class Method:
     level: str = "-"
     draws: int = 0
     localizes: bool = True
+    probe: str = "reference"
 
     @property
     def only_last(self) -> bool:
         """Measured at the last event only."""
-        return self.method == "published"
+        return self.probe == "prompt" and self.method != "bright ending"
 
 
 def all_methods() -> Iterator[Method]:
     levels = [*(str(t) for t in LEVELS.timesteps), *COMBINATIONS]
-    for baseline in ("first", "previous"):
+    for baseline in BASELINES:
         for signal in SNAPSHOT_SIGNALS:
             if baseline == "first" or signal in ("log_ratio", "loss_log_ratio", "both", "smaller", "collapse"):
                 yield from (Method("memwatch", signal, baseline, level, LEVELS.draws) for level in levels)
@@ -56,11 +61,17 @@ def all_methods() -> Iterator[Method]:
     for signal in NULL_SIGNALS:
         yield from (Method("memwatch", signal, "unconditional", level, NULL_DRAWS) for level in levels)
     yield from (Method("memwatch", "raw", "-", level, LEVELS.draws) for level in levels)
+    for signal in PROMPT_SIGNALS:
+        for name, baseline in ((signal, "first"), (f"{signal}_null", "unconditional")):
+            yield Method("memwatch", name, baseline, LAST_STEP, PROMPT_DRAWS, probe="prompt")
+    yield Method("memwatch", "raw", "-", LAST_STEP, PROMPT_DRAWS, probe="prompt")
     for signal, baseline in (("snapshot", "first"), ("null", "unconditional"), ("score", "first"), ("score_null", "unconditional")):
-        yield Method("published", f"published_{signal}", baseline, "last of 50", 1)
-    yield Method("bright ending", "bright_ending", "-", "last of 20")
-    yield Method("wen norm", "wen", "unconditional", "all of 20", localizes=False)
+        yield Method("published", f"published_{signal}", baseline, "last of 50", 1, probe="prompt")
+    yield Method("bright ending", "bright_ending", "-", LAST_STEP, probe="prompt")
+    yield Method("wen norm", "wen", "unconditional", "all of 20", localizes=False, probe="-")
     yield Method("clid", "clid", "unconditional", "mean", NULL_DRAWS, localizes=False)
+    yield Method("f_mem", "nearest_ratio", "-", "generations", localizes=False, probe="-")
+    yield Method("validation loss", "held_out_loss", "first", "mean", LEVELS.draws, localizes=False, probe="-")
     yield Method("all ones", "ones")
 
 
@@ -71,6 +82,8 @@ def maps_of(method: Method, run: Finished, step: int) -> dict[str, np.ndarray]:
         return {}
     if method.method in ("published", "bright ending"):
         return {i.name: run.tensors(step)[f"{i.name}/{method.signal}"].double().numpy() for i in run.items}
+    if method.probe == "prompt":
+        return {i.name: _prompt_map(method.signal, run, i.name, step).double().numpy() for i in run.items}
     side = run.measurement(run.items[0].name, step).rho.samples.shape[-1]
     if method.signal == "ones":
         return {i.name: np.ones((side, side)) for i in run.items}
@@ -94,7 +107,8 @@ def maps_of(method: Method, run: Finished, step: int) -> dict[str, np.ndarray]:
 
 def baseline_step(method: Method, run: Finished, step: int) -> int:
     earlier = [s for s in run.steps if s < step] or [step]
-    return earlier[-1] if method.baseline == "previous" else run.steps[0]
+    lags = {"previous": 1, "lag:2": 2}
+    return earlier[-min(lags[method.baseline], len(earlier))] if method.baseline in lags else run.steps[0]
 
 
 def level_maps(signal: str, method: Method, run: Finished, item: Item, step: int) -> Tensor:
@@ -132,6 +146,19 @@ def _level_maps(signal: str, run: Finished, name: str, step: int, earlier: int, 
     return by_name[signal]()
 
 
+def _prompt_map(signal: str, run: Finished, name: str, step: int) -> Tensor:
+    """One signal of a prompt probe, at the only level it has."""
+    now = run.measurement(f"prompt/{name}", step)
+    other = run.measurement(f"prompt_{'null' if signal.endswith('_null') else 'first'}/{name}", step)
+    by_name: dict[str, Callable[[], CurvatureMap]] = {
+        "collapse": lambda: collapse(other.rho.smooth(SMOOTH), now.rho.smooth(SMOOTH)),
+        "log_ratio": lambda: log_ratio(other.rho.smooth(SMOOTH), now.rho.smooth(SMOOTH)),
+        "score": lambda: score_difference(now.epsilon, other.epsilon).smooth(SMOOTH),
+        "raw": lambda: raw_curvature(now.rho.smooth(SMOOTH)),
+    }
+    return by_name[signal.removesuffix("_null")]().mean[0]
+
+
 def _first_draws(m: Measurement, draws: int) -> Measurement:
     return Measurement(CurvatureMap(m.rho.samples[:, :draws]), m.epsilon[:, :draws])
 
@@ -148,9 +175,26 @@ def scores_of(method: Method, run: Finished, step: int) -> dict[str, float]:
         return {name: float(value) for name, value in run.numbers[step]["wen"].items()}
     if method.method == "clid":
         return {i.name: _clid(run, i.name, step) for i in run.items}
+    if method.method == "f_mem":  # the nearest generation, over the whole picture
+        return {name: -min(ratios) for name, ratios in run.numbers[step]["nearest_ratio"].items()}
+    if method.method == "validation loss":  # one number for the whole run: how far above its lowest so far
+        losses = [_held_out_loss(run, s) for s in run.steps if s <= step]
+        return dict.fromkeys((i.name for i in run.items), losses[-1] - min(losses))
     if method.method == "bright ending":  # concentration: what share of the attention lies in its brightest tenth
         return {name: float(np.sort(m, axis=None)[-max(1, m.size // 10) :].sum() / m.sum()) for name, m in maps_of(method, run, step).items()}
     return {name: float(m.max()) for name, m in maps_of(method, run, step).items()}
+
+
+def bar_of(method: Method, run: Finished, scores: dict[str, float]) -> float:
+    """What a score must exceed to count towards an alert: every control's, or nothing where the score is the run's and not a probe's."""
+    return 0.0 if method.method == "validation loss" else max(scores[item.name] for item in run.of_kind(Kind.CONTROL))
+
+
+@lru_cache(maxsize=64)
+def _held_out_loss(run: Finished, step: int) -> float:
+    """Mean denoising loss of the held-out photos at fixed levels under fixed noise."""
+    losses = [(run.measurement(i.name, step).epsilon - run.true_noise(i.name)).square().mean() for i in run.of_kind(Kind.HELD_OUT)]
+    return float(torch.stack(losses).mean())
 
 
 def _clid(run: Finished, name: str, step: int) -> float:

@@ -12,16 +12,20 @@ from typing import Any
 import numpy as np
 
 from memwatch.bench.items import PLANTED
-from memwatch.bench.runs import COPY, Finished
-from memwatch.bench.table import RunResult, stored_table
+from memwatch.bench.runs import COPY
+from memwatch.bench.table import Row, RunResult, first_alerts_table, size_table
 
+ALERT_COLUMNS = (
+    "method", "signal", "baseline", "level", "called_stored", "called_learned", "called_constrained", "called_heldout", "false_alarms_per_run",
+    "lead_fraction", "lead_events", "lead_exposures",
+)  # fmt: skip
 TARGETS = (  # key of the default row, what it should be, by which comparison
     ("iou_fixed", 0.90, ">="), ("auc_heldout", 0.99, ">="), ("tpr1_heldout", 0.95, ">="), ("called_learned", 0.05, "<="),
     ("called_constrained", 0.05, "<="), ("lead_fraction", 0.90, ">="),
 )  # fmt: skip
 COLUMNS = (
-    "method", "signal", "baseline", "level", "draws", "iou_fixed", "iou_oracle", "pixel_auroc", "auc_heldout", "tpr1_heldout", "auc_learned",
-    "called_stored", "called_learned", "called_constrained", "called_heldout", "lead_fraction",
+    "method", "signal", "probe", "baseline", "level", "draws", "iou_fixed", "miou_fixed", "iou_oracle", "pixel_auroc", "auc_heldout",
+    "tpr1_heldout", "tpr5_heldout", "auc_learned", "auc_constrained",
 )  # fmt: skip
 
 
@@ -55,14 +59,14 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 def best_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The default, every rival, and of each signal and baseline the level that detects best among those with all draws."""
     chosen = [row for row in rows if row.get("default")]
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("default"):
             continue
         if row["method"] != "memwatch":
             chosen.append(row)
         else:
-            groups.setdefault((row["signal"], row["baseline"]), []).append(row)
+            groups.setdefault((row["probe"], row["signal"], row["baseline"]), []).append(row)
     for group in groups.values():
         chosen.append(max(group, key=lambda row: (row["auc_heldout"] or 0) + (row["iou_fixed"] or 0)))
     return chosen
@@ -77,7 +81,7 @@ def plots(rows: Sequence[Mapping[str, Any]], product: Sequence[RunResult], folde
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
     for signal in ("collapse", "log_ratio", "loss_log_ratio", "both", "score", "raw", "log_ratio_null"):
-        line = [r for r in rows if r["signal"] == signal and r["baseline"] in ("first", "unconditional", "-") and r["level"].isdecimal()]
+        line = [r for r in rows if r["signal"] == signal and r["level"].isdecimal() and r["baseline"] in ("first", "unconditional", "-")]
         if line:
             for ax, key in zip(axes, ("iou_fixed", "auc_heldout"), strict=True):
                 ax.plot([int(r["level"]) for r in line], [np.nan if r[key] is None else r[key] for r in line], marker="o", label=signal)
@@ -121,10 +125,12 @@ def _save(figure: Any, file: Path) -> None:
     plt.close(figure)
 
 
-def page(rows: Sequence[Mapping[str, Any]], runs: Sequence[Finished], command: str) -> str:
+def page(table_rows: Sequence[Row], stored: Sequence[Mapping[str, Any]], command: str) -> str:
     """``README.md`` of the results."""
-    default = next(row for row in rows if row.get("default"))
-    published = next((row for row in rows if row["method"] == "published"), None)
+    rows = [row.numbers for row in table_rows]
+    product = table_rows[0].results
+    runs = [result.run for result in product]
+    default, published = rows[0], next((row for row in rows if row["method"] == "published"), None)
     goals = [(key, key, goal, how) for key, goal, how in TARGETS]
     if published is not None:
         goals.append(("iou_fixed against the published procedure's iou_oracle", "iou_fixed", published["iou_oracle"], ">="))
@@ -132,11 +138,12 @@ def page(rows: Sequence[Mapping[str, Any]], runs: Sequence[Finished], command: s
         f"| {name} | {how} {shown(goal)} | {with_interval(default, key)} | {_met(default[key], goal, how)} |" for name, key, goal, how in goals
     ]
     plan = runs[0].plan
+    chosen = best_rows(rows)
     return "\n".join([
         "# Planted memorization: what memwatch finds, and what else would",
         "",
-        f"Written by `{command}` from {len(runs)} runs ({', '.join(run.name for run in runs)}): {plan['steps']} steps of {plan['batch_size']}, "
-        f"measured at steps {', '.join(map(str, plan['events']))}. {machine()}.",
+        f"Written by `{command}` from {len(runs)} runs ({', '.join(run.name for run in runs)}: how trained, and the seed): {plan['steps']} steps of "
+        f"{plan['batch_size']}, measured at steps {', '.join(map(str, plan['events']))}. {machine()}.",
         "",
         "Every run plants templates (a fixed region, the rest another each time), single images and logos at four doses, beside subjects that are "
         "learned but never shown twice the same, plain backgrounds, and ordinary photos. An item counts as **stored** when at least half of "
@@ -144,7 +151,9 @@ def page(rows: Sequence[Mapping[str, Any]], runs: Sequence[Finished], command: s
         "",
         "## What became stored",
         "",
-        table(stored_table(runs), ("kind", "dose", "exposures", "copied", "distance_ratio", "stored", "items")),
+        "`exposures`: showings by the end. `copied`: share of generations that are copies. `distance_ratio`: median over items.",
+        "",
+        table(stored, tuple(stored[0])),
         "",
         "## Targets, for what memwatch ships",
         "",
@@ -152,20 +161,34 @@ def page(rows: Sequence[Mapping[str, Any]], runs: Sequence[Finished], command: s
         "|---|---|---|---|",
         *reached,
         "",
-        "## Comparison",
+        "## Who says something first",
         "",
-        "`iou_fixed`: on stored templates, pooled; for the default (first row) at the threshold that is shipped, for all others at the threshold "
-        "that is best on the other runs. `iou_oracle`: best of 101 thresholds on these very maps (nobody has that threshold). "
-        "Detection by the map's maximum, over stored items of every kind against held-out photos. `called_*`: share with an alert at any event "
-        "(above every control twice in a row; the default by its own rules). `lead_fraction`: stored items whose first alert precedes the first "
-        "copy. Brackets: 90 % bootstrap over runs. All rows: `bench.json`.",
+        "On stored items. The default by its own rules; the rivals when above every control twice in a row (`validation loss`: above its lowest "
+        "twice in a row; it speaks of the run, not of an item). `memwatch_earlier`, `memwatch_later`: share of stored items where the default's "
+        "first alert came at an earlier, or a later, event than the method's.",
         "",
-        table(best_rows(rows), COLUMNS),
+        table(firsts := first_alerts_table(table_rows), tuple(firsts[0])),
         "",
         "## By size of the region (the default)",
         "",
-        f"templates {with_interval(default, 'iou_fixed')}, logos (3 to 6 % of the picture) {shown(default['iou_fixed_logo'])}, "
-        f"whole images {shown(default['iou_fixed_verbatim'])}.",
+        table(sizes := size_table(product), tuple(sizes[0])),
+        "",
+        "## Localization and detection",
+        "",
+        "`iou_fixed`, `miou_fixed`: on stored templates, pixels pooled and mean over items; for the default (first row) at the threshold that is "
+        "shipped, for all others at the threshold that is best on the other runs. `iou_oracle`: best of 101 thresholds on these very maps (nobody "
+        "has that threshold). Detection by the map's maximum: stored items of every kind against held-out photos, learned subjects and plain "
+        "backgrounds. Of every signal and baseline the level and number of draws that does best; all rows: `bench.json`. Brackets: 90 % bootstrap "
+        "over runs.",
+        "",
+        table(chosen, COLUMNS),
+        "",
+        "## Alerts",
+        "",
+        "`called_*`: share with an alert at any event. `lead_fraction`: stored items whose first alert precedes the first copy; `lead_events` and "
+        "`lead_exposures`: medians of by how much, over those that have both.",
+        "",
+        table([row for row in chosen if row["called_stored"] is not None], ALERT_COLUMNS),
         "",
         "![by noise level](levels.png)",
         "",
@@ -182,9 +205,10 @@ def _met(value: float | None, goal: float | None, how: str) -> str:
     return "yes" if (value >= goal if how == ">=" else value <= goal) else "**no**"
 
 
-def write(rows: Sequence[dict[str, Any]], product: Sequence[RunResult], folder: Path, command: str) -> None:
+def write(rows: Sequence[Row], stored: Sequence[Mapping[str, Any]], folder: Path, command: str) -> None:
     """``README.md``, ``bench.json`` and the plots in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(rows, indent=1, allow_nan=False), encoding="utf-8")
-    plots(rows, product, folder)
-    (folder / "README.md").write_text(page(rows, [result.run for result in product], command), encoding="utf-8")
+    numbers = [row.numbers for row in rows]
+    (folder / "bench.json").write_text(json.dumps(numbers, indent=1, allow_nan=False), encoding="utf-8")
+    plots(numbers, rows[0].results, folder)
+    (folder / "README.md").write_text(page(rows, stored, command), encoding="utf-8")

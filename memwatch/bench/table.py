@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from memwatch.alerts import ProbeState, Verdict
 from memwatch.bench.items import PLANTED, SIZE, Item, Kind
 from memwatch.bench.look import CURVATURE, LEVELS
-from memwatch.bench.methods import Method, all_methods, baseline_step, maps_of, scores_of
+from memwatch.bench.methods import Method, all_methods, bar_of, baseline_step, maps_of, scores_of
 from memwatch.bench.runs import Finished
+from memwatch.bench.sscd import similarity
 from memwatch.config import MemWatchConfig
 from memwatch.curvature import CurvatureMap
-from memwatch.evaluation import auc, best_of_thresholds, resized, tpr_at_fpr
+from memwatch.evaluation import auc, best_of_thresholds, overlap, resized, tpr_at_fpr
 from memwatch.judging import Look, judge_event
 from memwatch.signals import Measurement
 
@@ -65,7 +70,7 @@ def run_method(method: Method, run: Finished) -> RunResult:
     streak: dict[str, int] = {}
     for step in [last] if method.only_last else run.steps[1:]:
         result.scores = scores = scores_of(method, run, step)  # the last event's stay
-        bar = max(scores[item.name] for item in run.of_kind(Kind.CONTROL))
+        bar = bar_of(method, run, scores)
         for item in run.items:
             streak[item.name] = streak.get(item.name, 0) + 1 if scores[item.name] > bar else 0
             if streak[item.name] >= PATIENCE:
@@ -147,11 +152,13 @@ def _counts(result: RunResult, threshold: float) -> np.ndarray:
     return np.array([((p & m).sum(), (p | m).sum()) for p, m in pairs] or [(0, 0)])
 
 
-def iou_of(results: Sequence[RunResult], chosen: Callable[[Item], bool]) -> float | None:
-    """Pooled over the chosen stored items."""
+def overlap_of(results: Sequence[RunResult], chosen: Callable[[Item], bool]) -> tuple[float | None, float | None]:
+    """IoU (pixels pooled) and mIoU (mean over items) of the fixed-threshold regions of the chosen stored items."""
     pairs = [(r.predicted[i.name], i.mask) for r in results for i in r.run.stored if chosen(i) and i.name in r.predicted]
-    union = sum((p | m).sum() for p, m in pairs)
-    return float(sum((p & m).sum() for p, m in pairs) / union) if union else None
+    if not pairs:
+        return None, None
+    found = overlap(*(np.stack(side) for side in zip(*pairs, strict=True)))
+    return found.iou, found.miou
 
 
 def is_template(item: Item) -> bool:
@@ -163,27 +170,33 @@ def is_logo(item: Item) -> bool:
 
 
 def row_of(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
-    """One line of ``bench.json``, but for the oracle."""
+    """One line of ``bench.json``."""
     pixel = [value for r in results for value in r.pixel_auroc.values()]
     positives = [r.scores[i.name] for r in results for i in r.run.stored]
     negatives = {kind: [r.scores[i.name] for r in results for i in r.run.of_kind(kind)] for kind in NEGATIVES}
     held_out = negatives[Kind.HELD_OUT]
     known = bool(positives) and bool(held_out)
     alerts = any(r.first_alert for r in results) or not method.only_last
+    pairs = [(r.maps[i.name], i.mask) for r in results for i in r.templates]
+    oracle = best_of_thresholds(np.stack([m for m, _ in pairs]), np.stack([mask for _, mask in pairs])) if pairs else None
+    iou_fixed, miou_fixed = overlap_of(results, is_template)
     row = {
         "method": method.method, "signal": method.signal, "baseline": method.baseline, "level": method.level, "draws": method.draws,
-        "iou_fixed": iou_of(results, is_template), "iou_oracle": None, "pixel_auroc": float(np.mean(pixel)) if pixel else None,
-        "iou_fixed_logo": iou_of(results, is_logo), "iou_fixed_verbatim": iou_of(results, lambda i: i.kind is Kind.VERBATIM),
-        "auc_heldout": auc(positives, held_out) if known else None,
-        "tpr1_heldout": tpr_at_fpr(positives, held_out, 0.01) if known else None,
-        "tpr5_heldout": tpr_at_fpr(positives, held_out, 0.05) if known else None,
-        "auc_learned": auc(positives, negatives[Kind.LEARNED]) if known else None,
-        "auc_constrained": auc(positives, negatives[Kind.CONSTRAINED]) if known else None,
-        "called_stored": called(results, lambda i, r: i.name in {s.name for s in r.run.stored}) if alerts else None,
-        "called_learned": called(results, lambda i, _: i.kind is Kind.LEARNED) if alerts else None,
-        "called_constrained": called(results, lambda i, _: i.kind is Kind.CONSTRAINED) if alerts else None,
-        "called_heldout": called(results, lambda i, _: i.kind is Kind.HELD_OUT) if alerts else None,
+        "probe": method.probe,
+        "iou_fixed": iou_fixed, "miou_fixed": miou_fixed,
+        "iou_oracle": oracle.iou if oracle else None, "miou_oracle": oracle.miou if oracle else None,
+        "pixel_auroc": float(np.mean(pixel)) if pixel else None,
+        "iou_fixed_logo": overlap_of(results, is_logo)[0], "iou_fixed_verbatim": overlap_of(results, lambda i: i.kind is Kind.VERBATIM)[0],
     }  # fmt: skip
+    for kind, scores in negatives.items():
+        key = str(kind).replace(" ", "")
+        row[f"auc_{key}"] = auc(positives, scores) if known and scores else None
+        for percent in (1, 5):
+            row[f"tpr{percent}_{key}"] = tpr_at_fpr(positives, scores, percent / 100) if known and scores else None
+        row[f"called_{key}"] = called(results, lambda i, _, kind=kind: i.kind is kind) if alerts else None  # type: ignore[misc]
+    row["called_stored"] = called(results, lambda i, r: i.name in {s.name for s in r.run.stored}) if alerts else None
+    wrong = [sum(i.name in r.first_alert for i in r.run.items if i.kind in NEGATIVES) for r in results]
+    row["false_alarms_per_run"] = float(np.mean(wrong)) if alerts else None
     return row | lead_of(results, alerts) | {"runs": len(results)}
 
 
@@ -201,7 +214,7 @@ def lead_of(results: Sequence[RunResult], alerts: bool) -> dict[str, float | Non
     for r in results:
         for item in r.run.stored:
             alert, copy = r.first_alert.get(item.name), r.run.first_copy(item)
-            before.append(alert is not None and copy is not None and alert < copy)
+            before.append(_precedes(r, item))
             if alert is not None and copy is not None:
                 exposures.append(r.run.exposures(item, copy) - r.run.exposures(item, alert))
                 events.append(r.run.steps.index(copy) - r.run.steps.index(alert))
@@ -212,51 +225,122 @@ def lead_of(results: Sequence[RunResult], alerts: bool) -> dict[str, float | Non
     }
 
 
-INTERVALS = ("iou_fixed", "pixel_auroc", "auc_heldout", "tpr1_heldout", "called_learned", "called_heldout", "lead_fraction")
+def with_intervals(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
+    """A row, and beside every number that needs one its 90 % bootstrap interval over runs (``KEY_interval``; ``None`` from a single run).
 
-
-def full_row(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
-    """A row with the published oracle, which is the best of 101 thresholds over all runs' stored templates."""
-    pairs = [(r.maps[i.name], i.mask) for r in results for i in r.templates]
-    oracle = best_of_thresholds(np.stack([m for m, _ in pairs]), np.stack([mask for _, mask in pairs])).iou if pairs else None
-    return row_of(method, results) | {"iou_oracle": oracle}
-
-
-def with_intervals(method: Method, results: Sequence[RunResult], resamples: int = 200, seed: int = 0) -> dict[str, Any]:
-    """A row with 90 % bootstrap intervals over runs."""
-    row, rng = full_row(method, results), np.random.default_rng(seed)
-    drawn = [row_of(method, [results[i] for i in rng.integers(len(results), size=len(results))]) for _ in range(resamples)]
+    All resamples of so few runs are counted, each as often as chance would draw it.
+    """
+    row, n = row_of(method, results), len(results)
+    if n == 1:
+        return row | {f"{key}_interval": None for key in INTERVALS}
+    draws = list(combinations_with_replacement(range(n), n))
+    weights = np.array([math.factorial(n) / math.prod(map(math.factorial, Counter(draw).values())) / n**n for draw in draws])
+    drawn = [row_of(method, [results[i] for i in draw]) for draw in draws]
     for key in INTERVALS:
-        values = [d[key] for d in drawn if d[key] is not None]
-        row[f"{key}_interval"] = [float(q) for q in np.quantile(values, [0.05, 0.95])] if values and len(results) > 1 else None
+        known = [i for i, d in enumerate(drawn) if d[key] is not None]
+        row[f"{key}_interval"] = _interval(np.array([drawn[i][key] for i in known]), weights[known]) if known else None
     return row
 
 
-def all_rows(product: Sequence[RunResult], config: MemWatchConfig, tick: Callable[[str], object] = lambda what: None) -> list[dict[str, Any]]:
+def _interval(values: np.ndarray, weights: np.ndarray) -> list[float]:
+    """The 5 % and 95 % quantiles of weighted values."""
+    order = np.argsort(values)
+    cumulated = np.cumsum(weights[order]) / weights.sum()
+    return [float(values[order][min(int(np.searchsorted(cumulated, q)), len(values) - 1)]) for q in (0.05, 0.95)]
+
+
+INTERVALS = (
+    "iou_fixed", "miou_fixed", "iou_oracle", "pixel_auroc", "auc_heldout", "auc_learned", "auc_constrained", "tpr1_heldout", "tpr5_heldout",
+    "called_stored", "called_learned", "called_constrained", "called_heldout", "false_alarms_per_run", "lead_fraction", "lead_exposures",
+)  # fmt: skip
+
+
+def all_rows(product: Sequence[RunResult], config: MemWatchConfig, tick: Callable[[str], object] = lambda what: None) -> list[Row]:
     """The whole table, the shipped default (``run_product`` of every run) first."""
     signals, levels = config.signals, config.levels
     level = f"{signals.combine} {','.join(map(str, levels.timesteps))}"
     name = Method("memwatch", signals.decide, signals.baseline, level, levels.draws)
-    rows = [with_intervals(name, product) | {"default": True}]
+    table = [Row(with_intervals(name, product) | {"default": True}, product)]
     for method in all_methods():
         tick(f"{method.method} {method.signal} {method.baseline} {method.level} {method.draws}")
         results = [run_method(method, p.run) for p in product]
         leave_one_out(results)
-        rows.append((full_row if method.method == "memwatch" else with_intervals)(method, results))
-    return rows
+        table.append(Row(with_intervals(method, results), results))
+    return table
 
 
-def stored_table(runs: Sequence[Finished]) -> list[dict[str, Any]]:
-    """What became stored: by kind and dose, showings by the end, and share of generations that are copies."""
+@dataclass(frozen=True)
+class Row:
+    """A line of ``bench.json``, and what it was made from."""
+
+    numbers: dict[str, Any]
+    results: Sequence[RunResult]
+
+
+def stored_table(runs: Sequence[Finished], sscd: nn.Module | None = None) -> list[dict[str, Any]]:
+    """What became stored: by kind and dose, showings by the end, and share of generations that are copies.
+
+    Args:
+        sscd: a copy descriptor; with it the median similarity of generation and item inside the mask.
+    """
     rows = []
     for kind in PLANTED:
         for dose in sorted({item.dose for run in runs for item in run.of_kind(kind)}):
             items = [(run, item) for run in runs for item in run.of_kind(kind) if item.dose == dose]
-            ratios = [np.mean(run.numbers[run.steps[-1]]["copy_ratio"][item.name]) for run, item in items]
-            rows.append({
+            ratios = [np.median(run.numbers[run.steps[-1]]["copy_ratio"][item.name]) for run, item in items]
+            row = {
                 "kind": str(kind), "dose": dose, "exposures": float(np.mean([run.exposures(item, run.steps[-1]) for run, item in items])),
-                "copied": float(np.mean([run.copied(item, run.steps[-1]) for run, item in items])), "distance_ratio": float(np.mean(ratios)),
+                "copied": float(np.mean([run.copied(item, run.steps[-1]) for run, item in items])), "distance_ratio": float(np.median(ratios)),
                 "stored": sum(item.name in {s.name for s in run.stored} for run, item in items), "items": len(items),
-            })  # fmt: skip
+            }  # fmt: skip
+            if sscd is not None:
+                row["sscd"] = float(np.median([similarity(sscd, run, item) for run, item in items]))
+            rows.append(row)
     return rows
 
+
+SIZES = ((0.0, 0.05), (0.05, 0.15), (0.15, 0.30), (0.30, 0.99), (0.99, 1.0))  # shares of the picture
+
+
+def size_table(results: Sequence[RunResult]) -> list[dict[str, Any]]:
+    """Stored items by the size of their region: overlap, alerts and lead of one method."""
+    rows = []
+    for low, high in SIZES:
+        items = [(r, i) for r in results for i in r.run.stored if low < i.mask.mean() <= high]
+        names = {(id(r), i.name) for r, i in items}
+        shown = [(r.predicted[i.name], i.mask) for r, i in items if i.name in r.predicted]
+        found = overlap(*(np.stack(side) for side in zip(*shown, strict=True))) if shown else None
+        rows.append({
+            "size": "the whole picture" if low > 0.9 else f"{low:.0%} to {high:.0%}" if low else f"below {high:.0%}", "stored": len(names),
+            "iou_fixed": found.iou if found else None, "miou_fixed": found.miou if found else None,
+            "called": float(np.mean([i.name in r.first_alert for r, i in items])) if items else None,
+            "before_copy": float(np.mean([_precedes(r, i) for r, i in items])) if items else None,
+        })  # fmt: skip
+    return rows
+
+
+def _precedes(result: RunResult, item: Item) -> bool:
+    """Whether an item's first alert came before its first visible copy."""
+    alert, copy = result.first_alert.get(item.name), result.run.first_copy(item)
+    return alert is not None and copy is not None and alert < copy
+
+
+def first_alerts_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Who said something first: on stored items, the default (the first row) against every rival that can raise an alert."""
+    product = rows[0].results
+    found = []
+    for row in rows:
+        n = row.numbers
+        if row is not rows[0] and (n["method"] in ("memwatch", "all ones") or n["called_stored"] is None):
+            continue
+        pairs = [(p, r, i) for p, r in zip(product, row.results, strict=True) for i in r.run.stored]
+        first = [(p.first_alert.get(i.name, math.inf), r.first_alert.get(i.name, math.inf)) for p, r, i in pairs]
+        exposures = [r.run.exposures(i, r.first_alert[i.name]) for _, r, i in pairs if i.name in r.first_alert]
+        found.append({
+            "method": "memwatch, the default" if row is rows[0] else n["method"], "called_stored": n["called_stored"],
+            "called_heldout": n["called_heldout"], "called_learned": n["called_learned"],
+            "showings_at_first_alert": float(np.median(exposures)) if exposures else None,
+            "lead_fraction": n["lead_fraction"], "memwatch_earlier": float(np.mean([a < b for a, b in first])) if first else None,
+            "memwatch_later": float(np.mean([a > b for a, b in first])) if first else None,
+        })  # fmt: skip
+    return found

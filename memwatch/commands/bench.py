@@ -12,7 +12,8 @@ from tqdm import tqdm
 from memwatch.bench.methods import all_methods
 from memwatch.bench.report import write
 from memwatch.bench.runs import finished_runs
-from memwatch.bench.table import all_rows, measured_config, run_product
+from memwatch.bench.sscd import read_sscd
+from memwatch.bench.table import all_rows, measured_config, run_product, stored_table
 from memwatch.bench.train import Plan, Run, run_one
 from memwatch.config import ConfigError, MemWatchConfig, load_config
 
@@ -24,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="shorter or longer runs; events are kept up to there")
     parser.add_argument("--threads", type=int, help="of torch; to run several of these side by side")
     parser.add_argument("--config", type=Path, help="what counts as the default (the shipped one)")
+    parser.add_argument("--sscd", type=Path, help="TorchScript file of SSCD: a second opinion on copies, in the report")
     parser.add_argument("--report", type=Path, nargs="?", const=Path("train_examples/results"), help="only compare what is there, and write it here")
 
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.report is not None:
-        compare(args.output, args.report, load_config(args.config))
+        compare(args.output, args.report, load_config(args.config), args.sscd)
         return 0
     chosen = [parse_run(name) for name in args.runs]
     if not (args.base / "model_index.json").is_file():
@@ -54,11 +56,12 @@ def parse_run(name: str) -> Run:
     return Run(int(seed), mode)
 
 
-def compare(folder: Path, results: Path, config: MemWatchConfig) -> None:
+def compare(folder: Path, results: Path, config: MemWatchConfig, sscd: Path | None = None) -> None:
     """Every method on the finished runs in ``folder``, written to ``results``."""
     runs = list(finished_runs(folder))
     if not runs:
         raise ValueError(f"{folder} holds no finished run; train with: memwatch bench --output {folder}")
+    descriptor = read_sscd(sscd) if sscd else None
     config = measured_config(config)
     product = [run_product(config, run) for run in runs]
     with tqdm(total=sum(1 for _ in all_methods()), desc="methods") as bar:
@@ -68,5 +71,5 @@ def compare(folder: Path, results: Path, config: MemWatchConfig) -> None:
             bar.update()
 
         rows = all_rows(product, config, tick)
-    write(rows, product, results, f"memwatch bench --output {folder} --report {results}")
+    write(rows, stored_table(runs, descriptor), results, f"memwatch bench --output {folder} --report {results}")
     print(f"{len(runs)} runs, {len(rows)} rows: {results / 'README.md'}")
