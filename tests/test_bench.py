@@ -16,21 +16,10 @@ import memwatch.bench.train
 from memwatch.bench.items import DOSES, PLANTED, Kind, batch, looked_at, planted_set
 from memwatch.bench.look import LEVELS, NULL_DRAWS, PROMPT_DRAWS, Bench, Generated, copy_ratios, nearest_ratios
 from memwatch.bench.methods import Method, all_methods, maps_of, scores_of
+from memwatch.bench.results import RunResult, measured_config, run_method, run_product
 from memwatch.bench.runs import Finished, finished_runs
 from memwatch.bench.sscd import read_sscd
-from memwatch.bench.table import (
-    INTERVALS,
-    Row,
-    RunResult,
-    all_rows,
-    first_alerts_table,
-    measured_config,
-    run_method,
-    run_product,
-    size_table,
-    stored_table,
-    with_intervals,
-)
+from memwatch.bench.table import INTERVALS, Row, all_rows, first_alerts_table, size_table, stored_table, with_intervals
 from memwatch.bench.train import Plan, Run, read_base, run_one
 from memwatch.commands.bench import compare, parse_run
 from memwatch.config import ConfigError, MemWatchConfig, load_config

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from memwatch.bench.items import PLANTED
+from memwatch.bench.results import RunResult
 from memwatch.bench.runs import COPY
-from memwatch.bench.table import Row, RunResult, first_alerts_table, size_table
+from memwatch.bench.table import Row, first_alerts_table, size_table
 
 ALERT_COLUMNS = (
     "method", "signal", "baseline", "level", "called_stored", "called_learned", "called_constrained", "called_heldout", "false_alarms_per_run",

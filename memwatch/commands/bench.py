@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from memwatch.bench.methods import all_methods
 from memwatch.bench.report import write
+from memwatch.bench.results import measured_config, run_product
 from memwatch.bench.runs import finished_runs
 from memwatch.bench.sscd import read_sscd
-from memwatch.bench.table import all_rows, measured_config, run_product, stored_table
+from memwatch.bench.table import all_rows, stored_table
 from memwatch.bench.train import Plan, Run, run_one
 from memwatch.config import ConfigError, MemWatchConfig, load_config
 
