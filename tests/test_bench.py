@@ -141,14 +141,16 @@ def test_a_copy_is_near_its_item_inside_the_mask_only():
     target = torch.from_numpy((memwatch.bench.look.as_decoded([np.asarray(item.probe)], parts.vae)[0] * 255).round()).byte()
     spoiled_outside, spoiled_inside = target.clone(), target.clone()
     spoiled_outside[~torch.from_numpy(item.mask)] = 0
-    spoiled_inside[torch.from_numpy(item.mask)] = 128
+    spoiled_inside[torch.from_numpy(item.mask)] = target.flip(0, 1)[torch.from_numpy(item.mask)]
+    darker = (target * 0.6).byte()
     pool = memwatch.bench.look.as_decoded(list(others), parts.vae)
     bench = Bench(None, parts, [item], [], [], {}, pool, 0)
-    generated = {item.name: [Generated(picture, torch.empty(0)) for picture in (target, spoiled_outside, spoiled_inside)]}
-    same, outside, inside = copy_ratios(bench, generated)[item.name]
+    generated = {item.name: [Generated(picture, torch.empty(0)) for picture in (target, spoiled_outside, spoiled_inside, darker)]}
+    same, outside, inside, dark = copy_ratios(bench, generated)[item.name]
     assert same == outside < 0.05
     assert inside > 1 / 3
-    same, outside, _ = nearest_ratios(bench, generated)[item.name]  # without the mask, a spoiled rest hides the copy
+    assert dark < 0.05
+    same, outside, _, _ = nearest_ratios(bench, generated)[item.name]  # without the mask, a spoiled rest hides the copy
     assert same < 0.05
     assert outside > 1 / 3
 

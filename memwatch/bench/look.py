@@ -128,15 +128,27 @@ def nearest_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> di
 
 
 def _distance_ratios(bench: Bench, item: Item, generated: Sequence[Generated], mask: np.ndarray) -> list[float]:
-    """Distance to the item over distance to the nearest other picture, on the mask's pixels; root mean square in [0, 1].
+    """Distance to the item over distance to the nearest other picture, on the mask's pixels; of ``unexposed`` pictures.
 
     Below 1/3 is a copy (the 1/3 rule: Yoon et al. 2023; Bonnaire et al. 2025).
     """
-    target = as_decoded([np.asarray(item.probe)], bench.parts.vae)[0]
-    pictures = [g.picture.numpy() / 255 for g in generated]
-    own = [np.sqrt(((target - x) ** 2)[mask].mean()) for x in pictures]
-    nearest = [np.sqrt(((bench.pool - x) ** 2)[:, mask].mean((1, 2))).min() for x in pictures]
+    (target,) = unexposed(as_decoded([np.asarray(item.probe)], bench.parts.vae), mask)
+    others = unexposed(bench.pool, mask)
+    pictures = unexposed(np.stack([g.picture.numpy() / 255 for g in generated]), mask)
+    own = [np.linalg.norm(target - x) for x in pictures]
+    nearest = [np.linalg.norm(others - x, axis=(1, 2)).min() for x in pictures]
     return [float(a / b) for a, b in zip(own, nearest, strict=True)]
+
+
+def unexposed(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Pixels ``(n, pixels, 3)`` inside a mask without the mean of each channel and with unit contrast.
+
+    A copy is one at any exposure: sampling of a small model leaves brightness to the initial noise, whose signal-to-noise ratio is not zero.
+    """
+    pixels = pictures[:, mask].astype(np.float64)
+    pixels = pixels - pixels.mean(1, keepdims=True)
+    scaled: np.ndarray = pixels / np.sqrt(np.square(pixels).mean((1, 2), keepdims=True) + 1e-8)
+    return scaled
 
 
 def pixel_values(pictures: Sequence[np.ndarray]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from memwatch.bench.items import PLANTED
+from memwatch.bench.look import POOL
 from memwatch.bench.results import RunResult
 from memwatch.bench.runs import COPY
 from memwatch.bench.table import Row, first_alerts_table, size_table
@@ -148,7 +149,8 @@ def page(table_rows: Sequence[Row], stored: Sequence[Mapping[str, Any]], command
         "",
         "Every run plants templates (a fixed region, the rest another each time), single images and logos at four doses, beside subjects that are "
         "learned but never shown twice the same, plain backgrounds, and ordinary photos. An item counts as **stored** when at least half of "
-        f"the last event's generations lie, inside its mask, within {COPY:.2f} of their distance to the nearest other picture.",
+        f"the last event's generations lie, inside its mask, within {COPY:.2f} of their distance to the nearest of {POOL} other pictures, each "
+        "without its mean colour and contrast there (a small model leaves the exposure to the initial noise).",
         "",
         "## What became stored",
         "",
