@@ -68,11 +68,10 @@ def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) 
     state = replace(state, finite=True)
     if not evidence.compared:
         return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE), "nothing earlier to compare with"
-    severe = evidence.severity >= rule.min_severity and evidence.severity_low > 1
-    if not severe:
+    needed = rule.min_severity if evidence.p is not None else max(rule.min_severity, rule.uncalibrated_severity)
+    if evidence.severity < needed or evidence.severity_low <= 1:
         clean = ProbeState(last_clean=step, verdict=Verdict.NO_EVIDENCE)
-        weak = evidence.severity < rule.min_severity
-        why = f"an alert needs {rule.min_severity:g}x" if weak else "its error bar reaches 1x"
+        why = f"an alert needs {needed:g}x" if evidence.severity < needed else "its error bar reaches 1x"
         return clean, f"variance reduction {evidence.severity:.1f}x ({why})"
     if evidence.p is not None and evidence.smallest_p > rule.max_p:
         reason = f"{evidence.severity:.1f}x, but these controls cannot give p below {evidence.smallest_p:.3f} (max_p {rule.max_p:g})"

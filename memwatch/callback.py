@@ -220,12 +220,13 @@ class MemWatch:
         by_null = [i for i, p in enumerate(share) if self._needs_null(p)]
         steps = {p.name: self._baseline_step(p.name, self._ledger if p.probe.is_reference else self._weights) for p in share}
         sizes = [view.noisy_latents.shape[0] * view.noisy_latents.shape[1] for view in views]
-        rows = sum(sizes) + sum(sizes[i] for i in by_null)
+        rows = sum(sizes) + sum(sizes[i] for i in by_null) * self.config.null_draws // self.config.levels.draws
         hidden = not self.accelerator.is_main_process
         with tqdm(total=rows, desc=f"memwatch step {step}", leave=False, disable=hidden, unit="latents") as bar:
             now = self._measure(views, bar.update)
             null = self._null or {}  # by_null is empty where there is no such branch
-            nulls = dict(zip(by_null, self._measure([replace(views[i], conditioning=null) for i in by_null], bar.update), strict=True))
+            beside = [views[i].beside(null, self.config.null_draws) for i in by_null]
+            nulls = dict(zip(by_null, self._measure(beside, bar.update), strict=True))
         baselines = self._baselines(share, views, steps)
         return [
             Look(
@@ -245,8 +246,11 @@ class MemWatch:
         return self.denoiser.encode(prepared.probe.prompt, self._parts, self._resolution)
 
     def _needs_null(self, prepared: PreparedProbe) -> bool:
-        signals = self.config.signals
-        return self._null is not None and signals.unconditional and (not prepared.is_control or signals.decide == "log_ratio_null")
+        return self._null is not None and self.config.signals.unconditional and (not prepared.is_control or self._null_of_controls)
+
+    @property
+    def _null_of_controls(self) -> bool:
+        return self.config.signals.decide in ("log_ratio_null", "both_baselines")
 
     def _measure(self, views: Sequence[View], tick: Callable[[int], object] = lambda rows: None) -> list[Measurement]:
         """View by view: a batch never holds two probes, so rounding is the same at every event, for every baseline and number of ranks."""

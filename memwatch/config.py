@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-DECIDING = ("log_ratio", "log_ratio_null", "loss_log_ratio", "both")
+DECIDING = ("log_ratio", "log_ratio_null", "loss_log_ratio", "both", "both_baselines")
 COMBINATIONS = ("adjacent_min", "mean", "max")
 
 
@@ -36,7 +36,7 @@ class LevelsConfig:
     """
 
     timesteps: tuple[int, ...] = (61, 141, 301)
-    draws: int = 4
+    draws: int = 8
 
     def __post_init__(self) -> None:
         ok = len(self.timesteps) > 0 and list(self.timesteps) == sorted(set(self.timesteps)) and min(self.timesteps) >= 0
@@ -54,8 +54,8 @@ class CurvatureConfig:
         batch_size: noisy latents a forward pass (memory); halved by itself when memory runs out.
     """
 
-    vectors: int = 8
-    tile: int = 8
+    vectors: int = 4
+    tile: int = 4
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -71,19 +71,22 @@ class SignalsConfig:
 
     Attributes:
         decide: ``log_ratio`` (of retained variances, snapshot baseline), ``log_ratio_null`` (unconditional baseline),
-            ``loss_log_ratio`` (of denoising losses; reference probes only) or ``both`` (mean of the first and the third).
+            ``loss_log_ratio`` (of denoising losses, snapshot baseline; reference probes only), ``both`` (mean of the first and the third), or
+            ``both_baselines``: ``both`` against the snapshot or against the unconditional branch, whichever is smaller.
         baseline: the snapshot compared with: ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the last event in which the
             probe raised no suspicion), ``base`` (LoRA off) or ``path:FILE`` (safetensors of trainable tensors).
-        unconditional: look at the unconditional branch of the probes as well (twice the cost of a probe; controls are spared); has no
-            effect for models that have none.
+        unconditional: look at the unconditional branch as well (of controls only where it decides); has no effect for models without one.
+        null_draws: at how many of the noise draws, the first ones, the unconditional branch is looked at; rounded up to a divisor of
+            ``levels.draws``.
         combine: noise levels to one map: ``adjacent_min``, ``mean`` or ``max``.
         smooth: side of the mean filter, latent pixels, odd.
     """
 
-    decide: str = "log_ratio"
+    decide: str = "both_baselines"
     baseline: str = "first"
     unconditional: bool = True
-    combine: str = "adjacent_min"
+    null_draws: int = 2
+    combine: str = "mean"
     smooth: int = 3
 
     def __post_init__(self) -> None:
@@ -94,6 +97,7 @@ class SignalsConfig:
         check(ok, "signals.baseline", self.baseline, "first, previous, lag:N, last_clean, base, path:FILE")
         check(self.combine in COMBINATIONS, "signals.combine", self.combine, ", ".join(COMBINATIONS))
         check(self.smooth >= 1 and self.smooth % 2 == 1, "signals.smooth", self.smooth, "an odd number, 1 or greater")
+        check(self.null_draws >= 1, "signals.null_draws", self.null_draws, "1 or greater")
         ok = self.unconditional or self.decide != "log_ratio_null"
         check(ok, "signals.unconditional", self.unconditional, "true, because signals.decide is log_ratio_null")
 
@@ -131,15 +135,19 @@ class RegionsConfig:
     """What counts as a region of the deciding map.
 
     Attributes:
-        min_factor: variance reduction factor from which a pixel belongs to a region, greater than 1.
+        min_factor: reduction factor from which a pixel belongs to a region, greater than 1.
+        relative: share of the map's own peak, on the log scale, from which it does, in [0, 1); the stricter of the two counts. Where a map is
+            smooth its edge runs through the middle of a slope, whatever the height: 0 has only ``min_factor`` count.
         min_area: smallest region, share of the image in [0, 1).
     """
 
-    min_factor: float = 2.0
+    min_factor: float = 1.1
+    relative: float = 0.35
     min_area: float = 0.01
 
     def __post_init__(self) -> None:
         check(self.min_factor > 1, "regions.min_factor", self.min_factor, "greater than 1")
+        check(0 <= self.relative < 1, "regions.relative", self.relative, "0 or greater, below 1")
         check(0 <= self.min_area < 1, "regions.min_area", self.min_area, "0 or greater, below 1")
 
 
@@ -149,17 +157,20 @@ class AlertsConfig:
 
     Attributes:
         max_p: largest p-value against the controls, in (0, 1].
-        min_severity: smallest variance reduction factor of the strongest region, greater than 1.
+        min_severity: smallest reduction factor of the strongest region, greater than 1. Controls decide; this only keeps trifles out.
+        uncalibrated_severity: the same where there are no controls to judge by, greater than 1.
         patience: events in a row until suspicious becomes memorized, at least 1.
     """
 
     max_p: float = 0.05
-    min_severity: float = 2.0
+    min_severity: float = 1.1
+    uncalibrated_severity: float = 2.0
     patience: int = 2
 
     def __post_init__(self) -> None:
         check(0 < self.max_p <= 1, "alerts.max_p", self.max_p, "greater than 0, at most 1")
         check(self.min_severity > 1, "alerts.min_severity", self.min_severity, "greater than 1")
+        check(self.uncalibrated_severity > 1, "alerts.uncalibrated_severity", self.uncalibrated_severity, "greater than 1")
         check(self.patience >= 1, "alerts.patience", self.patience, "1 or greater")
 
 
@@ -178,7 +189,7 @@ class StopConfig:
     enabled: bool = True
     num_probes: int = 1
     patience: int = 1
-    min_severity: float = 2.0
+    min_severity: float = 1.5
     max_p: float = 0.05
 
     def __post_init__(self) -> None:
@@ -212,7 +223,7 @@ class HeatmapConfig:
         max_factor: variance reduction factor at the top of the colour scale, the same in every picture; greater than 1.
     """
 
-    max_factor: float = 8.0
+    max_factor: float = 6.0
 
     def __post_init__(self) -> None:
         check(self.max_factor > 1, "heatmap.max_factor", self.max_factor, "greater than 1")
@@ -261,6 +272,14 @@ class MemWatchConfig:
         check(replicates >= 2, "levels.draws", self.levels.draws, allowed)
         ok = self.levels.draws >= 2 or self.signals.decide in ("log_ratio", "log_ratio_null")
         check(ok, "levels.draws", self.levels.draws, f"2 or greater with signals.decide = {self.signals.decide}: a loss has one replicate a draw")
+        ok = self.null_draws >= 2 or self.signals.decide != "both_baselines"
+        check(ok, "signals.null_draws", self.signals.null_draws, "2 or greater with signals.decide = both_baselines: one replicate has no error bar")
+
+    @property
+    def null_draws(self) -> int:
+        """Noise draws of the unconditional branch: a divisor of all draws."""
+        draws, wanted = self.levels.draws, min(self.signals.null_draws, self.levels.draws)
+        return next(n for n in range(wanted, draws + 1) if draws % n == 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as YAML would hold it."""

@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from memwatch.config import RegionsConfig
+from memwatch.regions import threshold_of
 
+RULE = RegionsConfig()
 THRESHOLDS = np.linspace(-1e-6, 1 + 1e-6, 101)
-OWN_THRESHOLD = math.log(RegionsConfig().min_factor)  # memwatch's own, for maps that are natural logs of a variance reduction factor
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def overlap(predicted: np.ndarray, truth: np.ndarray) -> Overlap:
     return Overlap(iou(predicted, truth), float(np.mean(each)), float(np.mean(predicted == truth)))
 
 
-def at_threshold(maps: np.ndarray, masks: np.ndarray, threshold: float) -> Overlap:
-    """``Overlap`` of ``maps >= threshold`` (in the maps' own unit) with ``masks``, both ``(n, h, w)``."""
-    return overlap(maps >= threshold, masks)
+def at_threshold(maps: np.ndarray, masks: np.ndarray, threshold: float | np.ndarray) -> Overlap:
+    """``Overlap`` of ``maps >= threshold`` (in the maps' own unit; one for all, or one a map) with ``masks``, both ``(n, h, w)``."""
+    return overlap(maps >= np.reshape(threshold, (-1, 1, 1)), masks)
 
 
 def normalized(maps: np.ndarray) -> np.ndarray:
@@ -112,12 +113,14 @@ class Sample:
         values: float64 ``(h, w)``, resized.
         mask: bool ``(h, w)``; all false for non-memorized.
         mean: of the map as it was.
+        own_threshold: memwatch's own for this very map, see ``memwatch.regions.threshold_of``.
     """
 
     name: str
     values: np.ndarray
     mask: np.ndarray
     mean: float
+    own_threshold: float
 
     @property
     def kind(self) -> str:
@@ -205,28 +208,29 @@ def read_folders(maps: Path, masks: Path) -> tuple[list[Sample], list[str]]:
             size = f"{mask.shape[1]}x{mask.shape[0]}"
             problems.append(f"mask {masks / name}.png: {size} px, the other masks have {shape[1]}x{shape[0]} px")
             continue
-        samples.append(Sample(name, resized(values, shape), mask, float(values.mean())))
+        own = threshold_of(values, RULE.min_factor, RULE.relative)
+        samples.append(Sample(name, resized(values, shape), mask, float(values.mean()), own))
     if not samples:
         raise ValueError("; ".join(["no map is left to evaluate", *problems]))
     return samples, problems
 
 
-def evaluate(samples: Sequence[Sample], threshold: float = OWN_THRESHOLD) -> dict[str, Any]:
-    """``fixed`` and ``oracle``, each ``{iou, miou, accuracy}``; ``auc`` and ``tpr_at_1_fpr`` of the mean of a map, memorized against
-    non-memorized (``None`` where one of the two is empty)."""
+def evaluate(samples: Sequence[Sample], threshold: float | None = None) -> dict[str, Any]:
+    """``fixed`` (at a threshold, or at memwatch's own of every map) and ``oracle``, each ``{iou, miou, accuracy}``; ``auc`` and
+    ``tpr_at_1_fpr`` of the mean of a map, memorized against non-memorized (``None`` where one of the two is empty)."""
     maps, masks = np.stack([s.values for s in samples]), np.stack([s.mask for s in samples])
     stored = [s.mean for s in samples if s.kind != "non_memorized"]
     others = [s.mean for s in samples if s.kind == "non_memorized"]
     both = bool(stored and others)
     return {
-        "fixed": asdict(at_threshold(maps, masks, threshold)),
+        "fixed": asdict(at_threshold(maps, masks, np.array([s.own_threshold for s in samples]) if threshold is None else threshold)),
         "oracle": asdict(best_of_thresholds(maps, masks)),
         "auc": auc(stored, others) if both else None,
         "tpr_at_1_fpr": tpr_at_fpr(stored, others, 0.01) if both else None,
     }
 
 
-def evaluate_sets(samples: Sequence[Sample], threshold: float = OWN_THRESHOLD) -> dict[str, Any]:
+def evaluate_sets(samples: Sequence[Sample], threshold: float | None = None) -> dict[str, Any]:
     """``evaluate`` of all samples; where there are others as well, ``template`` holds that of the template samples (localization), judged
     against the non-memorized ones (detection)."""
     result = evaluate(samples, threshold)
@@ -242,11 +246,12 @@ def evaluate_sets(samples: Sequence[Sample], threshold: float = OWN_THRESHOLD) -
 def table(result: Mapping[str, Any]) -> str:
     """``evaluate_sets`` for people."""
     counts = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in result["num_maps"].items())
+    at = "memwatch's own" if result["threshold"] is None else f"at {result['threshold']:.3g}"
     lines = [f"maps: {counts}", f"{'':<26}{'IoU':>8}{'mIoU':>8}{'accuracy':>10}{'AUC':>8}{'TPR@1%FPR':>11}"]
     for name, part in (("all", result), ("templates", result.get("template"))):
         if part is not None:
             numbers = ["-" if part[key] is None else f"{part[key]:.3f}" for key in ("auc", "tpr_at_1_fpr")]
-            for how, label in (("fixed", f"at {result['threshold']:.3g}"), ("oracle", "best of 101")):
+            for how, label in (("fixed", at), ("oracle", "best of 101")):
                 o = part[how]
                 lines.append(f"{name + ', ' + label:<26}{o['iou']:>8.3f}{o['miou']:>8.3f}{o['accuracy']:>10.3f}{numbers[0]:>8}{numbers[1]:>11}")
     return "\n".join(lines)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memwatch.alerts import Evidence, ProbeState, judge
+from memwatch.alerts import Evidence, ProbeState, Verdict, judge
 from memwatch.calibration import Null
 from memwatch.config import MemWatchConfig
-from memwatch.regions import Region, find_regions
+from memwatch.regions import Region, find_regions, threshold_of
 from memwatch.report import Finding
 from memwatch.signals import Measurement, Signals, compute_signals, factor
 
@@ -92,7 +92,9 @@ def judge_probe(
     levels: tuple[float, ...] = ()
     if signals is not None and signals.decisive is not None:
         scale = look.image.shape[0] // signals.decisive.samples.shape[-2] if look.image is not None else 1
-        regions, labels = find_regions(signals.decisive, math.log(config.regions.min_factor), min_area=config.regions.min_area, scale=scale)
+        rule = config.regions
+        threshold = threshold_of(signals.decisive.mean.numpy(), rule.min_factor, rule.relative)
+        regions, labels = find_regions(signals.decisive, threshold, min_area=rule.min_area, scale=scale)
         levels = tuple(strongest_level(signals, labels == i + 1, look.timesteps) for i in range(len(regions)))
     strongest = max(regions, key=lambda region: region.mean, default=None)
     x = statistic(signals)
@@ -105,6 +107,8 @@ def judge_probe(
         compared=signals is None or signals.decisive is not None,
     )
     next_state, reason = judge(state, evidence, step, config.alerts)
+    if next_state.verdict not in (Verdict.SUSPICIOUS, Verdict.MEMORIZED) and labels is not None:
+        regions, levels, labels = (), (), np.zeros_like(labels)  # every map has a highest place; it is a region only where there is evidence
     finding = Finding(
         name=look.name, prompt=look.prompt, is_reference=look.is_reference, verdict=next_state.verdict, reason=reason,
         severity=evidence.severity, severity_low=evidence.severity_low, p=evidence.p, statistic=x,

@@ -235,6 +235,10 @@ class View:
     eps: Tensor | None
     conditioning: Conditioning
 
+    def beside(self, null: Conditioning, draws: int) -> View:
+        """The same noisy latents, the first draws of them, for the unconditional branch."""
+        return replace(self, noisy_latents=self.noisy_latents[:, :draws], conditioning=null)
+
 
 def fixed_noise(name: str, shape: Sequence[int], seed: int) -> Tensor:
     """The true noise of a reference probe, ``(levels, draws, c, h, w)``: it depends on name and seed alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,14 @@ class Region:
     peak: float
     mean: float
     sem: float
+
+
+PEAK = 0.98  # the quantile that stands for a map's peak: one odd pixel does not move it
+
+
+def threshold_of(values: np.ndarray, min_factor: float, relative: float) -> float:
+    """From which value a pixel of a map of log factors ``(h, w)`` belongs to a region: ``min_factor``, or a share of the map's own peak."""
+    return max(math.log(min_factor), relative * float(np.quantile(values, PEAK)))
 
 
 def find_regions(

@@ -175,7 +175,7 @@ class Scan(MemWatch):
     def _file(self, step: int, p: PreparedProbe) -> Path:
         """Where a look is kept; the name changes with everything that the look depends on."""
         config, signals = self.config.to_dict(), self.config.signals
-        settings = [config[key] for key in RELEVANT] + [signals.baseline, signals.unconditional, signals.decide == "log_ratio_null"]
+        settings = [config[key] for key in RELEVANT] + [signals.baseline, signals.unconditional, self.config.null_draws, self._null_of_controls]
         sources = [(c.step, c.source, self._stamps[c.step]) for c in self.checkpoints if c.step <= step]
         baseline = None if self._earlier is None else self._earlier.stamp
         image = None if p.image is None else hashlib.sha256(p.image.tobytes()).hexdigest()

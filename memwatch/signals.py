@@ -16,6 +16,7 @@ from memwatch.config import COMBINATIONS, DECIDING
 from memwatch.curvature import CurvatureMap
 
 SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retained variance from zero
+FLOOR = 0.05  # of retained variance: what is left below counts as none
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,13 @@ def collapse(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
     return baseline - now
 
 
-def resolved(rho: CurvatureMap) -> Tensor:
-    """Mean retained variance, but no smaller than what its error can resolve."""
-    return torch.maximum(rho.mean, rho.sem.nan_to_num(posinf=0.0)).clamp(min=SMALLEST_RHO)
-
-
 def log_ratio(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
-    """Log variance reduction factor ``log(rho_baseline / rho_now)``: log 5 is "five times less freedom than before".
+    """Log variance reduction factor ``log((rho_baseline + FLOOR) / (rho_now + FLOOR))``: log 5 is "five times less freedom than before".
 
+    The floor keeps ratios of next to nothing out: where a plain background had a hundredth of its freedom left, half of that says nothing.
     Replicates are averaged before the ratio; the error is the paired one, by linearization (delta method).
     """
-    b, a = resolved(baseline)[..., None, :, :], resolved(now)[..., None, :, :]
+    b, a = ((rho.mean.clamp(min=0) + FLOOR)[..., None, :, :] for rho in (baseline, now))
     deviation = (baseline.samples - baseline.mean[..., None, :, :]) / b - (now.samples - now.mean[..., None, :, :]) / a
     return CurvatureMap(torch.log(b / a) + deviation)
 
@@ -116,7 +113,7 @@ class Signals:
         collapse, log_ratio, score, loss_log_ratio: against the snapshot baseline.
         collapse_null, log_ratio_null, score_null: against the unconditional branch of the same model.
         raw: raw curvature of now.
-        deciding: the map that decides, level by level; one of the above, or the mean of two.
+        deciding: the map that decides, level by level; one of the above, or made of several.
         decisive: the one map that regions and alerts come from, levels combined; samples ``(n, h, w)``, natural log of a factor.
     """
 
@@ -142,8 +139,8 @@ def compute_signals(
     null: Measurement | None,
     eps: Tensor | None,
     *,
-    decide: str = "log_ratio",
-    combine: str = "adjacent_min",
+    decide: str = "both_baselines",
+    combine: str = "mean",
     smooth: int = 3,
 ) -> Signals:
     """Every signal of section 2 of the design that these measurements allow.
@@ -151,9 +148,11 @@ def compute_signals(
     Args:
         now: the current model, conditional.
         baseline: an earlier snapshot at the same noisy latents with the same test vectors.
-        null: the current model's unconditional branch, likewise.
+        null: the current model's unconditional branch, likewise; maybe at the first few noise draws only.
         eps: the true noise of a reference probe, shape of ``now.epsilon``; ``None`` for a prompt probe.
-        decide: ``log_ratio``, ``log_ratio_null``, ``loss_log_ratio`` or ``both`` (mean of ``log_ratio`` and ``loss_log_ratio``).
+        decide: ``log_ratio``, ``log_ratio_null``, ``loss_log_ratio``, ``both`` (mean of ``log_ratio`` and ``loss_log_ratio``) or
+            ``both_baselines`` (``both`` against the snapshot or the unconditional branch, whichever is smaller: fallen since then, *and* not
+            explained by a model that does not know the prompt). What cannot be had is left out: the loss of a prompt probe, the branch.
         combine: see ``combine_levels``.
         smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
 
@@ -165,21 +164,44 @@ def compute_signals(
     rho = now.rho.smooth(smooth)
     rho_baseline = baseline.rho.smooth(smooth) if baseline else None
     rho_null = null.rho.smooth(smooth) if null else None
+    beside = rho.first(null.rho.samples.shape[-3]) if null else rho  # the draws at which the unconditional branch was looked at
+    eps_beside = now.epsilon[:, : null.epsilon.shape[1]] if null else now.epsilon
+    loss_null = None
+    if null is not None and eps is not None:
+        loss_null = loss_log_ratio(eps[:, : null.epsilon.shape[1]], eps_beside, null.epsilon).smooth(smooth)
     found: dict[str, CurvatureMap | None] = {
         "collapse": collapse(rho_baseline, rho) if rho_baseline else None,
         "log_ratio": log_ratio(rho_baseline, rho) if rho_baseline else None,
         "score": score_difference(now.epsilon, baseline.epsilon) if baseline else None,
         "loss_log_ratio": loss_log_ratio(eps, now.epsilon, baseline.epsilon).smooth(smooth) if baseline and eps is not None else None,
-        "collapse_null": collapse(rho_null, rho) if rho_null else None,
-        "log_ratio_null": log_ratio(rho_null, rho) if rho_null else None,
-        "score_null": score_difference(now.epsilon, null.epsilon) if null else None,
+        "collapse_null": collapse(rho_null, beside) if rho_null else None,
+        "log_ratio_null": log_ratio(rho_null, beside) if rho_null else None,
+        "score_null": score_difference(eps_beside, null.epsilon) if null else None,
     }
+    if decide in ("both", "both_baselines"):
+        deciding = mean_of_both(found["log_ratio"], found["loss_log_ratio"])
+        against_null = mean_of_both(found["log_ratio_null"], loss_null)
+        if decide == "both_baselines" and deciding is not None and against_null is not None:
+            deciding = smaller(deciding, against_null)
+    else:
+        deciding = found[decide]
     reference = rho_null if decide == "log_ratio_null" else rho_baseline
-    deciding = found["log_ratio"] if decide == "both" else found[decide]
-    if decide == "both" and deciding is not None and (loss := found["loss_log_ratio"]) is not None:
-        deciding = CurvatureMap((per_draw(deciding, loss.samples.shape[-3]).samples + loss.samples) / 2)
     decisive = combine_levels(deciding, free(reference), combine) if deciding is not None and reference is not None else None
     return Signals(raw=raw_curvature(rho), deciding=deciding, decisive=decisive, **found)
+
+
+def mean_of_both(variance: CurvatureMap | None, loss: CurvatureMap | None) -> CurvatureMap | None:
+    """Mean of two log ratios, one replicate a noise draw; the first alone where there is no loss."""
+    if variance is None or loss is None:
+        return variance
+    return CurvatureMap((per_draw(variance, loss.samples.shape[-3]).samples + loss.samples) / 2)
+
+
+def smaller(a: CurvatureMap, b: CurvatureMap) -> CurvatureMap:
+    """The smaller of two maps, coordinate by coordinate, each with its own error."""
+    n = max(a.samples.shape[-3], b.samples.shape[-3])
+    a, b = a.repeated(n), b.repeated(n)
+    return CurvatureMap(torch.where((a.mean <= b.mean)[..., None, :, :], a.samples, b.samples))
 
 
 def per_draw(values: CurvatureMap, draws: int) -> CurvatureMap:

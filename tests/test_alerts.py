@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ QUIET_FEW = Evidence(severity=1.0, severity_low=1.0, p=1.0, smallest_p=0.1)
 def run(evidences, **rule):
     state, states, reasons = ProbeState(), [], []
     for i, evidence in enumerate(evidences, start=1):
-        state, reason = judge(state, evidence, 100 * i, AlertsConfig(**rule))
+        state, reason = judge(state, evidence, 100 * i, AlertsConfig(min_severity=2.0, **rule))
         states.append(state)
         reasons.append(reason)
     return states, reasons
@@ -151,7 +152,34 @@ def test_the_level_of_a_region_is_that_of_the_deciding_signal():
         "a", "a", is_reference=False, is_control=False, timesteps=(61, 301), now=measured(0.1, 0.1), null=measured(0.1, 0.9),
         baseline=measured(0.9, 0.1), baseline_step=0, eps=None, image=None,
     )  # fmt: skip
-    config = load_config({"signals": {"decide": "log_ratio_null", "combine": "max"}})
+    config = load_config({"signals": {"decide": "log_ratio_null", "combine": "max"}, "alerts": {"uncalibrated_severity": 2.0}})
     (finding,), _, _ = judge_event([look], {}, 1, config)
-    assert finding.severity == pytest.approx(9, rel=0.01)
+    assert finding.severity == pytest.approx(0.95 / 0.15, rel=0.01)
     assert finding.region_level == (301,)
+
+
+def test_without_controls_it_takes_more():
+    blind = Evidence(severity=1.5, severity_low=1.4, p=None, smallest_p=1.0)
+    state, reason = judge(ProbeState(), blind, 1, AlertsConfig())
+    assert (state.verdict, reason) == (NO_EVIDENCE, "variance reduction 1.5x (an alert needs 2x)")
+    assert judge(ProbeState(), blind, 1, AlertsConfig(uncalibrated_severity=1.2))[0].verdict is SUSPICIOUS
+    assert judge(ProbeState(), blind, 1, AlertsConfig(min_severity=1.6, uncalibrated_severity=1.2))[0].verdict is NO_EVIDENCE
+
+
+def test_a_region_is_one_only_where_there_is_evidence():
+    """Every map has a highest place; what no alert speaks of is not boxed."""
+    rho = torch.full((1, 2, 4, 4), 0.5) + torch.tensor([-0.001, 0.001]).reshape(1, 2, 1, 1)
+    fallen = rho.clone()
+    fallen[..., :2] /= 5
+    look = Look(
+        "a", "a", is_reference=True, is_control=False, timesteps=(61,), now=Measurement(CurvatureMap(fallen), torch.zeros(1, 2, 4, 4, 4)),
+        null=None, baseline=Measurement(CurvatureMap(rho), torch.zeros(1, 2, 4, 4, 4)), baseline_step=0, eps=None, image=None,
+    )  # fmt: skip
+    controls = [replace(look, name=f"control {i}", is_control=True) for i in range(20)]
+    (alike,), _, _ = judge_event([look, *controls], {}, 1, load_config(None))  # every control shows as much
+    assert alike.verdict is NO_EVIDENCE
+    assert (alike.regions, alike.region_p, alike.labels.any()) == ((), (), False)
+    quiet = [replace(c, now=c.baseline) for c in controls]
+    (found,), _, _ = judge_event([look, *quiet], {}, 1, load_config(None))
+    assert found.verdict is SUSPICIOUS
+    assert (len(found.regions), found.region_p, found.labels.any()) == (1, (1 / 21,), True)

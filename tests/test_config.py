@@ -145,6 +145,7 @@ BAD = {
     "signals.baseline": ["", "last", "lag", "lag:", "lag:0", "lag:-1", "lag:x", "first:1", "path", "path:"],
     "sampling.num_inference_steps": [1], "sampling.guidance_scale": [0.5],
     "regions.min_factor": [1.0, 0.0, float("nan")], "regions.min_area": [-0.1, 1.0],
+    "signals.null_draws": [0], "regions.relative": [-0.1, 1.0], "alerts.uncalibrated_severity": [1.0],
     "alerts.max_p": [0.0, 1.1, float("nan")], "alerts.min_severity": [1.0], "alerts.patience": [0],
     "stop.num_probes": [0], "stop.patience": [0], "stop.min_severity": [1.0], "stop.max_p": [0.0, 2.0],
     "snapshots.keep": [0], "heatmap.max_factor": [1.0, -2.0],
@@ -172,7 +173,14 @@ def test_null_branch_must_be_looked_at_to_decide():
 def test_one_replicate_is_refused():
     with pytest.raises(ConfigError, match=r"levels.draws.*one replicate has no error bar"):
         load_config({"levels": {"draws": 1}})
-    assert load_config({"levels": {"draws": 1}, "curvature": {"vectors": 16}}).levels.draws == 1
+    assert load_config({"levels": {"draws": 1}, "curvature": {"vectors": 16}, "signals": {"decide": "log_ratio"}}).levels.draws == 1
+    with pytest.raises(ConfigError, match=r"signals.null_draws.*2 or greater with signals.decide = both_baselines"):
+        load_config({"signals": {"null_draws": 1}})
+
+
+@pytest.mark.parametrize(("draws", "wanted", "expected"), [(8, 2, 2), (8, 3, 4), (9, 2, 3), (3, 2, 3), (4, 99, 4), (6, 6, 6)])
+def test_null_draws_are_rounded_up_to_a_divisor(draws, wanted, expected):
+    assert load_config({"levels": {"draws": draws}, "signals": {"null_draws": wanted}}).null_draws == expected
 
 
 def test_files_that_cannot_be_read(tmp_path):

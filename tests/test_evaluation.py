@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from memwatch.cli import COMMANDS, main
-from memwatch.evaluation import OWN_THRESHOLD, THRESHOLDS, Overlap, at_threshold, auc, best_of_thresholds, iou, normalized, overlap, tpr_at_fpr
+from memwatch.evaluation import THRESHOLDS, Overlap, at_threshold, auc, best_of_thresholds, iou, normalized, overlap, tpr_at_fpr
 
 LEFT = np.array([[1, 0], [1, 0]], dtype=bool)  # a template's mask
 NOTHING = np.zeros((2, 2), dtype=bool)
@@ -31,8 +31,8 @@ def test_pooled_and_mean_iou_differ():
 
 def test_fixed_threshold_is_in_the_maps_own_unit():
     maps = np.array([[[0.7, 0.69], [2.0, -3.0]]])
-    assert at_threshold(maps, LEFT[None], OWN_THRESHOLD) == Overlap(1, 1, 1)  # log 2 = 0.693
-    assert math.isclose(OWN_THRESHOLD, math.log(2))
+    assert at_threshold(maps, LEFT[None], math.log(2)) == Overlap(1, 1, 1)  # log 2 = 0.693
+    assert at_threshold(np.stack([maps[0], maps[0]]), np.stack([LEFT, NOTHING]), np.array([0.7, 3.0])) == Overlap(1, 1, 1)
 
 
 def test_oracle_by_hand():
@@ -102,7 +102,7 @@ def folders(tmp_path):
     save_mask(masks / "copy.png", np.ones((8, 8)))
     np.save(maps / "template.npy", template)
     np.save(maps / "copy.npy", np.full((4, 4), 0.8, dtype=np.float32))
-    np.save(maps / "nothing.npy", np.full((3, 5), 0.1, dtype=np.float16))
+    np.save(maps / "nothing.npy", np.full((3, 5), 0.05, dtype=np.float16))
     return maps, masks
 
 
@@ -115,7 +115,8 @@ def test_eval_writes_the_numbers(folders, tmp_path, capsys):
     assert main(["eval", str(folders[0]), str(folders[1]), "--json", str(file)]) == 0
     found = json.loads(file.read_text(encoding="utf-8"))
     perfect = {"iou": 1.0, "miou": 1.0, "accuracy": 1.0}
-    assert found["fixed"] == found["oracle"] == perfect  # 1.0 and 0.8 are above log 2, 0.1 is below
+    assert found["fixed"] == found["oracle"] == perfect  # 1.0 and 0.8 are above a third of themselves, 0.05 is below log 1.1
+    assert found["threshold"] is None
     assert found["auc"] == found["tpr_at_1_fpr"] == 1.0
     assert found["num_maps"] == {"template": 1, "verbatim": 1, "non_memorized": 1}
     assert found["template"]["oracle"] == perfect

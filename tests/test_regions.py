@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memwatch.curvature import CurvatureMap
-from memwatch.regions import Region, find_regions
+from memwatch.regions import Region, find_regions, threshold_of
 
 
 def test_by_hand():
@@ -68,3 +68,13 @@ def test_nothing_there(value):
     regions, labels = find_regions(CurvatureMap(torch.full((2, 3, 3), value)), 0.1)
     assert regions == ()
     assert not labels.any()
+
+
+def test_the_threshold_is_a_share_of_the_peak_but_no_trifle():
+    values = np.zeros((10, 10))
+    values[:, :5] = 2.0
+    values[0, 0] = 50.0  # one odd pixel
+    assert threshold_of(values, 1.1, 0.35) == pytest.approx(0.7)
+    assert threshold_of(values, 3.0, 0.35) == pytest.approx(math.log(3))
+    assert threshold_of(values, 1.1, 0.0) == pytest.approx(math.log(1.1))
+    assert threshold_of(-values, 1.1, 0.35) == pytest.approx(math.log(1.1))

@@ -8,7 +8,7 @@ from memwatch import curvature
 from memwatch.curvature import CurvatureMap, diag_jacobian
 from memwatch.regions import find_regions
 from memwatch.signals import (
-    SMALLEST_RHO,
+    FLOOR,
     Measurement,
     collapse,
     combine_levels,
@@ -19,8 +19,8 @@ from memwatch.signals import (
     loss_log_ratio,
     per_draw,
     raw_curvature,
-    resolved,
     score_difference,
+    smaller,
 )
 
 LEVELS = (61, 141, 301)
@@ -125,13 +125,13 @@ def test_measuring_leaves_no_gradient():
 @pytest.mark.parametrize("make", [DiagonalGaussian, mixture])
 @pytest.mark.parametrize("combine", ["adjacent_min", "mean", "max"])
 def test_a_pinned_block_is_found_where_it_is(make, combine):
-    """3x3 smoothing leaves 1/3 of the freedom on the block's edges and takes 1/3 next to it: threshold 2 finds the block."""
+    """3x3 smoothing leaves 1/3 of the freedom on the block's edges and takes 1/3 next to it: a threshold between finds the block."""
     view = view_of(LEVELS, 4)
     baseline, now = look_at(DiagonalGaussian(torch.ones(4, 8, 8)), view), look_at(make(pinned(torch.ones(4, 8, 8))), view)
-    signals = compute_signals(now, baseline, None, view.eps, combine=combine)
-    regions, _ = find_regions(signals.decisive, math.log(2), min_area=0.01, scale=8)
+    signals = compute_signals(now, baseline, None, view.eps, decide="log_ratio", combine=combine)
+    regions, _ = find_regions(signals.decisive, math.log(1.8), min_area=0.01, scale=8)
     assert [region.box for region in regions] == [BOX]
-    assert factor(regions[0].peak) > 100  # pinned altogether, up to what the estimator resolves
+    assert factor(regions[0].peak) > 3  # pinned altogether, up to the floor
     assert signals.collapse.mean[:, 3:5, 4:8].min() > 0.5
 
 
@@ -156,7 +156,7 @@ def test_collapse_is_in_range_and_signed():
 def test_self_comparison_is_exactly_zero():
     oracle, view = mixture(pinned(spread())), view_of(LEVELS, 2)
     a, b, null = (look_at(oracle, view) for _ in range(3))
-    for decide in ("log_ratio", "log_ratio_null", "loss_log_ratio", "both"):
+    for decide in ("log_ratio", "log_ratio_null", "loss_log_ratio", "both", "both_baselines"):
         signals = compute_signals(a, b, null, view.eps, decide=decide).maps()
         assert set(signals) == {
             "collapse", "log_ratio", "score", "loss_log_ratio", "collapse_null", "log_ratio_null", "score_null", "raw", "decisive",
@@ -203,17 +203,16 @@ def flat(*values):
 
 def test_log_ratio_by_hand():
     found = log_ratio(flat(0.7, 0.9), flat(0.15, 0.25))
-    assert found.mean.item() == pytest.approx(math.log(0.8 / 0.2))
-    # deviations: +-(0.1 / 0.8) and +-(0.05 / 0.2), paired: +-0.125
-    assert found.sem.item() == pytest.approx(0.125)
+    assert FLOOR == 0.05
+    assert found.mean.item() == pytest.approx(math.log(0.85 / 0.25))
+    # deviations: +-(0.1 / 0.85) and +-(0.05 / 0.25), paired
+    assert found.sem.item() == pytest.approx(0.2 - 0.1 / 0.85)
 
 
-def test_log_ratio_never_goes_below_what_is_resolved():
-    assert resolved(flat(-0.1, 0.1)).item() == pytest.approx(0.1)  # mean 0, standard error 0.1
-    assert resolved(flat(0.0, 0.0)).item() == SMALLEST_RHO
-    assert resolved(flat(0.3)).item() == pytest.approx(0.3)  # one replicate: no error known
-    assert log_ratio(flat(1.0, 1.0), flat(0.0, 0.0)).mean.item() == pytest.approx(math.log(1000))
-    assert log_ratio(flat(0.8, 0.8), flat(-0.1, 0.1)).mean.item() == pytest.approx(math.log(8))
+def test_log_ratio_of_next_to_nothing_is_next_to_nothing():
+    assert log_ratio(flat(0.01, 0.01), flat(0.001, 0.001)).mean.item() == pytest.approx(math.log(0.06 / 0.051))
+    assert log_ratio(flat(1.0, 1.0), flat(0.0, 0.0)).mean.item() == pytest.approx(math.log(21))
+    assert log_ratio(flat(0.75, 0.75), flat(-0.2, 0.1)).mean.item() == pytest.approx(math.log(16))  # a negative estimate is no freedom
 
 
 def test_score_difference_by_hand():
@@ -329,6 +328,48 @@ def test_both_is_the_mean_of_the_two():
     # ``both`` of a prompt probe, where the true noise is unknown, is the log ratio alone
     alone = compute_signals(now, baseline, None, None, decide="both", combine="mean")
     assert torch.equal(alone.decisive.samples, signals["log_ratio"].decisive.samples)
+
+
+def test_both_baselines_is_the_smaller_of_the_two():
+    view = view_of(LEVELS, 4)
+    variances = torch.ones(4, 8, 8), torch.full((4, 8, 8), 0.3), torch.ones(4, 8, 8)
+    variances[2][..., :4] = 0.3  # the unconditional branch has fallen as well, on the left
+    baseline, now, null = (look_at(DiagonalGaussian(v), view) for v in variances)
+    found = compute_signals(now, baseline, null, view.eps, decide="both_baselines", smooth=1).deciding.mean
+    both = compute_signals(now, baseline, None, view.eps, decide="both", smooth=1).deciding.mean
+    torch.testing.assert_close(found[..., :4], both[..., :4].clamp(max=0))  # explained without the prompt
+    assert (both[..., :4] > 0).any()
+    torch.testing.assert_close(found[..., 4:], both[..., 4:])
+    # without the branch it is ``both``, and nothing before there is a baseline
+    assert torch.equal(compute_signals(now, baseline, None, view.eps, smooth=1).deciding.mean, both)
+    assert compute_signals(now, None, null, view.eps).decisive is None
+
+
+def test_the_unconditional_branch_at_its_first_draws_only():
+    """Paired with the same draws of the conditional branch: equal models stay exactly equal."""
+    view = view_of(LEVELS, 4)
+    baseline, now = look_at(DiagonalGaussian(torch.ones(4, 8, 8)), view), look_at(mixture(pinned(spread())), view)
+    few = Measurement(now.rho.first(2), now.epsilon[:, :2])
+    signals = compute_signals(now, baseline, few, view.eps)
+    assert signals.collapse_null.samples.shape[1] == 2
+    for found in (signals.collapse_null, signals.log_ratio_null, signals.score_null):
+        assert not found.samples.any()
+    assert (signals.deciding.mean <= 0).all()
+    assert signals.decisive.samples.shape == (4, 8, 8)
+
+
+def test_the_smaller_of_maps_with_unlike_replicates_keeps_its_own_error():
+    a, b = flat(1.0, 2.0, 3.0, 4.0), flat(0.5, 1.5)
+    found = smaller(a, b)
+    assert found.samples.shape == (1, 4, 1, 1)
+    assert (found.mean.item(), found.sem.item()) == pytest.approx((1.0, b.sem.item()))
+    found = smaller(a, flat(8.0, 9.0))
+    assert (found.mean.item(), found.sem.item()) == pytest.approx((2.5, a.sem.item()))
+    for n in (3, 1):
+        with pytest.raises(ValueError, match=f"2 replicates cannot be repeated to {n}"):
+            b.repeated(n)
+    with pytest.raises(ValueError, match="1 replicates cannot be repeated"):
+        flat(1.0).repeated(2)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -63,7 +63,7 @@ def look(bench: Bench, earlier: Mapping[str, Tensor] | None = None) -> tuple[dic
     measured, nulls = {}, {}
     for view in bench.views:
         measured[view.key] = measure(bench.denoiser, [view], CURVATURE, bench.seed)[0]
-        nulls[f"null/{view.key}"] = measure(bench.denoiser, [null_view(view, bench.null)], CURVATURE, bench.seed)[0]
+        nulls[f"null/{view.key}"] = measure(bench.denoiser, [view.beside(bench.null, NULL_DRAWS)], CURVATURE, bench.seed)[0]
     tensors = to_ledger({key: compact(m) for key, m in (measured | nulls).items()})
     numbers: dict[str, Any] = {}
     generated, numbers["wen"] = generate(bench)
@@ -78,11 +78,6 @@ def look(bench: Bench, earlier: Mapping[str, Tensor] | None = None) -> tuple[dic
 
 def compact(m: Measurement) -> Measurement:
     return replace(m, epsilon=m.epsilon.half())
-
-
-def null_view(view: View, null: Conditioning) -> View:
-    """The unconditional branch at the first draws of ``view``."""
-    return replace(view, noisy_latents=view.noisy_latents[:, :NULL_DRAWS], conditioning=null)
 
 
 @dataclass(frozen=True)
@@ -204,7 +199,7 @@ def prompted(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
     def measured(prefix: str, views: Sequence[View]) -> dict[str, Measurement]:
         return {f"{prefix}/{view.key}": compact(measure(bench.denoiser, [view], CURVATURE, bench.seed)[0]) for view in views}
 
-    found = measured("prompt", views) | measured("prompt_null", [replace(view, conditioning=bench.null) for view in views])
+    found = measured("prompt", views) | measured("prompt_null", [view.beside(bench.null, PROMPT_DRAWS) for view in views])
     with swapped(bench.denoiser.model, earlier):
         found |= measured("prompt_first", views)
     return to_ledger(found)

@@ -14,10 +14,11 @@ from memwatch.bench.items import Item, Kind
 from memwatch.bench.look import LEVELS, NULL_DRAWS, PROMPT_DRAWS
 from memwatch.bench.runs import Finished
 from memwatch.curvature import CurvatureMap
-from memwatch.signals import Measurement, collapse, combine_levels, free, log_ratio, loss_log_ratio, raw_curvature, score_difference
+from memwatch.signals import SMALLEST_RHO, Measurement, collapse, combine_levels, free, log_ratio, loss_log_ratio, raw_curvature, score_difference
 
 SNAPSHOT_SIGNALS = ("collapse", "log_ratio", "loss_log_ratio", "both", "smaller", "score", "spread", "standardized", "trend")
-NULL_SIGNALS = ("collapse_null", "log_ratio_null", "score_null", "both_baselines")
+NULL_SIGNALS = ("collapse_null", "log_ratio_null", "score_null", "both_null")
+JOINED = ("both_baselines", "log_ratio_baselines")  # the smaller of what the snapshot and the unconditional branch say
 PROMPT_SIGNALS = ("collapse", "log_ratio", "score")
 BASELINES = ("first", "previous", "lag:2")
 COMBINATIONS = ("adjacent_min", "mean")
@@ -60,6 +61,11 @@ def all_methods() -> Iterator[Method]:
         yield from (Method("memwatch", s, "first", how, draws) for s in ("log_ratio", "loss_log_ratio", "both") for how in COMBINATIONS)
     for signal in NULL_SIGNALS:
         yield from (Method("memwatch", signal, "unconditional", level, NULL_DRAWS) for level in levels)
+    for baseline in BASELINES:
+        yield from (Method("memwatch", signal, f"{baseline} and unconditional", level, LEVELS.draws) for signal in JOINED for level in levels)
+    for draws in (2, 4):
+        yield from (Method("memwatch", "both_baselines", "first and unconditional", how, draws) for how in COMBINATIONS)
+    yield from (Method("memwatch", "log_ratio_unfloored", "first", level, LEVELS.draws) for level in levels)
     yield from (Method("memwatch", "raw", "-", level, LEVELS.draws) for level in levels)
     for signal in PROMPT_SIGNALS:
         for name, baseline in ((signal, "first"), (f"{signal}_null", "unconditional")):
@@ -108,7 +114,8 @@ def maps_of(method: Method, run: Finished, step: int) -> dict[str, np.ndarray]:
 def baseline_step(method: Method, run: Finished, step: int) -> int:
     earlier = [s for s in run.steps if s < step] or [step]
     lags = {"previous": 1, "lag:2": 2}
-    return earlier[-min(lags[method.baseline], len(earlier))] if method.baseline in lags else run.steps[0]
+    snapshot = method.baseline.removesuffix(" and unconditional")
+    return earlier[-min(lags[snapshot], len(earlier))] if snapshot in lags else run.steps[0]
 
 
 def level_maps(signal: str, method: Method, run: Finished, item: Item, step: int) -> Tensor:
@@ -122,27 +129,31 @@ def _level_maps(signal: str, run: Finished, name: str, step: int, earlier: int, 
     rho, rho_base = now.rho.smooth(SMOOTH), base.rho.smooth(SMOOTH)
     if signal == "free":
         return free(rho_base).float() if draws > 1 else torch.ones_like(rho_base.mean)
-    if signal in NULL_SIGNALS:
-        null = _first_draws(run.measurement(f"null/{name}", step), draws)
-        by_null: dict[str, Callable[[], CurvatureMap]] = {
-            "collapse_null": lambda: collapse(null.rho.smooth(SMOOTH), rho),
-            "log_ratio_null": lambda: log_ratio(null.rho.smooth(SMOOTH), rho),
-            "score_null": lambda: score_difference(now.epsilon, null.epsilon).smooth(SMOOTH),
-        }
-        if signal == "both_baselines":  # collapsed against the snapshot, and not as pinned without the prompt
-            return torch.minimum(log_ratio(rho_base, rho).mean, by_null["log_ratio_null"]().mean)
-        return by_null[signal]().mean
     eps = run.true_noise(name)[:, :draws]
     by_name: dict[str, Callable[[], Tensor]] = {
         "collapse": lambda: collapse(rho_base, rho).mean,
         "log_ratio": lambda: log_ratio(rho_base, rho).mean,
+        "log_ratio_unfloored": lambda: torch.log(rho_base.mean.clamp(min=SMALLEST_RHO) / rho.mean.clamp(min=SMALLEST_RHO)),
         "loss_log_ratio": lambda: loss_log_ratio(eps, now.epsilon, base.epsilon).smooth(SMOOTH).mean,
         "score": lambda: score_difference(now.epsilon, base.epsilon).smooth(SMOOTH).mean,
         "raw": lambda: raw_curvature(rho).mean,
         "spread": lambda: _spread_ratio(now.epsilon - eps, base.epsilon - eps),
+        "smaller": lambda: torch.minimum(by_name["log_ratio"](), by_name["loss_log_ratio"]()),
+        "both": lambda: (by_name["log_ratio"]() + by_name["loss_log_ratio"]()) / 2,
+        "both_baselines": lambda: torch.minimum(by_name["both"](), by_name["both_null"]()),
+        "log_ratio_baselines": lambda: torch.minimum(by_name["log_ratio"](), by_name["log_ratio_null"]()),
     }
-    by_name["smaller"] = lambda: torch.minimum(by_name["log_ratio"](), by_name["loss_log_ratio"]())
-    by_name["both"] = lambda: (by_name["log_ratio"]() + by_name["loss_log_ratio"]()) / 2
+    if signal in NULL_SIGNALS or signal in JOINED:
+        null = _first_draws(run.measurement(f"null/{name}", step), draws)
+        beside = _first_draws(now, null.epsilon.shape[1])
+        rho_null, rho_beside = null.rho.smooth(SMOOTH), beside.rho.smooth(SMOOTH)
+        by_name |= {
+            "collapse_null": lambda: collapse(rho_null, rho_beside).mean,
+            "log_ratio_null": lambda: log_ratio(rho_null, rho_beside).mean,
+            "score_null": lambda: score_difference(beside.epsilon, null.epsilon).smooth(SMOOTH).mean,
+            "loss_log_ratio_null": lambda: loss_log_ratio(eps[:, : null.epsilon.shape[1]], beside.epsilon, null.epsilon).smooth(SMOOTH).mean,
+            "both_null": lambda: (by_name["log_ratio_null"]() + by_name["loss_log_ratio_null"]()) / 2,
+        }
     return by_name[signal]()
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from memwatch.alerts import ProbeState, Verdict
 from memwatch.bench.items import SIZE, Item, Kind
-from memwatch.bench.look import CURVATURE, LEVELS
+from memwatch.bench.look import CURVATURE, LEVELS, NULL_DRAWS
 from memwatch.bench.methods import Method, bar_of, baseline_step, maps_of, scores_of
 from memwatch.bench.runs import Finished
 from memwatch.config import MemWatchConfig
@@ -101,8 +101,12 @@ def _look(config: MemWatchConfig, run: Finished, item: Item, step: int, earlier:
 
     eps = run.true_noise(item.name)[chosen][:, :draws]
     image = np.asarray(item.probe)
+    null = None
+    if config.signals.unconditional:
+        null = run.measurement(f"null/{item.name}", step)
+        null = Measurement(CurvatureMap(null.rho.samples[chosen][:, : config.null_draws]), null.epsilon[chosen][:, : config.null_draws])
     return Look(
-        item.name, item.caption, True, item.kind is Kind.CONTROL, config.levels.timesteps, taken(run.measurement(item.name, step)), None,
+        item.name, item.caption, True, item.kind is Kind.CONTROL, config.levels.timesteps, taken(run.measurement(item.name, step)), null,
         taken(run.measurement(item.name, earlier)), earlier, eps, image,
     )  # fmt: skip
 
@@ -114,13 +118,14 @@ def measured_config(config: MemWatchConfig) -> MemWatchConfig:
         ValueError: its levels, draws, vectors or tile were not measured.
     """
     levels, curvature = config.levels, config.curvature
-    ok = set(levels.timesteps) <= set(LEVELS.timesteps) and levels.draws <= LEVELS.draws
+    ok = set(levels.timesteps) <= set(LEVELS.timesteps) and levels.draws <= LEVELS.draws and config.null_draws <= NULL_DRAWS
     if not ok or (curvature.vectors, curvature.tile) != (CURVATURE.vectors, CURVATURE.tile):
         raise ValueError(
-            f"the benchmark measured timesteps {LEVELS.timesteps}, up to {LEVELS.draws} draws of {CURVATURE.vectors} vectors in tiles of "
-            f"{CURVATURE.tile}; the configuration asks for {levels.timesteps}, {levels.draws}, {curvature.vectors}, {curvature.tile}"
+            f"the benchmark measured timesteps {LEVELS.timesteps}, up to {LEVELS.draws} draws ({NULL_DRAWS} of the unconditional branch) of "
+            f"{CURVATURE.vectors} vectors in tiles of {CURVATURE.tile}; the configuration asks for {levels.timesteps}, {levels.draws} "
+            f"({config.null_draws}), {curvature.vectors}, {curvature.tile}"
         )
-    return replace(config, signals=replace(config.signals, unconditional=False))
+    return config
 
 
 def leave_one_out(results: Sequence[RunResult]) -> None:

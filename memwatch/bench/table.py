@@ -126,7 +126,8 @@ def all_rows(product: Sequence[RunResult], config: MemWatchConfig, tick: Callabl
     """The whole table, the shipped default (``run_product`` of every run) first."""
     signals, levels = config.signals, config.levels
     level = f"{signals.combine} {','.join(map(str, levels.timesteps))}"
-    name = Method("memwatch", signals.decide, signals.baseline, level, levels.draws)
+    baseline = f"{signals.baseline} and unconditional" if signals.decide == "both_baselines" else signals.baseline
+    name = Method("memwatch", signals.decide, baseline, level, levels.draws)
     table = [Row(with_intervals(name, product) | {"default": True}, product)]
     for method in all_methods():
         tick(f"{method.method} {method.signal} {method.baseline} {method.level} {method.draws}")

@@ -8,7 +8,7 @@ import math
 import sys
 from pathlib import Path
 
-from memwatch.evaluation import OWN_THRESHOLD, evaluate_sets, read_folders, table
+from memwatch.evaluation import evaluate_sets, read_folders, table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +16,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored")
     parser.add_argument("masks", type=Path, help="folder of masks of one size, white where memorized")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
-    help_ = f"of the fixed numbers, in the maps' unit; default {OWN_THRESHOLD:.4f}, memwatch's own for natural logs of a factor"
-    parser.add_argument("--threshold", type=float, default=OWN_THRESHOLD, help=help_)
+    help_ = "of the fixed numbers, in the maps' unit; default: memwatch's own for each map (a share of its peak, at least a factor of 1.1)"
+    parser.add_argument("--threshold", type=float, help=help_)
 
 
 def run(args: argparse.Namespace) -> int:
     """0; or 1 when files had to be left out."""
-    if not math.isfinite(args.threshold):
+    if args.threshold is not None and not math.isfinite(args.threshold):
         raise ValueError(f"--threshold: got {args.threshold}, allowed: a finite number")
     samples, problems = read_folders(args.maps, args.masks)
     result = evaluate_sets(samples, args.threshold)

@@ -81,7 +81,7 @@ def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
     check(is_history or not within, "--baseline", baseline, "an earlier model, unconditional or base; this one needs a folder of checkpoints")
     overrides: dict[str, Any] = {"output_dir": args.output, "strict": True}
     if baseline == "unconditional":
-        overrides["signals"] = {"decide": "log_ratio_null", "unconditional": True}
+        overrides["signals"] = {"decide": "log_ratio_null", "unconditional": True, "null_draws": config.levels.draws}
     else:
         overrides["signals"] = {"baseline": baseline if within or name in ("base", "path") else f"path:{baseline}"}
     if not is_history:
