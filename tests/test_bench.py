@@ -175,7 +175,8 @@ def pretend(home: Path, seed: int, blind: bool = False) -> None:
             rho *= 1 + 0.02 * torch.randn(rho.shape, generator=generator)
             eps = torch.zeros(len(LEVELS.timesteps), LEVELS.draws, 4, SIDE, SIDE) + 0.01 * torch.randn(4, SIDE, SIDE, generator=generator)
             measured[item.name] = Measurement(CurvatureMap(rho), eps.half())
-            measured[f"null/{item.name}"] = Measurement(CurvatureMap(rho[:, :NULL_DRAWS]), eps[:, :NULL_DRAWS].half())
+            free = torch.full((len(LEVELS.timesteps), NULL_DRAWS, SIDE, SIDE), 0.5)  # without the prompt nothing is stored
+            measured[f"null/{item.name}"] = Measurement(CurvatureMap(free), eps[:, :NULL_DRAWS].half())
             for key in ("prompt", "prompt_first", "prompt_null"):
                 freedom = rho[:1, :PROMPT_DRAWS].clone() if key == "prompt" else torch.full((1, PROMPT_DRAWS, SIDE, SIDE), 0.5)
                 measured[f"{key}/{item.name}"] = Measurement(CurvatureMap(freedom), eps[:1, :PROMPT_DRAWS].half())
@@ -298,7 +299,7 @@ def test_sizes_and_first_alerts(runs):
     assert sizes[-1]["size"] == "the whole picture"
     assert all(row["called"] == 1 for row in sizes if row["stored"])
     slow = [RunResult(p.run, scores=p.scores, first_alert=dict.fromkeys(p.first_alert, 30)) for p in product]
-    rows = [Row(with_intervals(Method(name, name), results), results) for name, results in (("memwatch", product), ("clid", slow))]
+    rows = [Row(m := Method(name, name), with_intervals(m, results), results) for name, results in (("memwatch", product), ("clid", slow))]
     ours, theirs = first_alerts_table(rows)
     assert (ours["memwatch_earlier"], theirs["memwatch_earlier"], theirs["memwatch_later"]) == (0, 1, 0)
     assert theirs["showings_at_first_alert"] == pytest.approx(1.5 * ours["showings_at_first_alert"])

@@ -159,7 +159,7 @@ def test_changed_weights_do_not_read_zero(pretrained, pipeline, tmp_path):
 
 EAGER = {
     "regions": {"min_factor": 1.0001, "min_area": 0.0},
-    "alerts": {"max_p": 1.0, "min_severity": 1.0001, "patience": 1},
+    "alerts": {"max_p": 1.0, "min_severity": 1.0001, "uncalibrated_severity": 1.0001, "patience": 1},
     "stop": {"max_p": 1.0, "min_severity": 1.0001},
 }
 
@@ -283,7 +283,7 @@ def comparable(rows: list[dict]) -> list[dict]:
     [({"ema": True}, "previous"), ({"lora": True, "checkpointing": True, "precision": "bf16"}, "lag:2"), ({"lora": True}, "last_clean")],
 )
 def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_path):
-    overrides = {"controls": [Probe("a dog", picture(5))], "signals": {"baseline": baseline}, **EAGER, "stop": {"enabled": False}}
+    overrides = {"controls": [Probe("a dog", picture(5))], "signals": {"baseline": baseline, "decide": "both"}, **EAGER, "stop": {"enabled": False}}
     whole = Loop(pretrained, tmp_path / "whole", **kind)
     whole.run(whole.watch(pipeline, **overrides), 6)
 

@@ -15,7 +15,7 @@ from memwatch.bench.items import PLANTED
 from memwatch.bench.look import POOL
 from memwatch.bench.results import RunResult
 from memwatch.bench.runs import COPY
-from memwatch.bench.table import Row, first_alerts_table, size_table
+from memwatch.bench.table import Row, choice_table, first_alerts_table, size_table
 
 ALERT_COLUMNS = (
     "method", "signal", "baseline", "level", "called_stored", "called_learned", "called_constrained", "called_heldout", "false_alarms_per_run",
@@ -174,7 +174,16 @@ def page(table_rows: Sequence[Row], stored: Sequence[Mapping[str, Any]], command
         "",
         "## By size of the region (the default)",
         "",
+        "Of stored items, and of all items of the largest dose, whether their copies are exact or not.",
+        "",
         table(sizes := size_table(product), tuple(sizes[0])),
+        "",
+        "## What one would ship knowing all runs but one",
+        "",
+        "The signal, baseline, level and number of draws that is best on the other runs (sum of `iou_oracle`, `auc_heldout`, `auc_learned` and "
+        "`lead_fraction`), at the threshold that is best on the other runs, and how it does on the run left out.",
+        "",
+        table(choices, tuple(choices[0])) if (choices := choice_table(table_rows)) else "It takes two runs.",
         "",
         "## Localization and detection",
         "",

@@ -27,8 +27,8 @@ class RunResult:
     """What one method did on one run.
 
     Attributes:
-        maps: of stored items at the last event, at the masks' size.
-        predicted: fixed-threshold regions of stored items, bool ``(SIZE, SIZE)``; filled in when a threshold is known.
+        maps: of planted items at the last event, at the masks' size.
+        predicted: fixed-threshold regions of planted items, bool ``(SIZE, SIZE)``; filled in when a threshold is known.
         scores: of every item at the last event.
         first_alert: by item, the step of the first alert.
     """
@@ -57,8 +57,8 @@ class RunResult:
 def run_method(method: Method, run: Finished) -> RunResult:
     """Maps and scores at the last event, and alerts by the rule that all methods share: above every control, twice in a row."""
     last = run.steps[-1]
-    stored = {item.name for item in run.stored}
-    maps = {name: resized(values, (SIZE, SIZE)) for name, values in maps_of(method, run, last).items() if name in stored}
+    found = maps_of(method, run, last)
+    maps = {i.name: resized(found[i.name], (SIZE, SIZE)) for i in run.planted if i.name in found}
     result = RunResult(run, maps)
     streak: dict[str, int] = {}
     for step in [last] if method.only_last else run.steps[1:]:
@@ -75,7 +75,7 @@ def run_product(config: MemWatchConfig, run: Finished) -> RunResult:
     """memwatch itself as configured: its own regions, controls, verdicts and patience, on what the run measured."""
     result = RunResult(run)
     states: dict[str, ProbeState] = {}
-    stored = {item.name for item in run.stored}
+    planted = {item.name for item in run.planted}
     method = Method("memwatch", config.signals.decide, config.signals.baseline, config.signals.combine, config.levels.draws)
     for step in run.steps[1:]:
         looks = [_look(config, run, item, step, baseline_step(method, run, step)) for item in run.items]
@@ -86,7 +86,7 @@ def run_product(config: MemWatchConfig, run: Finished) -> RunResult:
         if step == run.steps[-1]:
             result.scores = {f.name: f.statistic for f in findings} | controls
             for f in findings:
-                if f.name in stored and f.labels is not None and f.signals is not None and f.signals.decisive is not None:
+                if f.name in planted and f.labels is not None and f.signals is not None and f.signals.decisive is not None:
                     result.maps[f.name] = resized(f.signals.decisive.mean.double().numpy(), (SIZE, SIZE))
                     result.predicted[f.name] = np.kron(f.labels > 0, np.ones((SIZE // len(f.labels),) * 2, dtype=bool))
     return result

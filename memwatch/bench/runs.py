@@ -79,10 +79,14 @@ class Finished:
         ratios = self.numbers[step]["copy_ratio"].get(item.name, [np.inf])
         return float(np.mean(np.asarray(ratios) < COPY))
 
+    @property
+    def planted(self) -> list[Item]:
+        return [item for item in self.items if item.kind in PLANTED]
+
     @cached_property
     def stored(self) -> list[Item]:
         """Planted items that at least half of the last event's generations copy."""
-        return [item for item in self.items if item.kind in PLANTED and self.copied(item, self.steps[-1]) >= 0.5]
+        return [item for item in self.planted if self.copied(item, self.steps[-1]) >= 0.5]
 
     def first_copy(self, item: Item) -> int | None:
         """The first event at which any generation is a copy."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from memwatch.bench.items import PLANTED, Item, Kind
+from memwatch.bench.items import DOSES, PLANTED, Item, Kind
 from memwatch.bench.methods import Method, all_methods
 from memwatch.bench.results import RunResult, is_template, leave_one_out, run_method
 from memwatch.bench.runs import Finished
@@ -21,19 +21,6 @@ from memwatch.config import MemWatchConfig
 from memwatch.evaluation import auc, best_of_thresholds, overlap, tpr_at_fpr
 
 NEGATIVES = (Kind.HELD_OUT, Kind.LEARNED, Kind.CONSTRAINED)
-
-
-def overlap_of(results: Sequence[RunResult], chosen: Callable[[Item], bool]) -> tuple[float | None, float | None]:
-    """IoU (pixels pooled) and mIoU (mean over items) of the fixed-threshold regions of the chosen stored items."""
-    pairs = [(r.predicted[i.name], i.mask) for r in results for i in r.run.stored if chosen(i) and i.name in r.predicted]
-    if not pairs:
-        return None, None
-    found = overlap(*(np.stack(side) for side in zip(*pairs, strict=True)))
-    return found.iou, found.miou
-
-
-def is_logo(item: Item) -> bool:
-    return item.kind is Kind.LOGO
 
 
 def row_of(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
@@ -46,14 +33,16 @@ def row_of(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
     alerts = any(r.first_alert for r in results) or not method.only_last
     pairs = [(r.maps[i.name], i.mask) for r in results for i in r.templates]
     oracle = best_of_thresholds(np.stack([m for m, _ in pairs]), np.stack([mask for _, mask in pairs])) if pairs else None
-    iou_fixed, miou_fixed = overlap_of(results, is_template)
+    stored = [(r, i) for r in results for i in r.run.stored]
+    iou_fixed, miou_fixed = _overlap([(r, i) for r, i in stored if is_template(i)])
     row = {
         "method": method.method, "signal": method.signal, "baseline": method.baseline, "level": method.level, "draws": method.draws,
         "probe": method.probe,
         "iou_fixed": iou_fixed, "miou_fixed": miou_fixed,
         "iou_oracle": oracle.iou if oracle else None, "miou_oracle": oracle.miou if oracle else None,
         "pixel_auroc": float(np.mean(pixel)) if pixel else None,
-        "iou_fixed_logo": overlap_of(results, is_logo)[0], "iou_fixed_verbatim": overlap_of(results, lambda i: i.kind is Kind.VERBATIM)[0],
+        "iou_fixed_logo": _overlap([(r, i) for r, i in stored if i.kind is Kind.LOGO])[0],
+        "iou_fixed_verbatim": _overlap([(r, i) for r, i in stored if i.kind is Kind.VERBATIM])[0],
     }  # fmt: skip
     for kind, scores in negatives.items():
         key = str(kind).replace(" ", "")
@@ -128,12 +117,12 @@ def all_rows(product: Sequence[RunResult], config: MemWatchConfig, tick: Callabl
     level = f"{signals.combine} {','.join(map(str, levels.timesteps))}"
     baseline = f"{signals.baseline} and unconditional" if signals.decide == "both_baselines" else signals.baseline
     name = Method("memwatch", signals.decide, baseline, level, levels.draws)
-    table = [Row(with_intervals(name, product) | {"default": True}, product)]
+    table = [Row(name, with_intervals(name, product) | {"default": True}, product)]
     for method in all_methods():
         tick(f"{method.method} {method.signal} {method.baseline} {method.level} {method.draws}")
         results = [run_method(method, p.run) for p in product]
         leave_one_out(results)
-        table.append(Row(with_intervals(method, results), results))
+        table.append(Row(method, with_intervals(method, results), results))
     return table
 
 
@@ -141,6 +130,7 @@ def all_rows(product: Sequence[RunResult], config: MemWatchConfig, tick: Callabl
 class Row:
     """A line of ``bench.json``, and what it was made from."""
 
+    method: Method
     numbers: dict[str, Any]
     results: Sequence[RunResult]
 
@@ -171,20 +161,33 @@ SIZES = ((0.0, 0.05), (0.05, 0.15), (0.15, 0.30), (0.30, 0.99), (0.99, 1.0))  # 
 
 
 def size_table(results: Sequence[RunResult]) -> list[dict[str, Any]]:
-    """Stored items by the size of their region: overlap, alerts and lead of one method."""
+    """By the size of the region: overlap, alerts and lead of one method on stored items, and on all of the largest dose, copied exactly or not."""
     rows = []
     for low, high in SIZES:
-        items = [(r, i) for r in results for i in r.run.stored if low < i.mask.mean() <= high]
-        names = {(id(r), i.name) for r, i in items}
-        shown = [(r.predicted[i.name], i.mask) for r, i in items if i.name in r.predicted]
-        found = overlap(*(np.stack(side) for side in zip(*shown, strict=True))) if shown else None
+        within = [(r, i) for r in results for i in r.run.planted if low < i.mask.mean() <= high]
+        stored = [(r, i) for r, i in within if i.name in {item.name for item in r.run.stored}]
+        strong = [(r, i) for r, i in within if i.dose == DOSES[-1]]
+        iou, miou = _overlap(stored)
         rows.append({
-            "size": "the whole picture" if low > 0.9 else f"{low:.0%} to {high:.0%}" if low else f"below {high:.0%}", "stored": len(names),
-            "iou_fixed": found.iou if found else None, "miou_fixed": found.miou if found else None,
-            "called": float(np.mean([i.name in r.first_alert for r, i in items])) if items else None,
-            "before_copy": float(np.mean([_precedes(r, i) for r, i in items])) if items else None,
+            "size": "the whole picture" if low > 0.9 else f"{low:.0%} to {high:.0%}" if low else f"below {high:.0%}",
+            "stored": len(stored), "iou_fixed": iou, "miou_fixed": miou, "called": _share([i.name in r.first_alert for r, i in stored]),
+            "before_copy": _share([_precedes(r, i) for r, i in stored]), f"dose x{DOSES[-1]}": len(strong),
+            "their iou_fixed": _overlap(strong)[0], "their called": _share([i.name in r.first_alert for r, i in strong]),
         })  # fmt: skip
     return rows
+
+
+def _overlap(items: Sequence[tuple[RunResult, Item]]) -> tuple[float | None, float | None]:
+    """IoU (pixels pooled) and mIoU (mean over items) of the fixed-threshold regions."""
+    pairs = [(r.predicted[i.name], i.mask) for r, i in items if i.name in r.predicted]
+    if not pairs:
+        return None, None
+    found = overlap(*(np.stack(side) for side in zip(*pairs, strict=True)))
+    return float(found.iou), float(found.miou)
+
+
+def _share(hits: Sequence[bool]) -> float | None:
+    return float(np.mean(hits)) if hits else None
 
 
 def _precedes(result: RunResult, item: Item) -> bool:
@@ -211,4 +214,26 @@ def first_alerts_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "lead_fraction": n["lead_fraction"], "memwatch_earlier": float(np.mean([a < b for a, b in first])) if first else None,
             "memwatch_later": float(np.mean([a > b for a, b in first])) if first else None,
         })  # fmt: skip
+    return found
+
+
+CRITERIA = ("iou_oracle", "auc_heldout", "auc_learned", "lead_fraction")  # what a default is chosen by, with equal weight
+CHOICE = ("iou_fixed", "auc_heldout", "tpr1_heldout", "auc_learned", "called_stored", "called_learned", "called_heldout", "lead_fraction")
+
+
+def choice_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What one would ship knowing all runs but one, and how that does on the one: nothing is tuned on the run that it is reported on."""
+    runs = range(len(rows[0].results))
+    candidates = [row for row in rows[1:] if row.numbers["method"] == "memwatch" and row.numbers["probe"] == "reference"]
+    found = []
+    for left_out in runs if len(runs) > 1 else ():
+
+        def merit(row: Row, left_out: int = left_out) -> float:
+            numbers = row_of(row.method, [r for i, r in enumerate(row.results) if i != left_out])
+            return sum(numbers[key] or 0.0 for key in CRITERIA)
+
+        best = max(candidates, key=merit)
+        n = row_of(best.method, [best.results[left_out]])
+        keys = ("signal", "baseline", "level", "draws", *CHOICE)
+        found.append({"left out": best.results[left_out].run.name} | {key: n[key] for key in keys})
     return found
