@@ -36,7 +36,7 @@ class LevelsConfig:
     """
 
     timesteps: tuple[int, ...] = (61, 141, 301)
-    draws: int = 8
+    draws: int = 4
 
     def __post_init__(self) -> None:
         ok = len(self.timesteps) > 0 and list(self.timesteps) == sorted(set(self.timesteps)) and min(self.timesteps) >= 0

@@ -139,7 +139,8 @@ def test_wandb_keeps_its_rows_and_the_scripts(pretrained, pipeline, tmp_path):
     loop = Loop(pretrained, tmp_path, log_with="wandb")
     run = loop.accelerator.get_tracker("wandb", unwrap=True)
     eager = {
-        "regions": {"min_factor": 1.0001, "min_area": 0.0}, "alerts": {"max_p": 1.0, "min_severity": 1.0001, "uncalibrated_severity": 1.0001}, "stop": {"enabled": False},
+        "regions": {"min_factor": 1.0001, "min_area": 0.0}, "stop": {"enabled": False},
+        "alerts": {"max_p": 1.0, "min_severity": 1.0001, "uncalibrated_severity": 1.0001},
     }  # fmt: skip
     watch = loop.watch(pipeline, **eager)
 

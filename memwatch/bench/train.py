@@ -30,7 +30,7 @@ class Plan:
     """How every run trains. Events are optimizer steps at which everything is measured; 0 is before training."""
 
     steps: int = 3000
-    events: tuple[int, ...] = (0, 150, 300, 600, 1200, 3000)
+    events: tuple[int, ...] = (0, 75, 150, 300, 600, 1200, 3000)
     batch_size: int = 32
     learning_rate: float = 7e-4
     lora_learning_rate: float = 3e-3
