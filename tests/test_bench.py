@@ -316,7 +316,8 @@ class Descriptor(torch.nn.Module):
 def test_a_descriptor_is_asked_about_the_masked_part(runs, tmp_path):
     torch.jit.trace(Descriptor(), torch.rand(2, 3, 288, 288)).save(str(tmp_path / "sscd.pt"))
     sscd = read_sscd(tmp_path / "sscd.pt")
-    assert all(row["sscd"] == pytest.approx(1) for row in stored_table(list(finished_runs(runs)), sscd))  # the generations are the items
+    results = [RunResult(run) for run in finished_runs(runs)]
+    assert all(row["sscd"] == pytest.approx(1) for row in stored_table(results, sscd))  # the generations are the items
     (tmp_path / "broken.pt").write_bytes(b"no model")
     with pytest.raises(ValueError, match="--sscd .*broken.pt: not a readable TorchScript model"):
         read_sscd(tmp_path / "broken.pt")

@@ -3,7 +3,7 @@
     python train_examples/quickstart.py
 
 The set: distinct photos seen rarely, one photo many times, and two *templates*: a fixed part of the picture with a changing rest.
-About four minutes on two CPU cores; ``--smoke`` is a shorter run of the same, for continuous integration.
+About two minutes on two CPU cores; ``--smoke`` is a shorter run of the same, for continuous integration.
 """
 
 from __future__ import annotations

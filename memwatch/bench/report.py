@@ -154,7 +154,8 @@ def page(table_rows: Sequence[Row], stored: Sequence[Mapping[str, Any]], command
         "",
         "## What became stored",
         "",
-        "`exposures`: showings by the end. `copied`: share of generations that are copies. `distance_ratio`: median over items.",
+        "`exposures`: showings by the end. `copied`: share of generations that are copies. `distance_ratio`: median over items. `called`: items "
+        "that the default called memorized at any event; what is called and not stored here may well be on its way.",
         "",
         table(stored, tuple(stored[0])),
         "",

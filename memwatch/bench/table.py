@@ -15,7 +15,6 @@ from torch import nn
 from memwatch.bench.items import DOSES, PLANTED, Item, Kind
 from memwatch.bench.methods import Method, all_methods
 from memwatch.bench.results import RunResult, is_template, leave_one_out, run_method
-from memwatch.bench.runs import Finished
 from memwatch.bench.sscd import similarity
 from memwatch.config import MemWatchConfig
 from memwatch.evaluation import auc, best_of_thresholds, overlap, tpr_at_fpr
@@ -135,24 +134,26 @@ class Row:
     results: Sequence[RunResult]
 
 
-def stored_table(runs: Sequence[Finished], sscd: nn.Module | None = None) -> list[dict[str, Any]]:
-    """What became stored: by kind and dose, showings by the end, and share of generations that are copies.
+def stored_table(results: Sequence[RunResult], sscd: nn.Module | None = None) -> list[dict[str, Any]]:
+    """What became stored: by kind and dose, showings by the end, share of generations that are copies, and what one method called.
 
     Args:
         sscd: a copy descriptor; with it the median similarity of generation and item inside the mask.
     """
     rows = []
     for kind in PLANTED:
-        for dose in sorted({item.dose for run in runs for item in run.of_kind(kind)}):
-            items = [(run, item) for run in runs for item in run.of_kind(kind) if item.dose == dose]
-            ratios = [np.median(run.numbers[run.steps[-1]]["copy_ratio"][item.name]) for run, item in items]
+        for dose in DOSES:
+            items = [(r, item) for r in results for item in r.run.of_kind(kind) if item.dose == dose]
+            last = [(r.run, item, r.run.steps[-1]) for r, item in items]
             row = {
-                "kind": str(kind), "dose": dose, "exposures": float(np.mean([run.exposures(item, run.steps[-1]) for run, item in items])),
-                "copied": float(np.mean([run.copied(item, run.steps[-1]) for run, item in items])), "distance_ratio": float(np.median(ratios)),
-                "stored": sum(item.name in {s.name for s in run.stored} for run, item in items), "items": len(items),
+                "kind": str(kind), "dose": dose, "exposures": float(np.mean([run.exposures(item, step) for run, item, step in last])),
+                "copied": float(np.mean([run.copied(item, step) for run, item, step in last])),
+                "distance_ratio": float(np.median([np.median(run.numbers[step]["copy_ratio"][item.name]) for run, item, step in last])),
+                "items": len(items), "stored": sum(item.name in {s.name for s in run.stored} for run, item, _ in last),
+                "called": sum(item.name in r.first_alert for r, item in items),
             }  # fmt: skip
             if sscd is not None:
-                row["sscd"] = float(np.median([similarity(sscd, run, item) for run, item in items]))
+                row["sscd"] = float(np.median([similarity(sscd, run, item) for run, item, _ in last]))
             rows.append(row)
     return rows
 

@@ -72,5 +72,5 @@ def compare(folder: Path, results: Path, config: MemWatchConfig, sscd: Path | No
             bar.update()
 
         rows = all_rows(product, config, tick)
-    write(rows, stored_table(runs, descriptor), results, f"memwatch bench --output {folder} --report {results}")
+    write(rows, stored_table(product, descriptor), results, f"memwatch bench --output {folder} --report {results}")
     print(f"{len(runs)} runs, {len(rows)} rows: {results / 'README.md'}")
