@@ -82,8 +82,9 @@ def plots(rows: Sequence[Mapping[str, Any]], product: Sequence[RunResult], folde
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
-    for signal in ("collapse", "log_ratio", "loss_log_ratio", "both", "score", "raw", "log_ratio_null"):
-        line = [r for r in rows if r["signal"] == signal and r["level"].isdecimal() and r["baseline"] in ("first", "unconditional", "-")]
+    for signal in ("collapse", "log_ratio", "loss_log_ratio", "both", "score", "raw", "log_ratio_null", "both_baselines"):
+        baselines = ("first", "unconditional", "-", "first and unconditional")
+        line = [r for r in rows if r["signal"] == signal and r["level"].isdecimal() and r["baseline"] in baselines]
         if line:
             for ax, key in zip(axes, ("iou_fixed", "auc_heldout"), strict=True):
                 ax.plot([int(r["level"]) for r in line], [np.nan if r[key] is None else r[key] for r in line], marker="o", label=signal)
@@ -93,8 +94,8 @@ def plots(rows: Sequence[Mapping[str, Any]], product: Sequence[RunResult], folde
     _save(figure, folder / "levels.png")
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
-    for signal in ("log_ratio", "loss_log_ratio", "both"):
-        line = [r for r in rows if (r["signal"], r["baseline"], r["level"]) == (signal, "first", "adjacent_min") and not r.get("default")]
+    for signal in ("log_ratio", "loss_log_ratio", "both", "both_baselines"):
+        line = [r for r in rows if (r["signal"], r["level"]) == (signal, "mean") and r["baseline"].split(" and ")[0] == "first"]
         line.sort(key=lambda r: r["draws"])
         for ax, key in zip(axes, ("iou_fixed", "auc_heldout"), strict=True):
             ax.plot([r["draws"] for r in line], [np.nan if r[key] is None else r[key] for r in line], marker="o", label=signal)
