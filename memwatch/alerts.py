@@ -16,6 +16,10 @@ class Verdict(StrEnum):
     NO_EVIDENCE = "no evidence"
     INCONCLUSIVE = "inconclusive"
 
+    @property
+    def is_evidence(self) -> bool:
+        return self in (Verdict.SUSPICIOUS, Verdict.MEMORIZED)
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -219,13 +219,12 @@ class MemWatch:
         views, images = self._views(share)
         by_null = [i for i, p in enumerate(share) if self._needs_null(p)]
         steps = {p.name: self._baseline_step(p.name, self._ledger if p.probe.is_reference else self._weights) for p in share}
-        sizes = [view.noisy_latents.shape[0] * view.noisy_latents.shape[1] for view in views]
-        rows = sum(sizes) + sum(sizes[i] for i in by_null) * self.config.null_draws // self.config.levels.draws
+        null = self._null or {}  # by_null is empty where there is no such branch
+        beside = [views[i].beside(null, self.config.null_draws) for i in by_null]
+        rows = sum(view.noisy_latents.shape[0] * view.noisy_latents.shape[1] for view in [*views, *beside])
         hidden = not self.accelerator.is_main_process
         with tqdm(total=rows, desc=f"memwatch step {step}", leave=False, disable=hidden, unit="latents") as bar:
             now = self._measure(views, bar.update)
-            null = self._null or {}  # by_null is empty where there is no such branch
-            beside = [views[i].beside(null, self.config.null_draws) for i in by_null]
             nulls = dict(zip(by_null, self._measure(beside, bar.update), strict=True))
         baselines = self._baselines(share, views, steps)
         return [

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memwatch.alerts import Evidence, ProbeState, Verdict, judge
+from memwatch.alerts import Evidence, ProbeState, judge
 from memwatch.calibration import Null
 from memwatch.config import MemWatchConfig
 from memwatch.regions import Region, find_regions, threshold_of
@@ -89,13 +89,11 @@ def judge_probe(
 ) -> tuple[Finding, ProbeState]:
     regions: tuple[Region, ...] = ()
     labels: np.ndarray | None = None
-    levels: tuple[float, ...] = ()
     if signals is not None and signals.decisive is not None:
         scale = look.image.shape[0] // signals.decisive.samples.shape[-2] if look.image is not None else 1
         rule = config.regions
         threshold = threshold_of(signals.decisive.mean.numpy(), rule.min_factor, rule.relative)
         regions, labels = find_regions(signals.decisive, threshold, min_area=rule.min_area, scale=scale)
-        levels = tuple(strongest_level(signals, labels == i + 1, look.timesteps) for i in range(len(regions)))
     strongest = max(regions, key=lambda region: region.mean, default=None)
     x = statistic(signals)
     evidence = Evidence(
@@ -107,8 +105,11 @@ def judge_probe(
         compared=signals is None or signals.decisive is not None,
     )
     next_state, reason = judge(state, evidence, step, config.alerts)
-    if next_state.verdict not in (Verdict.SUSPICIOUS, Verdict.MEMORIZED) and labels is not None:
-        regions, levels, labels = (), (), np.zeros_like(labels)  # every map has a highest place; it is a region only where there is evidence
+    if not next_state.verdict.is_evidence and labels is not None:
+        regions, labels = (), np.zeros_like(labels)  # every map has a highest place; it is a region only where there is evidence
+    levels: tuple[float, ...] = ()
+    if signals is not None and labels is not None:
+        levels = tuple(strongest_level(signals, labels == i, look.timesteps) for i in range(1, len(regions) + 1))
     finding = Finding(
         name=look.name, prompt=look.prompt, is_reference=look.is_reference, verdict=next_state.verdict, reason=reason,
         severity=evidence.severity, severity_low=evidence.severity_low, p=evidence.p, statistic=x,

@@ -81,7 +81,7 @@ class Finding:
     @property
     def is_alert(self) -> bool:
         """A verdict that has just become worse, or output that has just become non-finite."""
-        return self.is_new and (self.verdict in (Verdict.SUSPICIOUS, Verdict.MEMORIZED) or "non-finite" in self.reason)
+        return self.is_new and (self.verdict.is_evidence or "non-finite" in self.reason)
 
     def picture(self, max_factor: float) -> Image.Image | None:
         """The image beside its heatmap; ``None`` where there is nothing to show."""

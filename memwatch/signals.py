@@ -32,8 +32,21 @@ class Measurement:
     epsilon: Tensor
 
     @property
+    def draws(self) -> int:
+        return self.epsilon.shape[1]
+
+    @property
     def finite(self) -> bool:
         return bool(self.rho.samples.isfinite().all() and self.epsilon.isfinite().all())
+
+    def first(self, draws: int) -> Measurement:
+        """The first noise draws (replicates come draw by draw)."""
+        blocks = self.rho.samples.shape[-3] // self.draws
+        return Measurement(self.rho.first(draws * blocks), self.epsilon[:, :draws])
+
+    def smooth(self, size: int) -> Measurement:
+        """``rho`` smoothed, see ``CurvatureMap.smooth``."""
+        return Measurement(self.rho.smooth(size), self.epsilon)
 
 
 def collapse(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
@@ -161,22 +174,21 @@ def compute_signals(
     """
     if decide not in DECIDING:
         raise ValueError(f"decide: got {decide!r}, allowed {', '.join(DECIDING)}")
-    rho = now.rho.smooth(smooth)
-    rho_baseline = baseline.rho.smooth(smooth) if baseline else None
-    rho_null = null.rho.smooth(smooth) if null else None
-    beside = rho.first(null.rho.samples.shape[-3]) if null else rho  # the draws at which the unconditional branch was looked at
-    eps_beside = now.epsilon[:, : null.epsilon.shape[1]] if null else now.epsilon
+    now = now.smooth(smooth)
+    baseline = baseline.smooth(smooth) if baseline else None
+    null = null.smooth(smooth) if null else None
+    beside = now.first(null.draws) if null else now  # the draws at which the unconditional branch was looked at
     loss_null = None
     if null is not None and eps is not None:
-        loss_null = loss_log_ratio(eps[:, : null.epsilon.shape[1]], eps_beside, null.epsilon).smooth(smooth)
+        loss_null = loss_log_ratio(eps[:, : null.draws], beside.epsilon, null.epsilon).smooth(smooth)
     found: dict[str, CurvatureMap | None] = {
-        "collapse": collapse(rho_baseline, rho) if rho_baseline else None,
-        "log_ratio": log_ratio(rho_baseline, rho) if rho_baseline else None,
+        "collapse": collapse(baseline.rho, now.rho) if baseline else None,
+        "log_ratio": log_ratio(baseline.rho, now.rho) if baseline else None,
         "score": score_difference(now.epsilon, baseline.epsilon) if baseline else None,
         "loss_log_ratio": loss_log_ratio(eps, now.epsilon, baseline.epsilon).smooth(smooth) if baseline and eps is not None else None,
-        "collapse_null": collapse(rho_null, beside) if rho_null else None,
-        "log_ratio_null": log_ratio(rho_null, beside) if rho_null else None,
-        "score_null": score_difference(eps_beside, null.epsilon) if null else None,
+        "collapse_null": collapse(null.rho, beside.rho) if null else None,
+        "log_ratio_null": log_ratio(null.rho, beside.rho) if null else None,
+        "score_null": score_difference(beside.epsilon, null.epsilon) if null else None,
     }
     if decide in ("both", "both_baselines"):
         deciding = mean_of_both(found["log_ratio"], found["loss_log_ratio"])
@@ -185,9 +197,9 @@ def compute_signals(
             deciding = smaller(deciding, against_null)
     else:
         deciding = found[decide]
-    reference = rho_null if decide == "log_ratio_null" else rho_baseline
-    decisive = combine_levels(deciding, free(reference), combine) if deciding is not None and reference is not None else None
-    return Signals(raw=raw_curvature(rho), deciding=deciding, decisive=decisive, **found)
+    reference = null if decide == "log_ratio_null" else baseline
+    decisive = combine_levels(deciding, free(reference.rho), combine) if deciding is not None and reference is not None else None
+    return Signals(raw=raw_curvature(now.rho), deciding=deciding, decisive=decisive, **found)
 
 
 def mean_of_both(variance: CurvatureMap | None, loss: CurvatureMap | None) -> CurvatureMap | None:

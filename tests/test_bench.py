@@ -16,7 +16,7 @@ import memwatch.bench.train
 from memwatch.bench.items import DOSES, PLANTED, Kind, batch, looked_at, planted_set
 from memwatch.bench.look import LEVELS, NULL_DRAWS, PROMPT_DRAWS, Bench, Generated, copy_ratios, nearest_ratios
 from memwatch.bench.methods import Method, all_methods, maps_of, scores_of
-from memwatch.bench.results import RunResult, measured_config, run_method, run_product
+from memwatch.bench.results import RunResult, check_measured, run_method, run_product
 from memwatch.bench.runs import Finished, finished_runs
 from memwatch.bench.sscd import read_sscd
 from memwatch.bench.table import INTERVALS, Row, all_rows, first_alerts_table, size_table, stored_table, with_intervals
@@ -325,7 +325,7 @@ def test_a_descriptor_is_asked_about_the_masked_part(runs, tmp_path):
 
 def test_what_was_not_measured_cannot_be_the_default():
     with pytest.raises(ValueError, match=r"measured timesteps.*asks for \(500,\)"):
-        measured_config(load_config(None, levels={"timesteps": [500], "draws": 4}, curvature={"vectors": 4, "tile": 4}))
+        check_measured(load_config(None, levels={"timesteps": [500], "draws": 4}, curvature={"vectors": 4, "tile": 4}))
 
 
 def test_bad_names_and_folders(tmp_path):

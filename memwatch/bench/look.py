@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,11 @@ class Bench:
         others = [picture for _, picture in general_batch(seed + 5000, 0, POOL)]
         pool = as_decoded([np.asarray(picture) for picture in others], parts.vae)
         return cls(denoiser, parts, items, prepared, views, null, pool, seed)
+
+    @cached_property
+    def targets(self) -> dict[str, np.ndarray]:
+        """Every item's probe as the autoencoder gives it back, ``(SIZE, SIZE, 3)`` in [0, 1]."""
+        return {i.name: as_decoded([np.asarray(i.probe)], self.parts.vae)[0] for i in self.items}
 
 
 def look(bench: Bench, earlier: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,21 +120,23 @@ def generate(bench: Bench, chunk: int = 32) -> tuple[dict[str, list[Generated]],
 
 def copy_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
     """For every generation of a planted item how near it is inside the item's mask: the measure of what is stored."""
-    return {i.name: _distance_ratios(bench, i, generated[i.name], i.mask) for i in bench.items if i.kind in PLANTED}
+    planted = [i for i in bench.items if i.kind in PLANTED]
+    return {i.name: _distance_ratios(bench.targets[i.name], generated[i.name], i.mask, unexposed(bench.pool, i.mask)) for i in planted}
 
 
 def nearest_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
     """The same for every item over the whole picture: what one can measure without knowing a mask (f_mem's own way)."""
-    return {i.name: _distance_ratios(bench, i, generated[i.name], np.ones_like(i.mask)) for i in bench.items}
+    everywhere = np.ones((SIZE, SIZE), dtype=bool)
+    others = unexposed(bench.pool, everywhere)
+    return {i.name: _distance_ratios(bench.targets[i.name], generated[i.name], everywhere, others) for i in bench.items}
 
 
-def _distance_ratios(bench: Bench, item: Item, generated: Sequence[Generated], mask: np.ndarray) -> list[float]:
-    """Distance to the item over distance to the nearest other picture, on the mask's pixels; of ``unexposed`` pictures.
+def _distance_ratios(target: np.ndarray, generated: Sequence[Generated], mask: np.ndarray, others: np.ndarray) -> list[float]:
+    """Distance to the target over distance to the nearest other picture (``unexposed`` already), on the mask's pixels of unexposed pictures.
 
     Below 1/3 is a copy (the 1/3 rule: Yoon et al. 2023; Bonnaire et al. 2025).
     """
-    (target,) = unexposed(as_decoded([np.asarray(item.probe)], bench.parts.vae), mask)
-    others = unexposed(bench.pool, mask)
+    (target,) = unexposed(target[None], mask)
     pictures = unexposed(np.stack([g.picture.numpy() / 255 for g in generated]), mask)
     own = [np.linalg.norm(target - x) for x in pictures]
     nearest = [np.linalg.norm(others - x, axis=(1, 2)).min() for x in pictures]

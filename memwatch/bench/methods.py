@@ -11,10 +11,20 @@ import torch
 from torch import Tensor
 
 from memwatch.bench.items import Item, Kind
-from memwatch.bench.look import LEVELS, NULL_DRAWS, PROMPT_DRAWS
+from memwatch.bench.look import GENERATION, LEVELS, NULL_DRAWS, PROMPT_DRAWS, PUBLISHED
 from memwatch.bench.runs import Finished
 from memwatch.curvature import CurvatureMap
-from memwatch.signals import SMALLEST_RHO, Measurement, collapse, combine_levels, free, log_ratio, loss_log_ratio, raw_curvature, score_difference
+from memwatch.signals import (
+    SMALLEST_RHO,
+    collapse,
+    combine_levels,
+    compute_signals,
+    free,
+    log_ratio,
+    loss_log_ratio,
+    raw_curvature,
+    score_difference,
+)
 
 SNAPSHOT_SIGNALS = ("collapse", "log_ratio", "loss_log_ratio", "both", "smaller", "score", "spread", "standardized", "trend")
 NULL_SIGNALS = ("collapse_null", "log_ratio_null", "score_null", "both_null")
@@ -22,7 +32,7 @@ JOINED = ("both_baselines", "log_ratio_baselines")  # the smaller of what the sn
 PROMPT_SIGNALS = ("collapse", "log_ratio", "score")
 BASELINES = ("first", "previous", "lag:2")
 COMBINATIONS = ("adjacent_min", "mean")
-LAST_STEP = "last of 20"
+LAST_STEP = f"last of {GENERATION.num_inference_steps}"
 SMOOTH = 3
 
 
@@ -72,9 +82,9 @@ def all_methods() -> Iterator[Method]:
             yield Method("memwatch", name, baseline, LAST_STEP, PROMPT_DRAWS, probe="prompt")
     yield Method("memwatch", "raw", "-", LAST_STEP, PROMPT_DRAWS, probe="prompt")
     for signal, baseline in (("snapshot", "first"), ("null", "unconditional"), ("score", "first"), ("score_null", "unconditional")):
-        yield Method("published", f"published_{signal}", baseline, "last of 50", 1, probe="prompt")
+        yield Method("published", f"published_{signal}", baseline, f"last of {PUBLISHED.num_inference_steps}", 1, probe="prompt")
     yield Method("bright ending", "bright_ending", "-", LAST_STEP, probe="prompt")
-    yield Method("wen norm", "wen", "unconditional", "all of 20", localizes=False, probe="-")
+    yield Method("wen norm", "wen", "unconditional", f"all of {GENERATION.num_inference_steps}", localizes=False, probe="-")
     yield Method("clid", "clid", "unconditional", "mean", NULL_DRAWS, localizes=False)
     yield Method("f_mem", "nearest_ratio", "-", "generations", localizes=False, probe="-")
     yield Method("validation loss", "held_out_loss", "first", "mean", LEVELS.draws, localizes=False, probe="-")
@@ -125,7 +135,7 @@ def level_maps(signal: str, method: Method, run: Finished, item: Item, step: int
 
 @lru_cache(maxsize=60_000)
 def _level_maps(signal: str, run: Finished, name: str, step: int, earlier: int, draws: int) -> Tensor:
-    now, base = _first_draws(run.measurement(name, step), draws), _first_draws(run.measurement(name, earlier), draws)
+    now, base = run.measurement(name, step).first(draws), run.measurement(name, earlier).first(draws)
     rho, rho_base = now.rho.smooth(SMOOTH), base.rho.smooth(SMOOTH)
     if signal == "free":
         return free(rho_base).float() if draws > 1 else torch.ones_like(rho_base.mean)
@@ -144,14 +154,14 @@ def _level_maps(signal: str, run: Finished, name: str, step: int, earlier: int, 
         "log_ratio_baselines": lambda: torch.minimum(by_name["log_ratio"](), by_name["log_ratio_null"]()),
     }
     if signal in NULL_SIGNALS or signal in JOINED:
-        null = _first_draws(run.measurement(f"null/{name}", step), draws)
-        beside = _first_draws(now, null.epsilon.shape[1])
+        null = run.measurement(f"null/{name}", step).first(min(draws, NULL_DRAWS))
+        beside = now.first(null.draws)
         rho_null, rho_beside = null.rho.smooth(SMOOTH), beside.rho.smooth(SMOOTH)
         by_name |= {
             "collapse_null": lambda: collapse(rho_null, rho_beside).mean,
             "log_ratio_null": lambda: log_ratio(rho_null, rho_beside).mean,
             "score_null": lambda: score_difference(beside.epsilon, null.epsilon).smooth(SMOOTH).mean,
-            "loss_log_ratio_null": lambda: loss_log_ratio(eps[:, : null.epsilon.shape[1]], beside.epsilon, null.epsilon).smooth(SMOOTH).mean,
+            "loss_log_ratio_null": lambda: loss_log_ratio(eps[:, : null.draws], beside.epsilon, null.epsilon).smooth(SMOOTH).mean,
             "both_null": lambda: (by_name["log_ratio_null"]() + by_name["loss_log_ratio_null"]()) / 2,
         }
     return by_name[signal]()
@@ -159,19 +169,9 @@ def _level_maps(signal: str, run: Finished, name: str, step: int, earlier: int, 
 
 def _prompt_map(signal: str, run: Finished, name: str, step: int) -> Tensor:
     """One signal of a prompt probe, at the only level it has."""
-    now = run.measurement(f"prompt/{name}", step)
-    other = run.measurement(f"prompt_{'null' if signal.endswith('_null') else 'first'}/{name}", step)
-    by_name: dict[str, Callable[[], CurvatureMap]] = {
-        "collapse": lambda: collapse(other.rho.smooth(SMOOTH), now.rho.smooth(SMOOTH)),
-        "log_ratio": lambda: log_ratio(other.rho.smooth(SMOOTH), now.rho.smooth(SMOOTH)),
-        "score": lambda: score_difference(now.epsilon, other.epsilon).smooth(SMOOTH),
-        "raw": lambda: raw_curvature(now.rho.smooth(SMOOTH)),
-    }
-    return by_name[signal.removesuffix("_null")]().mean[0]
-
-
-def _first_draws(m: Measurement, draws: int) -> Measurement:
-    return Measurement(CurvatureMap(m.rho.samples[:, :draws]), m.epsilon[:, :draws])
+    now, first, null = (run.measurement(f"{key}/{name}", step) for key in ("prompt", "prompt_first", "prompt_null"))
+    found: CurvatureMap = compute_signals(now, first, null, None, smooth=SMOOTH).maps()[signal]
+    return (found.smooth(SMOOTH) if signal.startswith("score") else found).mean[0]  # a score comes unsmoothed
 
 
 def _spread_ratio(error_now: Tensor, error_base: Tensor) -> Tensor:
@@ -211,5 +211,5 @@ def _held_out_loss(run: Finished, step: int) -> float:
 def _clid(run: Finished, name: str, step: int) -> float:
     """Unconditional minus conditional denoising loss, same noise, mean over levels and draws (Zhai et al. 2024; sign: larger is a member)."""
     eps = run.true_noise(name)[:, :NULL_DRAWS]
-    null, now = run.measurement(f"null/{name}", step), _first_draws(run.measurement(name, step), NULL_DRAWS)
+    null, now = run.measurement(f"null/{name}", step), run.measurement(name, step).first(NULL_DRAWS)
     return float((null.epsilon - eps).square().mean() - (now.epsilon - eps).square().mean())

@@ -15,7 +15,7 @@ from memwatch.bench.items import PLANTED
 from memwatch.bench.look import POOL
 from memwatch.bench.results import RunResult
 from memwatch.bench.runs import COPY
-from memwatch.bench.table import NEGATIVES, Row, choice_table, first_alerts_table, size_table
+from memwatch.bench.table import NEGATIVES, Row, choice_table, first_alerts_table, precedes, size_table
 
 ALERT_COLUMNS = (
     "method", "signal", "baseline", "level", "called_stored", "called_learned", "called_constrained", "called_heldout", "false_alarms_per_run",
@@ -59,7 +59,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def best_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The default, every rival, and of each signal and baseline the level that detects best among those with all draws."""
+    """The default, every rival, and of each probe, signal and baseline the level and number of draws that does best."""
     chosen = [row for row in rows if row.get("default")]
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -225,7 +225,7 @@ def mistakes(product: Sequence[RunResult]) -> list[str]:
             alert, copy = result.first_alert.get(item.name), run.first_copy(item)
             if item.kind in NEGATIVES and alert is not None:
                 found.append(f"{run.name} called {item.name} ({item.kind}) at step {alert}")
-            if item.name in {stored.name for stored in run.stored} and copy is not None and (alert is None or alert >= copy):
+            if run.is_stored(item) and not precedes(result, item):
                 found.append(f"{run.name} {item.name} copied at step {copy}, called {'never' if alert is None else f'at step {alert}'}")
     return found
 

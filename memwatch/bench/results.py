@@ -96,23 +96,21 @@ def _look(config: MemWatchConfig, run: Finished, item: Item, step: int, earlier:
     chosen = [LEVELS.timesteps.index(t) for t in config.levels.timesteps]
     draws = config.levels.draws
 
-    def taken(m: Measurement) -> Measurement:
-        return Measurement(CurvatureMap(m.rho.samples[chosen][:, :draws]), m.epsilon[chosen][:, :draws])
+    def taken(name: str, step: int, draws: int = draws) -> Measurement:
+        m = run.measurement(name, step).first(draws)
+        return Measurement(CurvatureMap(m.rho.samples[chosen]), m.epsilon[chosen])
 
     eps = run.true_noise(item.name)[chosen][:, :draws]
     image = np.asarray(item.probe)
-    null = None
-    if config.signals.unconditional:
-        null = run.measurement(f"null/{item.name}", step)
-        null = Measurement(CurvatureMap(null.rho.samples[chosen][:, : config.null_draws]), null.epsilon[chosen][:, : config.null_draws])
+    null = taken(f"null/{item.name}", step, config.null_draws) if config.signals.unconditional else None
     return Look(
-        item.name, item.caption, True, item.kind is Kind.CONTROL, config.levels.timesteps, taken(run.measurement(item.name, step)), null,
-        taken(run.measurement(item.name, earlier)), earlier, eps, image,
+        item.name, item.caption, True, item.kind is Kind.CONTROL, config.levels.timesteps, taken(item.name, step), null,
+        taken(item.name, earlier), earlier, eps, image,
     )  # fmt: skip
 
 
-def measured_config(config: MemWatchConfig) -> MemWatchConfig:
-    """``config`` where the benchmark measured as it asks.
+def check_measured(config: MemWatchConfig) -> None:
+    """Whether the benchmark measured as ``config`` asks.
 
     Raises:
         ValueError: its levels, draws, vectors or tile were not measured.
@@ -125,7 +123,6 @@ def measured_config(config: MemWatchConfig) -> MemWatchConfig:
             f"{CURVATURE.vectors} vectors in tiles of {CURVATURE.tile}; the configuration asks for {levels.timesteps}, {levels.draws} "
             f"({config.null_draws}), {curvature.vectors}, {curvature.tile}"
         )
-    return config
 
 
 def leave_one_out(results: Sequence[RunResult]) -> None:

@@ -88,6 +88,9 @@ class Finished:
         """Planted items that at least half of the last event's generations copy."""
         return [item for item in self.planted if self.copied(item, self.steps[-1]) >= 0.5]
 
+    def is_stored(self, item: Item) -> bool:
+        return any(item.name == stored.name for stored in self.stored)
+
     def first_copy(self, item: Item) -> int | None:
         """The first event at which any generation is a copy."""
         return next((step for step in self.steps if self.copied(item, step) > 0), None)

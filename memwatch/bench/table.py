@@ -39,7 +39,7 @@ def row_of(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
         "probe": method.probe,
         "iou_fixed": iou_fixed, "miou_fixed": miou_fixed,
         "iou_oracle": oracle.iou if oracle else None, "miou_oracle": oracle.miou if oracle else None,
-        "pixel_auroc": float(np.mean(pixel)) if pixel else None,
+        "pixel_auroc": _mean(pixel),
         "iou_fixed_logo": _overlap([(r, i) for r, i in stored if i.kind is Kind.LOGO])[0],
         "iou_fixed_verbatim": _overlap([(r, i) for r, i in stored if i.kind is Kind.VERBATIM])[0],
     }  # fmt: skip
@@ -49,7 +49,7 @@ def row_of(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
         for percent in (1, 5):
             row[f"tpr{percent}_{key}"] = tpr_at_fpr(positives, scores, percent / 100) if known and scores else None
         row[f"called_{key}"] = called(results, lambda i, _, kind=kind: i.kind is kind) if alerts else None  # type: ignore[misc]
-    row["called_stored"] = called(results, lambda i, r: i.name in {s.name for s in r.run.stored}) if alerts else None
+    row["called_stored"] = called(results, lambda i, r: r.run.is_stored(i)) if alerts else None
     wrong = [sum(i.name in r.first_alert for i in r.run.items if i.kind in NEGATIVES) for r in results]
     row["false_alarms_per_run"] = float(np.mean(wrong)) if alerts else None
     return row | lead_of(results, alerts) | {"runs": len(results)}
@@ -57,8 +57,15 @@ def row_of(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
 
 def called(results: Sequence[RunResult], chosen: Callable[[Item, RunResult], bool]) -> float | None:
     """Share of the chosen items with an alert at any event."""
-    hits = [item.name in r.first_alert for r in results for item in r.run.items if chosen(item, r)]
-    return float(np.mean(hits)) if hits else None
+    return _mean([item.name in r.first_alert for r in results for item in r.run.items if chosen(item, r)])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None
 
 
 def lead_of(results: Sequence[RunResult], alerts: bool) -> dict[str, float | None]:
@@ -69,15 +76,11 @@ def lead_of(results: Sequence[RunResult], alerts: bool) -> dict[str, float | Non
     for r in results:
         for item in r.run.stored:
             alert, copy = r.first_alert.get(item.name), r.run.first_copy(item)
-            before.append(_precedes(r, item))
+            before.append(precedes(r, item))
             if alert is not None and copy is not None:
                 exposures.append(r.run.exposures(item, copy) - r.run.exposures(item, alert))
                 events.append(r.run.steps.index(copy) - r.run.steps.index(alert))
-    return {
-        "lead_fraction": float(np.mean(before)) if before else None,
-        "lead_exposures": float(np.median(exposures)) if exposures else None,
-        "lead_events": float(np.median(events)) if events else None,
-    }
+    return {"lead_fraction": _mean(before), "lead_exposures": _median(exposures), "lead_events": _median(events)}
 
 
 def with_intervals(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def stored_table(results: Sequence[RunResult], sscd: nn.Module | None = None) ->
                 "kind": str(kind), "dose": dose, "exposures": float(np.mean([run.exposures(item, step) for run, item, step in last])),
                 "copied": float(np.mean([run.copied(item, step) for run, item, step in last])),
                 "distance_ratio": float(np.median([np.median(run.numbers[step]["copy_ratio"][item.name]) for run, item, step in last])),
-                "items": len(items), "stored": sum(item.name in {s.name for s in run.stored} for run, item, _ in last),
+                "items": len(items), "stored": sum(run.is_stored(item) for run, item, _ in last),
                 "called": sum(item.name in r.first_alert for r, item in items),
             }  # fmt: skip
             if sscd is not None:
@@ -166,14 +169,14 @@ def size_table(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     rows = []
     for low, high in SIZES:
         within = [(r, i) for r in results for i in r.run.planted if low < i.mask.mean() <= high]
-        stored = [(r, i) for r, i in within if i.name in {item.name for item in r.run.stored}]
+        stored = [(r, i) for r, i in within if r.run.is_stored(i)]
         strong = [(r, i) for r, i in within if i.dose == DOSES[-1]]
         iou, miou = _overlap(stored)
         rows.append({
             "size": "the whole picture" if low > 0.9 else f"{low:.0%} to {high:.0%}" if low else f"below {high:.0%}",
-            "stored": len(stored), "iou_fixed": iou, "miou_fixed": miou, "called": _share([i.name in r.first_alert for r, i in stored]),
-            "before_copy": _share([_precedes(r, i) for r, i in stored]), f"dose x{DOSES[-1]}": len(strong),
-            "their iou_fixed": _overlap(strong)[0], "their called": _share([i.name in r.first_alert for r, i in strong]),
+            "stored": len(stored), "iou_fixed": iou, "miou_fixed": miou, "called": _mean([i.name in r.first_alert for r, i in stored]),
+            "before_copy": _mean([precedes(r, i) for r, i in stored]), f"dose x{DOSES[-1]}": len(strong),
+            "their iou_fixed": _overlap(strong)[0], "their called": _mean([i.name in r.first_alert for r, i in strong]),
         })  # fmt: skip
     return rows
 
@@ -187,11 +190,7 @@ def _overlap(items: Sequence[tuple[RunResult, Item]]) -> tuple[float | None, flo
     return float(found.iou), float(found.miou)
 
 
-def _share(hits: Sequence[bool]) -> float | None:
-    return float(np.mean(hits)) if hits else None
-
-
-def _precedes(result: RunResult, item: Item) -> bool:
+def precedes(result: RunResult, item: Item) -> bool:
     """Whether an item's first alert came before its first visible copy."""
     alert, copy = result.first_alert.get(item.name), result.run.first_copy(item)
     return alert is not None and copy is not None and alert < copy
@@ -211,9 +210,8 @@ def first_alerts_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
         found.append({
             "method": "memwatch, the default" if row is rows[0] else n["method"], "called_stored": n["called_stored"],
             "called_heldout": n["called_heldout"], "called_learned": n["called_learned"],
-            "showings_at_first_alert": float(np.median(exposures)) if exposures else None,
-            "lead_fraction": n["lead_fraction"], "memwatch_earlier": float(np.mean([a < b for a, b in first])) if first else None,
-            "memwatch_later": float(np.mean([a > b for a, b in first])) if first else None,
+            "showings_at_first_alert": _median(exposures), "lead_fraction": n["lead_fraction"],
+            "memwatch_earlier": _mean([a < b for a, b in first]), "memwatch_later": _mean([a > b for a, b in first]),
         })  # fmt: skip
     return found
 

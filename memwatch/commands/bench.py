@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from memwatch.bench.methods import all_methods
 from memwatch.bench.report import write
-from memwatch.bench.results import measured_config, run_product
+from memwatch.bench.results import check_measured, run_product
 from memwatch.bench.runs import finished_runs
 from memwatch.bench.sscd import read_sscd
 from memwatch.bench.table import all_rows, stored_table
@@ -63,7 +63,7 @@ def compare(folder: Path, results: Path, config: MemWatchConfig, sscd: Path | No
     if not runs:
         raise ValueError(f"{folder} holds no finished run; train with: memwatch bench --output {folder}")
     descriptor = read_sscd(sscd) if sscd else None
-    config = measured_config(config)
+    check_measured(config)
     product = [run_product(config, run) for run in runs]
     with tqdm(total=sum(1 for _ in all_methods()), desc="methods") as bar:
 

@@ -8,7 +8,7 @@ import math
 import sys
 from pathlib import Path
 
-from memwatch.evaluation import evaluate_sets, read_folders, table
+from memwatch.evaluation import RULE, evaluate_sets, read_folders, table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored")
     parser.add_argument("masks", type=Path, help="folder of masks of one size, white where memorized")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
-    help_ = "of the fixed numbers, in the maps' unit; default: memwatch's own for each map (a share of its peak, at least a factor of 1.1)"
+    own = f"{RULE.relative:.0%} of its peak, at least a factor of {RULE.min_factor:g}".replace("%", "%%")  # argparse formats its help
+    help_ = f"of the fixed numbers, in the maps' unit; default: memwatch's own for each map ({own})"
     parser.add_argument("--threshold", type=float, help=help_)
 
 
