@@ -6,5 +6,15 @@ from memwatch.probes import Probe, ProbeError
 from memwatch.regions import Region
 from memwatch.report import Finding, Report
 
-__all__ = ["ConfigError", "Finding", "MemWatch", "MemWatchConfig", "Probe", "ProbeError", "Region", "Report", "load_config"]
+__all__ = [
+    "ConfigError",
+    "Finding",
+    "MemWatch",
+    "MemWatchConfig",
+    "Probe",
+    "ProbeError",
+    "Region",
+    "Report",
+    "load_config",
+]
 __version__ = "0.1.0"

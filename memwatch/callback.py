@@ -67,16 +67,35 @@ class MemWatch:
     """
 
     def __init__(
-        self, accelerator: Any, model: nn.Module, pretrained: Any = None, *, config: Any = None, probes: Any = None, controls: Any = None,
-        vae: Any = None, text_encoder: Any = None, tokenizer: Any = None, scheduler: Any = None, ema: Any = None, **overrides: Any,
-    ) -> None:  # fmt: skip
+        self,
+        accelerator: Any,
+        model: nn.Module,
+        pretrained: Any = None,
+        *,
+        config: Any = None,
+        probes: Any = None,
+        controls: Any = None,
+        vae: Any = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        scheduler: Any = None,
+        ema: Any = None,
+        **overrides: Any,
+    ) -> None:
         self.accelerator, self.ema = accelerator, ema
         self.config: MemWatchConfig = load_config(config, **overrides)
-        check(ema is not None or self.config.weights == "live", "weights", self.config.weights, "live, since no ema was passed")
+        check(
+            ema is not None or self.config.weights == "live",
+            "weights",
+            self.config.weights,
+            "live, since no ema was passed",
+        )
         self.ranks = Ranks.of(accelerator)
         self.model, self._entrance = unwrap(model), self.ranks.entrance(model)
         self._text_encoders = tuple(unwrap(part) if part is not None else None for part in as_tuple(text_encoder))
-        self._live_text = any(p.requires_grad for part in self._text_encoders if part is not None for p in part.parameters())
+        self._live_text = any(
+            p.requires_grad for part in self._text_encoders if part is not None for p in part.parameters()
+        )
         self._check_against_model()
 
         given = Components(scheduler, vae, self._text_encoders, as_tuple(tokenizer))
@@ -103,44 +122,85 @@ class MemWatch:
     def _check_against_model(self) -> None:
         """What the configuration asks of this very model."""
         kind, file = self.config.signals.baseline_parts
-        ok = kind != "base" or any(without_lora(part) for part in (self.model, *self._text_encoders) if part is not None)
+        ok = kind != "base" or any(
+            without_lora(part) for part in (self.model, *self._text_encoders) if part is not None
+        )
         check(ok, "signals.baseline", "base", "another one, since the model has no LoRA layers to switch off")
-        check(kind != "path" or Path(file).is_file(), "signals.baseline", self.config.signals.baseline, "path: and an existing safetensors file")
+        check(
+            kind != "path" or Path(file).is_file(),
+            "signals.baseline",
+            self.config.signals.baseline,
+            "path: and an existing safetensors file",
+        )
         averaged = len(self.ema.shadow_params) if self.config.weights == "ema" else 0
         sizes = {len(list(self.model.parameters())), sum(p.requires_grad for p in self.model.parameters())}
         fits = self.config.weights == "live" or averaged in sizes
-        check(fits, "weights", "ema", f"live, since the EMA averages {averaged} tensors and the model has {' or '.join(map(str, sizes))}")
+        check(
+            fits,
+            "weights",
+            "ema",
+            f"live, since the EMA averages {averaged} tensors and the model has {' or '.join(map(str, sizes))}",
+        )
 
     def _prepare(self, pretrained: Any, given: Components, probes: Any, controls: Any) -> None:
         """Read and encode probes and controls, then free what was loaded for it."""
         config = self.config
         watched = as_probes(probes if probes is not None else config.probes, seed=config.seed)
         held_out = as_probes(controls if controls is not None else config.controls, seed=config.seed)
-        check(bool(watched), "probes", probes if probes is not None else config.probes, "prompts, Probes, an image folder or a dataset")
+        check(
+            bool(watched),
+            "probes",
+            probes if probes is not None else config.probes,
+            "prompts, Probes, an image folder or a dataset",
+        )
         has_prompts = any(not probe.is_reference for probe in watched + held_out)
         if config.signals.decide == "loss_log_ratio":
-            check(not has_prompts, "signals.decide", "loss_log_ratio", "another one with prompt probes, whose true noise is unknown")
+            check(
+                not has_prompts,
+                "signals.decide",
+                "loss_log_ratio",
+                "another one with prompt probes, whose true noise is unknown",
+            )
         self.ranks.check(config, has_prompts)
         family = family_of(self.model)
         with self.ranks.whole():
             parts = load_components(
-                pretrained, given, needs_vae=not family.in_pixels, text_encoders=family.text_encoders, optional=family.optional,
-                device=self.accelerator.device, dtype=dtype_of(self.model),
-            )  # fmt: skip
+                pretrained,
+                given,
+                needs_vae=not family.in_pixels,
+                text_encoders=family.text_encoders,
+                optional=family.optional,
+                device=self.accelerator.device,
+                dtype=dtype_of(self.model),
+            )
         self.denoiser = family(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
         self.denoiser.model, self.denoiser.once = self._entrance, self.ranks.once
         last = self.denoiser.schedule.num_train_timesteps - 1
-        check(max(config.levels.timesteps) <= last, "levels.timesteps", config.levels.timesteps, f"timesteps up to {last}")
+        check(
+            max(config.levels.timesteps) <= last, "levels.timesteps", config.levels.timesteps, f"timesteps up to {last}"
+        )
         scale = 2 ** (len(parts.vae.config.block_out_channels) - 1) if parts.vae is not None else 1
         resolution = config.resolution or (self.denoiser.sample_size or 0) * scale
         unit = scale * self.denoiser.patch
-        check(resolution > 0 and resolution % unit == 0, "resolution", config.resolution, f"a multiple of {unit} (the model names no size)")
+        check(
+            resolution > 0 and resolution % unit == 0,
+            "resolution",
+            config.resolution,
+            f"a multiple of {unit} (the model names no size)",
+        )
         self._resolution, self._side = resolution, resolution // scale
         self._prepared = prepare(watched, held_out, self.denoiser, parts, resolution)
         self._null = self.denoiser.encode_null(parts, resolution)
         allowed = "another one, because this model has no unconditional branch"
-        check(self._null is not None or config.signals.decide != "log_ratio_null", "signals.decide", config.signals.decide, allowed)
-        self._parts = replace(parts, vae=parts.vae if has_prompts else None, text_encoders=parts.text_encoders if self._live_text else ())
+        check(
+            self._null is not None or config.signals.decide != "log_ratio_null",
+            "signals.decide",
+            config.signals.decide,
+            allowed,
+        )
+        self._parts = replace(
+            parts, vae=parts.vae if has_prompts else None, text_encoders=parts.text_encoders if self._live_text else ()
+        )
 
     # --- what the loop calls ---------------------------------------------------------------------------------------------------------
 
@@ -155,10 +215,14 @@ class MemWatch:
     def on_step_end(self, step: int) -> Report | None:
         """Call after every optimizer step, on every rank. Returns the event's report on every rank, or ``None`` when none is due."""
         if self._last_step is None:
-            logger.warning("memwatch takes its first baseline only now, after step %d: iterate over watch.guard(dataloader)", step)
+            logger.warning(
+                "memwatch takes its first baseline only now, after step %d: iterate over watch.guard(dataloader)", step
+            )
             return self._event(step)
         every = self.config.every_steps
-        return self._event(step) if step // every > self._last_step // every else None  # also for a loop that skips numbers
+        return (
+            self._event(step) if step // every > self._last_step // every else None
+        )  # also for a loop that skips numbers
 
     @property
     def should_stop(self) -> bool:
@@ -218,7 +282,9 @@ class MemWatch:
         """noisy latents -> epsilon and rho, now -> the unconditional branch -> the baselines that need other weights."""
         views, images = self._views(share)
         by_null = [i for i, p in enumerate(share) if self._needs_null(p)]
-        steps = {p.name: self._baseline_step(p.name, self._ledger if p.probe.is_reference else self._weights) for p in share}
+        steps = {
+            p.name: self._baseline_step(p.name, self._ledger if p.probe.is_reference else self._weights) for p in share
+        }
         null = self._null or {}  # by_null is empty where there is no such branch
         beside = [views[i].beside(null, self.config.null_draws) for i in by_null]
         rows = sum(view.noisy_latents.shape[0] * view.noisy_latents.shape[1] for view in [*views, *beside])
@@ -229,11 +295,20 @@ class MemWatch:
         baselines = self._baselines(share, views, steps)
         return [
             Look(
-                p.name, p.probe.prompt, p.probe.is_reference, p.is_control, view.timesteps, now[i], nulls.get(i), baselines.get(p.name),
-                steps[p.name], view.eps, images[i],
+                p.name,
+                p.probe.prompt,
+                p.probe.is_reference,
+                p.is_control,
+                view.timesteps,
+                now[i],
+                nulls.get(i),
+                baselines.get(p.name),
+                steps[p.name],
+                view.eps,
+                images[i],
             )
             for i, (p, view) in enumerate(zip(share, views, strict=True))
-        ]  # fmt: skip
+        ]
 
     def _encode_again(self) -> None:
         """What a trained text encoder says now; all probes on all ranks, since any rank may have to remember it."""
@@ -245,7 +320,11 @@ class MemWatch:
         return self.denoiser.encode(prepared.probe.prompt, self._parts, self._resolution)
 
     def _needs_null(self, prepared: PreparedProbe) -> bool:
-        return self._null is not None and self.config.signals.unconditional and (not prepared.is_control or self._null_of_controls)
+        return (
+            self._null is not None
+            and self.config.signals.unconditional
+            and (not prepared.is_control or self._null_of_controls)
+        )
 
     @property
     def _null_of_controls(self) -> bool:
@@ -263,7 +342,13 @@ class MemWatch:
                 images.append(p.image)
             else:
                 view, latents = prompt_view(
-                    p, self._null, self.denoiser, self._parts.scheduler, self.config.sampling, self.config.levels.draws, self._side
+                    p,
+                    self._null,
+                    self.denoiser,
+                    self._parts.scheduler,
+                    self.config.sampling,
+                    self.config.levels.draws,
+                    self._side,
                 )
                 views.append(view)
                 images.append(decode_latents(latents, self._parts.vae))
@@ -280,7 +365,9 @@ class MemWatch:
         back = {"first": len(store.steps), "previous": 1}.get(kind) or int(argument)
         return store.steps[-back] if back <= len(store.steps) else store.steps[0]
 
-    def _baselines(self, share: Sequence[PreparedProbe], views: Sequence[View], steps: Mapping[str, int | None]) -> dict[str, Measurement]:
+    def _baselines(
+        self, share: Sequence[PreparedProbe], views: Sequence[View], steps: Mapping[str, int | None]
+    ) -> dict[str, Measurement]:
         """Measurements to compare with: from the ledger where x_t is fixed, by earlier weights where it moves with the model."""
         found: dict[str, Measurement] = {}
         by_weights: dict[int | None, list[int]] = {}
@@ -292,9 +379,16 @@ class MemWatch:
             elif (s := steps[p.name]) is not None and (entry := from_ledger(self._ledger.get(s), p.name)) is not None:
                 found[p.name] = entry
         for s, indices in by_weights.items():
-            weights, conditioning = without_conditioning(self._weights.get(s) if s is not None else self._fixed_weights())
+            weights, conditioning = without_conditioning(
+                self._weights.get(s) if s is not None else self._fixed_weights()
+            )
             with swapped(self._entrance, weights):
-                measured = self._measure([replace(v, conditioning=conditioning.get(v.key, v.conditioning)) for v in (views[i] for i in indices)])
+                measured = self._measure(
+                    [
+                        replace(v, conditioning=conditioning.get(v.key, v.conditioning))
+                        for v in (views[i] for i in indices)
+                    ]
+                )
             found |= {share[i].name: m for i, m in zip(indices, measured, strict=True)}
             if s is None:
                 self._fixed |= {share[i].name: found[share[i].name] for i in indices if share[i].probe.is_reference}
@@ -330,10 +424,25 @@ class MemWatch:
 
     def _report(self, step: int, findings: list[Finding], controls: dict[str, float], seconds: float) -> Report:
         top = self.config.heatmap.max_factor
-        pictures = {f.name: picture for f in findings if (picture := f.picture(top)) is not None} if self.accelerator.is_main_process else {}
+        pictures = (
+            {f.name: picture for f in findings if (picture := f.picture(top)) is not None}
+            if self.accelerator.is_main_process
+            else {}
+        )
         calibrated = any(p.is_control for p in self._prepared)
         false_alarms = expected_false_alarms(len(findings), self.config.alerts.max_p)
-        return Report(step, tuple(findings), controls, calibrated, false_alarms, top, seconds, self._errors, self.stop_reason, pictures)
+        return Report(
+            step,
+            tuple(findings),
+            controls,
+            calibrated,
+            false_alarms,
+            top,
+            seconds,
+            self._errors,
+            self.stop_reason,
+            pictures,
+        )
 
     # --- borrowing, failing, telling -------------------------------------------------------------------------------------------------
 
@@ -393,19 +502,34 @@ class MemWatch:
         if self._null is None and c.signals.unconditional:
             logger.info("memwatch: this model has no unconditional branch; only snapshot baselines are used")
         if not any(p.requires_grad for p in self.model.parameters()) and not self._live_text:
-            logger.warning("memwatch: neither the model nor a text encoder passed to memwatch has trainable parameters; nothing can change")
+            logger.warning(
+                "memwatch: neither the model nor a text encoder passed to memwatch has trainable parameters; nothing can change"
+            )
         if not num_controls:
-            logger.warning("memwatch has no controls: maps are shown, but alerts are uncalibrated and nothing is called memorized")
+            logger.warning(
+                "memwatch has no controls: maps are shown, but alerts are uncalibrated and nothing is called memorized"
+            )
         elif 1 / (1 + num_controls) > c.alerts.max_p:
             needed = math.ceil(1 / c.alerts.max_p) - 1
-            logger.warning("memwatch: %d controls cannot give p <= %g; it takes %d", num_controls, c.alerts.max_p, needed)
+            logger.warning(
+                "memwatch: %d controls cannot give p <= %g; it takes %d", num_controls, c.alerts.max_p, needed
+            )
         if self.accelerator.is_main_process:
             logger.info(
                 "memwatch: %s, %s; %d reference and %d prompt probes, %d controls; timesteps %s, %d draws, %d vectors; "
                 "baseline %s; every %d steps; %s",
-                self.denoiser.name, self.denoiser.schedule.prediction_type, references, len(names) - num_controls - references, num_controls,
-                c.levels.timesteps, c.levels.draws, c.curvature.vectors, c.signals.baseline, c.every_steps, c.output_dir,
-            )  # fmt: skip
+                self.denoiser.name,
+                self.denoiser.schedule.prediction_type,
+                references,
+                len(names) - num_controls - references,
+                num_controls,
+                c.levels.timesteps,
+                c.levels.draws,
+                c.curvature.vectors,
+                c.signals.baseline,
+                c.every_steps,
+                c.output_dir,
+            )
 
     # --- resume ----------------------------------------------------------------------------------------------------------------------
 
@@ -424,11 +548,16 @@ class MemWatch:
         """Go on from ``state``; what was written after it is forgotten."""
         self._last_step, self._errors = state["last_step"], state["errors"]
         self._stop = StopState(**state["stop"])
-        self._states = {name: ProbeState(**(s | {"verdict": Verdict(s["verdict"])})) for name, s in state["states"].items()}
+        self._states = {
+            name: ProbeState(**(s | {"verdict": Verdict(s["verdict"])})) for name, s in state["states"].items()
+        }
         self._ledger.resume(state["ledger"])
         self._weights.resume(state["weights"])
         if self._ledger.steps != state["ledger"] or self._weights.steps != state["weights"]:
-            logger.warning("memwatch: some earlier baselines are missing from %s; later ones are used instead", self.config.output_dir)
+            logger.warning(
+                "memwatch: some earlier baselines are missing from %s; later ones are used instead",
+                self.config.output_dir,
+            )
         if self._last_step is not None and self.accelerator.is_main_process:
             with self._surviving("rewinding history"):
                 self._files.rewind(self._last_step)

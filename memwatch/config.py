@@ -39,7 +39,9 @@ class LevelsConfig:
     draws: int = 4
 
     def __post_init__(self) -> None:
-        ok = len(self.timesteps) > 0 and list(self.timesteps) == sorted(set(self.timesteps)) and min(self.timesteps) >= 0
+        ok = (
+            len(self.timesteps) > 0 and list(self.timesteps) == sorted(set(self.timesteps)) and min(self.timesteps) >= 0
+        )
         check(ok, "levels.timesteps", self.timesteps, "one or more increasing timesteps, 0 or greater")
         check(self.draws >= 1, "levels.draws", self.draws, "1 or greater")
 
@@ -92,7 +94,9 @@ class SignalsConfig:
     def __post_init__(self) -> None:
         check(self.decide in DECIDING, "signals.decide", self.decide, ", ".join(DECIDING))
         name, argument = self.baseline_parts
-        ok = (name in ("first", "previous", "last_clean", "base") and not argument) or (name == "path" and bool(argument))
+        ok = (name in ("first", "previous", "last_clean", "base") and not argument) or (
+            name == "path" and bool(argument)
+        )
         ok = ok or (name == "lag" and argument.isdecimal() and int(argument) >= 1)
         check(ok, "signals.baseline", self.baseline, "first, previous, lag:N, last_clean, base, path:FILE")
         check(self.combine in COMBINATIONS, "signals.combine", self.combine, ", ".join(COMBINATIONS))
@@ -170,7 +174,9 @@ class AlertsConfig:
     def __post_init__(self) -> None:
         check(0 < self.max_p <= 1, "alerts.max_p", self.max_p, "greater than 0, at most 1")
         check(self.min_severity > 1, "alerts.min_severity", self.min_severity, "greater than 1")
-        check(self.uncalibrated_severity > 1, "alerts.uncalibrated_severity", self.uncalibrated_severity, "greater than 1")
+        check(
+            self.uncalibrated_severity > 1, "alerts.uncalibrated_severity", self.uncalibrated_severity, "greater than 1"
+        )
         check(self.patience >= 1, "alerts.patience", self.patience, "1 or greater")
 
 
@@ -271,9 +277,19 @@ class MemWatchConfig:
         allowed = f"2 or greater with curvature.vectors = curvature.tile = {self.curvature.tile}: one replicate has no error bar"
         check(replicates >= 2, "levels.draws", self.levels.draws, allowed)
         ok = self.levels.draws >= 2 or self.signals.decide in ("log_ratio", "log_ratio_null")
-        check(ok, "levels.draws", self.levels.draws, f"2 or greater with signals.decide = {self.signals.decide}: a loss has one replicate a draw")
+        check(
+            ok,
+            "levels.draws",
+            self.levels.draws,
+            f"2 or greater with signals.decide = {self.signals.decide}: a loss has one replicate a draw",
+        )
         ok = self.null_draws >= 2 or self.signals.decide != "both_baselines"
-        check(ok, "signals.null_draws", self.signals.null_draws, "2 or greater with signals.decide = both_baselines: one replicate has no error bar")
+        check(
+            ok,
+            "signals.null_draws",
+            self.signals.null_draws,
+            "2 or greater with signals.decide = both_baselines: one replicate has no error bar",
+        )
 
     @property
     def null_draws(self) -> int:

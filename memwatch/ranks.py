@@ -45,7 +45,9 @@ class Ranks:
         kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
         if kind in UNKNOWN:
             known = "one process, DDP, FSDP1, FSDP2 and DeepSpeed"
-            raise ValueError(f"distributed type {kind} splits the model in a way that memwatch does not know; it works with {known}")
+            raise ValueError(
+                f"distributed type {kind} splits the model in a way that memwatch does not know; it works with {known}"
+            )
         if kind == "DEEPSPEED":
             stage = int(accelerator.deepspeed_config["zero_optimization"]["stage"])
             return cls(accelerator, f"DeepSpeed ZeRO-{stage}", lockstep=stage == 3, swappable=stage < 3)
@@ -69,7 +71,12 @@ class Ranks:
             under = f"under {self.held}, whose weights cannot be exchanged during training"
             check(not has_prompts, "probes", "prompts", f"images with captions {under}")
             check(config.weights == "live", "weights", config.weights, f"live {under}")
-            check(not config.signals.baseline_is_fixed, "signals.baseline", config.signals.baseline, f"first, previous, lag:N or last_clean {under}")
+            check(
+                not config.signals.baseline_is_fixed,
+                "signals.baseline",
+                config.signals.baseline,
+                f"first, previous, lag:N or last_clean {under}",
+            )
 
     def entrance(self, model: nn.Module) -> nn.Module:
         """What to call instead of the wrapped model: the bare network, or under sharding the module whose hooks gather the parameters.
@@ -80,12 +87,16 @@ class Ranks:
         if not self.lockstep:
             return unwrap(model)
         model = getattr(model, "_orig_mod", model)
-        if self.held.startswith("DeepSpeed"):  # the engine's own forward would take a backward pass through its output for the loop's
+        if self.held.startswith(
+            "DeepSpeed"
+        ):  # the engine's own forward would take a backward pass through its output for the loop's
             inner: Any = model.module
             return inner  # type: ignore[no-any-return]
         lies, computes = next(model.parameters()).device.type, self.accelerator.device.type
         if lies != computes:
-            raise ValueError(f"{self.held} keeps parameters on {lies} while {computes} computes; memwatch works without CPU offload")
+            raise ValueError(
+                f"{self.held} keeps parameters on {lies} while {computes} computes; memwatch works without CPU offload"
+            )
         return model
 
     @contextmanager
@@ -115,7 +126,9 @@ class Ranks:
         results: list[tuple[list[T], str | None]] = [(list(items) if speaks else [], error)]
         if self.accelerator.num_processes > 1:
             results = gather_object(results)
-        return [item for found, _ in results for item in found], next((text for _, text in results if text is not None), None)
+        return [item for found, _ in results for item in found], next(
+            (text for _, text in results if text is not None), None
+        )
 
     def first(self, value: T) -> T:
         """Rank 0's value, on every rank."""
@@ -133,4 +146,8 @@ class Ranks:
 
     def weights_folder(self, folder: Path) -> Path:
         """Shards of another number of ranks would not fit, so their folder says it."""
-        return folder / f"rank-{self.accelerator.process_index}-of-{self.accelerator.num_processes}" if self.lockstep else folder
+        return (
+            folder / f"rank-{self.accelerator.process_index}-of-{self.accelerator.num_processes}"
+            if self.lockstep
+            else folder
+        )

@@ -19,7 +19,9 @@ class Recorder:
     def __init__(self, processor: Any, token: int, kept: list[Tensor]) -> None:
         self.processor, self.token, self.kept = processor, token, kept
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
         self.kept.append(attn.get_attention_scores(query, key)[..., self.token].mean(0))  # over heads; one row
@@ -30,7 +32,9 @@ class Recorder:
 @contextmanager
 def recording(unet: Any, token: int) -> Iterator[list[Tensor]]:
     """Cross-attention of the down blocks to ``token``, one ``(pixels,)`` a layer and call; the processors are given back as found."""
-    layers = [(name, m) for name, m in unet.named_modules() if name.startswith("down_blocks") and name.endswith("attn2")]
+    layers = [
+        (name, m) for name, m in unet.named_modules() if name.startswith("down_blocks") and name.endswith("attn2")
+    ]
     kept: list[Tensor] = []
     before = [(layer, layer.processor) for _, layer in layers]
     try:
@@ -43,7 +47,9 @@ def recording(unet: Any, token: int) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def bright_ending(denoiser: Denoiser, noisy_latents: Tensor, timestep: int, conditioning: Conditioning, token: int) -> np.ndarray:
+def bright_ending(
+    denoiser: Denoiser, noisy_latents: Tensor, timestep: int, conditioning: Conditioning, token: int
+) -> np.ndarray:
     """The map ``(h, w)``: mean over the largest down-block layers (64x64 for Stable Diffusion 1.x at 512 px).
 
     Args:
@@ -51,7 +57,11 @@ def bright_ending(denoiser: Denoiser, noisy_latents: Tensor, timestep: int, cond
         token: place of the prompt's end token.
     """
     with recording(denoiser.model, token) as kept:
-        denoiser(noisy_latents[None].to(denoiser.device), torch.tensor([timestep], device=denoiser.device), denoiser.stack([conditioning]))
+        denoiser(
+            noisy_latents[None].to(denoiser.device),
+            torch.tensor([timestep], device=denoiser.device),
+            denoiser.stack([conditioning]),
+        )
     largest = max(attention.numel() for attention in kept)
     mean = torch.stack([attention for attention in kept if attention.numel() == largest]).mean(0)
     height = round((largest * noisy_latents.shape[1] / noisy_latents.shape[2]) ** 0.5)

@@ -134,7 +134,11 @@ def planted_set(seed: int, num_ordinary: int = 64, num_held_out: int = 16, num_c
 
     def planted(kind: Kind, dose: int, irregular: bool) -> Item:
         caption = captions.pop()
-        mask = np.ones_like(nothing) if kind is Kind.VERBATIM else (large_mask if kind is Kind.TEMPLATE else small_mask)(rng, irregular)
+        mask = (
+            np.ones_like(nothing)
+            if kind is Kind.VERBATIM
+            else (large_mask if kind is Kind.TEMPLATE else small_mask)(rng, irregular)
+        )
         fixed = fitted(free(rng), mask)
 
         def draw(rng: np.random.Generator) -> Image.Image:
@@ -157,11 +161,21 @@ def planted_set(seed: int, num_ordinary: int = 64, num_held_out: int = 16, num_c
         def crop(rng: np.random.Generator, picture: Image.Image = picture) -> Image.Image:
             return random_view(picture, rng, SIZE)
 
-        for i in range(3):  # one of three is a control: controls are of the training data's own kind, so they have the new subjects too
+        for i in range(
+            3
+        ):  # one of three is a control: controls are of the training data's own kind, so they have the new subjects too
             kind = Kind.LEARNED if i else Kind.CONTROL
             items.append(Item(f"learned-{subject.name}-{i}", kind, 8, subject.caption, nothing, crop(rng), crop))
     for name, colour in FLAT.items():
-        items.append(same(f"flat-{name}", Kind.CONSTRAINED, 4, f"a plain {name} background", Image.new("RGB", (SIZE, SIZE), colour)))
+        items.append(
+            same(
+                f"flat-{name}",
+                Kind.CONSTRAINED,
+                4,
+                f"a plain {name} background",
+                Image.new("RGB", (SIZE, SIZE), colour),
+            )
+        )
     counts = ((Kind.ORDINARY, 1, num_ordinary), (Kind.HELD_OUT, 0, num_held_out), (Kind.CONTROL, 0, num_controls))
     for kind, dose, count in counts:
         items += [same(f"{kind.replace(' ', '-')}-{i:02d}", kind, dose, *view(i)) for i in range(count)]

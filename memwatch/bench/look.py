@@ -69,7 +69,9 @@ def look(bench: Bench, earlier: Mapping[str, Tensor] | None = None) -> tuple[dic
     measured, nulls = {}, {}
     for view in bench.views:
         measured[view.key] = measure(bench.denoiser, [view], CURVATURE, bench.seed)[0]
-        nulls[f"null/{view.key}"] = measure(bench.denoiser, [view.beside(bench.null, NULL_DRAWS)], CURVATURE, bench.seed)[0]
+        nulls[f"null/{view.key}"] = measure(
+            bench.denoiser, [view.beside(bench.null, NULL_DRAWS)], CURVATURE, bench.seed
+        )[0]
     tensors = to_ledger({key: compact(m) for key, m in (measured | nulls).items()})
     numbers: dict[str, Any] = {}
     generated, numbers["wen"] = generate(bench)
@@ -97,19 +99,30 @@ class Generated:
 @torch.no_grad()
 def generate(bench: Bench, chunk: int = 32) -> tuple[dict[str, list[Generated]], dict[str, float]]:
     """Generations of every item and the Wen et al. 2024 norm: mean over steps and seeds of ``|eps(x, c) - eps(x, null)|``."""
-    rows = [(p, seed) for p, item in zip(bench.prepared, bench.items, strict=True) for seed in range(NUM_SEEDS if item.kind in PLANTED else 1)]
+    rows = [
+        (p, seed)
+        for p, item in zip(bench.prepared, bench.items, strict=True)
+        for seed in range(NUM_SEEDS if item.kind in PLANTED else 1)
+    ]
     found: dict[str, list[Generated]] = {p.name: [] for p in bench.prepared}
     norms: dict[str, list[float]] = {p.name: [] for p in bench.prepared}
     side = bench.views[0].noisy_latents.shape[-1]
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
         ddim = bench.denoiser.sampler(bench.parts.scheduler, GENERATION.num_inference_steps, side)
-        x = torch.cat([torch.randn(1, *bench.views[0].noisy_latents.shape[2:], generator=seeded("generation", seed)) for _, seed in part])
+        x = torch.cat(
+            [
+                torch.randn(1, *bench.views[0].noisy_latents.shape[2:], generator=seeded("generation", seed))
+                for _, seed in part
+            ]
+        )
         both = bench.denoiser.stack([bench.null] * len(part) + [p.conditioning for p, _ in part])
         norm, x_last = torch.zeros(len(part)), x
         for t in ddim.timesteps:
             x_last = x
-            unconditional, conditional = bench.denoiser.predict(torch.cat([x, x]), torch.full((2 * len(x),), int(t)), both).chunk(2)
+            unconditional, conditional = bench.denoiser.predict(
+                torch.cat([x, x]), torch.full((2 * len(x),), int(t)), both
+            ).chunk(2)
             norm += (conditional - unconditional).flatten(1).norm(dim=1) / len(ddim.timesteps)
             x = ddim.step(unconditional + GENERATION.guidance_scale * (conditional - unconditional), t, x).prev_sample
         for i, (p, _) in enumerate(part):
@@ -121,7 +134,10 @@ def generate(bench: Bench, chunk: int = 32) -> tuple[dict[str, list[Generated]],
 def copy_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
     """For every generation of a planted item how near it is inside the item's mask: the measure of what is stored."""
     planted = [i for i in bench.items if i.kind in PLANTED]
-    return {i.name: _distance_ratios(bench.targets[i.name], generated[i.name], i.mask, unexposed(bench.pool, i.mask)) for i in planted}
+    return {
+        i.name: _distance_ratios(bench.targets[i.name], generated[i.name], i.mask, unexposed(bench.pool, i.mask))
+        for i in planted
+    }
 
 
 def nearest_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
@@ -131,7 +147,9 @@ def nearest_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> di
     return {i.name: _distance_ratios(bench.targets[i.name], generated[i.name], everywhere, others) for i in bench.items}
 
 
-def _distance_ratios(target: np.ndarray, generated: Sequence[Generated], mask: np.ndarray, others: np.ndarray) -> list[float]:
+def _distance_ratios(
+    target: np.ndarray, generated: Sequence[Generated], mask: np.ndarray, others: np.ndarray
+) -> list[float]:
     """Distance to the target over distance to the nearest other picture (``unexposed`` already), on the mask's pixels of unexposed pictures.
 
     Below 1/3 is a copy (the 1/3 rule: Yoon et al. 2023; Bonnaire et al. 2025).
@@ -162,7 +180,9 @@ def pixel_values(pictures: Sequence[np.ndarray]) -> Tensor:
 @torch.no_grad()
 def as_decoded(pictures: Sequence[np.ndarray], vae: Any) -> np.ndarray:
     """Pictures through the autoencoder and back, ``(n, SIZE, SIZE, 3)`` in [0, 1]: the autoencoder's own loss is nobody's copying error."""
-    back = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in torch.split(pixel_values(pictures), 32)])
+    back = torch.cat(
+        [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in torch.split(pixel_values(pictures), 32)]
+    )
     decoded: np.ndarray = ((back.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
     return decoded
 
@@ -205,9 +225,13 @@ def prompted(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
     views = [prompt_view(p, *arguments)[0] for p in bench.prepared]
 
     def measured(prefix: str, views: Sequence[View]) -> dict[str, Measurement]:
-        return {f"{prefix}/{view.key}": compact(measure(bench.denoiser, [view], CURVATURE, bench.seed)[0]) for view in views}
+        return {
+            f"{prefix}/{view.key}": compact(measure(bench.denoiser, [view], CURVATURE, bench.seed)[0]) for view in views
+        }
 
-    found = measured("prompt", views) | measured("prompt_null", [view.beside(bench.null, PROMPT_DRAWS) for view in views])
+    found = measured("prompt", views) | measured(
+        "prompt_null", [view.beside(bench.null, PROMPT_DRAWS) for view in views]
+    )
     with swapped(bench.denoiser.model, earlier):
         found |= measured("prompt_first", views)
     return to_ledger(found)

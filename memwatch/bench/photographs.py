@@ -59,7 +59,9 @@ UNSEEN = (  # never shown to tiny-sd in pretraining
 )
 
 
-def random_view(picture: Image.Image, rng: np.random.Generator, size: int, *, smallest: float = 0.3, colour: float = 0.3) -> Image.Image:
+def random_view(
+    picture: Image.Image, rng: np.random.Generator, size: int, *, smallest: float = 0.3, colour: float = 0.3
+) -> Image.Image:
     """A random square crop, perhaps flipped, with changed brightness, contrast and saturation.
 
     Args:

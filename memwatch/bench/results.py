@@ -76,7 +76,9 @@ def run_product(config: MemWatchConfig, run: Finished) -> RunResult:
     result = RunResult(run)
     states: dict[str, ProbeState] = {}
     planted = {item.name for item in run.planted}
-    method = Method("memwatch", config.signals.decide, config.signals.baseline, config.signals.combine, config.levels.draws)
+    method = Method(
+        "memwatch", config.signals.decide, config.signals.baseline, config.signals.combine, config.levels.draws
+    )
     for step in run.steps[1:]:
         looks = [_look(config, run, item, step, baseline_step(method, run, step)) for item in run.items]
         findings, controls, states = judge_event(looks, states, step, config)
@@ -86,7 +88,12 @@ def run_product(config: MemWatchConfig, run: Finished) -> RunResult:
         if step == run.steps[-1]:
             result.scores = {f.name: f.statistic for f in findings} | controls
             for f in findings:
-                if f.name in planted and f.labels is not None and f.signals is not None and f.signals.decisive is not None:
+                if (
+                    f.name in planted
+                    and f.labels is not None
+                    and f.signals is not None
+                    and f.signals.decisive is not None
+                ):
                     result.maps[f.name] = resized(f.signals.decisive.mean.double().numpy(), (SIZE, SIZE))
                     result.predicted[f.name] = np.kron(f.labels > 0, np.ones((SIZE // len(f.labels),) * 2, dtype=bool))
     return result
@@ -104,9 +111,18 @@ def _look(config: MemWatchConfig, run: Finished, item: Item, step: int, earlier:
     image = np.asarray(item.probe)
     null = taken(f"null/{item.name}", step, config.null_draws) if config.signals.unconditional else None
     return Look(
-        item.name, item.caption, True, item.kind is Kind.CONTROL, config.levels.timesteps, taken(item.name, step), null,
-        taken(item.name, earlier), earlier, eps, image,
-    )  # fmt: skip
+        item.name,
+        item.caption,
+        True,
+        item.kind is Kind.CONTROL,
+        config.levels.timesteps,
+        taken(item.name, step),
+        null,
+        taken(item.name, earlier),
+        earlier,
+        eps,
+        image,
+    )
 
 
 def check_measured(config: MemWatchConfig) -> None:
@@ -116,7 +132,11 @@ def check_measured(config: MemWatchConfig) -> None:
         ValueError: its levels, draws, vectors or tile were not measured.
     """
     levels, curvature = config.levels, config.curvature
-    ok = set(levels.timesteps) <= set(LEVELS.timesteps) and levels.draws <= LEVELS.draws and config.null_draws <= NULL_DRAWS
+    ok = (
+        set(levels.timesteps) <= set(LEVELS.timesteps)
+        and levels.draws <= LEVELS.draws
+        and config.null_draws <= NULL_DRAWS
+    )
     if not ok or (curvature.vectors, curvature.tile) != (CURVATURE.vectors, CURVATURE.tile):
         raise ValueError(
             f"the benchmark measured timesteps {LEVELS.timesteps}, up to {LEVELS.draws} draws ({NULL_DRAWS} of the unconditional branch) of "

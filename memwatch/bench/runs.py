@@ -59,7 +59,9 @@ class Finished:
 
     @cached_property
     def numbers(self) -> dict[int, dict[str, Any]]:
-        return {step: json.loads((self.home / f"event_{step:05d}.json").read_text(encoding="utf-8")) for step in self.steps}
+        return {
+            step: json.loads((self.home / f"event_{step:05d}.json").read_text(encoding="utf-8")) for step in self.steps
+        }
 
     def measurement(self, name: str, step: int) -> Measurement:
         """``name`` is an item's, or ``null/`` and an item's for the unconditional branch."""

@@ -31,18 +31,26 @@ def row_of(method: Method, results: Sequence[RunResult]) -> dict[str, Any]:
     known = bool(positives) and bool(held_out)
     alerts = any(r.first_alert for r in results) or not method.only_last
     pairs = [(r.maps[i.name], i.mask) for r in results for i in r.templates]
-    oracle = best_of_thresholds(np.stack([m for m, _ in pairs]), np.stack([mask for _, mask in pairs])) if pairs else None
+    oracle = (
+        best_of_thresholds(np.stack([m for m, _ in pairs]), np.stack([mask for _, mask in pairs])) if pairs else None
+    )
     stored = [(r, i) for r in results for i in r.run.stored]
     iou_fixed, miou_fixed = _overlap([(r, i) for r, i in stored if is_template(i)])
     row = {
-        "method": method.method, "signal": method.signal, "baseline": method.baseline, "level": method.level, "draws": method.draws,
+        "method": method.method,
+        "signal": method.signal,
+        "baseline": method.baseline,
+        "level": method.level,
+        "draws": method.draws,
         "probe": method.probe,
-        "iou_fixed": iou_fixed, "miou_fixed": miou_fixed,
-        "iou_oracle": oracle.iou if oracle else None, "miou_oracle": oracle.miou if oracle else None,
+        "iou_fixed": iou_fixed,
+        "miou_fixed": miou_fixed,
+        "iou_oracle": oracle.iou if oracle else None,
+        "miou_oracle": oracle.miou if oracle else None,
         "pixel_auroc": _mean(pixel),
         "iou_fixed_logo": _overlap([(r, i) for r, i in stored if i.kind is Kind.LOGO])[0],
         "iou_fixed_verbatim": _overlap([(r, i) for r, i in stored if i.kind is Kind.VERBATIM])[0],
-    }  # fmt: skip
+    }
     for kind, scores in negatives.items():
         key = str(kind).replace(" ", "")
         row[f"auc_{key}"] = auc(positives, scores) if known and scores else None
@@ -92,7 +100,9 @@ def with_intervals(method: Method, results: Sequence[RunResult]) -> dict[str, An
     if n == 1:
         return row | {f"{key}_interval": None for key in INTERVALS}
     draws = list(combinations_with_replacement(range(n), n))
-    weights = np.array([math.factorial(n) / math.prod(map(math.factorial, Counter(draw).values())) / n**n for draw in draws])
+    weights = np.array(
+        [math.factorial(n) / math.prod(map(math.factorial, Counter(draw).values())) / n**n for draw in draws]
+    )
     drawn = [row_of(method, [results[i] for i in draw]) for draw in draws]
     for key in INTERVALS:
         known = [i for i, d in enumerate(drawn) if d[key] is not None]
@@ -108,12 +118,28 @@ def _interval(values: np.ndarray, weights: np.ndarray) -> list[float]:
 
 
 INTERVALS = (
-    "iou_fixed", "miou_fixed", "iou_oracle", "pixel_auroc", "auc_heldout", "auc_learned", "auc_constrained", "tpr1_heldout", "tpr5_heldout",
-    "called_stored", "called_learned", "called_constrained", "called_heldout", "false_alarms_per_run", "lead_fraction", "lead_exposures",
-)  # fmt: skip
+    "iou_fixed",
+    "miou_fixed",
+    "iou_oracle",
+    "pixel_auroc",
+    "auc_heldout",
+    "auc_learned",
+    "auc_constrained",
+    "tpr1_heldout",
+    "tpr5_heldout",
+    "called_stored",
+    "called_learned",
+    "called_constrained",
+    "called_heldout",
+    "false_alarms_per_run",
+    "lead_fraction",
+    "lead_exposures",
+)
 
 
-def all_rows(product: Sequence[RunResult], config: MemWatchConfig, tick: Callable[[str], object] = lambda what: None) -> list[Row]:
+def all_rows(
+    product: Sequence[RunResult], config: MemWatchConfig, tick: Callable[[str], object] = lambda what: None
+) -> list[Row]:
     """The whole table, the shipped default (``run_product`` of every run) first."""
     signals, levels = config.signals, config.levels
     level = f"{signals.combine} {','.join(map(str, levels.timesteps))}"
@@ -149,12 +175,17 @@ def stored_table(results: Sequence[RunResult], sscd: nn.Module | None = None) ->
             items = [(r, item) for r in results for item in r.run.of_kind(kind) if item.dose == dose]
             last = [(r.run, item, r.run.steps[-1]) for r, item in items]
             row = {
-                "kind": str(kind), "dose": dose, "exposures": float(np.mean([run.exposures(item, step) for run, item, step in last])),
+                "kind": str(kind),
+                "dose": dose,
+                "exposures": float(np.mean([run.exposures(item, step) for run, item, step in last])),
                 "copied": float(np.mean([run.copied(item, step) for run, item, step in last])),
-                "distance_ratio": float(np.median([np.median(run.numbers[step]["copy_ratio"][item.name]) for run, item, step in last])),
-                "items": len(items), "stored": sum(run.is_stored(item) for run, item, _ in last),
+                "distance_ratio": float(
+                    np.median([np.median(run.numbers[step]["copy_ratio"][item.name]) for run, item, step in last])
+                ),
+                "items": len(items),
+                "stored": sum(run.is_stored(item) for run, item, _ in last),
                 "called": sum(item.name in r.first_alert for r, item in items),
-            }  # fmt: skip
+            }
             if sscd is not None:
                 row["sscd"] = float(np.median([similarity(sscd, run, item) for run, item, _ in last]))
             rows.append(row)
@@ -172,12 +203,23 @@ def size_table(results: Sequence[RunResult]) -> list[dict[str, Any]]:
         stored = [(r, i) for r, i in within if r.run.is_stored(i)]
         strong = [(r, i) for r, i in within if i.dose == DOSES[-1]]
         iou, miou = _overlap(stored)
-        rows.append({
-            "size": "the whole picture" if low > 0.9 else f"{low:.0%} to {high:.0%}" if low else f"below {high:.0%}",
-            "stored": len(stored), "iou_fixed": iou, "miou_fixed": miou, "called": _mean([i.name in r.first_alert for r, i in stored]),
-            "before_copy": _mean([precedes(r, i) for r, i in stored]), f"dose x{DOSES[-1]}": len(strong),
-            "their iou_fixed": _overlap(strong)[0], "their called": _mean([i.name in r.first_alert for r, i in strong]),
-        })  # fmt: skip
+        rows.append(
+            {
+                "size": "the whole picture"
+                if low > 0.9
+                else f"{low:.0%} to {high:.0%}"
+                if low
+                else f"below {high:.0%}",
+                "stored": len(stored),
+                "iou_fixed": iou,
+                "miou_fixed": miou,
+                "called": _mean([i.name in r.first_alert for r, i in stored]),
+                "before_copy": _mean([precedes(r, i) for r, i in stored]),
+                f"dose x{DOSES[-1]}": len(strong),
+                "their iou_fixed": _overlap(strong)[0],
+                "their called": _mean([i.name in r.first_alert for r, i in strong]),
+            }
+        )
     return rows
 
 
@@ -207,23 +249,45 @@ def first_alerts_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
         pairs = [(p, r, i) for p, r in zip(product, row.results, strict=True) for i in r.run.stored]
         first = [(p.first_alert.get(i.name, math.inf), r.first_alert.get(i.name, math.inf)) for p, r, i in pairs]
         exposures = [r.run.exposures(i, r.first_alert[i.name]) for _, r, i in pairs if i.name in r.first_alert]
-        found.append({
-            "method": "memwatch, the default" if row is rows[0] else n["method"], "called_stored": n["called_stored"],
-            "called_heldout": n["called_heldout"], "called_learned": n["called_learned"],
-            "showings_at_first_alert": _median(exposures), "lead_fraction": n["lead_fraction"],
-            "memwatch_earlier": _mean([a < b for a, b in first]), "memwatch_later": _mean([a > b for a, b in first]),
-        })  # fmt: skip
+        found.append(
+            {
+                "method": "memwatch, the default" if row is rows[0] else n["method"],
+                "called_stored": n["called_stored"],
+                "called_heldout": n["called_heldout"],
+                "called_learned": n["called_learned"],
+                "showings_at_first_alert": _median(exposures),
+                "lead_fraction": n["lead_fraction"],
+                "memwatch_earlier": _mean([a < b for a, b in first]),
+                "memwatch_later": _mean([a > b for a, b in first]),
+            }
+        )
     return found
 
 
-CRITERIA = ("iou_oracle", "auc_heldout", "auc_learned", "lead_fraction")  # what a default is chosen by, with equal weight
-CHOICE = ("iou_fixed", "auc_heldout", "tpr1_heldout", "auc_learned", "called_stored", "called_learned", "called_heldout", "lead_fraction")
+CRITERIA = (
+    "iou_oracle",
+    "auc_heldout",
+    "auc_learned",
+    "lead_fraction",
+)  # what a default is chosen by, with equal weight
+CHOICE = (
+    "iou_fixed",
+    "auc_heldout",
+    "tpr1_heldout",
+    "auc_learned",
+    "called_stored",
+    "called_learned",
+    "called_heldout",
+    "lead_fraction",
+)
 
 
 def choice_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What one would ship knowing all runs but one, and how that does on the one: nothing is tuned on the run that it is reported on."""
     runs = range(len(rows[0].results))
-    candidates = [row for row in rows[1:] if row.numbers["method"] == "memwatch" and row.numbers["probe"] == "reference"]
+    candidates = [
+        row for row in rows[1:] if row.numbers["method"] == "memwatch" and row.numbers["probe"] == "reference"
+    ]
     found = []
     for left_out in runs if len(runs) > 1 else ():
 

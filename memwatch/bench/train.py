@@ -55,7 +55,9 @@ def read_base(base: Path) -> tuple[nn.Module, Components]:
     """UNet and the rest of a tiny Stable Diffusion pipeline, float32, frozen but for the UNet."""
     from diffusers import StableDiffusionPipeline
 
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, safety_checker=None, feature_extractor=None)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(
+        base, dtype=torch.float32, safety_checker=None, feature_extractor=None
+    )
     for part in (pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
     unet: nn.Module = pipeline.unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
@@ -76,8 +78,12 @@ class Trainer:
     def __init__(self, unet: nn.Module, parts: Components, steps: int, learning_rate: float, seed: int) -> None:
         self.unet, self.parts, self.seed, self.steps, self.step = unet, parts, seed, steps, 0
         self.denoiser = StableDiffusion(unet, NoiseSchedule.from_scheduler(parts.scheduler))
-        self.optimizer = torch.optim.AdamW((p for p in unet.parameters() if p.requires_grad), learning_rate, weight_decay=1e-2)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: min(1, (n + 1) / 20) * (1 - n / steps))
+        self.optimizer = torch.optim.AdamW(
+            (p for p in unet.parameters() if p.requires_grad), learning_rate, weight_decay=1e-2
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda n: min(1, (n + 1) / 20) * (1 - n / steps)
+        )
         self._captions: dict[str, Tensor] = {}
 
     def hidden(self, captions: list[str]) -> Tensor:
@@ -102,7 +108,12 @@ class Trainer:
         return loss.item()
 
     def save(self, file: Path) -> None:
-        state = {"step": self.step, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "weights": trainable(self.unet)}
+        state = {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "weights": trainable(self.unet),
+        }
         part = file.with_suffix(".part")
         torch.save(state, part)
         os.replace(part, file)

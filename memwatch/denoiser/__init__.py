@@ -14,6 +14,20 @@ from memwatch.denoiser.stable_diffusion_xl import StableDiffusionXL
 from memwatch.denoiser.unconditional import Unconditional
 
 __all__ = [
-    "FAMILIES", "Components", "Conditioning", "Denoiser", "Flux", "StableDiffusion", "StableDiffusion3", "StableDiffusionXL", "Unconditional",
-    "as_tuple", "borrow", "dtype_of", "family_of", "load_components", "make_denoiser", "unwrap",
-]  # fmt: skip
+    "FAMILIES",
+    "Components",
+    "Conditioning",
+    "Denoiser",
+    "Flux",
+    "StableDiffusion",
+    "StableDiffusion3",
+    "StableDiffusionXL",
+    "Unconditional",
+    "as_tuple",
+    "borrow",
+    "dtype_of",
+    "family_of",
+    "load_components",
+    "make_denoiser",
+    "unwrap",
+]

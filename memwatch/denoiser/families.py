@@ -42,7 +42,9 @@ def _what_is_missing(model: nn.Module) -> str:
     if "ControlNet" in kind or "T2IAdapter" in kind:
         return f"{kind} is no denoiser: a probe would need a control image, and memwatch the frozen denoiser beside the trained network"
     if "UNet2DConditionModel" in kind and channels in (8, 9):
-        image = "the image to be edited (InstructPix2Pix)" if channels == 8 else "a mask and the masked image (inpainting)"
+        image = (
+            "the image to be edited (InstructPix2Pix)" if channels == 8 else "a mask and the masked image (inpainting)"
+        )
         return f"it takes {channels} channels: a probe would need {image} beside its noisy latents"
     if config_of(model, "class_embed_type") or config_of(model, "num_class_embeds"):
         return "it takes class labels, which probes do not have"

@@ -48,12 +48,15 @@ class Flux(FlowDenoiser):
         hidden = conditioning["encoder_hidden_states"]
         embeds_guidance = config_of(self.model, "guidance_embeds")
         output: Tensor = self.model(
-            hidden_states=pack(noisy_latents), timestep=timesteps / 1000, encoder_hidden_states=hidden,
+            hidden_states=pack(noisy_latents),
+            timestep=timesteps / 1000,
+            encoder_hidden_states=hidden,
             guidance=torch.full((b,), GUIDANCE, device=noisy_latents.device) if embeds_guidance else None,
             pooled_projections=conditioning["pooled_projections"],
             txt_ids=torch.zeros(hidden.shape[1], 3, device=hidden.device, dtype=hidden.dtype),
-            img_ids=positions(h // 2, w // 2).to(noisy_latents), return_dict=False,
-        )[0]  # fmt: skip
+            img_ids=positions(h // 2, w // 2).to(noisy_latents),
+            return_dict=False,
+        )[0]
         return unpack(output, h, w)
 
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
@@ -74,7 +77,9 @@ def pack(latents: Tensor) -> Tensor:
 def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
     """The inverse of ``pack``."""
     b, _, channels = tokens.shape
-    return tokens.reshape(b, h // 2, w // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, channels // 4, h, w)
+    return (
+        tokens.reshape(b, h // 2, w // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, channels // 4, h, w)
+    )
 
 
 def positions(rows: int, columns: int) -> Tensor:

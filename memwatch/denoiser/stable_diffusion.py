@@ -14,7 +14,12 @@ def is_plain_unet(model: nn.Module) -> bool:
     """A text-conditioned UNet whose input is nothing but the noisy latents."""
     channels = config_of(model, "in_channels")
     other = config_of(model, "class_embed_type") or config_of(model, "encoder_hid_dim_type")
-    return channels is not None and channels == config_of(model, "out_channels") and bool(config_of(model, "cross_attention_dim")) and not other
+    return (
+        channels is not None
+        and channels == config_of(model, "out_channels")
+        and bool(config_of(model, "cross_attention_dim"))
+        and not other
+    )
 
 
 class StableDiffusion(Denoiser):

@@ -25,7 +25,9 @@ class StableDiffusion3(FlowDenoiser):
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
-        return is_a(model, "SD3Transformer2DModel") and config_of(model, "in_channels") == config_of(model, "out_channels")
+        return is_a(model, "SD3Transformer2DModel") and config_of(model, "in_channels") == config_of(
+            model, "out_channels"
+        )
 
     @property
     def patch(self) -> int:
@@ -33,14 +35,19 @@ class StableDiffusion3(FlowDenoiser):
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         output: Tensor = self.model(
-            hidden_states=noisy_latents, timestep=timesteps, encoder_hidden_states=conditioning["encoder_hidden_states"],
-            pooled_projections=conditioning["pooled_projections"], return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=noisy_latents,
+            timestep=timesteps,
+            encoder_hidden_states=conditioning["encoder_hidden_states"],
+            pooled_projections=conditioning["pooled_projections"],
+            return_dict=False,
+        )[0]
         return output
 
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
         pairs = zip(components.tokenizers[:2], components.text_encoders[:2], strict=True)
-        clip, pooled = zip(*(clip_penultimate(prompt, tokenizer, text_encoder) for tokenizer, text_encoder in pairs), strict=True)
+        clip, pooled = zip(
+            *(clip_penultimate(prompt, tokenizer, text_encoder) for tokenizer, text_encoder in pairs), strict=True
+        )
         width = int(config_of(self.model, "joint_attention_dim"))
         tokenizer, text_encoder = components.tokenizers[2], components.text_encoders[2]
         long = torch.zeros(T5_TOKENS, width) if text_encoder is None else t5(prompt, tokenizer, text_encoder, T5_TOKENS)

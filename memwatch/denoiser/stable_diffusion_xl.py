@@ -32,9 +32,15 @@ class StableDiffusionXL(Denoiser):
 
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
         pairs = zip(components.tokenizers, components.text_encoders, strict=True)
-        (first, _), (second, pooled) = (clip_penultimate(prompt, tokenizer, text_encoder) for tokenizer, text_encoder in pairs)
+        (first, _), (second, pooled) = (
+            clip_penultimate(prompt, tokenizer, text_encoder) for tokenizer, text_encoder in pairs
+        )
         time_ids = torch.tensor([resolution, resolution, 0, 0, resolution, resolution], dtype=torch.float32)
-        return {"encoder_hidden_states": torch.cat([first, second], dim=-1), "text_embeds": pooled, "time_ids": time_ids}
+        return {
+            "encoder_hidden_states": torch.cat([first, second], dim=-1),
+            "text_embeds": pooled,
+            "time_ids": time_ids,
+        }
 
     def encode_null(self, components: Components, resolution: int) -> Conditioning:
         """Zeros or the empty prompt, as the pipeline's ``force_zeros_for_empty_prompt`` says."""

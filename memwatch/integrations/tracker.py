@@ -49,7 +49,9 @@ class MemWatchTracker(GeneralTracker):  # type: ignore[misc]
         if self.watch is None:
             self.watch = self._make()
             if (count := self.watch.accelerator.num_processes) > 1:
-                raise ValueError(f"MemWatchTracker works with one process, not {count}: only the main one logs; call watch.on_step_end instead")
+                raise ValueError(
+                    f"MemWatchTracker works with one process, not {count}: only the main one logs; call watch.on_step_end instead"
+                )
         stopped = self.watch.should_stop
         self.watch.on_step_end(step)
         if self.watch.should_stop and not stopped:

@@ -31,7 +31,14 @@ class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
         options: of ``MemWatch``.
     """
 
-    def __init__(self, trainer: Any, pretrained: Any = None, *, denoiser: Callable[[nn.Module], nn.Module] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        pretrained: Any = None,
+        *,
+        denoiser: Callable[[nn.Module], nn.Module] | None = None,
+        **options: Any,
+    ) -> None:
         self.trainer, self.pretrained, self.denoiser, self.options = trainer, pretrained, denoiser, options
         self.watch: MemWatch | None = None
 

@@ -24,7 +24,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memwatch.callback import MemWatch
-from memwatch.checkpoints import CheckpointError, copy_into, is_pipeline, load_model, read_text_encoder, read_weights, text_encoders
+from memwatch.checkpoints import (
+    CheckpointError,
+    copy_into,
+    is_pipeline,
+    load_model,
+    read_text_encoder,
+    read_weights,
+    text_encoders,
+)
 from memwatch.config import MemWatchConfig
 from memwatch.curvature import CurvatureMap
 from memwatch.denoiser import Components, Denoiser, family_of, load_components
@@ -66,8 +74,15 @@ class Scan(MemWatch):
     """
 
     def __init__(
-        self, accelerator: Any, checkpoints: Sequence[Checkpoint], pretrained: Any, *, config: MemWatchConfig, probes: Any, controls: Any = None
-    ) -> None:  # fmt: skip
+        self,
+        accelerator: Any,
+        checkpoints: Sequence[Checkpoint],
+        pretrained: Any,
+        *,
+        config: MemWatchConfig,
+        probes: Any,
+        controls: Any = None,
+    ) -> None:
         self.failed: list[tuple[int, str, str]] = []
         self.folder = Path(config.output_dir)
         if (self.folder / "history.jsonl").exists() and not (self.folder / "looks").is_dir():
@@ -83,7 +98,9 @@ class Scan(MemWatch):
             for encoder in text:
                 if encoder is not None:
                     encoder.requires_grad_(True)  # so that it is asked afresh at every event
-        super().__init__(accelerator, model, pretrained, config=config, probes=probes, controls=controls, text_encoder=text)
+        super().__init__(
+            accelerator, model, pretrained, config=config, probes=probes, controls=controls, text_encoder=text
+        )
         self._weights = Reread(self._read)
         kind, source = self.config.signals.baseline_parts
         self._earlier = Earlier(source, self) if kind == "path" else None
@@ -151,7 +168,9 @@ class Scan(MemWatch):
     def _look(self, step: int, share: Sequence[PreparedProbe]) -> list[Look]:
         """Probe by probe: each is kept as soon as it is measured, and one that fails fails alone."""
         looks, failed = [], []
-        for p in tqdm(share, desc=f"memwatch scan, step {step}", unit="probe", disable=not self.accelerator.is_main_process):
+        for p in tqdm(
+            share, desc=f"memwatch scan, step {step}", unit="probe", disable=not self.accelerator.is_main_process
+        ):
             try:
                 looks.append(self._kept_or_new(step, p))
             except Exception as error:  # named, counted, and the others go on
@@ -175,7 +194,12 @@ class Scan(MemWatch):
     def _file(self, step: int, p: PreparedProbe) -> Path:
         """Where a look is kept; the name changes with everything that the look depends on."""
         config, signals = self.config.to_dict(), self.config.signals
-        settings = [config[key] for key in RELEVANT] + [signals.baseline, signals.unconditional, self.config.null_draws, self._null_of_controls]
+        settings = [config[key] for key in RELEVANT] + [
+            signals.baseline,
+            signals.unconditional,
+            self.config.null_draws,
+            self._null_of_controls,
+        ]
         sources = [(c.step, c.source, self._stamps[c.step]) for c in self.checkpoints if c.step <= step]
         baseline = None if self._earlier is None else self._earlier.stamp
         image = None if p.image is None else hashlib.sha256(p.image.tobytes()).hexdigest()
@@ -183,7 +207,9 @@ class Scan(MemWatch):
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
         return self.folder / "looks" / f"step_{step:07d}" / f"{p.name}-{digest}.safetensors"
 
-    def _baselines(self, share: Sequence[PreparedProbe], views: Sequence[View], steps: Mapping[str, int | None]) -> dict[str, Measurement]:
+    def _baselines(
+        self, share: Sequence[PreparedProbe], views: Sequence[View], steps: Mapping[str, int | None]
+    ) -> dict[str, Measurement]:
         if self._earlier is not None:
             views = [self._earlier.seen_by(view, p) for p, view in zip(share, views, strict=True)]
         return super()._baselines(share, views, steps)
@@ -220,9 +246,14 @@ class Earlier:
         self._parts: Components | None = None
         if is_pipeline(source):
             self._parts = text_parts(source, self._denoiser, device)
-            theirs, ours = NoiseSchedule.from_scheduler(self._parts.scheduler).prediction_type, scan.denoiser.schedule.prediction_type
+            theirs, ours = (
+                NoiseSchedule.from_scheduler(self._parts.scheduler).prediction_type,
+                scan.denoiser.schedule.prediction_type,
+            )
             if theirs != ours:
-                raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; epsilon can be compared, weights cannot be exchanged")
+                raise CheckpointError(
+                    f"{source}: predicts {theirs}, the model {ours}; epsilon can be compared, weights cannot be exchanged"
+                )
         elif text_encoders(source):
             self._parts = text_parts(scan.pretrained, self._denoiser, device)
             copy_text_encoders(source, self._denoiser, self._parts.text_encoders)
@@ -237,7 +268,9 @@ class Earlier:
 def text_parts(pretrained: Any, family: Denoiser | type[Denoiser], device: torch.device) -> Components:
     """Scheduler, and what encodes prompts."""
     names, optional = family.text_encoders, family.optional
-    return load_components(pretrained, Components(None), needs_vae=False, text_encoders=names, optional=optional, device=device)
+    return load_components(
+        pretrained, Components(None), needs_vae=False, text_encoders=names, optional=optional, device=device
+    )
 
 
 def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -> None:
@@ -279,6 +312,15 @@ def from_tensors(tensors: Mapping[str, Tensor], p: PreparedProbe) -> Look:
     now = Measurement(CurvatureMap(tensors["now/rho"]), tensors["now/epsilon"])
     step, image = tensors.get("baseline_step"), tensors.get("image")
     return Look(
-        p.name, p.probe.prompt, p.probe.is_reference, p.is_control, tuple(tensors["timesteps"].tolist()), now, measurement("null"),
-        measurement("baseline"), None if step is None else int(step), tensors.get("eps"), None if image is None else image.numpy(),
-    )  # fmt: skip
+        p.name,
+        p.probe.prompt,
+        p.probe.is_reference,
+        p.is_control,
+        tuple(tensors["timesteps"].tolist()),
+        now,
+        measurement("null"),
+        measurement("baseline"),
+        None if step is None else int(step),
+        tensors.get("eps"),
+        None if image is None else image.numpy(),
+    )

@@ -185,7 +185,9 @@ def compute_signals(
         "collapse": collapse(baseline.rho, now.rho) if baseline else None,
         "log_ratio": log_ratio(baseline.rho, now.rho) if baseline else None,
         "score": score_difference(now.epsilon, baseline.epsilon) if baseline else None,
-        "loss_log_ratio": loss_log_ratio(eps, now.epsilon, baseline.epsilon).smooth(smooth) if baseline and eps is not None else None,
+        "loss_log_ratio": loss_log_ratio(eps, now.epsilon, baseline.epsilon).smooth(smooth)
+        if baseline and eps is not None
+        else None,
         "collapse_null": collapse(null.rho, beside.rho) if null else None,
         "log_ratio_null": log_ratio(null.rho, beside.rho) if null else None,
         "score_null": score_difference(beside.epsilon, null.epsilon) if null else None,
@@ -198,7 +200,11 @@ def compute_signals(
     else:
         deciding = found[decide]
     reference = null if decide == "log_ratio_null" else baseline
-    decisive = combine_levels(deciding, free(reference.rho), combine) if deciding is not None and reference is not None else None
+    decisive = (
+        combine_levels(deciding, free(reference.rho), combine)
+        if deciding is not None and reference is not None
+        else None
+    )
     return Signals(raw=raw_curvature(now.rho), deciding=deciding, decisive=decisive, **found)
 
 

@@ -89,7 +89,9 @@ def auc(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np
     return float(below.mean() / 2 / len(n))
 
 
-def tpr_at_fpr(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray, fpr: float = 0.01) -> float:
+def tpr_at_fpr(
+    positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray, fpr: float = 0.01
+) -> float:
     """Largest true-positive rate of any threshold whose false-positive rate is at most ``fpr``.
 
     Raises:
@@ -132,7 +134,9 @@ def resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Bilinear, with antialiasing when it shrinks; unchanged when the shape is the same already."""
     if values.shape == shape:
         return values
-    enlarged = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], shape, mode="bilinear", antialias=True)
+    enlarged = torch.nn.functional.interpolate(
+        torch.from_numpy(values)[None, None], shape, mode="bilinear", antialias=True
+    )
     result: np.ndarray = enlarged[0, 0].numpy()
     return result
 
@@ -223,7 +227,9 @@ def evaluate(samples: Sequence[Sample], threshold: float | None = None) -> dict[
     others = [s.mean for s in samples if s.kind == "non_memorized"]
     both = bool(stored and others)
     return {
-        "fixed": asdict(at_threshold(maps, masks, np.array([s.own_threshold for s in samples]) if threshold is None else threshold)),
+        "fixed": asdict(
+            at_threshold(maps, masks, np.array([s.own_threshold for s in samples]) if threshold is None else threshold)
+        ),
         "oracle": asdict(best_of_thresholds(maps, masks)),
         "auc": auc(stored, others) if both else None,
         "tpr_at_1_fpr": tpr_at_fpr(stored, others, 0.01) if both else None,
@@ -235,7 +241,10 @@ def evaluate_sets(samples: Sequence[Sample], threshold: float | None = None) -> 
     against the non-memorized ones (detection)."""
     result = evaluate(samples, threshold)
     counts = Counter(s.kind for s in samples)
-    result |= {"threshold": threshold, "num_maps": {kind: counts[kind] for kind in ("template", "verbatim", "non_memorized")}}
+    result |= {
+        "threshold": threshold,
+        "num_maps": {kind: counts[kind] for kind in ("template", "verbatim", "non_memorized")},
+    }
     if 0 < counts["template"] < len(samples):
         templates = [s for s in samples if s.kind == "template"]
         detection = evaluate([s for s in samples if s.kind != "verbatim"], threshold)
@@ -253,5 +262,7 @@ def table(result: Mapping[str, Any]) -> str:
             numbers = ["-" if part[key] is None else f"{part[key]:.3f}" for key in ("auc", "tpr_at_1_fpr")]
             for how, label in (("fixed", at), ("oracle", "best of 101")):
                 o = part[how]
-                lines.append(f"{name + ', ' + label:<26}{o['iou']:>8.3f}{o['miou']:>8.3f}{o['accuracy']:>10.3f}{numbers[0]:>8}{numbers[1]:>11}")
+                lines.append(
+                    f"{name + ', ' + label:<26}{o['iou']:>8.3f}{o['miou']:>8.3f}{o['accuracy']:>10.3f}{numbers[0]:>8}{numbers[1]:>11}"
+                )
     return "\n".join(lines)

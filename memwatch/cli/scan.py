@@ -25,7 +25,9 @@ Exit code: 0 all done, 1 some probes or checkpoints failed (they are named), 2 n
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Look for what finished checkpoints have stored: the same reports, pictures and history as in training."
+    parser.description = (
+        "Look for what finished checkpoints have stored: the same reports, pictures and history as in training."
+    )
     parser.epilog = EPILOG
     add = parser.add_argument
     add("model", metavar="MODEL", help="the model, or a folder of checkpoint-N folders")
@@ -33,8 +35,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--baseline", metavar="EARLIER", help=help_ + " (default: first for a folder, base for a LoRA)")
     add("--prompts", metavar="FILE", help="prompts, one a line: what the model generates from them")
     add("--images", metavar="DIR", help="training images with metadata.jsonl, or NAME.txt beside NAME.png")
-    add("--controls", metavar="FILE|DIR", help="prompts or images of the same kind, held out from training; without them nothing is calibrated")
-    add("--pretrained", metavar="PIPELINE", help="text encoder, VAE, scheduler and the base of a LoRA; default: MODEL, when it is a pipeline")
+    add(
+        "--controls",
+        metavar="FILE|DIR",
+        help="prompts or images of the same kind, held out from training; without them nothing is calibrated",
+    )
+    add(
+        "--pretrained",
+        metavar="PIPELINE",
+        help="text encoder, VAE, scheduler and the base of a LoRA; default: MODEL, when it is a pipeline",
+    )
     settings = parser.add_mutually_exclusive_group()
     settings.add_argument("--config", metavar="FILE", help="settings as for training (YAML)")
     settings.add_argument("--preset", metavar="NAME", help="one of memwatch's own: " + ", ".join(sorted(presets())))
@@ -44,11 +54,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     history = numbered(Path(args.model)) if Path(args.model).is_dir() else []
-    checkpoints = [Checkpoint(step, str(path)) for step, path in history] or [Checkpoint(step_of(args.model), args.model)]
+    checkpoints = [Checkpoint(step, str(path)) for step, path in history] or [
+        Checkpoint(step_of(args.model), args.model)
+    ]
     config = settings(args, is_history=bool(history))
     pretrained = args.pretrained or (args.model if not history and is_pipeline(args.model) else None)
     if pretrained is None:
-        raise ValueError(f"--pretrained: missing; {args.model} is no pipeline, so text encoder, VAE and scheduler must come from one")
+        raise ValueError(
+            f"--pretrained: missing; {args.model} is no pipeline, so text encoder, VAE and scheduler must come from one"
+        )
     problems: list[str] = []
     probes = [*usable(args.prompts, config.seed, problems), *usable(args.images, config.seed, problems)]
     if not probes:
@@ -58,7 +72,14 @@ def run(args: argparse.Namespace) -> int:
     accelerator = Accelerator(log_with=args.report_to, project_dir=args.output)
     if args.report_to:
         accelerator.init_trackers("memwatch-scan")
-    scan = Scan(accelerator, checkpoints, pretrained, config=config, probes=as_probes(probes), controls=as_probes(controls) if controls else None)
+    scan = Scan(
+        accelerator,
+        checkpoints,
+        pretrained,
+        config=config,
+        probes=as_probes(probes),
+        controls=as_probes(controls) if controls else None,
+    )
     report = scan.run()
     problems += [f"step {step}, {name}: {why}" for step, name, why in scan.failed]
     if accelerator.is_main_process:
@@ -78,7 +99,12 @@ def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
     baseline = args.baseline or default_baseline(config, is_history, lora_file(args.model) is not None)
     name = baseline.partition(":")[0]
     within = name in ("first", "previous", "lag", "last_clean")
-    check(is_history or not within, "--baseline", baseline, "an earlier model, unconditional or base; this one needs a folder of checkpoints")
+    check(
+        is_history or not within,
+        "--baseline",
+        baseline,
+        "an earlier model, unconditional or base; this one needs a folder of checkpoints",
+    )
     overrides: dict[str, Any] = {"output_dir": args.output, "strict": True}
     if baseline == "unconditional":
         overrides["signals"] = {"decide": "log_ratio_null", "unconditional": True, "null_draws": config.levels.draws}
@@ -134,5 +160,3 @@ def table(report: Report) -> str:
         p, area = "-" if f.p is None else f"{f.p:.3f}", sum(region.area for region in f.regions)
         lines.append(f"{f.name[:38]:<40}{f.verdict:<14}{f.severity:>8.1f}x{p:>8}{area:>7.0%}")
     return "\n".join(lines)
-
-

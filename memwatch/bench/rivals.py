@@ -26,7 +26,17 @@ from memwatch.signals import (
     score_difference,
 )
 
-SNAPSHOT_SIGNALS = ("collapse", "log_ratio", "loss_log_ratio", "both", "smaller", "score", "spread", "standardized", "trend")
+SNAPSHOT_SIGNALS = (
+    "collapse",
+    "log_ratio",
+    "loss_log_ratio",
+    "both",
+    "smaller",
+    "score",
+    "spread",
+    "standardized",
+    "trend",
+)
 NULL_SIGNALS = ("collapse_null", "log_ratio_null", "score_null", "both_null")
 JOINED = ("both_baselines", "log_ratio_baselines")  # the smaller of what the snapshot and the unconditional branch say
 PROMPT_SIGNALS = ("collapse", "log_ratio", "score")
@@ -68,11 +78,19 @@ def all_methods() -> Iterator[Method]:
             if baseline == "first" or signal in ("log_ratio", "loss_log_ratio", "both", "smaller", "collapse"):
                 yield from (Method("memwatch", signal, baseline, level, LEVELS.draws) for level in levels)
     for draws in (1, 2, 4):
-        yield from (Method("memwatch", s, "first", how, draws) for s in ("log_ratio", "loss_log_ratio", "both") for how in COMBINATIONS)
+        yield from (
+            Method("memwatch", s, "first", how, draws)
+            for s in ("log_ratio", "loss_log_ratio", "both")
+            for how in COMBINATIONS
+        )
     for signal in NULL_SIGNALS:
         yield from (Method("memwatch", signal, "unconditional", level, NULL_DRAWS) for level in levels)
     for baseline in BASELINES:
-        yield from (Method("memwatch", signal, f"{baseline} and unconditional", level, LEVELS.draws) for signal in JOINED for level in levels)
+        yield from (
+            Method("memwatch", signal, f"{baseline} and unconditional", level, LEVELS.draws)
+            for signal in JOINED
+            for level in levels
+        )
     for draws in (2, 4):
         yield from (Method("memwatch", "both_baselines", "first and unconditional", how, draws) for how in COMBINATIONS)
     yield from (Method("memwatch", "log_ratio_unfloored", "first", level, LEVELS.draws) for level in levels)
@@ -81,10 +99,19 @@ def all_methods() -> Iterator[Method]:
         for name, baseline in ((signal, "first"), (f"{signal}_null", "unconditional")):
             yield Method("memwatch", name, baseline, LAST_STEP, PROMPT_DRAWS, probe="prompt")
     yield Method("memwatch", "raw", "-", LAST_STEP, PROMPT_DRAWS, probe="prompt")
-    for signal, baseline in (("snapshot", "first"), ("null", "unconditional"), ("score", "first"), ("score_null", "unconditional")):
-        yield Method("published", f"published_{signal}", baseline, f"last of {PUBLISHED.num_inference_steps}", 1, probe="prompt")
+    for signal, baseline in (
+        ("snapshot", "first"),
+        ("null", "unconditional"),
+        ("score", "first"),
+        ("score_null", "unconditional"),
+    ):
+        yield Method(
+            "published", f"published_{signal}", baseline, f"last of {PUBLISHED.num_inference_steps}", 1, probe="prompt"
+        )
     yield Method("bright ending", "bright_ending", "-", LAST_STEP, probe="prompt")
-    yield Method("wen norm", "wen", "unconditional", f"all of {GENERATION.num_inference_steps}", localizes=False, probe="-")
+    yield Method(
+        "wen norm", "wen", "unconditional", f"all of {GENERATION.num_inference_steps}", localizes=False, probe="-"
+    )
     yield Method("clid", "clid", "unconditional", "mean", NULL_DRAWS, localizes=False)
     yield Method("f_mem", "nearest_ratio", "-", "generations", localizes=False, probe="-")
     yield Method("validation loss", "held_out_loss", "first", "mean", LEVELS.draws, localizes=False, probe="-")
@@ -105,7 +132,9 @@ def maps_of(method: Method, run: Finished, step: int) -> dict[str, np.ndarray]:
         return {i.name: np.ones((side, side)) for i in run.items}
     if method.signal == "trend":
         past = [s for s in run.steps if 0 < s <= step][-3:]
-        levels = {i.name: torch.stack([level_maps("log_ratio", method, run, i, s) for s in past]).mean(0) for i in run.items}
+        levels = {
+            i.name: torch.stack([level_maps("log_ratio", method, run, i, s) for s in past]).mean(0) for i in run.items
+        }
     else:
         signal = "log_ratio" if method.signal == "standardized" else method.signal
         levels = {i.name: level_maps(signal, method, run, i, step) for i in run.items}
@@ -114,7 +143,9 @@ def maps_of(method: Method, run: Finished, step: int) -> dict[str, np.ndarray]:
         levels = {name: (x - controls.mean(0)) / controls.std(0).clamp(min=1e-6) for name, x in levels.items()}
     if method.level in COMBINATIONS:
         gates = {i.name: level_maps("free", method, run, i, step).bool() for i in run.items}
-        combined = {name: combine_levels(CurvatureMap(x[:, None]), gates[name], method.level).mean for name, x in levels.items()}
+        combined = {
+            name: combine_levels(CurvatureMap(x[:, None]), gates[name], method.level).mean for name, x in levels.items()
+        }
     else:
         index = [str(t) for t in LEVELS.timesteps].index(method.level)
         combined = {name: x[index] for name, x in levels.items()}
@@ -143,7 +174,9 @@ def _level_maps(signal: str, run: Finished, name: str, step: int, earlier: int, 
     by_name: dict[str, Callable[[], Tensor]] = {
         "collapse": lambda: collapse(rho_base, rho).mean,
         "log_ratio": lambda: log_ratio(rho_base, rho).mean,
-        "log_ratio_unfloored": lambda: torch.log(rho_base.mean.clamp(min=SMALLEST_RHO) / rho.mean.clamp(min=SMALLEST_RHO)),
+        "log_ratio_unfloored": lambda: torch.log(
+            rho_base.mean.clamp(min=SMALLEST_RHO) / rho.mean.clamp(min=SMALLEST_RHO)
+        ),
         "loss_log_ratio": lambda: loss_log_ratio(eps, now.epsilon, base.epsilon).smooth(SMOOTH).mean,
         "score": lambda: score_difference(now.epsilon, base.epsilon).smooth(SMOOTH).mean,
         "raw": lambda: raw_curvature(rho).mean,
@@ -161,7 +194,9 @@ def _level_maps(signal: str, run: Finished, name: str, step: int, earlier: int, 
             "collapse_null": lambda: collapse(rho_null, rho_beside).mean,
             "log_ratio_null": lambda: log_ratio(rho_null, rho_beside).mean,
             "score_null": lambda: score_difference(beside.epsilon, null.epsilon).smooth(SMOOTH).mean,
-            "loss_log_ratio_null": lambda: loss_log_ratio(eps[:, : null.draws], beside.epsilon, null.epsilon).smooth(SMOOTH).mean,
+            "loss_log_ratio_null": lambda: (
+                loss_log_ratio(eps[:, : null.draws], beside.epsilon, null.epsilon).smooth(SMOOTH).mean
+            ),
             "both_null": lambda: (by_name["log_ratio_null"]() + by_name["loss_log_ratio_null"]()) / 2,
         }
     return by_name[signal]()
@@ -176,7 +211,9 @@ def _prompt_map(signal: str, run: Finished, name: str, step: int) -> Tensor:
 
 def _spread_ratio(error_now: Tensor, error_base: Tensor) -> Tensor:
     """Log ratio of the variances of z_0-hat over noise draws: ``z_0-hat - z_0`` is the error of epsilon times sigma / alpha. Forward only."""
-    variances = [CurvatureMap(e.var(1).mean(1)[:, None]).smooth(SMOOTH).mean.clamp(min=1e-12) for e in (error_base, error_now)]
+    variances = [
+        CurvatureMap(e.var(1).mean(1)[:, None]).smooth(SMOOTH).mean.clamp(min=1e-12) for e in (error_base, error_now)
+    ]
     return torch.log(variances[0] / variances[1])
 
 
@@ -192,7 +229,10 @@ def scores_of(method: Method, run: Finished, step: int) -> dict[str, float]:
         losses = [_held_out_loss(run, s) for s in run.steps if s <= step]
         return dict.fromkeys((i.name for i in run.items), losses[-1] - min(losses))
     if method.method == "bright ending":  # concentration: what share of the attention lies in its brightest tenth
-        return {name: float(np.sort(m, axis=None)[-max(1, m.size // 10) :].sum() / m.sum()) for name, m in maps_of(method, run, step).items()}
+        return {
+            name: float(np.sort(m, axis=None)[-max(1, m.size // 10) :].sum() / m.sum())
+            for name, m in maps_of(method, run, step).items()
+        }
     return {name: float(m.max()) for name, m in maps_of(method, run, step).items()}
 
 
@@ -204,7 +244,10 @@ def bar_of(method: Method, run: Finished, scores: dict[str, float]) -> float:
 @lru_cache(maxsize=64)
 def _held_out_loss(run: Finished, step: int) -> float:
     """Mean denoising loss of the held-out photos at fixed levels under fixed noise."""
-    losses = [(run.measurement(i.name, step).epsilon - run.true_noise(i.name)).square().mean() for i in run.of_kind(Kind.HELD_OUT)]
+    losses = [
+        (run.measurement(i.name, step).epsilon - run.true_noise(i.name)).square().mean()
+        for i in run.of_kind(Kind.HELD_OUT)
+    ]
     return float(torch.stack(losses).mean())
 
 

@@ -15,7 +15,11 @@ from memwatch.signals import Measurement
 
 
 def measure(
-    denoiser: Denoiser, views: Sequence[View], curvature: CurvatureConfig, seed: int, tick: Callable[[int], object] = lambda rows: None
+    denoiser: Denoiser,
+    views: Sequence[View],
+    curvature: CurvatureConfig,
+    seed: int,
+    tick: Callable[[int], object] = lambda rows: None,
 ) -> list[Measurement]:
     """Measure every view: one forward pass a batch of noisy latents, shared by all test vectors.
 
@@ -28,7 +32,12 @@ def measure(
     Returns:
         For every view ``rho`` with samples ``(levels, draws * vectors / tile, h, w)`` (mean over channels) and epsilon, on the CPU.
     """
-    rows = [(i, level, draw) for i, v in enumerate(views) for level in range(len(v.timesteps)) for draw in range(v.noisy_latents.shape[1])]
+    rows = [
+        (i, level, draw)
+        for i, v in enumerate(views)
+        for level in range(len(v.timesteps))
+        for draw in range(v.noisy_latents.shape[1])
+    ]
     done: list[tuple[Tensor, Tensor]] = []
     size = curvature.batch_size
     while len(done) < len(rows):
@@ -66,7 +75,9 @@ def _measure_batch(
     generators = [seeded(seed, "vectors", view.key, view.timesteps[level], draw) for view, level, draw in rows]
     vectors = torch.stack([test_vectors(curvature.vectors, shape, g, tile=curvature.tile) for g in generators], dim=1)
 
-    epsilon, products = value_and_diag_jacobian(lambda x: denoiser(x, timesteps, conditioning), x, vectors.to(x.device), once=denoiser.once)
+    epsilon, products = value_and_diag_jacobian(
+        lambda x: denoiser(x, timesteps, conditioning), x, vectors.to(x.device), once=denoiser.once
+    )
 
     _, sigma = denoiser.schedule.alpha_sigma(timesteps, x)
     rho = (1 - sigma * products).mean(2)  # (vectors, b, h, w): mean over channels

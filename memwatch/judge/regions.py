@@ -63,7 +63,12 @@ def find_regions(
         per_replicate = samples[:, inside].mean(1)
         n = len(per_replicate)
         region = Region(
-            box=(int(columns.min()) * scale, int(rows.min()) * scale, (int(columns.max()) + 1) * scale, (int(rows.max()) + 1) * scale),
+            box=(
+                int(columns.min()) * scale,
+                int(rows.min()) * scale,
+                (int(columns.max()) + 1) * scale,
+                (int(rows.max()) + 1) * scale,
+            ),
             area=float(inside.mean()),
             peak=float(mean[inside].max()),
             mean=float(per_replicate.mean()),

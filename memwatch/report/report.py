@@ -161,8 +161,12 @@ class Report:
         for region, p, level in zip(finding.regions, finding.region_p, finding.region_level, strict=True):
             chance = f", p = {p:.3f} against {len(self.controls)} controls" if p is not None else ", no controls"
             effect = f"{math.exp(region.mean):.1f}x less freedom (log ratio {region.mean:.2f} ± {region.sem:.2f})"
-            lines.append(f"region {region.box} px, {region.area:.0%} of the image: {effect}, strongest at timestep {level:g}{chance}")
-        lines.append(f"baseline: {'step ' + str(finding.baseline_step) if finding.baseline_step is not None else 'see config'}.")
+            lines.append(
+                f"region {region.box} px, {region.area:.0%} of the image: {effect}, strongest at timestep {level:g}{chance}"
+            )
+        lines.append(
+            f"baseline: {'step ' + str(finding.baseline_step) if finding.baseline_step is not None else 'see config'}."
+        )
         if finding.prompt:
             lines.append(f"prompt: {finding.prompt!r}")
         return "\n".join(lines)
@@ -175,13 +179,32 @@ class Report:
                 asdict(region) | {"p": p, "level": level}
                 for region, p, level in zip(f.regions, f.region_p, f.region_level, strict=True)
             ]
-            keys = ("name", "prompt", "is_reference", "reason", "severity", "severity_low", "p", "statistic", "baseline_step", "since")
+            keys = (
+                "name",
+                "prompt",
+                "is_reference",
+                "reason",
+                "severity",
+                "severity_low",
+                "p",
+                "statistic",
+                "baseline_step",
+                "since",
+            )
             row = {key: getattr(f, key) for key in keys}
-            findings.append(row | {"verdict": str(f.verdict), "alert": f.is_alert, "timesteps": list(f.timesteps), "regions": regions})
+            findings.append(
+                row
+                | {"verdict": str(f.verdict), "alert": f.is_alert, "timesteps": list(f.timesteps), "regions": regions}
+            )
         data = {
-            "step": self.step, "findings": findings, "controls": self.controls, "scalars": self.scalars(), "seconds": self.seconds,
-            "errors": self.errors, "stop_reason": self.stop_reason,
-        }  # fmt: skip
+            "step": self.step,
+            "findings": findings,
+            "controls": self.controls,
+            "scalars": self.scalars(),
+            "seconds": self.seconds,
+            "errors": self.errors,
+            "stop_reason": self.stop_reason,
+        }
         plain = _plain(data)
         assert isinstance(plain, dict)
         return plain
@@ -190,7 +213,9 @@ class Report:
         """One line for the console."""
         parts = [f"{self.count(verdict)} {verdict}" for verdict in Verdict if self.count(verdict)]
         worst = max(self.findings, key=lambda f: f.severity, default=None)
-        strongest = f"; strongest {worst.name} {worst.severity:.1f}x" if worst is not None and worst.severity > 1 else ""
+        strongest = (
+            f"; strongest {worst.name} {worst.severity:.1f}x" if worst is not None and worst.severity > 1 else ""
+        )
         stop = f"; STOP ({self.stop_reason})" if self.stop_reason else ""
         calibrated = "" if self.calibrated else "; uncalibrated (no controls)"
         return f"memwatch step {self.step}: {', '.join(parts)}{strongest}{calibrated}; {self.seconds:.1f} s{stop}"

@@ -91,11 +91,16 @@ def _from_folder(folder: Path) -> list[Probe]:
                 row = json.loads(line)
                 probes.append(Probe(str(row.get("text", row.get("caption", ""))), folder / row["file_name"]))
             except (json.JSONDecodeError, KeyError, AttributeError) as error:
-                raise ProbeError(f"{metadata}, line {number}: expected an object with 'file_name' and 'text' ({error!r})") from error
+                raise ProbeError(
+                    f"{metadata}, line {number}: expected an object with 'file_name' and 'text' ({error!r})"
+                ) from error
         return probes
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     captions = [file.with_suffix(".txt") for file in files]
-    return [Probe(c.read_text(encoding="utf-8").strip() if c.is_file() else "", file) for file, c in zip(files, captions, strict=True)]
+    return [
+        Probe(c.read_text(encoding="utf-8").strip() if c.is_file() else "", file)
+        for file, c in zip(files, captions, strict=True)
+    ]
 
 
 def _from_item(item: Any, index: int, seed: int) -> Probe:
@@ -105,9 +110,14 @@ def _from_item(item: Any, index: int, seed: int) -> Probe:
         if not item.strip():
             raise ProbeError(f"probes: prompt {index} is empty")
         return Probe(item, seed=seed)
-    if isinstance(item, dict) and (text := next((item[key] for key in ("text", "caption", "prompt") if key in item), None)) is not None:
+    if (
+        isinstance(item, dict)
+        and (text := next((item[key] for key in ("text", "caption", "prompt") if key in item), None)) is not None
+    ):
         return Probe(str(text), item.get("image"), seed=int(item.get("seed", seed)), name=str(item.get("name", "")))
-    raise ProbeError(f"probes: item {index} is a {type(item).__name__}; expected a prompt, a Probe or a row with 'image' and 'text'")
+    raise ProbeError(
+        f"probes: item {index} is a {type(item).__name__}; expected a prompt, a Probe or a row with 'image' and 'text'"
+    )
 
 
 def _named(probes: Iterable[Probe]) -> list[Probe]:
@@ -137,10 +147,14 @@ def read_image(probe: Probe, resolution: int) -> np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError on some broken files
         raise ProbeError(f"probe {probe.name!r}: cannot read image {str(probe.image)!r}: {error}") from error
     if picture.size != (resolution, resolution):
-        logger.warning("probe %r: image of %dx%d px is resized and cropped to %d px", probe.name, *picture.size, resolution)
+        logger.warning(
+            "probe %r: image of %dx%d px is resized and cropped to %d px", probe.name, *picture.size, resolution
+        )
         side = min(picture.size)
         left, top = (picture.width - side) / 2, (picture.height - side) / 2
-        picture = picture.resize((resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        picture = picture.resize(
+            (resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+        )
     return np.asarray(picture)
 
 
@@ -176,7 +190,9 @@ def encode_image(image: np.ndarray, vae: Any) -> Tensor:
     if vae is None:
         return pixels[0]
     mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-    latents: Tensor = ((mode - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor)[0].float().cpu()
+    latents: Tensor = (
+        ((mode - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor)[0].float().cpu()
+    )
     return latents
 
 
@@ -185,7 +201,9 @@ def decode_latents(latents: Tensor, vae: Any) -> np.ndarray:
     """RGB uint8 ``(H, W, 3)`` of ``latents`` ``(c, h, w)``; without a VAE they are pixels in [-1, 1]."""
     pixels = latents
     if vae is not None:
-        z = latents[None].to(vae.device, vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0)
+        z = latents[None].to(vae.device, vae.dtype) / vae.config.scaling_factor + (
+            getattr(vae.config, "shift_factor", None) or 0
+        )
         pixels = vae.decode(z).sample[0].float()
     result: np.ndarray = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     return result
@@ -207,7 +225,9 @@ def prepare(
             raise ProbeError(f"probe {probe.name!r}: the VAE gives latents that are not finite; pass it in float32")
         denoiser.warn_if_cut(probe.prompt, components)
         named = replace(probe, name=f"control/{probe.name}") if is_control else probe
-        prepared.append(PreparedProbe(named, denoiser.encode(probe.prompt, components, resolution), image, latents, is_control))
+        prepared.append(
+            PreparedProbe(named, denoiser.encode(probe.prompt, components, resolution), image, latents, is_control)
+        )
     return prepared
 
 
@@ -250,13 +270,22 @@ def reference_view(prepared: PreparedProbe, denoiser: Denoiser, levels: LevelsCo
     assert prepared.latents is not None
     z_0 = prepared.latents
     eps = fixed_noise(prepared.name, (len(levels.timesteps), levels.draws, *z_0.shape), seed)
-    noisy = [denoiser.schedule.add_noise(z_0.expand_as(e), e, torch.full((len(e),), t)) for e, t in zip(eps, levels.timesteps, strict=True)]
+    noisy = [
+        denoiser.schedule.add_noise(z_0.expand_as(e), e, torch.full((len(e),), t))
+        for e, t in zip(eps, levels.timesteps, strict=True)
+    ]
     return View(prepared.name, torch.stack(noisy), levels.timesteps, eps, prepared.conditioning)
 
 
 @torch.no_grad()
 def prompt_view(
-    prepared: PreparedProbe, null: Conditioning | None, denoiser: Denoiser, scheduler: Any, sampling: SamplingConfig, draws: int, side: int
+    prepared: PreparedProbe,
+    null: Conditioning | None,
+    denoiser: Denoiser,
+    scheduler: Any,
+    sampling: SamplingConfig,
+    draws: int,
+    side: int,
 ) -> tuple[View, Tensor]:
     """Sample with guidance up to the last step and look there (Kim & Lee 2026: DDIM, x_t before step ``num_inference_steps - 1``).
 
@@ -267,14 +296,18 @@ def prompt_view(
     """
     sampler = denoiser.sampler(scheduler, sampling.num_inference_steps, side)
     generator = torch.Generator().manual_seed(prepared.probe.seed)
-    x = torch.randn(1, denoiser.latent_channels, side, side, generator=generator) * getattr(sampler, "init_noise_sigma", 1.0)
+    x = torch.randn(1, denoiser.latent_channels, side, side, generator=generator) * getattr(
+        sampler, "init_noise_sigma", 1.0
+    )
     x_t = x = x.to(denoiser.device)
     branches = [null, prepared.conditioning] if denoiser.guided and null is not None else [prepared.conditioning]
     conditioning = denoiser.stack(branches)
     for t in sampler.timesteps:
         x_t = x
         timesteps = t.to(denoiser.device).expand(len(branches))
-        output = denoiser.predict(x.expand(len(branches), -1, -1, -1).to(denoiser.dtype), timesteps, conditioning).float()
+        output = denoiser.predict(
+            x.expand(len(branches), -1, -1, -1).to(denoiser.dtype), timesteps, conditioning
+        ).float()
         unconditional, conditional = output[:1], output[-1:]
         x = sampler.step(unconditional + sampling.guidance_scale * (conditional - unconditional), t, x).prev_sample
     noisy = x_t.cpu()[None].expand(1, draws, -1, -1, -1)

@@ -20,14 +20,29 @@ from memwatch.config import ConfigError, MemWatchConfig, load_config
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="where runs lie; an interrupted command goes on")
-    parser.add_argument("--base", type=Path, default=Path("train_examples/assets/tiny-sd"), help="the tiny Stable Diffusion to start from")
-    parser.add_argument("--runs", nargs="*", default=["full-0", "full-1", "lora-0"], metavar="MODE-SEED", help="full-0, lora-3, ...")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/bench"), help="where runs lie; an interrupted command goes on"
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        default=Path("train_examples/assets/tiny-sd"),
+        help="the tiny Stable Diffusion to start from",
+    )
+    parser.add_argument(
+        "--runs", nargs="*", default=["full-0", "full-1", "lora-0"], metavar="MODE-SEED", help="full-0, lora-3, ..."
+    )
     parser.add_argument("--steps", type=int, help="shorter or longer runs; events are kept up to there")
     parser.add_argument("--threads", type=int, help="of torch; to run several of these side by side")
     parser.add_argument("--config", type=Path, help="what counts as the default (the shipped one)")
     parser.add_argument("--sscd", type=Path, help="TorchScript file of SSCD: a second opinion on copies, in the report")
-    parser.add_argument("--report", type=Path, nargs="?", const=Path("train_examples/results"), help="only compare what is there, and write it here")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        nargs="?",
+        const=Path("train_examples/results"),
+        help="only compare what is there, and write it here",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

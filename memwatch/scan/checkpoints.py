@@ -63,13 +63,17 @@ def load_model(source: str, pretrained: Any = None) -> nn.Module:
     if lora is None and tensors is None:
         return _from_diffusers(source)
     if pretrained is None:
-        raise CheckpointError(f"{source}: these are weights of a model that is described elsewhere; pass its pipeline as --pretrained")
+        raise CheckpointError(
+            f"{source}: these are weights of a model that is described elsewhere; pass its pipeline as --pretrained"
+        )
     model: Any = _from_diffusers(str(pretrained))
     if tensors is not None:
         copy_into(model, read_weights(source, model))
     elif lora is not None:
         with _reading(source):
-            model.load_lora_adapter(str(lora.parent), weight_name=lora.name, prefix=_part(str(pretrained)), adapter_name=ADAPTER)
+            model.load_lora_adapter(
+                str(lora.parent), weight_name=lora.name, prefix=_part(str(pretrained)), adapter_name=ADAPTER
+            )
         read_weights(source, model)  # every one of them is in the model now, or this raises
     loaded: nn.Module = model.eval()
     return loaded
@@ -89,7 +93,9 @@ def read_weights(source: str, like: nn.Module) -> dict[str, Tensor]:
     else:
         model = _from_diffusers(source)
         if type(model) is not type(like):
-            raise CheckpointError(f"{source}: holds a {type(model).__name__}, expected a {type(like).__name__} as the model is")
+            raise CheckpointError(
+                f"{source}: holds a {type(model).__name__}, expected a {type(like).__name__} as the model is"
+            )
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     check_fit(weights, like, source, partly=lora is not None)
     return weights
@@ -100,7 +106,9 @@ def check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, *, p
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name, tensor in weights.items():
         if shapes.get(name) != tuple(tensor.shape):
-            raise CheckpointError(f"{source}: {name} has shape {tuple(tensor.shape)}, the model {shapes.get(name, 'no such parameter')}")
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, the model {shapes.get(name, 'no such parameter')}"
+            )
     missing = [name for name in shapes if name not in weights and (not partly or ".lora_" in name)]
     if missing:
         raise CheckpointError(f"{source}: {len(missing)} of the model's parameters are missing, {missing[0]} first")
@@ -159,7 +167,9 @@ def _part(source: str) -> str | None:
         names = [item.name for item in path.iterdir()] if path.is_dir() else []
     part = next((part for part in PARTS if part in names), None)
     if part is None:
-        raise CheckpointError(f"{source}: no {' or '.join(PARTS)} inside, no config.json, no {LORA_FILE} and no model.safetensors")
+        raise CheckpointError(
+            f"{source}: no {' or '.join(PARTS)} inside, no config.json, no {LORA_FILE} and no model.safetensors"
+        )
     return part
 
 
@@ -183,7 +193,11 @@ def _lora_tensors(file: Path) -> dict[str, Tensor]:
     from diffusers.utils import convert_unet_state_dict_to_peft
 
     named = convert_unet_state_dict_to_peft(_load(file))
-    tensors = {name: tensor for name, tensor in named.items() if not name.startswith("text_encoder") and not name.endswith(".alpha")}
+    tensors = {
+        name: tensor
+        for name, tensor in named.items()
+        if not name.startswith("text_encoder") and not name.endswith(".alpha")
+    }
     if any(name.startswith("text_encoder") for name in named):
         logger.warning("%s: its LoRA of the text encoder is left out; prompts are encoded by the base's own", file)
     return {name.removeprefix("unet.").removeprefix("transformer."): tensor for name, tensor in tensors.items()}

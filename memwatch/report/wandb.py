@@ -33,19 +33,26 @@ class WandbSink:
             if finding.image is not None:
                 boxes = [
                     {
-                        "position": dict(zip(("minX", "minY", "maxX", "maxY"), region.box, strict=True)), "domain": "pixel", "class_id": 1,
-                        "box_caption": f"{np.exp(region.mean):.1f}x", "scores": {"factor": float(np.exp(region.mean))},
+                        "position": dict(zip(("minX", "minY", "maxX", "maxY"), region.box, strict=True)),
+                        "domain": "pixel",
+                        "class_id": 1,
+                        "box_caption": f"{np.exp(region.mean):.1f}x",
+                        "scores": {"factor": float(np.exp(region.mean))},
                     }
                     for region in finding.regions
-                ]  # fmt: skip
+                ]
                 layer = {"regions": {"box_data": boxes, "class_labels": {1: "stored"}}} if boxes else None
-                row[f"memwatch/regions/{finding.name}"] = wandb.Image(finding.image, boxes=layer, caption=finding.prompt)
+                row[f"memwatch/regions/{finding.name}"] = wandb.Image(
+                    finding.image, boxes=layer, caption=finding.prompt
+                )
         if report.alerts:
             row["memwatch/alert"] = "\n\n".join(report.alert_text(finding) for finding in report.alerts)
         self._run.log(row, step=max(report.step, self._run.step))
         for finding in report.alerts:
             level = "WARN" if finding.verdict is Verdict.SUSPICIOUS else "ERROR"
-            self._run.alert(title=f"memwatch: {finding.name} {finding.verdict}", text=report.alert_text(finding), level=level)
+            self._run.alert(
+                title=f"memwatch: {finding.name} {finding.verdict}", text=report.alert_text(finding), level=level
+            )
 
     def close(self) -> None:
         """accelerate finishes its trackers itself."""

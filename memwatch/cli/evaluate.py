@@ -13,10 +13,14 @@ from memwatch.evaluation import RULE, evaluate_sets, read_folders, table
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Compare maps (NAME.npy) with masks (NAME.png); a map without a mask counts as non-memorized."
-    parser.add_argument("maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored")
+    parser.add_argument(
+        "maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored"
+    )
     parser.add_argument("masks", type=Path, help="folder of masks of one size, white where memorized")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
-    own = f"{RULE.relative:.0%} of its peak, at least a factor of {RULE.min_factor:g}".replace("%", "%%")  # argparse formats its help
+    own = f"{RULE.relative:.0%} of its peak, at least a factor of {RULE.min_factor:g}".replace(
+        "%", "%%"
+    )  # argparse formats its help
     help_ = f"of the fixed numbers, in the maps' unit; default: memwatch's own for each map ({own})"
     parser.add_argument("--threshold", type=float, help=help_)
 

@@ -53,7 +53,9 @@ class NoiseSchedule:
         if flow:
             return cls(None, config.num_train_timesteps, "flow")
         if alphas_cumprod is None:
-            raise ValueError(f"scheduler {type(scheduler).__name__} has no alphas_cumprod and is not a flow-matching scheduler")
+            raise ValueError(
+                f"scheduler {type(scheduler).__name__} has no alphas_cumprod and is not a flow-matching scheduler"
+            )
         alpha_bar = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
         return cls(alpha_bar.sqrt(), len(alpha_bar), declared or "epsilon")
 

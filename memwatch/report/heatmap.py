@@ -11,7 +11,17 @@ from memwatch.regions import Region
 
 # Nine stops from black over red to pale yellow, rising in lightness: readable in grey and by colour-blind people.
 STOPS = np.array(
-    [(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 230, 120), (252, 255, 164)],
+    [
+        (0, 0, 4),
+        (40, 11, 84),
+        (101, 21, 110),
+        (159, 42, 99),
+        (212, 72, 66),
+        (245, 125, 21),
+        (250, 193, 39),
+        (252, 230, 120),
+        (252, 255, 164),
+    ],
     dtype=np.float64,
 )
 SHOWN = 384  # pixels; smaller pictures are enlarged so that boxes and text are readable
@@ -31,7 +41,9 @@ def scaled(log_values: np.ndarray, max_factor: float) -> np.ndarray:
     return share
 
 
-def overlay(image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, max_factor: float = 8.0) -> Image.Image:
+def overlay(
+    image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, max_factor: float = 8.0
+) -> Image.Image:
     """The image, and beside it the image under its heatmap with region boxes, and the colour bar.
 
     The heatmap is as opaque as its value is high: where nothing was stored the image shows unchanged.
@@ -46,7 +58,9 @@ def overlay(image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region]
     zoom = max(1, -(-SHOWN // max(height, width)))
     size = (width * zoom, height * zoom)
     plain = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
-    share = np.asarray(Image.fromarray(scaled(log_values, max_factor).astype(np.float32)).resize(size, Image.Resampling.NEAREST))
+    share = np.asarray(
+        Image.fromarray(scaled(log_values, max_factor).astype(np.float32)).resize(size, Image.Resampling.NEAREST)
+    )
     opacity = np.sqrt(share)[..., None] * 0.85
     mixed = np.asarray(plain) * (1 - opacity) + colours(share) * opacity
     marked = Image.fromarray(mixed.round().astype(np.uint8))

@@ -18,7 +18,9 @@ COMMANDS = {  # name: (module, what it does)
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 1 done in part (what failed is named); 2 nothing could be done, for the one reason given."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="memwatch", description="What a diffusion model has stored from its training images, and where.")
+    parser = argparse.ArgumentParser(
+        prog="memwatch", description="What a diffusion model has stored from its training images, and where."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, what) in COMMANDS.items():
         command = commands.add_parser(name, help=what, formatter_class=argparse.RawDescriptionHelpFormatter)

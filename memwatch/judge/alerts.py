@@ -68,7 +68,9 @@ def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) 
     when there are no controls to judge it by. inconclusive: no judgement is possible.
     """
     if not evidence.finite:
-        return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE, finite=False), "non-finite values in the model's output"
+        return replace(
+            state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE, finite=False
+        ), "non-finite values in the model's output"
     state = replace(state, finite=True)
     if not evidence.compared:
         return replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE), "nothing earlier to compare with"
@@ -84,10 +86,15 @@ def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) 
         clean = ProbeState(last_clean=step, verdict=Verdict.NO_EVIDENCE)
         return clean, f"{evidence.severity:.1f}x, but p = {evidence.p:.3f}: controls show as much"
     if evidence.p is None:  # never counts towards memorized
-        return ProbeState(0, None, state.last_clean, Verdict.SUSPICIOUS), f"{evidence.severity:.1f}x, uncalibrated (no controls)"
+        return ProbeState(
+            0, None, state.last_clean, Verdict.SUSPICIOUS
+        ), f"{evidence.severity:.1f}x, uncalibrated (no controls)"
     streak, since = state.streak + 1, state.since if state.streak else step
     if streak < rule.patience:
-        verdict, reason = Verdict.SUSPICIOUS, f"{evidence.severity:.1f}x, p = {evidence.p:.3f}, event {streak} of {rule.patience}"
+        verdict, reason = (
+            Verdict.SUSPICIOUS,
+            f"{evidence.severity:.1f}x, p = {evidence.p:.3f}, event {streak} of {rule.patience}",
+        )
     else:
         verdict, reason = Verdict.MEMORIZED, f"{evidence.severity:.1f}x, p = {evidence.p:.3f}, since step {since}"
     return ProbeState(streak, since, state.last_clean, verdict), reason
@@ -114,7 +121,9 @@ def decide_stop(
     counted = [
         name
         for name, verdict, severity, p in verdicts
-        if verdict is Verdict.MEMORIZED and severity >= rule.min_severity and (p if p is not None else math.inf) <= rule.max_p
+        if verdict is Verdict.MEMORIZED
+        and severity >= rule.min_severity
+        and (p if p is not None else math.inf) <= rule.max_p
     ]
     if len(counted) < rule.num_probes:
         return StopState()

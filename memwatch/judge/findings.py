@@ -52,7 +52,9 @@ def signals_of(look: Look, config: MemWatchConfig) -> Signals | None:
     if not look.finite:
         return None
     s = config.signals
-    return compute_signals(look.now, look.baseline, look.null, look.eps, decide=s.decide, combine=s.combine, smooth=s.smooth)
+    return compute_signals(
+        look.now, look.baseline, look.null, look.eps, decide=s.decide, combine=s.combine, smooth=s.smooth
+    )
 
 
 def statistic(signals: Signals | None) -> float:
@@ -74,12 +76,16 @@ def judge_event(
     controls = {name: x for name, x in controls.items() if math.isfinite(x)}
     nulls = {}
     for kind in (True, False):
-        nulls[kind] = Null.of(controls[look.name] for look in looks if look.name in controls and look.is_reference is kind)
+        nulls[kind] = Null.of(
+            controls[look.name] for look in looks if look.name in controls and look.is_reference is kind
+        )
     findings, next_states = [], dict(states)
     for look in looks:
         if not look.is_control:
             state = states.get(look.name, ProbeState())
-            finding, next_states[look.name] = judge_probe(look, all_signals[look.name], nulls[look.is_reference], state, step, config)
+            finding, next_states[look.name] = judge_probe(
+                look, all_signals[look.name], nulls[look.is_reference], state, step, config
+            )
             findings.append(finding)
     return findings, controls, next_states
 
@@ -106,18 +112,34 @@ def judge_probe(
     )
     next_state, reason = judge(state, evidence, step, config.alerts)
     if not next_state.verdict.is_evidence and labels is not None:
-        regions, labels = (), np.zeros_like(labels)  # every map has a highest place; it is a region only where there is evidence
+        regions, labels = (
+            (),
+            np.zeros_like(labels),
+        )  # every map has a highest place; it is a region only where there is evidence
     levels: tuple[float, ...] = ()
     if signals is not None and labels is not None:
         levels = tuple(strongest_level(signals, labels == i, look.timesteps) for i in range(1, len(regions) + 1))
     finding = Finding(
-        name=look.name, prompt=look.prompt, is_reference=look.is_reference, verdict=next_state.verdict, reason=reason,
-        severity=evidence.severity, severity_low=evidence.severity_low, p=evidence.p, statistic=x,
-        baseline_step=look.baseline_step, since=next_state.since, regions=regions,
+        name=look.name,
+        prompt=look.prompt,
+        is_reference=look.is_reference,
+        verdict=next_state.verdict,
+        reason=reason,
+        severity=evidence.severity,
+        severity_low=evidence.severity_low,
+        p=evidence.p,
+        statistic=x,
+        baseline_step=look.baseline_step,
+        since=next_state.since,
+        regions=regions,
         region_p=tuple(null.p_value(region.peak) for region in regions),
-        region_level=levels, labels=labels,
-        timesteps=look.timesteps, image=look.image, signals=signals, is_new=is_worse(state, next_state, evidence),
-    )  # fmt: skip
+        region_level=levels,
+        labels=labels,
+        timesteps=look.timesteps,
+        image=look.image,
+        signals=signals,
+        is_new=is_worse(state, next_state, evidence),
+    )
     return finding, next_state
 
 

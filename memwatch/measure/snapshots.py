@@ -28,12 +28,18 @@ def without_lora(model: nn.Module) -> dict[str, Tensor]:
     return {name: torch.zeros_like(held(p), device="cpu") for name, p in model.named_parameters() if ".lora_B." in name}
 
 
-PROMPTS = "conditioning/"  # what a trained text encoder said at that step, kept beside the weights; no parameter is called so
+PROMPTS = (
+    "conditioning/"  # what a trained text encoder said at that step, kept beside the weights; no parameter is called so
+)
 
 
-def with_conditioning(weights: Mapping[str, Tensor], conditioning: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def with_conditioning(
+    weights: Mapping[str, Tensor], conditioning: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
     """Weights of a step together with the conditioning of probes, by name, as one file of named tensors."""
-    flat = {f"{PROMPTS}{name}//{key}": tensor for name, tensors in conditioning.items() for key, tensor in tensors.items()}
+    flat = {
+        f"{PROMPTS}{name}//{key}": tensor for name, tensors in conditioning.items() for key, tensor in tensors.items()
+    }
     return {**weights, **flat}
 
 
@@ -68,7 +74,9 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         values[name] = tensor if found is None else _part(tensor, found)
         if found is None or held(found).shape != values[name].shape:
             has = tuple(held(found).shape) if found is not None else "no such parameter"
-            raise ValueError(f"snapshot does not fit the model: {name} has shape {tuple(values[name].shape)}, the model {has}")
+            raise ValueError(
+                f"snapshot does not fit the model: {name} has shape {tuple(values[name].shape)}, the model {has}"
+            )
     live: dict[str, Tensor] = {}
     try:
         for name, value in values.items():
