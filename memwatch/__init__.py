@@ -1,10 +1,21 @@
-"""memwatch: see, during Stable Diffusion fine-tuning, what the model starts to store from its training images, and where."""
+"""memwatch: see, during Stable Diffusion fine-tuning, what the model starts to store from its training images, and where.
+
+One event is one straight line, readable in ``MemWatch._event``:
+
+    due? -> borrow the model -> observe every probe (now, unconditional, baseline) -> maps -> regions -> calibration
+    -> verdicts -> report -> sinks -> stop flag
+
+The folders are the way the data takes: ``measure`` -> ``judge`` -> ``report``; ``callback`` conducts, ``denoiser`` is the one
+door to foreign models.
+"""
 
 from memwatch.callback import MemWatch
-from memwatch.config import ConfigError, MemWatchConfig, load_config
-from memwatch.probes import Probe, ProbeError
-from memwatch.regions import Region
-from memwatch.report import Finding, Report
+from memwatch.config import ConfigError, MemWatchConfig
+from memwatch.config_file import load_config
+from memwatch.judge.findings import Finding
+from memwatch.judge.regions import Region
+from memwatch.measure.probes import Probe, ProbeError
+from memwatch.report.report import Report
 
 __all__ = [
     "ConfigError",

@@ -1,4 +1,7 @@
-"""Where memwatch meets the training loop: the guarded dataloader, and the tracker through which accelerate closes memwatch."""
+"""Guard: where memwatch meets the training loop.
+
+The guarded dataloader ends a run, and a tracker that logs nothing hears when accelerate ends training.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from accelerate.tracking import GeneralTracker
 class GuardedLoader:
     """A dataloader that takes the baseline before its first batch and ends as soon as a stop is decided.
 
-    Everything else is the wrapped dataloader's own, its type for ``isinstance`` included. Wrap it *after* ``skip_first_batches``, which
-    makes a new dataloader.
+    Everything else is the wrapped dataloader's own, its type for ``isinstance`` included. Wrap it *after*
+    ``skip_first_batches``, which makes a new dataloader.
     """
 
     def __init__(self, dataloader: Any, begin: Callable[[], object], should_stop: Callable[[], bool]) -> None:
@@ -40,8 +43,8 @@ class GuardedLoader:
         return self._dataloader.__class__  # accelerate's own loaders say DataLoader here, too
 
 
-class Closer(GeneralTracker):  # type: ignore[misc]
-    """Passes ``accelerator.end_training()`` on; logs nothing."""
+class EndTrainingHook(GeneralTracker):  # type: ignore[misc]
+    """Hears ``accelerator.end_training()``, which finishes every tracker, and passes it on. Logs nothing."""
 
     name = "memwatch"
     requires_logging_directory = False

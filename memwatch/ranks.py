@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from accelerate.utils import gather_object
 from torch import nn
 
-from memwatch.config import MemWatchConfig, check
+from memwatch.config import MemWatchConfig, require
 from memwatch.denoiser import unwrap
 
 T = TypeVar("T")
@@ -25,13 +25,13 @@ class Ranks:
 
     Attributes:
         accelerator: the loop's.
-        held: how the model lies on the ranks, in the words of its users.
+        sharding: how the model lies on the ranks, in the words of its users.
         lockstep: a forward pass is a collective (the parameters are sharded), so every rank looks at every probe, in the same order.
         swappable: earlier weights can take the place of the live ones.
     """
 
     accelerator: Any
-    held: str
+    sharding: str
     lockstep: bool = False
     swappable: bool = True
 
@@ -57,28 +57,28 @@ class Ranks:
         return cls(accelerator, "DDP" if accelerator.num_processes > 1 else "one process")
 
     @property
-    def once(self) -> bool:
+    def reuse_graph(self) -> bool:
         """Whether one forward pass serves several backward passes; FSDP1 and ZeRO-3 free what they gathered after the first."""
         return not self.lockstep or self.swappable
 
-    def check(self, config: MemWatchConfig, has_prompts: bool) -> None:
+    def require(self, config: MemWatchConfig, has_prompts: bool) -> None:
         """Refuse what needs other weights where they cannot be exchanged.
 
         Raises:
             ConfigError: names the key, its value and what is allowed.
         """
         if not self.swappable:
-            under = f"under {self.held}, whose weights cannot be exchanged during training"
-            check(not has_prompts, "probes", "prompts", f"images with captions {under}")
-            check(config.weights == "live", "weights", config.weights, f"live {under}")
-            check(
+            under = f"under {self.sharding}, whose weights cannot be exchanged during training"
+            require(not has_prompts, "probes", "prompts", f"images with captions {under}")
+            require(config.weights == "live", "weights", config.weights, f"live {under}")
+            require(
                 not config.signals.baseline_is_fixed,
                 "signals.baseline",
                 config.signals.baseline,
                 f"first, previous, lag:N or last_clean {under}",
             )
 
-    def entrance(self, model: nn.Module) -> nn.Module:
+    def forward_module(self, model: nn.Module) -> nn.Module:
         """What to call instead of the wrapped model: the bare network, or under sharding the module whose hooks gather the parameters.
 
         Raises:
@@ -87,7 +87,7 @@ class Ranks:
         if not self.lockstep:
             return unwrap(model)
         model = getattr(model, "_orig_mod", model)
-        if self.held.startswith(
+        if self.sharding.startswith(
             "DeepSpeed"
         ):  # the engine's own forward would take a backward pass through its output for the loop's
             inner: Any = model.module
@@ -95,14 +95,14 @@ class Ranks:
         lies, computes = next(model.parameters()).device.type, self.accelerator.device.type
         if lies != computes:
             raise ValueError(
-                f"{self.held} keeps parameters on {lies} while {computes} computes; memwatch works without CPU offload"
+                f"{self.sharding} keeps parameters on {lies} while {computes} computes; memwatch works without CPU offload"
             )
         return model
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def unpartitioned(self) -> Iterator[None]:
         """Inside, models are loaded whole: with ZeRO-3 transformers splits every one. (accelerate's own switch leaves it split, 1.15.)"""
-        if not self.held.startswith("DeepSpeed"):
+        if not self.sharding.startswith("DeepSpeed"):
             yield
             return
         from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -130,7 +130,7 @@ class Ranks:
             (text for _, text in results if text is not None), None
         )
 
-    def first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         if self.accelerator.num_processes == 1:
             return value

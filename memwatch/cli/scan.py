@@ -10,11 +10,11 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 
-from memwatch.checkpoints import is_pipeline, lora_file, numbered
+from memwatch.scan.checkpoints import is_pipeline, lora_file, numbered
 from memwatch.config import ConfigError, MemWatchConfig, check, load_config
 from memwatch.probes import Probe, as_probes
 from memwatch.report import Report
-from memwatch.scan import Checkpoint, Scan
+from memwatch.scan.scan import Checkpoint, Scan
 
 EPILOG = """\
 MODEL and EARLIER: a diffusers pipeline (folder or hub id), a checkpoint with unet/ or transformer/ inside, a LoRA file or folder, or

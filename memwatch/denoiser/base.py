@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from memwatch.denoiser.components import Components
-from memwatch.noise import NoiseSchedule
+from memwatch.denoiser.schedule import NoiseSchedule
 
 Conditioning = Mapping[str, Tensor]  # of one probe, without batch dimension; on the CPU
 
@@ -27,7 +27,8 @@ class Denoiser(ABC):
         text_encoders: the pipeline's names of the text encoders that it needs.
         optional: those that a pipeline may lack.
         in_pixels: the latents are the pixels themselves, in [-1, 1]; there is no VAE.
-        once: one forward pass serves several backward passes; false where parameters are gathered for one of each (FSDP1, ZeRO-3).
+        reuse_graph: one forward pass serves several backward passes. False under FSDP1 and ZeRO-3, which free what they
+            gathered after the first backward pass.
         guided: prompt probes are sampled with classifier-free guidance; false where the model has no unconditional branch, or is distilled.
     """
 
@@ -36,7 +37,7 @@ class Denoiser(ABC):
     optional: tuple[str, ...] = ()
     in_pixels: bool = False
     guided: bool = True
-    once: bool = True
+    reuse_graph: bool = True
 
     def __init__(self, model: nn.Module, schedule: NoiseSchedule) -> None:
         self.model = model
@@ -55,7 +56,7 @@ class Denoiser(ABC):
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
         """Conditioning of a prompt for images of ``resolution`` pixels, float32 on the CPU."""
 
-    def encode_null(self, components: Components, resolution: int) -> Conditioning | None:
+    def encode_unconditional(self, components: Components, resolution: int) -> Conditioning | None:
         """Conditioning of the unconditional branch: the empty prompt; ``None`` where there is no such branch."""
         return self.encode("", components, resolution)
 

@@ -17,14 +17,14 @@ class Components:
 
     Attributes:
         text_encoders, tokenizers: in the pipeline's order (``text_encoder``, ``text_encoder_2``, ...); ``None`` where there is none.
-        zero_null: the unconditional branch is zeros where the family allows it (SDXL's ``force_zeros_for_empty_prompt``).
+        zero_unconditional: the unconditional branch is zeros where the family allows it (SDXL's ``force_zeros_for_empty_prompt``).
     """
 
     scheduler: Any
     vae: Any = None
     text_encoders: tuple[Any, ...] = ()
     tokenizers: tuple[Any, ...] = ()
-    zero_null: bool = True
+    zero_unconditional: bool = True
 
 
 def as_tuple(parts: Any) -> tuple[Any, ...]:
@@ -65,7 +65,7 @@ def load_components(
         raise ValueError(
             f"pass {_arguments(needed, text_encoders)} or a pretrained path, hub id or pipeline to load them from"
         )
-    zero_null = given.zero_null
+    zero_unconditional = given.zero_unconditional
     if missing and pretrained is not None:
         is_path = isinstance(pretrained, str) or hasattr(pretrained, "__fspath__")
         source = _read_pipeline(pretrained, missing, dtype) if is_path else pretrained
@@ -77,12 +77,12 @@ def load_components(
         for name in missing:
             if is_path and isinstance(parts[name], nn.Module):
                 parts[name] = parts[name].to(device).eval().requires_grad_(False)
-        zero_null = bool(getattr(getattr(source, "config", None), "force_zeros_for_empty_prompt", True))
+        zero_unconditional = bool(getattr(getattr(source, "config", None), "force_zeros_for_empty_prompt", True))
     for encoder, tokenizer in zip(text_encoders, tokenizers, strict=True):
         if encoder not in missing and tokenizer in missing:
             _check_vocabulary(parts[encoder], parts[tokenizer])
     encoders, words = (tuple(parts[name] for name in names) for names in (text_encoders, tokenizers))
-    return Components(parts["scheduler"], parts.get("vae"), encoders, words, zero_null)
+    return Components(parts["scheduler"], parts.get("vae"), encoders, words, zero_unconditional)
 
 
 def _check_vocabulary(text_encoder: Any, tokenizer: Any) -> None:

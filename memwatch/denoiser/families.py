@@ -10,7 +10,7 @@ from memwatch.denoiser.stable_diffusion import StableDiffusion
 from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3
 from memwatch.denoiser.stable_diffusion_xl import StableDiffusionXL
 from memwatch.denoiser.unconditional import Unconditional
-from memwatch.noise import NoiseSchedule
+from memwatch.denoiser.schedule import NoiseSchedule
 
 FAMILIES: tuple[type[Denoiser], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Unconditional)
 

@@ -42,10 +42,10 @@ class StableDiffusionXL(Denoiser):
             "time_ids": time_ids,
         }
 
-    def encode_null(self, components: Components, resolution: int) -> Conditioning:
+    def encode_unconditional(self, components: Components, resolution: int) -> Conditioning:
         """Zeros or the empty prompt, as the pipeline's ``force_zeros_for_empty_prompt`` says."""
         empty = self.encode("", components, resolution)
-        if not components.zero_null:
+        if not components.zero_unconditional:
             return empty
         return {key: value if key == "time_ids" else torch.zeros_like(value) for key, value in empty.items()}
 

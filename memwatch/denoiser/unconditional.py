@@ -28,5 +28,5 @@ class Unconditional(Denoiser):
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
         return {}
 
-    def encode_null(self, components: Components, resolution: int) -> None:
+    def encode_unconditional(self, components: Components, resolution: int) -> None:
         return None

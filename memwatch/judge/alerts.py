@@ -1,13 +1,12 @@
-"""From numbers to words: verdicts, patience, and the decision to stop. Pure functions of state."""
+"""Alerts: from numbers to words, with patience. Pure functions of state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from memwatch.config import AlertsConfig, StopConfig
+from memwatch.config import AlertsConfig
 
 
 class Verdict(StrEnum):
@@ -28,6 +27,8 @@ class Evidence:
     Attributes:
         severity: variance reduction factor of the strongest region (1 when there is none).
         severity_low: the same less two standard errors.
+        statistic: natural log of the largest factor over levels and regions, which ``p`` judges; NaN where nothing was
+            compared.
         p: p-value against the controls; ``None`` without controls.
         smallest_p: the smallest that these controls could give.
         finite: whether every number was finite.
@@ -38,6 +39,7 @@ class Evidence:
     severity_low: float
     p: float | None
     smallest_p: float
+    statistic: float = math.nan
     finite: bool = True
     compared: bool = True
 
@@ -98,36 +100,3 @@ def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) 
     else:
         verdict, reason = Verdict.MEMORIZED, f"{evidence.severity:.1f}x, p = {evidence.p:.3f}, since step {since}"
     return ProbeState(streak, since, state.last_clean, verdict), reason
-
-
-@dataclass(frozen=True)
-class StopState:
-    """Memory of the stop rule. ``reason`` is set once and never taken back."""
-
-    streak: int = 0
-    reason: str | None = None
-
-
-def decide_stop(
-    state: StopState, verdicts: Sequence[tuple[str, Verdict, float, float | None]], step: int, rule: StopConfig
-) -> StopState:
-    """Whether to stop.
-
-    Args:
-        verdicts: (name, verdict, severity, p-value) of every probe at this event.
-    """
-    if state.reason is not None or not rule.enabled:
-        return state
-    counted = [
-        name
-        for name, verdict, severity, p in verdicts
-        if verdict is Verdict.MEMORIZED
-        and severity >= rule.min_severity
-        and (p if p is not None else math.inf) <= rule.max_p
-    ]
-    if len(counted) < rule.num_probes:
-        return StopState()
-    streak = state.streak + 1
-    if streak < rule.patience:
-        return StopState(streak)
-    return StopState(streak, f"step {step}: {len(counted)} probe(s) memorized: {', '.join(counted)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from memwatch.curvature import CurvatureMap
+from memwatch.measure.curvature import CurvatureMap
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Region:
         area: share of the image, in (0, 1].
         peak, mean: of the map inside the region, in the map's unit.
         sem: standard error of ``mean``, from the map's replicates.
+        p: p-value of ``peak`` against the controls; ``None`` without controls.
+        level: the timestep at which the region is strongest; ``None`` before it was looked for.
     """
 
     box: tuple[int, int, int, int]
@@ -27,6 +29,8 @@ class Region:
     peak: float
     mean: float
     sem: float
+    p: float | None = None
+    level: float | None = None
 
 
 PEAK = 0.98  # the quantile that stands for a map's peak: one odd pixel does not move it
@@ -46,7 +50,7 @@ def find_regions(
         values: samples of shape ``(n, h, w)``.
         threshold: in the map's unit.
         min_area: smaller components are dropped; share of the image in [0, 1].
-        scale: image pixels a map pixel.
+        scale: image pixels per map pixel.
 
     Returns:
         The regions, and an int array ``(h, w)``: 0 outside, i inside ``regions[i - 1]``.

@@ -1,7 +1,7 @@
 """Diagonal of a Jacobian by Hutchinson's estimator, and maps that carry their error. Knows nothing of diffusion.
 
 ``diag(J) = E[v * (J^T v)]`` for test vectors with ``E[v v^T] = 1`` (Hutchinson 1990; Bekas, Kokiopoulou & Saad 2007). Reverse mode only:
-one forward pass, then one vector-Jacobian product a test vector. ``J`` need not be symmetric.
+one forward pass, then one vector-Jacobian product per test vector. ``J`` need not be symmetric.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def test_vectors(num: int, shape: tuple[int, int, int], generator: torch.Generat
     """Test vectors of entries +1 and -1.
 
     ``tile = 1`` gives independent Rademacher vectors. ``tile = K`` gives blocks of K vectors that are orthogonal over every group of K
-    neighbouring coordinates (all channels first, then columns, then rows), from the rows of a Hadamard matrix times one random sign a
+    neighbouring coordinates (all channels first, then columns, then rows), from the rows of a Hadamard matrix times one random sign per
     coordinate and block. Jacobians of convolutional networks decay with distance, so the cancelled neighbours were most of the error;
     the random signs keep the estimate unbiased.
 
@@ -51,7 +51,7 @@ test_vectors.__test__ = False  # type: ignore[attr-defined]  # a name of the fie
 
 
 def value_and_diag_jacobian(
-    fn: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, *, once: bool = True
+    fn: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, *, reuse_graph: bool = True
 ) -> tuple[Tensor, Tensor]:
     """``fn(x)`` and, for every test vector v, the products ``v * (J^T v)`` whose mean estimates the diagonal of its Jacobian.
 
@@ -59,8 +59,8 @@ def value_and_diag_jacobian(
         fn: maps ``(b, ...)`` to the same shape; row i of its output depends on row i of ``x`` only.
         x: shape ``(b, ...)``, floating point. Not modified; gradients are kept out of every ``.grad``.
         vectors: shape ``(K, b, ...)``.
-        once: call ``fn`` once and go back through it for every vector; false calls it for every vector, as FSDP1 and ZeRO-3 need,
-            which free gathered parameters after the first way back.
+        reuse_graph: call ``fn`` once and go back through it for every vector. False calls it once per vector, as FSDP1
+            and ZeRO-3 need: they free the gathered parameters after the first backward pass.
 
     Returns:
         ``fn(x)`` detached, and products of shape ``(K, b, ...)``.
@@ -77,8 +77,8 @@ def value_and_diag_jacobian(
             raise ValueError(f"fn must return the shape of its input {tuple(x.shape)}, got {tuple(y.shape)}")
         products = []
         for k, v in enumerate(vectors):
-            output = y if once or k == 0 else fn(x.view_as(x))
-            products.append(v * torch.autograd.grad(output, x, v, retain_graph=once and k < len(vectors) - 1)[0])
+            output = y if reuse_graph or k == 0 else fn(x.view_as(x))
+            products.append(v * torch.autograd.grad(output, x, v, retain_graph=reuse_graph and k < len(vectors) - 1)[0])
     return y.detach(), torch.stack(products)
 
 
@@ -122,7 +122,7 @@ class CurvatureMap:
     def __sub__(self, other: CurvatureMap) -> CurvatureMap:
         return CurvatureMap(self.samples - other.samples)
 
-    def first(self, n: int) -> CurvatureMap:
+    def first_replicates(self, n: int) -> CurvatureMap:
         """The first n replicates."""
         return CurvatureMap(self.samples[..., :n, :, :])
 

@@ -1,7 +1,16 @@
-"""The signals: what has changed between a baseline and the model of now, per coordinate. Pure functions on maps.
+"""Signals: what has changed between an earlier and a later measurement, per coordinate. Pure functions on maps.
 
 Kim & Lee, ICML 2026 (arXiv 2605.26756), in retained variances ``rho = 1 - sigma * d eps_i / d x_i``: 1 is free, 0 is pinned.
 Maps are means over channels. Shapes: retained variances ``(levels, n, h, w)``, epsilon ``(levels, draws, c, h, w)``.
+
+The map that decides is made of two *terms*, natural logs of a factor, in two *comparisons*, earlier -> now:
+
+| | ``against: snapshot`` | ``against: unconditional`` |
+|---|---|---|
+| ``terms: variance`` | fallen freedom since the baseline | freedom that the prompt takes |
+| ``terms: loss`` | fallen loss since the baseline | loss that the prompt saves |
+
+``terms: both`` is the mean of the two terms, ``against: both`` the pointwise minimum of the two comparisons.
 """
 
 from __future__ import annotations
@@ -12,41 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memwatch.config import COMBINATIONS, DECIDING
-from memwatch.curvature import CurvatureMap
+from memwatch.config import COMBINATIONS
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.measurement import Measurement, Observation
 
 SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retained variance from zero
 FLOOR = 0.05  # of retained variance: what is left below counts as none
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one denoiser says at fixed noisy latents.
-
-    Attributes:
-        rho: retained variance, mean over channels; samples of shape ``(levels, n, h, w)``, n independent replicates.
-        epsilon: shape ``(levels, draws, c, h, w)``.
-    """
-
-    rho: CurvatureMap
-    epsilon: Tensor
-
-    @property
-    def draws(self) -> int:
-        return self.epsilon.shape[1]
-
-    @property
-    def finite(self) -> bool:
-        return bool(self.rho.samples.isfinite().all() and self.epsilon.isfinite().all())
-
-    def first(self, draws: int) -> Measurement:
-        """The first noise draws (replicates come draw by draw)."""
-        blocks = self.rho.samples.shape[-3] // self.draws
-        return Measurement(self.rho.first(draws * blocks), self.epsilon[:, :draws])
-
-    def smooth(self, size: int) -> Measurement:
-        """``rho`` smoothed, see ``CurvatureMap.smooth``."""
-        return Measurement(self.rho.smooth(size), self.epsilon)
 
 
 def collapse(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
@@ -55,10 +35,11 @@ def collapse(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
 
 
 def log_ratio(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
-    """Log variance reduction factor ``log((rho_baseline + FLOOR) / (rho_now + FLOOR))``: log 5 is "five times less freedom than before".
+    """Log variance reduction factor ``log((rho_baseline + FLOOR) / (rho_now + FLOOR))``.
 
-    The floor keeps ratios of next to nothing out: where a plain background had a hundredth of its freedom left, half of that says nothing.
-    Replicates are averaged before the ratio; the error is the paired one, by linearization (delta method).
+    log 5 is "five times less freedom than before". The floor keeps out ratios of next to nothing: where a plain background
+    had a hundredth of its freedom left, half of that says nothing. Replicates are averaged before the ratio; the error is
+    the paired one, by linearization (delta method).
     """
     b, a = ((rho.mean.clamp(min=0) + FLOOR)[..., None, :, :] for rho in (baseline, now))
     deviation = (baseline.samples - baseline.mean[..., None, :, :]) / b - (now.samples - now.mean[..., None, :, :]) / a
@@ -66,32 +47,176 @@ def log_ratio(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
 
 
 def score_difference(eps_now: Tensor, eps_baseline: Tensor) -> CurvatureMap:
-    """``S = (eps_now - eps_baseline)^2``; the paper's ``sigma^2 * Delta s`` (unconditional baseline: Wen et al. 2024). Forward only."""
+    """``S = (eps_now - eps_baseline)^2``; the paper's ``sigma^2 * Delta s``. Forward passes only.
+
+    Against the unconditional branch it is the per-coordinate signal of Wen et al. 2024.
+    """
     return CurvatureMap((eps_now - eps_baseline).square().mean(-3))
 
 
 def loss_log_ratio(eps: Tensor, eps_now: Tensor, eps_baseline: Tensor) -> CurvatureMap:
-    """``L = log(|eps_baseline - eps|^2 / |eps_now - eps|^2)``, mean over channels before the ratio; needs the true noise ``eps``."""
+    """``L = log(|eps_baseline - eps|^2 / |eps_now - eps|^2)``, mean over channels before the ratio.
+
+    Args:
+        eps: the true noise, shape of the others.
+    """
     b, a = (eps_baseline - eps).square().mean(-3), (eps_now - eps).square().mean(-3)
     tiny = torch.finfo(a.dtype).tiny
     return CurvatureMap(torch.log(b.clamp(min=tiny) / a.clamp(min=tiny)))
 
 
 def raw_curvature(now: CurvatureMap) -> CurvatureMap:
-    """``1 - rho_now``: how pinned a coordinate is, whoever pinned it. Also high on plain backgrounds; a reference row, never a verdict."""
+    """``1 - rho_now``: how pinned a coordinate is, whoever pinned it. High on plain backgrounds too, so it never decides."""
     return CurvatureMap(1 - now.samples)
 
 
 def free(baseline: CurvatureMap, z: float = 2.0) -> Tensor:
-    """Where the baseline still leaves freedom that the estimator can resolve (``rho > z * sem``); shape ``(levels, h, w)``, bool."""
+    """Where the baseline still leaves freedom that the estimator can resolve (``rho > z * sem``): bool ``(levels, h, w)``."""
     return (baseline.mean > z * baseline.sem) & (baseline.mean > SMALLEST_RHO)
+
+
+def mean_log_ratio(variance: CurvatureMap, loss: CurvatureMap) -> CurvatureMap:
+    """Mean of two log ratios, one replicate per noise draw."""
+    return CurvatureMap((per_draw(variance, loss.samples.shape[-3]).samples + loss.samples) / 2)
+
+
+def pointwise_min(a: CurvatureMap, b: CurvatureMap) -> CurvatureMap:
+    """The smaller of two maps, coordinate by coordinate, each with its own error."""
+    n = max(a.samples.shape[-3], b.samples.shape[-3])
+    a, b = a.repeated(n), b.repeated(n)
+    return CurvatureMap(torch.where((a.mean <= b.mean)[..., None, :, :], a.samples, b.samples))
+
+
+def per_draw(values: CurvatureMap, draws: int) -> CurvatureMap:
+    """One replicate per noise draw: the mean over its blocks of test vectors (draws come first)."""
+    *levels, blocks, h, w = values.samples.shape
+    return CurvatureMap(values.samples.reshape(*levels, draws, blocks // draws, h, w).mean(-3))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two measurements at the same noisy latents with the same test vectors: every signal of the step earlier -> now.
+
+    Attributes:
+        collapse, variance, score: samples ``(levels, n, h, w)``, see ``collapse``, ``log_ratio``, ``score_difference``.
+        loss: see ``loss_log_ratio``; ``None`` for a prompt probe, whose true noise is unknown.
+        is_free: see ``free``.
+    """
+
+    collapse: CurvatureMap
+    variance: CurvatureMap
+    score: CurvatureMap
+    loss: CurvatureMap | None
+    is_free: Tensor
+
+    @classmethod
+    def of(cls, earlier: Measurement, now: Measurement, eps: Tensor | None, smooth: int) -> Comparison:
+        """Compare.
+
+        Args:
+            earlier: may hold fewer noise draws than ``now``; the common first ones count.
+            eps: the true noise, shape of ``now.epsilon``.
+            smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
+        """
+        now = now.first_draws(earlier.draws)
+        rho_earlier, rho_now = earlier.rho.smooth(smooth), now.rho.smooth(smooth)
+        loss = None
+        if eps is not None:
+            loss = loss_log_ratio(eps[:, : earlier.draws], now.epsilon, earlier.epsilon).smooth(smooth)
+        return cls(
+            collapse=collapse(rho_earlier, rho_now),
+            variance=log_ratio(rho_earlier, rho_now),
+            score=score_difference(now.epsilon, earlier.epsilon),
+            loss=loss,
+            is_free=free(rho_earlier),
+        )
+
+    def term(self, terms: str) -> CurvatureMap | None:
+        """``variance``, ``loss``, or the mean of ``both``; of both the variance alone where there is no loss."""
+        if terms == "loss":
+            return self.loss
+        return self.variance if terms == "variance" or self.loss is None else mean_log_ratio(self.variance, self.loss)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """All signals of one probe at one event.
+
+    Attributes:
+        snapshot: against the baseline; ``None`` where there is nothing earlier.
+        unconditional: against the same model without the prompt; ``None`` where that was not looked at.
+        raw: raw curvature of now, samples ``(levels, n, h, w)``.
+        deciding: the map that decides, level by level, samples ``(levels, n, h, w)``; ``None`` where nothing can be compared.
+        decisive: the same with the levels combined, samples ``(n, h, w)``, natural log of a factor. Regions and alerts come
+            from it.
+    """
+
+    snapshot: Comparison | None
+    unconditional: Comparison | None
+    raw: CurvatureMap
+    deciding: CurvatureMap | None
+    decisive: CurvatureMap | None
+
+    def maps(self) -> dict[str, CurvatureMap]:
+        """Those that exist, by the name that files and logged keys use."""
+        found: dict[str, CurvatureMap | None] = {"raw": self.raw, "decisive": self.decisive}
+        if (s := self.snapshot) is not None:
+            found |= {"collapse": s.collapse, "log_ratio": s.variance, "score": s.score, "loss_log_ratio": s.loss}
+        if (u := self.unconditional) is not None:
+            found |= {"collapse_null": u.collapse, "log_ratio_null": u.variance, "score_null": u.score}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def compute_signals(
+    observation: Observation,
+    *,
+    terms: str = "both",
+    against: str = "both",
+    combine: str = "mean",
+    smooth: int = 3,
+) -> Signals:
+    """Every signal that an observation allows.
+
+    Args:
+        terms: ``variance``, ``loss`` or ``both``, see ``Comparison.term``.
+        against: ``snapshot``, ``unconditional`` or ``both``, see ``decide``.
+        combine: see ``combine_levels``.
+        smooth: see ``Comparison.of``.
+
+    Raises:
+        ValueError: ``combine`` is none of the three.
+    """
+    o = observation
+    snapshot = Comparison.of(o.baseline, o.now, o.eps, smooth) if o.baseline is not None else None
+    unconditional = Comparison.of(o.unconditional, o.now, o.eps, smooth) if o.unconditional is not None else None
+    deciding, is_free = decide(snapshot, unconditional, terms, against)
+    decisive = combine_levels(deciding, is_free, combine) if deciding is not None and is_free is not None else None
+    return Signals(snapshot, unconditional, raw_curvature(o.now.rho.smooth(smooth)), deciding, decisive)
+
+
+def decide(
+    snapshot: Comparison | None, unconditional: Comparison | None, terms: str, against: str
+) -> tuple[CurvatureMap | None, Tensor | None]:
+    """The map that decides, samples ``(levels, n, h, w)``, and where it may, bool ``(levels, h, w)``.
+
+    ``both`` is the pointwise minimum of the two comparisons: fallen since the baseline *and* not explained by a model that
+    does not know the prompt. Where the unconditional branch was not looked at, the snapshot alone decides. The freedom of
+    the baseline gates ``both``; each other comparison is gated by its own.
+    """
+    chosen = unconditional if against == "unconditional" else snapshot
+    if chosen is None or (value := chosen.term(terms)) is None:
+        return None, None
+    if against == "both" and unconditional is not None and (other := unconditional.term(terms)) is not None:
+        value = pointwise_min(value, other)
+    return value, chosen.is_free
 
 
 def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_min") -> CurvatureMap:
     """Several noise levels -> one map.
 
-    ``adjacent_min``: a coordinate counts only as far as *two neighbouring levels* agree (the smaller of the two), and the best such pair
-    counts; one level alone stands for itself. ``mean`` and ``max`` are over levels. A level where the baseline is not free says 0.
+    ``adjacent_min``: a coordinate counts only as far as *two neighbouring levels* agree (the smaller of the two), and the
+    best such pair counts; one level alone stands for itself. ``mean`` and ``max`` are over levels. A level where the
+    baseline is not free says 0.
 
     Args:
         levels: samples ``(levels, n, h, w)``.
@@ -99,7 +224,7 @@ def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_m
         how: ``adjacent_min``, ``mean`` or ``max``.
 
     Returns:
-        Samples ``(n, h, w)``, the chosen level's own replicates, so that the error is that of the level that decided.
+        Samples ``(n, h, w)``: the chosen level's own replicates, so that the error is that of the level that decided.
 
     Raises:
         ValueError: ``how`` is none of the three.
@@ -118,116 +243,6 @@ def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_m
     return CurvatureMap(samples.gather(0, chosen[:, None].expand(1, *samples.shape[1:]))[0])
 
 
-@dataclass(frozen=True)
-class Signals:
-    """All signals of one probe at one event. Every map has samples ``(levels, n, h, w)``; ``None`` where it cannot be had.
-
-    Attributes:
-        collapse, log_ratio, score, loss_log_ratio: against the snapshot baseline.
-        collapse_null, log_ratio_null, score_null: against the unconditional branch of the same model.
-        raw: raw curvature of now.
-        deciding: the map that decides, level by level; one of the above, or made of several.
-        decisive: the one map that regions and alerts come from, levels combined; samples ``(n, h, w)``, natural log of a factor.
-    """
-
-    collapse: CurvatureMap | None
-    log_ratio: CurvatureMap | None
-    score: CurvatureMap | None
-    loss_log_ratio: CurvatureMap | None
-    collapse_null: CurvatureMap | None
-    log_ratio_null: CurvatureMap | None
-    score_null: CurvatureMap | None
-    raw: CurvatureMap
-    deciding: CurvatureMap | None
-    decisive: CurvatureMap | None
-
-    def maps(self) -> dict[str, CurvatureMap]:
-        """Those that exist, by name; ``deciding`` only repeats them."""
-        return {name: value for name, value in vars(self).items() if value is not None and name != "deciding"}
-
-
-def compute_signals(
-    now: Measurement,
-    baseline: Measurement | None,
-    null: Measurement | None,
-    eps: Tensor | None,
-    *,
-    decide: str = "both_baselines",
-    combine: str = "mean",
-    smooth: int = 3,
-) -> Signals:
-    """Every signal of section 2 of the design that these measurements allow.
-
-    Args:
-        now: the current model, conditional.
-        baseline: an earlier snapshot at the same noisy latents with the same test vectors.
-        null: the current model's unconditional branch, likewise; maybe at the first few noise draws only.
-        eps: the true noise of a reference probe, shape of ``now.epsilon``; ``None`` for a prompt probe.
-        decide: ``log_ratio``, ``log_ratio_null``, ``loss_log_ratio``, ``both`` (mean of ``log_ratio`` and ``loss_log_ratio``) or
-            ``both_baselines`` (``both`` against the snapshot or the unconditional branch, whichever is smaller: fallen since then, *and* not
-            explained by a model that does not know the prompt). What cannot be had is left out: the loss of a prompt probe, the branch.
-        combine: see ``combine_levels``.
-        smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
-
-    Raises:
-        ValueError: ``decide`` or ``combine`` is none of these.
-    """
-    if decide not in DECIDING:
-        raise ValueError(f"decide: got {decide!r}, allowed {', '.join(DECIDING)}")
-    now = now.smooth(smooth)
-    baseline = baseline.smooth(smooth) if baseline else None
-    null = null.smooth(smooth) if null else None
-    beside = now.first(null.draws) if null else now  # the draws at which the unconditional branch was looked at
-    loss_null = None
-    if null is not None and eps is not None:
-        loss_null = loss_log_ratio(eps[:, : null.draws], beside.epsilon, null.epsilon).smooth(smooth)
-    found: dict[str, CurvatureMap | None] = {
-        "collapse": collapse(baseline.rho, now.rho) if baseline else None,
-        "log_ratio": log_ratio(baseline.rho, now.rho) if baseline else None,
-        "score": score_difference(now.epsilon, baseline.epsilon) if baseline else None,
-        "loss_log_ratio": loss_log_ratio(eps, now.epsilon, baseline.epsilon).smooth(smooth)
-        if baseline and eps is not None
-        else None,
-        "collapse_null": collapse(null.rho, beside.rho) if null else None,
-        "log_ratio_null": log_ratio(null.rho, beside.rho) if null else None,
-        "score_null": score_difference(beside.epsilon, null.epsilon) if null else None,
-    }
-    if decide in ("both", "both_baselines"):
-        deciding = mean_of_both(found["log_ratio"], found["loss_log_ratio"])
-        against_null = mean_of_both(found["log_ratio_null"], loss_null)
-        if decide == "both_baselines" and deciding is not None and against_null is not None:
-            deciding = smaller(deciding, against_null)
-    else:
-        deciding = found[decide]
-    reference = null if decide == "log_ratio_null" else baseline
-    decisive = (
-        combine_levels(deciding, free(reference.rho), combine)
-        if deciding is not None and reference is not None
-        else None
-    )
-    return Signals(raw=raw_curvature(now.rho), deciding=deciding, decisive=decisive, **found)
-
-
-def mean_of_both(variance: CurvatureMap | None, loss: CurvatureMap | None) -> CurvatureMap | None:
-    """Mean of two log ratios, one replicate a noise draw; the first alone where there is no loss."""
-    if variance is None or loss is None:
-        return variance
-    return CurvatureMap((per_draw(variance, loss.samples.shape[-3]).samples + loss.samples) / 2)
-
-
-def smaller(a: CurvatureMap, b: CurvatureMap) -> CurvatureMap:
-    """The smaller of two maps, coordinate by coordinate, each with its own error."""
-    n = max(a.samples.shape[-3], b.samples.shape[-3])
-    a, b = a.repeated(n), b.repeated(n)
-    return CurvatureMap(torch.where((a.mean <= b.mean)[..., None, :, :], a.samples, b.samples))
-
-
-def per_draw(values: CurvatureMap, draws: int) -> CurvatureMap:
-    """One replicate a noise draw: the mean over its blocks of test vectors (draws come first)."""
-    *levels, blocks, h, w = values.samples.shape
-    return CurvatureMap(values.samples.reshape(*levels, draws, blocks // draws, h, w).mean(-3))
-
-
 def factor(log_value: float) -> float:
-    """Variance reduction factor of a log ratio: exp, safely."""
+    """The factor whose natural log is given: exp, kept finite."""
     return math.exp(min(log_value, 50.0))

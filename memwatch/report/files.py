@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from memwatch.report import Report
-from memwatch.snapshots import write_safetensors
+from memwatch.report.report import Report
+from memwatch.measure.weights import write_safetensors
 
 
 class FileSink:

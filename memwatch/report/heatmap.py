@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from memwatch.regions import Region
+from memwatch.config import MemWatchConfig
+from memwatch.judge.findings import Finding
+from memwatch.judge.regions import Region
 
 # Nine stops from black over red to pale yellow, rising in lightness: readable in grey and by colour-blind people.
 STOPS = np.array(
@@ -39,6 +41,22 @@ def scaled(log_values: np.ndarray, max_factor: float) -> np.ndarray:
     """Log ratios -> [0, 1]: factor 1 (or less) is 0, ``max_factor`` is 1. NaN is 0."""
     share: np.ndarray = np.clip(np.nan_to_num(log_values, nan=0.0) / np.log(max_factor), 0, 1)
     return share
+
+
+def pictures_of(findings: Sequence[Finding], config: MemWatchConfig) -> dict[str, Image.Image]:
+    """``picture_of`` every finding that has an image, by the probe's name."""
+    pictures = {f.name: picture_of(f, config.heatmap.max_factor) for f in findings}
+    return {name: picture for name, picture in pictures.items() if picture is not None}
+
+
+def picture_of(finding: Finding, max_factor: float) -> Image.Image | None:
+    """The probe's image beside its heatmap; ``None`` where there is no image. See ``overlay``."""
+    image, signals = finding.observation.image, finding.signals
+    if image is None:
+        return None
+    if signals is None or signals.decisive is None:
+        return overlay(image, np.zeros(image.shape[:2]), max_factor=max_factor)
+    return overlay(image, signals.decisive.mean.numpy(), finding.regions, max_factor=max_factor)
 
 
 def overlay(

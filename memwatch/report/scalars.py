@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memwatch.report import Report
+from memwatch.report.report import Report
 
 
 class ScalarSink:

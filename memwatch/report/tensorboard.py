@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from memwatch.report import Report
+from memwatch.report.report import Report
 
 
 class TensorBoardSink:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from memwatch.alerts import Verdict
-from memwatch.report import Report
+from memwatch.judge.alerts import Verdict
+from memwatch.judge.regions import Region
+from memwatch.report.report import Report
 
 
 class WandbSink:
@@ -26,33 +27,33 @@ class WandbSink:
         import wandb
 
         row: dict[str, Any] = dict(report.scalars())
-        for finding in report.findings:
-            if (picture := report.pictures.get(finding.name)) is not None:
-                image = wandb.Image(np.asarray(picture), caption=f"{finding.verdict}: {finding.reason}")
-                row[f"memwatch/heatmap/{finding.name}"] = image
-            if finding.image is not None:
-                boxes = [
-                    {
-                        "position": dict(zip(("minX", "minY", "maxX", "maxY"), region.box, strict=True)),
-                        "domain": "pixel",
-                        "class_id": 1,
-                        "box_caption": f"{np.exp(region.mean):.1f}x",
-                        "scores": {"factor": float(np.exp(region.mean))},
-                    }
-                    for region in finding.regions
-                ]
+        for f in report.findings:
+            if (picture := report.pictures.get(f.name)) is not None:
+                image = wandb.Image(np.asarray(picture), caption=f"{f.verdict}: {f.reason}")
+                row[f"memwatch/heatmap/{f.name}"] = image
+            if (shown := f.observation.image) is not None:
+                boxes = [_box(region) for region in f.regions]
                 layer = {"regions": {"box_data": boxes, "class_labels": {1: "stored"}}} if boxes else None
-                row[f"memwatch/regions/{finding.name}"] = wandb.Image(
-                    finding.image, boxes=layer, caption=finding.prompt
-                )
+                image = wandb.Image(shown, boxes=layer, caption=f.observation.probe.prompt)
+                row[f"memwatch/regions/{f.name}"] = image
         if report.alerts:
-            row["memwatch/alert"] = "\n\n".join(report.alert_text(finding) for finding in report.alerts)
+            row["memwatch/alert"] = "\n\n".join(report.alert_text(f) for f in report.alerts)
         self._run.log(row, step=max(report.step, self._run.step))
-        for finding in report.alerts:
-            level = "WARN" if finding.verdict is Verdict.SUSPICIOUS else "ERROR"
-            self._run.alert(
-                title=f"memwatch: {finding.name} {finding.verdict}", text=report.alert_text(finding), level=level
-            )
+        for f in report.alerts:
+            level = "WARN" if f.verdict is Verdict.SUSPICIOUS else "ERROR"
+            self._run.alert(title=f"memwatch: {f.name} {f.verdict}", text=report.alert_text(f), level=level)
 
     def close(self) -> None:
         """accelerate finishes its trackers itself."""
+
+
+def _box(region: Region) -> dict[str, Any]:
+    """A region as W&B draws boxes."""
+    factor = float(np.exp(region.mean))
+    return {
+        "position": dict(zip(("minX", "minY", "maxX", "maxY"), region.box, strict=True)),
+        "domain": "pixel",
+        "class_id": 1,
+        "box_caption": f"{factor:.1f}x",
+        "scores": {"factor": factor},
+    }

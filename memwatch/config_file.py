@@ -1,0 +1,103 @@
+"""Configuration files: read YAML, a dict or a ready configuration, and name what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from memwatch.config import ConfigError, MemWatchConfig, require
+
+REPLACED = {  # key of an earlier version: by value, what is set now
+    "signals.decide": {
+        "log_ratio": "terms: variance, against: snapshot",
+        "log_ratio_null": "terms: variance, against: unconditional",
+        "loss_log_ratio": "terms: loss, against: snapshot",
+        "both": "terms: both, against: snapshot",
+        "both_baselines": "terms: both, against: both",
+    }
+}
+
+
+def load_config(source: str | Path | Mapping[str, Any] | MemWatchConfig | None, **overrides: Any) -> MemWatchConfig:
+    """Read a configuration.
+
+    Args:
+        source: a YAML file, a (nested) mapping, a ready configuration, or ``None`` for the defaults.
+        overrides: top-level keys that go before the source's; a section given as a mapping is merged into the source's section.
+
+    Raises:
+        ConfigError: unknown key (the nearest known one is named), wrong type, or a value that is not allowed.
+    """
+    if isinstance(source, MemWatchConfig):
+        data: Any = source.to_dict()
+    elif isinstance(source, str | Path):
+        try:
+            data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config file {source}: {error}") from error
+    else:
+        data = source
+    data = {} if data is None else data
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"config: got {type(data).__name__}, allowed: a mapping of keys to values")
+    data = dict(data)
+    for key, value in overrides.items():
+        section = asdict(data[key]) if is_dataclass(data.get(key)) else data.get(key)
+        merges = isinstance(value, Mapping) and section is not None
+        require(not merges or isinstance(section, Mapping), key, section, "a mapping")
+        data[key] = {**section, **value} if merges else value
+    config = _build(MemWatchConfig, data, "")
+    assert isinstance(config, MemWatchConfig)
+    return config
+
+
+def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = [item.name for item in fields(cls)]
+    for key in data:
+        if (was := REPLACED.get(f"{prefix}{key}")) is not None:
+            now = was.get(str(data[key]), "; ".join(f"{value} is now {{{new}}}" for value, new in was.items()))
+            raise ConfigError(f"config key '{prefix}{key}' ({data[key]!r}) is replaced by: {{{now}}}")
+        if key not in names:
+            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            hint = f"did you mean '{prefix}{nearest[0]}'?" if nearest else f"known keys: {', '.join(names)}"
+            raise ConfigError(f"config key '{prefix}{key}' is unknown; {hint}")
+    return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """``value`` as ``hint`` wants it: sections are built, lists become tuples, integers become floats; nothing else is guessed."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        require(isinstance(value, Mapping), key, value, f"a mapping of {', '.join(item.name for item in fields(hint))}")
+        return _build(hint, value, f"{key}.")
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for choice in choices:
+        if typing.get_origin(choice) is tuple and isinstance(value, list | tuple):
+            item = typing.get_args(choice)[0]
+            return tuple(_convert(item, element, f"{key}[{i}]") for i, element in enumerate(value))
+        if choice is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, Path) and choice is str:
+            return str(value)
+        if choice is float and isinstance(value, float):
+            require(math.isfinite(value), key, value, "a finite number")
+        if isinstance(choice, type) and isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
+            return value
+    names = " or ".join("null" if c is types.NoneType else _type_name(c) for c in choices)
+    raise ConfigError(f"config key '{key}': got {value!r}, allowed: {names}")
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return f"list of {_type_name(typing.get_args(hint)[0])}"
+    return {int: "integer", float: "number", bool: "true or false", str: "text"}.get(hint, str(hint))

@@ -1,0 +1,65 @@
+"""Faults: a monitor never kills a run. Failures are counted, said once, and tried again; three in a row switch a part off."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger("memwatch")
+
+LIMIT = 3  # failures in a row
+
+
+class Faults:
+    """Counts the failures of memwatch's parts; a part is named in the words that a message to people uses.
+
+    Args:
+        strict: raise every failure as a ``RuntimeError`` instead.
+
+    Attributes:
+        count: failures so far.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict, self.count = strict, 0
+        self._in_a_row: dict[str, int] = {}
+
+    def failed(self, part: str, what: str, error: BaseException | None, instead: str | None = None) -> None:
+        """Count a failure, and say it when it is the first in a row or the last one that is tried.
+
+        Args:
+            what: the error, for people.
+            instead: what memwatch does now. Default: the part is tried again at the next event, and switched off after
+                ``LIMIT`` failures in a row; whoever uses it asks ``is_off``.
+
+        Raises:
+            RuntimeError: when ``strict``.
+        """
+        self.count += 1
+        self._in_a_row[part] = in_a_row = self._in_a_row.get(part, 0) + 1
+        if self.strict:
+            raise RuntimeError(f"memwatch: {part} failed: {what}") from error
+        if instead is None:
+            again = "memwatch will try again at the next event"
+            instead = again if in_a_row < LIMIT else f"that was {LIMIT} times in a row, so it is switched off"
+        if in_a_row in (1, LIMIT):
+            logger.warning("memwatch: %s failed (%s); %s. Training goes on.", part, what, instead)
+
+    def is_off(self, part: str) -> bool:
+        """Whether a part has failed ``LIMIT`` times in a row."""
+        return self._in_a_row.get(part, 0) >= LIMIT
+
+    def worked(self, part: str) -> None:
+        """A part did its work, so that its failures no longer count as in a row."""
+        self._in_a_row.pop(part, None)
+
+    @contextmanager
+    def surviving(self, part: str, instead: str | None = None) -> Iterator[None]:
+        """Whatever the block raises is a failure of ``part``, and goes no further; see ``failed``."""
+        try:
+            yield
+        except Exception as error:
+            self.failed(part, repr(error), error, instead)
+        else:
+            self.worked(part)

@@ -1,0 +1,123 @@
+"""What was measured: on one denoiser at fixed noisy latents, and on one probe at one event. And their way to disk and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.probes import Probe
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one denoiser says at fixed noisy latents.
+
+    Attributes:
+        rho: retained variance, mean over channels; samples of shape ``(levels, n, h, w)``, n independent replicates.
+        epsilon: shape ``(levels, draws, c, h, w)``, float32.
+    """
+
+    rho: CurvatureMap
+    epsilon: Tensor
+
+    @property
+    def draws(self) -> int:
+        return self.epsilon.shape[1]
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.rho.samples.isfinite().all() and self.epsilon.isfinite().all())
+
+    def first_draws(self, draws: int) -> Measurement:
+        """The first noise draws. Replicates come draw by draw, so theirs are the first ones."""
+        blocks = self.rho.samples.shape[-3] // self.draws
+        return Measurement(self.rho.first_replicates(draws * blocks), self.epsilon[:, :draws])
+
+    def at_levels(self, indices: Sequence[int]) -> Measurement:
+        """The noise levels with these indices."""
+        return Measurement(CurvatureMap(self.rho.samples[list(indices)]), self.epsilon[list(indices)])
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that was measured on one probe at one event.
+
+    Attributes:
+        probe: what was looked at.
+        timesteps: one per noise level.
+        now: the current model with the probe's prompt.
+        unconditional: the current model without it, at the first noise draws; ``None`` where it was not looked at.
+        baseline: the earlier model with the prompt; ``None`` where there is nothing earlier.
+        baseline_step: the optimizer step of ``baseline``; ``None`` where it has none (LoRA off, or weights from a file).
+        eps: the true noise of a reference probe, shape of ``now.epsilon``; ``None`` for a prompt probe.
+        image: RGB uint8 ``(H, W, 3)``: the training image, or what the prompt generated.
+    """
+
+    probe: Probe
+    timesteps: tuple[float, ...]
+    now: Measurement
+    unconditional: Measurement | None = None
+    baseline: Measurement | None = None
+    baseline_step: int | None = None
+    eps: Tensor | None = None
+    image: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        return self.probe.name
+
+    @property
+    def finite(self) -> bool:
+        return all(m.finite for m in (self.now, self.unconditional, self.baseline) if m is not None)
+
+
+def to_tensors(measurements: Mapping[str, Measurement]) -> dict[str, Tensor]:
+    """Measurements by name, as named tensors."""
+    tensors = {f"{name}/rho": m.rho.samples for name, m in measurements.items()}
+    return tensors | {f"{name}/epsilon": m.epsilon for name, m in measurements.items()}
+
+
+def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Measurement | None:
+    """The measurement of that name, float32; ``None`` where there is none."""
+    rho = tensors.get(f"{name}/rho")
+    return None if rho is None else Measurement(CurvatureMap(rho), tensors[f"{name}/epsilon"].float())
+
+
+def observation_to_tensors(observation: Observation) -> dict[str, Tensor]:
+    """An observation as safetensors can hold it. What the probe says itself is left out."""
+    o = observation
+    measured = {"now": o.now, "unconditional": o.unconditional, "baseline": o.baseline}
+    tensors = to_tensors({name: m for name, m in measured.items() if m is not None})
+    tensors["timesteps"] = torch.tensor(o.timesteps)
+    if o.baseline_step is not None:
+        tensors["baseline_step"] = torch.tensor(o.baseline_step)
+    if o.eps is not None:
+        tensors["eps"] = o.eps
+    if o.image is not None:
+        tensors["image"] = torch.from_numpy(o.image.copy())
+    return tensors
+
+
+def observation_from_tensors(tensors: Mapping[str, Tensor], probe: Probe) -> Observation:
+    """The inverse of ``observation_to_tensors``.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    now = Measurement(CurvatureMap(tensors["now/rho"]), tensors["now/epsilon"])
+    step, image = tensors.get("baseline_step"), tensors.get("image")
+    return Observation(
+        probe,
+        tuple(tensors["timesteps"].tolist()),
+        now,
+        unconditional=from_tensors(tensors, "unconditional"),
+        baseline=from_tensors(tensors, "baseline"),
+        baseline_step=None if step is None else int(step),
+        eps=tensors.get("eps"),
+        image=None if image is None else image.numpy(),
+    )

@@ -1,0 +1,245 @@
+"""Observer: borrows the model, looks at every probe, and gives the model back exactly as found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from memwatch.config import MemWatchConfig, require
+from memwatch.denoiser import Components, Conditioning, borrow, dtype_of, family_of, load_components, unwrap
+from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.measure.baselines import Baselines
+from memwatch.measure.images import decode_latents
+from memwatch.measure.measure import measure
+from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.prepare import PreparedProbe, named_as_controls, prepare
+from memwatch.measure.probes import as_probes
+from memwatch.measure.views import View, prompt_view, reference_view
+from memwatch.measure.weights import lora_off, reshard, swapped, trainable, with_conditioning, without_conditioning
+from memwatch.ranks import Ranks
+
+
+class Observer:
+    """Reads and encodes the probes once, and measures them whenever it is asked.
+
+    Args:
+        ranks: how the model lies on the processes.
+        model: what the loop trains, as ``MemWatch`` takes it.
+        pretrained: where parts that are not given are loaded from; they are used once and freed.
+        given: parts that the caller passes.
+        probes, controls: as ``MemWatch`` takes them; ``None`` takes the configuration's.
+        ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``.
+
+    Attributes:
+        model: the bare network. ``forward_module``: what is called, and whose parameters are swapped.
+        denoiser: ``forward_module`` with one signature.
+        probes: watched ones first, then controls.
+        unconditional: conditioning of the branch without a prompt; ``None`` where the model has no such branch.
+        text_encoders: those that the caller passed. ``trains_text``: whether any of them is trained.
+        resolution: side of the images, pixels. ``side``: of the latents.
+
+    Raises:
+        ConfigError, ProbeError, ValueError: as ``MemWatch`` does.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        pretrained: Any,
+        given: Components,
+        *,
+        config: MemWatchConfig,
+        probes: Any = None,
+        controls: Any = None,
+        ema: Any = None,
+    ) -> None:
+        self.ranks, self.config, self.ema = ranks, config, ema
+        self.model, self.forward_module = unwrap(model), ranks.forward_module(model)
+        self.text_encoders = tuple(unwrap(part) if part is not None else None for part in given.text_encoders)
+        parameters = (p for part in self.text_encoders if part is not None for p in part.parameters())
+        self.trains_text = any(p.requires_grad for p in parameters)
+        self._require_of_model()
+        with self._borrowed(given.vae):
+            watched = as_probes(probes if probes is not None else config.probes, seed=config.seed)
+            held_out = as_probes(controls if controls is not None else config.controls, seed=config.seed)
+            allowed = "prompts, Probes, an image folder or a dataset"
+            require(bool(watched), "probes", probes if probes is not None else config.probes, allowed)
+            everything = [*(replace(probe, is_control=False) for probe in watched), *named_as_controls(held_out)]
+            has_prompts = any(not probe.is_reference for probe in everything)
+            parts = self._adapt(pretrained, replace(given, text_encoders=self.text_encoders), has_prompts)
+            self.probes = prepare(everything, self.denoiser, parts, self.resolution)
+            self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
+        ok = self.unconditional is not None or config.signals.against != "unconditional"
+        allowed = "snapshot or both, because this model has no unconditional branch"
+        require(ok, "signals.against", config.signals.against, allowed)
+        kept = {
+            "vae": parts.vae if has_prompts else None,
+            "text_encoders": parts.text_encoders if self.trains_text else (),
+        }
+        self.parts = replace(parts, **kept)
+
+    def _require_of_model(self) -> None:
+        """What the configuration asks of this very model."""
+        weights, baseline = self.config.weights, self.config.signals.baseline
+        has_lora = any(lora_off(part) for part in (self.model, *self.text_encoders) if part is not None)
+        allowed = "another one, since the model has no LoRA layers to switch off"
+        require(baseline != "base" or has_lora, "signals.baseline", baseline, allowed)
+        require(self.ema is not None or weights == "live", "weights", weights, "live, since no ema was passed")
+        averaged = len(self.ema.shadow_params) if weights == "ema" else 0
+        sizes = {len(list(self.model.parameters())), sum(p.requires_grad for p in self.model.parameters())}
+        has = f"the EMA averages {averaged} tensors and the model has {' or '.join(map(str, sizes))}"
+        require(weights == "live" or averaged in sizes, "weights", weights, f"live, since {has}")
+
+    def _adapt(self, pretrained: Any, given: Components, has_prompts: bool) -> Components:
+        """Find the model's family, load what was not given, and settle the size of images and latents."""
+        config, device = self.config, self.ranks.accelerator.device
+        allowed = "variance or both with prompt probes, whose true noise is unknown"
+        require(not has_prompts or config.signals.terms != "loss", "signals.terms", config.signals.terms, allowed)
+        self.ranks.require(config, has_prompts)
+        family = family_of(self.model)
+        with self.ranks.unpartitioned():
+            parts = load_components(
+                pretrained,
+                given,
+                needs_vae=not family.in_pixels,
+                text_encoders=family.text_encoders,
+                optional=family.optional,
+                device=device,
+                dtype=dtype_of(self.model),
+            )
+        self.denoiser = family(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
+        self.denoiser.model, self.denoiser.reuse_graph = self.forward_module, self.ranks.reuse_graph
+        last, timesteps = self.denoiser.schedule.num_train_timesteps - 1, config.levels.timesteps
+        require(max(timesteps) <= last, "levels.timesteps", timesteps, f"timesteps up to {last}")
+        scale = 2 ** (len(parts.vae.config.block_out_channels) - 1) if parts.vae is not None else 1
+        self.resolution = config.resolution or (self.denoiser.sample_size or 0) * scale
+        self.side, unit = self.resolution // scale, scale * self.denoiser.patch
+        ok = self.resolution > 0 and self.resolution % unit == 0
+        require(ok, "resolution", config.resolution, f"a multiple of {unit} (the model names no size)")
+        return parts
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Inside, the watched weights are in place and a trained text encoder has said anew what each prompt means."""
+        with self._borrowed(self.parts.vae), self.watched_weights():
+            self._encode_again()
+            yield
+
+    def observe(
+        self,
+        probes: Sequence[PreparedProbe],
+        baselines: Baselines,
+        last_clean: Mapping[str, int | None],
+        tick: Callable[[], object] = lambda: None,
+    ) -> list[Observation]:
+        """Look at ``probes``; call it inside ``borrowed``.
+
+        First the live weights, probe by probe. Then once per set of earlier weights, for the probes that need it.
+
+        Args:
+            last_clean: by probe, the step of the last event in which it raised no suspicion.
+            tick: called after each probe of the first pass.
+        """
+        views = {}
+        found: dict[str, Observation] = {}
+        by_weights: dict[int | None, list[PreparedProbe]] = {}
+        for p in probes:
+            step = baselines.step_of(p.probe, last_clean.get(p.name))
+            view, image = self.view(p)
+            views[p.name] = view
+            found[p.name] = Observation(
+                p.probe,
+                view.timesteps,
+                now=self.measure(view),
+                unconditional=self._measure_unconditional(p, view),
+                baseline=baselines.recall(p.probe, step),
+                baseline_step=step,
+                eps=view.eps,
+                image=image,
+            )
+            if baselines.needs_weights(p.probe, step):
+                by_weights.setdefault(step, []).append(p)
+            tick()
+        for step, group in by_weights.items():
+            weights, conditioning = without_conditioning(baselines.weights_at(step))
+            with swapped(self.forward_module, weights):
+                for p in group:
+                    view = replace(views[p.name], conditioning=conditioning.get(p.name, p.conditioning))
+                    earlier = self.measure(view)
+                    baselines.keep(p.probe, step, earlier)
+                    found[p.name] = replace(found[p.name], baseline=earlier)
+        return list(found.values())
+
+    def view(self, p: PreparedProbe) -> tuple[View, np.ndarray | None]:
+        """Where a probe is looked at, and the picture to show."""
+        config = self.config
+        if p.probe.is_reference:
+            return reference_view(p, self.denoiser, config.levels, config.seed), p.image
+        scheduler, draws = self.parts.scheduler, config.levels.draws
+        view, latents = prompt_view(p, self.unconditional, self.denoiser, scheduler, config.sampling, draws, self.side)
+        return view, decode_latents(latents, self.parts.vae)
+
+    def measure(self, view: View) -> Measurement:
+        return measure(self.denoiser, view, self.config.curvature, self.config.seed)
+
+    def _measure_unconditional(self, p: PreparedProbe, view: View) -> Measurement | None:
+        """Of controls the branch is looked at only where it decides."""
+        signals = self.config.signals
+        wanted = signals.unconditional and (not p.probe.is_control or signals.against != "snapshot")
+        if self.unconditional is None or not wanted:
+            return None
+        return self.measure(view.unconditional(self.unconditional, self.config.null_draws))
+
+    # --- weights and conditioning --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _borrowed(self, vae: Any) -> Iterator[None]:
+        with borrow(*(m for m in (self.model, self.forward_module, *self.text_encoders, vae) if m is not None)):
+            try:
+                yield
+            finally:
+                reshard(self.forward_module)
+
+    def watched_weights(self) -> AbstractContextManager[None]:
+        """Inside, the EMA weights are in place of the live ones, where the configuration says so."""
+        if self.config.weights == "live":
+            return nullcontext()
+        named = list(self.forward_module.named_parameters())
+        if len(self.ema.shadow_params) != len(named):  # an average of what is trained only, as for LoRA
+            named = [(name, p) for name, p in named if p.requires_grad]
+        names = [name for name, _ in named]
+        return swapped(self.forward_module, dict(zip(names, self.ema.shadow_params, strict=True)))
+
+    def trainable_weights(self) -> dict[str, Tensor]:
+        """What later events need to look at this one again: trainable tensors, and what a trained text encoder says."""
+        with self.watched_weights():
+            said = {p.name: p.conditioning for p in self.probes} if self.trains_text else {}
+            return with_conditioning(trainable(self.forward_module), said)
+
+    def weights_without_lora(self) -> dict[str, Tensor]:
+        """The base of a LoRA; adapters of trained text encoders are off as well."""
+        weights = lora_off(self.forward_module)
+        if not self.trains_text:
+            return weights
+        with ExitStack() as stack:
+            for text_encoder in self.parts.text_encoders:
+                if text_encoder is not None:
+                    stack.enter_context(swapped(text_encoder, lora_off(text_encoder)))
+            return with_conditioning(weights, {p.name: self._encode(p) for p in self.probes})
+
+    def _encode_again(self) -> None:
+        """All probes on all ranks, since any rank may have to remember what they mean now."""
+        if self.trains_text:
+            self.unconditional = self.denoiser.encode_unconditional(self.parts, self.resolution)
+            self.probes = [replace(p, conditioning=self._encode(p)) for p in self.probes]
+
+    def _encode(self, p: PreparedProbe) -> Conditioning:
+        return self.denoiser.encode(p.probe.prompt, self.parts, self.resolution)

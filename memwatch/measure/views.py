@@ -1,0 +1,143 @@
+"""Views: the noisy latents at which a probe is looked at. Reference probes are noised, prompt probes are sampled."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memwatch.config import LevelsConfig, SamplingConfig
+from memwatch.denoiser import Conditioning, Denoiser
+from memwatch.measure.prepare import PreparedProbe
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """A CPU generator that depends on ``parts`` alone: not on rank, batch or order."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class View:
+    """Noisy latents of one probe at every level and draw, with what belongs to them.
+
+    Attributes:
+        key: names the view. Its test vectors depend on it, so that baseline and now share them.
+        noisy_latents: ``(levels, draws, c, h, w)`` float32 on the CPU.
+        timesteps: one per level; whole numbers, except for prompt probes of rectified flow.
+        eps: the true noise, same shape; ``None`` for a prompt probe.
+        conditioning: of the probe, or of the unconditional branch.
+    """
+
+    key: str
+    noisy_latents: Tensor
+    timesteps: tuple[float, ...]
+    eps: Tensor | None
+    conditioning: Conditioning
+
+    @property
+    def rows(self) -> int:
+        """Noisy latents in it: levels times draws."""
+        return self.noisy_latents.shape[0] * self.noisy_latents.shape[1]
+
+    def unconditional(self, conditioning: Conditioning, draws: int) -> View:
+        """The first draws of the same noisy latents, for the branch with this conditioning."""
+        return replace(self, noisy_latents=self.noisy_latents[:, :draws], conditioning=conditioning)
+
+
+def fixed_noise(name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """The true noise of a reference probe, ``(levels, draws, c, h, w)``. It depends on name and seed alone."""
+    return torch.randn(tuple(shape), generator=seeded(seed, "noise", name))
+
+
+def reference_view(prepared: PreparedProbe, denoiser: Denoiser, levels: LevelsConfig, seed: int) -> View:
+    """Known latents under fixed noise at fixed levels: the same at every event."""
+    assert prepared.latents is not None
+    z_0 = prepared.latents
+    eps = fixed_noise(prepared.name, (len(levels.timesteps), levels.draws, *z_0.shape), seed)
+    add_noise = denoiser.schedule.add_noise
+    noisy = [
+        add_noise(z_0.expand_as(e), e, torch.full((len(e),), t)) for e, t in zip(eps, levels.timesteps, strict=True)
+    ]
+    return View(prepared.name, torch.stack(noisy), levels.timesteps, eps, prepared.conditioning)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What sampling gives.
+
+    Attributes:
+        latents: the finished latents, ``(b, c, h, w)``.
+        x_last: the noisy latents before the last step, same shape.
+        timestep: of that last step.
+        guidance_norm: ``(b,)``, mean over the steps of ``|eps(x, c) - eps(x, null)|`` (Wen et al. 2024); 0 without guidance.
+    """
+
+    latents: Tensor
+    x_last: Tensor
+    timestep: float
+    guidance_norm: Tensor
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    scheduler: Any,
+    sampling: SamplingConfig,
+    x: Tensor,
+    conditioning: Sequence[Conditioning],
+    unconditional: Conditioning | None,
+) -> Sample:
+    """Sample with classifier-free guidance: DDIM, or Euler steps for rectified flow.
+
+    Families without guidance are sampled by their conditional branch alone.
+
+    Args:
+        scheduler: the pipeline's; the family's own sampler is made from its configuration.
+        x: initial noise of unit variance, ``(b, c, h, w)``, on the CPU.
+        conditioning: one per row of ``x``.
+        unconditional: of the branch without the prompt.
+    """
+    b = len(x)
+    sampler = denoiser.sampler(scheduler, sampling.num_inference_steps, x.shape[-1])
+    guided = denoiser.guided and unconditional is not None
+    branches = denoiser.stack([*([unconditional] * b if guided else []), *conditioning])  # type: ignore[list-item]
+    x = x_last = (x * getattr(sampler, "init_noise_sigma", 1.0)).to(denoiser.device)
+    norm = torch.zeros(b, device=x.device)
+    for t in sampler.timesteps:
+        x_last = x
+        rows = torch.cat([x, x]) if guided else x
+        output = denoiser.predict(rows.to(denoiser.dtype), t.to(denoiser.device).expand(len(rows)), branches).float()
+        without, with_prompt = output[:b], output[-b:]
+        norm += (with_prompt - without).flatten(1).norm(dim=1) / len(sampler.timesteps)
+        x = sampler.step(without + sampling.guidance_scale * (with_prompt - without), t, x).prev_sample
+    return Sample(x, x_last, sampler.timesteps[-1].item(), norm)
+
+
+def prompt_view(
+    prepared: PreparedProbe,
+    unconditional: Conditioning | None,
+    denoiser: Denoiser,
+    scheduler: Any,
+    sampling: SamplingConfig,
+    draws: int,
+    side: int,
+) -> tuple[View, Tensor]:
+    """Sample up to the last step and look there (Kim & Lee 2026: x_t before DDIM step ``num_inference_steps - 1``).
+
+    Args:
+        draws: of test vectors; they share the one x_t.
+        side: of the latents, pixels.
+
+    Returns:
+        The view, and the finished latents ``(c, h, w)`` on the CPU for showing.
+    """
+    generator = torch.Generator().manual_seed(prepared.probe.seed)
+    x = torch.randn(1, denoiser.latent_channels, side, side, generator=generator)
+    s = sample(denoiser, scheduler, sampling, x, [prepared.conditioning], unconditional)
+    noisy = s.x_last.cpu()[None].expand(1, draws, -1, -1, -1)
+    return View(prepared.name, noisy, (s.timestep,), None, prepared.conditioning), s.latents[0].cpu()

@@ -1,0 +1,1 @@
+"""Scan: finished checkpoints, through the same observer, baselines, judge and sinks as a training loop."""

@@ -1,0 +1,88 @@
+"""Earlier models of a scan: checkpoints read again, and a model from outside with its own text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memwatch.denoiser import Components, Denoiser, load_components
+from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.measure.observer import Observer
+from memwatch.measure.snapshots import SnapshotStore
+from memwatch.measure.weights import with_conditioning, without_conditioning
+from memwatch.scan.checkpoints import (
+    CheckpointError,
+    copy_into,
+    is_pipeline,
+    read_text_encoder,
+    read_weights,
+    text_encoders,
+)
+from memwatch.scan.kept import stamp
+
+
+class CheckpointWeights(SnapshotStore):
+    """Weights that lie in checkpoints already: only their steps are kept, and what a trained text encoder said then."""
+
+    def __init__(self, read: Callable[[int], dict[str, Tensor]]) -> None:
+        super().__init__(None, keep=1_000_000)
+        self._read = read
+
+    def add(self, step: int, tensors: dict[str, Tensor]) -> None:
+        super().add(step, with_conditioning({}, without_conditioning(tensors)[1]))
+
+    def get(self, step: int) -> dict[str, Tensor]:
+        return self._read(step) | super().get(step)
+
+
+class EarlierModel:
+    """The model compared with: its weights, and its own text encoder where it comes with one.
+
+    Args:
+        source: anything that ``memwatch.scan.checkpoints`` knows.
+        pretrained: the pipeline of the model that is scanned.
+
+    Raises:
+        CheckpointError: it does not fit the model, or predicts something else.
+    """
+
+    def __init__(self, source: str, observer: Observer, pretrained: Any) -> None:
+        self.stamp, self._observer = stamp(source), observer
+        denoiser, device = observer.denoiser, observer.ranks.accelerator.device
+        self._weights = {name: tensor.to(device) for name, tensor in read_weights(source, observer.model).items()}
+        self._parts: Components | None = None
+        if is_pipeline(source):
+            self._parts = text_parts(source, denoiser, device)
+            theirs = NoiseSchedule.from_scheduler(self._parts.scheduler).prediction_type
+            ours = denoiser.schedule.prediction_type
+            if theirs != ours:
+                why = "epsilon can be compared, weights cannot be exchanged"
+                raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; {why}")
+        elif text_encoders(source):
+            self._parts = text_parts(pretrained, denoiser, device)
+            copy_text_encoders(source, denoiser, self._parts.text_encoders)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Its weights, with the conditioning that its own text encoder gives each probe."""
+        if self._parts is None:
+            return self._weights
+        encode, size = self._observer.denoiser.encode, self._observer.resolution
+        said = {p.name: encode(p.probe.prompt, self._parts, size) for p in self._observer.probes}
+        return with_conditioning(self._weights, said)
+
+
+def text_parts(pretrained: Any, family: Denoiser | type[Denoiser], device: torch.device) -> Components:
+    """Scheduler, and what encodes prompts."""
+    names, optional = family.text_encoders, family.optional
+    nothing = Components(None)
+    return load_components(pretrained, nothing, needs_vae=False, text_encoders=names, optional=optional, device=device)
+
+
+def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -> None:
+    """Overwrite those that ``source`` has of its own."""
+    for name, encoder in zip(family.text_encoders, encoders, strict=False):  # none at all where none is trained
+        if encoder is not None and name in text_encoders(source):
+            copy_into(encoder, read_text_encoder(source, name, encoder))
