@@ -1,244 +1,16 @@
-"""A random Stable Diffusion pipeline of 16 px pictures, a few random images, and a training loop as users write it, all tiny."""
+"""Fixtures. What builds them lies in ``tests/support``."""
 
 from __future__ import annotations
 
-import copy
-import json
 import os
-import random
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np
 import pytest
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.training_utils import EMAModel, cast_training_params
-from PIL import Image
-from safetensors.torch import load_file
-from torch.utils.data import DataLoader
-from transformers import CLIPTextConfig, CLIPTextModel
-
-from memwatch import MemWatch, Probe
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train_examples"))
-
-SIZE = 16  # pixels; latents are 8x8
-TOKENS = 32
-CONFIG: dict[str, Any] = {
-    "every_steps": 2,
-    "levels": {"timesteps": [61, 301], "draws": 2},
-    "curvature": {"vectors": 4, "tile": 4, "batch_size": 8},
-    "sampling": {"num_inference_steps": 3, "guidance_scale": 3.0},
-}
-SNAPSHOT_MAPS = ("collapse", "log_ratio", "score", "loss_log_ratio")
-
-
-def new_process() -> None:
-    """Forget accelerate's shared state, as a new process would."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-def save_pipeline(folder: Path) -> Path:
-    from pretrain_tiny_sd import tiny_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer(folder / "words")
-    assert tokenizer.model_max_length == TOKENS
-    unet = UNet2DConditionModel(
-        sample_size=SIZE // 2, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=16,
-        attention_head_dim=4, dropout=0.1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        sample_size=SIZE, latent_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=TOKENS, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, projection_dim=16, attention_dropout=0.1,
-        )
-    )  # fmt: skip
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    scheduler = DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
-    pipeline.save_pretrained(folder / "pipeline")
-    return folder / "pipeline"
-
-
-def picture(seed: int, size: int = SIZE) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
-
-
-def probes_of_both_kinds() -> list[Probe]:
-    return [Probe("a photo of a cat", picture(0), name="cat"), Probe("a red poster", seed=3, name="poster")]
-
-
-class Loop:
-    """A fine-tune as users write it: accelerate, an optimizer, maybe LoRA, EMA, gradient checkpointing, mixed precision, accumulation."""
-
-    def __init__(
-        self, pretrained: Path, folder: Path | None = None, *, lora: bool = False, ema: bool = False, checkpointing: bool = False,
-        precision: str = "no", lr: float = 1e-2, accumulation: int = 1, log_with: Any = None, dtype: torch.dtype = torch.float32,
-        adapt: Any = None,
-    ) -> None:  # fmt: skip
-        """``dtype`` is the frozen weights' (LoRA is always float32); ``adapt`` makes of the UNet what goes into ``accelerator.prepare``."""
-        new_process()
-        set_seed(1)
-        self.folder, self.step = folder, 0
-        self.accelerator = self.make_accelerator(
-            mixed_precision=precision, gradient_accumulation_steps=accumulation, log_with=log_with, project_dir=folder
-        )
-        unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet", dtype=dtype).train()
-        if lora:
-            from peft import LoraConfig
-
-            unet.requires_grad_(False)
-            unet.add_adapter(LoraConfig(r=2, lora_alpha=2, lora_dropout=0.2, target_modules=["to_q", "to_v"]))
-            cast_training_params(unet, torch.float32)
-        if checkpointing:
-            unet.enable_gradient_checkpointing()
-        self.dtype = dtype
-        self.ema = EMAModel(unet.parameters(), decay=0.9) if ema else None
-        optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
-        generator = torch.Generator().manual_seed(2)
-        unet = adapt(unet) if adapt is not None else unet
-        data = [(torch.randn(4, 8, 8, generator=generator), torch.randn(TOKENS, 16, generator=generator)) for _ in range(8)]
-        loader = DataLoader(data, batch_size=2, shuffle=True)
-        self.unet, self.optimizer, self.loader = self.accelerator.prepare(unet, optimizer, loader)
-        self.bare = self.accelerator.unwrap_model(self.unet)
-        if self.ema is not None:
-            self.accelerator.register_for_checkpointing(self.ema)
-        self.scheduler = DDIMScheduler.from_pretrained(pretrained, subfolder="scheduler")
-        if log_with is not None:
-            self.accelerator.init_trackers("run")
-
-    def make_accelerator(self, **options: Any) -> Accelerator:
-        return Accelerator(cpu=True, **options)
-
-    def watch(self, pretrained: Any, probes: Any = None, **overrides: Any) -> MemWatch:
-        overrides.setdefault("output_dir", str((self.folder or Path("memwatch")) / "memwatch"))
-        overrides.setdefault("config", CONFIG)
-        return MemWatch(
-            self.accelerator, self.unet, pretrained, probes=probes if probes is not None else probes_of_both_kinds(),
-            ema=self.ema, **overrides,
-        )  # fmt: skip
-
-    def run(self, watch: MemWatch | None, steps: int, *, each: Any = None, epochs: int = 1_000) -> list[Any]:
-        """Train up to ``steps`` optimizer steps; the reports of all events but the first."""
-        loader = watch.guard(self.loader) if watch is not None else self.loader
-        reports = []
-        for _ in range(epochs):
-            batches = 0
-            for latents, hidden in loader:
-                batches += 1
-                with self.accelerator.accumulate(self.unet):
-                    noise = torch.randn_like(latents) * (1 + 0.1 * float(np.random.rand()))  # NumPy's stream is watched too
-                    timesteps = torch.randint(0, 1000, (len(latents),))
-                    hidden = hidden * float(random.random() > 0.3)
-                    noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
-                    output = self.unet(noisy_latents.to(self.dtype), timesteps, hidden.to(self.dtype)).sample
-                    self.accelerator.backward(torch.nn.functional.mse_loss(output.float(), noise))
-                    self.optimizer.step()
-                    if self.accelerator.sync_gradients:
-                        self.step += 1
-                        if self.ema is not None:
-                            self.ema.step(self.bare.parameters())
-                        if watch is not None and (report := watch.on_step_end(self.step)) is not None:
-                            reports.append(report)
-                        if each is not None:
-                            each(self)
-                    self.optimizer.zero_grad()
-                if self.step >= steps:
-                    return reports
-            if not batches:
-                return reports
-        return reports
-
-    def state(self) -> dict[str, Any]:
-        """Everything that a monitor could disturb."""
-        named = dict(self.bare.named_parameters())
-        return {
-            "weights": {name: p.detach().clone() for name, p in named.items()},
-            "grad": {name: None if p.grad is None else p.grad.clone() for name, p in named.items()},
-            "requires_grad": {name: p.requires_grad for name, p in named.items()},
-            "training": {name: module.training for name, module in self.unet.named_modules()},
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "ema": [p.clone() for p in self.ema.shadow_params] if self.ema is not None else [],
-            "random": [random.getstate(), np.random.get_state(), torch.get_rng_state()],
-            "modes": [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")],
-        }
-
-    def identities(self) -> dict[str, Any]:
-        """What must remain the very same objects."""
-        return {
-            "forward": [m.__dict__.get("forward") for m in self.unet.modules()],
-            "processors": list(map(id, self.bare.attn_processors.values())),
-            "parameters": [(id(p), p.data_ptr(), None if p.grad is None else p.grad.data_ptr()) for p in self.bare.parameters()],
-            "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in self.unet.modules()],
-        }
-
-
-def assert_same(a: Any, b: Any, path: str = "") -> None:
-    """Bit-identical nested structures; says where they differ."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, np.ndarray):
-        assert np.array_equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}/{i}")
-    else:
-        assert a == b, path
-
-
-def on_two_ranks(script: str, *arguments: object, folder: Path, **environment: str) -> str:
-    """Run a script on two gloo processes of the CPU; what they printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
-    }  # fmt: skip
-    processes = []
-    for rank in range(2):
-        with (folder / f"log{rank}").open("w", encoding="utf-8") as log:
-            here = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | environment
-            command = [sys.executable, script, *map(str, arguments)]
-            processes.append(subprocess.Popen(command, env=here, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    logs = [(folder / f"log{rank}").read_text(encoding="utf-8") for rank in range(2)]
-    assert codes == [0, 0], "\n".join(log[-3000:] for log in logs)
-    return "\n".join(logs)
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "memwatch" / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def maps(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(folder / "memwatch" / "maps" / f"step_{step:07d}.safetensors")
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from support import families as tiny
+from support.builders import new_process, picture, save_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -265,8 +37,6 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def family_folders(tmp_path_factory) -> dict[str, Path]:
     """A saved pipeline of every family."""
-    import tiny
-
     folder = tmp_path_factory.mktemp("families")
     paths = {name: build(folder) for name, build in tiny.BUILDERS.items()}
     paths["sd3-without-t5"] = tiny.sd3(folder, t5=False)
@@ -278,8 +48,6 @@ def family_folders(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def families(family_folders) -> dict[str, DiffusionPipeline]:
     """The same, loaded once; tests must not change them."""
-    import tiny
-
     loaded = {}
     for name, path in family_folders.items():
         without = {"text_encoder_3": None, "tokenizer_3": None} if name == "sd3-without-t5" else {}

@@ -6,11 +6,11 @@ import logging
 
 import pytest
 import torch
-from conftest import CONFIG, Loop, assert_same, history, picture
 from diffusers import UNet2DModel
+from support.builders import CONFIG, Loop, assert_same, history, picture
 
 from memwatch import ConfigError, MemWatch, Probe, ProbeError
-from memwatch.alerts import Verdict
+from memwatch.judge.alerts import Verdict
 
 
 @pytest.fixture
@@ -25,14 +25,20 @@ def test_no_probes(probes, loop, pipeline):
 
 
 def test_no_probes_at_all_names_the_key(loop, pipeline):
-    with pytest.raises(ConfigError, match=r"config key 'probes'.*allowed: prompts, Probes, an image folder or a dataset"):
+    with pytest.raises(
+        ConfigError, match=r"config key 'probes'.*allowed: prompts, Probes, an image folder or a dataset"
+    ):
         MemWatch(loop.accelerator, loop.unet, pipeline, config=CONFIG)
 
 
 def test_an_empty_folder_an_empty_file_and_a_missing_one(loop, pipeline, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
     (tmp_path / "folder").mkdir()
-    for source, message in {"empty.txt": "no image and no prompt", "folder": "no image and no prompt", "gone": "neither a folder nor a file"}.items():
+    for source, message in {
+        "empty.txt": "no image and no prompt",
+        "folder": "no image and no prompt",
+        "gone": "neither a folder nor a file",
+    }.items():
         with pytest.raises(ProbeError, match=message):
             loop.watch(pipeline, tmp_path / source)
 
@@ -59,7 +65,9 @@ def test_a_corrupt_image_is_named(content, loop, pipeline, tmp_path):
 
 def test_broken_metadata_names_its_line(loop, pipeline, tmp_path):
     picture(0).save(tmp_path / "0.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n{"text": "no file"}\n', encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "0.png", "text": "a cat"}\n{"text": "no file"}\n', encoding="utf-8"
+    )
     with pytest.raises(ProbeError, match=r"metadata\.jsonl, line 2: expected an object with 'file_name' and 'text'"):
         loop.watch(pipeline, tmp_path)
 
@@ -78,8 +86,12 @@ def test_a_prompt_without_room_warns_what_is_cut(loop, pipeline, caplog):
 @pytest.mark.parametrize("size", [(40, 24), (8, 8), (17, 16)])
 def test_an_image_of_another_size_warns_and_fits(size, loop, pipeline, caplog):
     with caplog.at_level(logging.WARNING, "memwatch"):
-        watch = loop.watch(pipeline, [Probe("a cat", picture(0).resize(size), name="cat"), Probe("a dog", picture(1), name="dog")])
-    assert [m for m in caplog.messages if "resized" in m] == [f"probe 'cat': image of {size[0]}x{size[1]} px is resized and cropped to 16 px"]
+        watch = loop.watch(
+            pipeline, [Probe("a cat", picture(0).resize(size), name="cat"), Probe("a dog", picture(1), name="dog")]
+        )
+    assert [m for m in caplog.messages if "resized" in m] == [
+        f"probe 'cat': image of {size[0]}x{size[1]} px is resized and cropped to 16 px"
+    ]
     assert watch._prepared[0].image.shape == (16, 16, 3)
     assert watch._prepared[0].latents.shape == (4, 8, 8)
 
@@ -144,11 +156,19 @@ def test_a_model_that_recovers_is_judged_again(pretrained, pipeline, tmp_path):
 
 def test_an_unknown_family_is_refused_at_construction(loop, pipeline):
     other = UNet2DModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     for model in (other, torch.nn.Linear(2, 2)):
-        with pytest.raises(ValueError, match=f"model {type(model).__name__} .*is of no family that memwatch knows: Stable Diffusion"):
+        with pytest.raises(
+            ValueError, match=f"model {type(model).__name__} .*is of no family that memwatch knows: Stable Diffusion"
+        ):
             MemWatch(loop.accelerator, model, pipeline, config=CONFIG, probes=["a cat"])
 
 
@@ -165,7 +185,12 @@ def test_a_missing_pretrained_path_is_refused_at_construction(loop, tmp_path):
 def test_parts_that_are_passed_need_no_pretrained(pretrained, pipeline, tmp_path):
     loop = Loop(pretrained, tmp_path)
     vae = pipeline.vae.train()
-    parts = {"vae": vae, "text_encoder": pipeline.text_encoder, "tokenizer": pipeline.tokenizer, "scheduler": pipeline.scheduler}
+    parts = {
+        "vae": vae,
+        "text_encoder": pipeline.text_encoder,
+        "tokenizer": pipeline.tokenizer,
+        "scheduler": pipeline.scheduler,
+    }
     frozen = [p.requires_grad for p in pipeline.text_encoder.parameters()]
     pipeline.text_encoder.requires_grad_(False)
     try:

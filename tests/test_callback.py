@@ -7,22 +7,25 @@ import logging
 
 import pytest
 import torch
-from conftest import CONFIG, SNAPSHOT_MAPS, Loop, assert_same, history, maps, picture, probes_of_both_kinds
 from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
+from support.builders import CONFIG, SNAPSHOT_MAPS, Loop, assert_same, history, maps, picture, probes_of_both_kinds
 from torch.utils.data import DataLoader
 
 import memwatch.callback
 from memwatch import Probe
-from memwatch.alerts import StopState, Verdict
 from memwatch.config import ConfigError
-from memwatch.snapshots import trainable
+from memwatch.judge.alerts import StopState, Verdict
+from memwatch.measure.snapshots import trainable
 
 KINDS = [
     pytest.param({"ema": True}, id="full-ema"),
     pytest.param({"lora": True}, id="lora"),
     pytest.param({"ema": True, "checkpointing": True, "precision": "bf16"}, id="full-checkpointing-bf16"),
-    pytest.param({"lora": True, "checkpointing": True, "precision": "bf16", "accumulation": 2}, id="lora-checkpointing-bf16-accumulation"),
+    pytest.param(
+        {"lora": True, "checkpointing": True, "precision": "bf16", "accumulation": 2},
+        id="lora-checkpointing-bf16-accumulation",
+    ),
 ]
 
 
@@ -44,17 +47,25 @@ def test_training_is_bit_identical_with_and_without(kind, pretrained, images, tm
     watch = loop.watch(pretrained, controls=images)
     with_watch = states(loop, watch)
     assert [row["step"] for row in history(tmp_path)] == [0, 2]
-    assert any(grad is not None and grad.abs().sum() > 0 for grad in with_watch[1]["grad"].values())  # gradients lay there during the event
+    assert any(
+        grad is not None and grad.abs().sum() > 0 for grad in with_watch[1]["grad"].values()
+    )  # gradients lay there during the event
     assert_same(without, with_watch)
     after = loop.identities()
     assert after["forward"] == before["forward"]
     assert after["processors"] == before["processors"]
     assert after["hooks"] == before["hooks"]
-    assert [(i, pointer) for i, pointer, _ in after["parameters"]] == [(i, pointer) for i, pointer, _ in before["parameters"]]
+    assert [(i, pointer) for i, pointer, _ in after["parameters"]] == [
+        (i, pointer) for i, pointer, _ in before["parameters"]
+    ]
 
 
-@pytest.mark.parametrize(("kind", "call"), [(KINDS[0].values[0], 6), (KINDS[1].values[0], 9), (KINDS[2].values[0], 9)])  # 1 to 4: first event
-def test_training_is_bit_identical_after_an_event_that_raised(kind, call, pretrained, pipeline, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("kind", "call"), [(KINDS[0].values[0], 6), (KINDS[1].values[0], 9), (KINDS[2].values[0], 9)]
+)  # 1 to 4: first event
+def test_training_is_bit_identical_after_an_event_that_raised(
+    kind, call, pretrained, pipeline, tmp_path, monkeypatch, caplog
+):
     without = states(Loop(pretrained, **kind), None)
     real, calls, swapped_in = memwatch.callback.measure, [], []
     loop = Loop(pretrained, tmp_path, **kind)
@@ -96,7 +107,11 @@ def test_strict_raises_what_would_only_switch_off(pretrained, pipeline, tmp_path
 def test_works_under_no_grad_and_inside_an_autocast(pretrained, pipeline, tmp_path):
     """The values are the same wherever it is called from, and so is the surrounding mode afterwards."""
     found = []
-    for name, context in {"plain": torch.enable_grad(), "none": torch.no_grad(), "autocast": torch.autocast("cpu", torch.bfloat16)}.items():
+    for name, context in {
+        "plain": torch.enable_grad(),
+        "none": torch.no_grad(),
+        "autocast": torch.autocast("cpu", torch.bfloat16),
+    }.items():
         loop = Loop(pretrained, tmp_path / name)
         watch = loop.watch(pipeline, [Probe("a cat", picture(0), name="cat")])
         with context:
@@ -128,7 +143,10 @@ def test_a_trained_text_encoder_is_asked_afresh_and_given_back(pretrained, pipel
 # --- 2. a model compared with itself reads zero -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "baseline"), [({"ema": True}, "first"), ({"lora": True, "checkpointing": True, "precision": "bf16"}, "previous")])
+@pytest.mark.parametrize(
+    ("kind", "baseline"),
+    [({"ema": True}, "first"), ({"lora": True, "checkpointing": True, "precision": "bf16"}, "previous")],
+)
 def test_unchanged_weights_read_exactly_zero(kind, baseline, pretrained, pipeline, images, tmp_path):
     loop = Loop(pretrained, tmp_path, **kind, lr=0.0)
     reports = loop.run(loop.watch(pipeline, controls=images, signals={"baseline": baseline}), 4)
@@ -166,18 +184,25 @@ EAGER = {
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("decided", ["by-config", "by-patch"])
-def test_a_stop_ends_training_without_another_optimizer_step(decided, accumulation, pretrained, pipeline, images, tmp_path, monkeypatch):
+def test_a_stop_ends_training_without_another_optimizer_step(
+    decided, accumulation, pretrained, pipeline, images, tmp_path, monkeypatch
+):
     loop = Loop(pretrained, tmp_path, accumulation=accumulation, lr=3e-2)
     overrides = EAGER
     if decided == "by-patch":
         overrides = {}
         monkeypatch.setattr(
-            memwatch.callback, "decide_stop", lambda state, verdicts, step, rule: StopState(1, "enough") if step >= 2 else state
+            memwatch.callback,
+            "decide_stop",
+            lambda state, verdicts, step, rule: StopState(1, "enough") if step >= 2 else state,
         )
     watch = loop.watch(pipeline, controls=images, **overrides)
     optimizer_steps, at_event = [], []
     real_step = loop.optimizer.optimizer.step
-    loop.optimizer.optimizer.step = lambda *args, **kwargs: (optimizer_steps.append(loop.step), real_step(*args, **kwargs))[1]
+    loop.optimizer.optimizer.step = lambda *args, **kwargs: (
+        optimizer_steps.append(loop.step),
+        real_step(*args, **kwargs),
+    )[1]
     reports = loop.run(watch, 20, each=lambda running: at_event.append(trainable(running.bare)))
     assert watch.should_stop
     assert reports[-1].stop_reason == watch.stop_reason
@@ -237,7 +262,14 @@ def test_begin_happens_once_and_events_are_due_every_so_many_steps(pretrained, p
     watch = loop.watch(pipeline, every_steps=3)
     assert watch.begin().step == 0
     assert watch.begin() is None
-    assert [watch.on_step_end(step) is not None for step in (1, 2, 3, 3, 4, 6)] == [False, False, True, False, False, True]
+    assert [watch.on_step_end(step) is not None for step in (1, 2, 3, 3, 4, 6)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
     late = Loop(pretrained, tmp_path / "late").watch(pipeline)
     with caplog.at_level(logging.WARNING, "memwatch"):
         assert late.on_step_end(1).step == 1
@@ -280,10 +312,19 @@ def comparable(rows: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("kind", "baseline"),
-    [({"ema": True}, "previous"), ({"lora": True, "checkpointing": True, "precision": "bf16"}, "lag:2"), ({"lora": True}, "last_clean")],
+    [
+        ({"ema": True}, "previous"),
+        ({"lora": True, "checkpointing": True, "precision": "bf16"}, "lag:2"),
+        ({"lora": True}, "last_clean"),
+    ],
 )
 def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_path):
-    overrides = {"controls": [Probe("a dog", picture(5))], "signals": {"baseline": baseline, "decide": "both"}, **EAGER, "stop": {"enabled": False}}
+    overrides = {
+        "controls": [Probe("a dog", picture(5))],
+        "signals": {"baseline": baseline, "decide": "both"},
+        **EAGER,
+        "stop": {"enabled": False},
+    }
     whole = Loop(pretrained, tmp_path / "whole", **kind)
     whole.run(whole.watch(pipeline, **overrides), 6)
 
@@ -306,7 +347,9 @@ def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_p
     assert_same(comparable(history(tmp_path / "whole")), comparable(history(tmp_path / "broken")))
     for step in (0, 2, 4, 6):
         assert_same(maps(tmp_path / "whole", step), maps(tmp_path / "broken", step))
-    assert any(finding["since"] is not None for row in history(tmp_path / "whole") for finding in row["findings"])  # state to be lost
+    assert any(
+        finding["since"] is not None for row in history(tmp_path / "whole") for finding in row["findings"]
+    )  # state to be lost
 
 
 def test_resume_keeps_the_stop(pretrained, pipeline, tmp_path, monkeypatch):
@@ -427,7 +470,9 @@ def test_ema_weights_are_watched_instead_of_the_live_ones(pretrained, pipeline, 
     average = loop.ema
     loop.ema = None  # live weights move on, the average stays
     report = loop.run(watch, 2)[-1]
-    assert not any(value.samples.any() for f in report.findings for key, value in f.signals.maps().items() if key in SNAPSHOT_MAPS)
+    assert not any(
+        value.samples.any() for f in report.findings for key, value in f.signals.maps().items() if key in SNAPSHOT_MAPS
+    )
     loop.ema = average
     loop.ema.step(loop.bare.parameters())
     report = loop.run(watch, 4)[-1]
@@ -443,6 +488,10 @@ def test_several_probes_of_both_kinds_keep_their_order(pretrained, pipeline, ima
     loop = Loop(pretrained, tmp_path)
     probes = [probes_of_both_kinds()[1], "a blue sign", *probes_of_both_kinds()[:1]]
     report = loop.watch(pipeline, probes, controls=images, config=CONFIG).begin()
-    assert [(f.name, f.is_reference) for f in report.findings] == [("poster", False), ("a-blue-sign", False), ("cat", True)]
+    assert [(f.name, f.is_reference) for f in report.findings] == [
+        ("poster", False),
+        ("a-blue-sign", False),
+        ("cat", True),
+    ]
     assert all(f.image.shape == (16, 16, 3) for f in report.findings)
     assert all(f.verdict is Verdict.INCONCLUSIVE for f in report.findings)

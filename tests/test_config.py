@@ -39,7 +39,11 @@ def test_sections_listed_here_are_all_there_are():
 def test_round_trip_through_yaml(tmp_path):
     config = load_config({"every_steps": 7, "probes": ["a", "b"], "levels": {"timesteps": [1, 2]}, "resolution": 512})
     path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items() if k != "levels"}))
+    path.write_text(
+        yaml.safe_dump(
+            {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items() if k != "levels"}
+        )
+    )
     assert load_config(path, levels={"timesteps": [1, 2]}) == config
     assert load_config(config.to_dict()) == config
     assert load_config(config) == config
@@ -70,7 +74,9 @@ def test_overrides_do_not_change_the_source():
 
 
 def test_conversions():
-    config = load_config({"heatmap": {"max_factor": 4}, "levels": {"timesteps": [1, 2]}, "output_dir": Path("a/b"), "probes": ["x"]})
+    config = load_config(
+        {"heatmap": {"max_factor": 4}, "levels": {"timesteps": [1, 2]}, "output_dir": Path("a/b"), "probes": ["x"]}
+    )
     assert isinstance(config.heatmap.max_factor, float)
     assert config.levels.timesteps == (1, 2)
     assert config.output_dir == str(Path("a/b"))
@@ -86,13 +92,21 @@ def test_configurations_are_frozen():
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
-        ("every_step", "every_steps"), ("outputdir", "output_dir"), ("level", "levels"), ("control", "controls"),
-        ("levels.timestep", "levels.timesteps"), ("curvature.vector", "curvature.vectors"), ("signals.decides", "signals.decide"),
-        ("sampling.guidance", "sampling.guidance_scale"), ("regions.min_factors", "regions.min_factor"),
+        ("every_step", "every_steps"),
+        ("outputdir", "output_dir"),
+        ("level", "levels"),
+        ("control", "controls"),
+        ("levels.timestep", "levels.timesteps"),
+        ("curvature.vector", "curvature.vectors"),
+        ("signals.decides", "signals.decide"),
+        ("sampling.guidance", "sampling.guidance_scale"),
+        ("regions.min_factors", "regions.min_factor"),
         ("alerts.patient", "alerts.patience"),
-        ("stop.enable", "stop.enabled"), ("snapshots.keeps", "snapshots.keep"), ("heatmap.maxfactor", "heatmap.max_factor"),
+        ("stop.enable", "stop.enabled"),
+        ("snapshots.keeps", "snapshots.keep"),
+        ("heatmap.maxfactor", "heatmap.max_factor"),
     ],
-)  # fmt: skip
+)
 def test_unknown_key_names_the_nearest(key, nearest):
     with pytest.raises(ConfigError, match=rf"config key '{key}' is unknown; did you mean '{nearest}'\?"):
         load_config(nested(key, 1))
@@ -108,15 +122,27 @@ def test_unknown_key_far_from_all_lists_them():
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("every_steps", "10", "integer"), ("every_steps", 1.5, "integer"), ("every_steps", True, "integer"),
+        ("every_steps", "10", "integer"),
+        ("every_steps", 1.5, "integer"),
+        ("every_steps", True, "integer"),
         ("every_steps", None, "integer"),
-        ("output_dir", 3, "text"), ("probes", 3, "text or list of text or null"), ("resolution", "big", "integer or null"),
-        ("strict", 1, "true or false"), ("levels.timesteps", 61, "list of integer"), ("levels.draws", [4], "integer"),
-        ("curvature.tile", 8.0, "integer"), ("signals.smooth", "3", "integer"), ("signals.unconditional", "yes", "true or false"),
-        ("sampling.guidance_scale", "7", "number"), ("regions.min_area", None, "number"), ("alerts.max_p", True, "number"),
-        ("stop.enabled", 0, "true or false"), ("snapshots.on_disk", "no", "true or false"), ("heatmap.max_factor", [8], "number"),
+        ("output_dir", 3, "text"),
+        ("probes", 3, "text or list of text or null"),
+        ("resolution", "big", "integer or null"),
+        ("strict", 1, "true or false"),
+        ("levels.timesteps", 61, "list of integer"),
+        ("levels.draws", [4], "integer"),
+        ("curvature.tile", 8.0, "integer"),
+        ("signals.smooth", "3", "integer"),
+        ("signals.unconditional", "yes", "true or false"),
+        ("sampling.guidance_scale", "7", "number"),
+        ("regions.min_area", None, "number"),
+        ("alerts.max_p", True, "number"),
+        ("stop.enabled", 0, "true or false"),
+        ("snapshots.on_disk", "no", "true or false"),
+        ("heatmap.max_factor", [8], "number"),
     ],
-)  # fmt: skip
+)
 def test_wrong_type(key, value, allowed):
     with pytest.raises(ConfigError) as caught:
         load_config(nested(key, value))
@@ -138,18 +164,36 @@ def test_a_section_is_a_mapping(section, value):
 
 
 BAD = {
-    "every_steps": [0, -1], "output_dir": [""], "resolution": [0, 7], "weights": ["EMA", ""],
-    "levels.timesteps": [[], [2, 1], [1, 1], [-1, 2]], "levels.draws": [0],
-    "curvature.vectors": [0], "curvature.tile": [0, -2, 3, 16], "curvature.batch_size": [0],
-    "signals.decide": ["score", ""], "signals.combine": ["min"], "signals.smooth": [0, 2, -1],
+    "every_steps": [0, -1],
+    "output_dir": [""],
+    "resolution": [0, 7],
+    "weights": ["EMA", ""],
+    "levels.timesteps": [[], [2, 1], [1, 1], [-1, 2]],
+    "levels.draws": [0],
+    "curvature.vectors": [0],
+    "curvature.tile": [0, -2, 3, 16],
+    "curvature.batch_size": [0],
+    "signals.decide": ["score", ""],
+    "signals.combine": ["min"],
+    "signals.smooth": [0, 2, -1],
     "signals.baseline": ["", "last", "lag", "lag:", "lag:0", "lag:-1", "lag:x", "first:1", "path", "path:"],
-    "sampling.num_inference_steps": [1], "sampling.guidance_scale": [0.5],
-    "regions.min_factor": [1.0, 0.0, float("nan")], "regions.min_area": [-0.1, 1.0],
-    "signals.null_draws": [0], "regions.relative": [-0.1, 1.0], "alerts.uncalibrated_severity": [1.0],
-    "alerts.max_p": [0.0, 1.1, float("nan")], "alerts.min_severity": [1.0], "alerts.patience": [0],
-    "stop.num_probes": [0], "stop.patience": [0], "stop.min_severity": [1.0], "stop.max_p": [0.0, 2.0],
-    "snapshots.keep": [0], "heatmap.max_factor": [1.0, -2.0],
-}  # fmt: skip
+    "sampling.num_inference_steps": [1],
+    "sampling.guidance_scale": [0.5],
+    "regions.min_factor": [1.0, 0.0, float("nan")],
+    "regions.min_area": [-0.1, 1.0],
+    "signals.null_draws": [0],
+    "regions.relative": [-0.1, 1.0],
+    "alerts.uncalibrated_severity": [1.0],
+    "alerts.max_p": [0.0, 1.1, float("nan")],
+    "alerts.min_severity": [1.0],
+    "alerts.patience": [0],
+    "stop.num_probes": [0],
+    "stop.patience": [0],
+    "stop.min_severity": [1.0],
+    "stop.max_p": [0.0, 2.0],
+    "snapshots.keep": [0],
+    "heatmap.max_factor": [1.0, -2.0],
+}
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
@@ -160,7 +204,9 @@ def test_bad_value_names_key_value_and_what_is_allowed(key, value):
     assert str(caught.value).startswith(f"config key '{key}': got {shown!r}, allowed: ")
 
 
-@pytest.mark.parametrize("baseline", ["first", "previous", "last_clean", "base", "lag:1", "lag:12", "path:a/b.safetensors"])
+@pytest.mark.parametrize(
+    "baseline", ["first", "previous", "last_clean", "base", "lag:1", "lag:12", "path:a/b.safetensors"]
+)
 def test_good_baselines(baseline):
     assert load_config({"signals": {"baseline": baseline}}).signals.baseline == baseline
 
@@ -173,12 +219,19 @@ def test_null_branch_must_be_looked_at_to_decide():
 def test_one_replicate_is_refused():
     with pytest.raises(ConfigError, match=r"levels.draws.*one replicate has no error bar"):
         load_config({"levels": {"draws": 1}})
-    assert load_config({"levels": {"draws": 1}, "curvature": {"vectors": 16}, "signals": {"decide": "log_ratio"}}).levels.draws == 1
+    assert (
+        load_config(
+            {"levels": {"draws": 1}, "curvature": {"vectors": 16}, "signals": {"decide": "log_ratio"}}
+        ).levels.draws
+        == 1
+    )
     with pytest.raises(ConfigError, match=r"signals.null_draws.*2 or greater with signals.decide = both_baselines"):
         load_config({"signals": {"null_draws": 1}})
 
 
-@pytest.mark.parametrize(("draws", "wanted", "expected"), [(8, 2, 2), (8, 3, 4), (9, 2, 3), (3, 2, 3), (4, 99, 4), (6, 6, 6)])
+@pytest.mark.parametrize(
+    ("draws", "wanted", "expected"), [(8, 2, 2), (8, 3, 4), (9, 2, 3), (3, 2, 3), (4, 99, 4), (6, 6, 6)]
+)
 def test_null_draws_are_rounded_up_to_a_divisor(draws, wanted, expected):
     assert load_config({"levels": {"draws": draws}, "signals": {"null_draws": wanted}}).null_draws == expected
 

@@ -9,12 +9,26 @@ import memwatch
 
 PACKAGE = Path(memwatch.__file__).parent
 NUMBERS = {"config", "noise", "curvature", "regions", "heatmap", "evaluation"}
-DOMAIN = {"denoiser", "probes", "snapshots", "checkpoints", "signals", "measure", "calibration", "alerts", "judging", "ranks"}
+DOMAIN = {
+    "denoiser",
+    "probes",
+    "snapshots",
+    "checkpoints",
+    "signals",
+    "measure",
+    "calibration",
+    "alerts",
+    "judging",
+    "ranks",
+}
 RANK = {**dict.fromkeys(NUMBERS, 0), **dict.fromkeys(DOMAIN, 1), "report": 2, "trackers": 3}  # all others are above
 ABOVE = 4
 EXCEPTIONS = {("judging", "report")}
 FOREIGN = {"wandb", "tensorboard", "tensorboardX", "diffusers", "transformers", "lightning"}
-ADAPTERS = {"integrations/transformers.py": {"transformers"}, "integrations/lightning.py": {"lightning"}}  # classes derive from theirs
+ADAPTERS = {
+    "integrations/transformers.py": {"transformers"},
+    "integrations/lightning.py": {"lightning"},
+}  # classes derive from theirs
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -37,7 +51,9 @@ def named(node, path):
 def imports(path):
     """Every import of a file, also inside functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for name in named(node, path)]
+    return [
+        name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for name in named(node, path)
+    ]
 
 
 def module_level_imports(path):
@@ -55,7 +71,9 @@ def module_level_imports(path):
 def violations(path):
     me = part(path)
     targets = {name.split(".")[1] for name in imports(path) if name.startswith("memwatch.")}
-    return {other for other in targets if RANK.get(other, ABOVE) > RANK.get(me, ABOVE) and (me, other) not in EXCEPTIONS}
+    return {
+        other for other in targets if RANK.get(other, ABOVE) > RANK.get(me, ABOVE) and (me, other) not in EXCEPTIONS
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -94,8 +112,16 @@ def test_the_walk_sees_a_wrong_import(tmp_path, monkeypatch):
 def test_public_names():
     assert memwatch.__all__ == sorted(memwatch.__all__)
     assert set(memwatch.__all__) == {
-        "ConfigError", "Finding", "MemWatch", "MemWatchConfig", "Probe", "ProbeError", "Region", "Report", "load_config",
-    }  # fmt: skip
+        "ConfigError",
+        "Finding",
+        "MemWatch",
+        "MemWatchConfig",
+        "Probe",
+        "ProbeError",
+        "Region",
+        "Report",
+        "load_config",
+    }
     for name in memwatch.__all__:
         assert getattr(memwatch, name).__doc__, name
         assert getattr(memwatch, name).__name__ == name

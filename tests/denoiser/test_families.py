@@ -1,0 +1,236 @@
+"""Every family through MemWatch: events, LoRA, what is loaded and freed, and what cannot be watched says why."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import (
+    ControlNetModel,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from safetensors.torch import load_file
+from support import families as tiny
+from support.builders import CONFIG, assert_same, picture
+from support.families import PROMPT, adapted, network, size_of
+from torch import nn
+
+import memwatch.callback
+from memwatch import ConfigError, MemWatch, Probe, ProbeError
+from memwatch.denoiser import Components, StableDiffusion3, family_of, load_components
+from memwatch.judge.alerts import Verdict
+
+# --- events -----------------------------------------------------------------------------------------------------------------------------
+
+
+def watch_of(model, pretrained, folder, *, size=tiny.SIZE, **overrides):
+    probes = [Probe(PROMPT, picture(0, size), name="cat"), Probe(PROMPT, seed=3, name="drawn")]
+    config = {
+        "probes": probes,
+        "config": CONFIG,
+        "every_steps": 1,
+        "resolution": size,
+        "strict": True,
+        "output_dir": str(folder),
+    }
+    return MemWatch(Accelerator(cpu=True), model, pretrained, **(config | overrides))
+
+
+def moved(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(
+                    0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+                )
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "unconditional"])
+def test_an_event_of_every_family(name, family_folders, families, tmp_path, caplog):
+    """From the folder; unchanged weights read exactly 0, changed ones do not."""
+    model = copy.deepcopy(network(families[name])).train()
+    with caplog.at_level(logging.INFO, "memwatch"):
+        watch = watch_of(model, family_folders[name], tmp_path, size=size_of(name))
+    assert ("no unconditional branch" in caplog.text) == (name == "unconditional")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    first = watch.begin()
+    unchanged = watch.on_step_end(1)
+    assert_same(before, dict(model.state_dict()))
+    assert all(module.training for module in model.modules())
+    for finding in unchanged.findings:
+        assert finding.verdict is Verdict.NO_EVIDENCE
+        assert finding.image.shape == (size_of(name), size_of(name), 3)
+        assert not finding.signals.log_ratio.samples.any()
+        assert finding.signals.log_ratio.mean.shape[-2:] == (8, 8)
+        assert (finding.signals.score_null is None) == (name == "unconditional")
+    moved(model)
+    changed = watch.on_step_end(2)
+    for finding in changed.findings:
+        assert finding.signals.log_ratio.mean.abs().max() > 0
+        assert finding.signals.raw.mean.isfinite().all()
+    assert first.findings[0].timesteps == (61, 301)
+    assert len(changed.findings[1].timesteps) == 1
+    assert changed.findings[1].timesteps[0] < 500  # the last of three steps
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_lora_keeps_its_own_tensors_only_and_the_base_model_is_a_baseline(name, family_folders, families, tmp_path):
+    from peft import LoraConfig
+
+    def with_lora():
+        model = copy.deepcopy(network(families[name])).requires_grad_(False)
+        model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"]))
+        model.enable_gradient_checkpointing()  # which computes activations again, under the weights that are swapped in
+        return model
+
+    model = with_lora()
+    watch = watch_of(model, family_folders[name], tmp_path / "first")
+    watch.begin()
+    stored = load_file(tmp_path / "first" / "snapshots" / "step_0000000.safetensors")
+    assert stored
+    assert all("lora_" in key for key in stored)
+    moved(model)
+    changed = watch.on_step_end(1)
+    based = watch_of(model, family_folders[name], tmp_path / "base", signals={"baseline": "base"}).begin()
+    assert not (tmp_path / "base" / "snapshots").exists()
+    for a, b in zip(changed.findings, based.findings, strict=True):  # before training, LoRA is the base model
+        assert a.signals.log_ratio.mean.abs().max() > 0
+        assert_same(a.signals.log_ratio.samples, b.signals.log_ratio.samples)
+
+
+# --- what is loaded, what is freed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
+def test_what_was_loaded_is_freed(name, family_folders, families, tmp_path, monkeypatch):
+    loaded = []
+
+    def recording(*args, **kwargs):
+        parts = load_components(*args, **kwargs)
+        loaded.extend(weakref.ref(part) for part in (*parts.text_encoders, parts.vae))
+        return parts
+
+    monkeypatch.setattr(memwatch.callback, "load_components", recording)
+    model = network(families[name])
+    watch = watch_of(model, family_folders[name], tmp_path, probes=[Probe(PROMPT, picture(0), name="cat")])
+    gc.collect()
+    assert len(loaded) == {"sd1": 2, "sdxl": 3, "sd3": 4, "flux": 3}[name]
+    assert [reference() for reference in loaded] == [None] * len(loaded)
+    assert watch.begin() is not None
+
+
+def test_lists_of_text_encoders_are_used_and_the_rest_is_loaded(family_folders, families, tmp_path):
+    pipe = families["sdxl"]
+    model = copy.deepcopy(pipe.unet)
+    mine = copy.deepcopy(pipe.text_encoder_2).requires_grad_(False)
+    with torch.no_grad():
+        mine.text_projection.weight.mul_(2)
+    plain = watch_of(model, family_folders["sdxl"], tmp_path / "a")
+    passed = watch_of(model, family_folders["sdxl"], tmp_path / "b", text_encoder=[None, mine])
+    theirs, ours = (w._prepared[0].conditioning for w in (plain, passed))
+    assert_same(theirs["encoder_hidden_states"], ours["encoder_hidden_states"])
+    torch.testing.assert_close(2 * theirs["text_embeds"], ours["text_embeds"])
+    everything = {
+        "text_encoder": [pipe.text_encoder, pipe.text_encoder_2],
+        "tokenizer": (pipe.tokenizer, pipe.tokenizer_2),
+        "vae": pipe.vae,
+    }
+    watch = watch_of(model, None, tmp_path / "c", scheduler=pipe.scheduler, **everything)
+    assert_same(dict(theirs), dict(watch._prepared[0].conditioning))
+    with pytest.raises(
+        ValueError, match=r"pass text_encoder=, tokenizer= \(lists, for text_encoder, text_encoder_2\) or a pretrained"
+    ):
+        watch_of(model, None, tmp_path / "d", scheduler=pipe.scheduler, vae=pipe.vae)
+    with pytest.raises(
+        ValueError, match="got 3 text encoders or tokenizers, this model has 2: text_encoder, text_encoder_2"
+    ):
+        watch_of(model, family_folders["sdxl"], tmp_path / "d", text_encoder=[None, None, mine])
+
+
+def test_text_encoders_are_loaded_in_the_networks_dtype_and_the_vae_in_float32(family_folders):
+    names = StableDiffusion3.text_encoders
+    parts = load_components(
+        family_folders["sd3"],
+        Components(None),
+        needs_vae=True,
+        text_encoders=names,
+        device=torch.device("cpu"),
+        dtype=torch.bfloat16,
+    )
+    assert [encoder.dtype for encoder in parts.text_encoders] == [torch.bfloat16] * 3
+    assert parts.vae.dtype == torch.float32
+    assert not any(p.requires_grad for part in (*parts.text_encoders, parts.vae) for p in part.parameters())
+
+
+def test_latents_that_are_not_finite_are_refused(family_folders, families, tmp_path):
+    vae = copy.deepcopy(families["sdxl"].vae)
+    with torch.no_grad():
+        vae.quant_conv.weight.fill_(torch.nan)
+    with pytest.raises(ProbeError, match=r"probe 'cat': the VAE gives latents that are not finite"):
+        watch_of(families["sdxl"].unet, family_folders["sdxl"], tmp_path, vae=vae)
+
+
+def test_an_unconditional_model_needs_a_scheduler_only(families, tmp_path):
+    model = families["unconditional"].unet
+    scheduler = DDPMScheduler(prediction_type="sample")
+    report = watch_of(model, None, tmp_path, size=8, scheduler=scheduler).begin()
+    assert report.findings[0].signals.raw.mean.isfinite().all()
+    with pytest.raises(ValueError, match="pass scheduler= or a pretrained path"):
+        watch_of(model, None, tmp_path, size=8)
+    with pytest.raises(ValueError, match="scheduler EDMEulerScheduler has no alphas_cumprod"):
+        watch_of(model, None, tmp_path, size=8, scheduler=EDMEulerScheduler())
+    with pytest.raises(ConfigError, match=r"signals.decide.*log_ratio_null.*no unconditional branch"):
+        watch_of(model, None, tmp_path, size=8, scheduler=scheduler, signals={"decide": "log_ratio_null"})
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_latents_must_be_whole_patches(name, family_folders, families, tmp_path):
+    with pytest.raises(ConfigError, match=r"resolution.*18.*a multiple of 4"):  # 2 pixels a latent, 2 latents a patch
+        watch_of(network(families[name]), family_folders[name], tmp_path, size=18)
+
+
+def test_what_cannot_be_watched_says_what_is_missing():
+    blocks = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    unet = {**blocks, "cross_attention_dim": 8, "attention_head_dim": 4, "out_channels": 4}
+    unet |= {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    controlnet = ControlNetModel(
+        **blocks, cross_attention_dim=8, attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")
+    )
+    for model, message in [
+        (controlnet, "ControlNetModel is no denoiser: a probe would need a control image"),
+        (
+            UNet2DConditionModel(**unet, in_channels=8),
+            "8 channels: a probe would need the image to be edited .InstructPix2Pix.",
+        ),
+        (UNet2DConditionModel(**unet, in_channels=9), "9 channels: a probe would need a mask and the masked image"),
+        (
+            UNet2DModel(
+                **blocks, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, num_class_embeds=3
+            ),
+            "class labels",
+        ),
+    ]:
+        with pytest.raises(
+            ValueError, match=f"model {type(model).__name__} .*no family that memwatch knows.*{message}"
+        ):
+            family_of(model)
+
+
+def test_prompts_that_are_too_long_are_reported(family_folders, families, caplog):
+    long = "a photo of a cat " * 20
+    for name, cut in [("sdxl", True), ("sd3", True), ("flux", False), ("unconditional", False)]:
+        caplog.clear()
+        denoiser, parts = adapted(families[name])
+        denoiser.warn_if_cut(long, parts)
+        assert ("cut: " in caplog.text) == cut, name

@@ -1,0 +1,108 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.oracles import ALPHAS, DiagonalGaussian, denoiser_of
+
+from memwatch.denoiser.schedule import NoiseSchedule
+
+
+def test_add_noise_by_hand():
+    schedule = NoiseSchedule(torch.tensor([0.8, 0.6], dtype=torch.float64), 2, "epsilon")
+    z_0, eps = torch.full((2, 1, 1, 1), 10.0), torch.full((2, 1, 1, 1), 5.0)
+    noisy = schedule.add_noise(z_0, eps, torch.tensor([0, 1]))
+    torch.testing.assert_close(noisy.flatten(), torch.tensor([0.8 * 10 + 0.6 * 5, 0.6 * 10 + 0.8 * 5]))
+
+
+def test_rectified_flow_is_a_straight_line():
+    schedule = NoiseSchedule(None, 1000, "flow")
+    noisy = schedule.add_noise(
+        torch.full((2, 1, 1, 1), 10.0), torch.full((2, 1, 1, 1), 5.0), torch.tensor([250.0, 0.5])
+    )
+    torch.testing.assert_close(noisy.flatten(), torch.tensor([0.75 * 10 + 0.25 * 5, 0.9995 * 10 + 0.0005 * 5]))
+
+
+def test_alpha_sigma_are_broadcastable_in_the_dtype_asked_for():
+    alpha, sigma = NoiseSchedule(ALPHAS, 1000, "epsilon").alpha_sigma(
+        torch.tensor([10, 500]), torch.zeros(2, 4, 8, 8, dtype=torch.float16)
+    )
+    assert alpha.shape == sigma.shape == (2, 1, 1, 1)
+    assert alpha.dtype == sigma.dtype == torch.float16
+    torch.testing.assert_close(
+        (alpha.double() ** 2 + sigma.double() ** 2).flatten(), torch.ones(2, dtype=torch.float64), atol=2e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "flow"])
+def test_every_prediction_type_gives_back_the_noise(prediction_type):
+    """What a perfect model would output for known (z_0, eps) is turned into that eps."""
+    generator = torch.Generator().manual_seed(0)
+    z_0, eps = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 4, 8, 8, generator=generator)
+    timesteps = torch.tensor([61, 301, 800])
+    schedule = NoiseSchedule(None if prediction_type == "flow" else ALPHAS, 1000, prediction_type)
+    alpha, sigma = schedule.alpha_sigma(timesteps, z_0)
+    output = {"epsilon": eps, "v_prediction": alpha * eps - sigma * z_0, "sample": z_0, "flow": eps - z_0}[
+        prediction_type
+    ]
+    found = schedule.epsilon(output, schedule.add_noise(z_0, eps, timesteps), timesteps)
+    torch.testing.assert_close(found, eps, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_epsilon_of_an_oracle_does_not_depend_on_its_prediction_type(prediction_type):
+    variance = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([61, 301])
+    hidden = {"encoder_hidden_states": torch.zeros(2, 2, 8)}
+    expected = denoiser_of(DiagonalGaussian(variance))(x, t, hidden)
+    found = denoiser_of(DiagonalGaussian(variance, prediction_type=prediction_type))(x, t, hidden)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def scheduler(name="DDPMScheduler", **parts):
+    return type(name, (SimpleNamespace,), {})(**parts)
+
+
+@pytest.mark.parametrize("declared", ["epsilon", "v_prediction", "sample"])
+def test_from_scheduler_reads_alphas_cumprod(declared):
+    given = scheduler(alphas_cumprod=torch.tensor([0.81, 0.25]), config=SimpleNamespace(prediction_type=declared))
+    schedule = NoiseSchedule.from_scheduler(given)
+    assert (schedule.num_train_timesteps, schedule.prediction_type) == (2, declared)
+    torch.testing.assert_close(schedule.alphas, torch.tensor([0.9, 0.5], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_from_scheduler_override_and_default():
+    given = scheduler(alphas_cumprod=[0.81, 0.25], config=SimpleNamespace(prediction_type="epsilon"))
+    assert NoiseSchedule.from_scheduler(given, "v_prediction").prediction_type == "v_prediction"
+    assert (
+        NoiseSchedule.from_scheduler(scheduler(alphas_cumprod=[0.81], config=SimpleNamespace())).prediction_type
+        == "epsilon"
+    )
+
+
+def test_from_scheduler_knows_flow_matching_by_its_class():
+    given = scheduler("FlowMatchEulerDiscreteScheduler", config=SimpleNamespace(num_train_timesteps=1000))
+    assert NoiseSchedule.from_scheduler(given) == NoiseSchedule(None, 1000, "flow")
+
+
+@pytest.mark.parametrize(
+    "name", [f"{n}Scheduler" for n in ("DDPM", "DDIM", "PNDM", "EulerDiscrete", "DPMSolverMultistep")]
+)
+def test_from_real_diffusers_schedulers(name):
+    diffusers = pytest.importorskip("diffusers")
+    given = getattr(diffusers, name)(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    schedule = NoiseSchedule.from_scheduler(given)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    torch.testing.assert_close(schedule.alphas**2, (1 - betas).cumprod(0), atol=1e-6, rtol=1e-4)
+    assert schedule.prediction_type == "epsilon"
+
+
+def test_errors_say_what_is_wrong():
+    with pytest.raises(ValueError, match=r"scheduler Odd has no alphas_cumprod and is not a flow-matching scheduler"):
+        NoiseSchedule.from_scheduler(scheduler("Odd", config=SimpleNamespace(prediction_type="epsilon")))
+    with pytest.raises(ValueError, match=r"prediction_type: got 'noise', allowed epsilon, v_prediction, sample, flow"):
+        NoiseSchedule(ALPHAS, 1000, "noise")
+    with pytest.raises(ValueError, match=r"'flow' does not fit"):
+        NoiseSchedule(ALPHAS, 1000, "flow")
+    with pytest.raises(ValueError, match=r"'epsilon' does not fit"):
+        NoiseSchedule(None, 1000, "epsilon")

@@ -1,0 +1,231 @@
+"""memwatch in other people's loops: events are taken, stops are obeyed, training stays the same, resume goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from support.builders import CONFIG, TOKENS, Loop, history, picture
+
+import memwatch.callback
+from memwatch import MemWatch, Probe
+from memwatch.integrations.tracker import MemWatchTracker
+from memwatch.judge.alerts import StopState
+
+OPTIONS = {
+    "probes": [Probe("a cat", picture(0), name="cat")],
+    "config": CONFIG | {"levels": {"timesteps": [61], "draws": 2}, "strict": True},
+}
+
+
+class Trained(torch.nn.Module):
+    """What people give to a trainer: the UNet and its loss."""
+
+    def __init__(self, pretrained) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet")
+        self.scheduler = DDIMScheduler.from_pretrained(pretrained, subfolder="scheduler")
+
+    def forward(self, latents, hidden):
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, 1000, (len(latents),))
+        output = self.unet(self.scheduler.add_noise(latents, noise, timesteps), timesteps, hidden).sample
+        return {"loss": torch.nn.functional.mse_loss(output, noise)}
+
+
+def data():
+    generator = torch.Generator().manual_seed(2)
+    return [
+        {"latents": torch.randn(4, 8, 8, generator=generator), "hidden": torch.randn(TOKENS, 16, generator=generator)}
+        for _ in range(8)
+    ]
+
+
+def stop_at(step, monkeypatch):
+    monkeypatch.setattr(
+        memwatch.callback,
+        "decide_stop",
+        lambda state, verdicts, now, rule: StopState(1, "enough") if now >= step else state,
+    )
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------------------------
+
+
+def trainer(pretrained, folder, steps=4, watch=True, **arguments):
+    from transformers import Trainer, TrainingArguments
+
+    from memwatch.integrations.transformers import MemWatchCallback
+
+    set_seed(1)
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+        remove_unused_columns=False,
+        **arguments,
+    )
+    made = Trainer(Trained(pretrained), args, train_dataset=data())
+    if watch:
+        options = OPTIONS | {"output_dir": folder / "memwatch"}
+        made.add_callback(MemWatchCallback(made, pretrained, denoiser=lambda model: model.unet, **options))
+    return made
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_a_transformers_trainer_is_watched_and_left_as_it_was(pretrained, tmp_path):
+    bare = trainer(pretrained, tmp_path / "bare", watch=False)
+    bare.train()
+    watched = trainer(pretrained, tmp_path)
+    watched.train()
+    assert torch.equal(weights(bare.model), weights(watched.model))
+    assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
+    logged = [row for row in watched.state.log_history if "memwatch/step" in row]
+    assert [row["memwatch/step"] for row in logged] == [0, 2, 4]
+    assert "memwatch/collapse/cat" in logged[-1]
+
+
+def test_a_transformers_trainer_stops(pretrained, tmp_path, monkeypatch):
+    stop_at(2, monkeypatch)
+    made = trainer(pretrained, tmp_path, steps=20)
+    made.train()
+    assert made.state.global_step == 2
+
+
+def test_a_transformers_trainer_resumes_the_watch(pretrained, tmp_path, caplog):
+    first = trainer(pretrained, tmp_path, steps=2)
+    first.args.save_strategy = "steps"
+    first.args.save_steps = first.state.save_steps = 2
+    first.train()
+    saved = json.loads((tmp_path / "checkpoint-2" / "memwatch.json").read_text(encoding="utf-8"))
+    assert (saved["last_step"], saved["ledger"]) == (2, [0, 2])
+    again = trainer(pretrained, tmp_path)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    rows = history(tmp_path)
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    assert rows[-1]["findings"][0]["baseline_step"] == 0  # from before the interruption
+
+
+# --- Lightning --------------------------------------------------------------------------------------------------------------------------
+
+
+def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None):
+    lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+    from torch.utils.data import DataLoader
+
+    from memwatch.integrations.lightning import MemWatchCallback
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.unet = Trained(pretrained).train()
+
+        def training_step(self, batch, index):
+            return self.unet(**batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    set_seed(1)
+    callbacks = []
+    if watch:
+        callbacks.append(
+            MemWatchCallback(lambda module: module.unet.unet, pretrained, **OPTIONS, output_dir=folder / "memwatch")
+        )
+    made = lightning.Trainer(
+        max_steps=steps,
+        callbacks=callbacks,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+        accumulate_grad_batches=2,
+    )
+    module = Module()
+    made.fit(module, DataLoader(data(), batch_size=1), ckpt_path=checkpoint)
+    return made, module
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and logging
+def test_a_lightning_trainer_is_watched_left_as_it_was_resumed_and_stopped(pretrained, tmp_path, monkeypatch):
+    _, bare = lightning_fit(pretrained, tmp_path / "bare", watch=False)
+    made, watched = lightning_fit(pretrained, tmp_path)
+    assert torch.equal(weights(bare), weights(watched))
+    assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
+    made.save_checkpoint(tmp_path / "saved.ckpt")
+    stop_at(6, monkeypatch)
+    made, _ = lightning_fit(pretrained, tmp_path, steps=20, checkpoint=tmp_path / "saved.ckpt")
+    assert made.global_step == 6
+    rows = history(tmp_path)
+    assert [row["step"] for row in rows] == [0, 2, 4, 6]
+    assert rows[-1]["findings"][0]["baseline_step"] == 0
+
+
+# --- a tracker --------------------------------------------------------------------------------------------------------------------------
+
+
+class Tracked(Loop):
+    """A loop that knows of nothing but its trackers, and logs its loss a step late, as some do."""
+
+    def make_accelerator(self, **options):
+        self.tracker = MemWatchTracker(
+            lambda: MemWatch(
+                self.accelerator, self.unet, self.pretrained, **OPTIONS, output_dir=self.folder / "memwatch"
+            )
+        )
+        return Accelerator(cpu=True, **options | {"log_with": [self.tracker]})
+
+    def fit(self, steps):
+        self.run(None, steps, each=lambda loop: loop.accelerator.log({"loss": 1.0}, step=loop.step))
+
+
+def test_a_tracker_watches_without_another_line(pretrained, tmp_path, monkeypatch, caplog):
+    bare = Loop(pretrained)
+    bare.run(None, 6)
+    loop = Tracked(pretrained, tmp_path, log_with="memwatch")
+    loop.pretrained = pretrained
+    stop_at(6, monkeypatch)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        loop.fit(6)
+    assert torch.equal(weights(bare.bare), weights(loop.bare))
+    assert [row["step"] for row in history(tmp_path)] == [1, 2, 4, 6]
+    assert loop.tracker.watch.should_stop
+    assert sum("would stop here" in message for message in caplog.messages) == 1
+    loop.accelerator.log({"loss": 1.0})  # without a step
+    loop.accelerator.end_training()
+    assert loop.tracker.watch._closed
+
+
+def test_a_tracker_that_hears_of_odd_steps_only_still_looks(pretrained, tmp_path):
+    loop = Tracked(pretrained, tmp_path, log_with="memwatch", lr=0.0)
+    loop.pretrained = pretrained
+    for step in (1, 5, 9):
+        loop.accelerator.log({"loss": 1.0}, step=step)
+    assert [row["step"] for row in history(tmp_path)] == [1, 5, 9]
+
+
+def test_a_tracker_refuses_several_processes(pretrained, tmp_path):
+    class Two:
+        num_processes = 2
+
+    class Watch:
+        accelerator = Two()
+
+    with pytest.raises(ValueError, match="works with one process, not 2"):
+        MemWatchTracker(lambda: Watch()).log({}, step=1)

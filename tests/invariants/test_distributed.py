@@ -1,0 +1,162 @@
+"""Two processes on the CPU (gloo): probes are shared out, every rank gets the same report and the same stop, and none hangs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from diffusers import StableDiffusionPipeline
+from support.builders import CONFIG, Loop, history, maps, on_two_ranks, picture
+
+import memwatch.callback
+from memwatch import Probe
+from memwatch.judge.alerts import StopState
+
+WORLD = 2
+
+
+def probes() -> list[Probe]:
+    return [
+        Probe("a cat", picture(0), name="cat"),
+        Probe("a poster", seed=3, name="poster"),
+        Probe("a dog", picture(1), name="dog"),
+    ]
+
+
+def plain(report) -> dict | None:
+    """A report without what time it took."""
+    if report is None:
+        return None
+    row = report.to_dict()
+    del row["seconds"], row["scalars"]["memwatch/seconds"]
+    return row
+
+
+def scenario(name: str, pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path) -> dict:
+    """One training on this rank; what it saw."""
+    loop = Loop(pretrained, folder, lr=1e-2)
+    rank = loop.accelerator.process_index
+    real_measure, real_stop, measured = memwatch.callback.measure, memwatch.callback.decide_stop, []
+
+    def counting(denoiser, views, *rest):
+        measured.extend([loop.step, view.key] for view in views)
+        if name == "failure" and rank == 1 and loop.step == 2:
+            raise RuntimeError("out of memory on this rank only")
+        return real_measure(denoiser, views, *rest)
+
+    def stopping(state, verdicts, step, rule):
+        return (
+            StopState(1, f"rank {rank} says so")
+            if name == "stop" and step >= 2 and rank == 0
+            else real_stop(state, verdicts, step, rule)
+        )
+
+    memwatch.callback.measure, memwatch.callback.decide_stop = counting, stopping
+    try:
+        watch = loop.watch(
+            pipeline, probes(), controls=[Probe("held out", picture(9), name="h")], signals={"baseline": "previous"}
+        )
+        reports = [watch.begin(), *loop.run(watch, 4)]
+    finally:
+        memwatch.callback.measure, memwatch.callback.decide_stop = real_measure, real_stop
+    return {
+        "rank": rank,
+        "world": loop.accelerator.num_processes,
+        "step": loop.step,
+        "reports": [plain(report) for report in reports],
+        "stop_reason": watch.stop_reason,
+        "disabled": watch._disabled,
+        "errors": watch._errors,
+        "measured": measured,
+        "weights": float(sum(p.double().abs().sum() for p in loop.bare.parameters())),
+    }
+
+
+def main(pretrained: Path, folder: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
+    for name in ("plain", "stop", "failure"):
+        found = scenario(name, pretrained, pipeline, folder / name)
+        (folder / f"{name}{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(pretrained, tmp_path_factory):
+    """Results of every scenario by rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    on_two_ranks(__file__, pretrained, folder, folder=folder)
+    names = ("plain", "stop", "failure")
+    found = {
+        name: [json.loads((folder / f"{name}{rank}.json").read_text(encoding="utf-8")) for rank in range(WORLD)]
+        for name in names
+    }
+    return folder, found
+
+
+def test_every_rank_gets_the_same_report(ranks):
+    folder, found = ranks
+    first, second = found["plain"]
+    assert (first["rank"], second["rank"], first["world"], second["world"]) == (0, 1, 2, 2)
+    assert first["step"] == second["step"] == 4
+    assert len(first["reports"]) == 3
+    assert first["reports"] == second["reports"]
+    assert [f["name"] for f in first["reports"][-1]["findings"]] == ["cat", "poster", "dog"]
+    assert [f["baseline_step"] for f in first["reports"][-1]["findings"]] == [2, 2, 2]
+    assert first["weights"] == second["weights"]
+    assert [row["step"] for row in history(folder / "plain")] == [0, 2, 4]  # one writer
+    assert not first["disabled"]
+    assert first["errors"] == second["errors"] == 0
+
+
+def test_probes_are_shared_out(ranks):
+    _, found = ranks
+    shares = [{key for _, key in result["measured"]} for result in found["plain"]]
+    assert shares == [{"cat", "dog"}, {"poster", "control/h"}]
+
+
+def test_sharing_out_changes_no_number(ranks, pretrained, tmp_path):
+    folder, _ = ranks
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as on the ranks: another number of threads sums in another order
+    try:
+        loop = Loop(pretrained, tmp_path)
+        loop.watch(pretrained, probes(), controls=[Probe("held out", picture(9), name="h")], config=CONFIG).begin()
+    finally:
+        torch.set_num_threads(threads)
+    alone, shared = maps(tmp_path, 0), maps(folder / "plain", 0)
+    assert alone.keys() == shared.keys()
+    assert all(torch.equal(alone[key], shared[key]) for key in alone)
+
+
+def test_a_stop_decided_on_one_rank_stops_all(ranks):
+    _, found = ranks
+    for result in found["stop"]:
+        assert result["stop_reason"] == "rank 0 says so"
+        assert result["step"] == 2
+    assert found["stop"][0]["reports"] == found["stop"][1]["reports"]
+    assert found["stop"][0]["reports"][-1]["stop_reason"] == "rank 0 says so"
+
+
+def test_a_failure_on_one_rank_is_one_on_all_and_training_goes_on(ranks):
+    folder, found = ranks
+    for result in found["failure"]:
+        assert result["disabled"]
+        assert result["errors"] == 1
+        assert result["step"] == 4
+        assert len(result["reports"]) == 1
+        assert {step for step, _ in result["measured"]} == {0, 2}
+    assert found["failure"][0]["weights"] == found["plain"][0]["weights"]  # training is the same, watched or not
+    assert found["failure"][0]["weights"] == found["failure"][1]["weights"]
+    for rank in range(WORLD):
+        assert "out of memory on this rank only" in (folder / f"log{rank}").read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,199 @@
+"""Models sharded over two gloo processes: training stays bit-identical, and the maps are those of whole models (DDP)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
+from support.builders import Loop, history, maps, on_two_ranks, picture
+
+from memwatch import ConfigError, Probe
+
+PICTURES = [Probe("a cat", picture(0), name="cat")]
+POSTER = Probe("a poster", seed=3, name="poster")
+BLOCKS = ["BasicTransformerBlock", "ResnetBlock2D"]
+RUNS = {  # how the model is held, and how it is trained
+    "torch": ["ddp-full", "ddp-lora", "fsdp2-full", "fsdp2-lora", "fsdp1-lora"],
+    "deepspeed": ["ddp-full", "ddp-lora", "zero2-full", "zero2-lora", "zero3-lora"],
+}
+WORDS = {"ddp": "DDP", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}
+ONLY_LIVE = ("fsdp1", "zero3")
+SMALL = {"levels": {"timesteps": [61], "draws": 2}, "curvature": {"vectors": 2, "tile": 2, "batch_size": 8}}
+
+
+class Sharded(Loop):
+    """accelerate reaches FSDP and DeepSpeed on GPUs only, so they are switched on behind its back."""
+
+    def __init__(self, held: str, *args: Any, **kwargs: Any) -> None:
+        self.held = held
+        super().__init__(*args, **kwargs)
+
+    def make_accelerator(self, **options: Any) -> Accelerator:
+        if self.held.startswith("zero"):
+            from accelerate import DeepSpeedPlugin
+
+            PartialState(cpu=True)
+            os.environ.pop("ACCELERATE_USE_CPU", None)
+            plugin = DeepSpeedPlugin(
+                zero_stage=int(self.held[-1]), gradient_accumulation_steps=1, gradient_clipping=1e6
+            )
+            return Accelerator(deepspeed_plugin=plugin, **options)
+        accelerator = Accelerator(cpu=True, **options)
+        if self.held.startswith("fsdp"):
+            for state in (accelerator.state, PartialState()):
+                state._shared_state["distributed_type"] = DistributedType.FSDP
+            version = int(self.held[-1])
+            wrap = {"auto_wrap_policy": "transformer_based_wrap", "transformer_cls_names_to_wrap": BLOCKS}
+            accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=version, **wrap)
+            if version == 1:
+                prepare = accelerator.prepare
+                accelerator.prepare = lambda unet, *others: (self.fully_sharded(unet), *prepare(*others))
+        return accelerator
+
+    @staticmethod
+    def fully_sharded(unet: torch.nn.Module) -> torch.nn.Module:
+        """As accelerate does, but for the CPU, whose device has no index."""
+        from diffusers.models.attention import BasicTransformerBlock
+        from diffusers.models.resnet import ResnetBlock2D
+        from torch.distributed.fsdp import FullyShardedDataParallel
+        from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+        policy = ModuleWrapPolicy({BasicTransformerBlock, ResnetBlock2D})
+        return FullyShardedDataParallel(
+            unet, use_orig_params=True, auto_wrap_policy=policy, device_id=torch.device("cpu")
+        )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What this rank holds."""
+        parts = {name: p.detach() for name, p in self.unet.named_parameters()}
+        if self.held == "zero3":
+            parts = {name: p.ds_tensor.detach() for name, p in self.unet.named_parameters()}
+        return {name: (p.to_local() if hasattr(p, "to_local") else p).clone() for name, p in parts.items()}
+
+
+def scenario(run: str, pretrained: Path, folder: Path) -> dict[str, Any]:
+    """Two trainings on this rank, without and with memwatch."""
+    held, way = run.split("-")
+    options = {"lora": way == "lora"}
+    only_live = held in ONLY_LIVE
+    expected = {}
+    if held != "ddp":  # tests/test_distributed.py looks at that one
+        bare = Sharded(held, pretrained, **options)
+        bare.run(None, 3)
+        expected = bare.weights()
+    loop = Sharded(held, pretrained, folder / run, **options)
+    baseline = "base" if way == "lora" and not only_live else "first"
+    overrides = {**SMALL, "signals": {"baseline": baseline, "unconditional": False}, "strict": True}
+    watch = loop.watch(pretrained, PICTURES if only_live else [*PICTURES, POSTER], **overrides)
+    reports = [watch.begin(), *loop.run(watch, 3)]
+    found = loop.weights()
+    refused = ""
+    if only_live:
+        with pytest.raises(ConfigError) as caught:
+            loop.watch(pretrained, [POSTER])
+        refused = str(caught.value)
+    return {
+        "held": watch.ranks.held,
+        "refused": refused,
+        "statistics": [[f.statistic for f in r.findings if r.step] for r in reports],
+        "names": [f.name for f in reports[-1].findings],
+        "elements": sum(p.numel() for p in found.values()),
+        "identical": found.keys() == expected.keys()
+        and all(torch.equal(found[name], expected[name]) for name in found),
+    }
+
+
+def main(which: str, pretrained: Path, folder: Path) -> None:
+    for run in RUNS[which]:
+        found = scenario(run, pretrained, folder)
+        (folder / f"{run}-{torch.distributed.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=list(RUNS))
+def ranks(request, pretrained, tmp_path_factory):
+    """The folder of a set of runs, and what both ranks of every run saw."""
+    if request.param == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    folder = tmp_path_factory.mktemp(request.param)
+    on_two_ranks(__file__, request.param, pretrained, folder, folder=folder)
+    read = {
+        run: [json.loads((folder / f"{run}-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+        for run in RUNS[request.param]
+    }
+    return folder, read
+
+
+def test_training_is_bit_identical_with_and_without(ranks):
+    _, found = ranks
+    for run, both in found.items():
+        held, way = run.split("-")
+        assert all(result["identical"] for result in both) or held == "ddp", run
+        assert [result["held"] for result in both] == [WORDS[held]] * 2
+        if held in ("fsdp1", "fsdp2", "zero3"):  # really sharded
+            assert max(result["elements"] for result in both) < 0.75 * found[f"ddp-{way}"][0]["elements"], run
+
+
+def test_every_rank_gets_the_same_report(ranks):
+    folder, found = ranks
+    for run, (first, second) in found.items():
+        assert first["statistics"] == second["statistics"], run
+        assert first["names"] == second["names"] == (["cat"] if run.startswith(ONLY_LIVE) else ["cat", "poster"])
+        assert [row["step"] for row in history(folder / run)] == [0, 2]
+
+
+def test_maps_are_those_of_the_whole_model(ranks):
+    """The learned weights differ by rounding only, hence the tolerance."""
+    folder, found = ranks
+    for run in found:
+        for step in (0, 2):
+            expected, own = maps(folder / f"ddp-{run.split('-')[1]}", step), maps(folder / run, step)
+            assert own
+            for name, value in own.items():
+                torch.testing.assert_close(
+                    value.float(), expected[name].float(), rtol=1e-3, atol=1e-4, msg=f"{run} {step} {name}"
+                )
+        assert own["cat/collapse"].any()
+
+
+def test_without_its_adapters_a_fresh_lora_is_itself(ranks):
+    """Before the first step ``lora_B`` is zero, so that swapping it for zeros must read exactly zero, in shards, too."""
+    folder, found = ranks
+    for run in found:
+        if run.endswith("lora") and not run.startswith(ONLY_LIVE):
+            for name in ("cat/collapse", "poster/collapse", "poster/score"):
+                assert not maps(folder / run, 0)[name].any(), run
+                assert maps(folder / run, 2)[name].any(), run
+
+
+def test_every_rank_keeps_its_own_shards(ranks):
+    folder, found = ranks
+    for run in set(found) & {"fsdp2-full"}:
+        for rank in range(2):
+            files = sorted(
+                file.name for file in (folder / run / "memwatch" / "snapshots" / f"rank-{rank}-of-2").iterdir()
+            )
+            assert files == ["step_0000000.safetensors", "step_0000002.safetensors"]
+
+
+def test_prompts_are_refused_where_weights_cannot_be_exchanged(ranks):
+    for run, both in ranks[1].items():
+        for result in both:
+            assert (
+                "'probes': got 'prompts', allowed: images with captions under" in result["refused"]
+            ) == run.startswith(ONLY_LIVE)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,217 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from memwatch.config import AlertsConfig, StopConfig, load_config
+from memwatch.judge.alerts import Evidence, ProbeState, StopState, Verdict, decide_stop, judge
+from memwatch.judge.findings import Look, judge_event
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.signals import Measurement
+
+MEMORIZED, SUSPICIOUS, NO_EVIDENCE, INCONCLUSIVE = (
+    Verdict.MEMORIZED,
+    Verdict.SUSPICIOUS,
+    Verdict.NO_EVIDENCE,
+    Verdict.INCONCLUSIVE,
+)
+
+HIT = Evidence(severity=4.0, severity_low=3.0, p=0.02, smallest_p=0.02)
+MILD = Evidence(severity=1.5, severity_low=1.4, p=0.02, smallest_p=0.02)
+EDGE = Evidence(severity=2.0, severity_low=1.01, p=0.05, smallest_p=0.02)
+NOISY = Evidence(severity=4.0, severity_low=1.0, p=0.02, smallest_p=0.02)
+COMMON = Evidence(severity=4.0, severity_low=3.0, p=0.06, smallest_p=0.02)
+BLIND = Evidence(severity=4.0, severity_low=3.0, p=None, smallest_p=1.0)
+FEW = Evidence(severity=4.0, severity_low=3.0, p=0.1, smallest_p=0.1)
+FIRST = Evidence(severity=1.0, severity_low=1.0, p=None, smallest_p=0.02, compared=False)
+BROKEN = Evidence(severity=4.0, severity_low=3.0, p=0.02, smallest_p=0.02, finite=False)
+QUIET_FEW = Evidence(severity=1.0, severity_low=1.0, p=1.0, smallest_p=0.1)
+
+
+def run(evidences, **rule):
+    state, states, reasons = ProbeState(), [], []
+    for i, evidence in enumerate(evidences, start=1):
+        state, reason = judge(state, evidence, 100 * i, AlertsConfig(min_severity=2.0, **rule))
+        states.append(state)
+        reasons.append(reason)
+    return states, reasons
+
+
+@pytest.mark.parametrize(
+    ("patience", "evidences", "verdicts"),
+    [
+        (2, [HIT, HIT, HIT], [SUSPICIOUS, MEMORIZED, MEMORIZED]),
+        (1, [HIT], [MEMORIZED]),
+        (3, [HIT, HIT, HIT], [SUSPICIOUS, SUSPICIOUS, MEMORIZED]),
+        (2, [HIT, MILD, HIT, HIT], [SUSPICIOUS, NO_EVIDENCE, SUSPICIOUS, MEMORIZED]),
+        (2, [HIT, HIT, MILD], [SUSPICIOUS, MEMORIZED, NO_EVIDENCE]),
+        (2, [HIT, COMMON, HIT], [SUSPICIOUS, NO_EVIDENCE, SUSPICIOUS]),
+        (2, [EDGE, EDGE], [SUSPICIOUS, MEMORIZED]),  # the limits themselves count
+        (1, [MILD, NOISY, COMMON], [NO_EVIDENCE] * 3),
+        (1, [FIRST, HIT], [INCONCLUSIVE, MEMORIZED]),
+        (1, [FEW, FEW], [INCONCLUSIVE] * 2),  # so few controls that no p-value could be small enough
+        (1, [QUIET_FEW], [NO_EVIDENCE]),  # nothing to judge: the controls do not matter
+        (1, [BLIND, BLIND, BLIND], [SUSPICIOUS] * 3),  # uncalibrated never becomes memorized
+        (2, [HIT, BROKEN, HIT, HIT], [SUSPICIOUS, INCONCLUSIVE, SUSPICIOUS, MEMORIZED]),
+        (2, [HIT, FEW, HIT], [SUSPICIOUS, INCONCLUSIVE, SUSPICIOUS]),
+        (2, [HIT, FIRST, HIT], [SUSPICIOUS, INCONCLUSIVE, SUSPICIOUS]),
+    ],
+)
+def test_verdicts(patience, evidences, verdicts):
+    assert [state.verdict for state in run(evidences, patience=patience)[0]] == verdicts
+
+
+def test_since_and_last_clean():
+    states, _ = run([MILD, HIT, HIT, MILD, HIT])
+    assert [s.streak for s in states] == [0, 1, 2, 0, 1]
+    assert [s.since for s in states] == [None, 200, 200, None, 500]
+    assert [s.last_clean for s in states] == [100, 100, 100, 400, 400]
+
+
+def test_inconclusive_is_not_clean():
+    states, _ = run([MILD, HIT, BROKEN, FEW, FIRST])
+    assert [s.last_clean for s in states] == [100] * 5
+    assert [s.finite for s in states] == [True, True, False, True, True]
+    assert states[2].since is None
+
+
+@pytest.mark.parametrize(
+    ("evidence", "reason"),
+    [
+        (HIT, "4.0x, p = 0.020, event 1 of 2"),
+        (MILD, "variance reduction 1.5x (an alert needs 2x)"),
+        (COMMON, "4.0x, but p = 0.060: controls show as much"),
+        (BLIND, "4.0x, uncalibrated (no controls)"),
+        (FEW, "4.0x, but these controls cannot give p below 0.100 (max_p 0.05)"),
+        (FIRST, "nothing earlier to compare with"),
+        (BROKEN, "non-finite values in the model's output"),
+    ],
+)
+def test_reasons(evidence, reason):
+    assert run([evidence])[1] == [reason]
+
+
+def test_memorized_says_since_when():
+    assert run([HIT, HIT])[1][1] == "4.0x, p = 0.020, since step 100"
+
+
+def test_judge_is_pure():
+    state = ProbeState(streak=1, since=100)
+    assert judge(state, HIT, 200, AlertsConfig()) == judge(state, HIT, 200, AlertsConfig())
+    assert state == ProbeState(streak=1, since=100)
+
+
+def stops(events, **rule):
+    state, found = StopState(), []
+    for i, verdicts in enumerate(events, start=1):
+        state = decide_stop(state, verdicts, 100 * i, StopConfig(**rule))
+        found.append(state.reason is not None)
+    return found, state
+
+
+A, B = ("a", MEMORIZED, 5.0, 0.01), ("b", MEMORIZED, 3.0, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("rule", "events", "expected"),
+    [
+        ({}, [[A]], [True]),
+        ({}, [[], [A], []], [False, True, True]),  # never taken back
+        ({"enabled": False}, [[A, B]], [False]),
+        ({"num_probes": 2}, [[A], [A, B]], [False, True]),
+        ({"patience": 2}, [[A], [A]], [False, True]),
+        ({"patience": 2}, [[A], [], [A], [A]], [False, False, False, True]),
+        ({"patience": 2}, [[A], [B]], [False, True]),  # events in a row with that many, whichever
+        ({"min_severity": 4.0}, [[B], [A]], [False, True]),
+        ({"min_severity": 5.0}, [[A]], [True]),
+        ({"max_p": 0.02}, [[B], [A]], [False, True]),
+        (
+            {},
+            [[("c", SUSPICIOUS, 9.0, 0.001)], [("c", INCONCLUSIVE, 9.0, 0.001)], [("c", NO_EVIDENCE, 9.0, 0.001)]],
+            [False] * 3,
+        ),
+        ({"max_p": 1.0}, [[("c", MEMORIZED, 9.0, None)]], [False]),  # uncalibrated never stops a run
+        ({}, [[("c", MEMORIZED, math.nan, 0.01)], [("c", MEMORIZED, 5.0, math.nan)]], [False, False]),
+    ],
+)
+def test_stop(rule, events, expected):
+    assert stops(events, **rule)[0] == expected
+
+
+def test_stop_reason_is_set_once():
+    _, state = stops([[A], [A, B], []])
+    assert state.reason == "step 100: 1 probe(s) memorized: a"
+    assert stops([[A, B]])[1].reason == "step 100: 2 probe(s) memorized: a, b"
+
+
+def test_uncalibrated_events_do_not_count_towards_memorized():
+    """memorized needs severity *and* p-value in ``patience`` events in a row; one of these two had no p-value."""
+    assert [state.verdict for state in run([BLIND, HIT], patience=2)[0]] == [SUSPICIOUS, SUSPICIOUS]
+
+
+def test_the_level_of_a_region_is_that_of_the_deciding_signal():
+    """The unconditional branch decides and differs at 301 only; the snapshot differs at 61 only."""
+
+    def measured(*levels):
+        rho = torch.tensor(levels).reshape(-1, 1, 1, 1) + torch.tensor([-0.001, 0.001]).reshape(1, 2, 1, 1)
+        return Measurement(CurvatureMap(rho.expand(-1, 2, 3, 3).clone()), torch.zeros(len(levels), 1, 4, 3, 3))
+
+    look = Look(
+        "a",
+        "a",
+        is_reference=False,
+        is_control=False,
+        timesteps=(61, 301),
+        now=measured(0.1, 0.1),
+        null=measured(0.1, 0.9),
+        baseline=measured(0.9, 0.1),
+        baseline_step=0,
+        eps=None,
+        image=None,
+    )
+    config = load_config(
+        {"signals": {"decide": "log_ratio_null", "combine": "max"}, "alerts": {"uncalibrated_severity": 2.0}}
+    )
+    (finding,), _, _ = judge_event([look], {}, 1, config)
+    assert finding.severity == pytest.approx(0.95 / 0.15, rel=0.01)
+    assert finding.region_level == (301,)
+
+
+def test_without_controls_it_takes_more():
+    blind = Evidence(severity=1.5, severity_low=1.4, p=None, smallest_p=1.0)
+    state, reason = judge(ProbeState(), blind, 1, AlertsConfig())
+    assert (state.verdict, reason) == (NO_EVIDENCE, "variance reduction 1.5x (an alert needs 2x)")
+    assert judge(ProbeState(), blind, 1, AlertsConfig(uncalibrated_severity=1.2))[0].verdict is SUSPICIOUS
+    assert (
+        judge(ProbeState(), blind, 1, AlertsConfig(min_severity=1.6, uncalibrated_severity=1.2))[0].verdict
+        is NO_EVIDENCE
+    )
+
+
+def test_a_region_is_one_only_where_there_is_evidence():
+    """Every map has a highest place; what no alert speaks of is not boxed."""
+    rho = torch.full((1, 2, 4, 4), 0.5) + torch.tensor([-0.001, 0.001]).reshape(1, 2, 1, 1)
+    fallen = rho.clone()
+    fallen[..., :2] /= 5
+    look = Look(
+        "a",
+        "a",
+        is_reference=True,
+        is_control=False,
+        timesteps=(61,),
+        now=Measurement(CurvatureMap(fallen), torch.zeros(1, 2, 4, 4, 4)),
+        null=None,
+        baseline=Measurement(CurvatureMap(rho), torch.zeros(1, 2, 4, 4, 4)),
+        baseline_step=0,
+        eps=None,
+        image=None,
+    )
+    controls = [replace(look, name=f"control {i}", is_control=True) for i in range(20)]
+    (alike,), _, _ = judge_event([look, *controls], {}, 1, load_config(None))  # every control shows as much
+    assert alike.verdict is NO_EVIDENCE
+    assert (alike.regions, alike.region_p, alike.labels.any()) == ((), (), False)
+    quiet = [replace(c, now=c.baseline) for c in controls]
+    (found,), _, _ = judge_event([look, *quiet], {}, 1, load_config(None))
+    assert found.verdict is SUSPICIOUS
+    assert (len(found.regions), found.region_p, found.labels.any()) == (1, (1 / 21,), True)

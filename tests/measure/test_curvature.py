@@ -1,0 +1,195 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from memwatch import curvature
+from memwatch.measure.curvature import CurvatureMap, diag_jacobian, value_and_diag_jacobian
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 2, 3, padding=1)).double()
+
+
+def exact_diagonal(fn, x):
+    jacobian = torch.autograd.functional.jacobian(lambda flat: fn(flat.reshape(x.shape)).flatten(), x.flatten())
+    return jacobian.diagonal().reshape(x.shape)
+
+
+# --- test vectors
+
+
+@pytest.mark.parametrize("tile", [1, 2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_entries_are_signs_and_repeatable(tile, channels):
+    v = curvature.test_vectors(64, (channels, 8, 8), generator(), tile=tile)
+    assert v.shape == (64, channels, 8, 8)
+    assert v.dtype == torch.float32
+    assert torch.equal(v.abs(), torch.ones_like(v))
+    assert torch.equal(v, curvature.test_vectors(64, (channels, 8, 8), generator(), tile=tile))
+    assert not torch.equal(v, curvature.test_vectors(64, (channels, 8, 8), generator(1), tile=tile))
+
+
+@pytest.mark.parametrize(
+    ("tile", "rows", "columns", "channels"),
+    [(4, 1, 1, 4), (8, 1, 2, 4), (16, 2, 2, 4), (32, 2, 4, 4), (64, 4, 4, 4), (16, 4, 4, 1), (16, 2, 2, 3)],
+)
+def test_a_block_is_orthogonal_over_every_tile(tile, rows, columns, channels):
+    v = curvature.test_vectors(2 * tile, (channels, 8, 8), generator(), tile=tile)
+    for block in (v[:tile], v[tile:]):
+        for top, left in itertools.product(
+            range(9 - rows), range(9 - columns)
+        ):  # aligned or not: the pattern is periodic
+            patch = block[:, :, top : top + rows, left : left + columns].flatten(1)
+            assert torch.equal(patch.T @ patch, tile * torch.eye(patch.shape[1]))
+
+
+@pytest.mark.parametrize("tile", [1, 8, 16])
+def test_vectors_are_unbiased(tile):
+    """E[v v^T] = 1: off-diagonal means of 16,000 products of signs are below 5 standard errors, block by block averaged."""
+    v = curvature.test_vectors(16_000, (4, 2, 4), generator(), tile=tile).flatten(1)
+    second = v.T @ v / len(v)
+    assert torch.equal(second.diagonal(), torch.ones(32))
+    worst = (second - torch.eye(32)).abs().max()
+    assert worst < 5 * (tile / len(v)) ** 0.5
+
+
+def test_tiles_beat_rademacher_on_a_local_jacobian():
+    """Same number of vector-Jacobian products, rms error over the map."""
+    fn, x = network(), torch.randn(1, 2, 8, 8, generator=generator(), dtype=torch.float64)
+    exact = exact_diagonal(fn, x)
+    rms = {}
+    for tile in (1, 32):
+        errors = []
+        for seed in range(20):
+            v = curvature.test_vectors(32, (2, 8, 8), generator(seed), tile=tile)[:, None].double()
+            errors.append(diag_jacobian(fn, x, v).mean(0) - exact)
+        rms[tile] = torch.stack(errors).square().mean().sqrt()
+    assert rms[32] < 0.5 * rms[1]
+
+
+@pytest.mark.parametrize("tile", [0, -1, 3, 6, 32])
+def test_bad_tile(tile):
+    with pytest.raises(
+        ValueError, match=rf"tile must be a power of two that divides the number of test vectors \(16\), got {tile}"
+    ):
+        curvature.test_vectors(16, (4, 8, 8), generator(), tile=tile)
+
+
+# --- the diagonal
+
+
+def test_products_equal_an_obvious_slow_twin():
+    fn, x = network(), torch.randn(3, 2, 4, 4, generator=generator(), dtype=torch.float64)
+    v = torch.stack([curvature.test_vectors(5, (2, 4, 4), generator(i)) for i in range(3)], 1).double()
+    value, products = value_and_diag_jacobian(fn, x, v)
+    assert products.shape == v.shape
+    torch.testing.assert_close(value, fn(x).detach(), rtol=0, atol=0)
+    for k, i in itertools.product(range(5), range(3)):
+        row = x[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(
+            lambda flat, row=row: fn(flat.reshape(row.shape)).flatten(), row.flatten()
+        )
+        expected = v[k, i].flatten() * (jacobian.T @ v[k, i].flatten())
+        torch.testing.assert_close(products[k, i].flatten(), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("tile", [1, 16])
+def test_mean_is_the_diagonal(tile):
+    fn, x = network(), torch.randn(1, 2, 4, 4, generator=generator(), dtype=torch.float64)
+    v = curvature.test_vectors(4096, (2, 4, 4), generator(3), tile=tile)[:, None].double()
+    blocks = diag_jacobian(fn, x, v).unflatten(0, (-1, tile)).mean(1)
+    away = (blocks.mean(0) - exact_diagonal(fn, x)).abs()
+    assert (away <= 4.5 * blocks.std(0) / len(blocks) ** 0.5 + 1e-12).all()
+    assert away.max() < 0.05
+
+
+def test_all_unit_sign_patterns_are_exact():
+    """The mean over every one of the 2^n sign vectors is the diagonal, whatever the (asymmetric) Jacobian."""
+    matrix = torch.randn(4, 4, generator=generator(), dtype=torch.float64)
+    v = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64).reshape(16, 1, 1, 2, 2)
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    products = diag_jacobian(lambda x: (x.flatten(1) @ matrix.T).reshape(x.shape), x, v)
+    torch.testing.assert_close(products.mean(0).flatten(), matrix.diagonal())
+
+
+def test_diagonal_jacobian_needs_one_vector():
+    x = torch.randn(2, 4, 8, 8, generator=generator(), dtype=torch.float64)
+    v = curvature.test_vectors(2, (4, 8, 8), generator())[None].double()
+    torch.testing.assert_close(diag_jacobian(torch.sin, x, v)[0], x.cos(), rtol=1e-12, atol=1e-12)
+
+
+def test_no_trace_is_left():
+    fn, x = network(), torch.randn(1, 2, 4, 4, generator=generator(), dtype=torch.float64, requires_grad=True)
+    before, kept = x.detach().clone(), torch.randn(6, 2, 3, 3, generator=generator(), dtype=torch.float64)
+    fn[0].weight.grad = kept.clone()
+    value, products = value_and_diag_jacobian(
+        fn, x, curvature.test_vectors(2, (2, 4, 4), generator())[:, None].double()
+    )
+    assert x.grad is None
+    assert torch.equal(x, before)
+    assert torch.equal(fn[0].weight.grad, kept)
+    assert all(p.grad is None for p in fn[2].parameters())
+    assert not value.requires_grad
+    assert not products.requires_grad
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_off(mode):
+    v = curvature.test_vectors(1, (1, 2, 2), generator())[:, None]
+    with mode():
+        found = diag_jacobian(lambda x: 3 * x, torch.zeros(1, 1, 2, 2), v)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(found, torch.full((1, 1, 1, 2, 2), 3.0))
+
+
+def test_shape_errors():
+    x = torch.zeros(1, 2, 4, 4)
+    with pytest.raises(ValueError, match=r"vectors must have shape \(K, 1, 2, 4, 4\), got \(3, 2, 4, 4\)"):
+        diag_jacobian(lambda x: x, x, torch.ones(3, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"fn must return the shape of its input \(1, 2, 4, 4\), got \(1, 1, 4, 4\)"):
+        diag_jacobian(lambda x: x[:, :1], x, torch.ones(3, 1, 2, 4, 4))
+
+
+# --- maps
+
+
+def test_mean_and_sem_by_hand():
+    values = CurvatureMap(torch.tensor([1.0, 2.0, 6.0]).reshape(3, 1, 1))
+    assert values.mean.item() == 3
+    assert values.sem.item() == pytest.approx((7 / 3) ** 0.5)  # variance (4 + 1 + 9) / 2 = 7, over n = 3
+
+
+def test_one_replicate_has_no_error_bar():
+    assert CurvatureMap(torch.ones(1, 2, 2)).sem.isposinf().all()
+
+
+def test_difference_is_paired():
+    a = torch.randn(6, 2, 2, generator=generator())
+    difference = CurvatureMap(a + 0.5) - CurvatureMap(a)
+    torch.testing.assert_close(difference.mean, torch.full((2, 2), 0.5))
+    assert difference.sem.max() < 1e-6
+    assert torch.equal((CurvatureMap(a) - CurvatureMap(a)).samples, torch.zeros(6, 2, 2))
+
+
+def test_smooth_by_hand():
+    spike = torch.zeros(2, 3, 4)
+    spike[0, 0, 0], spike[1, 1, 1] = 12.0, 18.0
+    smooth = CurvatureMap(spike).smooth(3).samples
+    torch.testing.assert_close(smooth[0], torch.tensor([[3.0, 2, 0, 0], [2, 12 / 9, 0, 0], [0, 0, 0, 0]]))
+    torch.testing.assert_close(smooth[1], torch.tensor([[4.5, 3, 3, 0], [3, 2, 2, 0], [4.5, 3, 3, 0]]))
+    assert torch.equal(CurvatureMap(spike).smooth(1).samples, spike)
+
+
+def test_smooth_keeps_leading_dimensions_and_replicates_apart():
+    samples = torch.randn(3, 5, 4, 4, generator=generator())
+    smooth = CurvatureMap(samples).smooth(3)
+    assert smooth.samples.shape == samples.shape
+    torch.testing.assert_close(smooth.samples[1], CurvatureMap(samples[1]).smooth(3).samples)
+    torch.testing.assert_close(smooth.mean, CurvatureMap(samples.mean(1, keepdim=True)).smooth(3).mean)

@@ -1,0 +1,115 @@
+"""``memwatch scan`` in two processes (gloo), as ``accelerate launch`` starts it: prompts are shared out, and every rank ends alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from diffusers import StableDiffusionPipeline
+from support.builders import CONFIG, history, maps, on_two_ranks
+
+import memwatch.callback
+from memwatch.cli import main
+
+WORLD = 2
+PROMPTS = ["a cat", "a dog", "a poster"]
+
+
+def run(folder: Path, name: str) -> int:
+    """One scan on this rank."""
+    arguments = [
+        folder / "now",
+        "--baseline",
+        folder / "earlier",
+        "--prompts",
+        folder / "prompts.txt",
+        "--config",
+        folder / "config.json",
+    ]
+    return main(["scan", *map(str, arguments), "--output", str(folder / name / "memwatch")])
+
+
+def on_one_rank(folder: Path) -> None:
+    """A scan in which one prompt fails."""
+    real = memwatch.callback.prompt_view
+
+    def failing(prepared, *rest):
+        if prepared.name == "a-dog":  # the second prompt: the second rank's
+            raise RuntimeError("no kernel for this")
+        return real(prepared, *rest)
+
+    memwatch.callback.prompt_view = failing
+    (folder / f"code{os.environ['RANK']}").write_text(str(run(folder, "shared")), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def ranks(pretrained, tmp_path_factory):
+    """The folder, and the exit code of each rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
+    pipeline.save_pretrained(folder / "earlier")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in pipeline.unet.parameters():
+            parameter.add_(0.1 * parameter.std(correction=0) * torch.randn_like(parameter))
+    pipeline.save_pretrained(folder / "now")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    on_two_ranks(__file__, folder, folder=folder)
+    return folder, [int((folder / f"code{rank}").read_text(encoding="utf-8")) for rank in range(WORLD)]
+
+
+def alone(folder, name):
+    """The same scan in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as on the ranks: another number of threads sums in another order
+    try:
+        return run(folder, name)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_failure_on_one_rank_is_in_every_ranks_exit_code(ranks):
+    folder, codes = ranks
+    assert codes == [1, 1]
+    assert [f["name"] for f in history(folder / "shared")[0]["findings"]] == ["a-cat", "a-poster"]
+    assert "skipped: step 0, a-dog: no kernel for this" in (folder / "log0").read_text(
+        encoding="utf-8"
+    )  # the first rank tells of all
+
+
+def test_sharing_out_changes_no_number(ranks):
+    folder, _ = ranks
+    assert alone(folder, "alone") == 0
+    own, shared = maps(folder / "alone", 0), maps(folder / "shared", 0)
+    assert own["a-cat/score"].max() > 0
+    assert own.keys() > shared.keys()
+    assert all(torch.equal(shared[key], own[key]) for key in shared)
+
+
+def test_one_process_goes_on_where_two_were(ranks, monkeypatch):
+    folder, _ = ranks
+    measured = []
+    real = memwatch.callback.measure
+    monkeypatch.setattr(
+        memwatch.callback,
+        "measure",
+        lambda d, views, *rest: measured.extend(v.key for v in views) or real(d, views, *rest),
+    )
+    shutil.copytree(folder / "shared", folder / "again")
+    assert alone(folder, "again") == 0
+    assert measured == ["a-dog"] * 3
+    assert [f["name"] for f in history(folder / "again")[0]["findings"]] == ["a-cat", "a-dog", "a-poster"]
+
+
+if __name__ == "__main__":
+    on_one_rank(Path(sys.argv[1]))

@@ -1,0 +1,93 @@
+"""``memwatch scan`` on every family that the callback knows: against an earlier model, as a checkpoint folder, and a LoRA on its base."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from support import families as tiny
+from support.builders import CONFIG, SIZE, history, new_process
+
+from memwatch.cli import main
+from memwatch.scan.checkpoints import PARTS
+
+FAMILIES = ("sdxl", "sd3", "flux", "unconditional")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """Name, the earlier pipeline, a later one, and the later one's denoiser as diffusers' scripts leave it in a checkpoint."""
+    folder = tmp_path_factory.mktemp(request.param)
+    earlier = getattr(tiny, request.param)(folder)
+    pipeline = DiffusionPipeline.from_pretrained(earlier)
+    part = next(name for name in PARTS if hasattr(pipeline, name))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in getattr(pipeline, part).parameters():
+            parameter.add_(0.2 * parameter.std(correction=0) * torch.randn_like(parameter))
+    pipeline.save_pretrained(folder / "now")
+    getattr(pipeline, part).save_pretrained(folder / "checkpoint-3" / part)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"resolution": SIZE}), encoding="utf-8")
+    return request.param, earlier, folder
+
+
+def scan(folder, *arguments):
+    new_process()
+    return main(["scan", *map(str, arguments), "--config", str(folder / "config.json")])
+
+
+def test_two_models(family, images, tmp_path):
+    _, earlier, folder = family
+    assert (
+        scan(folder, folder / "now", "--baseline", earlier, "--images", images, "--output", tmp_path / "memwatch") == 0
+    )
+    whole = load_file(tmp_path / "memwatch" / "maps" / "step_0000000.safetensors")
+    assert all(whole[f"control{i}/score"].max() > 0 for i in range(3))
+    arguments = (folder / "checkpoint-3", "--pretrained", earlier, "--baseline", folder / "now", "--images", images)
+    assert scan(folder, *arguments, "--output", tmp_path / "again" / "memwatch") == 0
+    itself = load_file(tmp_path / "again" / "memwatch" / "maps" / "step_0000003.safetensors")
+    assert all((itself[f"control{i}/score"] == 0).all() for i in range(3))
+
+
+def test_prompts_by_a_folder_of_checkpoints(family, tmp_path):
+    name, earlier, folder = family
+    if name == "unconditional":
+        pytest.skip("has no prompts")
+    (tmp_path / "prompts.txt").write_text("a red poster\n", encoding="utf-8")
+    pipeline = DiffusionPipeline.from_pretrained(earlier)
+    part = next(item for item in PARTS if hasattr(pipeline, item))
+    for step, source in ((1, earlier), (3, folder / "now")):
+        model = getattr(DiffusionPipeline.from_pretrained(source), part)
+        model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}" / part)
+    output = tmp_path / "memwatch"
+    assert (
+        scan(
+            folder, tmp_path / "run", "--pretrained", earlier, "--prompts", tmp_path / "prompts.txt", "--output", output
+        )
+        == 0
+    )
+    assert [row["findings"][0]["baseline_step"] for row in history(tmp_path)] == [None, 1]
+    assert load_file(output / "maps" / "step_0000003.safetensors")["a-red-poster/score"].max() > 0
+
+
+def test_lora(family, images, tmp_path):
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    name, earlier, folder = family
+    if name == "unconditional":
+        pytest.skip("diffusers loads no LoRA into it")
+    pipeline = DiffusionPipeline.from_pretrained(earlier)
+    part = next(item for item in PARTS if hasattr(pipeline, item))
+    model = getattr(pipeline, part)
+    model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"]))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if ".lora_B." in parameter_name:
+                parameter.normal_()
+    pipeline.save_lora_weights(tmp_path / "lora", **{f"{part}_lora_layers": get_peft_model_state_dict(model)})
+    output = tmp_path / "memwatch"
+    assert scan(folder, tmp_path / "lora", "--pretrained", earlier, "--images", images, "--output", output) == 0
+    assert load_file(output / "maps" / "step_0000000.safetensors")["control0/score"].max() > 0

@@ -1,0 +1,227 @@
+"""reproduce_paper.py: its loaders on a folder of the hub's layout, Bright Ending against attention written out, and the script end to end."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import planted
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from evidence import reproduce_paper
+from evidence.templates_verbs import download, memorized, non_memorized
+from PIL import Image
+from support.builders import new_process
+
+from memwatch.bench.bright_ending import bright_ending, recording
+from memwatch.config import load_config
+from memwatch.denoiser import make_denoiser
+from memwatch.denoiser.schedule import NoiseSchedule
+
+
+def row(kind, seeds, caption="a phone case"):
+    return {
+        "caption": caption,
+        "url": "https://example.org/1.jpg",
+        "overfit_type": kind,
+        "gen_seeds": seeds,
+        "template_indices": [0],
+    }
+
+
+def save(rows, file):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+
+
+@pytest.fixture
+def layout(tmp_path):
+    """Two templates (one mask as a path from the root, one by its bare name), four memorized prompts of every kind, and one that is not."""
+    folder = tmp_path / "templates-verbs"
+    (folder / "templates" / "mask").mkdir(parents=True)
+    half, corner = np.zeros((512, 512), np.uint8), np.zeros((128, 128), np.uint8)
+    half[:, :256], corner[:64, :64] = 255, 255
+    Image.fromarray(half).save(folder / "templates" / "mask" / "half_mask.jpg")
+    Image.fromarray(corner).save(folder / "templates" / "corner_mask.png")
+    files = ["templates/mask/half_mask.jpg", "elsewhere/corner_mask.png"]
+    save([{"url": "", "img_file": "", "mask_file": file} for file in files], folder / "templates" / "metadata.parquet")
+    rows = [
+        row("TV", [[3, 0], [7, 1]]),
+        row("MV", [[5, -1]]),
+        row("RV", [[s, -1] for s in range(6)]),
+        row("N", [[0, -1]]),
+        row("TV", None),
+    ]
+    save(rows, folder / "sdv1_bb_groundtruth.parquet")
+    save([{"caption": "not matched yet", "url": ""}], folder / "sdv1_all.parquet")
+    return folder
+
+
+def test_cases_of_every_kind(layout):
+    cases, problems = memorized(layout, "sdv1")
+    assert problems == []
+    names = [case.name for case in cases]
+    assert names[:3] == ["template-0000-seed-03", "template-0000-seed-07", "verbatim-0001-seed-05"]
+    assert names[3:] == [f"verbatim-0002-seed-{seed:02d}" for seed in range(4)]  # four seeds a prompt
+    half, corner, copy = (case.mask for case in cases[:3])
+    assert half.shape == corner.shape == copy.shape == (256, 256)
+    assert half[:, :128].all()
+    assert not half[:, 128:].any()
+    assert corner[:128, :128].all()
+    assert corner.sum() == 128 * 128
+    assert copy.all()
+
+
+def test_non_memorized_prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n a dog \n", encoding="utf-8")
+    assert [(c.name, c.prompt, c.seed, c.mask) for c in non_memorized(file)] == [
+        ("non-memorized-0000", "a cat", 0, None),
+        ("non-memorized-0001", "a dog", 0, None),
+    ]
+    file.write_text("\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no prompt"):
+        non_memorized(file)
+    with pytest.raises(ValueError, match="no such file"):
+        non_memorized(tmp_path / "none.txt")
+
+
+def test_a_missing_mask_is_named_and_the_others_stay(layout):
+    (layout / "templates" / "mask" / "half_mask.jpg").unlink()
+    save([row("TV", [[3, 0], [7, 1], [8, 2]])], layout / "sdv1_bb_groundtruth.parquet")
+    cases, problems = memorized(layout, "sdv1")
+    assert [case.name for case in cases] == ["template-0000-seed-07"]
+    assert len(problems) == 2
+    assert "template-0000-seed-03: " in problems[0]
+    assert "half_mask.jpg" in problems[0]
+    assert problems[1] == "template-0000-seed-08: template 2 is not in a table of 2"
+
+
+def test_a_folder_of_another_layout_is_refused(layout):
+    with pytest.raises(
+        ValueError, match=r"no sdv2\*.parquet with caption.*files there: sdv1_all.parquet, sdv1_bb_groundtruth.parquet"
+    ):
+        memorized(layout, "sdv2")
+    file = layout / "templates" / "metadata.parquet"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ValueError, match="metadata.parquet: not a readable parquet file"):
+        memorized(layout, "sdv1")
+
+
+def test_bright_ending_is_the_last_tokens_attention(pipeline):
+    """The tiny network has one layer of cross-attention on its way down, at 4x4."""
+    denoiser = make_denoiser(pipeline.unet, NoiseSchedule.from_scheduler(pipeline.scheduler))
+    torch.manual_seed(0)
+    x, hidden, token = torch.randn(4, 8, 8), torch.randn(32, 16), 5
+    layer = pipeline.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2
+    seen = []
+    hook = layer.register_forward_pre_hook(lambda module, args, kwargs: seen.append(args[0]), with_kwargs=True)
+    plain = denoiser(x[None], torch.tensor([1]), {"encoder_hidden_states": hidden[None]})
+    before = dict(pipeline.unet.attn_processors)
+    found = bright_ending(denoiser, x, 1, {"encoder_hidden_states": hidden}, token)
+    hook.remove()
+
+    assert pipeline.unet.attn_processors == before  # the very same objects
+    with recording(pipeline.unet, token):
+        again = denoiser(x[None], torch.tensor([1]), {"encoder_hidden_states": hidden[None]})
+    assert torch.equal(plain, again)  # recording changes nothing
+    with torch.no_grad():
+        queries = layer.to_q(seen[0][0]).unflatten(-1, (layer.heads, -1))
+        keys = layer.to_k(hidden).unflatten(-1, (layer.heads, -1))
+        attention = (torch.einsum("phd,thd->hpt", queries, keys) * queries.shape[-1] ** -0.5).softmax(-1)
+    np.testing.assert_allclose(found, attention[:, :, token].mean(0).reshape(4, 4).numpy(), rtol=1e-4)
+
+
+def test_processors_come_back_after_a_failure(pipeline):
+    before = dict(pipeline.unet.attn_processors)
+    with pytest.raises(RuntimeError, match="in between"), recording(pipeline.unet, 0):
+        raise RuntimeError("in between")
+    assert pipeline.unet.attn_processors == before
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The smoke run with fewer steps of everything; its numbers mean nothing."""
+    monkeypatch.setattr(planted, "STEPS", 2)
+    config = load_config(reproduce_paper.CONFIG, sampling={"num_inference_steps": 4}, curvature={"vectors": 4})
+    monkeypatch.setattr(reproduce_paper, "CONFIG", config)
+
+
+def test_the_whole_script(short, tmp_path, capsys):
+    assert reproduce_paper.main(["--smoke", "--output_dir", str(tmp_path)]) == 0
+    new_process()
+    printed = capsys.readouterr().out
+    assert "no comparison" in printed
+    assert "SMOKE" in printed
+    assert "bright_ending" in (tmp_path / "table.txt").read_text(encoding="utf-8")
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["smoke"] is True
+    assert result["paper"]["curvature_earlier"] == {"iou": 0.921, "auc": 0.989, "tpr_at_1_fpr": 0.9}
+    assert set(result["signals"]) == set(reproduce_paper.PAPER)
+    for name, numbers in result["signals"].items():
+        assert numbers["num_maps"] == {"template": 4, "verbatim": 1, "non_memorized": 3}, name
+    masks = [planted.BOXES[name] for name in ("banner", "sticker")]
+    share = np.mean([(right - left) * (bottom - top) / 64**2 for left, top, right, bottom in masks])
+    assert result["signals"]["all_ones"]["template"]["oracle"]["iou"] == pytest.approx(share)
+    assert result["signals"]["all_ones"]["auc"] == 0.5
+
+    maps = tmp_path / "maps" / "score_earlier"
+    assert np.load(maps / "template-0000-seed-00.npy").shape == (16, 16)
+    before = {file: file.stat().st_mtime_ns for file in maps.glob("*.npy")}
+    gone = maps / "template-0000-seed-01.npy"
+    gone.unlink()
+    assert reproduce_paper.main(["--smoke", "--output_dir", str(tmp_path)]) == 0  # goes on where it was
+    assert {file for file in maps.glob("*.npy") if before[file] != file.stat().st_mtime_ns} == {gone}
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["signals"] == result["signals"]
+
+
+def test_a_case_that_fails_is_named_and_the_others_stay(short, tmp_path, capsys, monkeypatch):
+    real = reproduce_paper.maps_of
+
+    def failing(case, *models):
+        if case.name == "template-0001-seed-00":
+            raise RuntimeError("out of memory")
+        return real(case, *models)
+
+    monkeypatch.setattr(reproduce_paper, "maps_of", failing)
+    assert reproduce_paper.main(["--smoke", "--output_dir", str(tmp_path), "--limit", "4"]) == 1
+    errors = capsys.readouterr().err
+    assert "failed: template-0001-seed-00: out of memory" in errors
+    assert (
+        json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["signals"]["raw_curvature"]["num_maps"][
+            "template"
+        ]
+        == 3
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks.*")  # diffusers, towards the hub's client
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data_dir", "none"], r"none: no sdv1\*.parquet"),
+        (["--non_memorized", "none.txt", "--data_dir", "LAYOUT"], "none.txt: no such file"),
+        ([], "hub data set fraisdufour/templates-verbs cannot be loaded; a folder of it can be passed as --data_dir"),
+        (["--data_dir", "LAYOUT", "--model", "no/such-model"], "no/such-model"),
+    ],
+)
+def test_what_is_missing_is_one_line(layout, tmp_path, capsys, arguments, message):
+    arguments = [str(layout) if argument == "LAYOUT" else argument for argument in arguments]
+    assert reproduce_paper.main([*arguments, "--output_dir", str(tmp_path / "out")]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reproduce_paper: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors
+
+
+def test_the_hubs_data_set_is_asked_for_by_name(layout, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(layout)
+    )
+    assert download() == layout
+    ((name,), options) = asked[0]
+    assert name == "fraisdufour/templates-verbs"
+    assert options["repo_type"] == "dataset"
+    assert "templates/**" in options["allow_patterns"]

@@ -1,0 +1,286 @@
+"""The DreamBooth, textual inversion, SDXL and SD3 scripts, three steps each on a random pipeline of 16 px pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import textual_inversion
+import torch
+import train_dreambooth_lora
+import train_lora_sd3
+import train_text_to_image_sdxl
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from evidence.pretrain_tiny_sd import tiny_tokenizer
+from safetensors.torch import load_file
+from support.builders import SIZE, TOKENS, history, new_process, picture
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+WIDTH = 16  # of every text encoder
+
+
+def clip(cls, tokenizer):
+    return cls(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            projection_dim=WIDTH,
+        )
+    )
+
+
+def tiny_vae(**options):
+    return AutoencoderKL(
+        sample_size=SIZE,
+        latent_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sdxl")
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(folder / "words")
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // 2,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    encoders = clip(CLIPTextModel, tokenizer), clip(CLIPTextModelWithProjection, tokenizer)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    StableDiffusionXLPipeline(tiny_vae(), *encoders, tokenizer, tokenizer, unet, scheduler).save_pretrained(
+        folder / "pipeline"
+    )
+    return folder / "pipeline"
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory) -> Path:
+    """Without the third text encoder, as many run it."""
+    folder = tmp_path_factory.mktemp("sd3")
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(folder / "words")
+    transformer = SD3Transformer2DModel(
+        sample_size=SIZE // 2,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=16,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=8,
+    )
+    encoders = clip(CLIPTextModelWithProjection, tokenizer), clip(CLIPTextModelWithProjection, tokenizer)
+    pipeline = StableDiffusion3Pipeline(
+        transformer,
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        tiny_vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        encoders[0],
+        tokenizer,
+        encoders[1],
+        tokenizer,
+        None,
+        None,
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        picture(20 + i).save(folder / f"{i}.png")
+    rows = [json.dumps({"file_name": f"{i}.png", "text": f"a photo of number {i}"}) for i in range(3)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+def run(script, pretrained: Path, output_dir: Path, *flags: object) -> None:
+    """Three steps with an event after the second; an event that fails is an error."""
+    config = output_dir.parent / f"{output_dir.name}.yaml"
+    config.write_text(
+        "every_steps: 2\nstrict: true\nlevels: {timesteps: [141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\nsignals: {unconditional: false}\n",
+        encoding="utf-8",
+    )
+    common = {
+        "pretrained_model_name_or_path": pretrained,
+        "output_dir": output_dir,
+        "resolution": SIZE,
+        "mixed_precision": "no",
+        "train_batch_size": 2,
+        "max_train_steps": 3,
+        "learning_rate": 1e-2,
+        "report_to": "none",
+        "memwatch_config": config,
+    }
+    try:
+        script.main(
+            [str(part) for name, value in common.items() for part in (f"--{name}", value)]
+            + [str(flag) for flag in flags]
+        )
+    finally:
+        new_process()
+
+
+def assert_watched(output_dir: Path) -> None:
+    rows = history(output_dir)
+    assert [row["step"] for row in rows] == [0, 2]
+    for name in ("0", "1"):
+        assert rows[-1]["scalars"][f"memwatch/collapse/{name}"] != 0
+
+
+def test_dreambooth_lora_with_prior_preservation(pretrained, photos, tmp_path, monkeypatch):
+    real = StableDiffusionPipeline.__call__
+    monkeypatch.setattr(
+        StableDiffusionPipeline, "__call__", lambda self, *a, **k: real(self, *a, **k, num_inference_steps=2)
+    )
+    flags = [
+        "--instance_data_dir",
+        photos,
+        "--instance_prompt",
+        "a photo of sks dog",
+        "--with_prior_preservation",
+        "--class_data_dir",
+    ]
+    flags += [
+        tmp_path / "dogs",
+        "--class_prompt",
+        "a photo of a dog",
+        "--num_class_images",
+        2,
+        "--checkpointing_steps",
+        2,
+    ]
+    run(train_dreambooth_lora, pretrained, tmp_path / "out", *flags)
+    assert sorted(file.name for file in (tmp_path / "dogs").iterdir()) == ["0.png", "1.png"]
+    assert_watched(tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    assert all(value.any() for name, value in saved.items() if "lora_B" in name or "lora.up" in name)
+    assert (tmp_path / "out" / "checkpoint-2" / "trainable.safetensors").is_file()
+
+
+def test_the_prior_loss_is_its_own_term():
+    """Two pairs; a model that predicts zero, so that each term is the mean square of its noise."""
+
+    class Zero(torch.nn.Module):
+        def forward(self, latents, timesteps, hidden):
+            return type("Output", (), {"sample": torch.zeros_like(latents)})
+
+    class Posterior:
+        def sample(self):
+            return torch.zeros(4, 4, 8, 8)
+
+    vae = type("Vae", (), {"dtype": torch.float32, "config": type("C", (), {"scaling_factor": 1.0})})
+    vae.encode = lambda pixels: type("Encoded", (), {"latent_dist": Posterior()})
+    frozen = {"vae": vae, "text_encoder": lambda ids: (ids,)}
+    batch = {"pixel_values": torch.zeros(2, 2, 3, 16, 16), "input_ids": torch.zeros(2, 2, 5)}
+    scheduler = DDIMScheduler()
+    torch.manual_seed(0)
+    eps = torch.randn(4, 4, 8, 8)
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        loss = train_dreambooth_lora.denoising_loss(Zero(), scheduler, frozen, batch, weight)
+        expected = eps[[0, 2]].square().mean() + weight * eps[[1, 3]].square().mean()  # instance and class take turns
+        torch.testing.assert_close(loss, expected)
+
+
+def test_dreambooth_without_prior_needs_no_class(pretrained, photos, tmp_path, capsys):
+    run(train_dreambooth_lora, pretrained, tmp_path / "out", "--instance_data_dir", photos, "--instance_prompt", "sks")
+    assert_watched(tmp_path / "out")
+    with pytest.raises(SystemExit):
+        run(
+            train_dreambooth_lora,
+            pretrained,
+            tmp_path / "out",
+            "--instance_data_dir",
+            photos,
+            "--instance_prompt",
+            "s",
+            "--with_prior_preservation",
+        )
+    assert "needs --class_data_dir and --class_prompt" in capsys.readouterr().err
+
+
+def test_textual_inversion_moves_one_word_and_the_maps(pretrained, photos, tmp_path):
+    flags = ["--train_data_dir", photos, "--placeholder_token", "<it>", "--initializer_token", "a"]
+    run(textual_inversion, pretrained, tmp_path / "out", *flags, "--checkpointing_steps", 3)
+    assert_watched(tmp_path / "out")
+    before = CLIPTextModel.from_pretrained(pretrained, subfolder="text_encoder").get_input_embeddings().weight
+    after = next(
+        value
+        for name, value in load_file(tmp_path / "out" / "checkpoint-3" / "model.safetensors").items()
+        if "token_embedding" in name
+    )
+    assert len(after) == len(before) + 1
+    assert torch.equal(before, after[:-1])
+    assert torch.equal(load_file(tmp_path / "out" / "learned_embeds.safetensors")["<it>"][0], after[-1])
+
+
+@pytest.mark.parametrize(
+    ("word", "start", "message"),
+    [("a", "a", "'a' is in the vocabulary already"), ("<it>", "a photo of", "expected a word of one token")],
+)
+def test_a_word_that_cannot_be_taught_is_named(word, start, message, pretrained, photos, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(
+            textual_inversion,
+            pretrained,
+            tmp_path / "out",
+            "--train_data_dir",
+            photos,
+            "--placeholder_token",
+            word,
+            "--initializer_token",
+            start,
+        )
+
+
+def test_sdxl(sdxl, photos, tmp_path):
+    run(train_text_to_image_sdxl, sdxl, tmp_path / "out", "--train_data_dir", photos, "--gradient_checkpointing")
+    assert_watched(tmp_path / "out")
+    before, after = (
+        UNet2DConditionModel.from_pretrained(path, subfolder="unet").state_dict() for path in (sdxl, tmp_path / "out")
+    )
+    assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"])
+
+
+def test_lora_sd3(sd3, photos, tmp_path):
+    run(train_lora_sd3, sd3, tmp_path / "out", "--train_data_dir", photos)
+    assert_watched(tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    assert any(value.any() for name, value in saved.items() if "lora_B" in name)

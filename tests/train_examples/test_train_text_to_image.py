@@ -1,0 +1,302 @@
+"""The fine-tune script, shrunk: a random pipeline of 32 px pictures and five random images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train_examples"))
+
+import common
+import pretrain_tiny_sd
+import train_text_to_image
+
+SIZE = 32  # pixels; latents are 8x8
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    """A random Stable Diffusion pipeline."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    tokenizer = pretrain_tiny_sd.tiny_tokenizer(folder / "words")
+    vae, unet, text_encoder = pretrain_tiny_sd.tiny_models(tokenizer)
+    unet.register_to_config(sample_size=SIZE // 4)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def write_images(folder: Path, count: int, seed: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (SIZE + 8, SIZE, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": f"a photo of number {i}" + " and so on" * 30 * (i == 0)})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images", count=5, seed=0)
+
+
+def train(pretrained: Path, images: Path, output_dir: Path, *flags: str) -> None:
+    paths = [
+        "--pretrained_model_name_or_path",
+        str(pretrained),
+        "--train_data_dir",
+        str(images),
+        "--output_dir",
+        str(output_dir),
+    ]
+    try:
+        train_text_to_image.main(
+            [*paths, "--resolution", str(SIZE), "--mixed_precision", "no", "--train_batch_size", "2", *flags]
+        )
+    finally:  # as in a new process
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def events(output_dir: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {file.parent for file in (output_dir / "logs" / "text-to-image").glob("events.*")}
+    return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def unet_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
+
+
+def test_full_training_saves_the_averaged_weights_of_a_whole_pipeline(pretrained, images, tmp_path):
+    flags = ["--use_ema", "--gradient_checkpointing", "--gradient_accumulation_steps", "2", "--snr_gamma", "5"]
+    flags += [
+        "--random_flip",
+        "--lr_warmup_steps",
+        "1",
+        "--lr_scheduler",
+        "cosine",
+        "--learning_rate",
+        "1e-2",
+        "--no_memwatch",
+    ]
+    train(pretrained, images, tmp_path, *flags, "--max_train_steps", "3", "--checkpointing_steps", "3")
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    shadow = torch.load(tmp_path / "checkpoint-3" / "custom_checkpoint_0.pkl")["shadow_params"]
+    assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), shadow, strict=True))
+    live = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert not torch.equal(live["conv_in.weight"], pipeline.unet.conv_in.weight)
+    assert not torch.equal(unet_weights(pretrained)["conv_in.weight"], pipeline.unet.conv_in.weight)
+    losses = events(tmp_path).Scalars("train_loss")
+    assert [point.step for point in losses] == [1, 2, 3]
+    assert all(0 < point.value < 3 for point in losses)
+
+
+def test_lora_in_bf16_saves_adapters_that_load(pretrained, images, tmp_path):
+    flags = [
+        "--lora",
+        "--rank",
+        "2",
+        "--mixed_precision",
+        "bf16",
+        "--max_train_steps",
+        "3",
+        "--learning_rate",
+        "1e-2",
+        "--no_memwatch",
+    ]
+    train(pretrained, images, tmp_path, *flags, "--checkpointing_steps", "1", "--checkpoints_total_limit", "2")
+
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    kept = load_file(tmp_path / "checkpoint-3" / "trainable.safetensors")
+    assert all("lora" in name and tensor.dtype == torch.float32 for name, tensor in kept.items())
+    assert not (tmp_path / "checkpoint-3" / "model.safetensors").exists()
+
+    pipeline = StableDiffusionPipeline.from_pretrained(pretrained, dtype=torch.float32)
+    pipeline.load_lora_weights(tmp_path)
+    loaded = [parameter for name, parameter in pipeline.unet.named_parameters() if "lora_B" in name]
+    assert loaded
+    assert all(parameter.abs().sum() > 0 for parameter in loaded)
+
+
+@pytest.mark.parametrize("kind", [["--use_ema"], ["--lora", "--mixed_precision", "bf16"]], ids=["full", "lora"])
+def test_a_resumed_run_repeats_the_unbroken_one(kind, pretrained, images, tmp_path):
+    """Three steps an epoch, the third of half a window: one checkpoint lies within the first epoch, one within the second."""
+    flags = [
+        *kind,
+        "--train_batch_size",
+        "1",
+        "--gradient_accumulation_steps",
+        "2",
+        "--random_flip",
+        "--learning_rate",
+        "1e-2",
+    ]
+    flags += ["--lr_scheduler", "linear", "--max_train_steps", "7", "--checkpointing_steps", "2", "--no_memwatch"]
+    result = "pytorch_lora_weights.safetensors" if "--lora" in kind else "unet/diffusion_pytorch_model.safetensors"
+    checkpoint = "checkpoint-6/" + ("trainable.safetensors" if "--lora" in kind else "model.safetensors")
+    train(pretrained, images, tmp_path / "unbroken", *flags)
+    for step in (2, 4):
+        resumed = tmp_path / f"resumed-{step}"
+        torch.manual_seed(123)
+        train(
+            pretrained,
+            images,
+            resumed,
+            *flags,
+            "--resume_from_checkpoint",
+            str(tmp_path / "unbroken" / f"checkpoint-{step}"),
+        )
+        for file in (result, checkpoint):
+            assert same(load_file(tmp_path / "unbroken" / file), load_file(resumed / file)), (step, file)
+        assert [point.step for point in events(resumed).Scalars("train_loss")] == list(range(step + 1, 8))
+
+
+def test_validation_images_reach_tensorboard_and_leave_training_alone(pretrained, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_text_to_image, "VALIDATION_INFERENCE_STEPS", 2)
+    flags = ["--max_train_steps", "2", "--learning_rate", "1e-2", "--use_ema", "--no_memwatch"]
+    prompts = ["--validation_prompts", "a cat", "old coins", "--num_validation_images", "2", "--validation_steps", "1"]
+    train(pretrained, images, tmp_path / "validated", *flags, *prompts)
+    train(pretrained, images, tmp_path / "bare", *flags)
+
+    log = events(tmp_path / "validated")
+    assert log.Tags()["images"] == ["validation"]
+    assert [(image.step, image.height, image.width) for image in log.Images("validation")] == [
+        (1, SIZE, 4 * SIZE),
+        (2, SIZE, 4 * SIZE),
+    ]
+    assert same(unet_weights(tmp_path / "validated"), unet_weights(tmp_path / "bare"))
+
+
+@pytest.fixture(scope="module")
+def watching(tmp_path_factory) -> list[str]:
+    """Flags of a cheap watch: an event every two steps."""
+    file = tmp_path_factory.mktemp("config") / "small.yaml"
+    levels = "levels: {timesteps: [141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\n"
+    file.write_text(f"every_steps: 2\nstrict: true\n{levels}signals: {{unconditional: false}}\n", encoding="utf-8")
+    return ["--memwatch_config", str(file), "--learning_rate", "1e-2"]
+
+
+def history(output_dir: Path) -> list[dict]:
+    """The events, less how long they took."""
+    found = [
+        json.loads(line)
+        for line in (output_dir / "memwatch" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    for event in found:
+        event["scalars"].pop("memwatch/seconds")
+        event.pop("seconds", None)
+    return found
+
+
+@pytest.mark.parametrize(
+    "kind", [["--use_ema", "--gradient_checkpointing"], ["--lora", "--mixed_precision", "bf16"]], ids=["full", "lora"]
+)
+def test_watched_training_is_the_same_training_and_resumes_with_its_history(
+    kind, watching, pretrained, images, tmp_path
+):
+    flags = [*kind, *watching, "--random_flip", "--checkpointing_steps", "2"]
+    train(pretrained, images, tmp_path / "bare", *flags, "--max_train_steps", "4", "--no_memwatch")
+    train(pretrained, images, tmp_path / "watched", *flags, "--max_train_steps", "4")
+    train(pretrained, images, tmp_path / "resumed", *flags, "--max_train_steps", "2")
+    train(
+        pretrained, images, tmp_path / "resumed", *flags, "--max_train_steps", "4", "--resume_from_checkpoint", "latest"
+    )
+
+    name = "pytorch_lora_weights.safetensors" if "--lora" in kind else "unet/diffusion_pytorch_model.safetensors"
+    bare = load_file(tmp_path / "bare" / name)
+    for run in ("watched", "resumed"):
+        assert same(bare, load_file(tmp_path / run / name)), run
+    assert [event["step"] for event in history(tmp_path / "watched")] == [0, 2, 4]
+    assert history(tmp_path / "resumed") == history(tmp_path / "watched")
+    assert any(tag.startswith("memwatch/") for tag in events(tmp_path / "watched").Tags()["images"])
+
+
+def test_a_decided_stop_ends_the_run_and_saves_it(watching, pretrained, images, tmp_path, capsys):
+    """A rule that any change meets."""
+    file = tmp_path / "eager.yaml"
+    rules = "regions: {min_factor: 1.0001, min_area: 0}\nalerts: {min_severity: 1.0001, max_p: 1, patience: 1}\n"
+    rules += "stop: {min_severity: 1.0001, max_p: 1}\n"
+    file.write_text(Path(watching[1]).read_text(encoding="utf-8") + rules, encoding="utf-8")
+    controls = write_images(tmp_path / "controls", count=2, seed=2)
+    flags = [*watching, "--memwatch_config", str(file), "--memwatch_controls", str(controls), "--max_train_steps", "20"]
+    train(pretrained, images, tmp_path / "out", *flags)
+
+    stopped = history(tmp_path / "out")[-1]["step"]
+    assert stopped < 20
+    assert [point.step for point in events(tmp_path / "out").Scalars("train_loss")] == list(range(1, stopped + 1))
+    assert f"memwatch stopped training at step {stopped}: step {stopped}:" in capsys.readouterr().out
+    StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+
+
+def drop_metadata(folder: Path) -> None:
+    (folder / "metadata.jsonl").unlink()
+
+
+def drop_column(folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png"}', encoding="utf-8")
+
+
+def drop_image(folder: Path) -> None:
+    (folder / "1.png").unlink()
+
+
+def truncate_image(folder: Path) -> None:
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:1000])
+
+
+def replace_image(folder: Path) -> None:
+    (folder / "1.png").write_text("not a picture", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_metadata, r"metadata\.jsonl: not found; expected one JSON object a line"),
+        (drop_column, r"metadata\.jsonl, line 1: expected .*file_name.*text.*; got "),
+        (drop_image, r"1\.png: expected a readable image file, got: .*No such file"),
+        (replace_image, r"1\.png: expected a readable image file, got: cannot identify"),
+        (truncate_image, r"1\.png: expected a readable image file, got: .*truncated"),
+    ],
+)
+def test_broken_data_is_named(damage, message, pretrained, tmp_path):
+    images = write_images(tmp_path / "images", count=2, seed=1)
+    damage(images)
+    with pytest.raises(common.DataError, match=message):
+        train(pretrained, images, tmp_path / "out", "--no_memwatch", "--report_to", "none", "--max_train_steps", "2")
+
+
+def test_an_unknown_checkpoint_is_refused(pretrained, images, tmp_path):
+    with pytest.raises(ValueError, match="expected a folder named checkpoint-STEP or 'latest', got 'somewhere'"):
+        train(
+            pretrained,
+            images,
+            tmp_path,
+            "--no_memwatch",
+            "--report_to",
+            "none",
+            "--resume_from_checkpoint",
+            "somewhere",
+        )
