@@ -1,12 +1,12 @@
-"""memwatch: see, during Stable Diffusion fine-tuning, what the model starts to store from its training images, and where.
+"""memwatch: see, during Stable Diffusion fine-tuning, what the model begins to store of its training images, and where.
 
 One event is one straight line, readable in ``MemWatch._event``:
 
     due? -> borrow the model -> observe every probe (now, unconditional, baseline) -> maps -> regions -> calibration
     -> verdicts -> report -> sinks -> stop flag
 
-The folders are the way the data takes: ``measure`` -> ``judge`` -> ``report``; ``callback`` conducts, ``denoiser`` is the one
-door to foreign models.
+The folders are the way the data takes: ``measure`` -> ``judge`` -> ``report``; ``callback`` conducts, ``denoiser`` is
+the one door to foreign models.
 """
 
 from memwatch.callback import MemWatch

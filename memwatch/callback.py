@@ -39,7 +39,8 @@ LOOKING = "looking at the model"
 class MemWatch:
     """Watches a Stable Diffusion fine-tune for what it stores.
 
-    Construct it after ``accelerator.prepare`` and ``init_trackers`` and before ``load_state``. The loop that it expects::
+    Construct it after ``accelerator.prepare`` and ``init_trackers`` and before ``load_state``. The loop that it
+    expects::
 
         watch = MemWatch(accelerator, unet, path, probes=..., controls=...)
         for batch in watch.guard(train_dataloader):
@@ -50,13 +51,14 @@ class MemWatch:
     Args:
         accelerator: the loop's.
         model: what the loop trains: prepared, compiled, PEFT-wrapped.
-        pretrained: folder, hub id or ``DiffusionPipeline``. Parts that are not passed are loaded from it, used, and freed.
+        pretrained: folder, hub id or ``DiffusionPipeline``. Parts that are not passed are loaded from it, used, and
+            freed.
         config: YAML file, dict or ``MemWatchConfig``.
         probes: prompts, ``Probe``s, image folder, text file of prompts, or a dataset; goes before the config's.
         controls: the same, of the training data's own kind but held out; without them alerts are uncalibrated.
-        vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Where the pipeline has several text encoders
-            they are lists in its order, with ``None`` for those to be loaded. If any has trainable parameters (also a textual
-            inversion's embedding), prompts are encoded afresh at every event.
+        vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Where the pipeline has several text
+            encoders they are lists in its order, with ``None`` for those to be loaded. If any has trainable parameters
+            (also a textual inversion's embedding), prompts are encoded afresh at every event.
         ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``.
         overrides: top-level config keys.
 
@@ -92,8 +94,9 @@ class MemWatch:
         kind, file = self.config.signals.baseline_parts
         allowed = "path: and an existing safetensors file"
         require(kind != "path" or Path(file).is_file(), "signals.baseline", self.config.signals.baseline, allowed)
-        options = {"config": self.config, "probes": probes, "controls": controls, "ema": ema}
-        self.observer = Observer(self.ranks, model, pretrained, given, **options)
+        self.observer = Observer(
+            self.ranks, model, pretrained, given, config=self.config, probes=probes, controls=controls, ema=ema
+        )
         folder = Path(self.config.output_dir)
         stores = open_stores(folder, self.config.snapshots, self.ranks)
         fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(Path(file))
@@ -108,10 +111,10 @@ class MemWatch:
         self._hook_end_training()
         self._say_hello()
 
-    # --- what the loop calls -------------------------------------------------------------------------------------------
+    # --- what the loop calls -----------------------------------------------------------------------------------------
 
     def guard(self, dataloader: Any) -> Any:
-        """``dataloader``, but the baseline is taken before its first batch, and iteration ends when a stop is decided."""
+        """``dataloader``, but the baseline comes before its first batch, and iteration ends when a stop is decided."""
         return GuardedLoader(dataloader, self.begin, lambda: self.should_stop)
 
     def begin(self, step: int = 0) -> Report | None:
@@ -141,7 +144,7 @@ class MemWatch:
             self._closed = True
             self.sinks.close()
 
-    # --- one event -----------------------------------------------------------------------------------------------------
+    # --- one event ---------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> Report | None:
         """observe -> remember -> maps, regions, calibration, verdicts -> stop -> report -> sinks."""
@@ -174,14 +177,18 @@ class MemWatch:
         return report
 
     def _observe(self, step: int) -> list[Observation] | None:
-        """Every rank looks at its share; all get everything, in the order of the probes. One rank's failure is all ranks'."""
+        """Every rank looks at its share, and all get everything in the order of the probes.
+
+        A failure on one rank is one on all.
+        """
         mine: list[Observation] = []
         error: Exception | None = None
         share = self.ranks.share(self.observer.probes)
         last_clean = {name: state.last_clean for name, state in self._states.items()}
-        options = {"leave": False, "disable": not self.accelerator.is_main_process, "unit": "probe"}
+        hidden = not self.accelerator.is_main_process
+        bar = tqdm(total=len(share), desc=f"memwatch step {step}", leave=False, disable=hidden, unit="probe")
         try:
-            with self.observer.borrowed(), tqdm(total=len(share), desc=f"memwatch step {step}", **options) as bar:
+            with self.observer.borrowed(), bar:
                 mine = self.observer.observe(share, self.baselines, last_clean, bar.update)
         except Exception as caught:  # a monitor never kills a run
             error = caught
@@ -193,7 +200,7 @@ class MemWatch:
         by_name = {o.name: o for o in observations}
         return [by_name[p.name] for p in self.observer.probes if p.name in by_name]
 
-    # --- telling -------------------------------------------------------------------------------------------------------
+    # --- telling -----------------------------------------------------------------------------------------------------
 
     def _hook_end_training(self) -> None:
         """``accelerator.end_training()`` finishes every tracker; one of them is ours."""
@@ -224,12 +231,12 @@ class MemWatch:
         if self.accelerator.is_main_process:
             logger.info(
                 f"memwatch: {denoiser.name}, {denoiser.schedule.prediction_type}; {num_references} reference and "
-                f"{num_prompts} prompt probes, {num_controls} controls; timesteps {c.levels.timesteps}, {c.levels.draws} "
-                f"draws, {c.curvature.vectors} vectors; baseline {c.signals.baseline}; every {c.every_steps} steps; "
-                f"{c.output_dir}"
+                f"{num_prompts} prompt probes, {num_controls} controls; timesteps {c.levels.timesteps}, "
+                f"{c.levels.draws} draws, {c.curvature.vectors} vectors; baseline {c.signals.baseline}; "
+                f"every {c.every_steps} steps; {c.output_dir}"
             )
 
-    # --- resume --------------------------------------------------------------------------------------------------------
+    # --- resume ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only; measurements and weights lie in ``output_dir``."""

@@ -1,6 +1,7 @@
-"""Configuration: one frozen dataclass per component. ``config_file`` reads them, ``configs/README.md`` shows them as a table.
+"""Configuration: one frozen dataclass per component. ``config_file`` reads them, ``configs/README.md`` lists them.
 
-Every key is checked when it is set, and named when it is wrong. Each docstring line holds meaning, unit and bounds of a key.
+Every key is checked when it is set, and named when it is wrong. Each docstring line holds meaning, unit and bounds of a
+key.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class LevelsConfig:
     """Noise levels at which reference probes are looked at.
 
     Attributes:
-        timesteps: diffusion timesteps, increasing, each in 0..999. For rectified flow (SD 3, Flux) ``sigma = timestep / 1000``.
+        timesteps: diffusion timesteps, increasing, each in 0..999. For rectified flow (SD 3, Flux) ``sigma = timestep /
+            1000``.
         draws: noise draws per level, at least 1. For prompt probes: draws of test vectors.
     """
 
@@ -48,8 +50,8 @@ class CurvatureConfig:
 
     Attributes:
         vectors: test vectors per noise draw, at least 1.
-        tile: test vectors are orthogonal over this many neighbouring coordinates; a power of two that divides ``vectors``, and 1
-            means independent ones.
+        tile: test vectors are orthogonal over this many neighbouring coordinates; a power of two that divides
+            ``vectors``, and 1 means independent ones.
         batch_size: noisy latents per forward pass. It is halved when memory runs out.
     """
 
@@ -69,16 +71,19 @@ class SignalsConfig:
     """Which map decides.
 
     Attributes:
-        terms: what is compared. ``variance``: the freedom that the model leaves a coordinate. ``loss``: its denoising loss
-            (reference probes only). ``both``: the mean of the two log ratios; for prompt probes the variance alone.
-        against: what it is compared with. ``snapshot``: an earlier model. ``unconditional``: the same model without the prompt.
+        terms: what is compared. ``variance``: the freedom that the model leaves a coordinate. ``loss``: its denoising
+            loss (reference probes only). ``both``: the mean of the two log ratios; for prompt probes the variance
+            alone.
+        against: what it is compared with. ``snapshot``: an earlier model. ``unconditional``: the same model without the
+            prompt.
             ``both``: the smaller of the two.
-        baseline: the earlier model. ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the last event in which
-            the probe raised no suspicion), ``base`` (LoRA off) or ``path:FILE`` (safetensors of trainable tensors).
-        unconditional: look at the model without the prompt as well (of controls only where that decides). It has no effect on
-            models without an unconditional branch.
-        null_draws: at how many of the noise draws, the first ones, the unconditional branch is looked at; rounded up to a
-            divisor of ``levels.draws``.
+        baseline: the earlier model. ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the last event
+            in which the probe raised no suspicion), ``base`` (LoRA off) or ``path:FILE`` (safetensors of trainable
+            tensors).
+        unconditional: look at the model without the prompt as well (of controls only where that decides). It has no
+            effect on models without an unconditional branch.
+        null_draws: at how many of the noise draws, the first ones, the unconditional branch is looked at; rounded up to
+            a divisor of ``levels.draws``.
         combine: how noise levels become one map: ``adjacent_min``, ``mean`` or ``max``.
         smooth: side of the mean filter, latent pixels, odd.
     """
@@ -125,7 +130,8 @@ class SamplingConfig:
 
     Attributes:
         num_inference_steps: sampling steps, at least 2. The maps are taken at the last one.
-        guidance_scale: classifier-free guidance, at least 1; 1 is none. Flux (distilled) and unconditional models do without.
+        guidance_scale: classifier-free guidance, at least 1; 1 is none. Flux (distilled) and unconditional models do
+            without.
     """
 
     num_inference_steps: int = 50
@@ -142,8 +148,9 @@ class RegionsConfig:
 
     Attributes:
         min_factor: reduction factor from which a pixel belongs to a region, greater than 1.
-        relative: share of the map's own peak, on the log scale, from which a pixel belongs to a region, in [0, 1). The stricter of
-            the two counts; 0 leaves ``min_factor`` alone. A smooth map has its edge in the middle of a slope, whatever its height.
+        relative: share of the map's own peak, on the log scale, from which a pixel belongs to a region, in [0, 1). The
+            stricter of the two counts; 0 leaves ``min_factor`` alone. A smooth map has its edge in the middle of a
+            slope, whatever its height.
         min_area: smallest region, share of the image in [0, 1).
     """
 
@@ -163,7 +170,8 @@ class AlertsConfig:
 
     Attributes:
         max_p: largest p-value against the controls, in (0, 1].
-        min_severity: smallest reduction factor of the strongest region, greater than 1. Controls decide; this keeps trifles out.
+        min_severity: smallest reduction factor of the strongest region, greater than 1. Controls decide; this keeps
+            trifles out.
         uncalibrated_severity: the same where there are no controls to judge by, greater than 1.
         patience: events in a row until suspicious becomes memorized, at least 1.
     """
@@ -212,8 +220,8 @@ class SnapshotsConfig:
 
     Attributes:
         keep: how many of the latest events stay usable as baselines, beside the first one; at least 1.
-        on_disk: weights go to ``output_dir/snapshots`` as safetensors. False keeps them in CPU memory, where they do not survive a
-            resume.
+        on_disk: weights go to ``output_dir/snapshots`` as safetensors. False keeps them in CPU memory, where they do
+            not survive a resume.
     """
 
     keep: int = 4
@@ -244,7 +252,8 @@ class MemWatchConfig:
     Attributes:
         every_steps: optimizer steps between events, at least 1.
         output_dir: where history, maps, pictures, ledger and snapshots go.
-        probes: an image folder, a text file with one prompt per line, or a list of prompts. The ``probes`` argument goes first.
+        probes: an image folder, a text file with one prompt per line, or a list of prompts. The ``probes`` argument
+            goes first.
         controls: the same, held out from training. Without them alerts are uncalibrated.
         resolution: side of probe images in pixels, a multiple of the autoencoder's scale; null takes the model's own.
         seed: of noise draws, test vectors and prompt probes without a seed of their own.

@@ -31,7 +31,8 @@ def load_config(source: str | Path | Mapping[str, Any] | MemWatchConfig | None, 
 
     Args:
         source: a YAML file, a (nested) mapping, a ready configuration, or ``None`` for the defaults.
-        overrides: top-level keys that go before the source's; a section given as a mapping is merged into the source's section.
+        overrides: top-level keys that go before the source's; a section given as a mapping is merged into the source's
+            section.
 
     Raises:
         ConfigError: unknown key (the nearest known one is named), wrong type, or a value that is not allowed.
@@ -74,7 +75,7 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """``value`` as ``hint`` wants it: sections are built, lists become tuples, integers become floats; nothing else is guessed."""
+    """``value`` as ``hint`` wants it. Sections are built, lists become tuples, integers floats; no more is guessed."""
     if is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
             return value

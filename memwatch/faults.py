@@ -1,4 +1,4 @@
-"""Faults: a monitor never kills a run. Failures are counted, said once, and tried again; three in a row switch a part off."""
+"""Faults: a monitor never kills a run. A failure is counted, said once, tried again; three in a row end the trying."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ class Ranks:
     Attributes:
         accelerator: the loop's.
         sharding: how the model lies on the ranks, in the words of its users.
-        lockstep: a forward pass is a collective (the parameters are sharded), so every rank looks at every probe, in the same order.
+        lockstep: a forward pass is a collective (the parameters are sharded), so every rank looks at every probe, in
+            the same order.
         swappable: earlier weights can take the place of the live ones.
     """
 
@@ -114,7 +115,7 @@ class Ranks:
             if (config := self.accelerator.state.deepspeed_plugin.dschf) is not None:
                 set_hf_deepspeed_config(config)
 
-    # --- sharing out, and agreeing -----------------------------------------------------------------------------------------------------
+    # --- sharing out, and agreeing -----------------------------------------------------------------------------------
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """The items that this rank looks at."""
@@ -137,7 +138,7 @@ class Ranks:
         theirs: T = gather_object([value])[0]
         return theirs
 
-    # --- files -------------------------------------------------------------------------------------------------------------------------
+    # --- files -------------------------------------------------------------------------------------------------------
 
     @property
     def writes_weights(self) -> bool:

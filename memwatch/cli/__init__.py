@@ -1,4 +1,8 @@
-"""The command ``memwatch``. A command is one line here and one module with ``arguments(parser)`` and ``run(args) -> exit code``."""
+"""The command ``memwatch``.
+
+Each subcommand is one line here and one module with ``arguments(parser)`` and ``run(args)``; ``run`` returns the exit
+code.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
-    "bench": ("memwatch.commands.bench", "the planted-memorization benchmark: train, measure, compare"),
-    "eval": ("memwatch.commands.evaluate", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
-    "scan": ("memwatch.commands.scan", "look for what finished checkpoints have stored"),
+    "bench": ("memwatch.cli.bench", "the planted-memorization benchmark: train, measure, compare"),
+    "eval": ("memwatch.cli.evaluate", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
+    "scan": ("memwatch.cli.scan", "look for what finished checkpoints have stored"),
 }
 
 

@@ -8,7 +8,7 @@ import math
 import sys
 from pathlib import Path
 
-from memwatch.evaluation import RULE, evaluate_sets, read_folders, table
+from memwatch.bench.evaluation import RULE, evaluate_sets, overlap_table, read_folders
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--threshold: got {args.threshold}, allowed: a finite number")
     samples, problems = read_folders(args.maps, args.masks)
     result = evaluate_sets(samples, args.threshold)
-    print(table(result))
+    print(overlap_table(result))
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")

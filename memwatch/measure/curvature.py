@@ -1,7 +1,7 @@
 """Diagonal of a Jacobian by Hutchinson's estimator, and maps that carry their error. Knows nothing of diffusion.
 
-``diag(J) = E[v * (J^T v)]`` for test vectors with ``E[v v^T] = 1`` (Hutchinson 1990; Bekas, Kokiopoulou & Saad 2007). Reverse mode only:
-one forward pass, then one vector-Jacobian product per test vector. ``J`` need not be symmetric.
+``diag(J) = E[v * (J^T v)]`` for test vectors with ``E[v v^T] = 1`` (Hutchinson 1990; Bekas, Kokiopoulou & Saad 2007).
+Reverse mode only: one forward pass, then one vector-Jacobian product per test vector. ``J`` need not be symmetric.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 def test_vectors(num: int, shape: tuple[int, int, int], generator: torch.Generator, *, tile: int = 1) -> Tensor:
     """Test vectors of entries +1 and -1.
 
-    ``tile = 1`` gives independent Rademacher vectors. ``tile = K`` gives blocks of K vectors that are orthogonal over every group of K
-    neighbouring coordinates (all channels first, then columns, then rows), from the rows of a Hadamard matrix times one random sign per
-    coordinate and block. Jacobians of convolutional networks decay with distance, so the cancelled neighbours were most of the error;
-    the random signs keep the estimate unbiased.
+    ``tile = 1`` gives independent Rademacher vectors. ``tile = K`` gives blocks of K vectors that are orthogonal over
+    every group of K neighbouring coordinates (all channels first, then columns, then rows), from the rows of a Hadamard
+    matrix times one random sign per coordinate and block. Jacobians of convolutional networks decay with distance, so
+    the cancelled neighbours were most of the error; the random signs keep the estimate unbiased.
 
     Args:
         num: how many; a multiple of ``tile``.
@@ -29,7 +29,8 @@ def test_vectors(num: int, shape: tuple[int, int, int], generator: torch.Generat
         tile: a power of two.
 
     Returns:
-        Shape ``(num, c, h, w)``, float32, on the CPU. Consecutive blocks of ``tile`` vectors are independent of each other.
+        Shape ``(num, c, h, w)``, float32, on the CPU. Consecutive blocks of ``tile`` vectors are independent of each
+        other.
 
     Raises:
         ValueError: ``tile`` is no power of two, or does not divide ``num``.
@@ -53,7 +54,7 @@ test_vectors.__test__ = False  # type: ignore[attr-defined]  # a name of the fie
 def value_and_diag_jacobian(
     fn: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor, *, reuse_graph: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """``fn(x)`` and, for every test vector v, the products ``v * (J^T v)`` whose mean estimates the diagonal of its Jacobian.
+    """``fn(x)`` and, for every test vector v, the products ``v * (J^T v)``: their mean estimates ``diag(J)``.
 
     Args:
         fn: maps ``(b, ...)`` to the same shape; row i of its output depends on row i of ``x`` only.
@@ -99,8 +100,8 @@ class CurvatureMap:
     Attributes:
         samples: shape ``(..., n, h, w)``; the n replicates are independent given the input.
 
-    The difference of two maps made with the same test vectors is taken replicate by replicate: its error is *paired*, and a map minus
-    itself is exactly zero.
+    The difference of two maps made with the same test vectors is taken replicate by replicate: its error is *paired*,
+    and a map minus itself is exactly zero.
     """
 
     samples: Tensor
@@ -127,7 +128,10 @@ class CurvatureMap:
         return CurvatureMap(self.samples[..., :n, :, :])
 
     def repeated(self, n: int) -> CurvatureMap:
-        """The same mean and the same standard error in n replicates, a multiple of what there is; so that maps of unlike n can be joined.
+        """The same mean and standard error in n replicates, so that maps of unlike n can be joined.
+
+        Args:
+            n: a multiple of what there is.
 
         Raises:
             ValueError: n is no such multiple, or a single replicate is to become several (its error is unknown).
@@ -142,7 +146,7 @@ class CurvatureMap:
         return CurvatureMap((mean + deviations).repeat_interleave(n // k, dim=-3))
 
     def smooth(self, size: int) -> CurvatureMap:
-        """Mean over ``size x size`` neighbours (odd), fewer at the border; every replicate by itself, so errors stay right."""
+        """Mean over ``size x size`` neighbours (odd), fewer at the border. Each replicate by itself, so errors stay."""
         flat = self.samples.reshape(-1, 1, *self.samples.shape[-2:])
         pooled = torch.nn.functional.avg_pool2d(flat, size, stride=1, padding=size // 2, count_include_pad=False)
         return CurvatureMap(pooled.reshape(self.samples.shape))

@@ -50,7 +50,7 @@ def encode_images(images: Sequence[np.ndarray], vae: Any) -> Tensor:
 
     It is the posterior's mode, so there is no randomness. Without a VAE it is the pixels in [-1, 1].
     """
-    pixels = to_pixels(images)
+    pixels = to_pixels(images).contiguous()  # kernels, and with them rounding, depend on the memory format
     if vae is None:
         return pixels
     mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()

@@ -17,8 +17,9 @@ from memwatch.measure.views import View, seeded
 def measure(denoiser: Denoiser, view: View, curvature: CurvatureConfig, seed: int) -> Measurement:
     """Measure a view in batches: one forward pass per batch, shared by all test vectors.
 
-    Views of one key get the same test vectors, whatever the model or the branch. When memory runs out the batch is halved.
-    A batch never holds two views, so rounding is the same at every event, for every baseline and number of ranks.
+    Views of one key get the same test vectors, whatever the model or the branch. When memory runs out the batch is
+    halved. A batch never holds two views, so rounding is the same at every event, for every baseline and number of
+    ranks.
 
     Returns:
         ``rho`` with samples ``(levels, draws * vectors / tile, h, w)``, mean over channels, and epsilon; on the CPU.

@@ -1,4 +1,4 @@
-"""What was measured: on one denoiser at fixed noisy latents, and on one probe at one event. And their way to disk and back."""
+"""What was measured: on one denoiser at fixed noisy latents, and on one probe at one event; to disk and back."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class Observation:
         now: the current model with the probe's prompt.
         unconditional: the current model without it, at the first noise draws; ``None`` where it was not looked at.
         baseline: the earlier model with the prompt; ``None`` where there is nothing earlier.
-        baseline_step: the optimizer step of ``baseline``; ``None`` where it has none (LoRA off, or weights from a file).
+        baseline_step: the optimizer step of ``baseline``; ``None`` where it has none (LoRA off, or weights from a
+            file).
         eps: the true noise of a reference probe, shape of ``now.epsilon``; ``None`` for a prompt probe.
         image: RGB uint8 ``(H, W, 3)``: the training image, or what the prompt generated.
     """

@@ -78,11 +78,8 @@ class Observer:
         ok = self.unconditional is not None or config.signals.against != "unconditional"
         allowed = "snapshot or both, because this model has no unconditional branch"
         require(ok, "signals.against", config.signals.against, allowed)
-        kept = {
-            "vae": parts.vae if has_prompts else None,
-            "text_encoders": parts.text_encoders if self.trains_text else (),
-        }
-        self.parts = replace(parts, **kept)
+        encoders = parts.text_encoders if self.trains_text else ()
+        self.parts = replace(parts, vae=parts.vae if has_prompts else None, text_encoders=encoders)
 
     def _require_of_model(self) -> None:
         """What the configuration asks of this very model."""
@@ -198,7 +195,7 @@ class Observer:
             return None
         return self.measure(view.unconditional(self.unconditional, self.config.null_draws))
 
-    # --- weights and conditioning --------------------------------------------------------------------------------------
+    # --- weights and conditioning ------------------------------------------------------------------------------------
 
     @contextmanager
     def _borrowed(self, vae: Any) -> Iterator[None]:

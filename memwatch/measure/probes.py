@@ -45,9 +45,9 @@ def as_probes(source: Any, *, seed: int = 0) -> list[Probe]:
     """Probes from whatever the user has, with unique names.
 
     Args:
-        source: an image folder (captions from ``metadata.jsonl``, or ``NAME.txt`` beside ``NAME.png``), a text file with one
-            prompt per line, a list of prompts and ``Probe``s, or a dataset whose rows have ``image`` and one of ``text``,
-            ``caption`` and ``prompt``.
+        source: an image folder (captions from ``metadata.jsonl``, or ``NAME.txt`` beside ``NAME.png``), a text file
+            with one prompt per line, a list of prompts and ``Probe``s, or a dataset whose rows have ``image`` and one
+            of ``text``, ``caption`` and ``prompt``.
         seed: of prompts without a seed of their own.
 
     Raises:

@@ -1,7 +1,8 @@
 """Signals: what has changed between an earlier and a later measurement, per coordinate. Pure functions on maps.
 
-Kim & Lee, ICML 2026 (arXiv 2605.26756), in retained variances ``rho = 1 - sigma * d eps_i / d x_i``: 1 is free, 0 is pinned.
-Maps are means over channels. Shapes: retained variances ``(levels, n, h, w)``, epsilon ``(levels, draws, c, h, w)``.
+Kim & Lee, ICML 2026 (arXiv 2605.26756), in retained variances ``rho = 1 - sigma * d eps_i / d x_i``: 1 is free, 0 is
+pinned. Maps are means over channels. Shapes: retained variances ``(levels, n, h, w)``, epsilon ``(levels, draws, c, h,
+w)``.
 
 The map that decides is made of two *terms*, natural logs of a factor, in two *comparisons*, earlier -> now:
 
@@ -30,16 +31,16 @@ FLOOR = 0.05  # of retained variance: what is left below counts as none
 
 
 def collapse(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
-    """Curvature difference ``C = rho_baseline - rho_now`` in [-1, 1]; the paper's ``sigma^2 * Delta h``. Paired error."""
+    """Curvature difference ``C = rho_baseline - rho_now`` in [-1, 1]; the paper's ``sigma^2 * Delta h``."""
     return baseline - now
 
 
 def log_ratio(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
     """Log variance reduction factor ``log((rho_baseline + FLOOR) / (rho_now + FLOOR))``.
 
-    log 5 is "five times less freedom than before". The floor keeps out ratios of next to nothing: where a plain background
-    had a hundredth of its freedom left, half of that says nothing. Replicates are averaged before the ratio; the error is
-    the paired one, by linearization (delta method).
+    log 5 is "five times less freedom than before". The floor keeps out ratios of next to nothing: where a plain
+    background had a hundredth of its freedom left, half of that says nothing. Replicates are averaged before the ratio;
+    the error is the paired one, by linearization (delta method).
     """
     b, a = ((rho.mean.clamp(min=0) + FLOOR)[..., None, :, :] for rho in (baseline, now))
     deviation = (baseline.samples - baseline.mean[..., None, :, :]) / b - (now.samples - now.mean[..., None, :, :]) / a
@@ -66,12 +67,12 @@ def loss_log_ratio(eps: Tensor, eps_now: Tensor, eps_baseline: Tensor) -> Curvat
 
 
 def raw_curvature(now: CurvatureMap) -> CurvatureMap:
-    """``1 - rho_now``: how pinned a coordinate is, whoever pinned it. High on plain backgrounds too, so it never decides."""
+    """``1 - rho_now``: how pinned a coordinate is. Plain backgrounds are pinned as well, so it never decides."""
     return CurvatureMap(1 - now.samples)
 
 
 def free(baseline: CurvatureMap, z: float = 2.0) -> Tensor:
-    """Where the baseline still leaves freedom that the estimator can resolve (``rho > z * sem``): bool ``(levels, h, w)``."""
+    """Where the baseline leaves freedom that the estimator can resolve (``rho > z * sem``): bool ``(levels, h, w)``."""
     return (baseline.mean > z * baseline.sem) & (baseline.mean > SMALLEST_RHO)
 
 
@@ -146,9 +147,10 @@ class Signals:
         snapshot: against the baseline; ``None`` where there is nothing earlier.
         unconditional: against the same model without the prompt; ``None`` where that was not looked at.
         raw: raw curvature of now, samples ``(levels, n, h, w)``.
-        deciding: the map that decides, level by level, samples ``(levels, n, h, w)``; ``None`` where nothing can be compared.
-        decisive: the same with the levels combined, samples ``(n, h, w)``, natural log of a factor. Regions and alerts come
-            from it.
+        deciding: the map that decides, level by level, samples ``(levels, n, h, w)``; ``None`` where nothing can be
+            compared.
+        decisive: the same with the levels combined, samples ``(n, h, w)``, natural log of a factor. Regions and alerts
+            come from it.
     """
 
     snapshot: Comparison | None
@@ -199,9 +201,10 @@ def decide(
 ) -> tuple[CurvatureMap | None, Tensor | None]:
     """The map that decides, samples ``(levels, n, h, w)``, and where it may, bool ``(levels, h, w)``.
 
-    ``both`` is the pointwise minimum of the two comparisons: fallen since the baseline *and* not explained by a model that
-    does not know the prompt. Where the unconditional branch was not looked at, the snapshot alone decides. The freedom of
-    the baseline gates ``both``; each other comparison is gated by its own.
+    ``both`` is the pointwise minimum of the two comparisons: fallen since the baseline *and* not explained by a model
+        that
+    does not know the prompt. Where the unconditional branch was not looked at, the snapshot alone decides. The freedom
+    of the baseline gates ``both``; each other comparison is gated by its own.
     """
     chosen = unconditional if against == "unconditional" else snapshot
     if chosen is None or (value := chosen.term(terms)) is None:
@@ -214,7 +217,8 @@ def decide(
 def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_min") -> CurvatureMap:
     """Several noise levels -> one map.
 
-    ``adjacent_min``: a coordinate counts only as far as *two neighbouring levels* agree (the smaller of the two), and the
+    ``adjacent_min``: a coordinate counts only as far as *two neighbouring levels* agree (the smaller of the two), and
+        the
     best such pair counts; one level alone stands for itself. ``mean`` and ``max`` are over levels. A level where the
     baseline is not free says 0.
 

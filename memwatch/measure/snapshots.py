@@ -51,7 +51,7 @@ class SnapshotStore:
             del self._held[step]
 
     def protect(self) -> list[int]:
-        """The steps that a checkpoint taken now refers to; their files outlast the ring until the next checkpoint is taken."""
+        """The steps that a checkpoint taken now refers to. Their files outlast the ring until the next checkpoint."""
         for old in self._protected - set(self.steps):
             self._forget(old)
         self._protected = set(self.steps)

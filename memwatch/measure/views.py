@@ -74,7 +74,8 @@ class Sample:
         latents: the finished latents, ``(b, c, h, w)``.
         x_last: the noisy latents before the last step, same shape.
         timestep: of that last step.
-        guidance_norm: ``(b,)``, mean over the steps of ``|eps(x, c) - eps(x, null)|`` (Wen et al. 2024); 0 without guidance.
+        guidance_norm: ``(b,)``, mean over the steps of ``|eps(x, c) - eps(x, null)|`` (Wen et al. 2024); 0 without
+            guidance.
     """
 
     latents: Tensor

@@ -20,7 +20,7 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 
 def lora_off(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that turn every LoRA layer off: ``lora_B`` all zero gives the base model exactly. Empty when there is no LoRA."""
+    """Parameters that turn LoRA off: ``lora_B`` all zero gives the base model exactly. Empty when there is no LoRA."""
     reshard(model)
     return {
         name: torch.zeros_like(local_part(p), device="cpu")
@@ -29,7 +29,7 @@ def lora_off(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-# What a trained text encoder said at that step is kept beside the weights, under this prefix; no parameter is called so.
+# What a trained text encoder said at that step is kept beside the weights under this prefix. No parameter has it.
 PROMPTS = "conditioning/"
 
 
@@ -57,8 +57,8 @@ def without_conditioning(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
 def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other values for some parameters, and afterwards exactly as before.
 
-    The live storage is set aside, never copied; but FSDP2 gathers from that very storage, so shards are written over, and back. Gradients
-    must be taken inside, because gradient checkpointing computes activations a second time.
+    The live storage is set aside, never copied; but FSDP2 gathers from that very storage, so shards are written over,
+    and back. Gradients must be taken inside, because gradient checkpointing computes activations a second time.
 
     Args:
         tensors: by parameter name; for a sharded parameter the whole tensor or this rank's part.
@@ -121,7 +121,7 @@ def _cut_like(tensor: Tensor, like: Any) -> Tensor:
 
 
 def reshard(model: nn.Module) -> None:
-    """Make FSDP2 forget what it has gathered, so that parameters are shards again and the next pass gathers what they hold then."""
+    """Make FSDP2 forget what it has gathered: parameters are shards again, and the next pass gathers anew."""
     for module in model.modules():
         if callable(drop := getattr(module, "reshard", None)):
             drop()

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from memwatch.report.report import Report
 from memwatch.measure.weights import write_safetensors
+from memwatch.report.report import Report
 
 
 class FileSink:
     """Writes below ``folder``; nothing is created before the first report.
 
-    ``history.jsonl``; ``maps/step_NNNNNNN.safetensors`` with ``PROBE/SIGNAL`` of shape ``(levels, h, w)`` and ``PROBE/SIGNAL.sem``
-    (``decisive``: ``(h, w)``); ``heatmaps/PROBE/step_NNNNNNN.png``.
+    ``history.jsonl``; ``maps/step_NNNNNNN.safetensors`` with ``PROBE/SIGNAL`` of shape ``(levels, h, w)`` and
+    ``PROBE/SIGNAL.sem`` (``decisive``: ``(h, w)``); ``heatmaps/PROBE/step_NNNNNNN.png``.
     """
 
     name = "files"

@@ -12,7 +12,7 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/severity/PROBE`` | scalar | variance reduction factor of its strongest region |
 | ``memwatch/p/PROBE`` | scalar | p-value against the controls |
 | ``memwatch/area/PROBE`` | scalar | share of the image inside regions |
-| ``memwatch/collapse/PROBE``, ``memwatch/score/PROBE`` | scalar | image mean of the curvature and score difference to the snapshot |
+| ``memwatch/collapse/PROBE``, ``memwatch/score/PROBE`` | scalar | image means of the differences to the snapshot |
 | ``memwatch/collapse_null/PROBE``, ``memwatch/score_null/PROBE`` | scalar | the same, to the unconditional branch |
 | ``memwatch/loss_log_ratio/PROBE`` | scalar | image mean of the loss log ratio to the snapshot (reference probes) |
 | ``memwatch/retained_variance/PROBE`` | scalar | image mean of rho, 1 is free |

@@ -1,4 +1,4 @@
-"""Sinks: where reports go. A sink is ``write(report)`` and ``close()``; a failing one costs its own row and no other."""
+"""Sinks: where reports go. A sink is ``write(report)`` and ``close()``; a failing one costs only its own row."""
 
 from __future__ import annotations
 

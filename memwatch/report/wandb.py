@@ -1,7 +1,7 @@
 """Weights & Biases: scalars against ``memwatch/step``, heatmaps with the regions as boxes, alerts as W&B alerts.
 
-A script that logs without a step moves W&B's own step ahead, and W&B then drops rows with an earlier one. So every event is one row at the
-newest step, and the true one is ``memwatch/step``, declared as the x axis.
+A script that logs without a step moves W&B's own step ahead, and W&B then drops rows with an earlier one. So every
+event is one row at the newest step, and the true one is ``memwatch/step``, declared as the x axis.
 """
 
 from __future__ import annotations

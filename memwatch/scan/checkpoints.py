@@ -1,8 +1,8 @@
 """Finished weights on disk or hub: which model they are, and their tensors by parameter name.
 
-Known forms: a diffusers pipeline (folder or hub id); a folder with ``unet/`` or ``transformer/`` inside, as diffusers' training scripts write
-into ``checkpoint-N``; a folder of one model; LoRA (``pytorch_lora_weights.safetensors``, or the file itself) on a base; and safetensors
-named as the model's own parameters are (``model.safetensors`` of accelerate).
+Known forms: a diffusers pipeline (folder or hub id); a folder with ``unet/`` or ``transformer/`` inside, as diffusers'
+training scripts write into ``checkpoint-N``; a folder of one model; LoRA (``pytorch_lora_weights.safetensors``, or the
+file itself) on a base; and safetensors named as the model's own parameters are (``model.safetensors`` of accelerate).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
 
 
 def is_pipeline(source: str) -> bool:
-    """Whether text encoder, VAE and scheduler come with it: a pipeline's folder, or whatever is no local path (a hub id)."""
+    """Whether text encoder, VAE and scheduler come with it: a pipeline's folder, or a hub id (no local path)."""
     return not Path(source).exists() or (Path(source) / "model_index.json").is_file()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +68,10 @@ class EarlierModel:
 
     def weights(self) -> Mapping[str, Tensor]:
         """Its weights, with the conditioning that its own text encoder gives each probe."""
+        return self._weights_and_conditioning
+
+    @cached_property
+    def _weights_and_conditioning(self) -> Mapping[str, Tensor]:
         if self._parts is None:
             return self._weights
         encode, size = self._observer.denoiser.encode, self._observer.resolution

@@ -1,4 +1,4 @@
-"""Kept observations: what a scan has measured already, on disk under a name that changes with everything it depends on."""
+"""Kept observations: what a scan has measured, under a file name that changes with everything it depends on."""
 
 from __future__ import annotations
 

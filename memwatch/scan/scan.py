@@ -1,9 +1,9 @@
-"""``memwatch scan``: finished checkpoints through the observer, the judge and the sinks of training, without a training loop.
+"""``memwatch scan``: finished checkpoints through the observer, judge and sinks of training, without its loop.
 
-One model is one event, compared with an earlier model, with its own unconditional branch, or with its base (LoRA off). A
-folder of ``checkpoint-N`` folders is a history, as if the callback had been there. Each observation is kept in
-``observations/``, under a name that stands for everything it depends on: a scan that was cut off goes on, and one with other
-settings measures anew.
+One model is one event, compared with an earlier model, with its own unconditional branch, or with its base (LoRA off).
+A folder of ``checkpoint-N`` folders is a history, as if the callback had been there. Each observation is kept in
+``observations/``, under a name that stands for everything it depends on: a scan that was cut off goes on, and one with
+other settings measures anew.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ class Scan:
         self._loaded: int | None = None
         self.ranks = Ranks.of(accelerator)
         given = Components(None, text_encoders=self._own_text_encoders())
-        options = {"config": config, "probes": probes, "controls": controls}
-        self.observer = Observer(self.ranks, self.model, pretrained, given, **options)
+        self.observer = Observer(
+            self.ranks, self.model, pretrained, given, config=config, probes=probes, controls=controls
+        )
         kind, source = config.signals.baseline_parts
         earlier = EarlierModel(source, self.observer, pretrained) if kind == "path" else None
         fixed = earlier.weights if earlier is not None else self.observer.weights_without_lora
@@ -168,7 +169,7 @@ class Scan:
         self.kept.write(step, p, self._sources(step), observation)
         return observation
 
-    # --- checkpoints ---------------------------------------------------------------------------------------------------
+    # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def _first_readable(self) -> torch.nn.Module:
         """The first checkpoint's model; those before it that cannot be read are dropped."""
@@ -181,7 +182,7 @@ class Scan:
                 self._skip(self.checkpoints.pop(0), error)
 
     def _own_text_encoders(self) -> tuple[Any, ...]:
-        """Text encoders that change from checkpoint to checkpoint, marked as trained so that they are asked at every event."""
+        """Text encoders that change between checkpoints, marked as trained so that they are asked at every event."""
         if not any(text_encoders(c.source) and c.source != str(self.pretrained) for c in self.checkpoints):
             return ()
         parts = text_parts(self.pretrained, family_of(self.model), self.accelerator.device)
