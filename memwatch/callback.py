@@ -17,7 +17,7 @@ from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
 from memwatch.faults import Faults
-from memwatch.guard import EndTrainingHook, GuardedLoader
+from memwatch.guard import GuardedLoader, hook_end_training
 from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.findings import judge_event
 from memwatch.judge.stop import StopState, decide_stop
@@ -56,9 +56,9 @@ class MemWatch:
         config: YAML file, dict or ``MemWatchConfig``.
         probes: prompts, ``Probe``s, image folder, text file of prompts, or a dataset; goes before the config's.
         controls: the same, of the training data's own kind but held out; without them alerts are uncalibrated.
-        vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Where the pipeline has several text
-            encoders they are lists in its order, with ``None`` for those to be loaded. If any has trainable parameters
-            (also a textual inversion's embedding), prompts are encoded afresh at every event.
+        vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Several text encoders are a list in the
+            pipeline's order, with ``None`` for those to be loaded. If any is trained (also a textual inversion's
+            embedding), prompts are encoded afresh at every event.
         ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``.
         overrides: top-level config keys.
 
@@ -104,11 +104,10 @@ class MemWatch:
         self.faults = Faults(strict=self.config.strict)
         self.sinks = Sinks(FileSink(folder), self.faults)
         self._states: dict[str, ProbeState] = {}
-        self._stop = StopState()
+        self._stop, self._closed = StopState(), False
         self._last_step: int | None = None
-        self._closed = False
         accelerator.register_for_checkpointing(self)
-        self._hook_end_training()
+        hook_end_training(self.accelerator, self.close)
         self._say_hello()
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
@@ -171,7 +170,7 @@ class MemWatch:
             pictures=pictures_of(findings, self.config) if self.accelerator.is_main_process else {},
         )
         if self.accelerator.is_main_process:
-            self._hook_end_training()
+            hook_end_training(self.accelerator, self.close)
             self.sinks.write(report, self.accelerator.trackers)
             tqdm.write(report.summary())
         return report
@@ -183,13 +182,14 @@ class MemWatch:
         """
         mine: list[Observation] = []
         error: Exception | None = None
-        share = self.ranks.share(self.observer.probes)
         last_clean = {name: state.last_clean for name, state in self._states.items()}
         hidden = not self.accelerator.is_main_process
-        bar = tqdm(total=len(share), desc=f"memwatch step {step}", leave=False, disable=hidden, unit="probe")
         try:
-            with self.observer.borrowed(), bar:
-                mine = self.observer.observe(share, self.baselines, last_clean, bar.update)
+            with self.observer.borrowed():
+                share = self.ranks.share(self.observer.probes)  # as a trained text encoder understands them now
+                total, said = len(share), f"memwatch step {step}"
+                with tqdm(total=total, desc=said, leave=False, disable=hidden, unit="probe") as bar:
+                    mine = self.observer.observe(share, self.baselines, last_clean, bar.update)
         except Exception as caught:  # a monitor never kills a run
             error = caught
         observations, failed = self.ranks.gather(mine, repr(error) if error else None)
@@ -202,38 +202,28 @@ class MemWatch:
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
-    def _hook_end_training(self) -> None:
-        """``accelerator.end_training()`` finishes every tracker; one of them is ours."""
-        trackers = self.accelerator.trackers
-        if self.accelerator.is_main_process and not any(tracker.name == "memwatch" for tracker in trackers):
-            trackers.append(EndTrainingHook(self.close))
-
     def _say_hello(self) -> None:
-        c, probes, denoiser = self.config, [p.probe for p in self.observer.probes], self.observer.denoiser
+        """What will be watched, and what stands in the way of it."""
+        c, observer, probes = self.config, self.observer, [p.probe for p in self.observer.probes]
         num_controls = sum(probe.is_control for probe in probes)
         num_references = sum(probe.is_reference and not probe.is_control for probe in probes)
-        num_prompts = len(probes) - num_controls - num_references
-        if self.observer.unconditional is None and c.signals.unconditional:
+        if observer.unconditional is None and c.signals.unconditional:
             logger.info("memwatch: this model has no unconditional branch; only snapshot baselines are used")
-        if not any(p.requires_grad for p in self.observer.model.parameters()) and not self.observer.trains_text:
-            logger.warning(
-                "memwatch: neither the model nor a text encoder passed to memwatch has trainable parameters; "
-                "nothing can change"
-            )
+        if not any(p.requires_grad for p in observer.model.parameters()) and not observer.trains_text:
+            found = "neither the model nor a text encoder passed to memwatch has trainable parameters"
+            logger.warning("memwatch: %s; nothing can change", found)
         if not num_controls:
             consequence = "maps are shown, but alerts are uncalibrated and nothing is called memorized"
             logger.warning("memwatch has no controls: %s", consequence)
-        elif 1 / (1 + num_controls) > c.alerts.max_p:
-            needed = math.ceil(1 / c.alerts.max_p) - 1
-            logger.warning(
-                "memwatch: %d controls cannot give p <= %g; it takes %d", num_controls, c.alerts.max_p, needed
-            )
+        elif 1 / (1 + num_controls) > (max_p := c.alerts.max_p):
+            needed = math.ceil(1 / max_p) - 1
+            logger.warning("memwatch: %d controls cannot give p <= %g; it takes %d", num_controls, max_p, needed)
         if self.accelerator.is_main_process:
             logger.info(
-                f"memwatch: {denoiser.name}, {denoiser.schedule.prediction_type}; {num_references} reference and "
-                f"{num_prompts} prompt probes, {num_controls} controls; timesteps {c.levels.timesteps}, "
-                f"{c.levels.draws} draws, {c.curvature.vectors} vectors; baseline {c.signals.baseline}; "
-                f"every {c.every_steps} steps; {c.output_dir}"
+                f"memwatch: {observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
+                f"reference and {len(probes) - num_controls - num_references} prompt probes, {num_controls} controls; "
+                f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
+                f"baseline {c.signals.baseline}; every {c.every_steps} steps; {c.output_dir}"
             )
 
     # --- resume ------------------------------------------------------------------------------------------------------
@@ -255,8 +245,8 @@ class MemWatch:
         saved = state["states"].items()
         self._states = {name: ProbeState(**(s | {"verdict": Verdict(s["verdict"])})) for name, s in saved}
         if not self.baselines.load_state_dict(state):
-            instead = "later ones are used instead"
-            logger.warning("memwatch: some earlier baselines are missing from %s; %s", self.config.output_dir, instead)
+            missing = f"some earlier baselines are missing from {self.config.output_dir}"
+            logger.warning("memwatch: %s; later ones are used instead", missing)
         if self._last_step is not None and self.accelerator.is_main_process:
             with self.faults.surviving("rewinding the history", "it keeps the events after this checkpoint"):
                 self.sinks.files.rewind(self._last_step)

@@ -68,3 +68,9 @@ class EndTrainingHook(GeneralTracker):  # type: ignore[misc]
 
     def finish(self) -> None:
         self._close()
+
+
+def hook_end_training(accelerator: Any, close: Callable[[], None]) -> None:
+    """Put an ``EndTrainingHook`` among the trackers, which live on the main process, unless there is one."""
+    if accelerator.is_main_process and not any(tracker.name == "memwatch" for tracker in accelerator.trackers):
+        accelerator.trackers.append(EndTrainingHook(close))

@@ -1,4 +1,4 @@
-"""The processes of a run: how they hold the model, which probes each of them looks at, and how they agree."""
+"""Ranks: the processes of a run, how they hold the model, which probes each looks at, and how they agree."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Ranks:
 
     Attributes:
         accelerator: the loop's.
-        sharding: how the model lies on the ranks, in the words of its users.
-        lockstep: a forward pass is a collective (the parameters are sharded), so every rank looks at every probe, in
-            the same order.
-        swappable: earlier weights can take the place of the live ones.
+        sharding: how the model lies on the ranks, in words that users know: ``DDP``, ``FSDP2``, ...
+        lockstep: whether a forward pass is a collective, because the parameters are sharded. Then every rank looks at
+            every probe, in the same order.
+        swappable: whether earlier weights can take the place of the live ones.
     """
 
     accelerator: Any
@@ -38,10 +38,10 @@ class Ranks:
 
     @classmethod
     def of(cls, accelerator: Any) -> Ranks:
-        """What the accelerator's distributed type means.
+        """What the accelerator's distributed type means for memwatch.
 
         Raises:
-            ValueError: a type that memwatch cannot work with.
+            ValueError: memwatch cannot work with this type.
         """
         kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
         if kind in UNKNOWN:
@@ -59,14 +59,17 @@ class Ranks:
 
     @property
     def reuse_graph(self) -> bool:
-        """Whether one forward pass serves several backward passes; FSDP1 and ZeRO-3 free what they gathered after the first."""
+        """Whether one forward pass serves several backward passes.
+
+        FSDP1 and ZeRO-3 free the gathered parameters after the first backward pass.
+        """
         return not self.lockstep or self.swappable
 
     def require(self, config: MemWatchConfig, has_prompts: bool) -> None:
-        """Refuse what needs other weights where they cannot be exchanged.
+        """Refuse settings that need other weights, where weights cannot be exchanged.
 
         Raises:
-            ConfigError: names the key, its value and what is allowed.
+            ConfigError: the message names the key, its value and what is allowed.
         """
         if not self.swappable:
             under = f"under {self.sharding}, whose weights cannot be exchanged during training"
@@ -80,29 +83,32 @@ class Ranks:
             )
 
     def forward_module(self, model: nn.Module) -> nn.Module:
-        """What to call instead of the wrapped model: the bare network, or under sharding the module whose hooks gather the parameters.
+        """The module that memwatch calls instead of the wrapped model.
+
+        That is the bare network or, under sharding, the module whose hooks gather the parameters.
 
         Raises:
-            ValueError: the parameters wait on another device.
+            ValueError: the parameters lie on another device than the one that computes (CPU offload).
         """
         if not self.lockstep:
             return unwrap(model)
         model = getattr(model, "_orig_mod", model)
-        if self.sharding.startswith(
-            "DeepSpeed"
-        ):  # the engine's own forward would take a backward pass through its output for the loop's
+        if self.sharding.startswith("DeepSpeed"):
+            # The engine's own forward would take a backward pass through its output for one of the loop.
             inner: Any = model.module
             return inner  # type: ignore[no-any-return]
         lies, computes = next(model.parameters()).device.type, self.accelerator.device.type
         if lies != computes:
-            raise ValueError(
-                f"{self.sharding} keeps parameters on {lies} while {computes} computes; memwatch works without CPU offload"
-            )
+            where = f"{self.sharding} keeps parameters on {lies} while {computes} computes"
+            raise ValueError(f"{where}; memwatch works without CPU offload")
         return model
 
     @contextmanager
     def unpartitioned(self) -> Iterator[None]:
-        """Inside, models are loaded whole: with ZeRO-3 transformers splits every one. (accelerate's own switch leaves it split, 1.15.)"""
+        """Inside, models are loaded whole.
+
+        Under ZeRO-3 transformers splits every model that it loads. accelerate 1.15's own switch does not prevent it.
+        """
         if not self.sharding.startswith("DeepSpeed"):
             yield
             return
@@ -118,18 +124,20 @@ class Ranks:
     # --- sharing out, and agreeing -----------------------------------------------------------------------------------
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """The items that this rank looks at."""
+        """The items that this rank looks at: all of them in lockstep."""
         return items if self.lockstep else items[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def gather(self, items: Sequence[T], error: str | None) -> tuple[list[T], str | None]:
-        """Everyone's items, and the first error of any rank; the same on all. Where all look at everything, rank 0's word counts."""
+        """The items of all ranks and the first error of any rank, the same on every rank.
+
+        Where every rank looks at every probe, the items are rank 0's.
+        """
         speaks = self.accelerator.process_index == 0 or not self.lockstep
         results: list[tuple[list[T], str | None]] = [(list(items) if speaks else [], error)]
         if self.accelerator.num_processes > 1:
             results = gather_object(results)
-        return [item for found, _ in results for item in found], next(
-            (text for _, text in results if text is not None), None
-        )
+        first_error = next((text for _, text in results if text is not None), None)
+        return [item for found, _ in results for item in found], first_error
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
@@ -142,13 +150,14 @@ class Ranks:
 
     @property
     def writes_weights(self) -> bool:
-        """Whether this rank writes weights: one a machine, or every rank its own shard."""
+        """Whether this rank writes weights: one rank per machine, or every rank its own shard."""
         return bool(self.lockstep or self.accelerator.is_local_main_process)
 
     def weights_folder(self, folder: Path) -> Path:
-        """Shards of another number of ranks would not fit, so their folder says it."""
-        return (
-            folder / f"rank-{self.accelerator.process_index}-of-{self.accelerator.num_processes}"
-            if self.lockstep
-            else folder
-        )
+        """Where this rank writes weights.
+
+        The folder of a shard names the number of ranks, because the shards of another number would not fit.
+        """
+        if not self.lockstep:
+            return folder
+        return folder / f"rank-{self.accelerator.process_index}-of-{self.accelerator.num_processes}"

@@ -1,6 +1,7 @@
-"""The one place that knows foreign models: every family becomes ``epsilon = denoiser(noisy_latents, timesteps, conditioning)``.
+"""The one place that knows foreign models.
 
-A new family is one file with one subclass of ``Denoiser`` and one entry in ``families.FAMILIES``.
+Every family becomes ``epsilon = denoiser(noisy_latents, timesteps, conditioning)``. A new family is one file with one
+subclass of ``Denoiser``, and one entry in ``families.FAMILIES``.
 """
 
 from memwatch.denoiser.base import Conditioning, Denoiser, dtype_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from memwatch.denoiser.components import Components
 from memwatch.denoiser.schedule import NoiseSchedule
 
-Conditioning = Mapping[str, Tensor]  # of one probe, without batch dimension; on the CPU
+Conditioning = Mapping[str, Tensor]  # of one probe: no batch dimension, on the CPU
 
 
 class Denoiser(ABC):
@@ -23,13 +23,14 @@ class Denoiser(ABC):
         schedule: its noise schedule and prediction type.
 
     Attributes:
-        name: of the family, for people.
-        text_encoders: the pipeline's names of the text encoders that it needs.
-        optional: those that a pipeline may lack.
-        in_pixels: the latents are the pixels themselves, in [-1, 1]; there is no VAE.
-        reuse_graph: one forward pass serves several backward passes. False under FSDP1 and ZeRO-3, which free what they
-            gathered after the first backward pass.
-        guided: prompt probes are sampled with classifier-free guidance; false where the model has no unconditional branch, or is distilled.
+        name: the family's name, for people.
+        text_encoders: the text encoders that the family needs, by their names in the pipeline.
+        optional: those of them that a pipeline may lack.
+        in_pixels: whether the latents are the pixels themselves, in [-1, 1]; then there is no VAE.
+        reuse_graph: whether one forward pass serves several backward passes. False under FSDP1 and ZeRO-3, which free
+            the gathered parameters after the first backward pass.
+        guided: whether prompt probes are sampled with classifier-free guidance. False where the model has no
+            unconditional branch, or is distilled.
     """
 
     name: str
@@ -50,18 +51,24 @@ class Denoiser(ABC):
 
     @abstractmethod
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The model's own output; ``conditioning`` batched, everything on the model's device and in its dtype."""
+        """The model's own output, of its own prediction type.
+
+        Args:
+            noisy_latents: ``(b, c, h, w)``, on the model's device and in its dtype.
+            timesteps: ``(b,)``.
+            conditioning: as ``stack`` returns it.
+        """
 
     @abstractmethod
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
-        """Conditioning of a prompt for images of ``resolution`` pixels, float32 on the CPU."""
+        """The conditioning of a prompt for images of ``resolution`` pixels, float32 on the CPU."""
 
     def encode_unconditional(self, components: Components, resolution: int) -> Conditioning | None:
-        """Conditioning of the unconditional branch: the empty prompt; ``None`` where there is no such branch."""
+        """The conditioning of the unconditional branch, the empty prompt; ``None`` where there is no such branch."""
         return self.encode("", components, resolution)
 
     def warn_if_cut(self, prompt: str, components: Components) -> None:
-        """Say which words of a prompt there is no room for."""
+        """Warn about the words of a prompt that do not fit into the text encoder."""
         return None
 
     def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:
@@ -86,17 +93,17 @@ class Denoiser(ABC):
 
     @property
     def patch(self) -> int:
-        """Sides of latents are multiples of this."""
+        """The sides of latents are multiples of this."""
         return 1
 
     @property
     def sample_size(self) -> int | None:
-        """Side of the latents that the model was made for."""
+        """The side of the latents that the model was made for; ``None`` where it names none."""
         size = config_of(self.model, "sample_size")
         return size if isinstance(size, int) else size[0] if size else None
 
     def __call__(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """epsilon, float32.
+        """The predicted noise, epsilon: float32, shape of ``noisy_latents``.
 
         Args:
             noisy_latents: ``(b, c, h, w)``, float32, on the model's device.
@@ -107,7 +114,7 @@ class Denoiser(ABC):
         return self.schedule.epsilon(output.float(), noisy_latents, timesteps)
 
     def stack(self, items: Sequence[Conditioning]) -> Conditioning:
-        """A batch on the model's device, floating point in its dtype."""
+        """One batch of several conditionings, on the model's device; floating-point tensors in its dtype."""
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
@@ -122,10 +129,10 @@ def config_of(model: nn.Module, key: str) -> Any:
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """What a model computes in: the type of its first floating-point parameter."""
+    """The type that a model computes in: that of its first floating-point parameter."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def is_a(model: nn.Module, name: str) -> bool:
-    """Whether ``model`` is of the diffusers class ``name`` or made from it; diffusers itself need not be imported."""
+    """Whether ``model`` is of the diffusers class ``name`` or derived from it. diffusers need not be imported."""
     return any(cls.__name__ == name for cls in type(model).__mro__)

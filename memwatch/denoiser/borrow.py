@@ -1,4 +1,4 @@
-"""Foreign networks: found inside their wrappers, used, and given back exactly as they were."""
+"""Borrow foreign networks: find them inside their wrappers, use them, and give them back exactly as they were."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The eager network inside DDP, ``torch.compile`` and ``PeftModel`` wrappers; nothing is changed on the way."""
+    """The eager network inside DDP, ``torch.compile`` and ``PeftModel`` wrappers. The wrappers stay as they are."""
     from accelerate.utils import extract_model_from_parallel
 
     model = extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)
@@ -26,9 +26,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def borrow(*models: nn.Module) -> Iterator[None]:
-    """Use networks in eval mode, eagerly and without autocast, and give them and every random number generator back exactly as found.
+    """Inside, the networks run in eval mode, eagerly and without autocast.
 
-    accelerate's mixed-precision wrapper re-enters autocast by itself, so it is bypassed, not disabled.
+    Afterwards the networks and every random number generator are exactly as they were, also after an exception.
+    accelerate's mixed-precision wrapper enters autocast by itself, so it is bypassed and not only disabled.
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     forwards = [(model, model.__dict__["forward"]) for model in models if "_original_forward" in model.__dict__]

@@ -1,4 +1,4 @@
-"""What turns probes into latents and conditioning: the user's own, or loaded."""
+"""The parts that turn probes into latents and conditioning: the user's own, or loaded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from torch import nn
 
 @dataclass
 class Components:
-    """What turns probes into latents and conditioning. Any of them may be the user's own.
+    """The parts that turn probes into latents and conditioning. Any of them may be the user's own.
 
     Attributes:
-        text_encoders, tokenizers: in the pipeline's order (``text_encoder``, ``text_encoder_2``, ...); ``None`` where there is none.
-        zero_unconditional: the unconditional branch is zeros where the family allows it (SDXL's ``force_zeros_for_empty_prompt``).
+        scheduler: the noise schedule, and what prompt probes are sampled with.
+        vae: ``None`` where the model works on pixels.
+        text_encoders, tokenizers: in the pipeline's order (``text_encoder``, ``text_encoder_2``, ...); ``None`` where
+            there is none.
+        zero_unconditional: whether the unconditional branch gets zeros instead of the empty prompt, where the family
+            allows it (SDXL's ``force_zeros_for_empty_prompt``).
     """
 
     scheduler: Any
@@ -28,7 +32,7 @@ class Components:
 
 
 def as_tuple(parts: Any) -> tuple[Any, ...]:
-    """One part, or a list of them in the pipeline's order, as a tuple; nothing for ``None``."""
+    """One part, or a list of parts in the pipeline's order, as a tuple; ``None`` gives an empty one."""
     return tuple(parts) if isinstance(parts, list | tuple) else (parts,) if parts is not None else ()
 
 
@@ -42,42 +46,40 @@ def load_components(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Components:
-    """Fill in what the caller did not pass, from a folder, a hub id or a ``DiffusionPipeline``. The denoiser itself is never loaded.
+    """Fill in the parts that the caller did not pass. The denoiser itself is never loaded.
 
     Args:
-        text_encoders: the pipeline's names of the text encoders that are needed; each has its tokenizer.
+        pretrained: a folder, a hub id or a ``DiffusionPipeline``.
+        given: the parts that the caller passed.
+        needs_vae: whether a VAE is needed.
+        text_encoders: the text encoders that are needed, by their names in the pipeline; each has its tokenizer.
         optional: those of them that the pipeline may lack.
-        dtype: of the text encoders that are loaded, the denoiser's as in training scripts. The VAE is float32: some give NaN in float16.
+        device: where loaded networks go.
+        dtype: of loaded text encoders; the denoiser's, as in training scripts. A loaded VAE is float32, because some
+            VAEs give NaN in float16.
 
     Raises:
-        ValueError: something is needed that is neither passed nor in ``pretrained``; or ``pretrained`` cannot be read.
+        ValueError: a needed part is neither passed nor in ``pretrained``, ``pretrained`` cannot be read, or too many
+            text encoders are passed.
     """
     tokenizers = [_tokenizer(name) for name in text_encoders]
     if (count := max(len(given.text_encoders), len(given.tokenizers))) > len(text_encoders):
-        raise ValueError(
-            f"got {count} text encoders or tokenizers, this model has {len(text_encoders)}: {', '.join(text_encoders) or 'none'}"
-        )
+        names = ", ".join(text_encoders) or "none"
+        raise ValueError(f"got {count} text encoders or tokenizers, this model has {len(text_encoders)}: {names}")
     parts: dict[str, Any] = {"scheduler": given.scheduler} | ({"vae": given.vae} if needs_vae else {})
     parts |= dict(zip_longest(text_encoders, given.text_encoders)) | dict(zip_longest(tokenizers, given.tokenizers))
     missing = [name for name, part in parts.items() if part is None]
     needed = [name for name in missing if name not in {*optional, *map(_tokenizer, optional)}]
     if needed and pretrained is None:
-        raise ValueError(
-            f"pass {_arguments(needed, text_encoders)} or a pretrained path, hub id or pipeline to load them from"
-        )
+        instead = "a pretrained path, hub id or pipeline to load them from"
+        raise ValueError(f"pass {_arguments(needed, text_encoders)} or {instead}")
     zero_unconditional = given.zero_unconditional
     if missing and pretrained is not None:
-        is_path = isinstance(pretrained, str) or hasattr(pretrained, "__fspath__")
-        source = _read_pipeline(pretrained, missing, dtype) if is_path else pretrained
-        parts |= {name: getattr(source, name, None) for name in missing}
+        loaded, zero_unconditional = _load(pretrained, missing, device, dtype)
+        parts |= loaded
         if absent := [name for name in needed if parts[name] is None]:
-            raise ValueError(
-                f"pretrained {pretrained!r} has no {', '.join(absent)}; pass {_arguments(absent, text_encoders)}"
-            )
-        for name in missing:
-            if is_path and isinstance(parts[name], nn.Module):
-                parts[name] = parts[name].to(device).eval().requires_grad_(False)
-        zero_unconditional = bool(getattr(getattr(source, "config", None), "force_zeros_for_empty_prompt", True))
+            instead = _arguments(absent, text_encoders)
+            raise ValueError(f"pretrained {pretrained!r} has no {', '.join(absent)}; pass {instead}")
     for encoder, tokenizer in zip(text_encoders, tokenizers, strict=True):
         if encoder not in missing and tokenizer in missing:
             _check_vocabulary(parts[encoder], parts[tokenizer])
@@ -85,15 +87,30 @@ def load_components(
     return Components(parts["scheduler"], parts.get("vae"), encoders, words, zero_unconditional)
 
 
+def _load(
+    pretrained: Any, names: Sequence[str], device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Any], bool]:
+    """The named parts, ``None`` where they are absent, and whether the pipeline zeroes its unconditional branch."""
+    is_path = isinstance(pretrained, str) or hasattr(pretrained, "__fspath__")
+    source = _read_pipeline(pretrained, names, dtype) if is_path else pretrained
+    parts = {name: getattr(source, name, None) for name in names}
+    for name, part in parts.items():
+        if is_path and isinstance(part, nn.Module):
+            parts[name] = part.to(device).eval().requires_grad_(False)
+    return parts, bool(getattr(getattr(source, "config", None), "force_zeros_for_empty_prompt", True))
+
+
 def _check_vocabulary(text_encoder: Any, tokenizer: Any) -> None:
-    """A textual inversion's token that the tokenizer does not know would silently fall apart into others."""
+    """Refuse a tokenizer that lacks tokens of the text encoder: it would silently split a textual inversion's token.
+
+    Raises:
+        ValueError: the text encoder, a CLIP one, has more tokens.
+    """
     rows = text_encoder.get_input_embeddings().num_embeddings
-    if str(text_encoder.config.model_type).startswith("clip") and rows > len(
-        tokenizer
-    ):  # T5's embedding is longer by itself
-        raise ValueError(
-            f"text_encoder has {rows} tokens, the tokenizer in pretrained {len(tokenizer)}: pass tokenizer= as well"
-        )
+    is_clip = str(text_encoder.config.model_type).startswith("clip")  # T5's embedding is longer by itself
+    if is_clip and rows > len(tokenizer):
+        known = f"the tokenizer in pretrained has only {len(tokenizer)}"
+        raise ValueError(f"text_encoder has {rows} tokens, {known}: pass tokenizer= as well")
 
 
 def _tokenizer(text_encoder: str) -> str:
@@ -101,16 +118,18 @@ def _tokenizer(text_encoder: str) -> str:
 
 
 def _arguments(names: Sequence[str], text_encoders: Sequence[str]) -> str:
-    """MemWatch's arguments through which the named parts are passed."""
+    """The arguments of ``MemWatch`` that take the named parts."""
     arguments = dict.fromkeys(f"{name.rstrip('_23456789')}=" for name in names)
-    lists = (
-        f" (lists, for {', '.join(text_encoders)})" if len(text_encoders) > 1 and "text_encoder=" in arguments else ""
-    )
-    return ", ".join(arguments) + lists
+    several = len(text_encoders) > 1 and "text_encoder=" in arguments
+    return ", ".join(arguments) + (f" (lists, for {', '.join(text_encoders)})" if several else "")
 
 
 def _read_pipeline(pretrained: Any, names: Sequence[str], dtype: torch.dtype) -> Any:
-    """A pipeline of just the named parts."""
+    """A pipeline that holds only the named parts.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     from diffusers import DiffusionPipeline
 
     try:
@@ -118,9 +137,8 @@ def _read_pipeline(pretrained: Any, names: Sequence[str], dtype: torch.dtype) ->
         skipped: dict[str, Any] = {
             name: None for name, part in config.items() if isinstance(part, list) and name not in names
         }
-        skipped |= {
-            name: None for name in names if (config.get(name) or [None])[0] is None
-        }  # saved without T5: it wants to be told so
+        # A pipeline that was saved without T5 must be told so when it is loaded.
+        skipped |= {name: None for name in names if (config.get(name) or [None])[0] is None}
         skipped |= {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
         return DiffusionPipeline.from_pretrained(pretrained, dtype={"default": dtype, "vae": torch.float32}, **skipped)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What rectified-flow transformers have in common."""
+"""What the rectified-flow transformers have in common."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from memwatch.denoiser.base import Denoiser
 
 
 class FlowDenoiser(Denoiser):
-    """Rectified flow: ``x_t = (1 - sigma) z_0 + sigma eps``, ``sigma = t / 1000``; prompt probes are sampled by Euler steps."""
+    """Rectified flow: ``x_t = (1 - sigma) z_0 + sigma eps`` with ``sigma = t / 1000``.
 
-    even_sigmas = False  # start from evenly spaced sigmas instead of the scheduler's own timesteps
+    Prompt probes are sampled by Euler steps.
+
+    Attributes:
+        even_sigmas: whether sampling starts from evenly spaced sigmas instead of the scheduler's own timesteps.
+    """
+
+    even_sigmas = False
 
     def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:
-        """The family's own scheduler, its timestep shift for latents of ``side`` pixels included."""
+        """The family's own scheduler, with its timestep shift for latents of ``side`` pixels."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         euler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
@@ -26,7 +32,7 @@ class FlowDenoiser(Denoiser):
 
 
 def shift_of(tokens: int, config: Any) -> float:
-    """The timestep shift of an image of so many tokens: linear between the scheduler's two ends."""
+    """The timestep shift of an image of ``tokens`` tokens: linear between the scheduler's two ends, as in diffusers."""
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return float(base + (top - base) * (tokens - low) / (high - low))

@@ -17,8 +17,9 @@ GUIDANCE = 3.5  # what the training scripts embed, --guidance_scale
 class Flux(FlowDenoiser):
     """Flux.1: ``FluxTransformer2DModel`` on packed latents, CLIP for the pooled embedding, T5 for the tokens.
 
-    Latents are packed (2x2 pixels to one token) inside, so maps lie on the unpacked latents. The model is distilled: guidance is an
-    input, not a second branch, and prompt probes are sampled without classifier-free guidance.
+    ``predict`` packs the latents (2x2 pixels per token) and unpacks the output, so maps lie on the unpacked latents.
+    The model is distilled: guidance is an input and not a second branch, so prompt probes are sampled without
+    classifier-free guidance.
     """
 
     name = "Flux.1"
@@ -69,7 +70,7 @@ class Flux(FlowDenoiser):
 
 
 def pack(latents: Tensor) -> Tensor:
-    """``(b, c, h, w)`` to tokens ``(b, h/2 * w/2, 4 c)``: one of each 2x2 pixels."""
+    """``(b, c, h, w)`` to tokens ``(b, h/2 * w/2, 4 c)``: one token per 2x2 pixels."""
     b, c, h, w = latents.shape
     return latents.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
 
@@ -77,12 +78,11 @@ def pack(latents: Tensor) -> Tensor:
 def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
     """The inverse of ``pack``."""
     b, _, channels = tokens.shape
-    return (
-        tokens.reshape(b, h // 2, w // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, channels // 4, h, w)
-    )
+    patches = tokens.reshape(b, h // 2, w // 2, channels // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, channels // 4, h, w)
 
 
 def positions(rows: int, columns: int) -> Tensor:
-    """Coordinates ``(rows * columns, 3)`` of the tokens: 0, row, column."""
+    """The tokens' coordinates, shape ``(rows * columns, 3)``: 0, row, column."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Noise schedule of any diffusers scheduler, and one epsilon from every prediction type.
+"""The noise schedule of any diffusers scheduler, and epsilon from every prediction type.
 
 ``x_t = alpha z_0 + sigma eps``. Variance preserving: ``alpha^2 = alpha_bar_t``, ``sigma^2 = 1 - alpha_bar_t``.
 Rectified flow (Stable Diffusion 3, Flux): ``sigma = t / 1000``, ``alpha = 1 - sigma``.
@@ -23,6 +23,9 @@ class NoiseSchedule:
         alphas: shape ``(T,)``, float64; ``None`` for rectified flow, where any real timestep in ``[0, T]`` is allowed.
         num_train_timesteps: T.
         prediction_type: what the model's output means, one of ``PREDICTION_TYPES``.
+
+    Raises:
+        ValueError: the prediction type is unknown, or does not fit ``alphas``.
     """
 
     alphas: Tensor | None
@@ -40,7 +43,7 @@ class NoiseSchedule:
         """Read a diffusers scheduler.
 
         Args:
-            scheduler: has ``alphas_cumprod`` (DDPM, DDIM, PNDM, Euler, DPM-Solver, ...) or is a flow-matching scheduler.
+            scheduler: has ``alphas_cumprod`` (DDPM, DDIM, PNDM, Euler, DPM-Solver, ...), or is a flow-matching one.
             prediction_type: overrides ``scheduler.config.prediction_type``.
 
         Raises:
@@ -60,7 +63,12 @@ class NoiseSchedule:
         return cls(alpha_bar.sqrt(), len(alpha_bar), declared or "epsilon")
 
     def alpha_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma of ``timesteps`` (shape ``(b,)``), broadcastable to ``like`` (shape ``(b, ...)``), in its dtype and device."""
+        """alpha and sigma of ``timesteps``, each of shape ``(b, 1, ...)``.
+
+        Args:
+            timesteps: ``(b,)``.
+            like: ``(b, ...)``; the results broadcast to it and have its dtype and device.
+        """
         t = timesteps.detach().cpu()
         if self.alphas is None:
             sigma = t.double() / self.num_train_timesteps
@@ -72,12 +80,21 @@ class NoiseSchedule:
         return alpha.to(like).reshape(shape), sigma.to(like).reshape(shape)
 
     def add_noise(self, latents: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
-        """``x_t = alpha z_0 + sigma eps``; ``latents`` and ``eps`` have shape ``(b, c, h, w)``, ``timesteps`` ``(b,)``."""
+        """``x_t = alpha z_0 + sigma eps``.
+
+        Args:
+            latents: ``z_0``, ``(b, c, h, w)``.
+            eps: the noise, ``(b, c, h, w)``.
+            timesteps: ``(b,)``.
+        """
         alpha, sigma = self.alpha_sigma(timesteps, latents)
         return alpha * latents + sigma * eps
 
     def epsilon(self, model_output: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-        """The epsilon that a model output stands for, whatever its prediction type (affine in the output, differentiable)."""
+        """The epsilon that a model output stands for, whatever its prediction type.
+
+        It is affine in the output and in ``noisy_latents``, hence differentiable in both.
+        """
         alpha, sigma = self.alpha_sigma(timesteps, noisy_latents)
         match self.prediction_type:
             case "epsilon":

@@ -11,7 +11,7 @@ from memwatch.denoiser.text import kept, tokenize, warn_if_cut
 
 
 def is_plain_unet(model: nn.Module) -> bool:
-    """A text-conditioned UNet whose input is nothing but the noisy latents."""
+    """Whether ``model`` is a text-conditioned UNet whose only image input is the noisy latents."""
     channels = config_of(model, "in_channels")
     other = config_of(model, "class_embed_type") or config_of(model, "encoder_hid_dim_type")
     return (
@@ -23,7 +23,10 @@ def is_plain_unet(model: nn.Module) -> bool:
 
 
 class StableDiffusion(Denoiser):
-    """Stable Diffusion 1.x and 2.x: ``UNet2DConditionModel``, one CLIP text encoder; epsilon or v_prediction; full or LoRA."""
+    """Stable Diffusion 1.x and 2.x: ``UNet2DConditionModel`` with one CLIP text encoder.
+
+    It predicts epsilon or v_prediction, and is trained as a whole or by LoRA.
+    """
 
     name = "Stable Diffusion 1.x / 2.x"
     text_encoders = ("text_encoder",)

@@ -16,7 +16,8 @@ T5_TOKENS = 77  # diffusers' SD 3 training scripts, --max_sequence_length
 class StableDiffusion3(FlowDenoiser):
     """Stable Diffusion 3 and 3.5: ``SD3Transformer2DModel``, two CLIP text encoders and, unless it was dropped, T5.
 
-    The training scripts' ``--precondition_outputs`` only changes the loss: the network's output is the flow velocity either way.
+    The training scripts' ``--precondition_outputs`` only changes the loss. The network's output is the flow velocity
+    either way.
     """
 
     name = "Stable Diffusion 3 / 3.5"
@@ -25,9 +26,8 @@ class StableDiffusion3(FlowDenoiser):
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
-        return is_a(model, "SD3Transformer2DModel") and config_of(model, "in_channels") == config_of(
-            model, "out_channels"
-        )
+        same = config_of(model, "in_channels") == config_of(model, "out_channels")
+        return is_a(model, "SD3Transformer2DModel") and same
 
     @property
     def patch(self) -> int:

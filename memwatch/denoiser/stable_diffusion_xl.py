@@ -12,9 +12,10 @@ from memwatch.denoiser.text import clip_penultimate, warn_if_cut
 
 
 class StableDiffusionXL(Denoiser):
-    """Stable Diffusion XL: ``UNet2DConditionModel`` with two CLIP text encoders, pooled embedding and size conditioning.
+    """Stable Diffusion XL: ``UNet2DConditionModel``, two CLIP text encoders, pooled embedding and size conditioning.
 
-    Probes are looked at with the size conditioning that one generates with: original and target size are the resolution, no crop.
+    The size conditioning is the one that people generate with: original and target size are the resolution, and
+    nothing is cropped.
     """
 
     name = "Stable Diffusion XL"
@@ -43,7 +44,7 @@ class StableDiffusionXL(Denoiser):
         }
 
     def encode_unconditional(self, components: Components, resolution: int) -> Conditioning:
-        """Zeros or the empty prompt, as the pipeline's ``force_zeros_for_empty_prompt`` says."""
+        """Zeros, or the empty prompt where the pipeline's ``force_zeros_for_empty_prompt`` is off."""
         empty = self.encode("", components, resolution)
         if not components.zero_unconditional:
             return empty

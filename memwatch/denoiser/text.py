@@ -12,37 +12,44 @@ logger = logging.getLogger("memwatch")
 
 
 def tokenize(prompt: str, tokenizer: Any, length: int | None = None) -> Any:
-    """Tokens padded and cut to ``length`` (the tokenizer's own by default), a batch of one."""
+    """A batch of one prompt's tokens, padded or cut to ``length``; by default to the tokenizer's own length."""
     length = tokenizer.model_max_length if length is None else length
     return tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
 
 
 def kept(embedding: Tensor) -> Tensor:
-    """The only row, float32 on the CPU; cloned, because a tensor made under inference_mode could not enter a backward pass later."""
+    """The only row of a batch, float32 on the CPU.
+
+    It is cloned, because a tensor that was made under ``inference_mode`` cannot take part in a backward pass later.
+    """
     return embedding[0].float().cpu().clone()
 
 
 @torch.no_grad()
 def clip_penultimate(prompt: str, tokenizer: Any, text_encoder: Any) -> tuple[Tensor, Tensor]:
-    """Last hidden state but one ``(tokens, width)`` and the pooled projection ``(width,)`` of a CLIP text encoder (SDXL, SD 3)."""
+    """The last hidden state but one and the pooled projection of a CLIP text encoder (SDXL, SD 3).
+
+    Returns:
+        Tensors of shape ``(tokens, width)`` and ``(width,)``.
+    """
     output = text_encoder(tokenize(prompt, tokenizer).input_ids.to(text_encoder.device), output_hidden_states=True)
     return kept(output.hidden_states[-2]), kept(output[0])
 
 
 @torch.no_grad()
 def clip_pooled(prompt: str, tokenizer: Any, text_encoder: Any) -> Tensor:
-    """Pooled output ``(width,)`` of a CLIP text encoder (Flux)."""
+    """The pooled output of a CLIP text encoder (Flux), shape ``(width,)``."""
     return kept(text_encoder(tokenize(prompt, tokenizer).input_ids.to(text_encoder.device)).pooler_output)
 
 
 @torch.no_grad()
 def t5(prompt: str, tokenizer: Any, text_encoder: Any, length: int) -> Tensor:
-    """Embedding ``(length, width)`` of a T5 encoder; like the pipelines, without an attention mask."""
+    """The embedding of a T5 encoder, shape ``(length, width)``. As in the pipelines, there is no attention mask."""
     return kept(text_encoder(tokenize(prompt, tokenizer, length).input_ids.to(text_encoder.device))[0])
 
 
 def warn_if_cut(prompt: str, tokenizer: Any, limit: int | None = None) -> None:
-    """Say which words of a prompt the tokenizer has no room for."""
+    """Warn about the words of a prompt that the tokenizer cuts off."""
     ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
     limit = tokenizer.model_max_length if limit is None else limit
     if len(ids) > limit:

@@ -1,4 +1,4 @@
-"""Unconditional models of pixels."""
+"""Unconditional models that work on pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from memwatch.denoiser.components import Components
 
 
 class Unconditional(Denoiser):
-    """``UNet2DModel`` on pixels in [-1, 1]: no VAE, no text, hence no unconditional branch to compare with. Prompts are ignored."""
+    """``UNet2DModel`` on pixels in [-1, 1], without VAE and text. Prompts are ignored.
+
+    There is no unconditional branch to compare with, so only snapshot baselines are used.
+    """
 
     name = "unconditional UNet2DModel"
     in_pixels = True

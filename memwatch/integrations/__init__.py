@@ -1,1 +1,5 @@
-"""memwatch in other people's loops: ``integrations.transformers``, ``integrations.lightning``, ``integrations.tracker``. Import the one you use."""
+"""memwatch in other people's loops. Import the module that you use.
+
+``integrations.transformers`` and ``integrations.lightning`` are callbacks of a ``Trainer``; ``integrations.tracker`` is
+for loops that accept nothing but an accelerate tracker.
+"""

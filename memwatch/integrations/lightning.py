@@ -13,14 +13,19 @@ from memwatch.callback import MemWatch
 
 
 class MemWatchCallback(Callback):  # type: ignore[misc]
-    """Watches the denoiser of a ``LightningModule``; scalars go to its loggers, pictures to ``output_dir``. One process, or DDP.
+    """Watches the denoiser of a ``LightningModule``, on one process or with DDP.
 
-    ``Trainer(callbacks=[MemWatchCallback(lambda module: module.unet, "path/to/pipeline", probes=..., controls=...)])``
+    Scalars go to the trainer's loggers, pictures to ``output_dir``::
+
+        Trainer(callbacks=[MemWatchCallback(lambda module: module.unet, "path/to/pipeline", probes=..., controls=...)])
 
     Args:
         denoiser: picks the denoiser out of the module.
         pretrained: as for ``MemWatch``.
-        options: of ``MemWatch``.
+        options: further arguments of ``MemWatch``.
+
+    Raises:
+        ConfigError, ProbeError, ValueError: as ``MemWatch`` does, when training starts.
     """
 
     def __init__(self, denoiser: Callable[[Any], nn.Module], pretrained: Any = None, **options: Any) -> None:
@@ -29,7 +34,7 @@ class MemWatchCallback(Callback):  # type: ignore[misc]
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        accelerator = Accelerator(cpu=pl_module.device.type == "cpu")  # knows the ranks; prepares nothing
+        accelerator = Accelerator(cpu=pl_module.device.type == "cpu")  # it only knows the ranks; it prepares nothing
         self.watch = MemWatch(accelerator, self.denoiser(pl_module), self.pretrained, **self.options)
         if self._restored is not None:
             self.watch.load_state_dict(self._restored)
@@ -48,7 +53,7 @@ class MemWatchCallback(Callback):  # type: ignore[misc]
         return self.watch.state_dict() if self.watch is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict or None  # comes before the model is there
+        self._restored = state_dict or None  # Lightning calls this before the model is there
 
     @staticmethod
     def _log(trainer: Any, report: Any) -> None:

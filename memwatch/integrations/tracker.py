@@ -1,4 +1,4 @@
-"""memwatch as an accelerate tracker, for trainers that let one add nothing else."""
+"""memwatch as an accelerate tracker, for trainers that accept nothing else."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ logger = logging.getLogger("memwatch")
 class MemWatchTracker(GeneralTracker):  # type: ignore[misc]
     """Takes every ``accelerator.log(values, step)`` for the end of an optimizer step.
 
-    ``Accelerator(log_with=["wandb", MemWatchTracker(lambda: MemWatch(accelerator, unet, "path/to/pipeline", probes=...))])``
+    Use it so::
 
-    What a tracker cannot do: trackers live on the main process, so it works with one process only; the first baseline is taken when
-    something is first logged, after a step or more (LoRA: ``signals.baseline: base`` needs none); and it cannot end training: read
-    ``tracker.watch.should_stop`` where the trainer lets you. Values without a step are passed over.
+        watch = MemWatchTracker(lambda: MemWatch(accelerator, unet, "path/to/pipeline", probes=...))
+        accelerator = Accelerator(log_with=["wandb", watch])
+
+    A tracker cannot do everything:
+
+    - It works with one process only, because trackers live on the main process.
+    - It takes the first baseline when something is first logged, after one or more steps. For LoRA,
+      ``signals.baseline: base`` needs no such baseline.
+    - It cannot end training. Read ``tracker.watch.should_stop`` where the trainer lets you.
+    - It passes over values that are logged without a step.
 
     Args:
-        make: makes the ``MemWatch``; called at the first ``log``, so that it may name what does not exist yet.
+        make: makes the ``MemWatch``. It is called at the first ``log``, so it may name what does not exist yet.
+
+    Raises:
+        ValueError: at the first ``log``, with more than one process.
     """
 
     name = "memwatch"
@@ -49,13 +59,12 @@ class MemWatchTracker(GeneralTracker):  # type: ignore[misc]
         if self.watch is None:
             self.watch = self._make()
             if (count := self.watch.accelerator.num_processes) > 1:
-                raise ValueError(
-                    f"MemWatchTracker works with one process, not {count}: only the main one logs; call watch.on_step_end instead"
-                )
+                why = "only the main one logs; call watch.on_step_end instead"
+                raise ValueError(f"MemWatchTracker works with one process, not {count}: {why}")
         stopped = self.watch.should_stop
         self.watch.on_step_end(step)
         if self.watch.should_stop and not stopped:
-            logger.warning("memwatch would stop here, which a tracker cannot: %s", self.watch.stop_reason)
+            logger.warning("memwatch would stop here, but a tracker cannot end training: %s", self.watch.stop_reason)
 
     def log_images(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None: ...
 

@@ -17,18 +17,24 @@ logger = logging.getLogger("memwatch")
 
 
 class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
-    """Watches the model of a ``Trainer``; scalars go wherever the trainer reports, pictures to ``output_dir``.
+    """Watches the model of a ``Trainer``.
 
-    ``trainer.add_callback(MemWatchCallback(trainer, "path/to/pipeline", probes=..., controls=...))``
+    Scalars go wherever the trainer reports, pictures to ``output_dir``::
 
-    Its state is saved in every checkpoint as ``memwatch.json`` and read when training is resumed from a checkpoint in the trainer's
-    ``output_dir``. With FSDP or DeepSpeed, the trained model must be the denoiser itself.
+        trainer.add_callback(MemWatchCallback(trainer, "path/to/pipeline", probes=..., controls=...))
+
+    The state is saved in every checkpoint as ``memwatch.json``. It is read when training resumes from a checkpoint in
+    the trainer's ``output_dir``. With FSDP or DeepSpeed, the trained model must be the denoiser itself.
 
     Args:
         trainer: the ``Trainer``.
         pretrained: as for ``MemWatch``.
-        denoiser: picks the denoiser out of the trained model, such as ``lambda model: model.unet``; default: all of it.
-        options: of ``MemWatch``.
+        denoiser: picks the denoiser out of the trained model, such as ``lambda model: model.unet``. By default the
+            trained model is the denoiser.
+        options: further arguments of ``MemWatch``.
+
+    Raises:
+        ConfigError, ProbeError, ValueError: as ``MemWatch`` does, when training begins.
     """
 
     def __init__(
@@ -51,7 +57,7 @@ class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
             if saved.is_file():
                 self.watch.load_state_dict(json.loads(saved.read_text(encoding="utf-8")))
             else:
-                logger.warning("memwatch: %s not found, so the baseline is what training is resumed from", saved)
+                logger.warning("memwatch: %s not found; the baseline is the model that training resumes from", saved)
         self._log(self.watch.begin(state.global_step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What chance alone shows: the null distribution from held-out controls, looked at again at every event."""
+"""Calibration: what chance alone shows. The null distribution comes from held-out controls, measured at every event."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Null:
-    """Statistics of the controls at one event: for each its maximum over levels and regions."""
+    """The null distribution of one event.
+
+    Attributes:
+        statistics: one per control, its maximum over levels and regions; smallest first.
+    """
 
     statistics: tuple[float, ...]
 
     @classmethod
     def of(cls, statistics: Iterable[float]) -> Null:
-        """Controls whose look was not finite are left out."""
+        """The distribution of ``statistics``. Those that are not finite are left out."""
         return cls(tuple(sorted(x for x in statistics if math.isfinite(x))))
 
     def p_value(self, x: float) -> float | None:
         """``p = (1 + #{controls >= x}) / (1 + N)`` (Phipson & Smyth 2010); ``None`` without controls.
 
-        Valid for a maximum over levels and regions because every control's statistic is that same maximum.
+        It is valid for a maximum over levels and regions, because every control's statistic is that same maximum.
         """
         if not self.statistics:
             return None
@@ -34,5 +38,5 @@ class Null:
 
 
 def expected_false_alarms(num_probes: int, max_p: float) -> float:
-    """Probes that pass ``p <= max_p`` in one event by chance when none is memorized (upper bound, before patience)."""
+    """How many probes pass ``p <= max_p`` by chance in one event, at most, when none is memorized; before patience."""
     return num_probes * max_p

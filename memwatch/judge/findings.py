@@ -1,4 +1,7 @@
-"""Findings: what the judge says of every observation of one event. Maps -> regions -> calibration -> verdicts, as pure functions."""
+"""Findings: what the judge says of every observation of one event.
+
+Maps -> regions -> calibration -> verdicts, as pure functions.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ class Finding:
 
     Attributes:
         observation: what was measured.
-        signals: every map of it; ``None`` where the measurements are not finite.
+        signals: every map of the observation; ``None`` where the measurements are not finite.
         evidence: the numbers that the verdict rests on.
-        state: the probe's state after this event; the verdict is in it.
-        reason: why, in words.
+        state: the probe's state after this event; it holds the verdict.
+        reason: why the verdict is what it is, in words.
         regions: largest first; none without evidence.
         labels: int ``(h, w)`` of the map: i inside ``regions[i - 1]``, 0 outside; ``None`` when nothing was compared.
         is_alert: whether this event is news: a worse verdict, or output that is no longer finite.
@@ -51,21 +54,28 @@ class Finding:
 
     @property
     def severity(self) -> float:
-        """Reduction factor of the strongest region, 1 when there is none."""
+        """The reduction factor of the strongest region; 1 when there is none."""
         return self.evidence.severity
 
     @property
     def p(self) -> float | None:
-        """p-value against the controls; ``None`` without controls."""
+        """The p-value against the controls; ``None`` without controls."""
         return self.evidence.p
 
 
 def judge_event(
     observations: Sequence[Observation], states: Mapping[str, ProbeState], step: int, config: MemWatchConfig
 ) -> tuple[list[Finding], dict[str, float], dict[str, ProbeState]]:
-    """Findings of all probes, statistics of the finite controls, and the probes' next states.
+    """Judge all probes of one event.
 
-    A probe is judged against controls of its own kind (reference or prompt) only.
+    A probe is judged only against controls of its own kind (reference or prompt).
+
+    Args:
+        observations: of probes and controls.
+        states: by probe, its state before this event.
+
+    Returns:
+        The findings of all probes; by name the statistics of the finite controls; the probes' next states.
     """
     all_signals = {o.name: signals_of(o, config) for o in observations}
     controls = {o.name: statistic(all_signals[o.name]) for o in observations if o.probe.is_control}
@@ -91,7 +101,7 @@ def signals_of(observation: Observation, config: MemWatchConfig) -> Signals | No
 
 
 def statistic(signals: Signals | None) -> float:
-    """Largest log factor over levels and pixels, hence over regions; NaN where nothing was compared."""
+    """The largest log factor of the deciding map, hence over all regions; NaN where nothing was compared."""
     if signals is None or signals.decisive is None:
         return math.nan
     return float(signals.decisive.mean.max())
@@ -131,7 +141,7 @@ def judge_probe(
 def regions_of(
     observation: Observation, signals: Signals | None, config: MemWatchConfig
 ) -> tuple[tuple[Region, ...], np.ndarray | None]:
-    """Regions of the deciding map and their labels, see ``find_regions``; nothing where nothing was compared."""
+    """The regions of the deciding map and their labels, see ``find_regions``; none where nothing was compared."""
     if signals is None or signals.decisive is None:
         return (), None
     image, rule, decisive = observation.image, config.regions, signals.decisive
@@ -141,7 +151,7 @@ def regions_of(
 
 
 def explained(region: Region, inside: np.ndarray, signals: Signals, observation: Observation, null: Null) -> Region:
-    """The region with its own p-value and the timestep at which it is strongest."""
+    """The region, with its own p-value and the timestep at which it is strongest."""
     assert signals.deciding is not None
     level = int(signals.deciding.mean[:, torch.from_numpy(inside)].mean(1).argmax())
     return replace(region, p=null.p_value(region.peak), level=observation.timesteps[level])

@@ -1,4 +1,4 @@
-"""Stop: whether training ends. A pure function of state."""
+"""Stop: whether training ends, by a pure function of state."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from memwatch.judge.findings import Finding
 
 @dataclass(frozen=True)
 class StopState:
-    """Memory of the stop rule.
+    """What the stop rule remembers between events.
 
     Attributes:
         streak: events in a row with enough memorized probes.
-        reason: set once and never taken back.
+        reason: why training is to end; set once and never taken back.
     """
 
     streak: int = 0
@@ -25,7 +25,12 @@ class StopState:
 
 
 def decide_stop(state: StopState, findings: Sequence[Finding], step: int, rule: StopConfig) -> StopState:
-    """The next state, with a ``reason`` when training is to end."""
+    """The next state; it has a ``reason`` when training is to end.
+
+    Args:
+        findings: of this event.
+        rule: how many probes it takes, of which severity and p-value, and for how many events in a row.
+    """
     if state.reason is not None or not rule.enabled:
         return state
     counted = [f.name for f in findings if _counts(f, rule)]

@@ -145,23 +145,12 @@ class Observer:
             last_clean: by probe, the step of the last event in which it raised no suspicion.
             tick: called after each probe of the first pass.
         """
-        views = {}
+        views: dict[str, View] = {}
         found: dict[str, Observation] = {}
         by_weights: dict[int | None, list[PreparedProbe]] = {}
         for p in probes:
             step = baselines.step_of(p.probe, last_clean.get(p.name))
-            view, image = self.view(p)
-            views[p.name] = view
-            found[p.name] = Observation(
-                p.probe,
-                view.timesteps,
-                now=self.measure(view),
-                unconditional=self._measure_unconditional(p, view),
-                baseline=baselines.recall(p.probe, step),
-                baseline_step=step,
-                eps=view.eps,
-                image=image,
-            )
+            views[p.name], found[p.name] = self._observe_now(p, step, baselines)
             if baselines.needs_weights(p.probe, step):
                 by_weights.setdefault(step, []).append(p)
             tick()
@@ -174,6 +163,20 @@ class Observer:
                     baselines.keep(p.probe, step, earlier)
                     found[p.name] = replace(found[p.name], baseline=earlier)
         return list(found.values())
+
+    def _observe_now(self, p: PreparedProbe, step: int | None, baselines: Baselines) -> tuple[View, Observation]:
+        """What needs no other weights: the view, and the observation with the baseline where the ledger has it."""
+        view, image = self.view(p)
+        return view, Observation(
+            p.probe,
+            view.timesteps,
+            now=self.measure(view),
+            unconditional=self._measure_unconditional(p, view),
+            baseline=baselines.recall(p.probe, step),
+            baseline_step=step,
+            eps=view.eps,
+            image=image,
+        )
 
     def view(self, p: PreparedProbe) -> tuple[View, np.ndarray | None]:
         """Where a probe is looked at, and the picture to show."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memwatch.config import COMBINATIONS
+from memwatch.config import AGAINST, COMBINATIONS, TERMS
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
 
@@ -186,7 +186,7 @@ def compute_signals(
         smooth: see ``Comparison.of``.
 
     Raises:
-        ValueError: ``combine`` is none of the three.
+        ValueError: ``terms``, ``against`` or ``combine`` is none of the three.
     """
     o = observation
     snapshot = Comparison.of(o.baseline, o.now, o.eps, smooth) if o.baseline is not None else None
@@ -202,10 +202,14 @@ def decide(
     """The map that decides, samples ``(levels, n, h, w)``, and where it may, bool ``(levels, h, w)``.
 
     ``both`` is the pointwise minimum of the two comparisons: fallen since the baseline *and* not explained by a model
-        that
-    does not know the prompt. Where the unconditional branch was not looked at, the snapshot alone decides. The freedom
-    of the baseline gates ``both``; each other comparison is gated by its own.
+    that does not know the prompt. Where the unconditional branch was not looked at, the snapshot alone decides. The
+    freedom of the baseline gates ``both``; each other comparison is gated by its own.
+
+    Raises:
+        ValueError: ``terms`` or ``against`` is none of the three.
     """
+    if terms not in TERMS or against not in AGAINST:
+        raise ValueError(f"got terms {terms!r}, against {against!r}; allowed: {TERMS} and {AGAINST}")
     chosen = unconditional if against == "unconditional" else snapshot
     if chosen is None or (value := chosen.term(terms)) is None:
         return None, None
@@ -218,9 +222,8 @@ def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_m
     """Several noise levels -> one map.
 
     ``adjacent_min``: a coordinate counts only as far as *two neighbouring levels* agree (the smaller of the two), and
-        the
-    best such pair counts; one level alone stands for itself. ``mean`` and ``max`` are over levels. A level where the
-    baseline is not free says 0.
+    the best such pair counts; one level alone stands for itself. ``mean`` and ``max`` are over levels. A level where
+    the baseline is not free says 0.
 
     Args:
         levels: samples ``(levels, n, h, w)``.

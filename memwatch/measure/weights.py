@@ -68,15 +68,7 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """
     reshard(model)
     parameters = dict(model.named_parameters())
-    values = {}
-    for name, tensor in tensors.items():
-        found = parameters.get(name)
-        values[name] = tensor if found is None else _cut_like(tensor, found)
-        if found is None or local_part(found).shape != values[name].shape:
-            has = tuple(local_part(found).shape) if found is not None else "no such parameter"
-            raise ValueError(
-                f"snapshot does not fit the model: {name} has shape {tuple(values[name].shape)}, the model {has}"
-            )
+    values = {name: _fitted(name, tensor, parameters.get(name)) for name, tensor in tensors.items()}
     live: dict[str, Tensor] = {}
     try:
         for name, value in values.items():
@@ -109,6 +101,15 @@ def local_part(tensor: Tensor) -> Tensor:
     detached: Any = tensor.detach()
     own: Tensor = detached.to_local() if is_sharded(tensor) else detached
     return own
+
+
+def _fitted(name: str, tensor: Tensor, parameter: Tensor | None) -> Tensor:
+    """``tensor`` as this rank's part of ``parameter``, or a ``ValueError`` that names both shapes."""
+    value = tensor if parameter is None else _cut_like(tensor, parameter)
+    if parameter is None or local_part(parameter).shape != value.shape:
+        has = tuple(local_part(parameter).shape) if parameter is not None else "no such parameter"
+        raise ValueError(f"snapshot does not fit the model: {name} has shape {tuple(value.shape)}, the model {has}")
+    return value
 
 
 def _cut_like(tensor: Tensor, like: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Always: ``history.jsonl`` (one line an event), maps as safetensors, overlays as PNG."""
+"""Always: ``history.jsonl`` (one line per event), maps as safetensors, overlays as PNG."""
 
 from __future__ import annotations
 

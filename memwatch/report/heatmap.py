@@ -1,4 +1,4 @@
-"""Numbers -> pictures, on a colour scale that means the same in every picture."""
+"""Heatmaps: from numbers to pictures, on a colour scale that means the same in every picture."""
 
 from __future__ import annotations
 
@@ -26,25 +26,29 @@ STOPS = np.array(
     ],
     dtype=np.float64,
 )
-SHOWN = 384  # pixels; smaller pictures are enlarged so that boxes and text are readable
+SHOWN = 384  # pixels; smaller pictures are enlarged until boxes and text can be read
 BAR = 74  # pixels, width of the colour bar with its labels
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """RGB uint8 ``(h, w, 3)`` of ``values`` ``(h, w)``, where 0 is nothing and 1 the top of the scale; values outside are clipped."""
+    """The colours of ``values``, RGB uint8 ``(h, w, 3)``.
+
+    Args:
+        values: ``(h, w)``; 0 is nothing and 1 the top of the scale. Values outside are clipped.
+    """
     position = np.clip(values, 0, 1) * (len(STOPS) - 1)
     channels = [np.interp(position, np.arange(len(STOPS)), STOPS[:, i]) for i in range(3)]
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
 def scaled(log_values: np.ndarray, max_factor: float) -> np.ndarray:
-    """Log ratios -> [0, 1]: factor 1 (or less) is 0, ``max_factor`` is 1. NaN is 0."""
+    """Log ratios on the scale [0, 1]: a factor of 1 or less is 0, one of ``max_factor`` or more is 1, NaN is 0."""
     share: np.ndarray = np.clip(np.nan_to_num(log_values, nan=0.0) / np.log(max_factor), 0, 1)
     return share
 
 
 def pictures_of(findings: Sequence[Finding], config: MemWatchConfig) -> dict[str, Image.Image]:
-    """``picture_of`` every finding that has an image, by the probe's name."""
+    """The picture of every finding that has an image, by the probe's name."""
     pictures = {f.name: picture_of(f, config.heatmap.max_factor) for f in findings}
     return {name: picture for name, picture in pictures.items() if picture is not None}
 
@@ -62,15 +66,15 @@ def picture_of(finding: Finding, max_factor: float) -> Image.Image | None:
 def overlay(
     image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, max_factor: float = 8.0
 ) -> Image.Image:
-    """The image, and beside it the image under its heatmap with region boxes, and the colour bar.
+    """Three things side by side: the image, the image under its heatmap with region boxes, and the colour bar.
 
-    The heatmap is as opaque as its value is high: where nothing was stored the image shows unchanged.
+    The higher a value, the more opaque the heatmap: where nothing was stored, the image shows unchanged.
 
     Args:
         image: RGB uint8 ``(H, W, 3)``.
-        log_values: natural log of variance reduction factors, ``(h, w)``; enlarged to the image without smoothing.
-        regions: boxes in the pixels of ``image``.
-        max_factor: top of the scale.
+        log_values: natural log of reduction factors, ``(h, w)``; enlarged to the image without smoothing.
+        regions: their boxes are in pixels of ``image``.
+        max_factor: the reduction factor at the top of the scale.
     """
     height, width = image.shape[:2]
     zoom = max(1, -(-SHOWN // max(height, width)))
@@ -96,7 +100,7 @@ def overlay(
 
 
 def colour_bar(height: int, max_factor: float) -> Image.Image:
-    """Vertical scale of variance reduction factors, labelled at 1x, 2x, 4x ... and the top."""
+    """The vertical scale of reduction factors, labelled at 1x, 2x, 4x ... and at the top."""
     bar = Image.new("RGB", (BAR, height), (255, 255, 255))
     pad = 14
     column = colours(np.linspace(1, 0, height - 2 * pad)[:, None].repeat(18, 1))

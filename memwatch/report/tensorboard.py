@@ -1,4 +1,4 @@
-"""TensorBoard: scalars, one image tag a probe (so that the step slider scrubs one probe), alerts as text.
+"""TensorBoard: scalars, one image tag per probe (so that the step slider scrubs one probe), alerts as text.
 
 TensorBoard shows ten steps an image tag unless started with ``--samples_per_plugin images=1000``; the files in
 ``output_dir`` hold all.

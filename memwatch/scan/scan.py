@@ -145,9 +145,9 @@ class Scan:
     def _observe(self, step: int) -> list[Observation]:
         """Probe by probe: each is kept as soon as it is measured, and one that fails fails alone."""
         mine, failed = [], []
-        share = self.ranks.share(self.observer.probes)
         hidden = not self.accelerator.is_main_process
         with self.observer.borrowed():
+            share = self.ranks.share(self.observer.probes)  # as a trained text encoder understands them now
             for p in tqdm(share, desc=f"memwatch scan, step {step}", unit="probe", disable=hidden):
                 try:
                     mine.append(self._kept_or_new(step, p))

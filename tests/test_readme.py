@@ -1,0 +1,117 @@
+"""The README is short, its commands and snippets are right, and what it names exists."""
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from memwatch import MemWatch, MemWatchConfig, load_config
+from memwatch.cli import COMMANDS
+from memwatch.report import report
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", ".github/CONTRIBUTING.md", "configs/README.md", "train_examples/README.md"]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+SPANS = sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))))
+FILES = {"metadata.jsonl", "history.jsonl"}  # spans with a dot that are files of the user's
+THEIRS = {"accelerator.load_state", "torch.compile"}
+OURS = {f"{k}.{n}" for k, section in MemWatchConfig().to_dict().items() if isinstance(section, dict) for n in section}
+
+
+def blocks(language):
+    return [text for name, text in BLOCKS if name == language]
+
+
+def relative_links(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    return [link.partition("#")[0] for link in links if "://" not in link and not link.startswith("#")]
+
+
+def test_it_is_short():
+    lines = README.splitlines()
+    assert len(lines) < 130
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        'pip install -e ".[examples]" && python train_examples/quickstart.py',
+        'pip install -e ".[test]" && python -m pytest',
+    ],
+)
+def test_the_two_commands_stand_on_lines_of_their_own(command):
+    """Continuous integration greps for them and runs the line."""
+    assert README.splitlines().count(command) == 1
+    first = next(line for line in README.splitlines() if command.partition(" && ")[0] in line)
+    assert first == command
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_exist(page):
+    assert [link for link in relative_links(page) if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_contributing_names_what_exists():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = {path for path in re.findall(r"`((?:memwatch|tests|configs)/[\w/]+\.\w+)`", text) if "NAME" not in path}
+    assert paths
+    assert [path for path in sorted(paths) if not (ROOT / path).is_file()] == []
+    named = re.findall(r"`(?:\w+\.)?(\w+)`(?:, and the functions before it,)? (?:in|of) `([\w/]+\.py)`", text)
+    assert len(named) >= 8
+    for name, path in named:
+        assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b", (ROOT / path).read_text("utf-8"), re.MULTILINE), name
+
+
+def test_python_snippets_parse():
+    assert blocks("python")
+    for text in blocks("python"):
+        ast.parse(text)
+
+
+def test_the_session_has_five_marked_lines_that_name_what_exists():
+    (session,) = blocks("python")
+    marked = [line for line in session.splitlines() if re.search(r"# [1-5]", line)]
+    assert [re.search(r"# (\d)", line)[1] for line in marked] == list("12345")
+    assert all(hasattr(MemWatch, name) for name in re.findall(r"\bwatch\.(\w+)", README))
+
+
+def test_yaml_snippets_load():
+    settings = [text for text in (*blocks("yaml"), *SPANS) if re.match(r"[a-z_]+: +\S", text)]
+    assert "signals: {against: snapshot}" in settings
+    for text in settings:
+        load_config(yaml.safe_load(text))
+
+
+def test_named_keys_exist():
+    dotted = {span for span in SPANS if re.fullmatch(r"[a-z_]+\.[a-z_]+", span)} - FILES - THEIRS
+    dotted = {span for span in dotted if not span.startswith(("watch.", "memwatch."))}
+    assert dotted >= {"alerts.min_severity", "alerts.max_p", "alerts.patience"}
+    assert dotted - OURS == set()
+    logged = {span for span in SPANS if span.startswith("memwatch/") and not span.endswith(".py")}
+    assert "memwatch/heatmap/PROBE" in logged
+    assert [key for key in logged if f"``{key}``" not in report.__doc__] == []
+
+
+def test_numbers_beside_keys_are_the_defaults():
+    """As in "`alerts.patience` (2)"."""
+    defaults = MemWatchConfig().to_dict()
+    found = re.findall(r"`(\w+)\.(\w+)` \(([\d.]+)x?\)", README)
+    assert found
+    assert {key: float(value) for _, key, value in found} == {key: defaults[section][key] for section, key, _ in found}
+
+
+def test_commands_parse():
+    lines = [line for text in blocks("bash") for line in text.splitlines() if line.startswith("memwatch ")]
+    assert lines
+    for line in lines:
+        _, name, *arguments = shlex.split(line, comments=True)
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        importlib.import_module(COMMANDS[name][0]).arguments(parser)
+        parser.parse_args(arguments)
