@@ -80,7 +80,7 @@ def test_a_prompt_without_room_warns_what_is_cut(loop, pipeline, caplog):
     assert len(cut) == 1
     assert cut[0].endswith("zebra'")
     assert cut[0].count("red cat") > 10
-    assert watch._prepared[0].conditioning["encoder_hidden_states"].shape == (32, 16)
+    assert watch.observer.probes[0].conditioning["encoder_hidden_states"].shape == (32, 16)
 
 
 @pytest.mark.parametrize("size", [(40, 24), (8, 8), (17, 16)])
@@ -92,20 +92,20 @@ def test_an_image_of_another_size_warns_and_fits(size, loop, pipeline, caplog):
     assert [m for m in caplog.messages if "resized" in m] == [
         f"probe 'cat': image of {size[0]}x{size[1]} px is resized and cropped to 16 px"
     ]
-    assert watch._prepared[0].image.shape == (16, 16, 3)
-    assert watch._prepared[0].latents.shape == (4, 8, 8)
+    assert watch.observer.probes[0].image.shape == (16, 16, 3)
+    assert watch.observer.probes[0].latents.shape == (4, 8, 8)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_pictures_of_other_modes_are_read(mode, loop, pipeline, tmp_path):
     picture(0).convert(mode).save(tmp_path / "cat.png")
     watch = loop.watch(pipeline, [Probe("a cat", tmp_path / "cat.png")])
-    assert watch._prepared[0].latents.isfinite().all()
+    assert watch.observer.probes[0].latents.isfinite().all()
 
 
 def test_names_of_probes_are_unique_and_safe(loop, pipeline):
     watch = loop.watch(pipeline, ["a/../b", "a/../b", Probe("x", name="a/../b"), "語"])
-    names = [p.name for p in watch._prepared]
+    names = [p.name for p in watch.observer.probes]
     assert len(set(names)) == 4
     assert not any("/" in name for name in names)
 
@@ -138,7 +138,7 @@ def test_nan_weights_are_inconclusive_and_training_goes_on(pretrained, pipeline,
     assert [row["step"] for row in rows] == [0, 2, 4, 6]
     assert rows[2]["findings"][0]["statistic"] is None
     assert rows[2]["scalars"]["memwatch/num_inconclusive"] == 2
-    assert watch._ledger.steps == [0, 2]  # never a baseline of later events
+    assert watch.baselines.ledger.steps == [0, 2]  # never a baseline of later events
 
 
 def test_a_model_that_recovers_is_judged_again(pretrained, pipeline, tmp_path):
@@ -151,7 +151,7 @@ def test_a_model_that_recovers_is_judged_again(pretrained, pipeline, tmp_path):
     loop.bare.conv_out.weight.data.copy_(weight)
     report = watch.on_step_end(4)
     assert [f.verdict for f in report.findings] == [Verdict.NO_EVIDENCE] * 2
-    assert [f.baseline_step for f in report.findings] == [0, 0]
+    assert [f.observation.baseline_step for f in report.findings] == [0, 0]
 
 
 def test_an_unknown_family_is_refused_at_construction(loop, pipeline):
@@ -211,7 +211,8 @@ def test_parts_that_are_passed_need_no_pretrained(pretrained, pipeline, tmp_path
         ({"every_step": 5}, "'every_step' is unknown; did you mean 'every_steps'"),
         ({"levels": {"timesteps": [61, 5000]}}, "levels.timesteps.*5000.*up to 999"),
         ({"resolution": 17}, "resolution.*17.*multiple of 2"),
-        ({"signals": {"decide": "loss_log_ratio"}}, "signals.decide.*prompt probes"),
+        ({"signals": {"terms": "loss"}}, "signals.terms.*'loss'.*prompt probes"),
+        ({"signals": {"decide": "loss_log_ratio"}}, "signals.decide.*replaced by.*terms: loss, against: snapshot"),
         ({"signals": {"baseline": "yesterday"}}, "signals.baseline.*yesterday"),
         ({"signals": {"baseline": "base"}}, "signals.baseline.*base.*no LoRA layers"),
     ],

@@ -1,4 +1,6 @@
-"""Imports point one way: numbers <- domain <- report <- trackers <- callback and everything above."""
+"""Imports point one way, folder by folder; heavy packages wait until they are needed; the public names are these."""
+
+from __future__ import annotations
 
 import ast
 from pathlib import Path
@@ -8,39 +10,38 @@ import pytest
 import memwatch
 
 PACKAGE = Path(memwatch.__file__).parent
-NUMBERS = {"config", "noise", "curvature", "regions", "heatmap", "evaluation"}
-DOMAIN = {
-    "denoiser",
-    "probes",
-    "snapshots",
-    "checkpoints",
-    "signals",
-    "measure",
-    "calibration",
-    "alerts",
-    "judging",
-    "ranks",
-}
-RANK = {**dict.fromkeys(NUMBERS, 0), **dict.fromkeys(DOMAIN, 1), "report": 2, "trackers": 3}  # all others are above
-ABOVE = 4
-EXCEPTIONS = {("judging", "report")}
-FOREIGN = {"wandb", "tensorboard", "tensorboardX", "diffusers", "transformers", "lightning"}
-ADAPTERS = {
+LAYERS = [  # each knows itself and those before it
+    {"config", "config_file", "config_table", "faults", "guard"},
+    {"denoiser"},
+    {"ranks"},
+    {"measure"},
+    {"judge"},
+    {"report"},
+    {"callback"},
+    {"scan", "integrations"},
+    {"cli", "bench"},
+    {"__init__", "__main__"},
+]
+LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+HEAVY = {"wandb", "tensorboard", "tensorboardX", "diffusers", "transformers", "lightning"}
+ADAPTERS = {  # their classes derive from the other side's
     "integrations/transformers.py": {"transformers"},
     "integrations/lightning.py": {"lightning"},
-}  # classes derive from theirs
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part(path):
-    """The top-level module a file belongs to: ``trackers`` for ``trackers/files.py``."""
+def part(path: Path) -> str:
+    """The folder or module of the package that a file belongs to: ``report`` for ``report/files.py``."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def named(node, path):
+def named(node: ast.AST, path: Path) -> list[str]:
     """Dotted names of what an import statement imports."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
     base = node.module or ""
     if node.level:
         package = ["memwatch", *path.relative_to(PACKAGE).parts[:-1]]
@@ -48,65 +49,55 @@ def named(node, path):
     return [f"{base}.{alias.name}" for alias in node.names] if base == "memwatch" else [base]
 
 
-def imports(path):
+def imports(path: Path) -> list[str]:
     """Every import of a file, also inside functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [
-        name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for name in named(node, path)
-    ]
+    return [name for node in ast.walk(tree) for name in named(node, path)]
 
 
-def module_level_imports(path):
+def module_level_imports(path: Path) -> list[str]:
     """Those that run when the module is imported: functions are not looked into, classes, ``if`` and ``try`` are."""
     found, waiting = [], list(ast.parse(path.read_text(encoding="utf-8")).body)
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found += named(node, path)
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        found += named(node, path)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             waiting += ast.iter_child_nodes(node)
     return found
 
 
-def violations(path):
-    me = part(path)
-    targets = {name.split(".")[1] for name in imports(path) if name.startswith("memwatch.")}
-    return {
-        other for other in targets if RANK.get(other, ABOVE) > RANK.get(me, ABOVE) and (me, other) not in EXCEPTIONS
-    }
+def wrong(path: Path) -> set[str]:
+    """Parts of the package that a file imports although they come after its own, and the package itself."""
+    ours = [name for name in imports(path) if name.split(".")[0] == "memwatch"]
+    outwards = {name for name in ours if name == "memwatch" and part(path) != "__init__"}
+    targets = {name.split(".")[1] for name in ours if name != "memwatch"}
+    return outwards | {target for target in targets if LAYER.get(target, 99) > LAYER[part(path)]}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_part_has_a_layer():
+    assert {part(path) for path in FILES} == set(LAYER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_imports_point_one_way(path):
-    assert violations(path) == set()
-    if part(path) != "__init__":
-        assert "memwatch" not in imports(path)  # the package's front door opens outwards only
+    assert wrong(path) == set()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_heavy_packages_are_never_imported_at_module_level(path):
     allowed = ADAPTERS.get(path.relative_to(PACKAGE).as_posix(), set())
-    assert {name.split(".")[0] for name in module_level_imports(path)} & FOREIGN == allowed
-
-
-def test_numbers_only_know_each_other():
-    for name in NUMBERS:
-        targets = {target.split(".")[1] for target in imports(PACKAGE / f"{name}.py") if target.startswith("memwatch.")}
-        assert targets <= NUMBERS, name
-
-
-def test_every_layered_module_exists():
-    assert {part(path) for path in FILES} >= set(RANK)
+    assert {name.split(".")[0] for name in module_level_imports(path)} & HEAVY == allowed
 
 
 def test_the_walk_sees_a_wrong_import(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
-    wrong = tmp_path / "curvature.py"
-    inside = "def f():\n    from .probes import Probe\n    import diffusers\n"
-    outside = "if True:\n    from memwatch import callback\n    import wandb.sdk\n"
-    wrong.write_text(f"import torch\n{inside}{outside}")
-    assert violations(wrong) == {"probes", "callback"}
-    assert {name.split(".")[0] for name in module_level_imports(wrong)} & FOREIGN == {"wandb"}
+    bad = tmp_path / "measure" / "curvature.py"
+    bad.parent.mkdir()
+    inside = "def f():\n    from ..judge.regions import Region\n    import diffusers\n    import memwatch\n"
+    outside = "if True:\n    from memwatch import callback, config\n    from . import views\n    import wandb.sdk\n"
+    bad.write_text(f"import torch\nfrom memwatch import MemWatch\n{inside}{outside}", encoding="utf-8")
+    assert wrong(bad) == {"judge", "memwatch", "callback", "MemWatch"}
+    assert {name.split(".")[0] for name in module_level_imports(bad)} & HEAVY == {"wandb"}
 
 
 def test_public_names():

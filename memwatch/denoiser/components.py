@@ -130,16 +130,21 @@ def _read_pipeline(pretrained: Any, names: Sequence[str], dtype: torch.dtype) ->
     Raises:
         ValueError: it cannot be loaded.
     """
+    from accelerate.utils import compare_versions
     from diffusers import DiffusionPipeline
 
+    dtype_key = (
+        "torch_dtype" if compare_versions("diffusers", "<", "0.40") else "dtype"
+    )  # each refuses the other's name
     try:
         config = DiffusionPipeline.load_config(pretrained)
-        skipped: dict[str, Any] = {
+        options: dict[str, Any] = {
             name: None for name, part in config.items() if isinstance(part, list) and name not in names
         }
         # A pipeline that was saved without T5 must be told so when it is loaded.
-        skipped |= {name: None for name in names if (config.get(name) or [None])[0] is None}
-        skipped |= {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
-        return DiffusionPipeline.from_pretrained(pretrained, dtype={"default": dtype, "vae": torch.float32}, **skipped)
+        options |= {name: None for name in names if (config.get(name) or [None])[0] is None}
+        options |= {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
+        options[dtype_key] = {"default": dtype, "vae": torch.float32}
+        return DiffusionPipeline.from_pretrained(pretrained, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"pretrained {str(pretrained)!r} cannot be loaded: {error}") from error

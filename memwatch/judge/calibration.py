@@ -26,6 +26,9 @@ class Null:
         """``p = (1 + #{controls >= x}) / (1 + N)`` (Phipson & Smyth 2010); ``None`` without controls.
 
         It is valid for a maximum over levels and regions, because every control's statistic is that same maximum.
+
+        >>> Null.of([0.1, 0.2, 0.4]).p_value(0.3)
+        0.5
         """
         if not self.statistics:
             return None

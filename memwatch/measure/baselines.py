@@ -29,6 +29,11 @@ def choose_baseline(signals: SignalsConfig, steps: Sequence[int], last_clean: in
         last_clean: of the last event in which the probe raised no suspicion.
 
     Where the wanted event is missing, the first one stands in for it.
+
+    >>> choose_baseline(SignalsConfig(baseline="lag:2"), [0, 500, 1000])
+    500
+    >>> choose_baseline(SignalsConfig(baseline="lag:9"), [0, 500, 1000])
+    0
     """
     kind, argument = signals.baseline_parts
     if signals.baseline_is_fixed or not steps:

@@ -34,6 +34,11 @@ def test_vectors(num: int, shape: tuple[int, int, int], generator: torch.Generat
 
     Raises:
         ValueError: ``tile`` is no power of two, or does not divide ``num``.
+
+    >>> v = test_vectors(4, (4, 8, 8), torch.Generator().manual_seed(0), tile=4)
+    >>> one_pixel = v[:, :, 0, 0]
+    >>> torch.equal(one_pixel.T @ one_pixel, 4 * torch.eye(4))
+    True
     """
     if tile < 1 or tile & (tile - 1) or num % tile:
         raise ValueError(f"tile must be a power of two that divides the number of test vectors ({num}), got {tile}")
@@ -102,6 +107,10 @@ class CurvatureMap:
 
     The difference of two maps made with the same test vectors is taken replicate by replicate: its error is *paired*,
     and a map minus itself is exactly zero.
+
+    >>> one = CurvatureMap(torch.tensor([0.25, 0.75]).reshape(2, 1, 1))
+    >>> one.mean.item(), one.sem.item(), (one - one).sem.item()
+    (0.5, 0.25, 0.0)
     """
 
     samples: Tensor

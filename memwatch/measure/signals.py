@@ -41,6 +41,10 @@ def log_ratio(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
     log 5 is "five times less freedom than before". The floor keeps out ratios of next to nothing: where a plain
     background had a hundredth of its freedom left, half of that says nothing. Replicates are averaged before the ratio;
     the error is the paired one, by linearization (delta method).
+
+    >>> before, now = (CurvatureMap(torch.full((1, 2, 1, 1), rho)) for rho in (0.95, 0.15))
+    >>> round(factor(log_ratio(before, now).mean.item()), 4)
+    5.0
     """
     b, a = ((rho.mean.clamp(min=0) + FLOOR)[..., None, :, :] for rho in (baseline, now))
     deviation = (baseline.samples - baseline.mean[..., None, :, :]) / b - (now.samples - now.mean[..., None, :, :]) / a
@@ -170,12 +174,7 @@ class Signals:
 
 
 def compute_signals(
-    observation: Observation,
-    *,
-    terms: str = "both",
-    against: str = "both",
-    combine: str = "mean",
-    smooth: int = 3,
+    observation: Observation, *, terms: str = "both", against: str = "both", combine: str = "mean", smooth: int = 3
 ) -> Signals:
     """Every signal that an observation allows.
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import (
-    DDIMPipeline,
-    DDIMScheduler,
-)
+from diffusers import DDIMPipeline, DDIMScheduler
 from support import families as tiny
 from support.builders import assert_same
 from support.families import PROMPT, adapted, size_of
@@ -23,8 +21,10 @@ from memwatch.denoiser import Components, Flux, StableDiffusion3
 from memwatch.denoiser.flux import pack, unpack
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.curvature import value_and_diag_jacobian
+from memwatch.measure.images import encode_images
 from memwatch.measure.measure import measure
-from memwatch.measure.probes import PreparedProbe, View, encode_image, prompt_view
+from memwatch.measure.prepare import PreparedProbe
+from memwatch.measure.views import View, prompt_view
 
 NAMES = ["sdxl", "sd3", "sd3-without-t5", "flux", "flux-schnell", "unconditional"]
 
@@ -33,7 +33,7 @@ def inputs(channels: int, t: int, b: int = 2, side: int = 8):
     return torch.randn(b, channels, side, side, generator=torch.Generator().manual_seed(5)), torch.full((b,), t)
 
 
-# --- epsilon is what the family's own pipeline computes ---------------------------------------------------------------------------------
+# --- epsilon is what the family's own pipeline computes --------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -77,26 +77,24 @@ def test_epsilon_is_the_familys_own(name, family_folders, families):
 
 def test_the_unconditional_branch_is_the_familys_own(family_folders, families):
     denoiser, parts = adapted(families["sdxl"], family_folders["sdxl"])
-    zeros = denoiser.encode_null(parts, tiny.SIZE)
+    zeros = denoiser.encode_unconditional(parts, tiny.SIZE)
     _, hidden, _, pooled = families["sdxl"].encode_prompt(PROMPT)
-    assert_same(
-        dict(zeros), {"encoder_hidden_states": hidden[0], "text_embeds": pooled[0], "time_ids": zeros["time_ids"]}
-    )
+    expected = {"encoder_hidden_states": hidden[0], "text_embeds": pooled[0], "time_ids": zeros["time_ids"]}
+    assert_same(dict(zeros), expected)
     assert zeros["time_ids"].tolist() == [16, 16, 0, 0, 16, 16]
-    empty = denoiser.encode_null(
-        Components(None, None, parts.text_encoders, parts.tokenizers, zero_null=False), tiny.SIZE
-    )
+    plain = Components(None, None, parts.text_encoders, parts.tokenizers, zero_unconditional=False)
+    empty = denoiser.encode_unconditional(plain, tiny.SIZE)
     assert_same(dict(empty), dict(denoiser.encode("", parts, tiny.SIZE)))
     assert empty["encoder_hidden_states"].abs().sum() > 0
 
     denoiser, parts = adapted(families["sd3"], family_folders["sd3"])
     _, hidden, _, pooled = families["sd3"].encode_prompt(PROMPT, PROMPT, PROMPT, max_sequence_length=77)
-    null = denoiser.encode_null(parts, tiny.SIZE)
+    null = denoiser.encode_unconditional(parts, tiny.SIZE)
     torch.testing.assert_close(null["encoder_hidden_states"], hidden[0])
     torch.testing.assert_close(null["pooled_projections"], pooled[0])
 
     denoiser, parts = adapted(families["unconditional"], family_folders["unconditional"])
-    assert denoiser.encode_null(parts, 8) is None
+    assert denoiser.encode_unconditional(parts, 8) is None
 
 
 def test_flux_packs_2x2_pixels_and_back():
@@ -107,7 +105,7 @@ def test_flux_packs_2x2_pixels_and_back():
     assert torch.equal(unpack(packed, 6, 8), x)
 
 
-# --- samples ------------------------------------------------------------------------------------------------------------------------------
+# --- samples ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "unconditional"])
@@ -118,20 +116,17 @@ def test_prompt_probes_are_sampled_as_the_pipeline_samples(name, family_folders,
     if denoiser.schedule.prediction_type != "flow":
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     size = size_of(name)
-    arguments = (
-        {} if name == "unconditional" else {"prompt": PROMPT, "height": size, "width": size, "guidance_scale": 3.0}
-    )
-    arguments |= {"sd3": {"max_sequence_length": 77}, "flux": {"guidance_scale": 3.5}}.get(name, {})
+    steps = {"num_inference_steps": 3, "generator": generator}
     if name == "unconditional":
-        expected = DDIMPipeline(pipe.unet, pipe.scheduler)(
-            num_inference_steps=3, generator=generator, output_type="np"
-        ).images[0]
+        expected = DDIMPipeline(pipe.unet, pipe.scheduler)(**steps, output_type="np").images[0]
     else:
-        expected = pipe(**arguments, num_inference_steps=3, generator=generator, output_type="latent").images
+        arguments = {"prompt": PROMPT, "height": size, "width": size, "guidance_scale": 3.0, "output_type": "latent"}
+        arguments |= {"sd3": {"max_sequence_length": 77}, "flux": {"guidance_scale": 3.5}}.get(name, {})
+        expected = pipe(**arguments, **steps).images
         expected = unpack(expected, 8, 8)[0] if name == "flux" else expected[0]
-    prepared = PreparedProbe(Probe(PROMPT, seed=3, name="a"), denoiser.encode(PROMPT, parts, size), None, None, False)
+    prepared = PreparedProbe(Probe(PROMPT, seed=3, name="a"), denoiser.encode(PROMPT, parts, size), None, None)
     sampling = SamplingConfig(num_inference_steps=3, guidance_scale=3.0)
-    null = denoiser.encode_null(parts, size)
+    null = denoiser.encode_unconditional(parts, size)
     view, latents = prompt_view(prepared, null, denoiser, parts.scheduler, sampling, draws=2, side=8)
     if name == "unconditional":
         latents, expected = (latents.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1), torch.from_numpy(expected)
@@ -144,10 +139,11 @@ def test_the_vaes_shift_is_applied(families):
     pixels = torch.zeros(1, 3, 16, 16) + 127 / 127.5 - 1
     with torch.no_grad():
         expected = (vae.encode(pixels).latent_dist.mode() - 0.1) * 0.5
-    torch.testing.assert_close(encode_image(torch.full((16, 16, 3), 127, dtype=torch.uint8).numpy(), vae), expected[0])
+    grey = torch.full((16, 16, 3), 127, dtype=torch.uint8).numpy()
+    torch.testing.assert_close(encode_images([grey], vae), expected)
 
 
-# --- products and diagonals -------------------------------------------------------------------------------------------------------------
+# --- products and diagonals ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,7 +181,7 @@ def test_retained_variance_agrees_with_the_exact_jacobian(name, families):
     x, _ = inputs(c, t, b=1, side=4)
     conditioning = denoiser.encode(PROMPT, parts, 8)
     view = View("a", x[None], (t,), None, conditioning)
-    found = measure(denoiser, [view], CurvatureConfig(vectors=64, tile=64), seed=0)[0].rho.mean[0]
+    found = measure(denoiser, view, CurvatureConfig(vectors=64, tile=64), seed=0).rho.mean[0]
     batch = denoiser.stack([conditioning])
     jacobian = torch.autograd.functional.jacobian(lambda x: denoiser(x, torch.tensor([t]), batch), x)
     diagonal = jacobian.reshape(c * 16, c * 16).diagonal().reshape(c, 4, 4)
@@ -195,7 +191,7 @@ def test_retained_variance_agrees_with_the_exact_jacobian(name, families):
     assert expected.std() > 1e-4
 
 
-# --- the same oracle in the clothes of two families -------------------------------------------------------------------------------------
+# --- the same oracle in the clothes of two families ------------------------------------------------------------------
 
 
 class Transformer(nn.Module):
@@ -220,16 +216,13 @@ def test_flow_families_and_stable_diffusion_give_the_same_map_of_the_same_law(fa
     variance = torch.full((4, 8, 8), 0.8)
     variance[:, 2:5, 3:7] = 0.01
     timesteps = (61, 301)
-    plain = measure(
-        denoiser_of(DiagonalGaussian(variance)), [view_of(timesteps)], CurvatureConfig(vectors=8, tile=8), 0
-    )[0]
+    curvature = CurvatureConfig(vectors=8, tile=8)
+    plain = measure(denoiser_of(DiagonalGaussian(variance)), view_of(timesteps), curvature, 0)
     transformer = Transformer(DiagonalGaussian(variance, prediction_type="flow"), flux=family is Flux)
     view = view_of(timesteps, flow=True)
     conditioning = {**view.conditioning, "pooled_projections": torch.zeros(8)}
-    view = View(view.key, view.noisy_latents, view.timesteps, view.eps, conditioning)
-    flow = measure(family(transformer, NoiseSchedule(None, T, "flow")), [view], CurvatureConfig(vectors=8, tile=8), 0)[
-        0
-    ]
+    view = replace(view, conditioning=conditioning)
+    flow = measure(family(transformer, NoiseSchedule(None, T, "flow")), view, curvature, 0)
     torch.testing.assert_close(flow.rho.samples, plain.rho.samples, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(flow.epsilon, plain.epsilon, rtol=1e-4, atol=1e-5)
     truth = torch.stack([DiagonalGaussian(variance).rho(t).mean(0) for t in timesteps]).float()

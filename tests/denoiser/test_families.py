@@ -10,47 +10,32 @@ import weakref
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import (
-    ControlNetModel,
-    DDPMScheduler,
-    EDMEulerScheduler,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from diffusers import ControlNetModel, DDPMScheduler, EDMEulerScheduler, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import load_file
 from support import families as tiny
 from support.builders import CONFIG, assert_same, picture
 from support.families import PROMPT, adapted, network, size_of
 from torch import nn
 
-import memwatch.callback
+import memwatch.measure.observer
 from memwatch import ConfigError, MemWatch, Probe, ProbeError
 from memwatch.denoiser import Components, StableDiffusion3, family_of, load_components
 from memwatch.judge.alerts import Verdict
 
-# --- events -----------------------------------------------------------------------------------------------------------------------------
+# --- events ----------------------------------------------------------------------------------------------------------
 
 
 def watch_of(model, pretrained, folder, *, size=tiny.SIZE, **overrides):
     probes = [Probe(PROMPT, picture(0, size), name="cat"), Probe(PROMPT, seed=3, name="drawn")]
-    config = {
-        "probes": probes,
-        "config": CONFIG,
-        "every_steps": 1,
-        "resolution": size,
-        "strict": True,
-        "output_dir": str(folder),
-    }
-    return MemWatch(Accelerator(cpu=True), model, pretrained, **(config | overrides))
+    arguments = {"probes": probes, "config": CONFIG, "every_steps": 1, "strict": True, "output_dir": str(folder)}
+    return MemWatch(Accelerator(cpu=True), model, pretrained, **(arguments | {"resolution": size} | overrides))
 
 
 def moved(model: nn.Module) -> None:
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(
-                    0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-                )
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "unconditional"])
@@ -67,18 +52,18 @@ def test_an_event_of_every_family(name, family_folders, families, tmp_path, capl
     assert all(module.training for module in model.modules())
     for finding in unchanged.findings:
         assert finding.verdict is Verdict.NO_EVIDENCE
-        assert finding.image.shape == (size_of(name), size_of(name), 3)
-        assert not finding.signals.log_ratio.samples.any()
-        assert finding.signals.log_ratio.mean.shape[-2:] == (8, 8)
-        assert (finding.signals.score_null is None) == (name == "unconditional")
+        assert finding.observation.image.shape == (size_of(name), size_of(name), 3)
+        assert not finding.signals.snapshot.variance.samples.any()
+        assert finding.signals.snapshot.variance.mean.shape[-2:] == (8, 8)
+        assert (finding.signals.unconditional is None) == (name == "unconditional")
     moved(model)
     changed = watch.on_step_end(2)
     for finding in changed.findings:
-        assert finding.signals.log_ratio.mean.abs().max() > 0
+        assert finding.signals.snapshot.variance.mean.abs().max() > 0
         assert finding.signals.raw.mean.isfinite().all()
-    assert first.findings[0].timesteps == (61, 301)
-    assert len(changed.findings[1].timesteps) == 1
-    assert changed.findings[1].timesteps[0] < 500  # the last of three steps
+    assert first.findings[0].observation.timesteps == (61, 301)
+    assert len(changed.findings[1].observation.timesteps) == 1
+    assert changed.findings[1].observation.timesteps[0] < 500  # the last of three steps
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
@@ -88,7 +73,7 @@ def test_lora_keeps_its_own_tensors_only_and_the_base_model_is_a_baseline(name, 
     def with_lora():
         model = copy.deepcopy(network(families[name])).requires_grad_(False)
         model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"]))
-        model.enable_gradient_checkpointing()  # which computes activations again, under the weights that are swapped in
+        model.enable_gradient_checkpointing()  # it computes activations again, under the weights that are swapped in
         return model
 
     model = with_lora()
@@ -102,11 +87,11 @@ def test_lora_keeps_its_own_tensors_only_and_the_base_model_is_a_baseline(name, 
     based = watch_of(model, family_folders[name], tmp_path / "base", signals={"baseline": "base"}).begin()
     assert not (tmp_path / "base" / "snapshots").exists()
     for a, b in zip(changed.findings, based.findings, strict=True):  # before training, LoRA is the base model
-        assert a.signals.log_ratio.mean.abs().max() > 0
-        assert_same(a.signals.log_ratio.samples, b.signals.log_ratio.samples)
+        assert a.signals.snapshot.variance.mean.abs().max() > 0
+        assert_same(a.signals.snapshot.variance.samples, b.signals.snapshot.variance.samples)
 
 
-# --- what is loaded, what is freed ---------------------------------------------------------------------------------------------------------
+# --- what is loaded, what is freed -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
@@ -118,7 +103,7 @@ def test_what_was_loaded_is_freed(name, family_folders, families, tmp_path, monk
         loaded.extend(weakref.ref(part) for part in (*parts.text_encoders, parts.vae))
         return parts
 
-    monkeypatch.setattr(memwatch.callback, "load_components", recording)
+    monkeypatch.setattr(memwatch.measure.observer, "load_components", recording)
     model = network(families[name])
     watch = watch_of(model, family_folders[name], tmp_path, probes=[Probe(PROMPT, picture(0), name="cat")])
     gc.collect()
@@ -135,7 +120,7 @@ def test_lists_of_text_encoders_are_used_and_the_rest_is_loaded(family_folders, 
         mine.text_projection.weight.mul_(2)
     plain = watch_of(model, family_folders["sdxl"], tmp_path / "a")
     passed = watch_of(model, family_folders["sdxl"], tmp_path / "b", text_encoder=[None, mine])
-    theirs, ours = (w._prepared[0].conditioning for w in (plain, passed))
+    theirs, ours = (w.observer.probes[0].conditioning for w in (plain, passed))
     assert_same(theirs["encoder_hidden_states"], ours["encoder_hidden_states"])
     torch.testing.assert_close(2 * theirs["text_embeds"], ours["text_embeds"])
     everything = {
@@ -144,14 +129,12 @@ def test_lists_of_text_encoders_are_used_and_the_rest_is_loaded(family_folders, 
         "vae": pipe.vae,
     }
     watch = watch_of(model, None, tmp_path / "c", scheduler=pipe.scheduler, **everything)
-    assert_same(dict(theirs), dict(watch._prepared[0].conditioning))
-    with pytest.raises(
-        ValueError, match=r"pass text_encoder=, tokenizer= \(lists, for text_encoder, text_encoder_2\) or a pretrained"
-    ):
+    assert_same(dict(theirs), dict(watch.observer.probes[0].conditioning))
+    lists = r"pass text_encoder=, tokenizer= \(lists, for text_encoder, text_encoder_2\) or a pretrained"
+    with pytest.raises(ValueError, match=lists):
         watch_of(model, None, tmp_path / "d", scheduler=pipe.scheduler, vae=pipe.vae)
-    with pytest.raises(
-        ValueError, match="got 3 text encoders or tokenizers, this model has 2: text_encoder, text_encoder_2"
-    ):
+    too_many = "got 3 text encoders or tokenizers, this model has 2: text_encoder, text_encoder_2"
+    with pytest.raises(ValueError, match=too_many):
         watch_of(model, family_folders["sdxl"], tmp_path / "d", text_encoder=[None, None, mine])
 
 
@@ -187,44 +170,50 @@ def test_an_unconditional_model_needs_a_scheduler_only(families, tmp_path):
         watch_of(model, None, tmp_path, size=8)
     with pytest.raises(ValueError, match="scheduler EDMEulerScheduler has no alphas_cumprod"):
         watch_of(model, None, tmp_path, size=8, scheduler=EDMEulerScheduler())
-    with pytest.raises(ConfigError, match=r"signals.decide.*log_ratio_null.*no unconditional branch"):
-        watch_of(model, None, tmp_path, size=8, scheduler=scheduler, signals={"decide": "log_ratio_null"})
+    with pytest.raises(ConfigError, match=r"signals.against.*unconditional.*no unconditional branch"):
+        watch_of(model, None, tmp_path, size=8, scheduler=scheduler, signals={"against": "unconditional"})
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_latents_must_be_whole_patches(name, family_folders, families, tmp_path):
-    with pytest.raises(ConfigError, match=r"resolution.*18.*a multiple of 4"):  # 2 pixels a latent, 2 latents a patch
+    """2 pixels per latent, 2 latents per patch."""
+    with pytest.raises(ConfigError, match=r"resolution.*18.*a multiple of 4"):
         watch_of(network(families[name]), family_folders[name], tmp_path, size=18)
 
 
-def test_what_cannot_be_watched_says_what_is_missing():
-    blocks = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
-    unet = {**blocks, "cross_attention_dim": 8, "attention_head_dim": 4, "out_channels": 4}
-    unet |= {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    }
-    controlnet = ControlNetModel(
-        **blocks, cross_attention_dim=8, attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")
+BLOCKS = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+TEXT = {"cross_attention_dim": 8, "attention_head_dim": 4}
+DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+
+
+def unet_of(channels: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        **BLOCKS, **TEXT, in_channels=channels, out_channels=4, down_block_types=DOWN, up_block_types=UP
     )
-    for model, message in [
-        (controlnet, "ControlNetModel is no denoiser: a probe would need a control image"),
+
+
+def class_conditional() -> UNet2DModel:
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return UNet2DModel(**BLOCKS, **blocks, num_class_embeds=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
         (
-            UNet2DConditionModel(**unet, in_channels=8),
-            "8 channels: a probe would need the image to be edited .InstructPix2Pix.",
+            lambda: ControlNetModel(**BLOCKS, **TEXT, down_block_types=DOWN),
+            "ControlNetModel is no denoiser: a probe would need a control image",
         ),
-        (UNet2DConditionModel(**unet, in_channels=9), "9 channels: a probe would need a mask and the masked image"),
-        (
-            UNet2DModel(
-                **blocks, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, num_class_embeds=3
-            ),
-            "class labels",
-        ),
-    ]:
-        with pytest.raises(
-            ValueError, match=f"model {type(model).__name__} .*no family that memwatch knows.*{message}"
-        ):
-            family_of(model)
+        (lambda: unet_of(8), "8 channels: a probe would need the image to be edited .InstructPix2Pix."),
+        (lambda: unet_of(9), "9 channels: a probe would need a mask and the masked image"),
+        (class_conditional, "class labels"),
+    ],
+)
+def test_what_cannot_be_watched_says_what_is_missing(make, message):
+    model = make()
+    expected = f"model {type(model).__name__} .*no family that memwatch knows.*{message}"
+    with pytest.raises(ValueError, match=expected):
+        family_of(model)
 
 
 def test_prompts_that_are_too_long_are_reported(family_folders, families, caplog):

@@ -1,3 +1,7 @@
+"""The noise schedule of any scheduler, and one epsilon from every prediction type."""
+
+from __future__ import annotations
+
 from types import SimpleNamespace
 
 import pytest
@@ -16,21 +20,18 @@ def test_add_noise_by_hand():
 
 def test_rectified_flow_is_a_straight_line():
     schedule = NoiseSchedule(None, 1000, "flow")
-    noisy = schedule.add_noise(
-        torch.full((2, 1, 1, 1), 10.0), torch.full((2, 1, 1, 1), 5.0), torch.tensor([250.0, 0.5])
-    )
+    z_0, eps = torch.full((2, 1, 1, 1), 10.0), torch.full((2, 1, 1, 1), 5.0)
+    noisy = schedule.add_noise(z_0, eps, torch.tensor([250.0, 0.5]))
     torch.testing.assert_close(noisy.flatten(), torch.tensor([0.75 * 10 + 0.25 * 5, 0.9995 * 10 + 0.0005 * 5]))
 
 
 def test_alpha_sigma_are_broadcastable_in_the_dtype_asked_for():
-    alpha, sigma = NoiseSchedule(ALPHAS, 1000, "epsilon").alpha_sigma(
-        torch.tensor([10, 500]), torch.zeros(2, 4, 8, 8, dtype=torch.float16)
-    )
+    schedule, like = NoiseSchedule(ALPHAS, 1000, "epsilon"), torch.zeros(2, 4, 8, 8, dtype=torch.float16)
+    alpha, sigma = schedule.alpha_sigma(torch.tensor([10, 500]), like)
     assert alpha.shape == sigma.shape == (2, 1, 1, 1)
     assert alpha.dtype == sigma.dtype == torch.float16
-    torch.testing.assert_close(
-        (alpha.double() ** 2 + sigma.double() ** 2).flatten(), torch.ones(2, dtype=torch.float64), atol=2e-3, rtol=0
-    )
+    power = (alpha.double() ** 2 + sigma.double() ** 2).flatten()
+    torch.testing.assert_close(power, torch.ones(2, dtype=torch.float64), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "flow"])
@@ -41,10 +42,8 @@ def test_every_prediction_type_gives_back_the_noise(prediction_type):
     timesteps = torch.tensor([61, 301, 800])
     schedule = NoiseSchedule(None if prediction_type == "flow" else ALPHAS, 1000, prediction_type)
     alpha, sigma = schedule.alpha_sigma(timesteps, z_0)
-    output = {"epsilon": eps, "v_prediction": alpha * eps - sigma * z_0, "sample": z_0, "flow": eps - z_0}[
-        prediction_type
-    ]
-    found = schedule.epsilon(output, schedule.add_noise(z_0, eps, timesteps), timesteps)
+    outputs = {"epsilon": eps, "v_prediction": alpha * eps - sigma * z_0, "sample": z_0, "flow": eps - z_0}
+    found = schedule.epsilon(outputs[prediction_type], schedule.add_noise(z_0, eps, timesteps), timesteps)
     torch.testing.assert_close(found, eps, atol=2e-5, rtol=1e-5)
 
 
@@ -74,10 +73,8 @@ def test_from_scheduler_reads_alphas_cumprod(declared):
 def test_from_scheduler_override_and_default():
     given = scheduler(alphas_cumprod=[0.81, 0.25], config=SimpleNamespace(prediction_type="epsilon"))
     assert NoiseSchedule.from_scheduler(given, "v_prediction").prediction_type == "v_prediction"
-    assert (
-        NoiseSchedule.from_scheduler(scheduler(alphas_cumprod=[0.81], config=SimpleNamespace())).prediction_type
-        == "epsilon"
-    )
+    silent = scheduler(alphas_cumprod=[0.81], config=SimpleNamespace())
+    assert NoiseSchedule.from_scheduler(silent).prediction_type == "epsilon"
 
 
 def test_from_scheduler_knows_flow_matching_by_its_class():

@@ -1,14 +1,11 @@
-import math
-from dataclasses import replace
+"""Alerts: from numbers to verdicts, with patience; a table of evidence -> expected verdicts."""
+
+from __future__ import annotations
 
 import pytest
-import torch
 
-from memwatch.config import AlertsConfig, StopConfig, load_config
-from memwatch.judge.alerts import Evidence, ProbeState, StopState, Verdict, decide_stop, judge
-from memwatch.judge.findings import Look, judge_event
-from memwatch.measure.curvature import CurvatureMap
-from memwatch.measure.signals import Measurement
+from memwatch.config import AlertsConfig
+from memwatch.judge.alerts import Evidence, ProbeState, Verdict, judge
 
 MEMORIZED, SUSPICIOUS, NO_EVIDENCE, INCONCLUSIVE = (
     Verdict.MEMORIZED,
@@ -102,80 +99,9 @@ def test_judge_is_pure():
     assert state == ProbeState(streak=1, since=100)
 
 
-def stops(events, **rule):
-    state, found = StopState(), []
-    for i, verdicts in enumerate(events, start=1):
-        state = decide_stop(state, verdicts, 100 * i, StopConfig(**rule))
-        found.append(state.reason is not None)
-    return found, state
-
-
-A, B = ("a", MEMORIZED, 5.0, 0.01), ("b", MEMORIZED, 3.0, 0.05)
-
-
-@pytest.mark.parametrize(
-    ("rule", "events", "expected"),
-    [
-        ({}, [[A]], [True]),
-        ({}, [[], [A], []], [False, True, True]),  # never taken back
-        ({"enabled": False}, [[A, B]], [False]),
-        ({"num_probes": 2}, [[A], [A, B]], [False, True]),
-        ({"patience": 2}, [[A], [A]], [False, True]),
-        ({"patience": 2}, [[A], [], [A], [A]], [False, False, False, True]),
-        ({"patience": 2}, [[A], [B]], [False, True]),  # events in a row with that many, whichever
-        ({"min_severity": 4.0}, [[B], [A]], [False, True]),
-        ({"min_severity": 5.0}, [[A]], [True]),
-        ({"max_p": 0.02}, [[B], [A]], [False, True]),
-        (
-            {},
-            [[("c", SUSPICIOUS, 9.0, 0.001)], [("c", INCONCLUSIVE, 9.0, 0.001)], [("c", NO_EVIDENCE, 9.0, 0.001)]],
-            [False] * 3,
-        ),
-        ({"max_p": 1.0}, [[("c", MEMORIZED, 9.0, None)]], [False]),  # uncalibrated never stops a run
-        ({}, [[("c", MEMORIZED, math.nan, 0.01)], [("c", MEMORIZED, 5.0, math.nan)]], [False, False]),
-    ],
-)
-def test_stop(rule, events, expected):
-    assert stops(events, **rule)[0] == expected
-
-
-def test_stop_reason_is_set_once():
-    _, state = stops([[A], [A, B], []])
-    assert state.reason == "step 100: 1 probe(s) memorized: a"
-    assert stops([[A, B]])[1].reason == "step 100: 2 probe(s) memorized: a, b"
-
-
 def test_uncalibrated_events_do_not_count_towards_memorized():
     """memorized needs severity *and* p-value in ``patience`` events in a row; one of these two had no p-value."""
     assert [state.verdict for state in run([BLIND, HIT], patience=2)[0]] == [SUSPICIOUS, SUSPICIOUS]
-
-
-def test_the_level_of_a_region_is_that_of_the_deciding_signal():
-    """The unconditional branch decides and differs at 301 only; the snapshot differs at 61 only."""
-
-    def measured(*levels):
-        rho = torch.tensor(levels).reshape(-1, 1, 1, 1) + torch.tensor([-0.001, 0.001]).reshape(1, 2, 1, 1)
-        return Measurement(CurvatureMap(rho.expand(-1, 2, 3, 3).clone()), torch.zeros(len(levels), 1, 4, 3, 3))
-
-    look = Look(
-        "a",
-        "a",
-        is_reference=False,
-        is_control=False,
-        timesteps=(61, 301),
-        now=measured(0.1, 0.1),
-        null=measured(0.1, 0.9),
-        baseline=measured(0.9, 0.1),
-        baseline_step=0,
-        eps=None,
-        image=None,
-    )
-    config = load_config(
-        {"signals": {"decide": "log_ratio_null", "combine": "max"}, "alerts": {"uncalibrated_severity": 2.0}}
-    )
-    (finding,), _, _ = judge_event([look], {}, 1, config)
-    assert finding.severity == pytest.approx(0.95 / 0.15, rel=0.01)
-    assert finding.region_level == (301,)
 
 
 def test_without_controls_it_takes_more():
@@ -183,35 +109,5 @@ def test_without_controls_it_takes_more():
     state, reason = judge(ProbeState(), blind, 1, AlertsConfig())
     assert (state.verdict, reason) == (NO_EVIDENCE, "variance reduction 1.5x (an alert needs 2x)")
     assert judge(ProbeState(), blind, 1, AlertsConfig(uncalibrated_severity=1.2))[0].verdict is SUSPICIOUS
-    assert (
-        judge(ProbeState(), blind, 1, AlertsConfig(min_severity=1.6, uncalibrated_severity=1.2))[0].verdict
-        is NO_EVIDENCE
-    )
-
-
-def test_a_region_is_one_only_where_there_is_evidence():
-    """Every map has a highest place; what no alert speaks of is not boxed."""
-    rho = torch.full((1, 2, 4, 4), 0.5) + torch.tensor([-0.001, 0.001]).reshape(1, 2, 1, 1)
-    fallen = rho.clone()
-    fallen[..., :2] /= 5
-    look = Look(
-        "a",
-        "a",
-        is_reference=True,
-        is_control=False,
-        timesteps=(61,),
-        now=Measurement(CurvatureMap(fallen), torch.zeros(1, 2, 4, 4, 4)),
-        null=None,
-        baseline=Measurement(CurvatureMap(rho), torch.zeros(1, 2, 4, 4, 4)),
-        baseline_step=0,
-        eps=None,
-        image=None,
-    )
-    controls = [replace(look, name=f"control {i}", is_control=True) for i in range(20)]
-    (alike,), _, _ = judge_event([look, *controls], {}, 1, load_config(None))  # every control shows as much
-    assert alike.verdict is NO_EVIDENCE
-    assert (alike.regions, alike.region_p, alike.labels.any()) == ((), (), False)
-    quiet = [replace(c, now=c.baseline) for c in controls]
-    (found,), _, _ = judge_event([look, *quiet], {}, 1, load_config(None))
-    assert found.verdict is SUSPICIOUS
-    assert (len(found.regions), found.region_p, found.labels.any()) == (1, (1 / 21,), True)
+    both = AlertsConfig(min_severity=1.6, uncalibrated_severity=1.2)
+    assert judge(ProbeState(), blind, 1, both)[0].verdict is NO_EVIDENCE

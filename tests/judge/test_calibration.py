@@ -1,3 +1,7 @@
+"""Calibration: p-values against held-out controls, by hand and under the null."""
+
+from __future__ import annotations
+
 import math
 import random
 

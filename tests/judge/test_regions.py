@@ -1,3 +1,7 @@
+"""Regions: connected places of a map above a threshold, against numbers by hand."""
+
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 

@@ -1,10 +1,14 @@
+"""Test vectors, Hutchinson's estimate of a diagonal, and maps that carry their error."""
+
+from __future__ import annotations
+
 import itertools
 
 import pytest
 import torch
 from torch import nn
 
-from memwatch import curvature
+from memwatch.measure import curvature
 from memwatch.measure.curvature import CurvatureMap, diag_jacobian, value_and_diag_jacobian
 
 
@@ -43,16 +47,15 @@ def test_entries_are_signs_and_repeatable(tile, channels):
 def test_a_block_is_orthogonal_over_every_tile(tile, rows, columns, channels):
     v = curvature.test_vectors(2 * tile, (channels, 8, 8), generator(), tile=tile)
     for block in (v[:tile], v[tile:]):
-        for top, left in itertools.product(
-            range(9 - rows), range(9 - columns)
-        ):  # aligned or not: the pattern is periodic
+        corners = itertools.product(range(9 - rows), range(9 - columns))  # aligned or not: the pattern is periodic
+        for top, left in corners:
             patch = block[:, :, top : top + rows, left : left + columns].flatten(1)
             assert torch.equal(patch.T @ patch, tile * torch.eye(patch.shape[1]))
 
 
 @pytest.mark.parametrize("tile", [1, 8, 16])
 def test_vectors_are_unbiased(tile):
-    """E[v v^T] = 1: off-diagonal means of 16,000 products of signs are below 5 standard errors, block by block averaged."""
+    """E[v v^T] = 1: off-diagonal means of 16,000 products of signs are below 5 standard errors of that many blocks."""
     v = curvature.test_vectors(16_000, (4, 2, 4), generator(), tile=tile).flatten(1)
     second = v.T @ v / len(v)
     assert torch.equal(second.diagonal(), torch.ones(32))
@@ -129,9 +132,8 @@ def test_no_trace_is_left():
     fn, x = network(), torch.randn(1, 2, 4, 4, generator=generator(), dtype=torch.float64, requires_grad=True)
     before, kept = x.detach().clone(), torch.randn(6, 2, 3, 3, generator=generator(), dtype=torch.float64)
     fn[0].weight.grad = kept.clone()
-    value, products = value_and_diag_jacobian(
-        fn, x, curvature.test_vectors(2, (2, 4, 4), generator())[:, None].double()
-    )
+    vectors = curvature.test_vectors(2, (2, 4, 4), generator())[:, None].double()
+    value, products = value_and_diag_jacobian(fn, x, vectors)
     assert x.grad is None
     assert torch.equal(x, before)
     assert torch.equal(fn[0].weight.grad, kept)
@@ -155,6 +157,24 @@ def test_shape_errors():
         diag_jacobian(lambda x: x, x, torch.ones(3, 2, 4, 4))
     with pytest.raises(ValueError, match=r"fn must return the shape of its input \(1, 2, 4, 4\), got \(1, 1, 4, 4\)"):
         diag_jacobian(lambda x: x[:, :1], x, torch.ones(3, 1, 2, 4, 4))
+
+
+def test_one_forward_pass_per_vector_gives_the_same_products():
+    """As FSDP1 and ZeRO-3 need it."""
+    calls = []
+
+    def counted(x):
+        calls.append(len(x))
+        return fn(x)
+
+    fn, x = network(), torch.randn(2, 2, 4, 4, generator=generator(), dtype=torch.float64)
+    v = torch.stack([curvature.test_vectors(3, (2, 4, 4), generator(i)) for i in range(2)], 1).double()
+    expected = value_and_diag_jacobian(counted, x, v)
+    assert calls == [2]
+    found = value_and_diag_jacobian(counted, x, v, reuse_graph=False)
+    assert calls == [2] * 4
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 # --- maps
@@ -193,3 +213,22 @@ def test_smooth_keeps_leading_dimensions_and_replicates_apart():
     assert smooth.samples.shape == samples.shape
     torch.testing.assert_close(smooth.samples[1], CurvatureMap(samples[1]).smooth(3).samples)
     torch.testing.assert_close(smooth.mean, CurvatureMap(samples.mean(1, keepdim=True)).smooth(3).mean)
+
+
+def test_the_first_replicates():
+    samples = torch.randn(3, 5, 4, 4, generator=generator())
+    assert torch.equal(CurvatureMap(samples).first_replicates(2).samples, samples[:, :2])
+
+
+def test_repeated_replicates_keep_mean_and_error():
+    values = CurvatureMap(torch.randn(3, 2, 4, 4, generator=generator(), dtype=torch.float64))
+    for n in (2, 4, 6):
+        found = values.repeated(n)
+        assert found.samples.shape == (3, n, 4, 4)
+        torch.testing.assert_close(found.mean, values.mean)
+        torch.testing.assert_close(found.sem, values.sem)
+    for n in (3, 1):
+        with pytest.raises(ValueError, match=f"2 replicates cannot be repeated to {n}"):
+            values.repeated(n)
+    with pytest.raises(ValueError, match="1 replicates cannot be repeated"):
+        CurvatureMap(torch.ones(1, 2, 2)).repeated(2)

@@ -1,6 +1,7 @@
-"""With the paper's preset, the maps that ``memwatch scan`` writes are those of the published procedure, written out here formula by formula.
+"""With the paper's preset, the maps that ``memwatch scan`` writes are those of the published procedure.
 
-Kim & Lee, ICML 2026 (arXiv 2605.26756). The same seeds, hence the same initial noise and test vectors; float32 on both sides.
+The procedure is written out here formula by formula: Kim & Lee, ICML 2026 (arXiv 2605.26756). The same seeds, hence the
+same initial noise and test vectors; float32 on both sides.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from reproduce_paper import paper_maps
 from safetensors.torch import load_file
-from support.builders import history, new_process, save_pipeline
+from support.builders import history, save_pipeline
+from support.processes import new_process
 
 from memwatch.cli import main
 from memwatch.measure.curvature import CurvatureMap, test_vectors
-from memwatch.measure.probes import seeded
-from memwatch.measure.signals import Signals
+from memwatch.measure.signals import Comparison, Signals
+from memwatch.measure.views import seeded
 
 PROMPT, NAME = "a red poster", "a-red-poster"
 STEPS, GUIDANCE, K = 50, 7.5, 16
@@ -58,7 +59,7 @@ def last_latents(pipeline, seed):
 
 
 def curvature(difference, x, vectors):
-    """relu of minus the diagonal of the Jacobian of s = -d, summed over channels; Hutchinson with K Rademacher vectors."""
+    """relu of minus the diagonal of the Jacobian of s = -d, summed over channels; by Hutchinson with K vectors."""
     x = x.clone().requires_grad_()
     s = -difference(x)
     diagonal = sum(v * torch.autograd.grad((s * v).sum(), x, retain_graph=True)[0] for v in vectors) / len(vectors)
@@ -82,18 +83,17 @@ def published(models):
         return now.unet(x, t, c).sample - earlier.unet(x, t, c_earlier).sample
 
     with torch.no_grad():
-        scores = {
-            name: (d(x) / sigma).square().sum(1)[0]
-            for name, d in (("null", conditional_and_null), ("earlier", now_and_earlier))
-        }
+        against_null, against_earlier = (
+            (difference(x) / sigma).square().sum(1)[0] for difference in (conditional_and_null, now_and_earlier)
+        )
     return {
         "timestep": int(t),
         "sigma": float(sigma),
         "curvature_unconditional": curvature(conditional_and_null, x, vectors),
         "curvature_earlier": curvature(now_and_earlier, x, vectors),
         "raw_curvature": curvature(lambda x: now.unet(x, t, c).sample, x, vectors),
-        "score_unconditional": scores["null"],
-        "score_earlier": scores["earlier"],
+        "score_unconditional": against_null,
+        "score_earlier": against_earlier,
     }
 
 
@@ -103,19 +103,9 @@ def scanned(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scan")
     (folder / "prompts.txt").write_text(PROMPT, encoding="utf-8")
     now, earlier = models
-    arguments = [
-        "scan",
-        now,
-        "--baseline",
-        earlier,
-        "--prompts",
-        folder / "prompts.txt",
-        "--preset",
-        "paper",
-        "--output",
-        folder / "memwatch",
-    ]
-    assert main(list(map(str, arguments))) == 0
+    options = {"baseline": earlier, "prompts": folder / "prompts.txt", "preset": "paper", "output": folder / "memwatch"}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    assert main(["scan", str(now), *arguments]) == 0
     new_process()
     return folder
 
@@ -130,7 +120,7 @@ MAPS = {  # ours: (theirs, power of sigma that ours has more)
 
 
 def assert_same_map(ours, theirs):
-    """To float32: memwatch keeps rho, whose rounding near 1 is 6e-8, and the conversion multiplies it by 4 / sigma = 97."""
+    """To float32: memwatch keeps rho, whose rounding near 1 is 6e-8; the conversion multiplies by 4 / sigma = 97."""
     assert theirs.max() > 0.01
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
 
@@ -150,8 +140,15 @@ def test_paper_preset_equals_the_published_formulas(scanned, published, ours):
 
 
 def test_reproduce_paper_converts_alike(scanned, published):
+    from evidence.reproduce_paper import paper_maps
+
     stored = load_file(scanned / "memwatch" / "maps" / "step_0000000.safetensors")
     maps = {name: CurvatureMap(stored[f"{NAME}/{name}"][:, None]) for name in MAPS}
-    signals = Signals(log_ratio=None, loss_log_ratio=None, log_ratio_null=None, deciding=None, decisive=None, **maps)
+    everywhere = torch.ones(1, 8, 8, dtype=torch.bool)
+    snapshot, unconditional = (
+        Comparison(maps[f"collapse{end}"], maps[f"collapse{end}"], maps[f"score{end}"], None, everywhere)
+        for end in ("", "_null")
+    )
+    signals = Signals(snapshot, unconditional, maps["raw"], None, None)
     for name, values in paper_maps(signals, 4, published["sigma"]).items():
         assert_same_map(torch.from_numpy(values), published[name])

@@ -1,9 +1,10 @@
-"""A text encoder or a textual inversion that is trained: the conditioning is what changes, and what is compared with."""
+"""A text encoder or a textual inversion that is trained: the conditioning is what changes, and is compared with."""
 
 from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,12 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from support import families as tiny
-from support.builders import CONFIG, Loop, assert_same, new_process, picture
+from support.builders import CONFIG, Loop, assert_same, picture
+from support.processes import new_process
 
 from memwatch import MemWatch, Probe
-from memwatch.config import load_config
 from memwatch.measure.measure import measure
-from memwatch.measure.probes import prompt_view
-from memwatch.measure.snapshots import with_conditioning, without_conditioning
+from memwatch.measure.views import prompt_view
 
 PROBES = [Probe("a photo of a cat", picture(0), name="shown"), Probe("a photo of a cat", seed=3, name="drawn")]
 
@@ -34,16 +34,9 @@ def inversion(pipeline):
 def watch_of(inversion, pretrained, folder, **overrides):
     unet, text_encoder, tokenizer = inversion
     new_process()
-    arguments = {
-        "probes": PROBES,
-        "config": CONFIG,
-        "every_steps": 1,
-        "strict": True,
-        "output_dir": str(folder),
-    } | overrides
-    return MemWatch(
-        Accelerator(cpu=True), unet, pretrained, text_encoder=text_encoder, tokenizer=tokenizer, **arguments
-    )
+    arguments = {"probes": PROBES, "config": CONFIG, "every_steps": 1, "strict": True, "output_dir": str(folder)}
+    arguments |= {"text_encoder": text_encoder, "tokenizer": tokenizer} | overrides
+    return MemWatch(Accelerator(cpu=True), unet, pretrained, **arguments)
 
 
 def turned(text_encoder, seed: int = 0) -> None:
@@ -67,18 +60,17 @@ def test_a_textual_inversion_changes_the_maps_and_its_return_reads_exactly_zero(
         embedding.copy_(before)
     returned = watch.on_step_end(2)
     for finding in changed.findings:
-        assert finding.signals.collapse.mean.abs().max() > 0
-        assert finding.signals.score.mean.max() > 0
+        assert finding.signals.snapshot.collapse.mean.abs().max() > 0
+        assert finding.signals.snapshot.score.mean.max() > 0
     for finding in returned.findings:  # also of the prompt probe: compared with what the text encoder said at step 0
-        assert not finding.signals.collapse.samples.any()
-        assert not finding.signals.score.samples.any()
+        assert not finding.signals.snapshot.collapse.samples.any()
+        assert not finding.signals.snapshot.score.samples.any()
     assert embedding.requires_grad
     assert embedding.grad is None
     if on_disk:
         stored = load_file(tmp_path / "snapshots" / "step_0000000.safetensors")
-        assert set(stored) == {
-            f"conditioning/{name}//encoder_hidden_states" for name in ("shown", "drawn")
-        }  # the UNet is frozen
+        names = ("shown", "drawn")  # and nothing else: the UNet is frozen
+        assert set(stored) == {f"conditioning/{name}//encoder_hidden_states" for name in names}
 
 
 def test_the_baseline_of_a_prompt_probe_is_the_earlier_conditioning_at_todays_noisy_latents(
@@ -86,18 +78,20 @@ def test_the_baseline_of_a_prompt_probe_is_the_earlier_conditioning_at_todays_no
 ):
     watch = watch_of(inversion, pretrained, tmp_path)
     watch.begin()
-    earlier = watch._prepared[1].conditioning
+    observer, config = watch.observer, watch.config
+    earlier = observer.probes[1].conditioning
     turned(inversion[1])
-    found = watch.on_step_end(1).findings[1].signals.collapse.samples
+    found = watch.on_step_end(1).findings[1].signals.snapshot.collapse.samples
 
-    config = load_config(CONFIG)
+    drawn, draws = observer.probes[1], config.levels.draws
+    scheduler = pipeline.scheduler
     view, _ = prompt_view(
-        watch._prepared[1], watch._null, watch.denoiser, pipeline.scheduler, config.sampling, config.levels.draws, 8
+        drawn, observer.unconditional, observer.denoiser, scheduler, config.sampling, draws, observer.side
     )
     assert not torch.equal(view.conditioning["encoder_hidden_states"], earlier["encoder_hidden_states"])
-    then = type(view)(view.key, view.noisy_latents, view.timesteps, None, earlier)
-    watch.model.eval()
-    was, now = (measure(watch.denoiser, [v], config.curvature, config.seed)[0] for v in (then, view))
+    then = replace(view, conditioning=earlier)
+    observer.model.eval()
+    was, now = (measure(observer.denoiser, v, config.curvature, config.seed) for v in (then, view))
     smooth = config.signals.smooth
     assert_same(found, (was.rho.smooth(smooth) - now.rho.smooth(smooth)).samples)
 
@@ -112,7 +106,7 @@ def test_resume_goes_on_with_the_earlier_conditioning(inversion, pretrained, tmp
     again.load_state_dict(state)
     resumed = again.on_step_end(1)
     for a, b in zip(unbroken.findings, resumed.findings, strict=True):
-        assert_same(a.signals.collapse.samples, b.signals.collapse.samples)
+        assert_same(a.signals.snapshot.collapse.samples, b.signals.snapshot.collapse.samples)
 
 
 def test_base_switches_the_text_encoders_adapters_off_as_well(pretrained, pipeline, tmp_path):
@@ -130,8 +124,8 @@ def test_base_switches_the_text_encoders_adapters_off_as_well(pretrained, pipeli
     based = loop.watch(pretrained, PROBES, signals={"baseline": "base"}, output_dir=str(tmp_path / "base"), **arguments)
     by_base = based.begin()
     for a, b in zip(by_snapshot.findings, by_base.findings, strict=True):  # before training, LoRA is the base model
-        assert a.signals.collapse.mean.abs().max() > 0
-        assert_same(a.signals.collapse.samples, b.signals.collapse.samples)
+        assert a.signals.snapshot.collapse.mean.abs().max() > 0
+        assert_same(a.signals.snapshot.collapse.samples, b.signals.snapshot.collapse.samples)
 
 
 def test_a_path_baseline_brings_its_conditioning(inversion, pretrained, tmp_path):
@@ -142,7 +136,7 @@ def test_a_path_baseline_brings_its_conditioning(inversion, pretrained, tmp_path
     file = tmp_path / "first" / "snapshots" / "step_0000000.safetensors"
     by_path = watch_of(inversion, pretrained, tmp_path / "path", signals={"baseline": f"path:{file}"}).begin()
     for a, b in zip(first.findings, by_path.findings, strict=True):
-        assert_same(a.signals.collapse.samples, b.signals.collapse.samples)
+        assert_same(a.signals.snapshot.collapse.samples, b.signals.snapshot.collapse.samples)
 
 
 def test_one_of_two_text_encoders_trained(tmp_path):
@@ -156,7 +150,7 @@ def test_one_of_two_text_encoders_trained(tmp_path):
     turned(second)
     changed = watch.on_step_end(1)
     for finding in changed.findings:
-        assert finding.signals.collapse.mean.abs().max() > 0
+        assert finding.signals.snapshot.collapse.mean.abs().max() > 0
     keys = set(load_file(tmp_path / "watch" / "snapshots" / "step_0000000.safetensors"))
     assert {f"conditioning/drawn//{key}" for key in ("encoder_hidden_states", "text_embeds", "time_ids")} <= keys
 
@@ -166,10 +160,8 @@ def test_a_text_encoder_with_more_tokens_needs_its_own_tokenizer(inversion, pret
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens(["<toy>"])
     text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with pytest.raises(
-        ValueError,
-        match=rf"text_encoder has {len(tokenizer)} tokens, the tokenizer in pretrained .*pass tokenizer= as well",
-    ):
+    message = rf"text_encoder has {len(tokenizer)} tokens, the tokenizer in pretrained .*pass tokenizer= as well"
+    with pytest.raises(ValueError, match=message):
         watch_of((unet, text_encoder, None), pretrained, tmp_path)
     assert watch_of((unet, text_encoder, tokenizer), pretrained, tmp_path).begin() is not None
 
@@ -182,12 +174,5 @@ def test_nothing_trainable_is_said(inversion, pretrained, tmp_path, caplog):
     assert "neither the model nor a text encoder passed to memwatch has trainable parameters" in caplog.text
     watch.begin()
     for finding in watch.on_step_end(1).findings:  # and it works all the same
-        assert not finding.signals.collapse.samples.any()
+        assert not finding.signals.snapshot.collapse.samples.any()
     assert load_file(tmp_path / "b" / "snapshots" / "step_0000000.safetensors") == {}
-
-
-def test_conditioning_and_weights_come_apart_again():
-    weights = {"down.weight": torch.ones(2)}
-    conditioning = {"a//b": {"text_embeds": torch.zeros(3)}, "c": {"time_ids": torch.ones(6)}}
-    assert_same(without_conditioning(with_conditioning(weights, conditioning)), (weights, conditioning))
-    assert without_conditioning(weights) == (weights, {})

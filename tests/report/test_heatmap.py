@@ -1,11 +1,28 @@
+"""Pictures: colours that mean the same everywhere, heat where the map says, boxes in the image's pixels."""
+
+from __future__ import annotations
+
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.observations import controls, seen
 
+from memwatch.config_file import load_config
+from memwatch.judge.findings import judge_event
 from memwatch.judge.regions import Region
-from memwatch.report.heatmap import BAR, STOPS, colour_bar, colours, contact_sheet, overlay, scaled
+from memwatch.report.heatmap import (
+    BAR,
+    STOPS,
+    colour_bar,
+    colours,
+    contact_sheet,
+    overlay,
+    picture_of,
+    pictures_of,
+    scaled,
+)
 
 
 def photo(side=64, seed=0):
@@ -118,3 +135,25 @@ def test_contact_sheet():
     sheet = contact_sheet([Image.new("RGB", (10, 6), c) for c in colour], columns=2)
     assert sheet.size == (26, 18)
     assert [sheet.getpixel(at) for at in [(0, 0), (16, 0), (0, 12), (16, 12)]] == [*colour, (255, 255, 255)]
+
+
+def test_a_finding_is_shown_by_its_own_map_and_regions():
+    config, image = load_config(None), photo(32)
+    observation = seen(image=image)
+    (finding,), _, _ = judge_event([observation, *controls(20, 1.0)], {}, 1, config)
+    assert finding.regions
+    expected = overlay(image, finding.signals.decisive.mean.numpy(), finding.regions, max_factor=6.0)
+    assert np.array_equal(np.asarray(picture_of(finding, 6.0)), np.asarray(expected))
+    assert not np.array_equal(*panels(picture_of(finding, 6.0)))
+
+
+def test_a_finding_with_nothing_to_compare_shows_the_image_and_one_without_image_is_not_shown():
+    config, image = load_config(None), photo(32)
+    first, unseen = seen("first", image=image, baseline=None, baseline_step=None), seen("unseen")
+    findings, _, _ = judge_event([first, unseen], {}, 1, config)
+    assert np.array_equal(*panels(picture_of(findings[0], 6.0)))
+    assert picture_of(findings[1], 6.0) is None
+    pictures = pictures_of(findings, config)
+    assert list(pictures) == ["first"]
+    top = picture_of(findings[0], config.heatmap.max_factor)
+    assert np.array_equal(np.asarray(pictures["first"]), np.asarray(top))

@@ -1,7 +1,8 @@
 """Denoisers that are known in closed form, in the clothes of ``UNet2DConditionModel``.
 
-Data z_0 with a known law, ``x_t = alpha z_0 + sigma eps``: every oracle returns ``E[eps | x_t]``, expressed in any prediction type,
-and knows its true retained variance ``rho_i = 1 - sigma d eps_i / d x_i = (alpha^2 / sigma^2) Var[z_0,i | x_t]``. float64 inside.
+Data z_0 with a known law, ``x_t = alpha z_0 + sigma eps``: every oracle returns ``E[eps | x_t]``, expressed in any
+prediction type, and knows its true retained variance
+``rho_i = 1 - sigma d eps_i / d x_i = (alpha^2 / sigma^2) Var[z_0,i | x_t]``. float64 inside.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from memwatch.config import CurvatureConfig
 from memwatch.denoiser import StableDiffusion
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.measure import measure
-from memwatch.measure.probes import View
-from memwatch.measure.signals import Measurement
+from memwatch.measure.measurement import Measurement
+from memwatch.measure.views import View
 
 T = 1000
 FLOW_SIGMA = torch.arange(T, dtype=torch.float64) / T
 FLOW_NORM = (FLOW_SIGMA**2 + (1 - FLOW_SIGMA) ** 2).sqrt()
-# A variance-preserving schedule with the signal-to-noise ratio of rectified flow at every timestep: x_t(flow) = FLOW_NORM[t] * x_t(VP).
+# A variance-preserving schedule with the signal-to-noise ratio of rectified flow at every timestep:
+# x_t(flow) = FLOW_NORM[t] * x_t(VP).
 ALPHAS = (1 - FLOW_SIGMA) / FLOW_NORM
 
 
 class Oracle(nn.Module):
-    """``prediction_type``: epsilon, v_prediction, sample or flow."""
+    """A denoiser as Stable Diffusion's UNet is called; ``prediction_type``: epsilon, v_prediction, sample or flow."""
 
     def __init__(
         self, prediction_type: str = "epsilon", shape: tuple[int, int, int] = (4, 8, 8), text_width: int = 8
@@ -62,7 +64,10 @@ class Oracle(nn.Module):
 
 
 class DiagonalGaussian(Oracle):
-    """z_0 ~ N(mean, diag(variance)); both of shape ``(c, h, w)``. Its Jacobian is diagonal, so one Rademacher vector is exact."""
+    """z_0 ~ N(mean, diag(variance)); both of shape ``(c, h, w)``.
+
+    Its Jacobian is diagonal, so one Rademacher vector is exact.
+    """
 
     def __init__(self, variance: Tensor, mean: Tensor | None = None, prediction_type: str = "epsilon") -> None:
         super().__init__(prediction_type, tuple(variance.shape))
@@ -87,21 +92,18 @@ class FullGaussian(Oracle):
         self.covariance = nn.Parameter(covariance.double())
 
     def eps(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        total = alpha[:, :, 0] ** 2 * self.covariance + sigma[:, :, 0] ** 2 * torch.eye(
-            len(self.covariance), dtype=torch.float64
-        )
+        identity = torch.eye(len(self.covariance), dtype=torch.float64)
+        total = alpha[:, :, 0] ** 2 * self.covariance + sigma[:, :, 0] ** 2 * identity
         return sigma * torch.linalg.solve(total, x.flatten(1)[..., None])[..., 0].reshape(x.shape)
 
     def rho(self, timestep: int) -> Tensor:
         """Posterior covariance by conditioning z_0 on x_t (Schur complement)."""
         alpha, sigma = (value.item() for value in self.alpha_sigma(torch.tensor([timestep])))
         c = self.covariance.detach()
-        posterior = (
-            c - alpha**2 * c @ torch.linalg.inv(alpha**2 * c + sigma**2 * torch.eye(len(c), dtype=torch.float64)) @ c
-        )
-        return (posterior.diagonal() * alpha**2 / sigma**2).reshape(
-            self.config.in_channels, self.config.sample_size, -1
-        )
+        total = alpha**2 * c + sigma**2 * torch.eye(len(c), dtype=torch.float64)
+        posterior = c - alpha**2 * c @ torch.linalg.inv(total) @ c
+        shape = (self.config.in_channels, self.config.sample_size, -1)
+        return (posterior.diagonal() * alpha**2 / sigma**2).reshape(shape)
 
 
 class GaussianMixture(Oracle):
@@ -115,9 +117,8 @@ class GaussianMixture(Oracle):
     def responsibilities(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         total = alpha[:, None] ** 2 * self.variances + sigma[:, None] ** 2
         away = x[:, None] - alpha[:, None] * self.means
-        return (self.log_weights - 0.5 * (total.log() + away**2 / total).flatten(2).sum(2)).softmax(1)[
-            ..., None, None, None
-        ]
+        log_likelihood = -0.5 * (total.log() + away**2 / total).flatten(2).sum(2)
+        return (self.log_weights + log_likelihood).softmax(1)[..., None, None, None]
 
     def eps(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         total = alpha[:, None] ** 2 * self.variances + sigma[:, None] ** 2
@@ -136,9 +137,8 @@ class GaussianMixture(Oracle):
 
 
 def denoiser_of(oracle: Oracle) -> StableDiffusion:
-    return StableDiffusion(
-        oracle, NoiseSchedule(None if oracle.prediction_type == "flow" else ALPHAS, T, oracle.prediction_type)
-    )
+    alphas = None if oracle.prediction_type == "flow" else ALPHAS
+    return StableDiffusion(oracle, NoiseSchedule(alphas, T, oracle.prediction_type))
 
 
 def view_of(
@@ -164,4 +164,41 @@ def look_at(
     oracle: Oracle, view: View, *, vectors: int = 8, tile: int = 8, batch_size: int = 8, seed: int = 0
 ) -> Measurement:
     config = CurvatureConfig(vectors=vectors, tile=tile, batch_size=batch_size)
-    return measure(denoiser_of(oracle), [view], config, seed)[0]
+    return measure(denoiser_of(oracle), view, config, seed)
+
+
+# --- the laws that several tests use ----------------------------------------------------------------------------------
+
+LEVELS = (61, 141, 301)
+BLOCK = (slice(None), slice(2, 6), slice(3, 8))  # rows 2..5, columns 3..7
+BOX = (24, 16, 64, 48)  # the same in pixels, 8 per latent pixel
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def spread(shape: tuple[int, int, int] = (4, 8, 8), seed: int = 0) -> Tensor:
+    """Variances between 0.2 and 1.2."""
+    return 0.2 + torch.rand(shape, generator=generator(seed))
+
+
+def pinned(variance: Tensor) -> Tensor:
+    """The same variances, but none inside ``BLOCK``."""
+    variance = variance.clone()
+    variance[..., *BLOCK] = 0
+    return variance
+
+
+def full_gaussian(seed: int = 0, spread: float = 0.6) -> FullGaussian:
+    """A Gaussian whose axes are turned at random."""
+    basis = torch.linalg.qr(torch.randn(64, 64, generator=generator(seed), dtype=torch.float64))[0]
+    eigenvalues = spread * torch.rand(64, generator=generator(seed + 1), dtype=torch.float64)
+    return FullGaussian(basis @ eigenvalues.diag() @ basis.T, (4, 4, 4))
+
+
+def mixture(variance: Tensor, seed: int = 0) -> GaussianMixture:
+    """Two equally likely kinds of data that differ outside ``BLOCK``."""
+    means = 0.3 * torch.randn(2, *variance.shape, generator=generator(seed))
+    means[..., *BLOCK] = 0.7
+    return GaussianMixture(means, torch.stack([variance, variance]), torch.tensor([0.5, 0.5]))

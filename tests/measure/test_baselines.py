@@ -1,0 +1,181 @@
+"""Baselines: which earlier event is chosen, what is kept of each, and what a resume finds again."""
+
+from __future__ import annotations
+
+import errno
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.builders import assert_same, picture
+
+import memwatch.measure.snapshots
+from memwatch import Probe
+from memwatch.config import SignalsConfig, SnapshotsConfig
+from memwatch.faults import Faults
+from memwatch.measure.baselines import Baselines, choose_baseline, open_stores
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.snapshots import SnapshotStore
+from memwatch.ranks import Ranks
+
+SHOWN, DRAWN = Probe("a cat", picture(0), name="shown"), Probe("a cat", name="drawn")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "steps", "last_clean", "expected"),
+    [
+        ("first", [], None, None),
+        ("previous", [], None, None),
+        ("lag:2", [], None, None),
+        ("last_clean", [], None, None),
+        ("last_clean", [], 10, None),
+        ("first", [0], None, 0),
+        ("first", [5, 10, 20], None, 5),
+        ("first", [5, 10, 20], 10, 5),
+        ("previous", [0], None, 0),
+        ("previous", [0, 10, 20], None, 20),
+        ("lag:1", [0, 10, 20], None, 20),
+        ("lag:2", [0, 10, 20], None, 10),
+        ("lag:3", [0, 10, 20], None, 0),
+        ("lag:4", [0, 10, 20], None, 0),  # beyond the start: the first one stands in
+        ("lag:99", [5], None, 5),
+        ("last_clean", [0, 10, 20], 10, 10),
+        ("last_clean", [0, 10, 20], 20, 20),
+        ("last_clean", [0, 10, 20], None, 0),  # there was none
+        ("last_clean", [0, 20, 30], 10, 0),  # it is no longer kept
+        ("base", [], None, None),
+        ("base", [0, 10], 10, None),
+        ("path:a.safetensors", [], None, None),
+        ("path:a.safetensors", [0, 10], 10, None),
+    ],
+)
+def test_choose_baseline(baseline, steps, last_clean, expected):
+    assert choose_baseline(SignalsConfig(baseline=baseline), steps, last_clean) == expected
+
+
+def measured(value: float) -> Measurement:
+    return Measurement(CurvatureMap(torch.full((1, 2, 2, 2), value)), torch.full((1, 1, 4, 2, 2), value))
+
+
+def observed(probe: Probe, value: float) -> Observation:
+    return Observation(probe, (61.0,), measured(value))
+
+
+def baselines_of(baseline: str = "first", keep: int = 4, fixed=dict, folder=None) -> Baselines:
+    stores = (
+        SnapshotStore(folder / "ledger", keep, in_memory=True) if folder else SnapshotStore(None, keep),
+        SnapshotStore(folder / "snapshots", keep) if folder else SnapshotStore(None, keep),
+    )
+    return Baselines(SignalsConfig(baseline=baseline), *stores, fixed)
+
+
+def weights(value: float):
+    return lambda: {"w": torch.tensor([value])}
+
+
+def test_reference_probes_come_from_the_ledger_and_prompt_probes_from_weights():
+    baselines = baselines_of("previous")
+    assert baselines.step_of(SHOWN, None) is baselines.step_of(DRAWN, None) is None
+    assert baselines.recall(SHOWN, None) is None
+    assert not baselines.needs_weights(SHOWN, None)
+    assert not baselines.needs_weights(DRAWN, None)
+    faults = Faults(strict=True)
+    baselines.remember(0, [observed(SHOWN, 0.0), observed(DRAWN, 0.5)], weights(7.0), faults)
+    baselines.remember(10, [observed(SHOWN, 1.0)], weights(8.0), faults)
+    assert (baselines.step_of(SHOWN, None), baselines.step_of(DRAWN, None)) == (10, 0)
+    assert_same(baselines.recall(SHOWN, 0).epsilon, measured(0.0).epsilon)
+    assert_same(baselines.recall(SHOWN, 10).rho.samples, measured(1.0).rho.samples)
+    assert baselines.recall(DRAWN, 0) is None  # its noisy latents have moved: the model must be looked at again
+    assert not baselines.needs_weights(SHOWN, 10)
+    assert baselines.needs_weights(DRAWN, 0)
+    assert float(baselines.weights_at(0)["w"]) == 7
+    assert baselines.weights.steps == [0]  # no prompt probe, no weights
+
+
+def test_what_is_not_finite_becomes_no_baseline():
+    baselines, faults = baselines_of(), Faults(strict=True)
+    baselines.remember(0, [observed(SHOWN, math.nan), observed(DRAWN, math.inf)], weights(7.0), faults)
+    assert baselines.ledger.steps == baselines.weights.steps == []
+    other = Probe("a dog", picture(1), name="other")
+    baselines.remember(1, [observed(SHOWN, math.nan), observed(other, 1.0)], weights(7.0), faults)
+    assert baselines.recall(SHOWN, 1) is None
+    assert baselines.recall(other, 1) is not None
+
+
+@pytest.mark.parametrize("baseline", ["base", "path:a.safetensors"])
+def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(baseline):
+    read = []
+
+    def fixed():
+        read.append(1)
+        return {"w": torch.tensor([3.0])}
+
+    baselines = baselines_of(baseline, fixed=fixed)
+    for probe in (SHOWN, DRAWN):
+        assert baselines.step_of(probe, None) is None
+        assert baselines.recall(probe, None) is None
+        assert baselines.needs_weights(probe, None)
+    assert not read  # only when they are needed
+    assert float(baselines.weights_at(None)["w"]) == 3
+    baselines.keep(SHOWN, None, measured(0.25))
+    baselines.keep(DRAWN, None, measured(0.75))
+    assert_same(baselines.recall(SHOWN, None).rho.samples, measured(0.25).rho.samples)
+    assert not baselines.needs_weights(SHOWN, None)
+    assert baselines.recall(DRAWN, None) is None  # what the prompt generates changes from event to event
+    assert baselines.needs_weights(DRAWN, None)
+    baselines.remember(0, [observed(DRAWN, 0.5)], weights(7.0), Faults(strict=True))
+    assert baselines.weights.steps == []
+
+
+def test_an_earlier_event_is_not_kept_as_weights_from_outside():
+    baselines = baselines_of("previous")
+    baselines.keep(SHOWN, 10, measured(0.25))
+    assert baselines.recall(SHOWN, None) is None
+
+
+def test_a_full_disk_is_counted_and_the_event_is_kept_in_memory(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(memwatch.measure.snapshots, "write_safetensors", full)
+    baselines, faults = baselines_of("previous", folder=tmp_path), Faults()
+    baselines.remember(0, [observed(SHOWN, 0.5), observed(DRAWN, 0.5)], weights(7.0), faults)
+    assert faults.count == 2
+    assert baselines.recall(SHOWN, 0) is not None
+    assert float(baselines.weights_at(0)["w"]) == 7
+    with pytest.raises(RuntimeError, match="writing the ledger failed.*No space"):
+        baselines.remember(1, [observed(SHOWN, 0.5)], weights(7.0), Faults(strict=True))
+
+
+def test_a_resumed_run_finds_its_baselines_or_says_that_some_are_gone(tmp_path):
+    baselines = baselines_of("previous", folder=tmp_path)
+    for step in (0, 10):
+        both = [observed(SHOWN, step / 10), observed(DRAWN, 0.5)]
+        baselines.remember(step, both, weights(step), Faults(strict=True))
+    state = baselines.state_dict()
+    assert state == {"ledger": [0, 10], "weights": [0, 10]}
+    again = baselines_of("previous", folder=tmp_path)
+    assert again.load_state_dict(state)
+    assert_same(again.recall(SHOWN, again.step_of(SHOWN, None)).epsilon, measured(1.0).epsilon)
+    assert float(again.weights_at(again.step_of(DRAWN, None))["w"]) == 10
+    (tmp_path / "snapshots" / "step_0000010.safetensors").unlink()
+    third = baselines_of("previous", folder=tmp_path)
+    assert not third.load_state_dict(state)
+    assert (third.step_of(SHOWN, None), third.step_of(DRAWN, None)) == (10, 0)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize("lockstep", [True, False])
+@pytest.mark.parametrize("is_main", [True, False])
+def test_where_the_stores_lie(on_disk, lockstep, is_main, tmp_path):
+    """The ledger is written once per machine; weights once, or by every rank where each holds a shard."""
+    accelerator = SimpleNamespace(is_local_main_process=is_main, process_index=1, num_processes=2)
+    ranks = Ranks(accelerator, "FSDP2" if lockstep else "DDP", lockstep=lockstep)
+    ledger, snapshots = open_stores(tmp_path, SnapshotsConfig(keep=3, on_disk=on_disk), ranks)
+    assert (ledger.folder, ledger.in_memory, ledger.writes, ledger.keep) == (tmp_path / "ledger", True, is_main, 3)
+    folder = tmp_path / "snapshots" / "rank-1-of-2" if lockstep else tmp_path / "snapshots"
+    assert snapshots.folder == (folder if on_disk else None)
+    assert (snapshots.in_memory, snapshots.writes, snapshots.keep) == (False, is_main or lockstep, 3)
+    assert list(tmp_path.iterdir()) == []  # nothing is made before it is needed

@@ -1,0 +1,89 @@
+"""Probes: whatever the user has becomes a list of them, with unique names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.builders import picture
+
+from memwatch import Probe, ProbeError
+from memwatch.measure.probes import as_probes
+
+
+def summary(probes: list[Probe]) -> list[tuple]:
+    return [(p.name, p.prompt, p.is_reference, p.seed) for p in probes]
+
+
+def test_nothing_is_no_probes():
+    assert as_probes(None) == []
+
+
+def test_prompts_and_probes():
+    given = ["a red poster", Probe("a cat", picture(0), seed=9), Probe("a dog", seed=2, name="rex")]
+    assert summary(as_probes(given, seed=5)) == [
+        ("a-red-poster", "a red poster", False, 5),
+        ("a-cat", "a cat", True, 9),
+        ("rex", "a dog", False, 2),
+    ]
+    assert as_probes(given[2]) == [given[2]]
+
+
+def test_a_text_file_has_one_prompt_per_line(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n\n  a dog \n", encoding="utf-8")
+    for source in (tmp_path / "prompts.txt", str(tmp_path / "prompts.txt")):
+        assert summary(as_probes(source, seed=3)) == [("a-cat", "a cat", False, 3), ("a-dog", "a dog", False, 3)]
+
+
+def test_a_folder_with_captions_beside_the_images(tmp_path):
+    for name in ("b.png", "a.JPG"):
+        picture(0).save(tmp_path / name)
+    (tmp_path / "b.txt").write_text(" the letter b\n", encoding="utf-8")
+    (tmp_path / "notes.md").write_text("not an image", encoding="utf-8")
+    found = as_probes(tmp_path)
+    assert summary(found) == [("a", "", True, 0), ("b", "the letter b", True, 0)]
+    assert [p.image for p in found] == [tmp_path / "a.JPG", tmp_path / "b.png"]
+
+
+def test_a_folder_with_metadata(tmp_path):
+    rows = [{"file_name": "x/1.png", "text": "one"}, {"file_name": "2.png", "caption": "two"}, {"file_name": "3.png"}]
+    text = "\n\n".join(json.dumps(row) for row in rows)
+    (tmp_path / "metadata.jsonl").write_text(text, encoding="utf-8")
+    found = as_probes(tmp_path)
+    assert summary(found) == [("1", "one", True, 0), ("2", "two", True, 0), ("3", "", True, 0)]
+    assert found[0].image == tmp_path / "x" / "1.png"
+
+
+@pytest.mark.parametrize("key", ["text", "caption", "prompt"])
+def test_rows_of_a_dataset(key):
+    image = picture(0)
+    found = as_probes([{key: "a cat", "image": image}, {key: "a dog", "seed": 4, "name": "rex"}], seed=1)
+    assert summary(found) == [("a-cat", "a cat", True, 1), ("rex", "a dog", False, 4)]
+    assert found[0].image is image
+
+
+def test_names_are_unique_and_safe_for_files():
+    found = as_probes(["a/../b", "a/../b", Probe("x", name="a/../b"), "語", "!!!", "w" * 99])
+    assert [p.name for p in found] == ["a-..-b", "a-..-b-2", "a-..-b-3", "語", "probe", "w" * 60]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (["a cat", 3], "item 1 is a int; expected a prompt, a Probe or a row with 'image' and 'text'"),
+        (["a cat", " "], "prompt 1 is empty"),
+        ([{"image": None}], "item 0 is a dict"),
+        ([], "holds no image and no prompt"),
+        ("no/such/place", "'no/such/place' is neither a folder nor a file"),
+    ],
+)
+def test_what_is_no_probe_is_named(source, message):
+    with pytest.raises(ProbeError, match=f"probes: .*{message}"):
+        as_probes(source)
+
+
+@pytest.mark.parametrize("line", ['{"text": "no file"}', "not json", "[1]"])
+def test_broken_metadata_names_its_line(line, tmp_path):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n' + line, encoding="utf-8")
+    with pytest.raises(ProbeError, match=r"metadata\.jsonl, line 2: expected an object with 'file_name' and 'text'"):
+        as_probes(tmp_path)

@@ -1,0 +1,171 @@
+"""Where probes are looked at: known latents under fixed noise, and latents sampled by an obvious loop."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from support.builders import assert_same, picture
+from support.families import PROMPT, adapted
+from support.oracles import ALPHAS, DiagonalGaussian, denoiser_of, generator, spread
+
+from memwatch import Probe
+from memwatch.config import LevelsConfig, SamplingConfig
+from memwatch.measure.prepare import PreparedProbe, prepare
+from memwatch.measure.views import fixed_noise, prompt_view, reference_view, sample, seeded
+
+SAMPLING = SamplingConfig(num_inference_steps=4, guidance_scale=3.0)
+PROMPTS = ["a photo of a cat", "a red poster", "a photo of the dog"]
+
+
+# --- randomness that depends on names alone ---------------------------------------------------------------------------
+
+
+def test_a_seeded_generator_depends_on_its_parts_alone():
+    first = torch.randn(4, generator=seeded(0, "vectors", "cat", 61, 2))
+    torch.manual_seed(5)
+    random.seed(5)
+    assert torch.equal(torch.randn(4, generator=seeded(0, "vectors", "cat", 61, 2)), first)
+    for other in [(1, "vectors", "cat", 61, 2), (0, "noise", "cat", 61, 2), (0, "vectors", "cat", 61, 3)]:
+        assert not torch.equal(torch.randn(4, generator=seeded(*other)), first)
+
+
+def test_fixed_noise_depends_on_name_and_seed():
+    shape = (2, 3, 4, 8, 8)
+    noise = fixed_noise("cat", shape, 0)
+    assert noise.shape == shape
+    assert torch.equal(fixed_noise("cat", shape, 0), noise)
+    assert not torch.equal(fixed_noise("dog", shape, 0), noise)
+    assert not torch.equal(fixed_noise("cat", shape, 1), noise)
+    assert noise.mean().abs() < 0.1
+    assert (noise.std() - 1).abs() < 0.1
+
+
+# --- reference probes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "flow"])
+def test_a_reference_view_is_the_known_latents_under_fixed_noise(prediction_type):
+    denoiser = denoiser_of(DiagonalGaussian(spread(), prediction_type=prediction_type))
+    z_0 = torch.randn(4, 8, 8, generator=generator())
+    conditioning = {"encoder_hidden_states": torch.zeros(2, 8)}
+    prepared = PreparedProbe(Probe("a cat", picture(0), name="cat"), conditioning, None, z_0)
+    levels = LevelsConfig(timesteps=(61, 301), draws=3)
+    view = reference_view(prepared, denoiser, levels, seed=7)
+    assert (view.key, view.timesteps, view.rows) == ("cat", (61, 301), 6)
+    assert view.conditioning is conditioning
+    assert torch.equal(view.eps, fixed_noise("cat", (2, 3, 4, 8, 8), 7))
+    for level, t in enumerate(levels.timesteps):
+        alpha, sigma = (
+            (1 - t / 1000, t / 1000) if prediction_type == "flow" else (ALPHAS[t], (1 - ALPHAS[t] ** 2) ** 0.5)
+        )
+        for draw in range(3):
+            expected = float(alpha) * z_0 + float(sigma) * view.eps[level, draw]
+            torch.testing.assert_close(view.noisy_latents[level, draw], expected)
+    assert torch.equal(reference_view(prepared, denoiser, levels, seed=7).noisy_latents, view.noisy_latents)
+
+
+def test_the_unconditional_view_is_the_first_draws_with_another_conditioning():
+    denoiser = denoiser_of(DiagonalGaussian(spread()))
+    prepared = PreparedProbe(Probe("a cat", picture(0), name="cat"), {}, None, torch.zeros(4, 8, 8))
+    view = reference_view(prepared, denoiser, LevelsConfig(timesteps=(61, 301), draws=4), seed=0)
+    null = {"encoder_hidden_states": torch.ones(2, 8)}
+    branch = view.unconditional(null, 2)
+    assert torch.equal(branch.noisy_latents, view.noisy_latents[:, :2])
+    assert branch.conditioning is null
+    assert (branch.key, branch.timesteps, branch.rows) == (view.key, view.timesteps, 4)  # hence the same test vectors
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def setting(pipe, folder=None):
+    """The denoiser, conditioning of three prompts and of none, and three initial noises."""
+    denoiser, parts = adapted(pipe, folder)
+    conditioning = [denoiser.encode(prompt, parts, 16) for prompt in PROMPTS]
+    x = torch.randn(3, denoiser.latent_channels, 8, 8, generator=generator(4))
+    return denoiser, parts, conditioning, denoiser.encode_unconditional(parts, 16), x
+
+
+@torch.no_grad()
+def obvious_loop(pipe, x, hidden, empty):
+    """One row, two separate calls per step: the finished latents, those before the last step, and the guidance norm."""
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(SAMPLING.num_inference_steps)
+    norms = []
+    for t in scheduler.timesteps:
+        before = x
+        with_prompt, without = (pipe.unet(x, t, c[None]).sample for c in (hidden, empty))
+        norms.append((with_prompt - without).square().sum().sqrt().item())
+        x = scheduler.step(without + SAMPLING.guidance_scale * (with_prompt - without), t, x).prev_sample
+    return x, before, t.item(), sum(norms) / len(norms)
+
+
+def test_sampling_is_an_obvious_loop_per_row(pipeline):
+    denoiser, parts, conditioning, empty, x = setting(pipeline)
+    found = sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, empty)
+    assert found.guidance_norm.shape == (3,)
+    assert found.guidance_norm.min() > 0
+    for row in range(3):
+        hidden = conditioning[row]["encoder_hidden_states"]
+        latents, before, t, norm = obvious_loop(pipeline, x[row : row + 1], hidden, empty["encoder_hidden_states"])
+        torch.testing.assert_close(found.latents[row], latents[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.x_last[row], before[0], rtol=1e-4, atol=1e-4)
+        assert found.timestep == t
+        assert found.guidance_norm[row].item() == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux", "unconditional"])
+def test_sampling_a_batch_equals_sampling_one_by_one(name, families, family_folders):
+    denoiser, parts, conditioning, empty, x = setting(families[name], family_folders[name])
+    together = sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, empty)
+    for row in range(3):
+        alone = sample(denoiser, parts.scheduler, SAMPLING, x[row : row + 1], conditioning[row : row + 1], empty)
+        torch.testing.assert_close(together.latents[row], alone.latents[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(together.x_last[row], alone.x_last[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(together.guidance_norm[row], alone.guidance_norm[0], rtol=1e-3, atol=1e-4)
+        assert together.timestep == alone.timestep
+    guided = name not in ("flux", "unconditional")
+    assert bool((together.guidance_norm > 0).all()) == guided  # 0 without guidance
+
+
+def test_without_a_branch_there_is_no_guidance(pipeline):
+    denoiser, parts, conditioning, empty, x = setting(pipeline)
+    plain = sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, None)
+    once = SamplingConfig(num_inference_steps=4, guidance_scale=1.0)
+    by_scale = sample(denoiser, parts.scheduler, once, x, conditioning, empty)
+    assert not plain.guidance_norm.any()
+    assert (by_scale.guidance_norm > 0).all()
+    torch.testing.assert_close(plain.latents, by_scale.latents, rtol=1e-4, atol=1e-4)
+
+
+# --- prompt probes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_view_is_the_sample_before_its_last_step(pipeline):
+    denoiser, parts, _, empty, _ = setting(pipeline)
+    (prepared,) = prepare([Probe(PROMPT, seed=3, name="drawn")], denoiser, parts, 16)
+    view, latents = prompt_view(prepared, empty, denoiser, parts.scheduler, SAMPLING, draws=2, side=8)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    hidden = prepared.conditioning["encoder_hidden_states"]
+    finished, before, t, _ = obvious_loop(pipeline, x, hidden, empty["encoder_hidden_states"])
+    torch.testing.assert_close(latents, finished[0], rtol=1e-4, atol=1e-4)
+    assert (view.key, view.timesteps, view.eps) == ("drawn", (t,), None)
+    assert view.noisy_latents.shape == (1, 2, 4, 8, 8)
+    for draw in range(2):  # test vectors differ, the noisy latents do not
+        torch.testing.assert_close(view.noisy_latents[0, draw], before[0], rtol=1e-4, atol=1e-4)
+    again, _ = prompt_view(prepared, empty, denoiser, parts.scheduler, SAMPLING, draws=2, side=8)
+    assert_same(again.noisy_latents, view.noisy_latents)
+    (other,) = prepare([Probe(PROMPT, seed=4, name="drawn")], denoiser, parts, 16)
+    elsewhere, _ = prompt_view(other, empty, denoiser, parts.scheduler, SAMPLING, draws=2, side=8)
+    assert not torch.equal(elsewhere.noisy_latents, view.noisy_latents)
+
+
+def test_rectified_flow_is_looked_at_at_its_own_last_timestep(families, family_folders):
+    denoiser, parts, conditioning, empty, x = setting(families["sd3"], family_folders["sd3"])
+    euler = FlowMatchEulerDiscreteScheduler.from_config(parts.scheduler.config)
+    euler.set_timesteps(SAMPLING.num_inference_steps)
+    found = sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, empty)
+    assert found.timestep == euler.timesteps[-1].item()

@@ -1,0 +1,188 @@
+"""The report of one event: its scalars, its words, and its line in the history."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from support.observations import controls, measured, seen
+
+from memwatch.config_file import load_config
+from memwatch.judge.alerts import Evidence, ProbeState, Verdict
+from memwatch.judge.findings import Finding, judge_event
+from memwatch.report.report import Report
+
+
+def report_of(observations, step: int = 7, **signals) -> Report:
+    """What the callback would make of them."""
+    config = load_config({"signals": signals})
+    findings, statistics, _ = judge_event(observations, {}, step, config)
+    calibrated = any(o.probe.is_control for o in observations)
+    return Report(step, config, tuple(findings), statistics, calibrated, 1.5, 2, None, {})
+
+
+def test_scalars_say_what_the_findings_hold():
+    observations = [seen("cat"), seen("dog", 1.0), seen("new", baseline=None), *controls(20, 1.2)]
+    report = report_of(observations)
+    cat, dog, new = report.findings
+    scalars = report.scalars()
+    assert [f.verdict for f in report.findings] == [
+        Verdict.SUSPICIOUS,
+        Verdict.NO_EVIDENCE,
+        Verdict.INCONCLUSIVE,
+    ]
+    for name, value in {
+        "step": 7,
+        "max_severity": cat.severity,
+        "min_p": 1 / 21,
+        "num_memorized": 0,
+        "num_suspicious": 1,
+        "num_inconclusive": 1,
+        "expected_false_alarms": 3 * 0.05,
+        "control_severity": math.exp(max(report.controls.values())),
+        "seconds": 1.5,
+        "errors": 2,
+        "stop": 0,
+        "severity/cat": cat.severity,
+        "severity/dog": 1,
+        "p/cat": 1 / 21,
+        "p/dog": 1,
+        "area/cat": 0.5,
+        "area/new": 0,
+        "collapse/cat": float(cat.signals.snapshot.collapse.mean.mean()),
+        "score/dog": 0,
+        "retained_variance/new": float(new.observation.now.rho.smooth(3).mean.mean()),
+    }.items():
+        assert scalars[f"memwatch/{name}"] == pytest.approx(value, abs=1e-6), name
+    assert all(type(value) is float and math.isfinite(value) for value in scalars.values())
+    absent = ("p/new", "collapse/new", "collapse_null/cat", "score_null/cat", "loss_log_ratio/cat")
+    assert not any(f"memwatch/{name}" in scalars for name in absent)
+    assert dog.p == 1
+
+
+def test_maps_that_exist_are_logged():
+    eps = measured(0.5).epsilon + 1
+    report = report_of([seen("cat", eps=eps, unconditional=measured(0.5))])
+    scalars = report.scalars()
+    for name in ("collapse", "score", "collapse_null", "score_null", "loss_log_ratio"):
+        expected = report.findings[0].signals.maps()[name].mean.mean()
+        assert scalars[f"memwatch/{name}/cat"] == pytest.approx(float(expected))
+
+
+def test_without_controls_nothing_is_said_of_chance():
+    scalars = report_of([seen("cat")]).scalars()
+    for name in ("min_p", "p/cat", "expected_false_alarms", "control_severity"):
+        assert f"memwatch/{name}" not in scalars
+
+
+def test_output_that_is_not_finite_has_no_maps_and_no_holes():
+    report = report_of([seen("cat", now=measured(math.nan))])
+    assert report.scalars()["memwatch/num_inconclusive"] == 1
+    assert "memwatch/retained_variance/cat" not in report.scalars()
+    assert report.to_dict()["findings"][0]["statistic"] is None
+
+
+def test_stop_is_one_from_then_on():
+    report = replace(report_of([seen("cat")]), stop_reason="step 7: 1 probe(s) memorized: cat")
+    assert report.scalars()["memwatch/stop"] == 1
+    assert report.summary().endswith("; STOP (step 7: 1 probe(s) memorized: cat)")
+
+
+def test_an_alert_explains_itself():
+    report = report_of([seen("cat"), *controls(20, 1.0)])
+    (finding,) = report.alerts
+    (region,) = finding.regions
+    assert report.alert_text(finding).splitlines() == [
+        f"memwatch, step 7: cat is suspicious. {finding.severity:.1f}x, p = 0.048, event 1 of 2.",
+        f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.mean):.1f}x less freedom "
+        f"(log ratio {region.mean:.2f} ± {region.sem:.2f}), strongest at timestep 61, p = 0.048 against 20 controls",
+        "baseline: step 0.",
+        "prompt: 'a photo of cat'",
+    ]
+    report = report_of([seen("cat")])
+    assert ", strongest at timestep 61, no controls\n" in report.alert_text(report.alerts[0])
+
+
+@pytest.mark.parametrize(
+    ("signals", "parts", "words"),
+    [
+        ({}, {}, "step 0"),
+        ({}, {"baseline_step": 40}, "step 40"),
+        ({}, {"unconditional": measured(0.5)}, "step 0 and the model's own unconditional branch"),
+        ({"against": "snapshot"}, {"unconditional": measured(0.5)}, "step 0"),
+        ({"against": "unconditional"}, {"unconditional": measured(0.5)}, "the model's own unconditional branch"),
+        ({"baseline": "base"}, {"baseline_step": None}, "the base model (LoRA off)"),
+        ({"baseline": "path:a.safetensors"}, {"baseline_step": None}, "a.safetensors"),
+        ({}, {"baseline": None, "baseline_step": None}, "none yet"),
+        ({"against": "unconditional"}, {}, "none yet"),
+    ],
+)
+def test_what_a_probe_was_compared_with_in_words(signals, parts, words):
+    report = report_of([seen("cat", **parts)], **signals)
+    assert report.baseline_text(report.findings[0]) == words
+
+
+def finding_with(verdict: Verdict, severity: float, name: str = "cat") -> Finding:
+    evidence = Evidence(severity=severity, severity_low=severity, p=None, smallest_p=1.0)
+    return Finding(seen(name), None, evidence, ProbeState(verdict=verdict), "", (), None, False)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "calibrated", "expected"),
+    [
+        ([(Verdict.NO_EVIDENCE, 1.0)], True, "memwatch step 7: 1 no evidence; 1.5 s"),
+        (
+            [(Verdict.NO_EVIDENCE, 1.0), (Verdict.MEMORIZED, 4.0), (Verdict.MEMORIZED, 3.0)],
+            True,
+            "memwatch step 7: 2 memorized, 1 no evidence; strongest cat1 4.0x; 1.5 s",
+        ),
+        (
+            [(Verdict.INCONCLUSIVE, 1.0), (Verdict.SUSPICIOUS, 2.0)],
+            False,
+            "memwatch step 7: 1 suspicious, 1 inconclusive; strongest cat1 2.0x; uncalibrated (no controls); 1.5 s",
+        ),
+    ],
+)
+def test_the_line_for_the_console(verdicts, calibrated, expected):
+    findings = tuple(finding_with(*values, name=f"cat{i}") for i, values in enumerate(verdicts))
+    report = replace(report_of([seen("cat")]), findings=findings, calibrated=calibrated)
+    assert report.summary() == expected
+
+
+def test_the_line_of_the_history_is_plain_and_complete():
+    report = report_of([seen("cat"), seen("new", baseline=None), *controls(20, 1.0)])
+    row = report.to_dict()
+    assert json.loads(json.dumps(row, allow_nan=False)) == row | {"findings": json.loads(json.dumps(row["findings"]))}
+    assert set(row) == {"step", "findings", "controls", "scalars", "seconds", "errors", "stop_reason"}
+    assert (row["scalars"], row["controls"]) == (report.scalars(), report.controls)
+    cat, new = row["findings"]
+    (region,) = report.findings[0].regions
+    assert cat == {
+        "name": "cat",
+        "prompt": "a photo of cat",
+        "is_reference": True,
+        "reason": report.findings[0].reason,
+        "severity": report.findings[0].severity,
+        "severity_low": report.findings[0].evidence.severity_low,
+        "p": 1 / 21,
+        "statistic": report.findings[0].evidence.statistic,
+        "baseline_step": 0,
+        "since": 7,
+        "verdict": "suspicious",
+        "alert": True,
+        "timesteps": [61],
+        "regions": [
+            {
+                "box": [0, 0, 2, 4],
+                "area": 0.5,
+                "peak": region.peak,
+                "mean": region.mean,
+                "sem": region.sem,
+                "p": 1 / 21,
+                "level": 61,
+            }
+        ],
+    }
+    assert (new["statistic"], new["p"], new["verdict"]) == (None, None, "inconclusive")
