@@ -56,8 +56,8 @@ class MemWatch:
         config: YAML file, dict or ``MemWatchConfig``.
         probes: prompts, ``Probe``s, image folder, text file of prompts, or a dataset; goes before the config's.
         controls: the same, of the training data's own kind but held out; without them alerts are uncalibrated.
-        vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Several text encoders are a list in the
-            pipeline's order, with ``None`` for those to be loaded. If any is trained (also a textual inversion's
+        vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Several text encoders are a list in
+            the pipeline's order, with ``None`` for those to be loaded. If any is trained (also a textual inversion's
             embedding), prompts are encoded afresh at every event.
         ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``.
         overrides: top-level config keys.
@@ -187,8 +187,8 @@ class MemWatch:
         try:
             with self.observer.borrowed():
                 share = self.ranks.share(self.observer.probes)  # as a trained text encoder understands them now
-                total, said = len(share), f"memwatch step {step}"
-                with tqdm(total=total, desc=said, leave=False, disable=hidden, unit="probe") as bar:
+                said = f"memwatch step {step}"
+                with tqdm(total=len(share), desc=said, leave=False, disable=hidden, unit="probe") as bar:
                     mine = self.observer.observe(share, self.baselines, last_clean, bar.update)
         except Exception as caught:  # a monitor never kills a run
             error = caught

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on tensors this small, threads wait for each other
 
 import pytest
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from support import families as tiny
-from support.builders import new_process, picture, save_pipeline
+from support.builders import CONFIG, picture, save_pipeline
+from support.processes import new_process
+from support.scans import scan_into, train_watched
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +60,34 @@ def families(family_folders) -> dict[str, DiffusionPipeline]:
     for pipe in loaded.values():
         tiny.network(pipe).eval()
     return loaded
+
+
+@pytest.fixture(scope="session")
+def trained(pretrained, images, tmp_path_factory) -> Path:
+    """See ``train_watched``; tests must not change it."""
+    return train_watched(pretrained, images, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    """``CONFIG`` as a file."""
+    file = tmp_path / "config.json"  # JSON is YAML
+    file.write_text(json.dumps(CONFIG), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def prompts(tmp_path) -> str:
+    """A text file of two prompts."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red poster\na cat on a sofa\n", encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def scan(tmp_path, config):
+    """Runs ``memwatch scan`` into ``tmp_path/memwatch``; see ``scan_into``."""
+    return functools.partial(scan_into, tmp_path / "memwatch", settings=config)
 
 
 @pytest.fixture(autouse=True)

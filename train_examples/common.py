@@ -1,4 +1,4 @@
-"""What the training scripts share: options, images with captions, checkpoints, and the batches that are left to train on."""
+"""What the training scripts share: options, images with captions, checkpoints, and the batches left to train on."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-# --- options ----------------------------------------------------------------------------------------------------------------------------
+# --- options ---------------------------------------------------------------------------------------------------------
 
 
 def argument_parser(description: str | None, *, output_dir: str) -> argparse.ArgumentParser:
-    """Options of every script, named as in diffusers' scripts."""
+    """Options of every script. They have the names of diffusers' scripts."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--pretrained_model_name_or_path", required=True, help="folder or hub id of a pipeline")
     add("--revision")
-    add("--variant", help="of the weight files, such as fp16")
+    add("--variant", help="which weight files to take, such as fp16")
     add("--resolution", type=int, default=512)
     add("--center_crop", action="store_true", help="crop the middle; otherwise a random square")
     add("--random_flip", action="store_true")
     add("--dataloader_num_workers", type=int, default=0)
-    add("--train_batch_size", type=int, default=16, help="a device")
+    add("--train_batch_size", type=int, default=16, help="per device")
     add("--num_train_epochs", type=int, default=100)
-    add("--max_train_steps", type=int, help="optimizer steps; goes before --num_train_epochs")
+    add("--max_train_steps", type=int, help="optimizer steps; overrides --num_train_epochs")
     add("--gradient_accumulation_steps", type=int, default=1)
     add("--gradient_checkpointing", action="store_true")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: what `accelerate config` says")
@@ -59,23 +59,29 @@ def argument_parser(description: str | None, *, output_dir: str) -> argparse.Arg
     add("--logging_dir", default="logs", help="inside --output_dir")
     add("--report_to", default="tensorboard", help="tensorboard, wandb, another accelerate tracker, all, or none")
     add("--checkpointing_steps", type=int, default=500)
-    add("--checkpoints_total_limit", type=int, help="the oldest go first")
+    add("--checkpoints_total_limit", type=int, help="how many to keep; the oldest are deleted first")
     add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
     add("--memwatch_config", default=CONFIGS / "default.yaml", help="YAML file")  # memwatch
-    add("--memwatch_probes", type=Path, help="image folder or text file of prompts; default: the first 8 training images")  # memwatch
-    add("--memwatch_controls", type=Path, help="image folder of the same kind, held out from training")  # memwatch
+    probes = "image folder, or text file of prompts; default: the first 8 training images"  # memwatch
+    add("--memwatch_probes", type=Path, help=probes)  # memwatch
+    add("--memwatch_controls", type=Path, help="folder of images of the same kind, not trained on")  # memwatch
     return parser
 
 
-# --- data -------------------------------------------------------------------------------------------------------------------------------
+# --- data ------------------------------------------------------------------------------------------------------------
 
 
 class DataError(ValueError):
-    """Training data that cannot be used; the message names the file and says what is expected."""
+    """Training data that cannot be used. The message names the file and says what is expected."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
+    """The image in a file.
+
+    Raises:
+        DataError: the file is missing, is no image, or its pixels cannot be read.
+    """
     try:
         with Image.open(path) as picture:
             yield picture
@@ -84,9 +90,13 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 def read_metadata(folder: Path) -> list[dict[str, Any]]:
-    """Rows ``{"image": path, "text": caption}`` of ``metadata.jsonl``."""
+    """Rows ``{"image": path, "text": caption}`` of a folder's ``metadata.jsonl``.
+
+    Raises:
+        DataError: the file is missing or empty, a line is not as expected, or an image cannot be opened.
+    """
     metadata = folder / "metadata.jsonl"
-    expected = """expected one JSON object a line, such as {"file_name": "1.png", "text": "a photo of a cat"}"""
+    expected = """expected one JSON object per line, such as {"file_name": "1.png", "text": "a photo of a cat"}"""
     if not metadata.is_file():
         raise DataError(f"{metadata}: not found; {expected}")
     rows = []
@@ -95,18 +105,23 @@ def read_metadata(folder: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            rows.append({"image": folder / row["file_name"], "text": row["text"] + ""})  # TypeError unless both are strings
+            image, text = folder / row["file_name"], row["text"] + ""  # TypeError unless both are strings
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(f"{metadata}, line {number}: {expected}; got {line.strip()[:200]}") from error
-        with opened(rows[-1]["image"]):  # a wrong file shows now, broken pixels when they are read
+        with opened(image):  # a wrong file shows now, broken pixels show when they are read
             pass
+        rows.append({"image": image, "text": text})
     if not rows:
         raise DataError(f"{metadata}: empty; {expected}")
     return rows
 
 
 def read_images(folder: Path, text: str) -> list[dict[str, Any]]:
-    """Rows ``{"image": path, "text": text}`` of every image in a folder."""
+    """Rows ``{"image": path, "text": text}`` of every image in a folder.
+
+    Raises:
+        DataError: the folder holds no image.
+    """
     suffixes = set(Image.registered_extensions())
     rows = [{"image": path, "text": text} for path in sorted(folder.glob("*")) if path.suffix.lower() in suffixes]
     if not rows:
@@ -115,11 +130,11 @@ def read_images(folder: Path, text: str) -> list[dict[str, Any]]:
 
 
 class ImageFolder(Dataset[dict[str, Tensor]]):
-    """Shuffled and cropped training images. Order, crops and flips depend on seed, epoch and position alone.
+    """Training images, shuffled and cropped. Order, crops and flips depend on seed, epoch and position alone.
 
     Args:
-        rows: with the image's path.
-        tensors: more for the batch, one entry a row, such as ``input_ids``.
+        rows: each with the path of its image as ``image``.
+        tensors: more for the batch, one entry per row, such as ``input_ids``.
         args: ``seed``, ``resolution``, ``center_crop``, ``random_flip``.
     """
 
@@ -153,27 +168,34 @@ class ImageFolder(Dataset[dict[str, Tensor]]):
 
 def tokenize(texts: list[str], tokenizer: Any) -> Tensor:
     """Token ids ``(texts, length)``, cut and padded to the tokenizer's length."""
-    length = tokenizer.model_max_length
-    ids: Tensor = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
+    ids: Tensor = tokenizer(texts, return_tensors="pt", **options).input_ids
     return ids
 
 
-# --- a run ------------------------------------------------------------------------------------------------------------------------------
+# --- a run -----------------------------------------------------------------------------------------------------------
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The run's accelerator. It also seeds every random stream, differently on every rank."""
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(str(args.output_dir), str(args.output_dir / args.logging_dir)),
-    )  # fmt: skip
+    )
     set_seed(args.seed, device_specific=True)
     return accelerator
 
 
 def make_dataloader(data: ImageFolder, args: argparse.Namespace, **options: Any) -> DataLoader[dict[str, Tensor]]:
-    """With a generator of its own: starting an epoch must not draw from the stream of noise and timesteps, or resuming would shift it."""
-    return DataLoader(data, args.train_batch_size, num_workers=args.dataloader_num_workers, generator=torch.Generator(), **options)
+    """The images in batches.
+
+    The dataloader has a generator of its own. Otherwise the start of an epoch would draw from the stream of noise and
+    timesteps, and a resumed run would not repeat the unbroken one.
+    """
+    options |= {"num_workers": args.dataloader_num_workers, "generator": torch.Generator()}
+    return DataLoader(data, args.train_batch_size, **options)
 
 
 @dataclass(frozen=True)
@@ -186,29 +208,36 @@ class Plan:
 
     @classmethod
     def of(cls, args: argparse.Namespace, num_batches: int, ranks: int) -> Plan:
-        """``num_batches``: of the dataloader before accelerate shares it out."""
-        per_epoch = math.ceil(math.ceil(num_batches / ranks) / args.gradient_accumulation_steps)
-        return cls(per_epoch, args.max_train_steps or args.num_train_epochs * per_epoch, args.gradient_accumulation_steps)
+        """The plan of a run. ``num_batches`` counts those of the dataloader before accelerate shares it out."""
+        batches_per_step = args.gradient_accumulation_steps
+        steps_per_epoch = math.ceil(math.ceil(num_batches / ranks) / batches_per_step)
+        return cls(steps_per_epoch, args.max_train_steps or args.num_train_epochs * steps_per_epoch, batches_per_step)
 
-    def batches(self, train_dataloader: Any, global_step: int, guard: Callable[[Any], Any]) -> Iterator[dict[str, Tensor]]:
-        """From the batch after ``global_step`` on, over all epochs. ``guard`` wraps every epoch's dataloader."""
+    def batches(
+        self, train_dataloader: Any, global_step: int, guard: Callable[[Any], Any]
+    ) -> Iterator[dict[str, Tensor]]:
+        """All batches from the one after ``global_step`` on. ``guard`` wraps the dataloader of every epoch."""
         if global_step >= self.max_train_steps:
             return
         first_epoch, steps_done = divmod(global_step, self.steps_per_epoch)
-        rest = guard(skip_first_batches(train_dataloader, steps_done * self.batches_per_step))  # what is left of that epoch
-        whole = guard(train_dataloader)
+        rest_of_epoch = skip_first_batches(train_dataloader, steps_done * self.batches_per_step)
+        rest, whole = guard(rest_of_epoch), guard(train_dataloader)
         for epoch in range(first_epoch, math.ceil(self.max_train_steps / self.steps_per_epoch)):
             loader = rest if epoch == first_epoch else whole
             loader.set_epoch(epoch)
             yield from loader
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter], plan: Plan, args: argparse.Namespace, ranks: int) -> tuple[Any, Any]:
+def make_optimizer(
+    parameters: list[torch.nn.Parameter], plan: Plan, args: argparse.Namespace, ranks: int
+) -> tuple[Any, Any]:
     """AdamW and its learning rate schedule, not yet prepared."""
-    adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon, "weight_decay": args.adam_weight_decay}
+    betas = (args.adam_beta1, args.adam_beta2)
+    adam = {"betas": betas, "eps": args.adam_epsilon, "weight_decay": args.adam_weight_decay}
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, **adam)
-    ticks = {"num_warmup_steps": args.lr_warmup_steps * ranks, "num_training_steps": plan.max_train_steps * ranks}  # accelerate: one a rank
-    return optimizer, get_scheduler(args.lr_scheduler, optimizer, **ticks)
+    warmup, total = args.lr_warmup_steps * ranks, plan.max_train_steps * ranks  # accelerate ticks once per rank
+    schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    return optimizer, schedule
 
 
 def init_trackers(accelerator: Accelerator, name: str, args: argparse.Namespace) -> None:
@@ -216,7 +245,7 @@ def init_trackers(accelerator: Accelerator, name: str, args: argparse.Namespace)
         accelerator.init_trackers(name, config={key: str(value) for key, value in vars(args).items()})
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------------------------
+# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -224,11 +253,12 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def checkpoint_only_trainable(accelerator: Accelerator, file_name: str = "trainable.safetensors") -> None:
-    """Checkpoints hold the adapters and not the frozen model beneath."""
+    """Make checkpoints hold the adapters, and not the frozen model beneath them."""
 
     def save(models: list[torch.nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
         if accelerator.is_main_process:
-            tensors = {name: p.detach().contiguous() for name, p in trainable(accelerator.unwrap_model(models[0])).items()}
+            parameters = trainable(accelerator.unwrap_model(models[0]))
+            tensors = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
             save_file(tensors, Path(folder) / file_name)
         weights.clear()
 
@@ -242,19 +272,25 @@ def checkpoint_only_trainable(accelerator: Accelerator, file_name: str = "traina
 
 
 def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was saved.
+
+    Raises:
+        ValueError: the folder is not named ``checkpoint-STEP``.
+    """
     name, _, step = checkpoint.name.rpartition("-")
     if name != "checkpoint" or not step.isdigit():
-        raise ValueError(f"--resume_from_checkpoint: expected a folder named checkpoint-STEP or 'latest', got {str(checkpoint)!r}")
+        expected = "expected a folder named checkpoint-STEP or 'latest'"
+        raise ValueError(f"--resume_from_checkpoint: {expected}, got {str(checkpoint)!r}")
     return int(step)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
+    """The checkpoints in a folder, oldest first."""
     return sorted(folder.glob("checkpoint-*"), key=step_of)
 
 
 def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, global_step: int) -> None:
-    """Every ``--checkpointing_steps`` steps."""
+    """Save a checkpoint every ``--checkpointing_steps`` steps, and delete those beyond the limit."""
     if global_step % args.checkpointing_steps:
         return
     new, limit = args.output_dir / f"checkpoint-{global_step}", args.checkpoints_total_limit
@@ -266,7 +302,7 @@ def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, global_s
 
 
 def load_checkpoint(accelerator: Accelerator, args: argparse.Namespace) -> int:
-    """Returns the step to go on from."""
+    """Load what ``--resume_from_checkpoint`` names. Returns the step to go on from."""
     wanted = args.resume_from_checkpoint
     if wanted is None:
         return 0

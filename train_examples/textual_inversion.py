@@ -1,10 +1,12 @@
 """Teach Stable Diffusion 1.x or 2.x one new word from a few images (textual inversion), watched by memwatch.
 
-    python train_examples/textual_inversion.py --pretrained_model_name_or_path train_examples/assets/tiny-sd --resolution 64 \\
-        --train_data_dir my_cat --placeholder_token "<my-cat>" --initializer_token cat
+    python train_examples/textual_inversion.py --train_data_dir my_cat --resolution 64 \\
+        --placeholder_token "<my-cat>" --initializer_token cat \\
+        --pretrained_model_name_or_path train_examples/assets/tiny-sd
 
-Only the word's embedding is trained; the UNet never changes. What memwatch compares is the conditioning: it asks the text encoder afresh
-at every event. Options are named as in diffusers' script of the same name; what memwatch adds ends in ``# memwatch``.
+Only the word's embedding is trained; the UNet never changes. memwatch therefore compares what the conditioning does: it
+asks the text encoder afresh at every event. The options have the names of diffusers' script of the same name. Every
+line that memwatch adds ends in ``# memwatch``.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def add_word(placeholder: str, initializer: str, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> int:
-    """Token id of the new word, which begins as a copy of another.
+    """Add the new word as a copy of another one, and return its token id.
 
     Raises:
-        ValueError: the new word is known already, or the other is not one token.
+        ValueError: the new word is known already, or the other one is not a single token.
     """
     ids = tokenizer.encode(initializer, add_special_tokens=False)
     if len(ids) != 1:
@@ -55,10 +57,14 @@ def add_word(placeholder: str, initializer: str, tokenizer: CLIPTokenizer, text_
     return new
 
 
-def denoising_loss(text_encoder: torch.nn.Module, frozen: dict[str, Any], scheduler: DDPMScheduler, batch: dict[str, Tensor]) -> Tensor:
+def denoising_loss(
+    text_encoder: torch.nn.Module, frozen: dict[str, Any], scheduler: DDPMScheduler, batch: dict[str, Tensor]
+) -> Tensor:
+    """Squared error of the prediction at random timesteps."""
     vae, unet = frozen["vae"], frozen["unet"]
     with torch.no_grad():
-        latents = vae.encode(batch["pixel_values"].to(vae.dtype)).latent_dist.sample().float() * vae.config.scaling_factor
+        encoded = vae.encode(batch["pixel_values"].to(vae.dtype)).latent_dist
+        latents = encoded.sample().float() * vae.config.scaling_factor
     eps = torch.randn_like(latents)
     timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
     noisy_latents = scheduler.add_noise(latents, eps, timesteps).to(unet.dtype)
@@ -75,8 +81,10 @@ def main(argv: list[str] | None = None) -> None:
     dtype = common.DTYPES.get(accelerator.mixed_precision, torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **where)
     text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32, **weights)
-    vae = AutoencoderKL.from_pretrained(path, subfolder="vae", dtype=dtype, **weights).requires_grad_(False).to(accelerator.device)
-    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", dtype=dtype, **weights).requires_grad_(False).to(accelerator.device)
+    vae = AutoencoderKL.from_pretrained(path, subfolder="vae", dtype=dtype, **weights)
+    vae.requires_grad_(False).to(accelerator.device)
+    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", dtype=dtype, **weights)
+    unet.requires_grad_(False).to(accelerator.device)
     noise_scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler", **where)
     new = add_word(args.placeholder_token, args.initializer_token, tokenizer, text_encoder)
     embedding = text_encoder.requires_grad_(False).get_input_embeddings().weight.requires_grad_(True)
@@ -90,15 +98,16 @@ def main(argv: list[str] | None = None) -> None:
     plan = common.Plan.of(args, len(train_dataloader), accelerator.num_processes)
     optimizer, lr_scheduler = common.make_optimizer([embedding], plan, args, accelerator.num_processes)
     text_encoder.train()
-    text_encoder, optimizer, train_dataloader, lr_scheduler = accelerator.prepare(text_encoder, optimizer, train_dataloader, lr_scheduler)
+    prepared = accelerator.prepare(text_encoder, optimizer, train_dataloader, lr_scheduler)
+    text_encoder, optimizer, train_dataloader, lr_scheduler = prepared
     frozen, others = {"vae": vae, "unet": unet}, torch.arange(len(embedding)) != new
     before = embedding.detach().clone()
     common.init_trackers(accelerator, "textual-inversion", args)
-    watch = MemWatch(  # memwatch
-        accelerator, unet, path, config=args.memwatch_config, probes=args.memwatch_probes or rows[:8],  # memwatch
-        controls=args.memwatch_controls, resolution=args.resolution, output_dir=args.output_dir / "memwatch",  # memwatch
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=noise_scheduler,  # memwatch
-    )  # memwatch  # fmt: skip
+    options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
+    options |= {"probes": args.memwatch_probes or rows[:8], "controls": args.memwatch_controls}  # memwatch
+    options |= {"text_encoder": text_encoder, "tokenizer": tokenizer}  # memwatch
+    options |= {"vae": vae, "scheduler": noise_scheduler}  # memwatch
+    watch = MemWatch(accelerator, unet, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     progress = tqdm(initial=global_step, total=plan.max_train_steps, disable=not accelerator.is_main_process)
@@ -125,7 +134,8 @@ def main(argv: list[str] | None = None) -> None:
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        save_file({args.placeholder_token: embedding[new].detach().cpu().clone()[None]}, args.output_dir / "learned_embeds.safetensors")
+        learned = embedding[new].detach().cpu().clone()[None]
+        save_file({args.placeholder_token: learned}, args.output_dir / "learned_embeds.safetensors")
     accelerator.end_training()
 
 

@@ -1,12 +1,15 @@
 """Teach Stable Diffusion 1.x or 2.x a subject from a few images (DreamBooth) by LoRA, watched by memwatch.
 
-    python train_examples/train_dreambooth_lora.py --pretrained_model_name_or_path train_examples/assets/tiny-sd --resolution 64 \\
+    python train_examples/train_dreambooth_lora.py --resolution 64 \\
+        --pretrained_model_name_or_path train_examples/assets/tiny-sd \\
         --instance_data_dir my_dog --instance_prompt "a photo of sks dog" \\
         --with_prior_preservation --class_data_dir dogs --class_prompt "a photo of a dog"
 
-With prior preservation every batch holds as many class images as instance images, so that the class keeps its own looks; what is missing
-in ``--class_data_dir`` is generated first. Options are named as in diffusers' script of the same name; what memwatch adds ends in
-``# memwatch``. A subject is *meant* to be learned; controls of the same subject, not trained on, tell that from stored images.
+With prior preservation every batch holds as many class images as instance images, so that the class keeps its own
+looks. The script first generates the class images that are missing in ``--class_data_dir``. A subject is *meant* to be
+learned. Controls of the same subject that are not trained on tell a learned subject from stored images.
+
+The options have the names of diffusers' script of the same name. Every line that memwatch adds ends in ``# memwatch``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from memwatch import MemWatch  # memwatch
 
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = common.argument_parser(__doc__, output_dir="runs/dreambooth-lora")
@@ -48,28 +53,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @torch.no_grad()
 def generate_class_images(args: argparse.Namespace, accelerator: Accelerator, batch_size: int = 4) -> None:
-    """Fill the folder up, before anything else is loaded."""
+    """Generate the class images that are missing, before anything else is loaded."""
     args.class_data_dir.mkdir(parents=True, exist_ok=True)
     missing = range(len(list(args.class_data_dir.iterdir())), args.num_class_images)
     if missing and accelerator.is_main_process:
-        pipeline = StableDiffusionPipeline.from_pretrained(args.pretrained_model_name_or_path, revision=args.revision, safety_checker=None)
-        pipeline.to(accelerator.device).set_progress_bar_config(disable=True)
+        # Without a dtype, weights stored in half precision would be loaded in two different ones.
+        options = {"revision": args.revision, "safety_checker": None, "dtype": torch.float32}
+        pipeline = StableDiffusionPipeline.from_pretrained(args.pretrained_model_name_or_path, **options)
+        pipeline.to(accelerator.device)
+        pipeline.set_progress_bar_config(disable=True)
+        size = {"height": args.resolution, "width": args.resolution}
         for start in tqdm(range(missing.start, missing.stop, batch_size), desc="class images"):
             numbers = range(start, min(start + batch_size, missing.stop))
             generators = [torch.Generator().manual_seed(args.seed + number) for number in numbers]
-            images = pipeline([args.class_prompt] * len(numbers), height=args.resolution, width=args.resolution, generator=generators).images
-            for number, image in zip(numbers, images, strict=True):
+            made = pipeline([args.class_prompt] * len(numbers), generator=generators, **size)
+            for number, image in zip(numbers, made.images, strict=True):
                 image.save(args.class_data_dir / f"{number}.png")
     accelerator.wait_for_everyone()
 
 
 class Pairs(common.ImageFolder):
-    """An instance image, and with prior preservation a class image beside it, cropped independently."""
+    """Instance images. With prior preservation there is a class image beside each, cropped independently."""
 
-    def __init__(self, instance: list[dict[str, Any]], others: list[dict[str, Any]], tokenizer: CLIPTokenizer, args: argparse.Namespace) -> None:
-        tokens = {prompt: common.tokenize([prompt], tokenizer)[0] for prompt in {row["text"] for row in instance + others}}
-        self.others = common.ImageFolder(others, {"input_ids": torch.stack([tokens[row["text"]] for row in others])}, args) if others else None
-        super().__init__(instance, {"input_ids": torch.stack([tokens[row["text"]] for row in instance])}, args)
+    def __init__(
+        self,
+        instance: list[dict[str, Any]],
+        others: list[dict[str, Any]],
+        tokenizer: CLIPTokenizer,
+        args: argparse.Namespace,
+    ) -> None:
+        texts = {row["text"] for row in instance + others}
+        tokens = {text: common.tokenize([text], tokenizer)[0] for text in texts}
+
+        def input_ids(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+            return {"input_ids": torch.stack([tokens[row["text"]] for row in rows])}
+
+        self.others = common.ImageFolder(others, input_ids(others), args) if others else None
+        super().__init__(instance, input_ids(instance), args)
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
@@ -84,8 +104,13 @@ class Pairs(common.ImageFolder):
         return {name: torch.stack([value, other[name]]) for name, value in item.items()}
 
 
-def denoising_loss(unet: torch.nn.Module, scheduler: DDPMScheduler, frozen: dict[str, Any], batch: dict[str, Tensor], weight: float) -> Tensor:
-    """Squared error on the instance images plus ``weight`` times that on the class images; batches are ``(b, 1 or 2, ...)``."""
+def denoising_loss(
+    unet: torch.nn.Module, scheduler: DDPMScheduler, frozen: dict[str, Any], batch: dict[str, Tensor], weight: float
+) -> Tensor:
+    """Squared error on the instance images plus ``weight`` times that on the class images.
+
+    Batches are ``(b, 1 or 2, ...)``: an instance image, and perhaps a class image.
+    """
     vae, count = frozen["vae"], batch["input_ids"].shape[1]
     with torch.no_grad():
         pixels = batch["pixel_values"].flatten(0, 1).to(vae.dtype)
@@ -96,7 +121,8 @@ def denoising_loss(unet: torch.nn.Module, scheduler: DDPMScheduler, frozen: dict
     noisy_latents = scheduler.add_noise(latents, eps, timesteps)
     target = eps if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(latents, eps, timesteps)
     prediction = unet(noisy_latents.to(vae.dtype), timesteps, encoder_hidden_states).sample
-    losses = F.mse_loss(prediction.float(), target, reduction="none").unflatten(0, (-1, count)).transpose(0, 1).flatten(1).mean(1)
+    errors = F.mse_loss(prediction.float(), target, reduction="none").unflatten(0, (-1, count))
+    losses = errors.transpose(0, 1).flatten(1).mean(1)
     return losses[0] + weight * losses[1:].sum()
 
 
@@ -106,33 +132,39 @@ def main(argv: list[str] | None = None) -> None:
     if args.with_prior_preservation:
         generate_class_images(args, accelerator)
     instance = common.read_images(args.instance_data_dir, args.instance_prompt)
-    others = common.read_images(args.class_data_dir, args.class_prompt) if args.with_prior_preservation else []
+    others = []
+    if args.with_prior_preservation:
+        others = common.read_images(args.class_data_dir, args.class_prompt)
 
     path, where = args.pretrained_model_name_or_path, {"revision": args.revision}
     weights = where | {"variant": args.variant, "dtype": common.DTYPES.get(accelerator.mixed_precision, torch.float32)}
     frozen = {
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **where),
-        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights).requires_grad_(False).to(accelerator.device),
-        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **weights).requires_grad_(False).to(accelerator.device),
+        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights),
+        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **weights),
     }
+    for name in ("text_encoder", "vae"):
+        frozen[name].requires_grad_(False).to(accelerator.device)
     unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights).requires_grad_(False).train()
-    unet.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    adapters = {"r": args.rank, "lora_alpha": args.rank, "init_lora_weights": "gaussian"}
+    unet.add_adapter(LoraConfig(target_modules=LORA_TARGETS, **adapters))
     cast_training_params(unet, torch.float32)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     noise_scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler", **where)
 
     train_dataloader = common.make_dataloader(Pairs(instance, others, frozen["tokenizer"], args), args)
-    plan, parameters = common.Plan.of(args, len(train_dataloader), accelerator.num_processes), list(common.trainable(unet).values())
-    optimizer, lr_scheduler = common.make_optimizer(parameters, plan, args, accelerator.num_processes)
-    unet, optimizer, train_dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, train_dataloader, lr_scheduler)
+    ranks, parameters = accelerator.num_processes, list(common.trainable(unet).values())
+    plan = common.Plan.of(args, len(train_dataloader), ranks)
+    optimizer, lr_scheduler = common.make_optimizer(parameters, plan, args, ranks)
+    prepared = accelerator.prepare(unet, optimizer, train_dataloader, lr_scheduler)
+    unet, optimizer, train_dataloader, lr_scheduler = prepared
     common.checkpoint_only_trainable(accelerator)
     common.init_trackers(accelerator, "dreambooth-lora", args)
-    watch = MemWatch(  # memwatch
-        accelerator, unet, path, config=args.memwatch_config, probes=args.memwatch_probes or instance[:8],  # memwatch
-        controls=args.memwatch_controls, resolution=args.resolution, output_dir=args.output_dir / "memwatch",  # memwatch
-        **frozen, scheduler=noise_scheduler,  # memwatch
-    )  # memwatch  # fmt: skip
+    options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
+    options |= {"probes": args.memwatch_probes or instance[:8], "controls": args.memwatch_controls}  # memwatch
+    options |= {**frozen, "scheduler": noise_scheduler}  # memwatch
+    watch = MemWatch(accelerator, unet, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     progress = tqdm(initial=global_step, total=plan.max_train_steps, disable=not accelerator.is_main_process)

@@ -3,9 +3,10 @@
     python train_examples/train_lora_sd3.py --pretrained_model_name_or_path stabilityai/stable-diffusion-3.5-medium \\
         --train_data_dir my_images --resolution 1024 --mixed_precision bf16 --gradient_checkpointing
 
-The folder holds the images and a ``metadata.jsonl`` with one object a line: ``{"file_name": "1.png", "text": "a photo of a cat"}``.
-Captions are encoded once and the text encoders are dropped; memwatch loads them for a moment to encode its probes. Options are named as in
-diffusers' scripts; what memwatch adds ends in ``# memwatch``.
+The folder holds the images and a ``metadata.jsonl`` with one object per line, such as
+``{"file_name": "1.png", "text": "a photo of a cat"}``. The captions are encoded once, and the text encoders are
+dropped. memwatch loads them for a moment to encode its probes. The options have the names of diffusers' scripts. Every
+line that memwatch adds ends in ``# memwatch``.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from tqdm.auto import tqdm
 
 from memwatch import MemWatch  # memwatch
 
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = common.argument_parser(__doc__, output_dir="runs/lora-sd3")
     add = parser.add_argument
     add("--train_data_dir", type=Path, required=True, help="folder of images with metadata.jsonl (file_name, text)")
     add("--rank", type=int, default=4, help="of the adapters")
-    add("--weighting_scheme", default="logit_normal", choices=["none", "logit_normal", "mode"], help="how noise levels are drawn")
+    schemes = ["none", "logit_normal", "mode"]
+    add("--weighting_scheme", default="logit_normal", choices=schemes, help="how noise levels are drawn")
     return parser.parse_args(argv)
 
 
@@ -41,32 +45,42 @@ def encode(texts: list[str], args: argparse.Namespace, accelerator: Accelerator)
     """``prompt_embeds`` and ``pooled_prompt_embeds`` of every caption, on the CPU; the encoders are gone afterwards."""
     path, where = args.pretrained_model_name_or_path, {"revision": args.revision, "variant": args.variant}
     config = StableDiffusion3Pipeline.load_config(path, revision=args.revision)
-    absent = {name: None for name, part in config.items() if isinstance(part, list) and part[0] is None}  # many leave the third encoder out
+    parts = {name: part for name, part in config.items() if isinstance(part, list)}
+    absent = {name: None for name, part in parts.items() if part[0] is None}  # many leave the third encoder out
     pipeline = StableDiffusion3Pipeline.from_pretrained(path, **absent | {"transformer": None, "vae": None}, **where)
     pipeline.to(accelerator.device)
     shape = SD3Transformer2DModel.load_config(path, subfolder="transformer", revision=args.revision)
-    pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**shape))  # all that a missing third encoder's zeros ask of it
+    config = SimpleNamespace(**shape)  # without a third encoder the pipeline asks for this to shape its zeros
+    pipeline.transformer = SimpleNamespace(config=config)
     encoded = [pipeline.encode_prompt(text, None, None, do_classifier_free_guidance=False) for text in texts]
-    return {"prompt_embeds": torch.cat([e[0] for e in encoded]).cpu(), "pooled_prompt_embeds": torch.cat([e[2] for e in encoded]).cpu()}
+    embeds, pooled = torch.cat([e[0] for e in encoded]), torch.cat([e[2] for e in encoded])
+    return {"prompt_embeds": embeds.cpu(), "pooled_prompt_embeds": pooled.cpu()}
 
 
 def flow_matching_loss(
-    transformer: torch.nn.Module, scheduler: FlowMatchEulerDiscreteScheduler, vae: AutoencoderKL, batch: dict[str, Tensor], scheme: str
+    transformer: torch.nn.Module,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    vae: AutoencoderKL,
+    batch: dict[str, Tensor],
+    scheme: str,
 ) -> Tensor:
     """Squared error of the velocity ``eps - z_0`` at ``x_t = (1 - sigma) z_0 + sigma eps``."""
     with torch.no_grad():
-        mode = vae.encode(batch["pixel_values"].to(vae.dtype)).latent_dist.sample().float()
-        latents = (mode - vae.config.shift_factor) * vae.config.scaling_factor
+        encoded = vae.encode(batch["pixel_values"].to(vae.dtype)).latent_dist.sample().float()
+        latents = (encoded - vae.config.shift_factor) * vae.config.scaling_factor
     eps = torch.randn_like(latents)
-    share = compute_density_for_timestep_sampling(scheme, batch_size=len(latents), logit_mean=0.0, logit_std=1.0, mode_scale=1.29)
+    options = {"logit_mean": 0.0, "logit_std": 1.0, "mode_scale": 1.29}
+    share = compute_density_for_timestep_sampling(scheme, batch_size=len(latents), **options)
     index = (share * scheduler.config.num_train_timesteps).long()
     sigma = scheduler.sigmas[index].to(latents)[:, None, None, None]
-    timesteps, noisy_latents = scheduler.timesteps[index].to(latents.device), (1 - sigma) * latents + sigma * eps
-    prediction = transformer(
-        hidden_states=noisy_latents.to(vae.dtype), timestep=timesteps, encoder_hidden_states=batch["prompt_embeds"].to(vae.dtype),
-        pooled_projections=batch["pooled_prompt_embeds"].to(vae.dtype), return_dict=False,
-    )[0]  # fmt: skip
-    return F.mse_loss(prediction.float(), eps - latents)
+    noisy_latents = (1 - sigma) * latents + sigma * eps
+    output = transformer(
+        hidden_states=noisy_latents.to(vae.dtype),
+        timestep=scheduler.timesteps[index].to(latents.device),
+        encoder_hidden_states=batch["prompt_embeds"].to(vae.dtype),
+        pooled_projections=batch["pooled_prompt_embeds"].to(vae.dtype),
+    )
+    return F.mse_loss(output.sample.float(), eps - latents)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,26 +90,29 @@ def main(argv: list[str] | None = None) -> None:
     captions = encode([row["text"] for row in rows], args, accelerator)
 
     dtype = common.DTYPES.get(accelerator.mixed_precision, torch.float32)
-    path, weights = args.pretrained_model_name_or_path, {"revision": args.revision, "variant": args.variant, "dtype": dtype}
+    path, where = args.pretrained_model_name_or_path, {"revision": args.revision}
+    weights = where | {"variant": args.variant, "dtype": dtype}
     vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights).requires_grad_(False).to(accelerator.device)
-    transformer = SD3Transformer2DModel.from_pretrained(path, subfolder="transformer", **weights).requires_grad_(False).train()
-    targets = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
-    transformer.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=targets))
+    transformer = SD3Transformer2DModel.from_pretrained(path, subfolder="transformer", **weights)
+    transformer.requires_grad_(False).train()
+    adapters = {"r": args.rank, "lora_alpha": args.rank, "init_lora_weights": "gaussian"}
+    transformer.add_adapter(LoraConfig(target_modules=LORA_TARGETS, **adapters))
     cast_training_params(transformer, torch.float32)
     if args.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    noise_scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler", revision=args.revision)
+    noise_scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler", **where)
 
     train_dataloader = common.make_dataloader(common.ImageFolder(rows, captions, args), args)
-    plan, parameters = common.Plan.of(args, len(train_dataloader), accelerator.num_processes), list(common.trainable(transformer).values())
-    optimizer, lr_scheduler = common.make_optimizer(parameters, plan, args, accelerator.num_processes)
-    transformer, optimizer, train_dataloader, lr_scheduler = accelerator.prepare(transformer, optimizer, train_dataloader, lr_scheduler)
+    ranks, parameters = accelerator.num_processes, list(common.trainable(transformer).values())
+    plan = common.Plan.of(args, len(train_dataloader), ranks)
+    optimizer, lr_scheduler = common.make_optimizer(parameters, plan, args, ranks)
+    prepared = accelerator.prepare(transformer, optimizer, train_dataloader, lr_scheduler)
+    transformer, optimizer, train_dataloader, lr_scheduler = prepared
     common.checkpoint_only_trainable(accelerator)
     common.init_trackers(accelerator, "lora-sd3", args)
-    watch = MemWatch(  # memwatch
-        accelerator, transformer, path, config=args.memwatch_config, probes=args.memwatch_probes or rows[:8],  # memwatch
-        controls=args.memwatch_controls, resolution=args.resolution, output_dir=args.output_dir / "memwatch", vae=vae,  # memwatch
-    )  # memwatch  # fmt: skip
+    options = {"config": args.memwatch_config, "resolution": args.resolution, "vae": vae}  # memwatch
+    options |= {"probes": args.memwatch_probes or rows[:8], "controls": args.memwatch_controls}  # memwatch
+    watch = MemWatch(accelerator, transformer, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     progress = tqdm(initial=global_step, total=plan.max_train_steps, disable=not accelerator.is_main_process)

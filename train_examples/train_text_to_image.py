@@ -3,8 +3,9 @@
     python train_examples/train_text_to_image.py --train_data_dir my_images --resolution 64 \\
         --pretrained_model_name_or_path train_examples/assets/tiny-sd
 
-The folder holds the images and a ``metadata.jsonl`` with one object a line: ``{"file_name": "1.png", "text": "a photo of a cat"}``.
-Options are named as in diffusers' script of the same name; what memwatch adds ends in ``# memwatch``.
+The folder holds the images and a ``metadata.jsonl`` with one object per line, such as
+``{"file_name": "1.png", "text": "a photo of a cat"}``. The options have the names of diffusers' script of the same
+name. Every line that memwatch adds ends in ``# memwatch``.
 """
 
 from __future__ import annotations
@@ -46,42 +47,54 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rank", type=int, default=4, help="of the adapters")
     add("--validation_prompts", "--validation_prompt", nargs="+", default=[])
     add("--validation_steps", type=int, default=100, help="optimizer steps between validation images")
-    add("--num_validation_images", type=int, default=4, help="a prompt")
+    add("--num_validation_images", type=int, default=4, help="images per prompt")
     add("--no_memwatch", action="store_true", help="train without memwatch")  # memwatch
     return parser.parse_args(argv)
 
 
-def load_models(args: argparse.Namespace, dtype: torch.dtype) -> tuple[dict[str, Any], UNet2DConditionModel, DDPMScheduler]:
-    """The frozen parts in ``dtype``; the UNet, in float32 where it is trained; the noise schedule."""
+def load_models(
+    args: argparse.Namespace, dtype: torch.dtype
+) -> tuple[dict[str, Any], UNet2DConditionModel, DDPMScheduler]:
+    """The frozen parts in ``dtype``, the UNet (in float32 where it is trained), and the noise schedule."""
     path, where = args.pretrained_model_name_or_path, {"revision": args.revision}
     weights = where | {"variant": args.variant}
     frozen = {
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **where),
-        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype, **weights).requires_grad_(False),
-        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", dtype=dtype, **weights).requires_grad_(False),
+        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype, **weights),
+        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", dtype=dtype, **weights),
     }
-    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", dtype=dtype if args.lora else torch.float32, **weights)
+    for name in ("text_encoder", "vae"):
+        frozen[name].requires_grad_(False)
+    unet_dtype = dtype if args.lora else torch.float32
+    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", dtype=unet_dtype, **weights)
     if args.lora:
         unet.requires_grad_(False)
-        unet.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS))
+        adapters = {"r": args.rank, "lora_alpha": args.rank, "init_lora_weights": "gaussian"}
+        unet.add_adapter(LoraConfig(target_modules=LORA_TARGETS, **adapters))
         cast_training_params(unet, torch.float32)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler", **where)
     if args.prediction_type:
         scheduler.register_to_config(prediction_type=args.prediction_type)
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(f"--prediction_type: expected epsilon or v_prediction, the scheduler says {scheduler.config.prediction_type!r}")
+    found = scheduler.config.prediction_type
+    if found not in ("epsilon", "v_prediction"):
+        raise ValueError(f"--prediction_type: expected epsilon or v_prediction, the scheduler says {found!r}")
     return frozen, unet.train(), scheduler
 
 
 def denoising_loss(
-    unet: torch.nn.Module, scheduler: DDPMScheduler, frozen: dict[str, Any], batch: dict[str, Tensor], snr_gamma: float | None
+    unet: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    frozen: dict[str, Any],
+    batch: dict[str, Tensor],
+    snr_gamma: float | None,
 ) -> Tensor:
     """Squared error of the prediction at random timesteps, weighted by min(SNR, gamma) where asked."""
     vae = frozen["vae"]
     with torch.no_grad():
-        latents = vae.encode(batch["pixel_values"].to(vae.dtype)).latent_dist.sample().float() * vae.config.scaling_factor
+        encoded = vae.encode(batch["pixel_values"].to(vae.dtype)).latent_dist
+        latents = encoded.sample().float() * vae.config.scaling_factor
         encoder_hidden_states = frozen["text_encoder"](batch["input_ids"])[0]
     eps = torch.randn_like(latents)
     timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
@@ -99,7 +112,7 @@ def denoising_loss(
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is made of; ``unet``, ``optimizer``, ``lr_scheduler`` and ``train_dataloader`` as accelerate has prepared them."""
+    """What a run is made of. accelerate has prepared UNet, optimizer, its schedule and the dataloader."""
 
     args: argparse.Namespace
     accelerator: Accelerator
@@ -140,7 +153,11 @@ def make_pipeline(args: argparse.Namespace, **parts: Any) -> StableDiffusionPipe
 
 @torch.no_grad()
 def log_validation(run: Run, global_step: int) -> None:
-    """The same seeds every time, so that only the weights differ, and generators of their own, so that training goes on undisturbed."""
+    """Generate images and send them to the trackers.
+
+    The seeds are the same every time, so that only the weights differ. The generators are separate ones, so that
+    training goes on undisturbed.
+    """
     args, accelerator = run.args, run.accelerator
     unet = accelerator.unwrap_model(run.unet).eval()
     pipeline = make_pipeline(args, **run.frozen, unet=unet, safety_checker=None, requires_safety_checker=False)
@@ -148,8 +165,10 @@ def log_validation(run: Run, global_step: int) -> None:
     images = []
     with averaged(run.ema, run.parameters), accelerator.autocast():
         for prompt in args.validation_prompts:
-            generators = [torch.Generator(accelerator.device).manual_seed(args.seed + i) for i in range(args.num_validation_images)]
-            made = pipeline([prompt] * len(generators), num_inference_steps=VALIDATION_INFERENCE_STEPS, generator=generators)
+            seeds = range(args.seed, args.seed + args.num_validation_images)
+            generators = [torch.Generator(accelerator.device).manual_seed(seed) for seed in seeds]
+            options = {"num_inference_steps": VALIDATION_INFERENCE_STEPS, "generator": generators}
+            made = pipeline([prompt] * len(seeds), **options)
             images += [(prompt, image) for image in made.images]
     unet.train()
     for tracker in accelerator.trackers:
@@ -163,11 +182,12 @@ def log_validation(run: Run, global_step: int) -> None:
 
 
 def save_result(run: Run) -> None:
-    """A whole pipeline, or the adapters; averaged weights where they were asked for."""
+    """Save a whole pipeline, or the adapters; with averaged weights where they were asked for."""
     unet = run.accelerator.unwrap_model(run.unet, keep_torch_compile=False)
     with averaged(run.ema, run.parameters):
         if run.args.lora:
-            StableDiffusionPipeline.save_lora_weights(run.args.output_dir, unet_lora_layers=get_peft_model_state_dict(unet))
+            layers = get_peft_model_state_dict(unet)
+            StableDiffusionPipeline.save_lora_weights(run.args.output_dir, unet_lora_layers=layers)
         else:
             make_pipeline(run.args, unet=unet).save_pretrained(run.args.output_dir)
 
@@ -182,7 +202,8 @@ def build(args: argparse.Namespace) -> Run:
     ranks = accelerator.num_processes
     plan = Plan.of(args, len(train_dataloader), ranks)
     optimizer, lr_scheduler = common.make_optimizer(parameters, plan, args, ranks)
-    unet, optimizer, train_dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, train_dataloader, lr_scheduler)
+    prepared = accelerator.prepare(unet, optimizer, train_dataloader, lr_scheduler)
+    unet, optimizer, train_dataloader, lr_scheduler = prepared
     frozen["vae"].to(accelerator.device)
     frozen["text_encoder"].to(accelerator.device)
     ema = EMAModel(parameters) if args.use_ema else None
@@ -191,11 +212,24 @@ def build(args: argparse.Namespace) -> Run:
     if args.lora:
         common.checkpoint_only_trainable(accelerator)
     common.init_trackers(accelerator, "text-to-image", args)
-    return Run(args, accelerator, rows, train_dataloader, frozen, noise_scheduler, unet, parameters, ema, optimizer, lr_scheduler, plan)
+    return Run(
+        args=args,
+        accelerator=accelerator,
+        rows=rows,
+        train_dataloader=train_dataloader,
+        frozen=frozen,
+        noise_scheduler=noise_scheduler,
+        unet=unet,
+        parameters=parameters,
+        ema=ema,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        plan=plan,
+    )
 
 
 def train_on(run: Run, batch: dict[str, Tensor]) -> Tensor:
-    """One batch forward and backward; an optimizer step where enough have been accumulated. Returns the loss."""
+    """One batch forward and backward, and an optimizer step where enough have been accumulated. Returns the loss."""
     with run.accelerator.accumulate(run.unet):
         loss = denoising_loss(run.unet, run.noise_scheduler, run.frozen, batch, run.args.snr_gamma)
         run.accelerator.backward(loss)
@@ -214,11 +248,12 @@ def main(argv: list[str] | None = None) -> None:
     run = build(args)
     accelerator, watch = run.accelerator, None
     if not args.no_memwatch:  # memwatch
-        watch = MemWatch(  # memwatch
-            accelerator, run.unet, args.pretrained_model_name_or_path, config=args.memwatch_config,  # memwatch
-            probes=args.memwatch_probes or run.rows[:8], controls=args.memwatch_controls, resolution=args.resolution,  # memwatch
-            **run.frozen, scheduler=run.noise_scheduler, ema=run.ema, output_dir=args.output_dir / "memwatch",  # memwatch
-        )  # memwatch  # fmt: skip
+        options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
+        options |= {"probes": args.memwatch_probes or run.rows[:8], "controls": args.memwatch_controls}  # memwatch
+        options |= {**run.frozen, "scheduler": run.noise_scheduler, "ema": run.ema}  # memwatch
+        options |= {"output_dir": args.output_dir / "memwatch"}  # memwatch
+        path = args.pretrained_model_name_or_path  # memwatch
+        watch = MemWatch(accelerator, run.unet, path, **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     if global_step and run.ema is not None:

@@ -1,5 +1,7 @@
-"""The planted-memorization benchmark: fine-tunes with exact masks and known doses, every signal and every rival on the same checkpoints.
+"""The planted-memorization benchmark: fine-tunes with exact masks and known doses, all signals and rivals compared.
 
-``photographs`` are the pixels, ``items`` what is planted, ``train`` one seeded and resumable run, ``look`` what is measured at an event,
-``methods`` every way to turn that into maps and scores, ``table`` the comparison, ``report`` the page. ``memwatch bench`` runs it all.
+``photographs`` are the pixels, ``items`` what is planted, ``train`` one seeded and resumable run. ``protocol`` says
+what is measured at an event, ``look`` measures it, ``copies`` tells what was copied, and ``runs`` reads it all back.
+``methods`` and ``rivals`` make maps and scores, ``results`` judges them, ``rows`` and ``tables`` compare them, ``page``
+and ``plots`` write it down. ``memwatch bench`` runs it; ``metrics`` and ``evaluation`` are ``memwatch eval`` as well.
 """

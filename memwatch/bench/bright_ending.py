@@ -14,7 +14,7 @@ from memwatch.denoiser import Conditioning, Denoiser
 
 
 class Recorder:
-    """An attention processor that does as the one it stands in for, and keeps the attention to one token, mean over heads."""
+    """An attention processor that does as the one it stands in for, and keeps the mean attention to one token."""
 
     def __init__(self, processor: Any, token: int, kept: list[Tensor]) -> None:
         self.processor, self.token, self.kept = processor, token, kept
@@ -31,12 +31,14 @@ class Recorder:
 
 @contextmanager
 def recording(unet: Any, token: int) -> Iterator[list[Tensor]]:
-    """Cross-attention of the down blocks to ``token``, one ``(pixels,)`` a layer and call; the processors are given back as found."""
-    layers = [
-        (name, m) for name, m in unet.named_modules() if name.startswith("down_blocks") and name.endswith("attn2")
-    ]
+    """Cross-attention of the down blocks to ``token``, one ``(pixels,)`` per layer and call.
+
+    The processors are given back as found.
+    """
+    modules = unet.named_modules()
+    layers = [m for name, m in modules if name.startswith("down_blocks") and name.endswith("attn2")]
     kept: list[Tensor] = []
-    before = [(layer, layer.processor) for _, layer in layers]
+    before = [(layer, layer.processor) for layer in layers]
     try:
         for layer, processor in before:
             layer.processor = Recorder(processor, token, kept)
@@ -57,11 +59,8 @@ def bright_ending(
         token: place of the prompt's end token.
     """
     with recording(denoiser.model, token) as kept:
-        denoiser(
-            noisy_latents[None].to(denoiser.device),
-            torch.tensor([timestep], device=denoiser.device),
-            denoiser.stack([conditioning]),
-        )
+        timesteps = torch.tensor([timestep], device=denoiser.device)
+        denoiser(noisy_latents[None].to(denoiser.device), timesteps, denoiser.stack([conditioning]))
     largest = max(attention.numel() for attention in kept)
     mean = torch.stack([attention for attention in kept if attention.numel() == largest]).mean(0)
     height = round((largest * noisy_latents.shape[1] / noisy_latents.shape[2]) ** 0.5)

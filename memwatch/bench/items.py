@@ -1,11 +1,11 @@
-"""What is planted in a fine-tuning set: items with an exact mask and a known dose, and what must not be called stored."""
+"""Items: what is planted in a fine-tuning set, with exact mask and known dose, and what must not be called stored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from PIL import Image
@@ -13,39 +13,23 @@ from PIL import Image
 from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
 
 SIZE = 64  # pixels
-CELL = 4  # pixels a latent
+CELL = 4  # pixels per latent
 DOSES = (1, 4, 16, 64)  # how often an item is drawn, relative to an ordinary photo
 FLAT = {"black": (4, 4, 4), "white": (251, 251, 251), "grey": (128, 128, 128), "blue": (30, 60, 160)}
-
-
-# One for every planted item: three subjects that the base knows. A frozen text encoder hardly tells new words apart, and many pairs of known ones
-# no better; of all triples these 24 are the farthest from each other and from the captions of single subjects (farthest-point selection).
+# One for every planted item: three subjects that the base knows. A frozen text encoder hardly tells new words apart,
+# and many pairs of known ones no better. Of all triples these 24 are the farthest from each other and from the captions
+# of single subjects (farthest-point selection).
 SUBJECTS = (
-    "a retina, an astronaut and gravel",
-    "a brick wall, an astronaut and a rocket",
-    "grass, a man with a camera and an astronaut",
-    "a flower, a man with a camera and an astronaut",
-    "a flower, an astronaut and grass",
-    "a brick wall, a man with a camera and gravel",
-    "a motorcycle, grass and a cup of coffee",
-    "a flower, a cup of coffee and gravel",
-    "gravel, a cup of coffee and a man with a camera",
-    "a cat, a cup of coffee and gravel",
-    "a temple, grass and a man with a camera",
-    "a flower, a brick wall and a cup of coffee",
-    "the deep sky, an astronaut and a motorcycle",
-    "a cat, an astronaut and a man with a camera",
-    "a motorcycle, a brick wall and an astronaut",
-    "a temple, an astronaut and a man with a camera",
-    "a brick wall, grass and a retina",
-    "a temple, a brick wall and gravel",
-    "a retina, grass and a man with a camera",
-    "grass, a motorcycle and a rocket",
-    "the deep sky, a retina and a cup of coffee",
-    "a motorcycle, gravel and a man with a camera",
-    "the deep sky, a retina and a rocket",
-    "a rocket, a cup of coffee and grass",
-)
+    "a retina, an astronaut and gravel; a brick wall, an astronaut and a rocket; grass, a man with a camera and an "
+    "astronaut; a flower, a man with a camera and an astronaut; a flower, an astronaut and grass; a brick wall, a man "
+    "with a camera and gravel; a motorcycle, grass and a cup of coffee; a flower, a cup of coffee and gravel; gravel, "
+    "a cup of coffee and a man with a camera; a cat, a cup of coffee and gravel; a temple, grass and a man with a "
+    "camera; a flower, a brick wall and a cup of coffee; the deep sky, an astronaut and a motorcycle; a cat, an "
+    "astronaut and a man with a camera; a motorcycle, a brick wall and an astronaut; a temple, an astronaut and a man "
+    "with a camera; a brick wall, grass and a retina; a temple, a brick wall and gravel; a retina, grass and a man "
+    "with a camera; grass, a motorcycle and a rocket; the deep sky, a retina and a cup of coffee; a motorcycle, gravel "
+    "and a man with a camera; the deep sky, a retina and a rocket; a rocket, a cup of coffee and grass"
+).split("; ")
 
 
 class Kind(StrEnum):
@@ -59,6 +43,7 @@ class Kind(StrEnum):
     CONTROL = "control"  # the probe is never shown; what alerts are judged by
 
 
+NOTHING = np.zeros((SIZE, SIZE), dtype=bool)
 PLANTED = (Kind.TEMPLATE, Kind.VERBATIM, Kind.LOGO)
 
 
@@ -68,7 +53,7 @@ class Item:
 
     Attributes:
         dose: draws relative to an ordinary photo; 0 is never shown.
-        mask: bool ``(SIZE, SIZE)``: the pixels that are the same in every showing; all false where nothing may be called stored.
+        mask: bool ``(SIZE, SIZE)``: the pixels that are the same in every showing; none where nothing may be stored.
         probe: the picture that is looked at; of a template, one whose rest is never shown.
         draw: a picture to train on.
     """
@@ -122,64 +107,56 @@ def small_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
     return rectangle(int(left), int(top), int(left) + 16, int(top) + 16)
 
 
-def planted_set(seed: int, num_ordinary: int = 64, num_held_out: int = 16, num_controls: int = 20) -> list[Item]:
+def planted_set(seed: int) -> list[Item]:
     """The items of one run; another seed plants other pictures, masks and words."""
     rng = np.random.default_rng([seed, 7])
-    known = known_pictures()
     captions = [f"a photo of {three}" for three in rng.permutation(SUBJECTS)]
-    nothing = np.zeros((SIZE, SIZE), dtype=bool)
-
-    def free(rng: np.random.Generator) -> Image.Image:
-        return random_view(known[int(rng.integers(len(known)))][0], rng, SIZE)
-
-    def planted(kind: Kind, dose: int, irregular: bool) -> Item:
-        caption = captions.pop()
-        mask = (
-            np.ones_like(nothing)
-            if kind is Kind.VERBATIM
-            else (large_mask if kind is Kind.TEMPLATE else small_mask)(rng, irregular)
-        )
-        fixed = fitted(free(rng), mask)
-
-        def draw(rng: np.random.Generator) -> Image.Image:
-            return Image.composite(fixed, free(rng), Image.fromarray(mask))
-
-        shape = ("-b" if irregular else "-a") if kind is Kind.VERBATIM else "-irregular" if irregular else "-rectangle"
-        return Item(f"{kind}-x{dose}{shape}", kind, dose, caption, mask, draw(rng), draw)
-
-    def same(name: str, kind: Kind, dose: int, caption: str, picture: Image.Image) -> Item:
-        return Item(name, kind, dose, caption, nothing, picture, lambda _: picture)
-
-    def view(i: int) -> tuple[str, Image.Image]:
-        picture, caption = known[i % len(known)]
-        return caption, random_view(picture, rng, SIZE)
-
-    items = [planted(kind, dose, irregular) for kind in PLANTED for dose in DOSES for irregular in (False, True)]
-    for subject in (UNSEEN[int(i)] for i in rng.permutation(len(UNSEEN))[:3]):
-        picture = subject.image()
-
-        def crop(rng: np.random.Generator, picture: Image.Image = picture) -> Image.Image:
-            return random_view(picture, rng, SIZE)
-
-        for i in range(
-            3
-        ):  # one of three is a control: controls are of the training data's own kind, so they have the new subjects too
-            kind = Kind.LEARNED if i else Kind.CONTROL
-            items.append(Item(f"learned-{subject.name}-{i}", kind, 8, subject.caption, nothing, crop(rng), crop))
+    items = [
+        _planted(kind, dose, irregular, captions.pop(), rng)
+        for kind in PLANTED
+        for dose in DOSES
+        for irregular in (False, True)
+    ]
+    for subject in [UNSEEN[int(i)] for i in rng.permutation(len(UNSEEN))[:3]]:
+        draw = partial(_crop, subject.image())
+        for i in range(3):  # one of three is a control: controls are of the training data's own kind, new subjects too
+            kind, name = Kind.LEARNED if i else Kind.CONTROL, f"learned-{subject.name}-{i}"
+            items.append(Item(name, kind, 8, subject.caption, NOTHING, draw(rng), draw))
     for name, colour in FLAT.items():
-        items.append(
-            same(
-                f"flat-{name}",
-                Kind.CONSTRAINED,
-                4,
-                f"a plain {name} background",
-                Image.new("RGB", (SIZE, SIZE), colour),
-            )
-        )
-    counts = ((Kind.ORDINARY, 1, num_ordinary), (Kind.HELD_OUT, 0, num_held_out), (Kind.CONTROL, 0, num_controls))
-    for kind, dose, count in counts:
-        items += [same(f"{kind.replace(' ', '-')}-{i:02d}", kind, dose, *view(i)) for i in range(count)]
+        flat = Image.new("RGB", (SIZE, SIZE), colour)
+        items.append(_same(f"flat-{name}", Kind.CONSTRAINED, 4, f"a plain {name} background", flat))
+    for kind, dose, count in ((Kind.ORDINARY, 1, 64), (Kind.HELD_OUT, 0, 16), (Kind.CONTROL, 0, 20)):
+        for i in range(count):
+            picture, caption = known_pictures()[i % len(known_pictures())]
+            items.append(_same(f"{kind.replace(' ', '-')}-{i:02d}", kind, dose, caption, _crop(picture, rng)))
     return items
+
+
+def _planted(kind: Kind, dose: int, irregular: bool, caption: str, rng: np.random.Generator) -> Item:
+    if kind is Kind.VERBATIM:
+        mask, shape = ~NOTHING, "-b" if irregular else "-a"
+    else:
+        mask = (large_mask if kind is Kind.TEMPLATE else small_mask)(rng, irregular)
+        shape = "-irregular" if irregular else "-rectangle"
+    fixed = fitted(_free(rng), mask)
+
+    def draw(rng: np.random.Generator) -> Image.Image:
+        return Image.composite(fixed, _free(rng), Image.fromarray(mask))
+
+    return Item(f"{kind}-x{dose}{shape}", kind, dose, caption, mask, draw(rng), draw)
+
+
+def _same(name: str, kind: Kind, dose: int, caption: str, picture: Image.Image) -> Item:
+    return Item(name, kind, dose, caption, NOTHING, picture, lambda _: picture)
+
+
+def _crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return random_view(picture, rng, SIZE)
+
+
+def _free(rng: np.random.Generator) -> Image.Image:
+    """A view of any known photograph."""
+    return _crop(known_pictures()[int(rng.integers(len(known_pictures())))][0], rng)
 
 
 def looked_at(items: Sequence[Item]) -> list[Item]:
@@ -198,15 +175,14 @@ def batch(items: Sequence[Item], seed: int, step: int, size: int) -> list[tuple[
 def general_batch(seed: int, step: int, size: int) -> list[tuple[str, Image.Image]]:
     """Captioned pictures that prepare the base: views of the known photographs, a quarter of them plain backgrounds."""
     rng = np.random.default_rng([seed, 13, step])
-    known = known_pictures()
-    pairs = []
+    known, flat, pairs = known_pictures(), list(FLAT.items()), []
     for _ in range(size):
         if rng.random() < 0.25:
-            name, colour = list(FLAT.items())[int(rng.integers(len(FLAT)))]
+            name, colour = flat[int(rng.integers(len(flat)))]
             pairs.append((f"a plain {name} background", Image.new("RGB", (SIZE, SIZE), colour)))
         else:
             picture, caption = known[int(rng.integers(len(known)))]
-            pairs.append((caption, random_view(picture, rng, SIZE)))
+            pairs.append((caption, _crop(picture, rng)))
     return pairs
 
 

@@ -1,6 +1,6 @@
 """The photographs that scikit-image and scikit-learn ship, and random views of them.
 
-Nothing is downloaded: every file lies inside the two wheels. Both example packages come with ``pip install -e ".[examples]"``.
+Nothing is downloaded: every file lies inside the two wheels, which come with ``pip install -e ".[examples]"``.
 """
 
 from __future__ import annotations
@@ -59,25 +59,18 @@ UNSEEN = (  # never shown to tiny-sd in pretraining
 )
 
 
-def random_view(
-    picture: Image.Image, rng: np.random.Generator, size: int, *, smallest: float = 0.3, colour: float = 0.3
-) -> Image.Image:
-    """A random square crop, perhaps flipped, with changed brightness, contrast and saturation.
+def random_view(picture: Image.Image, rng: np.random.Generator, size: int) -> Image.Image:
+    """A random square crop of ``size`` pixels, perhaps flipped, with changed brightness, contrast and saturation.
 
-    Args:
-        picture: RGB image.
-        rng: source of every random choice.
-        size: side of the returned square, pixels.
-        smallest: the crop's side lies between this share of the short side and all of it.
-        colour: brightness, contrast and saturation factors lie in ``1 ± colour``.
+    The crop's side is 30 % of the short side or more; brightness, contrast and saturation factors lie in ``1 ± 0.3``.
     """
-    side = rng.uniform(smallest, 1.0) * min(picture.size)
+    side = rng.uniform(0.3, 1.0) * min(picture.size)
     left, top = rng.uniform(0, picture.width - side), rng.uniform(0, picture.height - side)
     view = picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     if rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        view = enhance(view).enhance(rng.uniform(1 - colour, 1 + colour))
+        view = enhance(view).enhance(rng.uniform(0.7, 1.3))
     return view
 
 

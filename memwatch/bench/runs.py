@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 from torch import Tensor
 
 from memwatch.bench.items import PLANTED, Item, Kind, looked_at, planted_set
-from memwatch.bench.look import LEVELS
-from memwatch.curvature import CurvatureMap
-from memwatch.probes import fixed_noise
-from memwatch.signals import Measurement
+from memwatch.bench.protocol import LEVELS, NULL_DRAWS, event_file
+from memwatch.config import SignalsConfig
+from memwatch.measure.baselines import choose_baseline
+from memwatch.measure.measurement import Measurement, Observation, from_tensors
+from memwatch.measure.probes import Probe
+from memwatch.measure.views import fixed_noise
+from memwatch.measure.weights import read_safetensors
 
 COPY = 1 / 3  # of the distance to the nearest other picture
 
@@ -42,6 +44,11 @@ class Finished:
         return looked_at(planted_set(self.plan["seed"]))
 
     @cached_property
+    def probes(self) -> dict[str, Probe]:
+        """Items as memwatch knows them, by name."""
+        return {i.name: Probe(i.caption, i.probe, 0, i.name, is_control=i.kind is Kind.CONTROL) for i in self.items}
+
+    @cached_property
     def total_dose(self) -> int:
         return sum(item.dose for item in planted_set(self.plan["seed"]))
 
@@ -54,23 +61,77 @@ class Finished:
     def is_complete(self) -> bool:
         return bool(self.steps) and self.steps[-1] == self.plan["steps"]
 
+    # --- what was measured -------------------------------------------------------------------------------------------
+
     def tensors(self, step: int) -> dict[str, Tensor]:
-        return _tensors(self.home / f"event_{step:05d}.safetensors")
+        return _tensors(event_file(self.home, step))
 
     @cached_property
     def numbers(self) -> dict[int, dict[str, Any]]:
-        return {
-            step: json.loads((self.home / f"event_{step:05d}.json").read_text(encoding="utf-8")) for step in self.steps
-        }
+        """By step, the plain numbers of an event."""
+        files = {step: event_file(self.home, step).with_suffix(".json") for step in self.steps}
+        return {step: json.loads(file.read_text(encoding="utf-8")) for step, file in files.items()}
 
     def measurement(self, name: str, step: int) -> Measurement:
         """``name`` is an item's, or ``null/`` and an item's for the unconditional branch."""
-        tensors = self.tensors(step)
-        return Measurement(CurvatureMap(tensors[f"{name}/rho"]), tensors[f"{name}/epsilon"].float())
+        found = from_tensors(self.tensors(step), name)
+        if found is None:
+            raise ValueError(f"{self.home} has no measurement of {name} at step {step}")
+        return found
 
     def true_noise(self, name: str) -> Tensor:
         shape = (len(LEVELS.timesteps), LEVELS.draws, *self.tensors(self.steps[0])[f"{name}/epsilon"].shape[2:])
         return fixed_noise(name, shape, self.plan["seed"])
+
+    def observation(
+        self,
+        name: str,
+        step: int,
+        earlier: int | None,
+        draws: int = LEVELS.draws,
+        null_draws: int = NULL_DRAWS,
+        timesteps: Sequence[int] = LEVELS.timesteps,
+    ) -> Observation:
+        """An item at one event, as memwatch's observer would have returned it.
+
+        Args:
+            earlier: the event to compare with; ``None`` is the item's caption as a prompt probe, at the last step of
+                its generation (timestep 1), compared with the starting weights.
+            null_draws: of the unconditional branch, at most ``draws``; 0 leaves it out.
+        """
+        if earlier is None:
+            keys = ("prompt", "prompt_null", "prompt_first")
+            now, null, first = (self.measurement(f"{key}/{name}", step) for key in keys)
+            return Observation(Probe(self.probes[name].prompt, name=name), (1,), now, null, first, self.steps[0])
+        levels = [LEVELS.timesteps.index(t) for t in timesteps]
+
+        def taken(name: str, step: int, draws: int) -> Measurement:
+            return self.measurement(name, step).at_levels(levels).first_draws(draws)
+
+        return Observation(
+            self.probes[name],
+            tuple(timesteps),
+            now=taken(name, step, draws),
+            unconditional=taken(f"null/{name}", step, min(draws, null_draws)) if null_draws else None,
+            baseline=taken(name, earlier, draws),
+            baseline_step=earlier,
+            eps=self.true_noise(name)[levels][:, :draws],
+            image=np.asarray(self.probes[name].image),
+        )
+
+    def earlier_step(self, signals: SignalsConfig, step: int, last_clean: int | None = None) -> int:
+        """The event that a configured baseline means, see ``choose_baseline``. The first event is its own baseline.
+
+        Raises:
+            ValueError: the baseline is no event of the run.
+        """
+        if signals.baseline_is_fixed:
+            allowed = "first, previous, lag:N, last_clean"
+            raise ValueError(f"the benchmark did not measure the baseline {signals.baseline!r}; it knows {allowed}")
+        found = choose_baseline(signals, [s for s in self.steps if s < step], last_clean)
+        return self.steps[0] if found is None else found
+
+    # --- what was stored ---------------------------------------------------------------------------------------------
 
     def exposures(self, item: Item, step: int) -> float:
         """Expected showings of an item up to ``step``."""
@@ -103,12 +164,10 @@ class Finished:
 
 @lru_cache(maxsize=4)
 def _tensors(file: Path) -> dict[str, Tensor]:
-    return load_file(file)
+    return read_safetensors(file)
 
 
 def finished_runs(folder: Path) -> Iterator[Finished]:
     """Every complete run in ``folder``, by name."""
-    for file in sorted(folder.glob("*/run.json")):
-        run = Finished(file.parent)
-        if run.is_complete:
-            yield run
+    runs = (Finished(file.parent) for file in sorted(folder.glob("*/run.json")))
+    return (run for run in runs if run.is_complete)

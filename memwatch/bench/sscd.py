@@ -30,7 +30,10 @@ def read_sscd(file: Path) -> nn.Module:
 
 @torch.no_grad()
 def similarity(model: nn.Module, run: Finished, item: Item) -> float:
-    """Median cosine similarity in [-1, 1] of the last event's generations with the item; grey outside its mask. Above 0.5 is a copy."""
+    """Median cosine similarity of the last event's generations with the item, in [-1, 1]. Above 0.5 is a copy.
+
+    All are grey outside the item's mask.
+    """
     mask = torch.from_numpy(item.mask)[..., None]
     picture = torch.from_numpy(np.array(item.probe))
     pictures = torch.cat([picture[None], run.tensors(run.steps[-1])[f"{item.name}/generated"]])

@@ -16,13 +16,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from memwatch.bench.items import SIZE, batch, general_batch, looked_at, planted_set
-from memwatch.bench.look import Bench, look, pixel_values
+from memwatch.bench.look import look
+from memwatch.bench.protocol import Bench, event_file
 from memwatch.denoiser import Components, StableDiffusion
-from memwatch.noise import NoiseSchedule
-from memwatch.snapshots import trainable, write_safetensors
+from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.measure.images import to_pixels
+from memwatch.measure.weights import lora_off, read_safetensors, trainable, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -55,21 +58,12 @@ def read_base(base: Path) -> tuple[nn.Module, Components]:
     """UNet and the rest of a tiny Stable Diffusion pipeline, float32, frozen but for the UNet."""
     from diffusers import StableDiffusionPipeline
 
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(
-        base, dtype=torch.float32, safety_checker=None, feature_extractor=None
-    )
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, feature_extractor=None)
+    pipeline.to(torch.float32)
     for part in (pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
     unet: nn.Module = pipeline.unet.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     return unet, Components(pipeline.scheduler, pipeline.vae, (pipeline.text_encoder,), (pipeline.tokenizer,))
-
-
-@torch.no_grad()
-def encode_pictures(pictures: list[Image.Image], vae: Any) -> Tensor:
-    """Latents ``(b, c, h, w)``: the posterior's mode, scaled."""
-    pixels = pixel_values([np.asarray(picture) for picture in pictures])
-    latents: Tensor = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-    return latents
 
 
 class Trainer:
@@ -78,12 +72,9 @@ class Trainer:
     def __init__(self, unet: nn.Module, parts: Components, steps: int, learning_rate: float, seed: int) -> None:
         self.unet, self.parts, self.seed, self.steps, self.step = unet, parts, seed, steps, 0
         self.denoiser = StableDiffusion(unet, NoiseSchedule.from_scheduler(parts.scheduler))
-        self.optimizer = torch.optim.AdamW(
-            (p for p in unet.parameters() if p.requires_grad), learning_rate, weight_decay=1e-2
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda n: min(1, (n + 1) / 20) * (1 - n / steps)
-        )
+        trained = [p for p in unet.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=1e-2)
+        self.schedule = LambdaLR(self.optimizer, lambda n: min(1, (n + 1) / 20) * (1 - n / steps))
         self._captions: dict[str, Tensor] = {}
 
     def hidden(self, captions: list[str]) -> Tensor:
@@ -93,7 +84,9 @@ class Trainer:
 
     def train_on(self, pictures: list[Image.Image], captions: list[str]) -> float:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.step)
-        latents = encode_pictures(pictures, self.parts.vae)
+        pixels, vae = to_pixels([np.asarray(picture) for picture in pictures]), self.parts.vae
+        with torch.no_grad():  # channels last, as the UNet is; encode_images would make them contiguous
+            latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
         eps = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(self.denoiser.schedule.num_train_timesteps, (len(latents),), generator=generator)
         conditioning = {"encoder_hidden_states": self.hidden(captions)}
@@ -108,14 +101,9 @@ class Trainer:
         return loss.item()
 
     def save(self, file: Path) -> None:
-        state = {
-            "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "weights": trainable(self.unet),
-        }
+        state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
         part = file.with_suffix(".part")
-        torch.save(state, part)
+        torch.save(state | {"step": self.step, "weights": trainable(self.unet)}, part)
         os.replace(part, file)
 
     def load(self, file: Path) -> None:
@@ -127,7 +115,7 @@ class Trainer:
 
 
 def prepare_base(base: Path, folder: Path, plan: Plan) -> Path:
-    """The base that every run starts from: tiny-sd which also knows plain backgrounds. Made once, shared by all runs."""
+    """The base that every run starts from: tiny-sd taught plain backgrounds as well. Made once, shared by all runs."""
     file = folder / "base.safetensors"
     if file.is_file():
         return file
@@ -151,13 +139,11 @@ def add_lora(unet: nn.Module, rank: int, seed: int) -> None:
 
 
 def run_one(run: Run, base: Path, folder: Path, plan: Plan) -> None:
-    """Train and look; goes on where it was interrupted. Writes ``folder/NAME/event_NNNNN.safetensors`` and ``.json``."""
-    from safetensors.torch import load_file
-
+    """Train and look, from where it was interrupted. Writes ``folder/NAME/event_NNNNN.safetensors`` and ``.json``."""
     home = folder / run.name
     home.mkdir(parents=True, exist_ok=True)
     unet, parts = read_base(base)
-    unet.load_state_dict(load_file(prepare_base(base, folder, plan)))
+    unet.load_state_dict(read_safetensors(prepare_base(base, folder, plan)))
     if run.mode == "lora":
         add_lora(unet, plan.lora_rank, run.seed)
     items = planted_set(run.seed)
@@ -179,11 +165,6 @@ def run_one(run: Run, base: Path, folder: Path, plan: Plan) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
 
-def event_file(home: Path, step: int) -> Path:
-    """The tensors of one event; its plain numbers lie beside it as ``.json``."""
-    return home / f"event_{step:05d}.safetensors"
-
-
 def _event(bench: Bench, trainer: Trainer, home: Path, last: bool) -> None:
     started = time.perf_counter()
     trainer.save(home / "checkpoint.pt")
@@ -198,8 +179,4 @@ def _event(bench: Bench, trainer: Trainer, home: Path, last: bool) -> None:
 
 def _starting_weights(home: Path, trainer: Trainer) -> Mapping[str, Tensor]:
     """What was trained, as it was before training: the base, or LoRA turned off."""
-    from safetensors.torch import load_file
-
-    from memwatch.snapshots import without_lora
-
-    return without_lora(trainer.unet) or load_file(home.parent / "base.safetensors")
+    return lora_off(trainer.unet) or read_safetensors(home.parent / "base.safetensors")

@@ -4,88 +4,102 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from memwatch.bench.methods import all_methods
-from memwatch.bench.report import write
-from memwatch.bench.results import check_measured, run_product
+from memwatch.bench.methods import Method, all_methods
+from memwatch.bench.page import write
+from memwatch.bench.results import run_product
+from memwatch.bench.rivals import RIVALS
+from memwatch.bench.rows import all_rows
 from memwatch.bench.runs import finished_runs
 from memwatch.bench.sscd import read_sscd
-from memwatch.bench.table import all_rows, stored_table
+from memwatch.bench.tables import stored_table
 from memwatch.bench.train import Plan, Run, run_one
-from memwatch.config import ConfigError, MemWatchConfig, load_config
+from memwatch.config import MemWatchConfig
+from memwatch.config_file import load_config
+
+TINY_SD = Path("train_examples", "assets", "tiny-sd")  # in a clone
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/bench"), help="where runs lie; an interrupted command goes on"
+    add = parser.add_argument
+    help_ = "where runs lie; an interrupted command goes on (default: %(default)s)"
+    add("--output", type=Path, default=Path("runs", "bench"), help=help_)
+    add("--base", type=Path, help=f"the tiny Stable Diffusion to start from (default: {TINY_SD} of memwatch's clone)")
+    runs = ["full-0", "full-1", "lora-0"]
+    add(
+        "--runs", nargs="*", default=runs, metavar="MODE-SEED", help=f"full-SEED, lora-SEED (default: {' '.join(runs)})"
     )
-    parser.add_argument(
-        "--base",
-        type=Path,
-        default=Path("train_examples/assets/tiny-sd"),
-        help="the tiny Stable Diffusion to start from",
-    )
-    parser.add_argument(
-        "--runs", nargs="*", default=["full-0", "full-1", "lora-0"], metavar="MODE-SEED", help="full-0, lora-3, ..."
-    )
-    parser.add_argument("--steps", type=int, help="shorter or longer runs; events are kept up to there")
-    parser.add_argument("--threads", type=int, help="of torch; to run several of these side by side")
-    parser.add_argument("--config", type=Path, help="what counts as the default (the shipped one)")
-    parser.add_argument("--sscd", type=Path, help="TorchScript file of SSCD: a second opinion on copies, in the report")
-    parser.add_argument(
-        "--report",
-        type=Path,
-        nargs="?",
-        const=Path("train_examples/results"),
-        help="only compare what is there, and write it here",
-    )
+    add("--steps", type=int, help="shorter or longer runs; events are kept up to there")
+    add("--threads", type=int, help="of torch; to run several of these side by side")
+    add("--config", type=Path, help="what counts as the default (the shipped one)")
+    add("--sscd", type=Path, help="TorchScript file of SSCD: a second opinion on copies, in the report")
+    help_ = "only compare what is there, and write it here (%(const)s)"
+    add("--report", type=Path, nargs="?", const=Path("train_examples", "results"), help=help_)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing; with ``--report`` compare the finished runs instead."""
+    for option, value in (("--steps", args.steps), ("--threads", args.threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option}: got {value}, allowed: 1 or greater")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.report is not None:
-        compare(args.output, args.report, load_config(args.config), args.sscd)
+        compare(args.output, args.report, load_config(args.config), args.sscd, [*all_methods(), *RIVALS])
         return 0
-    chosen = [parse_run(name) for name in args.runs]
-    if not (args.base / "model_index.json").is_file():
-        raise ConfigError(f"--base: {args.base} is no diffusers pipeline; run from the repository, or name one")
-    plan = Plan()
+    chosen, base, plan = [parse_run(name) for name in args.runs], find_base(args.base), Plan()
     if args.steps:
         events = tuple(step for step in plan.events if step < args.steps)
         plan = dataclasses.replace(plan, steps=args.steps, events=(*events, args.steps))
     for one in chosen:
-        run_one(one, args.base, args.output, plan)
+        run_one(one, base, args.output, plan)
     return 0
 
 
 def parse_run(name: str) -> Run:
-    """``full-0`` or ``lora-3``."""
+    """``full-0`` or ``lora-3``.
+
+    Raises:
+        ValueError: anything else.
+    """
     mode, _, seed = name.partition("-")
     if mode not in ("full", "lora") or not seed.isdecimal():
-        raise ConfigError(f"--runs: got {name!r}, allowed: full-SEED or lora-SEED")
+        raise ValueError(f"--runs: got {name!r}, allowed: full-SEED or lora-SEED")
     return Run(int(seed), mode)
 
 
-def compare(folder: Path, results: Path, config: MemWatchConfig, sscd: Path | None = None) -> None:
-    """Every method on the finished runs in ``folder``, written to ``results``."""
+def find_base(given: Path | None) -> Path:
+    """The pipeline to start from: the one given, or the one of the clone that memwatch or the user is in.
+
+    Raises:
+        ValueError: there is none.
+    """
+    clone = Path(__file__).resolve().parents[2]
+    places = [given] if given is not None else [clone / TINY_SD, Path.cwd() / TINY_SD]
+    for place in places:
+        if (place / "model_index.json").is_file():
+            return place
+    if given is not None:
+        raise ValueError(f"--base: got {str(given)!r}, allowed: the folder of a diffusers pipeline")
+    looked = " or ".join(map(str, places))
+    raise ValueError(f"--base: missing, and there is no {looked}; pass the tiny-sd folder of a clone of memwatch")
+
+
+def compare(folder: Path, results: Path, config: MemWatchConfig, sscd: Path | None, methods: Sequence[Method]) -> None:
+    """Every method on the finished runs in ``folder``, written to ``results``.
+
+    Raises:
+        ValueError: there is none, or it did not measure what ``config`` asks for.
+    """
     runs = list(finished_runs(folder))
     if not runs:
         raise ValueError(f"{folder} holds no finished run; train with: memwatch bench --output {folder}")
     descriptor = read_sscd(sscd) if sscd else None
-    check_measured(config)
     product = [run_product(config, run) for run in runs]
-    with tqdm(total=sum(1 for _ in all_methods()), desc="methods") as bar:
-
-        def tick(what: str) -> None:
-            bar.set_postfix_str(what)
-            bar.update()
-
-        rows = all_rows(product, config, tick)
+    rows = all_rows(product, config, methods)
     write(rows, stored_table(product, descriptor), results, f"memwatch bench --output {folder} --report {results}")
     print(f"{len(runs)} runs, {len(rows)} rows: {results / 'README.md'}")

@@ -13,16 +13,14 @@ from memwatch.bench.evaluation import RULE, evaluate_sets, overlap_table, read_f
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Compare maps (NAME.npy) with masks (NAME.png); a map without a mask counts as non-memorized."
-    parser.add_argument(
-        "maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored"
-    )
-    parser.add_argument("masks", type=Path, help="folder of masks of one size, white where memorized")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
-    own = f"{RULE.relative:.0%} of its peak, at least a factor of {RULE.min_factor:g}".replace(
-        "%", "%%"
-    )  # argparse formats its help
+    add = parser.add_argument
+    add("maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored")
+    add("masks", type=Path, help="folder of masks of one size, white where memorized")
+    add("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    own = f"{RULE.relative:.0%} of its peak, at least a factor of {RULE.min_factor:g}"
+    own = own.replace("%", "%%")  # argparse formats its help
     help_ = f"of the fixed numbers, in the maps' unit; default: memwatch's own for each map ({own})"
-    parser.add_argument("--threshold", type=float, help=help_)
+    add("--threshold", type=float, help=help_)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from memwatch.bench.evaluation import (
+from memwatch.bench.metrics import (
     THRESHOLDS,
     Overlap,
     at_threshold,
@@ -42,9 +42,8 @@ def test_pooled_and_mean_iou_differ():
 def test_fixed_threshold_is_in_the_maps_own_unit():
     maps = np.array([[[0.7, 0.69], [2.0, -3.0]]])
     assert at_threshold(maps, LEFT[None], math.log(2)) == Overlap(1, 1, 1)  # log 2 = 0.693
-    assert at_threshold(np.stack([maps[0], maps[0]]), np.stack([LEFT, NOTHING]), np.array([0.7, 3.0])) == Overlap(
-        1, 1, 1
-    )
+    twice, masks = np.stack([maps[0], maps[0]]), np.stack([LEFT, NOTHING])
+    assert at_threshold(twice, masks, np.array([0.7, 3.0])) == Overlap(1, 1, 1)
 
 
 def test_oracle_by_hand():
@@ -63,7 +62,8 @@ def test_each_number_has_its_own_best_threshold():
     maps[0, 0, 0] = 3.0
     truth = np.zeros((2, 2, 5), dtype=bool)
     truth[0, 0, :4] = True
-    # {3}: pooled 1/4, mean (1/4 + 1) / 2, accuracy 17/20; map one: pooled 4/10, mean (4/10 + 1) / 2; all: 4/20; none: 0, mean 1/2, 16/20
+    # {3}: pooled 1/4, mean (1/4 + 1) / 2, accuracy 17/20; map one: pooled 4/10, mean (4/10 + 1) / 2; all: 4/20;
+    # none: 0, mean 1/2, 16/20
     assert best_of_thresholds(maps, truth) == Overlap(iou=0.4, miou=0.7, accuracy=0.85)
 
 
@@ -100,12 +100,15 @@ def test_tpr_at_fpr_by_hand():
         tpr_at_fpr([1], [0], 1.0)
 
 
-# --- memwatch eval -----------------------------------------------------------------------------------------------------------------------
+# --- memwatch eval ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """A template at twice the map's size, a verbatim copy, and a prompt that stored nothing; all maps constant where a mask is."""
+    """A template at twice the map's size, a verbatim copy, and a prompt that stored nothing.
+
+    All maps are constant where a mask is.
+    """
     maps, masks = tmp_path / "maps", tmp_path / "masks"
     maps.mkdir(), masks.mkdir()
     template = np.zeros((8, 8))
@@ -127,9 +130,7 @@ def test_eval_writes_the_numbers(folders, tmp_path, capsys):
     assert main(["eval", str(folders[0]), str(folders[1]), "--json", str(file)]) == 0
     found = json.loads(file.read_text(encoding="utf-8"))
     perfect = {"iou": 1.0, "miou": 1.0, "accuracy": 1.0}
-    assert (
-        found["fixed"] == found["oracle"] == perfect
-    )  # 1.0 and 0.8 are above a third of themselves, 0.05 is below log 1.1
+    assert found["fixed"] == found["oracle"] == perfect  # 1.0 and 0.8 are above a third of themselves, 0.05 < log 1.1
     assert found["threshold"] is None
     assert found["auc"] == found["tpr_at_1_fpr"] == 1.0
     assert found["num_maps"] == {"template": 1, "verbatim": 1, "non_memorized": 1}
@@ -141,11 +142,8 @@ def test_eval_at_a_given_threshold(folders, tmp_path):
     file = tmp_path / "result.json"
     assert main(["eval", str(folders[0]), str(folders[1]), "--json", str(file), "--threshold", "0.9"]) == 0
     found = json.loads(file.read_text(encoding="utf-8"))
-    assert found["fixed"] == {
-        "iou": 32 / 96,
-        "miou": pytest.approx(2 / 3),
-        "accuracy": 128 / 192,
-    }  # the copy is missed, nothing else
+    missed_copy = {"iou": 32 / 96, "miou": pytest.approx(2 / 3), "accuracy": 128 / 192}
+    assert found["fixed"] == missed_copy
     assert found["template"]["fixed"]["iou"] == 1
 
 

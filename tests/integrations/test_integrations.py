@@ -15,7 +15,7 @@ from support.builders import CONFIG, TOKENS, Loop, history, picture
 import memwatch.callback
 from memwatch import MemWatch, Probe
 from memwatch.integrations.tracker import MemWatchTracker
-from memwatch.judge.alerts import StopState
+from memwatch.judge.stop import StopState
 
 OPTIONS = {
     "probes": [Probe("a cat", picture(0), name="cat")],
@@ -47,14 +47,15 @@ def data():
 
 
 def stop_at(step, monkeypatch):
-    monkeypatch.setattr(
-        memwatch.callback,
-        "decide_stop",
-        lambda state, verdicts, now, rule: StopState(1, "enough") if now >= step else state,
-    )
+    """A rule that stops at that step."""
+
+    def decide(state, findings, now, rule):
+        return StopState(1, "enough") if now >= step else state
+
+    monkeypatch.setattr(memwatch.callback, "decide_stop", decide)
 
 
-# --- transformers -----------------------------------------------------------------------------------------------------------------------
+# --- transformers ----------------------------------------------------------------------------------------------------
 
 
 def trainer(pretrained, folder, steps=4, watch=True, **arguments):
@@ -120,7 +121,7 @@ def test_a_transformers_trainer_resumes_the_watch(pretrained, tmp_path, caplog):
     assert rows[-1]["findings"][0]["baseline_step"] == 0  # from before the interruption
 
 
-# --- Lightning --------------------------------------------------------------------------------------------------------------------------
+# --- Lightning -------------------------------------------------------------------------------------------------------
 
 
 def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None):
@@ -177,7 +178,7 @@ def test_a_lightning_trainer_is_watched_left_as_it_was_resumed_and_stopped(pretr
     assert rows[-1]["findings"][0]["baseline_step"] == 0
 
 
-# --- a tracker --------------------------------------------------------------------------------------------------------------------------
+# --- a tracker -------------------------------------------------------------------------------------------------------
 
 
 class Tracked(Loop):
@@ -209,7 +210,8 @@ def test_a_tracker_watches_without_another_line(pretrained, tmp_path, monkeypatc
     assert sum("would stop here" in message for message in caplog.messages) == 1
     loop.accelerator.log({"loss": 1.0})  # without a step
     loop.accelerator.end_training()
-    assert loop.tracker.watch._closed
+    assert loop.tracker.watch.on_step_end(8) is None  # closed
+    assert [row["step"] for row in history(tmp_path)] == [1, 2, 4, 6]
 
 
 def test_a_tracker_that_hears_of_odd_steps_only_still_looks(pretrained, tmp_path):

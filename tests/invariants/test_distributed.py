@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo): probes are shared out, every rank gets the same report and the same stop, and none hangs."""
+"""Two gloo processes: probes are shared out, every rank gets the same report and the same stop, and none hangs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import torch
 from diffusers import StableDiffusionPipeline
-from support.builders import CONFIG, Loop, history, maps, on_two_ranks, picture
+from support.builders import CONFIG, Loop, history, maps, picture, without_time
+from support.processes import on_two_ranks
 
 import memwatch.callback
 from memwatch import Probe
-from memwatch.judge.alerts import StopState
+from memwatch.judge.stop import StopState
 
 WORLD = 2
+BROKEN = {"failure": (2,), "breakdown": (2, 4, 6)}  # steps at which the second rank fails
+STEPS = {"plain": 4, "stop": 4, "failure": 4, "breakdown": 8}
 
 
 def probes() -> list[Probe]:
@@ -32,48 +31,47 @@ def probes() -> list[Probe]:
 
 def plain(report) -> dict | None:
     """A report without what time it took."""
-    if report is None:
-        return None
-    row = report.to_dict()
-    del row["seconds"], row["scalars"]["memwatch/seconds"]
-    return row
+    return None if report is None else without_time([report.to_dict()])[0]
+
+
+def stopping(rank: int):
+    """A rule that stops on the first rank alone; the others hear of it."""
+    real = memwatch.callback.decide_stop
+
+    def decide(state, findings, step, rule):
+        decided = rank == 0 and step >= 2
+        return StopState(1, f"rank {rank} says so") if decided else real(state, findings, step, rule)
+
+    return decide
 
 
 def scenario(name: str, pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path) -> dict:
     """One training on this rank; what it saw."""
     loop = Loop(pretrained, folder, lr=1e-2)
     rank = loop.accelerator.process_index
-    real_measure, real_stop, measured = memwatch.callback.measure, memwatch.callback.decide_stop, []
+    controls, baseline = [Probe("held out", picture(9), name="h")], {"baseline": "previous"}
+    watch = loop.watch(pipeline, probes(), controls=controls, signals=baseline)
+    real, measured = watch.observer.measure, []
 
-    def counting(denoiser, views, *rest):
-        measured.extend([loop.step, view.key] for view in views)
-        if name == "failure" and rank == 1 and loop.step == 2:
+    def counting(view):
+        measured.append([loop.step, view.key])
+        if rank == 1 and loop.step in BROKEN.get(name, ()):
             raise RuntimeError("out of memory on this rank only")
-        return real_measure(denoiser, views, *rest)
+        return real(view)
 
-    def stopping(state, verdicts, step, rule):
-        return (
-            StopState(1, f"rank {rank} says so")
-            if name == "stop" and step >= 2 and rank == 0
-            else real_stop(state, verdicts, step, rule)
-        )
-
-    memwatch.callback.measure, memwatch.callback.decide_stop = counting, stopping
-    try:
-        watch = loop.watch(
-            pipeline, probes(), controls=[Probe("held out", picture(9), name="h")], signals={"baseline": "previous"}
-        )
-        reports = [watch.begin(), *loop.run(watch, 4)]
-    finally:
-        memwatch.callback.measure, memwatch.callback.decide_stop = real_measure, real_stop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch.observer, "measure", counting)
+        if name == "stop":
+            patch.setattr(memwatch.callback, "decide_stop", stopping(rank))
+        reports = [watch.begin(), *loop.run(watch, STEPS[name])]
     return {
         "rank": rank,
         "world": loop.accelerator.num_processes,
         "step": loop.step,
         "reports": [plain(report) for report in reports],
         "stop_reason": watch.stop_reason,
-        "disabled": watch._disabled,
-        "errors": watch._errors,
+        "is_off": watch.faults.is_off("looking at the model"),
+        "errors": watch.faults.count,
         "measured": measured,
         "weights": float(sum(p.double().abs().sum() for p in loop.bare.parameters())),
     }
@@ -81,7 +79,7 @@ def scenario(name: str, pretrained: Path, pipeline: StableDiffusionPipeline, fol
 
 def main(pretrained: Path, folder: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
-    for name in ("plain", "stop", "failure"):
+    for name in STEPS:
         found = scenario(name, pretrained, pipeline, folder / name)
         (folder / f"{name}{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
     torch.distributed.destroy_process_group()
@@ -92,10 +90,9 @@ def ranks(pretrained, tmp_path_factory):
     """Results of every scenario by rank."""
     folder = tmp_path_factory.mktemp("ranks")
     on_two_ranks(__file__, pretrained, folder, folder=folder)
-    names = ("plain", "stop", "failure")
     found = {
         name: [json.loads((folder / f"{name}{rank}.json").read_text(encoding="utf-8")) for rank in range(WORLD)]
-        for name in names
+        for name in STEPS
     }
     return folder, found
 
@@ -111,7 +108,7 @@ def test_every_rank_gets_the_same_report(ranks):
     assert [f["baseline_step"] for f in first["reports"][-1]["findings"]] == [2, 2, 2]
     assert first["weights"] == second["weights"]
     assert [row["step"] for row in history(folder / "plain")] == [0, 2, 4]  # one writer
-    assert not first["disabled"]
+    assert not first["is_off"]
     assert first["errors"] == second["errors"] == 0
 
 
@@ -144,18 +141,33 @@ def test_a_stop_decided_on_one_rank_stops_all(ranks):
     assert found["stop"][0]["reports"][-1]["stop_reason"] == "rank 0 says so"
 
 
-def test_a_failure_on_one_rank_is_one_on_all_and_training_goes_on(ranks):
+def test_a_failure_on_one_rank_costs_all_ranks_that_look_and_no_other(ranks):
     folder, found = ranks
     for result in found["failure"]:
-        assert result["disabled"]
+        assert not result["is_off"]
         assert result["errors"] == 1
         assert result["step"] == 4
-        assert len(result["reports"]) == 1
-        assert {step for step, _ in result["measured"]} == {0, 2}
-    assert found["failure"][0]["weights"] == found["plain"][0]["weights"]  # training is the same, watched or not
-    assert found["failure"][0]["weights"] == found["failure"][1]["weights"]
+        assert [report["step"] for report in result["reports"]] == [0, 4]
+        assert {step for step, _ in result["measured"]} == {0, 2, 4}
+    first, second = found["failure"]
+    assert first["reports"] == second["reports"]
+    assert {f["baseline_step"] for f in first["reports"][-1]["findings"]} == {0}  # what was lost is no baseline
+    assert first["weights"] == found["plain"][0]["weights"]  # training is the same, watched or not
+    assert first["weights"] == second["weights"]
     for rank in range(WORLD):
         assert "out of memory on this rank only" in (folder / f"log{rank}").read_text(encoding="utf-8")
+
+
+def test_three_failures_on_one_rank_end_the_looking_on_all(ranks):
+    _, found = ranks
+    first, second = found["breakdown"]
+    for result in (first, second):
+        assert result["is_off"]
+        assert result["errors"] == 3
+        assert result["step"] == 8
+        assert [report["step"] for report in result["reports"]] == [0]
+        assert {step for step, _ in result["measured"]} == {0, 2, 4, 6}
+    assert first["weights"] == second["weights"]
 
 
 if __name__ == "__main__":

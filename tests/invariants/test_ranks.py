@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from memwatch.config import ConfigError, load_config
+from memwatch.config import ConfigError
+from memwatch.config_file import load_config
 from memwatch.ranks import Ranks
 
 
@@ -27,7 +28,7 @@ def deepspeed(stage: int, **more):
 
 
 @pytest.mark.parametrize(
-    ("made", "held", "lockstep", "swappable", "once"),
+    ("made", "sharding", "lockstep", "swappable", "reuse_graph"),
     [
         (accelerator("NO", world=1), "one process", False, True, True),
         (accelerator("MULTI_GPU"), "DDP", False, True, True),
@@ -39,9 +40,10 @@ def deepspeed(stage: int, **more):
         (deepspeed(3), "DeepSpeed ZeRO-3", True, False, False),
     ],
 )
-def test_what_a_distributed_type_means(made, held, lockstep, swappable, once):
+def test_what_a_distributed_type_means(made, sharding, lockstep, swappable, reuse_graph):
     ranks = Ranks.of(made)
-    assert (ranks.held, ranks.lockstep, ranks.swappable, ranks.once) == (held, lockstep, swappable, once)
+    assert (ranks.sharding, ranks.lockstep, ranks.swappable) == (sharding, lockstep, swappable)
+    assert ranks.reuse_graph is reuse_graph
     assert ranks.share([1, 2, 3]) == ([1, 2, 3] if lockstep or made.num_processes == 1 else [1, 3])
 
 
@@ -66,9 +68,9 @@ def test_an_unknown_split_is_refused(kind):
 def test_what_needs_other_weights_is_refused_where_they_cannot_be_exchanged(made, overrides, has_prompts, message):
     config = load_config(None, **overrides)
     with pytest.raises(ConfigError, match=message):
-        Ranks.of(made).check(config, has_prompts)
-    Ranks.of(deepspeed(2)).check(config, has_prompts)
-    Ranks.of(made).check(load_config(None, signals={"baseline": "lag:2"}), False)
+        Ranks.of(made).require(config, has_prompts)
+    Ranks.of(deepspeed(2)).require(config, has_prompts)
+    Ranks.of(made).require(load_config(None, signals={"baseline": "lag:2"}), False)
 
 
 def test_parameters_kept_on_another_device_are_refused():
@@ -77,14 +79,14 @@ def test_parameters_kept_on_another_device_are_refused():
     with pytest.raises(
         ValueError, match="FSDP2 keeps parameters on cpu while cuda computes; memwatch works without CPU offload"
     ):
-        Ranks.of(made).entrance(torch.nn.Linear(2, 2))
+        Ranks.of(made).forward_module(torch.nn.Linear(2, 2))
 
 
 def test_alone_nothing_is_gathered():
     ranks = Ranks.of(accelerator("NO", world=1))
     assert ranks.gather([1, 2], None) == ([1, 2], None)
     assert ranks.gather([], "broken") == ([], "broken")
-    assert ranks.first("stop") == "stop"
+    assert ranks.broadcast("stop") == "stop"
 
 
 def test_every_rank_writes_its_own_shard_and_one_a_machine_whole_weights(tmp_path):

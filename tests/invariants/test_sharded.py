@@ -1,4 +1,4 @@
-"""Models sharded over two gloo processes: training stays bit-identical, and the maps are those of whole models (DDP)."""
+"""Sharded over two gloo processes: training stays bit-identical, and the maps are those of whole models (DDP)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
-from support.builders import Loop, history, maps, on_two_ranks, picture
+from support.builders import Loop, history, maps, picture
+from support.processes import on_two_ranks
 
 from memwatch import ConfigError, Probe
 
@@ -88,7 +85,7 @@ def scenario(run: str, pretrained: Path, folder: Path) -> dict[str, Any]:
     options = {"lora": way == "lora"}
     only_live = held in ONLY_LIVE
     expected = {}
-    if held != "ddp":  # tests/test_distributed.py looks at that one
+    if held != "ddp":  # tests/invariants/test_distributed.py looks at that one
         bare = Sharded(held, pretrained, **options)
         bare.run(None, 3)
         expected = bare.weights()
@@ -104,9 +101,9 @@ def scenario(run: str, pretrained: Path, folder: Path) -> dict[str, Any]:
             loop.watch(pretrained, [POSTER])
         refused = str(caught.value)
     return {
-        "held": watch.ranks.held,
+        "held": watch.ranks.sharding,
         "refused": refused,
-        "statistics": [[f.statistic for f in r.findings if r.step] for r in reports],
+        "statistics": [[f.evidence.statistic for f in r.findings if r.step] for r in reports],
         "names": [f.name for f in reports[-1].findings],
         "elements": sum(p.numel() for p in found.values()),
         "identical": found.keys() == expected.keys()
@@ -168,7 +165,7 @@ def test_maps_are_those_of_the_whole_model(ranks):
 
 
 def test_without_its_adapters_a_fresh_lora_is_itself(ranks):
-    """Before the first step ``lora_B`` is zero, so that swapping it for zeros must read exactly zero, in shards, too."""
+    """Before the first step ``lora_B`` is zero, so swapping it for zeros must read exactly zero, in shards, too."""
     folder, found = ranks
     for run in found:
         if run.endswith("lora") and not run.startswith(ONLY_LIVE):
@@ -181,18 +178,15 @@ def test_every_rank_keeps_its_own_shards(ranks):
     folder, found = ranks
     for run in set(found) & {"fsdp2-full"}:
         for rank in range(2):
-            files = sorted(
-                file.name for file in (folder / run / "memwatch" / "snapshots" / f"rank-{rank}-of-2").iterdir()
-            )
+            snapshots = folder / run / "memwatch" / "snapshots" / f"rank-{rank}-of-2"
+            files = sorted(file.name for file in snapshots.iterdir())
             assert files == ["step_0000000.safetensors", "step_0000002.safetensors"]
 
 
 def test_prompts_are_refused_where_weights_cannot_be_exchanged(ranks):
+    message = "'probes': got 'prompts', allowed: images with captions under"
     for run, both in ranks[1].items():
-        for result in both:
-            assert (
-                "'probes': got 'prompts', allowed: images with captions under" in result["refused"]
-            ) == run.startswith(ONLY_LIVE)
+        assert [message in result["refused"] for result in both] == [run.startswith(ONLY_LIVE)] * 2, run
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``memwatch scan`` in two processes (gloo), as ``accelerate launch`` starts it: prompts are shared out, and every rank ends alike."""
+"""``memwatch scan`` in two gloo processes: prompts are shared out, and every rank ends alike."""
 
 from __future__ import annotations
 
@@ -9,46 +9,37 @@ import sys
 from pathlib import Path
 
 import pytest
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import torch
 from diffusers import StableDiffusionPipeline
-from support.builders import CONFIG, history, maps, on_two_ranks
+from support.builders import CONFIG, history, maps
+from support.processes import on_two_ranks
+from support.scans import scan_into
 
-import memwatch.callback
 from memwatch.cli import main
+from memwatch.measure.observer import Observer
 
 WORLD = 2
 PROMPTS = ["a cat", "a dog", "a poster"]
 
 
-def run(folder: Path, name: str) -> int:
-    """One scan on this rank."""
-    arguments = [
-        folder / "now",
-        "--baseline",
-        folder / "earlier",
-        "--prompts",
-        folder / "prompts.txt",
-        "--config",
-        folder / "config.json",
-    ]
-    return main(["scan", *map(str, arguments), "--output", str(folder / name / "memwatch")])
+def command(folder: Path) -> list[str]:
+    """Two models by their prompts."""
+    return [str(folder / "now"), "--baseline", str(folder / "earlier"), "--prompts", str(folder / "prompts.txt")]
 
 
 def on_one_rank(folder: Path) -> None:
     """A scan in which one prompt fails."""
-    real = memwatch.callback.prompt_view
+    real = Observer.view
 
-    def failing(prepared, *rest):
-        if prepared.name == "a-dog":  # the second prompt: the second rank's
+    def failing(self, p):
+        if p.name == "a-dog":  # the second prompt: the second rank's
             raise RuntimeError("no kernel for this")
-        return real(prepared, *rest)
+        return real(self, p)
 
-    memwatch.callback.prompt_view = failing
-    (folder / f"code{os.environ['RANK']}").write_text(str(run(folder, "shared")), encoding="utf-8")
+    Observer.view = failing
+    output = str(folder / "shared" / "memwatch")
+    code = main(["scan", *command(folder), "--config", str(folder / "config.json"), "--output", output])
+    (folder / f"code{os.environ['RANK']}").write_text(str(code), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +60,11 @@ def ranks(pretrained, tmp_path_factory):
 
 
 def alone(folder, name):
-    """The same scan in this process."""
+    """The same scan in this process; its exit code, and what was measured."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as on the ranks: another number of threads sums in another order
     try:
-        return run(folder, name)
+        return scan_into(folder / name / "memwatch", *command(folder), settings=str(folder / "config.json"))
     finally:
         torch.set_num_threads(threads)
 
@@ -82,32 +73,23 @@ def test_a_failure_on_one_rank_is_in_every_ranks_exit_code(ranks):
     folder, codes = ranks
     assert codes == [1, 1]
     assert [f["name"] for f in history(folder / "shared")[0]["findings"]] == ["a-cat", "a-poster"]
-    assert "skipped: step 0, a-dog: no kernel for this" in (folder / "log0").read_text(
-        encoding="utf-8"
-    )  # the first rank tells of all
+    said = (folder / "log0").read_text(encoding="utf-8")  # the first rank tells of all
+    assert "skipped: step 0, a-dog: no kernel for this" in said
 
 
 def test_sharing_out_changes_no_number(ranks):
     folder, _ = ranks
-    assert alone(folder, "alone") == 0
+    assert alone(folder, "alone")[0] == 0
     own, shared = maps(folder / "alone", 0), maps(folder / "shared", 0)
     assert own["a-cat/score"].max() > 0
     assert own.keys() > shared.keys()
     assert all(torch.equal(shared[key], own[key]) for key in shared)
 
 
-def test_one_process_goes_on_where_two_were(ranks, monkeypatch):
+def test_one_process_goes_on_where_two_were(ranks):
     folder, _ = ranks
-    measured = []
-    real = memwatch.callback.measure
-    monkeypatch.setattr(
-        memwatch.callback,
-        "measure",
-        lambda d, views, *rest: measured.extend(v.key for v in views) or real(d, views, *rest),
-    )
     shutil.copytree(folder / "shared", folder / "again")
-    assert alone(folder, "again") == 0
-    assert measured == ["a-dog"] * 3
+    assert alone(folder, "again") == (0, ["a-dog"] * 3)
     assert [f["name"] for f in history(folder / "again")[0]["findings"]] == ["a-cat", "a-dog", "a-poster"]
 
 

@@ -1,4 +1,4 @@
-"""``memwatch scan`` on every family that the callback knows: against an earlier model, as a checkpoint folder, and a LoRA on its base."""
+"""``memwatch scan`` on every family: against an earlier model, as a folder of checkpoints, and a LoRA on its base."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
 from support import families as tiny
-from support.builders import CONFIG, SIZE, history, new_process
+from support.builders import CONFIG, SIZE, history, maps
+from support.processes import new_process
 
 from memwatch.cli import main
 from memwatch.scan.checkpoints import PARTS
@@ -19,11 +19,11 @@ FAMILIES = ("sdxl", "sd3", "flux", "unconditional")
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-    """Name, the earlier pipeline, a later one, and the later one's denoiser as diffusers' scripts leave it in a checkpoint."""
+    """Name, the earlier pipeline, and the folder of a later one, whole and as diffusers' scripts leave a checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     earlier = getattr(tiny, request.param)(folder)
     pipeline = DiffusionPipeline.from_pretrained(earlier)
-    part = next(name for name in PARTS if hasattr(pipeline, name))
+    part = part_of(pipeline)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in getattr(pipeline, part).parameters():
@@ -34,21 +34,26 @@ def family(request, tmp_path_factory):
     return request.param, earlier, folder
 
 
-def scan(folder, *arguments):
+def scan(folder, output, *arguments):
+    """Run the command into ``output/memwatch``; its exit code."""
     new_process()
-    return main(["scan", *map(str, arguments), "--config", str(folder / "config.json")])
+    where = ["--config", str(folder / "config.json"), "--output", str(output / "memwatch")]
+    return main(["scan", *map(str, arguments), *where])
+
+
+def part_of(pipeline) -> str:
+    """The name of what denoises in it."""
+    return next(name for name in PARTS if hasattr(pipeline, name))
 
 
 def test_two_models(family, images, tmp_path):
     _, earlier, folder = family
-    assert (
-        scan(folder, folder / "now", "--baseline", earlier, "--images", images, "--output", tmp_path / "memwatch") == 0
-    )
-    whole = load_file(tmp_path / "memwatch" / "maps" / "step_0000000.safetensors")
+    assert scan(folder, tmp_path, folder / "now", "--baseline", earlier, "--images", images) == 0
+    whole = maps(tmp_path, 0)
     assert all(whole[f"control{i}/score"].max() > 0 for i in range(3))
     arguments = (folder / "checkpoint-3", "--pretrained", earlier, "--baseline", folder / "now", "--images", images)
-    assert scan(folder, *arguments, "--output", tmp_path / "again" / "memwatch") == 0
-    itself = load_file(tmp_path / "again" / "memwatch" / "maps" / "step_0000003.safetensors")
+    assert scan(folder, tmp_path / "again", *arguments) == 0
+    itself = maps(tmp_path / "again", 3)
     assert all((itself[f"control{i}/score"] == 0).all() for i in range(3))
 
 
@@ -58,19 +63,14 @@ def test_prompts_by_a_folder_of_checkpoints(family, tmp_path):
         pytest.skip("has no prompts")
     (tmp_path / "prompts.txt").write_text("a red poster\n", encoding="utf-8")
     pipeline = DiffusionPipeline.from_pretrained(earlier)
-    part = next(item for item in PARTS if hasattr(pipeline, item))
+    part = part_of(pipeline)
     for step, source in ((1, earlier), (3, folder / "now")):
         model = getattr(DiffusionPipeline.from_pretrained(source), part)
         model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}" / part)
-    output = tmp_path / "memwatch"
-    assert (
-        scan(
-            folder, tmp_path / "run", "--pretrained", earlier, "--prompts", tmp_path / "prompts.txt", "--output", output
-        )
-        == 0
-    )
+    arguments = (tmp_path / "run", "--pretrained", earlier, "--prompts", tmp_path / "prompts.txt")
+    assert scan(folder, tmp_path, *arguments) == 0
     assert [row["findings"][0]["baseline_step"] for row in history(tmp_path)] == [None, 1]
-    assert load_file(output / "maps" / "step_0000003.safetensors")["a-red-poster/score"].max() > 0
+    assert maps(tmp_path, 3)["a-red-poster/score"].max() > 0
 
 
 def test_lora(family, images, tmp_path):
@@ -80,7 +80,7 @@ def test_lora(family, images, tmp_path):
     if name == "unconditional":
         pytest.skip("diffusers loads no LoRA into it")
     pipeline = DiffusionPipeline.from_pretrained(earlier)
-    part = next(item for item in PARTS if hasattr(pipeline, item))
+    part = part_of(pipeline)
     model = getattr(pipeline, part)
     model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"]))
     with torch.no_grad():
@@ -88,6 +88,5 @@ def test_lora(family, images, tmp_path):
             if ".lora_B." in parameter_name:
                 parameter.normal_()
     pipeline.save_lora_weights(tmp_path / "lora", **{f"{part}_lora_layers": get_peft_model_state_dict(model)})
-    output = tmp_path / "memwatch"
-    assert scan(folder, tmp_path / "lora", "--pretrained", earlier, "--images", images, "--output", output) == 0
-    assert load_file(output / "maps" / "step_0000000.safetensors")["control0/score"].max() > 0
+    assert scan(folder, tmp_path, tmp_path / "lora", "--pretrained", earlier, "--images", images) == 0
+    assert maps(tmp_path, 0)["control0/score"].max() > 0

@@ -1,26 +1,22 @@
-"""A random Stable Diffusion pipeline of 16 px pictures, a few random images, and a training loop as users write it, all tiny."""
+"""A random Stable Diffusion pipeline of 16 px pictures, random images, and a training loop as users write it."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel, cast_training_params
 from PIL import Image
 from safetensors.torch import load_file
+from support.processes import new_process
 from torch.utils.data import DataLoader
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -34,52 +30,48 @@ CONFIG: dict[str, Any] = {
     "curvature": {"vectors": 4, "tile": 4, "batch_size": 8},
     "sampling": {"num_inference_steps": 3, "guidance_scale": 3.0},
 }
+SMALL: dict[str, Any] = CONFIG | {  # one level, no unconditional branch; a failure is an error
+    "strict": True,
+    "levels": {"timesteps": [61], "draws": 2},
+    "curvature": {"vectors": 2, "tile": 2},
+    "signals": {"unconditional": False},
+}
+EAGER: dict[str, Any] = {  # rules that any change meets
+    "regions": {"min_factor": 1.0001, "min_area": 0.0},
+    "alerts": {"max_p": 1.0, "min_severity": 1.0001, "uncalibrated_severity": 1.0001, "patience": 1},
+    "stop": {"max_p": 1.0, "min_severity": 1.0001},
+}
 SNAPSHOT_MAPS = ("collapse", "log_ratio", "score", "loss_log_ratio")
 
 
-def new_process() -> None:
-    """Forget accelerate's shared state, as a new process would."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def save_pipeline(folder: Path) -> Path:
+    """A pipeline with random weights, the same ones every time."""
     from evidence.pretrain_tiny_sd import tiny_tokenizer
 
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(folder / "words")
     assert tokenizer.model_max_length == TOKENS
+    small = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
     unet = UNet2DConditionModel(
+        **small,
         sample_size=SIZE // 2,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
         cross_attention_dim=16,
         attention_head_dim=4,
         dropout=0.1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
-    vae = AutoencoderKL(
-        sample_size=SIZE,
-        latent_channels=4,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(**small, **blocks, sample_size=SIZE, latent_channels=4)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
+            **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
             vocab_size=len(tokenizer),
             hidden_size=16,
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
             max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
             projection_dim=16,
             attention_dropout=0.1,
         )
@@ -102,7 +94,7 @@ def probes_of_both_kinds() -> list[Probe]:
 
 
 class Loop:
-    """A fine-tune as users write it: accelerate, an optimizer, maybe LoRA, EMA, gradient checkpointing, mixed precision, accumulation."""
+    """A fine-tune as users write it. ``dtype``: of the frozen weights. ``adapt`` makes of the UNet what is prepared."""
 
     def __init__(
         self,
@@ -119,31 +111,19 @@ class Loop:
         dtype: torch.dtype = torch.float32,
         adapt: Any = None,
     ) -> None:
-        """``dtype`` is the frozen weights' (LoRA is always float32); ``adapt`` makes of the UNet what goes into ``accelerator.prepare``."""
         new_process()
         set_seed(1)
         self.folder, self.step = folder, 0
         self.accelerator = self.make_accelerator(
             mixed_precision=precision, gradient_accumulation_steps=accumulation, log_with=log_with, project_dir=folder
         )
-        unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet", dtype=dtype).train()
-        if lora:
-            from peft import LoraConfig
-
-            unet.requires_grad_(False)
-            unet.add_adapter(LoraConfig(r=2, lora_alpha=2, lora_dropout=0.2, target_modules=["to_q", "to_v"]))
-            cast_training_params(unet, torch.float32)
-        if checkpointing:
-            unet.enable_gradient_checkpointing()
-        self.dtype = dtype
+        self.dtype, unet = dtype, self.make_unet(pretrained, dtype, lora, checkpointing)
         self.ema = EMAModel(unet.parameters(), decay=0.9) if ema else None
         optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
         generator = torch.Generator().manual_seed(2)
         unet = adapt(unet) if adapt is not None else unet
-        data = [
-            (torch.randn(4, 8, 8, generator=generator), torch.randn(TOKENS, 16, generator=generator)) for _ in range(8)
-        ]
-        loader = DataLoader(data, batch_size=2, shuffle=True)
+        rows = [torch.randn(size, generator=generator) for _ in range(8) for size in ((4, 8, 8), (TOKENS, 16))]
+        loader = DataLoader(list(zip(rows[::2], rows[1::2], strict=True)), batch_size=2, shuffle=True)
         self.unet, self.optimizer, self.loader = self.accelerator.prepare(unet, optimizer, loader)
         self.bare = self.accelerator.unwrap_model(self.unet)
         if self.ema is not None:
@@ -152,20 +132,36 @@ class Loop:
         if log_with is not None:
             self.accelerator.init_trackers("run")
 
+    @staticmethod
+    def make_unet(pretrained: Path, dtype: torch.dtype, lora: bool, checkpointing: bool) -> UNet2DConditionModel:
+        unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet").to(dtype).train()
+        if lora:
+            from peft import LoraConfig
+
+            unet.requires_grad_(False)
+            unet.add_adapter(LoraConfig(r=2, lora_alpha=2, lora_dropout=0.2, target_modules=["to_q", "to_v"]))
+            cast_training_params(unet, torch.float32)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        return unet
+
     def make_accelerator(self, **options: Any) -> Accelerator:
         return Accelerator(cpu=True, **options)
 
     def watch(self, pretrained: Any, probes: Any = None, **overrides: Any) -> MemWatch:
         overrides.setdefault("output_dir", str((self.folder or Path("memwatch")) / "memwatch"))
         overrides.setdefault("config", CONFIG)
-        return MemWatch(
-            self.accelerator,
-            self.unet,
-            pretrained,
-            probes=probes if probes is not None else probes_of_both_kinds(),
-            ema=self.ema,
-            **overrides,
-        )
+        probes = probes if probes is not None else probes_of_both_kinds()
+        return MemWatch(self.accelerator, self.unet, pretrained, probes=probes, ema=self.ema, **overrides)
+
+    def loss(self, latents: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Draws from the streams of Python, NumPy and torch: all three are watched."""
+        noise = torch.randn_like(latents) * (1 + 0.1 * float(np.random.rand()))
+        timesteps = torch.randint(0, 1000, (len(latents),))
+        hidden = hidden * float(random.random() > 0.3)
+        noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
+        output = self.unet(noisy_latents.to(self.dtype), timesteps, hidden.to(self.dtype)).sample
+        return torch.nn.functional.mse_loss(output.float(), noise)
 
     def run(self, watch: MemWatch | None, steps: int, *, each: Any = None, epochs: int = 1_000) -> list[Any]:
         """Train up to ``steps`` optimizer steps; the reports of all events but the first."""
@@ -176,14 +172,7 @@ class Loop:
             for latents, hidden in loader:
                 batches += 1
                 with self.accelerator.accumulate(self.unet):
-                    noise = torch.randn_like(latents) * (
-                        1 + 0.1 * float(np.random.rand())
-                    )  # NumPy's stream is watched too
-                    timesteps = torch.randint(0, 1000, (len(latents),))
-                    hidden = hidden * float(random.random() > 0.3)
-                    noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
-                    output = self.unet(noisy_latents.to(self.dtype), timesteps, hidden.to(self.dtype)).sample
-                    self.accelerator.backward(torch.nn.functional.mse_loss(output.float(), noise))
+                    self.accelerator.backward(self.loss(latents, hidden))
                     self.optimizer.step()
                     if self.accelerator.sync_gradients:
                         self.step += 1
@@ -219,9 +208,8 @@ class Loop:
         return {
             "forward": [m.__dict__.get("forward") for m in self.unet.modules()],
             "processors": list(map(id, self.bare.attn_processors.values())),
-            "parameters": [
-                (id(p), p.data_ptr(), None if p.grad is None else p.grad.data_ptr()) for p in self.bare.parameters()
-            ],
+            "parameters": [(id(p), p.data_ptr()) for p in self.bare.parameters()],
+            "gradients": [None if p.grad is None else p.grad.data_ptr() for p in self.bare.parameters()],
             "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in self.unet.modules()],
         }
 
@@ -244,41 +232,20 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
-def on_two_ranks(script: str, *arguments: object, folder: Path, **environment: str) -> str:
-    """Run a script on two gloo processes of the CPU; what they printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-    }
-    processes = []
-    for rank in range(2):
-        with (folder / f"log{rank}").open("w", encoding="utf-8") as log:
-            here = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | environment
-            command = [sys.executable, script, *map(str, arguments)]
-            processes.append(subprocess.Popen(command, env=here, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    logs = [(folder / f"log{rank}").read_text(encoding="utf-8") for rank in range(2)]
-    assert codes == [0, 0], "\n".join(log[-3000:] for log in logs)
-    return "\n".join(logs)
-
-
 def history(folder: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line) for line in (folder / "memwatch" / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    """Every event of the run in ``folder``, as it was written."""
+    text = (folder / "memwatch" / "history.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same events, less how long they took."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        del row["seconds"], row["scalars"]["memwatch/seconds"]
+    return rows
 
 
 def maps(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """The maps of one event of the run in ``folder``."""
     return load_file(folder / "memwatch" / "maps" / f"step_{step:07d}.safetensors")

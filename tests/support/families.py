@@ -20,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -50,7 +51,11 @@ def t5_tokenizer() -> T5TokenizerFast:
     words = [("\u2581" + word, -3.0) for word in "a photo of the cat red poster number dog".split()]
     letters = [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
-    return T5TokenizerFast(vocab=special + words + letters, extra_ids=0, model_max_length=512)
+    model = Tokenizer(models.Unigram(special + words + letters, unk_id=2, byte_fallback=False))
+    model.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always", split=True)
+    model.decoder = decoders.Metaspace(replacement="\u2581", prepend_scheme="always", split=True)
+    model.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
+    return T5TokenizerFast(tokenizer_object=model, extra_ids=0, model_max_length=512)
 
 
 def clip(tokenizer, *, projection: bool, layers: int = 2):

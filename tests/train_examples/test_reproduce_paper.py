@@ -1,4 +1,4 @@
-"""reproduce_paper.py: its loaders on a folder of the hub's layout, Bright Ending against attention written out, and the script end to end."""
+"""reproduce_paper.py: its loaders on a folder of the hub's layout, Bright Ending by hand, and the script end to end."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import json
 import re
 
 import numpy as np
-import planted
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from evidence import reproduce_paper
+from evidence import planted, reproduce_paper
 from evidence.templates_verbs import download, memorized, non_memorized
 from PIL import Image
-from support.builders import new_process
+from support.processes import new_process
 
 from memwatch.bench.bright_ending import bright_ending, recording
-from memwatch.config import load_config
+from memwatch.config_file import load_config
 from memwatch.denoiser import make_denoiser
 from memwatch.denoiser.schedule import NoiseSchedule
 
@@ -38,7 +37,10 @@ def save(rows, file):
 
 @pytest.fixture
 def layout(tmp_path):
-    """Two templates (one mask as a path from the root, one by its bare name), four memorized prompts of every kind, and one that is not."""
+    """As on the hub: two templates, four memorized prompts of every kind, and one that is not memorized.
+
+    One mask is named by its path from the root, the other by its bare name.
+    """
     folder = tmp_path / "templates-verbs"
     (folder / "templates" / "mask").mkdir(parents=True)
     half, corner = np.zeros((512, 512), np.uint8), np.zeros((128, 128), np.uint8)
@@ -189,12 +191,8 @@ def test_a_case_that_fails_is_named_and_the_others_stay(short, tmp_path, capsys,
     assert reproduce_paper.main(["--smoke", "--output_dir", str(tmp_path), "--limit", "4"]) == 1
     errors = capsys.readouterr().err
     assert "failed: template-0001-seed-00: out of memory" in errors
-    assert (
-        json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["signals"]["raw_curvature"]["num_maps"][
-            "template"
-        ]
-        == 3
-    )
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["signals"]["raw_curvature"]["num_maps"]["template"] == 3
 
 
 @pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks.*")  # diffusers, towards the hub's client

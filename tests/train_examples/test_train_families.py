@@ -23,7 +23,8 @@ from diffusers import (
 )
 from evidence.pretrain_tiny_sd import tiny_tokenizer
 from safetensors.torch import load_file
-from support.builders import SIZE, TOKENS, history, new_process, picture
+from support.builders import SIZE, TOKENS, history, picture
+from support.processes import new_process
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 WIDTH = 16  # of every text encoder
@@ -133,10 +134,8 @@ def photos(tmp_path_factory) -> Path:
 def run(script, pretrained: Path, output_dir: Path, *flags: object) -> None:
     """Three steps with an event after the second; an event that fails is an error."""
     config = output_dir.parent / f"{output_dir.name}.yaml"
-    config.write_text(
-        "every_steps: 2\nstrict: true\nlevels: {timesteps: [141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\nsignals: {unconditional: false}\n",
-        encoding="utf-8",
-    )
+    cheap = "levels: {timesteps: [141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\nsignals: {unconditional: false}\n"
+    config.write_text(f"every_steps: 2\nstrict: true\n{cheap}", encoding="utf-8")
     common = {
         "pretrained_model_name_or_path": pretrained,
         "output_dir": output_dir,
@@ -148,11 +147,9 @@ def run(script, pretrained: Path, output_dir: Path, *flags: object) -> None:
         "report_to": "none",
         "memwatch_config": config,
     }
+    arguments = [part for name, value in common.items() for part in (f"--{name}", value)]
     try:
-        script.main(
-            [str(part) for name, value in common.items() for part in (f"--{name}", value)]
-            + [str(flag) for flag in flags]
-        )
+        script.main([str(argument) for argument in (*arguments, *flags)])
     finally:
         new_process()
 
@@ -169,23 +166,9 @@ def test_dreambooth_lora_with_prior_preservation(pretrained, photos, tmp_path, m
     monkeypatch.setattr(
         StableDiffusionPipeline, "__call__", lambda self, *a, **k: real(self, *a, **k, num_inference_steps=2)
     )
-    flags = [
-        "--instance_data_dir",
-        photos,
-        "--instance_prompt",
-        "a photo of sks dog",
-        "--with_prior_preservation",
-        "--class_data_dir",
-    ]
-    flags += [
-        tmp_path / "dogs",
-        "--class_prompt",
-        "a photo of a dog",
-        "--num_class_images",
-        2,
-        "--checkpointing_steps",
-        2,
-    ]
+    instance = ["--instance_data_dir", photos, "--instance_prompt", "a photo of sks dog"]
+    prior = ["--class_data_dir", tmp_path / "dogs", "--class_prompt", "a photo of a dog", "--num_class_images", 2]
+    flags = [*instance, "--with_prior_preservation", *prior, "--checkpointing_steps", 2]
     run(train_dreambooth_lora, pretrained, tmp_path / "out", *flags)
     assert sorted(file.name for file in (tmp_path / "dogs").iterdir()) == ["0.png", "1.png"]
     assert_watched(tmp_path / "out")
@@ -220,19 +203,11 @@ def test_the_prior_loss_is_its_own_term():
 
 
 def test_dreambooth_without_prior_needs_no_class(pretrained, photos, tmp_path, capsys):
-    run(train_dreambooth_lora, pretrained, tmp_path / "out", "--instance_data_dir", photos, "--instance_prompt", "sks")
+    instance = ["--instance_data_dir", photos, "--instance_prompt", "sks"]
+    run(train_dreambooth_lora, pretrained, tmp_path / "out", *instance)
     assert_watched(tmp_path / "out")
     with pytest.raises(SystemExit):
-        run(
-            train_dreambooth_lora,
-            pretrained,
-            tmp_path / "out",
-            "--instance_data_dir",
-            photos,
-            "--instance_prompt",
-            "s",
-            "--with_prior_preservation",
-        )
+        run(train_dreambooth_lora, pretrained, tmp_path / "out", *instance, "--with_prior_preservation")
     assert "needs --class_data_dir and --class_prompt" in capsys.readouterr().err
 
 
@@ -241,11 +216,8 @@ def test_textual_inversion_moves_one_word_and_the_maps(pretrained, photos, tmp_p
     run(textual_inversion, pretrained, tmp_path / "out", *flags, "--checkpointing_steps", 3)
     assert_watched(tmp_path / "out")
     before = CLIPTextModel.from_pretrained(pretrained, subfolder="text_encoder").get_input_embeddings().weight
-    after = next(
-        value
-        for name, value in load_file(tmp_path / "out" / "checkpoint-3" / "model.safetensors").items()
-        if "token_embedding" in name
-    )
+    saved = load_file(tmp_path / "out" / "checkpoint-3" / "model.safetensors")
+    after = next(value for name, value in saved.items() if "token_embedding" in name)
     assert len(after) == len(before) + 1
     assert torch.equal(before, after[:-1])
     assert torch.equal(load_file(tmp_path / "out" / "learned_embeds.safetensors")["<it>"][0], after[-1])
@@ -256,18 +228,9 @@ def test_textual_inversion_moves_one_word_and_the_maps(pretrained, photos, tmp_p
     [("a", "a", "'a' is in the vocabulary already"), ("<it>", "a photo of", "expected a word of one token")],
 )
 def test_a_word_that_cannot_be_taught_is_named(word, start, message, pretrained, photos, tmp_path):
+    flags = ["--train_data_dir", photos, "--placeholder_token", word, "--initializer_token", start]
     with pytest.raises(ValueError, match=message):
-        run(
-            textual_inversion,
-            pretrained,
-            tmp_path / "out",
-            "--train_data_dir",
-            photos,
-            "--placeholder_token",
-            word,
-            "--initializer_token",
-            start,
-        )
+        run(textual_inversion, pretrained, tmp_path / "out", *flags)
 
 
 def test_sdxl(sdxl, photos, tmp_path):
@@ -277,6 +240,18 @@ def test_sdxl(sdxl, photos, tmp_path):
         UNet2DConditionModel.from_pretrained(path, subfolder="unet").state_dict() for path in (sdxl, tmp_path / "out")
     )
     assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"])
+
+
+def test_weights_stored_in_half_precision_are_trained_as_well(sdxl, pretrained, photos, tmp_path):
+    """tiny-sd and the fp16 variants of the hub are stored so. All parts must be loaded in types that fit each other."""
+    StableDiffusionXLPipeline.from_pretrained(sdxl, dtype=torch.float16).save_pretrained(tmp_path / "sdxl")
+    run(train_text_to_image_sdxl, tmp_path / "sdxl", tmp_path / "full", "--train_data_dir", photos)
+    assert_watched(tmp_path / "full")
+    StableDiffusionPipeline.from_pretrained(pretrained, dtype=torch.float16).save_pretrained(tmp_path / "sd")
+    instance = ["--instance_data_dir", photos, "--instance_prompt", "sks", "--with_prior_preservation"]
+    prior = ["--class_data_dir", tmp_path / "dogs", "--class_prompt", "a dog", "--num_class_images", 1]
+    run(train_dreambooth_lora, tmp_path / "sd", tmp_path / "lora", *instance, *prior)
+    assert_watched(tmp_path / "lora")
 
 
 def test_lora_sd3(sd3, photos, tmp_path):

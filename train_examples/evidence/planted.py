@@ -1,6 +1,6 @@
-"""A model that has stored something for certain: tiny-sd after a short fine-tune on two templates and one repeated photo.
+"""A model that has stored something for certain: tiny-sd, fine-tuned on two templates and one repeated photo.
 
-``plant`` writes the model as a pipeline, and what it was made to store in the layout of templates_verbs.py.
+``plant`` writes the model as a pipeline. What it was made to store is written in the layout of ``templates_verbs.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ NUM_IMAGES = 8  # of each template
 
 
 def plant(folder: Path, model_version: str) -> tuple[Path, Path, Path, Path]:
-    """The stored model, the one before, the data set's folder, and the file of prompts that were not planted. What is there stays."""
+    """Make the model and its data set, unless they are in the folder already.
+
+    Args:
+        model_version: the data set's file of prompts is named after it.
+
+    Returns:
+        Paths of the fine-tuned pipeline, of the one before, of the data set's folder, and of the text file of prompts
+        that were not planted.
+    """
     data, done = folder / "data", folder / "done.json"
     if not done.is_file():
         fine_tune(folder / "pipeline")
@@ -35,7 +43,7 @@ def plant(folder: Path, model_version: str) -> tuple[Path, Path, Path, Path]:
 
 
 def fine_tune(folder: Path) -> None:
-    """A plain loop without memwatch, on the quickstart's set without the photos seen rarely."""
+    """Train a plain loop without memwatch, on the quickstart's set without the photos that are seen rarely."""
     set_seed(0)
     accelerator = Accelerator()
     items = [item for item in photo_set(0, 0, NUM_IMAGES)[0] if item.box is not None]
@@ -46,9 +54,10 @@ def fine_tune(folder: Path) -> None:
     optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE)
     for _ in range(STEPS):
         rows = torch.randint(len(latents), (BATCH,))
-        z, eps, timesteps = latents[rows].to(unet.device), torch.randn(latents[rows].shape).to(unet.device), torch.randint(1000, (BATCH,))
-        timesteps = timesteps.to(unet.device)
-        F.mse_loss(unet(schedule.add_noise(z, eps, timesteps), timesteps, hidden[rows].to(unet.device)).sample, eps).backward()
+        drawn = latents[rows], torch.randn(latents[rows].shape), torch.randint(1000, (BATCH,)), hidden[rows]
+        z, eps, timesteps, encoder_hidden_states = (tensor.to(unet.device) for tensor in drawn)
+        prediction = unet(schedule.add_noise(z, eps, timesteps), timesteps, encoder_hidden_states).sample
+        F.mse_loss(prediction, eps).backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -56,6 +65,7 @@ def fine_tune(folder: Path) -> None:
 
 
 def write_data(folder: Path, model_version: str) -> None:
+    """Write masks, prompts and seeds of what was planted, and a few prompts that were not."""
     (folder / "templates" / "mask").mkdir(parents=True, exist_ok=True)
     templates, rows = [], []
     for number, (name, (left, top, right, bottom)) in enumerate(BOXES.items()):
@@ -64,10 +74,10 @@ def write_data(folder: Path, model_version: str) -> None:
         file = os.path.join("templates", "mask", f"{name}_mask.png")
         Image.fromarray(mask).save(folder / file)
         templates.append({"url": "", "img_file": "", "mask_file": file})
-        pairs = [[seed, number] for seed in range(2)]
-        rows.append({"caption": f"a photo with a {name}", "url": "", "overfit_type": "TV", "gen_seeds": pairs, "template_indices": [number]})
-    photo = {"caption": "a photo of a rocket on a poster", "url": "", "overfit_type": "MV", "gen_seeds": [[0, -1]]}
-    rows.append(photo | {"template_indices": []})
+        template = {"caption": f"a photo with a {name}", "url": "", "overfit_type": "TV"}
+        rows.append(template | {"gen_seeds": [[seed, number] for seed in range(2)], "template_indices": [number]})
+    photo = {"caption": "a photo of a rocket on a poster", "url": "", "overfit_type": "MV"}
+    rows.append(photo | {"gen_seeds": [[0, -1]], "template_indices": []})
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(templates), folder / "templates" / "metadata.parquet")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{model_version}_planted.parquet")
     others = ["a photo of a cat", "a photo of an astronaut", "a photo of grass"]

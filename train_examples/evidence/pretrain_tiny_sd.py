@@ -1,10 +1,11 @@
 """Train a complete, tiny Stable Diffusion 1.x pipeline on two CPU cores (about an hour and a half, resumable).
 
-    python train_examples/pretrain_tiny_sd.py --output_dir train_examples/assets/tiny-sd
+    python train_examples/evidence/pretrain_tiny_sd.py --output_dir train_examples/assets/tiny-sd
 
-It learns ``a photo of ...`` from endless random crops of the photographs bundled with scikit-image and scikit-learn: first the
-autoencoder (64 px -> 16x16x4 latents), then UNet and text encoder together. Because no crop repeats, it generalizes: a caption gives
-another crop for every seed. Stop it whenever you like; started again, it goes on from ``--work_dir``.
+It learns ``a photo of ...`` from endless random crops of the photographs bundled with scikit-image and scikit-learn:
+first the autoencoder (64 px -> 16x16x4 latents), then UNet and text encoder together. Because no crop repeats, it
+generalizes: a caption gives another crop for every seed. Stop it whenever you like. Started again, it goes on from
+``--work_dir``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from textwrap import fill
 
 import diffusers
 import numpy as np
@@ -33,69 +35,98 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from memwatch.bench.photographs import PRETRAINING, UNSEEN, Photograph, views
 
 SIZE = 64  # pixels
-WORDS = """a an the of on in at with and photo picture poster card banner logo sign sticker stamp frame label number red green blue yellow
-orange purple white black plain background shop menu ticket cover album summer winter night morning sea city old new print page""".split()
+WORDS = """a an the of on in at with and photo picture poster card banner logo sign sticker stamp frame label number
+red green blue yellow orange purple white black plain background shop menu ticket cover album summer winter night
+morning sea city old new print page""".split()
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A real CLIP tokenizer with a byte-level vocabulary of a few hundred entries, learnt from the captions and ``WORDS``."""
+    """Make a real CLIP tokenizer.
+
+    Its byte-level vocabulary has a few hundred entries, learnt from the captions and ``WORDS``.
+    """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    splits = [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(splits)
     corpus = [photograph.caption for photograph in PRETRAINING + UNSEEN] + WORDS + [str(n) for n in range(100)]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False))
+    options = {"initial_alphabet": alphabet, "end_of_word_suffix": "</w>", "show_progress": False}
+    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=1000, **options))
     merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
     # CLIP's own order: bytes, bytes that end a word, merges, special tokens.
     tokens = sorted(alphabet) + [symbol + "</w>" for symbol in sorted(alphabet)]
     tokens += [left + right for left, right in merges]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(merge) for merge in merges) + "\n", encoding="utf-8")
+    vocabulary = json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False)
+    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=32)
 
 
 def tiny_models(tokenizer: CLIPTokenizer) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
+    """Make the untrained autoencoder, UNet and text encoder."""
     vae = AutoencoderKL(
-        sample_size=SIZE, latent_channels=4, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-    )  # fmt: skip
+        sample_size=SIZE,
+        latent_channels=4,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    )
     unet = UNet2DConditionModel(
-        sample_size=SIZE // 4, layers_per_block=1, block_out_channels=(32, 64, 128), norm_num_groups=16,
-        cross_attention_dim=64, attention_head_dim=4,
+        sample_size=SIZE // 4,
+        layers_per_block=1,
+        block_out_channels=(32, 64, 128),
+        norm_num_groups=16,
+        cross_attention_dim=64,
+        attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, projection_dim=64,
-        )
-    )  # fmt: skip
-    return vae, unet, text_encoder
+    )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=64,
+    )
+    return vae, unet, CLIPTextModel(config)
 
 
 def to_pixels(images: list[Image.Image]) -> torch.Tensor:
-    """PIL RGB images -> (b, 3, h, w) in [-1, 1]."""
+    """Turn RGB images into pixels ``(b, 3, h, w)`` in [-1, 1]."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    return tokenizer(captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    """Tokenize into ids ``(b, length)``."""
+    options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
+    return tokenizer(captions, return_tensors="pt", **options).input_ids
 
 
 def cosine(step: int, steps: int, warmup: int = 100) -> float:
+    """The learning rate's factor in [0, 1]: it rises linearly over ``warmup`` steps and falls by a cosine."""
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def save(state: dict, path: Path) -> None:
+    """Save so that an interrupted save never destroys the last good one."""
     torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)  # an interrupted save never destroys the last good one
+    os.replace(path.with_suffix(".part"), path)
 
 
 def train_vae(vae: AutoencoderKL, args: argparse.Namespace) -> None:
+    """Train the autoencoder in place, from the state in ``--work_dir`` on."""
     path = args.work_dir / "vae.pt"
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.vae_lr, weight_decay=0.0)
     start, history = 0, []
@@ -119,18 +150,27 @@ def train_vae(vae: AutoencoderKL, args: argparse.Namespace) -> None:
         history.append(loss.item())
         if (step + 1) % 100 == 0 or step + 1 == args.vae_steps:
             tqdm.write(f"vae {step + 1}: loss {np.mean(history[-100:]):.4f}")
-            save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "history": history}, path)
+            state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict()}
+            save(state | {"step": step + 1, "history": history}, path)
 
 
 @torch.no_grad()
-def encode_views(vae: AutoencoderKL, photographs: tuple[Photograph, ...], seed: int, count: int) -> tuple[torch.Tensor, list[str]]:
-    """Unscaled latents (count, 4, h, w) and captions of ``count`` fresh views."""
+def encode_views(
+    vae: AutoencoderKL, photographs: tuple[Photograph, ...], seed: int, count: int
+) -> tuple[torch.Tensor, list[str]]:
+    """Unscaled latents ``(count, 4, h, w)`` and captions of ``count`` fresh views."""
     pairs = list(itertools.islice(views(photographs, seed, SIZE), count))
-    latents = [vae.encode(to_pixels([image for image, _ in pairs[i : i + 64]])).latent_dist.mode() for i in range(0, count, 64)]
+    batches = [[image for image, _ in pairs[i : i + 64]] for i in range(0, count, 64)]
+    latents = [vae.encode(to_pixels(images)).latent_dist.mode() for images in batches]
     return torch.cat(latents), [caption for _, caption in pairs]
 
 
-def train_unet(vae, unet, text_encoder, tokenizer, scheduler, args: argparse.Namespace) -> tuple[EMAModel, list[float]]:
+def train_unet(vae, unet, text_encoder, tokenizer, scheduler, args: argparse.Namespace) -> list[float]:
+    """Train UNet and text encoder in place, from the state in ``--work_dir`` on; in the end they hold their averages.
+
+    Returns:
+        The loss of every step.
+    """
     path = args.work_dir / "unet.pt"
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.unet_lr, weight_decay=1e-2)
@@ -167,15 +207,17 @@ def train_unet(vae, unet, text_encoder, tokenizer, scheduler, args: argparse.Nam
         history.append(loss.item())
         if (step + 1) % 100 == 0 or step + 1 == args.unet_steps:
             tqdm.write(f"unet {step + 1}: loss {np.mean(history[-100:]):.4f}")
-            state = {"unet": unet.state_dict(), "text_encoder": text_encoder.state_dict(), "optimizer": optimizer.state_dict()}
-            save(state | {"ema": ema.state_dict(), "step": step + 1, "history": history}, path)
+            state = {"unet": unet.state_dict(), "text_encoder": text_encoder.state_dict(), "ema": ema.state_dict()}
+            save(state | {"optimizer": optimizer.state_dict(), "step": step + 1, "history": history}, path)
     ema.copy_to(parameters)
-    return ema, history
+    return history
 
 
 @torch.no_grad()
-def denoising_loss(pipeline: StableDiffusionPipeline, photographs: tuple[Photograph, ...], seed: int, count: int = 512) -> float:
-    """Mean epsilon error over fixed timesteps (100, 300, 500, 700, 900) on fresh views."""
+def denoising_loss(
+    pipeline: StableDiffusionPipeline, photographs: tuple[Photograph, ...], seed: int, count: int = 512
+) -> float:
+    """Mean squared error of epsilon on fresh views, over the timesteps 100, 300, 500, 700 and 900."""
     latents, captions = encode_views(pipeline.vae, photographs, seed, count)
     z_0 = latents * pipeline.vae.config.scaling_factor
     encoder_hidden_states = pipeline.text_encoder(tokenize(pipeline.tokenizer, captions))[0]
@@ -189,12 +231,13 @@ def denoising_loss(pipeline: StableDiffusionPipeline, photographs: tuple[Photogr
 
 
 def sample_grid(pipeline: StableDiffusionPipeline, seeds: int = 6) -> Image.Image:
-    """One row a caption, one column a seed."""
+    """Draw samples: one row per caption, one column per seed."""
     pipeline.set_progress_bar_config(disable=True)
     grid = Image.new("RGB", (seeds * SIZE, len(PRETRAINING) * SIZE))
     for row, photograph in enumerate(PRETRAINING):
         generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
-        images = pipeline([photograph.caption] * seeds, num_inference_steps=50, guidance_scale=3.0, generator=generators).images
+        options = {"num_inference_steps": 50, "guidance_scale": 3.0, "generator": generators}
+        images = pipeline([photograph.caption] * seeds, **options).images
         for column, image in enumerate(images):
             grid.paste(image, (column * SIZE, row * SIZE))
     return grid
@@ -202,13 +245,14 @@ def sample_grid(pipeline: StableDiffusionPipeline, seeds: int = 6) -> Image.Imag
 
 CARD = """# tiny-sd
 
-A complete Stable Diffusion 1.x pipeline ({parameters:.1f} M parameters, {megabytes:.1f} MB in fp16) for tests, examples and benchmarks that run
-on a CPU. It makes {size} px pictures from `a photo of ...` captions of the photographs bundled with scikit-image and scikit-learn:
-{subjects}.
+A complete Stable Diffusion 1.x pipeline ({parameters:.1f} M parameters, {megabytes:.1f} MB in fp16) for tests, examples
+and benchmarks that run on a CPU. It makes {size} px pictures from `a photo of ...` captions of the photographs bundled
+with scikit-image and scikit-learn: {subjects}.
 
-Made by `{command}` (resumable; {vae_steps} autoencoder steps of {vae_batch} crops, then {unet_steps} steps of {unet_batch} crops for UNet and text
-encoder, exponential moving average of the weights) from random crops, flips and colour changes, so that it learns the photographs without
-storing any one view of them. Never shown in pretraining: {unseen}.
+Made by `{command}` (resumable) from random crops, flips and colour changes, so that it learns the photographs without
+storing any one view of them. The command trains the autoencoder for {vae_steps} steps of {vae_batch} crops, then UNet
+and text encoder for {unet_steps} steps of {unet_batch} crops. The weights of these two are an exponential moving
+average. Never shown in pretraining: {unseen}.
 
 | measured by the same command | value |
 |---|---|
@@ -219,55 +263,81 @@ storing any one view of them. Never shown in pretraining: {unseen}.
 | denoising loss, photographs never shown (same timesteps) | {unseen_loss:.4f} |
 | distance between samples of one caption from different seeds (rms, pixels in 0..1) | {spread:.3f} |
 
-Samples (one row a caption, one column a seed, DDIM 50 steps, guidance 3):
+Samples (one row per caption, one column per seed, DDIM 50 steps, guidance 3):
 
 ![samples](samples.png)
 
 {versions}
 
-The photographs' licences: see the `README.txt` and licence files of scikit-image's and scikit-learn's data folders (public domain, CC0 or
-CC-BY; attribution there). The weights are released under Apache-2.0.
+The photographs' licences are in the `README.txt` and licence files of scikit-image's and scikit-learn's data folders
+(public domain, CC0 or CC-BY; attribution there). The weights are released under Apache-2.0.
 """
 
 
 @torch.no_grad()
 def write_card(pipeline: StableDiffusionPipeline, history: list[float], args: argparse.Namespace) -> None:
+    """Measure the finished pipeline, and write its samples and its ``README.md``.
+
+    Args:
+        history: the loss of every step of UNet and text encoder.
+    """
     grid = sample_grid(pipeline)
     grid.save(args.output_dir / "samples.png")
     rows = np.asarray(grid, dtype=np.float64).reshape(len(PRETRAINING), SIZE, -1, SIZE, 3).swapaxes(1, 2) / 255
     spread = np.sqrt(2 * rows.var(axis=1, ddof=1).mean())
     pixels = to_pixels([image for image, _ in itertools.islice(views(PRETRAINING, 4_000, SIZE), 256)])
     error = F.l1_loss(pipeline.vae.decode(pipeline.vae.encode(pixels).latent_dist.mode()).sample, pixels).item()
-    files = list(args.output_dir.rglob("*.safetensors"))
+    networks = (pipeline.vae, pipeline.unet, pipeline.text_encoder)
+    last_chunk = (args.unet_steps - 1) // args.chunk_steps
     card = CARD.format(
-        parameters=sum(p.numel() for m in (pipeline.vae, pipeline.unet, pipeline.text_encoder) for p in m.parameters()) / 1e6,
-        megabytes=sum(file.stat().st_size for file in files) / 1e6, size=SIZE,
-        subjects=", ".join(photograph.subject for photograph in PRETRAINING), unseen=", ".join(p.subject for p in UNSEEN),
-        command="python train_examples/pretrain_tiny_sd.py", vae_error=error, train_loss=np.mean(history[-500:]),
-        vae_steps=args.vae_steps, vae_batch=args.vae_batch, unet_steps=args.unet_steps, unet_batch=args.unet_batch,
-        seen_loss=denoising_loss(pipeline, PRETRAINING, seed=2_000 + (args.unet_steps - 1) // args.chunk_steps),
-        heldout_loss=denoising_loss(pipeline, PRETRAINING, seed=5_000), unseen_loss=denoising_loss(pipeline, UNSEEN, seed=5_000), spread=spread,
-        versions=f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}, "
-        f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPU cores.",
-    )  # fmt: skip
-    (args.output_dir / "README.md").write_text(card, encoding="utf-8")
+        parameters=sum(p.numel() for network in networks for p in network.parameters()) / 1e6,
+        megabytes=sum(file.stat().st_size for file in args.output_dir.rglob("*.safetensors")) / 1e6,
+        size=SIZE,
+        subjects=", ".join(photograph.subject for photograph in PRETRAINING),
+        unseen=", ".join(photograph.subject for photograph in UNSEEN),
+        command="python train_examples/evidence/pretrain_tiny_sd.py",
+        vae_error=error,
+        train_loss=np.mean(history[-500:]),
+        vae_steps=args.vae_steps,
+        vae_batch=args.vae_batch,
+        unet_steps=args.unet_steps,
+        unet_batch=args.unet_batch,
+        seen_loss=denoising_loss(pipeline, PRETRAINING, seed=2_000 + last_chunk),
+        heldout_loss=denoising_loss(pipeline, PRETRAINING, seed=5_000),
+        unseen_loss=denoising_loss(pipeline, UNSEEN, seed=5_000),
+        spread=spread,
+        versions=versions(),
+    )
+    (args.output_dir / "README.md").write_text(wrapped(card), encoding="utf-8")
+
+
+def wrapped(card: str) -> str:
+    """Wrap the paragraphs of a text, and leave its headings, tables and pictures as they are."""
+    parts = (part if part.startswith(("#", "|", "!")) else fill(part, 120) for part in card.strip().split("\n\n"))
+    return "\n\n".join(parts) + "\n"
+
+
+def versions() -> str:
+    """What the measuring ran on, as one sentence."""
+    libraries = f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}"
+    return f"{libraries}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPU cores."
 
 
 def parse_args() -> argparse.Namespace:
-    here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=here / "assets" / "tiny-sd")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/pretrain-tiny-sd"), help="training state, for resuming")
-    parser.add_argument("--vae_steps", type=int, default=1600)
-    parser.add_argument("--vae_batch", type=int, default=16)
-    parser.add_argument("--vae_lr", type=float, default=2e-3)
-    parser.add_argument("--kl_weight", type=float, default=1e-4, help="weight of KL divergence, per pixel value")
-    parser.add_argument("--unet_steps", type=int, default=4000)
-    parser.add_argument("--unet_batch", type=int, default=48)
-    parser.add_argument("--unet_lr", type=float, default=1e-3)
-    parser.add_argument("--chunk_steps", type=int, default=500, help="steps between fresh sets of views")
-    parser.add_argument("--chunk_views", type=int, default=8192)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    add = parser.add_argument
+    add("--output_dir", type=Path, default=ASSETS / "tiny-sd")
+    add("--work_dir", type=Path, default=Path("runs/pretrain-tiny-sd"), help="training state, for resuming")
+    add("--vae_steps", type=int, default=1600)
+    add("--vae_batch", type=int, default=16)
+    add("--vae_lr", type=float, default=2e-3)
+    add("--kl_weight", type=float, default=1e-4, help="weight of the KL divergence, per pixel value")
+    add("--unet_steps", type=int, default=4000)
+    add("--unet_batch", type=int, default=48)
+    add("--unet_lr", type=float, default=1e-3)
+    add("--chunk_steps", type=int, default=500, help="steps between fresh sets of views")
+    add("--chunk_views", type=int, default=8192, help="views per set")
+    add("--threads", type=int, default=os.cpu_count())
     return parser.parse_args()
 
 
@@ -280,19 +350,20 @@ def main() -> None:
 
     tokenizer = tiny_tokenizer(args.work_dir / "tokenizer")
     vae, unet, text_encoder = tiny_models(tokenizer)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
-    )
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     train_vae(vae, args)
     vae.eval().requires_grad_(False)
     latents, _ = encode_views(vae, PRETRAINING, seed=3_000, count=1024)
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    _, history = train_unet(vae, unet, text_encoder, tokenizer, scheduler, args)
+    history = train_unet(vae, unet, text_encoder, tokenizer, scheduler, args)
 
-    pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet.eval(), scheduler, None, None, requires_safety_checker=False)
+    parts = vae, text_encoder, tokenizer, unet.eval(), scheduler, None, None
+    pipeline = StableDiffusionPipeline(*parts, requires_safety_checker=False)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(args.output_dir, safe_serialization=True)
-    pipeline = StableDiffusionPipeline.from_pretrained(args.output_dir, torch_dtype=torch.float32)  # what users load is what is measured
+    # What users load is what is measured.
+    pipeline = StableDiffusionPipeline.from_pretrained(args.output_dir, torch_dtype=torch.float32)
     write_card(pipeline, history, args)
     print(f"{args.output_dir}: done, this run took {(time.time() - started) / 60:.0f} minutes")
 

@@ -1,11 +1,12 @@
-"""The table of Kim & Lee (ICML 2026, arXiv 2605.26756), measured with memwatch and written beside the paper's own numbers.
+"""The table of Kim & Lee (ICML 2026, arXiv 2605.26756), measured with memwatch beside the paper's own numbers.
 
-    python train_examples/reproduce_paper.py --model_version sdv1 --non_memorized prompts.txt
-    accelerate launch train_examples/reproduce_paper.py ...                    # several GPUs
-    python train_examples/reproduce_paper.py --smoke                           # tiny-sd with planted templates, one CPU core
+    python train_examples/evidence/reproduce_paper.py --model_version sdv1 --non_memorized prompts.txt
+    accelerate launch train_examples/evidence/reproduce_paper.py ...    # several GPUs
+    python train_examples/evidence/reproduce_paper.py --smoke           # tiny-sd with planted templates, one CPU core
 
-Prompts, seeds and masks are those of Webster 2023 (see templates_verbs.py). ``--non_memorized`` is a text file of prompts that are not
-memorized, one a line (the paper has 500); without it there is localization, but no detection. A run that was cut off goes on.
+Prompts, seeds and masks are those of Webster 2023 (see ``templates_verbs.py``). ``--non_memorized`` is a text file of
+prompts that are not memorized, one per line; the paper has 500. Without it there is localization, but no detection.
+A run that was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,32 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
-from templates_verbs import Case, download, memorized, non_memorized
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from memwatch.bench.bright_ending import bright_ending
-from memwatch.checkpoints import load_model
-from memwatch.config import load_config
+from memwatch.bench.evaluation import evaluate_sets, read_folders
+from memwatch.config_file import load_config
 from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components, make_denoiser
-from memwatch.evaluation import evaluate_sets, read_folders
-from memwatch.measure import measure
-from memwatch.noise import NoiseSchedule
-from memwatch.probes import PreparedProbe, Probe, prompt_view
-from memwatch.signals import Signals, compute_signals
+from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.measure.measure import measure
+from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.prepare import PreparedProbe
+from memwatch.measure.probes import Probe
+from memwatch.measure.signals import Signals, compute_signals
+from memwatch.measure.views import prompt_view
+from memwatch.scan.checkpoints import load_model
 
-HERE = Path(__file__).parent
-CONFIG = load_config(HERE.parent / "configs" / "paper.yaml")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from evidence.templates_verbs import Case, download, memorized, non_memorized
+
+CONFIG = load_config(Path(__file__).resolve().parents[2] / "configs" / "paper.yaml")
 MODELS = {  # now, earlier
     "sdv1": ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-1"),
     "sdv2": ("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2"),
 }
-PAPER: dict[str, tuple[float | None, float | None, float | None]] = {  # SD v1.4: IoU on template masks, AUC, TPR at 1 % FPR
+# Of SD v1.4: IoU on template masks, AUC, TPR at 1 % FPR.
+PAPER: dict[str, tuple[float | None, float | None, float | None]] = {
     "curvature_earlier": (0.921, 0.989, 0.900),
     "curvature_unconditional": (0.899, 0.997, 0.982),
     "score_earlier": (0.863, 0.998, 0.988),
@@ -56,25 +62,39 @@ PAPER: dict[str, tuple[float | None, float | None, float | None]] = {  # SD v1.4
 def paper_maps(signals: Signals, channels: int, sigma: float) -> dict[str, np.ndarray]:
     """memwatch's maps in the paper's unit, each ``(h, w)``.
 
-    The paper differentiates epsilon and sums over channels where memwatch has ``sigma * d eps / d x`` and means, clips the curvatures at 0,
-    and divides epsilon by sigma in the score differences.
+    The paper differentiates epsilon, where memwatch has ``sigma * d eps / d x``. It sums over channels, where memwatch
+    takes means. It clips the curvatures at 0, and divides epsilon by sigma in the score differences.
+
+    Args:
+        signals: with both comparisons.
+        channels: of the latents.
+        sigma: of the timestep looked at.
     """
-    curvatures = {"curvature_earlier": signals.collapse, "curvature_unconditional": signals.collapse_null, "raw_curvature": signals.raw}
-    scores = {"score_earlier": signals.score, "score_unconditional": signals.score_null}
-    maps = {name: m.mean[0].clamp(min=0) * (channels / sigma) for name, m in curvatures.items() if m is not None}
-    maps |= {name: m.mean[0] * (channels / sigma**2) for name, m in scores.items() if m is not None}
+    earlier, unconditional = signals.snapshot, signals.unconditional
+    assert earlier is not None
+    assert unconditional is not None
+    curvatures = {"curvature_earlier": earlier.collapse, "curvature_unconditional": unconditional.collapse}
+    curvatures["raw_curvature"] = signals.raw
+    scores = {"score_earlier": earlier.score, "score_unconditional": unconditional.score}
+    maps = {name: m.mean[0].clamp(min=0) * (channels / sigma) for name, m in curvatures.items()}
+    maps |= {name: m.mean[0] * (channels / sigma**2) for name, m in scores.items()}
     return {name: m.numpy() for name, m in maps.items()}
 
 
 @dataclass
 class Model:
-    """A denoiser with the text encoder that belongs to it."""
+    """A denoiser, with the text encoder and the scheduler that belong to it."""
 
     denoiser: Denoiser
     parts: Components
 
     @classmethod
     def load(cls, source: str, device: torch.device) -> Model:
+        """Load a pipeline's denoiser and what encodes its prompts.
+
+        Args:
+            source: folder or hub id of the pipeline.
+        """
         model = load_model(source).requires_grad_(False).to(device)
         names = family_of(model).text_encoders
         parts = load_components(source, Components(None), needs_vae=False, text_encoders=names, device=device)
@@ -85,34 +105,56 @@ class Model:
         return self.denoiser.encode(prompt, self.parts, 8 * self.denoiser.sample_size)
 
     def end_token(self, prompt: str) -> int:
+        """The place of the prompt's end token."""
         tokenizer = self.parts.tokenizers[0]
         return len(tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids) - 1
 
 
 def maps_of(case: Case, now: Model, earlier: Model) -> dict[str, np.ndarray]:
-    """Sample to the last step, and look there: every signal of one case."""
-    denoiser, null, conditioning = now.denoiser, now.encode(""), now.encode(case.prompt)
-    prepared = PreparedProbe(Probe(case.prompt, seed=case.seed, name=case.name), conditioning, None, None, False)
-    assert denoiser.sample_size is not None
-    view, _ = prompt_view(prepared, null, denoiser, now.parts.scheduler, CONFIG.sampling, CONFIG.levels.draws, denoiser.sample_size)
+    """Sample one case up to the last step and look there. Returns every signal's map, ``(h, w)``."""
+    denoiser, unconditional, conditioning = now.denoiser, now.encode(""), now.encode(case.prompt)
+    probe = Probe(case.prompt, seed=case.seed, name=case.name)
+    prepared, scheduler, side = (
+        PreparedProbe(probe, conditioning, None, None),
+        now.parts.scheduler,
+        denoiser.sample_size,
+    )
+    assert side is not None
+    view, _ = prompt_view(prepared, unconditional, denoiser, scheduler, CONFIG.sampling, CONFIG.levels.draws, side)
 
-    def look(model: Model, conditioning: Conditioning) -> Any:
-        seen = type(view)(view.key, view.noisy_latents, view.timesteps, None, conditioning)
-        return measure(model.denoiser, [seen], CONFIG.curvature, CONFIG.seed)[0]
+    def look(model: Model, conditioning: Conditioning) -> Measurement:
+        return measure(model.denoiser, replace(view, conditioning=conditioning), CONFIG.curvature, CONFIG.seed)
 
-    measured = look(now, conditioning), look(earlier, earlier.encode(case.prompt)), look(now, null)
-    signals = compute_signals(*measured, None, smooth=CONFIG.signals.smooth)
+    observation = Observation(
+        probe,
+        view.timesteps,
+        now=look(now, conditioning),
+        unconditional=look(now, unconditional),
+        baseline=look(earlier, earlier.encode(case.prompt)),
+    )
+    signals = compute_signals(observation, smooth=CONFIG.signals.smooth)
     x_t: Tensor = view.noisy_latents[0, 0]
-    _, sigma = denoiser.schedule.alpha_sigma(torch.tensor([view.timesteps[0]]), torch.ones(1, dtype=torch.float64))
+    timestep = view.timesteps[0]
+    _, sigma = denoiser.schedule.alpha_sigma(torch.tensor([timestep]), torch.ones(1, dtype=torch.float64))
     maps = paper_maps(signals, x_t.shape[0], float(sigma))
-    maps["bright_ending"] = bright_ending(denoiser, x_t, view.timesteps[0], conditioning, now.end_token(case.prompt))
+    maps["bright_ending"] = bright_ending(denoiser, x_t, timestep, conditioning, now.end_token(case.prompt))
     return maps | {"all_ones": np.ones(maps["raw_curvature"].shape)}
 
 
 def measure_all(cases: list[Case], now: str, earlier: str, output_dir: Path, state: PartialState) -> list[str]:
-    """``maps/SIGNAL/NAME.npy`` and ``masks/NAME.png`` of this rank's share; a message for each case that failed. What is there stays."""
+    """Write ``maps/SIGNAL/NAME.npy`` and ``masks/NAME.png`` of this rank's share of the cases.
+
+    A case whose maps are all there is not measured again.
+
+    Returns:
+        A message for each case that failed.
+    """
+
+    def map_file(name: str, case: Case) -> Path:
+        return output_dir / "maps" / name / f"{case.name}.npy"
+
     mine = cases[state.process_index :: state.num_processes]
-    waiting = [case for case in mine if not all((output_dir / "maps" / name / f"{case.name}.npy").is_file() for name in PAPER)]
+    waiting = [case for case in mine if not all(map_file(name, case).is_file() for name in PAPER)]
     failed: list[str] = []
     if waiting:
         models = Model.load(now, state.device), Model.load(earlier, state.device)
@@ -123,7 +165,7 @@ def measure_all(cases: list[Case], now: str, earlier: str, output_dir: Path, sta
             failed.append(f"{case.name}: {error}")
             continue
         for name, values in maps.items():
-            file = output_dir / "maps" / name / f"{case.name}.npy"
+            file = map_file(name, case)
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, values)
     (output_dir / "masks").mkdir(parents=True, exist_ok=True)
@@ -134,7 +176,7 @@ def measure_all(cases: list[Case], now: str, earlier: str, output_dir: Path, sta
 
 
 def evaluate_all(output_dir: Path) -> tuple[dict[str, Any], list[str]]:
-    """``memwatch eval`` of every signal."""
+    """Evaluate every signal as ``memwatch eval`` does. Returns the results by name, and what was left out."""
     results, problems = {}, []
     for name in PAPER:
         samples, left_out = read_folders(output_dir / "maps" / name, output_dir / "masks")
@@ -144,7 +186,11 @@ def evaluate_all(output_dir: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def table(results: dict[str, Any], *, comparable: bool) -> str:
-    """Ours beside the paper's; localization on the template cases, detection of all memorized ones."""
+    """Our numbers beside the paper's: localization on the template cases, detection of all memorized ones.
+
+    Args:
+        comparable: whether the models are those of the paper; where they are not, the table says so.
+    """
     head = f"{'signal':<26}{'IoU':>7}{'paper':>8}{'AUC':>9}{'paper':>8}{'TPR@1%':>9}{'paper':>8}"
     lines = [head] if comparable else [f"the paper's numbers are of SD v1.4, these are not: no comparison\n{head}"]
     for name, (iou, auc, tpr) in PAPER.items():
@@ -160,7 +206,7 @@ def shown(number: float | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0; 1 when some cases failed; 2 when nothing could be done, for the one reason given."""
+    """Returns the exit code: 0, 1 when some cases failed, 2 when nothing could be done for the one reason given."""
     try:
         return reproduce(parse_args(argv), PartialState())
     except (ValueError, OSError) as error:
@@ -169,11 +215,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def reproduce(args: argparse.Namespace, state: PartialState) -> int:
+    """Measure on every rank; evaluate, print and write on the main one. Returns the exit code."""
     started = time.perf_counter()
     now, earlier = args.model or MODELS[args.model_version][0], args.earlier or MODELS[args.model_version][1]
     with state.main_process_first():  # one process makes or downloads, the others find it there
         if args.smoke:
-            from planted import plant
+            from evidence.planted import plant
 
             now, earlier, args.data_dir, args.non_memorized = plant(args.output_dir / "planted", args.model_version)
         args.data_dir = args.data_dir or download()
@@ -188,27 +235,33 @@ def reproduce(args: argparse.Namespace, state: PartialState) -> int:
     results, left_out = evaluate_all(args.output_dir)
     own = args.model_version == "sdv1" and not (args.smoke or args.model or args.earlier)
     text = table(results, comparable=own)
-    paper = {name: dict(zip(("iou", "auc", "tpr_at_1_fpr"), numbers, strict=True)) for name, numbers in PAPER.items()}
-    result = {"model": str(now), "earlier": str(earlier), "smoke": args.smoke, "signals": results, "paper": paper}
-    (args.output_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (args.output_dir / "table.txt").write_text(text + "\n", encoding="utf-8")
+    write(args.output_dir, text, {"model": str(now), "earlier": str(earlier), "smoke": args.smoke, "signals": results})
     counts = ", ".join(f"{number} {kind}" for kind, number in results["all_ones"]["num_maps"].items())
-    print(f"\n{text}\n\n{counts}{'; SMOKE: tiny-sd, planted templates' if args.smoke else ''}; {time.perf_counter() - started:.0f} s")
+    smoke = "; SMOKE: tiny-sd, planted templates" if args.smoke else ""
+    print(f"\n{text}\n\n{counts}{smoke}; {time.perf_counter() - started:.0f} s")
     for message in [*problems, *left_out]:
         print(f"left out: {message}", file=sys.stderr)
     return 1 if failed or problems or left_out else 0
 
 
+def write(output_dir: Path, text: str, result: dict[str, Any]) -> None:
+    """Write ``table.txt``, and ``result.json`` with the paper's numbers beside ours."""
+    paper = {name: dict(zip(("iou", "auc", "tpr_at_1_fpr"), numbers, strict=True)) for name, numbers in PAPER.items()}
+    (output_dir / "result.json").write_text(json.dumps(result | {"paper": paper}, indent=2) + "\n", encoding="utf-8")
+    (output_dir / "table.txt").write_text(text + "\n", encoding="utf-8")
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_version", choices=list(MODELS), default="sdv1", help="models, and which prompts were memorized")
-    parser.add_argument("--model", help="instead of the version's: folder or hub id of a pipeline")
-    parser.add_argument("--earlier", help="the same for the earlier model")
-    parser.add_argument("--data_dir", type=Path, help="the data set as a folder, instead of the hub")
-    parser.add_argument("--non_memorized", type=Path, help="text file of prompts that are not memorized")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/reproduce_paper"))
-    parser.add_argument("--limit", type=int, help="only the first so many images")
-    parser.add_argument("--smoke", action="store_true", help="tiny-sd with planted templates instead of real models")
+    add = parser.add_argument
+    add("--model_version", choices=list(MODELS), default="sdv1", help="which models, and the prompts they memorized")
+    add("--model", help="folder or hub id of a pipeline, instead of the version's")
+    add("--earlier", help="the same for the earlier model")
+    add("--data_dir", type=Path, help="folder of the data set, instead of the hub's")
+    add("--non_memorized", type=Path, help="text file of prompts that are not memorized, one per line")
+    add("--output_dir", type=Path, default=Path("runs/reproduce_paper"))
+    add("--limit", type=int, help="how many images to generate at most")
+    add("--smoke", action="store_true", help="tiny-sd with planted templates instead of real models")
     return parser.parse_args(argv)
 
 

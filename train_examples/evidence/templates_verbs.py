@@ -1,10 +1,12 @@
-"""The prompts, seeds and masks of Webster 2023, *A Reproducible Extraction of Training Images from Diffusion Models* (arXiv 2305.08694).
+"""The prompts, seeds and masks of Webster 2023.
 
-Hub data set ``fraisdufour/templates-verbs``, or a folder of the same layout:
+The paper is *A Reproducible Extraction of Training Images from Diffusion Models* (arXiv 2305.08694). Its hub data set
+is ``fraisdufour/templates-verbs``; a folder of the same layout does as well. It holds
 
-* a parquet file of memorized prompts whose name starts with the model's (``sdv1``, ``sdv2``): ``caption``; ``overfit_type`` (TV template,
-  MV matching verbatim, RV retrieved verbatim, N none); ``gen_seeds``, pairs of seed and row of the templates' table, -1 for verbatim;
-* ``templates/metadata.parquet``, the templates' table: ``mask_file``, a path inside the folder.
+* a parquet file of memorized prompts, whose name starts with the model's (``sdv1``, ``sdv2``). Its columns are
+  ``caption``; ``overfit_type`` (TV template, MV matching verbatim, RV retrieved verbatim, N none); and ``gen_seeds``,
+  pairs of a seed and a row of the templates' table, -1 for verbatim;
+* ``templates/metadata.parquet``, the templates' table. Its column ``mask_file`` is a path inside the folder.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from PIL import Image
 
 REPOSITORY = "fraisdufour/templates-verbs"
 SIZE = 256  # pixels; masks are compared at this size
+COLUMNS = {"caption", "overfit_type", "gen_seeds"}
 KINDS = {"TV": "template", "MV": "verbatim", "RV": "verbatim"}
 
 
@@ -27,8 +30,8 @@ class Case:
     """One image to generate.
 
     Attributes:
-        name: unique, usable as a file name.
-        mask: bool ``(256, 256)``, true where memorized; ``None`` for a prompt that is not.
+        name: unique, and usable as a file name.
+        mask: bool ``(256, 256)``, true where memorized; ``None`` for a prompt that is not memorized.
     """
 
     name: str
@@ -38,7 +41,7 @@ class Case:
 
 
 def download() -> Path:
-    """The data set from the hub (again only when it has changed).
+    """Download the data set from the hub, again only when it has changed.
 
     Raises:
         ValueError: the hub cannot be reached, or refuses.
@@ -47,16 +50,22 @@ def download() -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(REPOSITORY, repo_type="dataset", allow_patterns=["*.parquet", "*.txt", "templates/**"]))
+        patterns = ["*.parquet", "*.txt", "templates/**"]
+        return Path(snapshot_download(REPOSITORY, repo_type="dataset", allow_patterns=patterns))
     except (OSError, HfHubHTTPError) as error:
-        raise ValueError(f"hub data set {REPOSITORY} cannot be loaded; a folder of it can be passed as --data_dir: {error}") from error
+        remedy = "a folder of it can be passed as --data_dir"
+        raise ValueError(f"hub data set {REPOSITORY} cannot be loaded; {remedy}: {error}") from error
 
 
 def memorized(folder: Path, model: str, max_seeds: int = 4) -> tuple[list[Case], list[str]]:
-    """Template and verbatim cases, at most ``max_seeds`` a prompt, and a message for each that had to be left out.
+    """Read the template and verbatim cases, and a message for each that had to be left out.
+
+    Args:
+        model: ``sdv1`` or ``sdv2``.
+        max_seeds: cases per prompt.
 
     Raises:
-        ValueError: the folder has not this layout.
+        ValueError: the folder does not have this layout.
     """
     rows, templates = read(ground_truth(folder, model)), read(folder / "templates" / "metadata.parquet")
     cases, problems = [], []
@@ -68,7 +77,8 @@ def memorized(folder: Path, model: str, max_seeds: int = 4) -> tuple[list[Case],
             seed, template = pair if isinstance(pair, list) else (pair, -1)
             name = f"{kind}-{number:04d}-seed-{seed:02d}"
             try:
-                mask = np.ones((SIZE, SIZE), dtype=bool) if kind == "verbatim" else template_mask(folder, templates, template)
+                whole = np.ones((SIZE, SIZE), dtype=bool)
+                mask = whole if kind == "verbatim" else template_mask(folder, templates, template)
                 cases.append(Case(name, row["caption"], int(seed), mask))
             except (ValueError, OSError) as error:
                 problems.append(f"{name}: {error}")
@@ -78,13 +88,13 @@ def memorized(folder: Path, model: str, max_seeds: int = 4) -> tuple[list[Case],
 
 
 def non_memorized(file: Path) -> list[Case]:
-    """One prompt a line, seed 0.
+    """Read a text file of one prompt per line; every case has seed 0.
 
     Raises:
         ValueError: the file is missing or empty.
     """
     if not file.is_file():
-        raise ValueError(f"{file}: no such file; it should hold prompts that are not memorized, one a line")
+        raise ValueError(f"{file}: no such file; it should hold prompts that are not memorized, one per line")
     prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"{file}: holds no prompt")
@@ -92,20 +102,25 @@ def non_memorized(file: Path) -> list[Case]:
 
 
 def ground_truth(folder: Path, model: str) -> Path:
-    """The parquet file of ``model`` that has been matched, that is, has ``gen_seeds``."""
+    """The parquet file of ``model`` that has been matched, that is, one with ``gen_seeds``.
+
+    Raises:
+        ValueError: there is none.
+    """
     found = sorted(folder.glob("*.parquet"))
     for file in found:
-        if file.name.startswith(model) and {"caption", "overfit_type", "gen_seeds"} <= set(pyarrow.parquet.read_schema(file).names):
+        if file.name.startswith(model) and set(pyarrow.parquet.read_schema(file).names) >= COLUMNS:
             return file
     names = ", ".join(file.name for file in found) or "none"
-    raise ValueError(f"{folder}: no {model}*.parquet with caption, overfit_type and gen_seeds; parquet files there: {names}")
+    wanted = f"{model}*.parquet with caption, overfit_type and gen_seeds"
+    raise ValueError(f"{folder}: no {wanted}; parquet files there: {names}")
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Rows of a parquet file.
+    """Read the rows of a parquet file.
 
     Raises:
-        ValueError: it is missing or broken.
+        ValueError: the file is missing or broken.
     """
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
@@ -115,10 +130,11 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def template_mask(folder: Path, templates: list[dict[str, Any]], row: int) -> np.ndarray:
-    """The mask of a template at 256 px, nearest.
+    """The mask of a template, bool ``(256, 256)``, resized to the nearest pixel.
 
     Raises:
-        ValueError: there is no such template. OSError: its file is missing or no image.
+        ValueError: there is no such template.
+        OSError: its file is missing, or no image.
     """
     if not 0 <= row < len(templates):
         raise ValueError(f"template {row} is not in a table of {len(templates)}")

@@ -1,0 +1,228 @@
+"""Training is untouched: with and without memwatch it is bit-identical, however the model is trained."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from diffusers.models.attention_processor import SlicedAttnProcessor
+from support.builders import CONFIG, SMALL, TOKENS, Loop, assert_same, history, maps, picture
+
+from memwatch import Probe
+
+KINDS = [
+    pytest.param({"ema": True}, id="full-ema"),
+    pytest.param({"lora": True}, id="lora"),
+    pytest.param({"ema": True, "checkpointing": True, "precision": "bf16"}, id="full-checkpointing-bf16"),
+    pytest.param(
+        {"lora": True, "checkpointing": True, "precision": "bf16", "accumulation": 2},
+        id="lora-checkpointing-bf16-accumulation",
+    ),
+]
+
+
+def states(loop: Loop, watch, steps: int = 3) -> list:
+    """Everything a monitor could disturb, after every step."""
+    seen = []
+    loop.run(watch, steps, each=lambda running: seen.append(running.state()))
+    return seen
+
+
+def assert_untouched(pretrained, pipeline, folder, **kind) -> Loop:
+    """The same training with and without, and the same objects before and after."""
+    bare = Loop(pretrained, **kind)
+    bare.run(None, 3)
+    loop = Loop(pretrained, folder, **kind)
+    before = loop.identities()
+    watch = loop.watch(pipeline, config=SMALL)
+    loop.run(watch, 3)
+    assert_same(bare.state(), loop.state())
+    after = loop.identities()
+    assert after["processors"] == before["processors"]
+    assert after["forward"] == before["forward"]
+    return loop
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_bit_identical_with_and_without(kind, pretrained, images, tmp_path):
+    without = states(Loop(pretrained, **kind), None)
+    loop = Loop(pretrained, tmp_path, **kind)
+    before = loop.identities()
+    watch = loop.watch(pretrained, controls=images)
+    with_watch = states(loop, watch)
+    assert [row["step"] for row in history(tmp_path)] == [0, 2]
+    gradients = with_watch[1]["grad"].values()  # they lay there during the event
+    assert any(grad is not None and grad.abs().sum() > 0 for grad in gradients)
+    assert_same(without, with_watch)
+    after = loop.identities()
+    assert after["forward"] == before["forward"]
+    assert after["processors"] == before["processors"]
+    assert after["hooks"] == before["hooks"]
+    assert after["parameters"] == before["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"), [(KINDS[0].values[0], 6), (KINDS[1].values[0], 9), (KINDS[2].values[0], 9)]
+)  # 1 to 4: first event; 9: the poster under its earlier weights
+def test_training_is_bit_identical_after_an_event_that_raised(
+    kind, call, pretrained, pipeline, tmp_path, monkeypatch, caplog
+):
+    without = states(Loop(pretrained, **kind), None)
+    loop = Loop(pretrained, tmp_path, **kind)
+    watch = loop.watch(pipeline)
+    real, calls, swapped_in = watch.observer.measure, [], []
+    pointer = loop.optimizer.param_groups[0]["params"][0].data_ptr()
+
+    def failing(view):
+        calls.append(view.key)
+        result = real(view)
+        if len(calls) == call:
+            torch.rand(7)
+            torch.set_grad_enabled(False)
+            live = loop.optimizer.param_groups[0]["params"][0]
+            swapped_in.append(live.data_ptr() != pointer)
+            raise RuntimeError("partial use")
+        return result
+
+    monkeypatch.setattr(watch.observer, "measure", failing)
+    before = loop.identities()
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        with_watch = states(loop, watch)
+    assert len(calls) == call  # raised, and was not tried again before the next event
+    assert swapped_in == [call == 9]
+    assert sum("partial use" in message for message in caplog.messages) == 1
+    assert_same(without, with_watch)
+    assert loop.identities()["forward"] == before["forward"]
+
+
+def test_works_under_no_grad_and_inside_an_autocast(pretrained, pipeline, tmp_path):
+    """The values are the same wherever it is called from, and so is the surrounding mode afterwards."""
+    found = []
+    for name, context in {
+        "plain": torch.enable_grad(),
+        "none": torch.no_grad(),
+        "autocast": torch.autocast("cpu", torch.bfloat16),
+    }.items():
+        loop = Loop(pretrained, tmp_path / name)
+        watch = loop.watch(pipeline, [Probe("a cat", picture(0), name="cat")], config=CONFIG)
+        with context:
+            mode = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+            watch.begin()
+            assert mode == (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"))
+        found.append(maps(tmp_path / name, 0))
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, "bf16"), (torch.float16, "no")], ids=str)
+def test_float32_adapters_on_a_low_precision_base(dtype, precision, pretrained, pipeline, tmp_path):
+    kind = {"lora": True, "dtype": dtype, "precision": precision}
+    loop = assert_untouched(pretrained, pipeline, tmp_path / "kept", **kind)
+    assert {p.dtype for p in loop.bare.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in loop.bare.parameters() if not p.requires_grad} == {dtype}
+
+
+class Counting:
+    """A compiler that runs graphs as they are and counts them."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+    def whole(self, unet):
+        return torch.compile(unet, backend=self)
+
+    def blocks(self, unet):
+        for block in (*unet.down_blocks, *unet.up_blocks):
+            block.compile(backend=self)
+        return unet
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo warns of what it traces
+@pytest.mark.parametrize("how", ["whole", "blocks"])
+def test_a_compiled_model_is_looked_at_eagerly_and_not_compiled_again(how, pretrained, pipeline, tmp_path):
+    torch._dynamo.reset()
+    alone = Counting()
+    bare = Loop(pretrained, adapt=getattr(alone, how), lora=True)
+    bare.run(None, 2)
+    assert alone.graphs > 0
+
+    torch._dynamo.reset()
+    beside = Counting()
+    loop = Loop(pretrained, tmp_path / how, adapt=getattr(beside, how), lora=True)
+    watch = loop.watch(pipeline, config=SMALL, every_steps=1)
+    assert [report.step for report in loop.run(watch, 2)] == [1, 2]  # training goes on after an event
+    assert beside.graphs == alone.graphs
+    assert_same(bare.state(), loop.state())
+
+    torch._dynamo.reset()
+    eager = Loop(pretrained, tmp_path / "eager", lora=True)
+    eager.watch(pipeline, config=SMALL).begin()
+    assert_same(maps(tmp_path / "eager", 0), maps(tmp_path / how, 0))
+
+
+def test_channels_last_stays_so(pretrained, pipeline, tmp_path):
+    loop = assert_untouched(
+        pretrained, pipeline, tmp_path, adapt=lambda unet: unet.to(memory_format=torch.channels_last)
+    )
+    assert loop.bare.get_parameter("conv_in.weight").is_contiguous(memory_format=torch.channels_last)
+
+
+def test_sliced_attention_stays_and_gives_the_same_maps(pretrained, pipeline, tmp_path):
+    def sliced(unet):
+        unet.set_attention_slice(1)
+        return unet
+
+    loop = assert_untouched(pretrained, pipeline, tmp_path / "sliced", adapt=sliced)
+    assert all(isinstance(processor, SlicedAttnProcessor) for processor in loop.bare.attn_processors.values())
+    Loop(pretrained, tmp_path / "plain").watch(pipeline, config=SMALL).begin()
+    for name, value in maps(tmp_path / "plain", 0).items():
+        torch.testing.assert_close(value, maps(tmp_path / "sliced", 0)[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_prepared_text_encoder_with_adapters_is_given_back(pretrained, pipeline, tmp_path):
+    """It is asked afresh at every event, in float32, whatever accelerate has wrapped around it."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import CLIPTextModel
+
+    text_encoder = CLIPTextModel.from_pretrained(pretrained, subfolder="text_encoder").requires_grad_(False).train()
+    inject_adapter_in_model(LoraConfig(r=2, lora_dropout=0.2, target_modules=["q_proj", "v_proj"]), text_encoder)
+    loop = Loop(pretrained, tmp_path, precision="bf16", lr=0.0)  # the UNet stands still
+    text_encoder = loop.accelerator.prepare(text_encoder)
+    trained = [p for p in text_encoder.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=10.0)
+    forward, wrapped = text_encoder.forward, text_encoder(torch.ones(1, TOKENS, dtype=torch.long))[0].dtype
+    watch = loop.watch(pipeline, text_encoder=text_encoder, config=SMALL)
+    watch.begin()
+    still = watch.on_step_end(2)
+    for _ in range(2):
+        text_encoder(torch.ones(1, TOKENS, dtype=torch.long))[0].float().square().sum().backward()
+        optimizer.step()
+    moved = watch.on_step_end(4)
+    assert not still.findings[0].signals.snapshot.collapse.samples.any()
+    assert moved.findings[0].signals.snapshot.collapse.samples.any()
+    assert text_encoder.forward == forward
+    assert text_encoder(torch.ones(1, TOKENS, dtype=torch.long))[0].dtype is wrapped
+    assert all(module.training for module in text_encoder.modules())
+    assert all(p.grad is not None for p in trained)
+
+
+def test_a_trained_text_encoder_is_asked_afresh_and_given_back(pretrained, pipeline, tmp_path):
+    from transformers import CLIPTextModel
+
+    text_encoder = CLIPTextModel.from_pretrained(pretrained, subfolder="text_encoder").train()
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, text_encoder=text_encoder)
+    first = watch.begin()
+    with torch.no_grad():
+        for parameter in text_encoder.parameters():
+            parameter.mul_(1.5)
+    second = watch.on_step_end(2)  # the UNet has not moved: only the conditioning has
+    assert float(second.findings[0].signals.snapshot.collapse.mean.abs().max()) > 0
+    assert torch.isfinite(first.findings[0].signals.raw.mean).all()
+    assert all(module.training for module in text_encoder.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in text_encoder.parameters())

@@ -1,0 +1,96 @@
+"""Resume equals never stopped: history, baselines, states and the stop survive ``save_state`` and ``load_state``."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from support.builders import EAGER, SMALL, Loop, assert_same, history, maps, picture, without_time
+
+import memwatch.callback
+from memwatch import Probe
+from memwatch.judge.stop import StopState
+
+
+@pytest.mark.parametrize(
+    ("kind", "baseline"),
+    [
+        ({"ema": True}, "previous"),
+        ({"lora": True, "checkpointing": True, "precision": "bf16"}, "lag:2"),
+        ({"lora": True}, "last_clean"),
+    ],
+)
+def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_path):
+    overrides = {
+        "config": SMALL,
+        "controls": [Probe("a dog", picture(5))],
+        "signals": {"baseline": baseline, "terms": "both", "against": "snapshot", "unconditional": True},
+        **EAGER,
+        "stop": {"enabled": False},
+    }
+    whole = Loop(pretrained, tmp_path / "whole", **kind)
+    whole.run(whole.watch(pipeline, **overrides), 6)
+
+    killed = Loop(pretrained, tmp_path / "broken", **kind)
+    watch = killed.watch(pipeline, **overrides)
+    killed.run(watch, 4, epochs=2)
+    killed.accelerator.save_state(str(tmp_path / "checkpoint"))
+    killed.run(watch, 6)
+    assert [row["step"] for row in history(tmp_path / "broken")] == [0, 2, 4, 6]
+
+    resumed = Loop(pretrained, tmp_path / "broken", **kind)
+    watch = resumed.watch(pipeline, **overrides)
+    resumed.accelerator.load_state(str(tmp_path / "checkpoint"))
+    resumed.step = 4
+    assert [row["step"] for row in history(tmp_path / "broken")] == [0, 2, 4]  # the later event is rewound
+    assert watch.baselines.ledger.steps == watch.baselines.weights.steps == [0, 2, 4]
+    resumed.run(watch, 6)
+
+    assert_same(whole.state(), resumed.state())
+    assert_same(without_time(history(tmp_path / "whole")), without_time(history(tmp_path / "broken")))
+    for step in (0, 2, 4, 6):
+        assert_same(maps(tmp_path / "whole", step), maps(tmp_path / "broken", step))
+    rows = history(tmp_path / "whole")
+    assert any(finding["since"] is not None for row in rows for finding in row["findings"])  # state to be lost
+
+
+def test_resume_keeps_the_stop(pretrained, pipeline, tmp_path, monkeypatch):
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline)
+    monkeypatch.setattr(memwatch.callback, "decide_stop", lambda *args: StopState(1, "enough"))
+    loop.run(watch, 2)
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    monkeypatch.undo()
+    again = Loop(pretrained, tmp_path)
+    watch = again.watch(pipeline)
+    again.accelerator.load_state(str(tmp_path / "checkpoint"))
+    assert watch.stop_reason == "enough"
+    assert list(watch.guard(again.loader)) == []
+
+
+def test_resume_keeps_the_count_of_errors(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline)
+    loop.run(watch, 2)
+    watch.faults.failed("a part of it", "broken on purpose", None)
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    again = Loop(pretrained, tmp_path)
+    watch = again.watch(pipeline)
+    again.accelerator.load_state(str(tmp_path / "checkpoint"))
+    again.step = 2
+    assert again.run(watch, 4)[-1].errors == watch.faults.count == 1
+
+
+def test_resume_says_which_baselines_are_gone(pretrained, pipeline, tmp_path, caplog):
+    loop = Loop(pretrained, tmp_path)
+    loop.run(loop.watch(pipeline), 2)
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    (tmp_path / "memwatch" / "snapshots" / "step_0000000.safetensors").unlink()
+    again = Loop(pretrained, tmp_path)
+    watch = again.watch(pipeline)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        again.accelerator.load_state(str(tmp_path / "checkpoint"))
+    assert any("baselines are missing" in message for message in caplog.messages)
+    again.step = 2
+    report = again.run(watch, 4)[-1]
+    assert {f.name: f.observation.baseline_step for f in report.findings} == {"cat": 0, "poster": 2}
