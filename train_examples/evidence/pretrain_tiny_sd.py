@@ -42,10 +42,12 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Make a real CLIP tokenizer.
+    """Make a real CLIP tokenizer in a folder, or load the one that is there.
 
     Its byte-level vocabulary has a few hundred entries, learnt from the captions and ``WORDS``.
     """
+    if (folder / "merges.txt").is_file():  # learnt anew, ties fall differently, and a resumed run would read other ids
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=32)
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.normalizer = normalizers.Lowercase()
     splits = [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
