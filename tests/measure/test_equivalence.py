@@ -121,7 +121,7 @@ MAPS = {  # ours: (theirs, power of sigma that ours has more)
 
 def assert_same_map(ours, theirs):
     """To float32: memwatch keeps rho, whose rounding near 1 is 6e-8; the conversion multiplies by 4 / sigma = 97."""
-    assert theirs.max() > 0.01
+    assert theirs.max() > 2e-3  # a hundred tolerances: how much there is depends on how transformers draws weights
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
@@ -140,6 +140,7 @@ def test_paper_preset_equals_the_published_formulas(scanned, published, ours):
 
 
 def test_reproduce_paper_converts_alike(scanned, published):
+    pytest.importorskip("pyarrow", reason="the script reads parquet files: extra [examples]")
     from evidence.reproduce_paper import paper_maps
 
     stored = load_file(scanned / "memwatch" / "maps" / "step_0000000.safetensors")
