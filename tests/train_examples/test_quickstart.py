@@ -1,76 +1,133 @@
-"""The quickstart's own verdict. The run itself takes longer than a test may: CI makes it, ``quickstart.py --smoke``."""
+"""What the quickstart says of its own run. The run itself is longer than a test may be: CI makes it, by ``--smoke``."""
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import quickstart
-from PIL import Image
-from quickstart import BOXES, WHOLE, Item, problems
+from quickstart import BOXES, PLANTED, SIZE, WHOLE, photo_set, probes_of, problems
 
 from memwatch.judge.alerts import Verdict
 
-PICTURE = Image.new("RGB", (quickstart.SIZE, quickstart.SIZE))
-ITEMS = [
-    Item("banner-0", "", PICTURE, box=BOXES["banner"]),
-    Item("sticker-0", "", PICTURE, box=BOXES["sticker"]),
-    Item("repeated-rocket", "", PICTURE, box=WHOLE),
-    Item("photo-00-cat", "", PICTURE),
-]
+STOPPED = "step 200: 5 probe(s) memorized"
+BANNER, STICKER = BOXES["banner"], BOXES["sticker"]
+UPPER, LOWER = (0, 0, SIZE, SIZE // 2), (0, SIZE // 2, SIZE, SIZE)
+LEFT = (0, 0, SIZE // 2, SIZE)
+
+
+@pytest.fixture(scope="module")
+def items():
+    return photo_set(0, num_photos=3, num_template_images=2)[0]
 
 
 def labels(box):
-    """A 16x16 map with one region."""
-    left, top, right, bottom = (edge // 4 for edge in box)
+    """A 16x16 map with one region, or with none."""
     found = np.zeros((16, 16), dtype=np.int32)
-    found[top:bottom, left:right] = 1
+    if box is not None:
+        left, top, right, bottom = (edge * 16 // SIZE for edge in box)
+        found[top:bottom, left:right] = 1
     return found
 
 
-def report(step=200, **changes):
-    """Everything found where it is, but for ``changes``: by name, (verdict, box)."""
-    found = {item.name: (Verdict.MEMORIZED, item.box) for item in ITEMS if item.box}
-    found |= {"photo-00-cat": (Verdict.NO_EVIDENCE, None)}
-    found |= {name.replace("_", "-"): change for name, change in changes.items()}
-    findings = [
-        SimpleNamespace(name=name, verdict=verdict, labels=labels(box) if box else np.zeros((16, 16), dtype=np.int32))
-        for name, (verdict, box) in found.items()
-    ]
-    return SimpleNamespace(step=step, findings=findings)
+def finding(name, verdict, box=None):
+    return SimpleNamespace(name=name, verdict=verdict, labels=labels(box))
 
 
-def test_a_good_run_has_no_problem():
-    assert problems([report(100), report()], ITEMS, "step 200: ...") == []
+def report(items, step=200, without=None, **changes):
+    """A report in which everything is found where it is, but for ``changes``: by name, (verdict, box)."""
+    boxes = {item.name: item.box for item in items}
+    findings = []
+    for name in (probe.name for probe in probes_of(items)):
+        verdict = Verdict.MEMORIZED if boxes[name] else Verdict.NO_EVIDENCE
+        findings.append(finding(name, *changes.get(name.replace("-", "_"), (verdict, boxes[name]))))
+    return SimpleNamespace(step=step, findings=[f for f in findings if f.name != without])
+
+
+def test_a_good_run_has_no_problem(items):
+    assert problems([report(items, 100), report(items)], items, STOPPED) == []
+
+
+@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("verdict", [v for v in Verdict if v is not Verdict.MEMORIZED])
+def test_what_was_planted_must_be_called(items, name, verdict):
+    changes = {name.replace("-", "_"): (verdict, BANNER)}
+    assert problems([report(items, **changes)], items, STOPPED) == [f"{name}: got {verdict}, expected memorized"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"banner_0": (Verdict.SUSPICIOUS, BOXES["banner"])}, "banner-0 is not called memorized"),
-        ({"repeated_rocket": (Verdict.NO_EVIDENCE, None)}, "repeated-rocket is not called memorized"),
-        ({"banner_0": (Verdict.MEMORIZED, (0, 40, 64, 64))}, "the banner is found in the wrong place: mean IoU 0.00"),
-        ({"sticker_0": (Verdict.MEMORIZED, (0, 28, 32, 64))}, "the sticker is found in the wrong place: mean IoU 0.00"),
-        ({"banner_0": (Verdict.MEMORIZED, WHOLE)}, "the banner is found in the wrong place: mean IoU 0.38"),
-        (
-            {"photo_00_cat": (Verdict.MEMORIZED, None)},
-            "photo-00-cat, a photo seen rarely, is called memorized at step 200",
-        ),
-    ],
+    ("name", "box"),
+    [("banner-0", LOWER), ("banner-1", None), ("sticker-0", LEFT), ("sticker-1", UPPER), ("banner-1", STICKER)],
 )
-def test_each_problem_is_named(changes, message):
-    (problem,) = problems([report(**changes)], ITEMS, "step 200: ...")
-    assert problem.startswith(message)
+def test_one_box_in_the_wrong_place_fails_whatever_the_others_are(items, name, box):
+    changes = {name.replace("-", "_"): (Verdict.MEMORIZED, box)}
+    (problem,) = problems([report(items, **changes)], items, STOPPED)
+    assert problem.startswith(f"{name}: found in the wrong place; got IoU 0.0")
 
 
-def test_a_photo_called_earlier_is_a_problem_too():
-    reports = [report(100, photo_00_cat=(Verdict.MEMORIZED, None)), report()]
-    assert problems(reports, ITEMS, "step 200: ...") == [
-        "photo-00-cat, a photo seen rarely, is called memorized at step 100"
-    ]
+@pytest.mark.parametrize(("template", "share"), [("banner", "0.38"), ("sticker", "0.28")])
+def test_regions_that_fill_the_picture_fail(items, template, share):
+    changes = {f"{template}_{i}": (Verdict.MEMORIZED, WHOLE) for i in range(2)}
+    (problem,) = problems([report(items, **changes)], items, STOPPED)
+    assert problem.startswith(f"{template}: found too coarsely; got a mean IoU of {share}")
 
 
-def test_a_run_that_nothing_stopped_and_a_run_without_events():
-    assert problems([report()], ITEMS, None) == ["memwatch did not stop the run"]
-    assert len(problems([], ITEMS, None)) == 1 + len(BOXES)
+def test_the_repeated_photo_may_be_recognized_by_any_part(items):
+    assert problems([report(items, repeated_rocket=(Verdict.MEMORIZED, (0, 0, 8, 8)))], items, STOPPED) == []
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_probe_that_the_report_left_out_is_named(items, name):
+    expected = [f"{name}: the report of step 200 does not mention it"]
+    assert problems([report(items, without=name)], items, STOPPED) == expected
+
+
+@pytest.mark.parametrize("at", [100, 200])
+def test_a_rare_photo_must_never_be_called(items, at):
+    called = {"photo_01_chelsea": (Verdict.MEMORIZED, None)}
+    reports = [report(items, step, **(called if step == at else {})) for step in (100, 200)]
+    expected = [f"photo-01-chelsea: called memorized at step {at}, though it is seen rarely"]
+    assert problems(reports, items, STOPPED) == expected
+    suspicious = {"photo_01_chelsea": (Verdict.SUSPICIOUS, None)}
+    assert problems([report(items, **suspicious)], items, STOPPED) == []
+
+
+def test_a_run_that_memwatch_did_not_stop(items):
+    (problem,) = problems([report(items)], items, None)
+    assert problem.startswith("memwatch did not stop the run")
+
+
+def test_a_run_without_reports(items):
+    first, second = problems([], items, None)
+    assert first.startswith("memwatch did not stop the run")
+    assert second.startswith("memwatch made no report")
+
+
+def test_maps_without_a_comparison_count_as_nothing_found(items):
+    item = next(item for item in items if item.name == "banner-0")
+    assert quickstart.iou(SimpleNamespace(labels=None), item) == 0
+
+
+@pytest.mark.parametrize("stop_reason", [STOPPED, None])
+def test_each_problem_is_one_line_on_stderr_and_the_exit_code_is_1(items, stop_reason, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--smoke", "--output_dir", str(tmp_path)])
+    monkeypatch.setattr(quickstart, "photo_set", lambda *args: (items, []))
+    monkeypatch.setattr(quickstart, "train", lambda *args: ([report(items)], 60, stop_reason))
+    monkeypatch.setattr(quickstart, "show", lambda *args: None)
+    assert quickstart.main() == (0 if stop_reason else 1)
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == (0 if stop_reason else 1)
+    assert all(line.startswith("quickstart: ") for line in printed.err.splitlines())
+
+
+def test_smoke_is_a_shorter_run_and_the_command_line_goes_first(monkeypatch):
+    def parsed(*flags):
+        monkeypatch.setattr(sys, "argv", ["quickstart.py", *flags])
+        return vars(quickstart.parse_args())
+
+    full, smoke = parsed(), parsed("--smoke")
+    assert (full["max_train_steps"], full["every_steps"]) == (600, 100)
+    assert {key: smoke[key] for key in quickstart.SMOKE_TRAINING} == quickstart.SMOKE_TRAINING
+    assert parsed("--smoke", "--every_steps", "7")["every_steps"] == 7
