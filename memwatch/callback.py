@@ -163,7 +163,7 @@ class MemWatch:
             self.config,
             findings=tuple(findings),
             controls=controls,
-            calibrated=any(p.probe.is_control for p in self.observer.probes),
+            calibrated=self.observer.has_controls,
             seconds=time.perf_counter() - started,
             errors=self.faults.count,
             stop_reason=self.stop_reason,
@@ -197,8 +197,7 @@ class MemWatch:
             self.faults.failed(LOOKING, failed, error)
             return None
         self.faults.worked(LOOKING)
-        by_name = {o.name: o for o in observations}
-        return [by_name[p.name] for p in self.observer.probes if p.name in by_name]
+        return self.observer.in_order(observations)
 
     # --- telling -----------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class Observer:
     Attributes:
         model: the bare network. ``forward_module``: what is called, and whose parameters are swapped.
         denoiser: ``forward_module`` with one signature.
-        probes: watched ones first, then controls.
+        probes: watched ones first, then controls. ``has_controls``: whether there are any.
         unconditional: conditioning of the branch without a prompt; ``None`` where the model has no such branch.
         text_encoders: those that the caller passed. ``trains_text``: whether any of them is trained.
         resolution: side of the images, pixels. ``side``: of the latents.
@@ -78,6 +78,7 @@ class Observer:
         ok = self.unconditional is not None or config.signals.against != "unconditional"
         allowed = "snapshot or both, because this model has no unconditional branch"
         require(ok, "signals.against", config.signals.against, allowed)
+        self.has_controls = bool(held_out)
         encoders = parts.text_encoders if self.trains_text else ()
         self.parts = replace(parts, vae=parts.vae if has_prompts else None, text_encoders=encoders)
 
@@ -197,6 +198,11 @@ class Observer:
         if self.unconditional is None or not wanted:
             return None
         return self.measure(view.unconditional(self.unconditional, self.config.null_draws))
+
+    def in_order(self, observations: Sequence[Observation]) -> list[Observation]:
+        """Observations of any ranks in the order of the probes; those that were not made are left out."""
+        by_name = {o.name: o for o in observations}
+        return [by_name[p.name] for p in self.probes if p.name in by_name]
 
     # --- weights and conditioning ------------------------------------------------------------------------------------
 

@@ -130,7 +130,7 @@ class Scan:
             self.config,
             findings=tuple(findings),
             controls=controls,
-            calibrated=any(p.probe.is_control for p in self.observer.probes),
+            calibrated=self.observer.has_controls,
             seconds=time.perf_counter() - started,
             errors=self.faults.count,
             stop_reason=None,
@@ -156,8 +156,7 @@ class Scan:
                     failed.append((step, p.name, str(error)))
         self.failed += gather_object(failed) if self.accelerator.num_processes > 1 else failed
         observations, _ = self.ranks.gather(mine, None)
-        by_name = {o.name: o for o in observations}
-        return [by_name[p.name] for p in self.observer.probes if p.name in by_name]
+        return self.observer.in_order(observations)
 
     def _kept_or_new(self, step: int, p: PreparedProbe) -> Observation:
         kept = self.kept.read(step, p, self._sources(step))
