@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 logger = logging.getLogger("memwatch")
 
 LIMIT = 3  # failures in a row
 
 
+class StrictError(RuntimeError):
+    """A failure that was counted, and raised because ``strict`` asks for it."""
+
+
+class PartError(Exception):
+    """A part failed, and what it was to give does not exist; counted and said already. The message names both."""
+
+
 class Faults:
     """Counts the failures of memwatch's parts; a part is named in the words that a message to people uses.
 
     Args:
-        strict: raise every failure as a ``RuntimeError`` instead.
+        strict: raise every failure as a ``StrictError``, which is a ``RuntimeError``, instead.
 
     Attributes:
         count: failures so far.
@@ -34,12 +43,12 @@ class Faults:
                 ``LIMIT`` failures in a row; whoever uses it asks ``is_off``.
 
         Raises:
-            RuntimeError: when ``strict``.
+            StrictError: when ``strict``.
         """
         self.count += 1
         self._in_a_row[part] = in_a_row = self._in_a_row.get(part, 0) + 1
         if self.strict:
-            raise RuntimeError(f"memwatch: {part} failed: {what}") from error
+            raise StrictError(f"memwatch: {part} failed: {what}") from error
         if instead is None:
             again = "memwatch will try again at the next event"
             instead = again if in_a_row < LIMIT else f"that was {LIMIT} times in a row, so it is switched off"
@@ -59,7 +68,17 @@ class Faults:
         """Whatever the block raises is a failure of ``part``, and goes no further; see ``failed``."""
         try:
             yield
+        except StrictError:
+            raise  # counted where it was raised
         except Exception as error:
             self.failed(part, repr(error), error, instead)
         else:
             self.worked(part)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: failures so far, and those in a row by part."""
+        return {"count": self.count, "in_a_row": dict(self._in_a_row)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from ``state``; what was switched off stays so."""
+        self.count, self._in_a_row = int(state["count"]), dict(state["in_a_row"])

@@ -1,34 +1,55 @@
 """Guard: where memwatch meets the training loop.
 
-The guarded dataloader ends a run, and a tracker that logs nothing hears when accelerate ends training.
+The guarded dataloader ends a run, and memwatch hears when accelerate ends training.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakMethod
 
-from accelerate.tracking import GeneralTracker
+logger = logging.getLogger("memwatch")
+
+MANY, TOO_MANY = 10_000, 100_000  # passes without a batch after a stop; an epoch loop of 10,000 ends quietly
 
 
 class GuardedLoader:
     """A dataloader that takes the baseline before its first batch and ends as soon as a stop is decided.
 
-    Everything else is the wrapped dataloader's own, its type for ``isinstance`` included. Wrap it *after*
-    ``skip_first_batches``, which makes a new dataloader.
+    After a stop a pass over it gives no batch. A loop that counts steps and not epochs would go round for ever: the
+    loader warns after ``MANY`` such passes. Everything else is the wrapped dataloader's own, its type for
+    ``isinstance`` included. Wrap it *after* ``skip_first_batches``, which makes a new dataloader.
+
+    Raises:
+        RuntimeError: when it is iterated over, after ``TOO_MANY`` passes without a batch.
     """
 
     def __init__(self, dataloader: Any, begin: Callable[[], object], should_stop: Callable[[], bool]) -> None:
         self._dataloader, self._begin, self._should_stop = dataloader, begin, should_stop
+        self._empty_passes = 0
 
     def __iter__(self) -> Iterator[Any]:
         self._begin()
         if self._should_stop():
+            self._count_empty_pass()
             return
         for batch in self._dataloader:
             yield batch
             if self._should_stop():
                 return
+
+    def _count_empty_pass(self) -> None:
+        """A stop is never taken back, so that all passes after it are empty."""
+        self._empty_passes += 1
+        if self._empty_passes in (MANY + 1, TOO_MANY):
+            fix = "write 'while global_step < max_steps and not watch.should_stop:'"
+            said = f"memwatch has stopped training, but the loop goes on without batches; {fix}"
+            if self._empty_passes == TOO_MANY:
+                raise RuntimeError(said)
+            logger.warning(said)
 
     def __len__(self) -> int:
         return len(self._dataloader)
@@ -43,34 +64,18 @@ class GuardedLoader:
         return self._dataloader.__class__  # accelerate's own loaders say DataLoader here, too
 
 
-class EndTrainingHook(GeneralTracker):  # type: ignore[misc]
-    """Hears ``accelerator.end_training()``, which finishes every tracker, and passes it on. Logs nothing."""
-
-    name = "memwatch"
-    requires_logging_directory = False
-    main_process_only = True
-
-    def __init__(self, close: Callable[[], None]) -> None:
-        super().__init__()
-        self._close = close
-
-    @property
-    def tracker(self) -> None:
-        return None
-
-    def start(self) -> None: ...
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None: ...
-
-    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None: ...
-
-    def log_images(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None: ...
-
-    def finish(self) -> None:
-        self._close()
-
-
 def hook_end_training(accelerator: Any, close: Callable[[], None]) -> None:
-    """Put an ``EndTrainingHook`` among the trackers, which live on the main process, unless there is one."""
-    if accelerator.is_main_process and not any(tracker.name == "memwatch" for tracker in accelerator.trackers):
-        accelerator.trackers.append(EndTrainingHook(close))
+    """Call the bound method ``close`` first when ``accelerator.end_training()`` is called, on every rank.
+
+    accelerate has no hook for it. A tracker that hears it would live on the main process alone, and scripts that walk
+    over their trackers warn of one that they do not know. Its object is held weakly.
+    """
+    end_training, hook = accelerator.end_training, WeakMethod(close)
+
+    @functools.wraps(end_training)
+    def closing_first(*args: Any, **kwargs: Any) -> Any:
+        if (alive := hook()) is not None:
+            alive()
+        return end_training(*args, **kwargs)
+
+    accelerator.end_training = closing_first

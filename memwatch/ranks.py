@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import nn
 
 from memwatch.config import MemWatchConfig, require
 from memwatch.denoiser import unwrap
+from memwatch.faults import Faults, PartError, StrictError
 
 T = TypeVar("T")
 
@@ -127,17 +128,43 @@ class Ranks:
         """The items that this rank looks at: all of them in lockstep."""
         return items if self.lockstep else items[self.accelerator.process_index :: self.accelerator.num_processes]
 
-    def gather(self, items: Sequence[T], error: str | None) -> tuple[list[T], str | None]:
-        """The items of all ranks and the first error of any rank, the same on every rank.
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """The items of all ranks, the same on every rank.
 
         Where every rank looks at every probe, the items are rank 0's.
         """
         speaks = self.accelerator.process_index == 0 or not self.lockstep
-        results: list[tuple[list[T], str | None]] = [(list(items) if speaks else [], error)]
-        if self.accelerator.num_processes > 1:
-            results = gather_object(results)
-        first_error = next((text for _, text in results if text is not None), None)
-        return [item for found, _ in results for item in found], first_error
+        found = list(items) if speaks else []
+        return gather_object(found) if self.accelerator.num_processes > 1 else found
+
+    def agree(self, error: str | None) -> str | None:
+        """The first error of any rank, the same on every rank; ``None`` where all went well. It waits for all."""
+        errors = gather_object([error]) if self.accelerator.num_processes > 1 else [error]
+        return next((text for text in errors if text is not None), None)
+
+    def together(self, part: str, faults: Faults, work: Callable[[], T]) -> T:
+        """What ``work`` gives on this rank, once it is done on all; a failure on one rank is one of ``part`` on all.
+
+        ``work`` must not wait for other ranks, since one that failed never comes. Only passes of a sharded model do.
+
+        Raises:
+            PartError: on every rank, when it failed on any.
+            StrictError: instead, on every rank, when ``faults`` is strict.
+        """
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as caught:  # a monitor never kills a run
+            error = caught
+        counted = isinstance(error, StrictError)
+        failed = self.agree(None if error is None else str(error) if counted else repr(error))
+        if failed is None:
+            faults.worked(part)
+            return result  # type: ignore[return-value]  # only None where work gives None
+        if error is not None and counted:
+            raise error
+        faults.failed(part, failed, error)
+        raise PartError(f"{part} failed: {failed}") from error
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
@@ -145,6 +172,10 @@ class Ranks:
             return value
         theirs: T = gather_object([value])[0]
         return theirs
+
+    def largest(self, value: int) -> int:
+        """The largest value of any rank."""
+        return max(gather_object([value])) if self.accelerator.num_processes > 1 else value
 
     # --- files -------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -99,3 +100,26 @@ def test_surviving_lets_the_user_interrupt():
 def test_surviving_raises_when_strict():
     with pytest.raises(RuntimeError, match="files' failed.*disk full"), Faults(strict=True).surviving(PART):
         raise OSError("disk full")
+
+
+def test_counts_survive_a_checkpoint():
+    faults, again = Faults(), Faults()
+    for part in (PART, PART, PART, "looking at the model"):
+        faults.failed(part, "a", None)
+    saved = json.loads(json.dumps(faults.state_dict()))
+    again.load_state_dict(saved)
+    assert again.count == 4
+    assert again.is_off(PART)
+    for _ in range(2):
+        assert not again.is_off("looking at the model")
+        again.failed("looking at the model", "a", None)
+    assert again.is_off("looking at the model")
+    faults.worked(PART)
+    assert saved["in_a_row"][PART] == 3  # a copy
+
+
+def test_a_strict_failure_within_another_part_is_counted_once():
+    faults = Faults(strict=True)
+    with pytest.raises(RuntimeError, match="inner failed"), faults.surviving("outer"), faults.surviving("inner"):
+        raise OSError("disk full")
+    assert faults.count == 1

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.tracking import GeneralTracker
 
 from memwatch.callback import MemWatch
@@ -57,10 +58,10 @@ class MemWatchTracker(GeneralTracker):  # type: ignore[misc]
         if step is None:
             return
         if self.watch is None:
-            self.watch = self._make()
-            if (count := self.watch.accelerator.num_processes) > 1:
+            if (count := PartialState().num_processes) > 1:  # MemWatch would wait for the others, which never log
                 why = "only the main one logs; call watch.on_step_end instead"
                 raise ValueError(f"MemWatchTracker works with one process, not {count}: {why}")
+            self.watch = self._make()
         stopped = self.watch.should_stop
         self.watch.on_step_end(step)
         if self.watch.should_stop and not stopped:

@@ -1,12 +1,13 @@
 """Baselines: which earlier event a probe is compared with, and what is kept of earlier events to do so.
 
 Reference probes are looked at under the same noise at every event, so what was measured then is enough: the *ledger*.
-The noisy latents of prompt probes move with the model, so they need the earlier *weights*.
+The noisy latents of prompt probes move with the model, so they need the earlier *weights*. Both carry a fingerprint for
+each probe, so that measurements under other settings, of another probe or of another run are never compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from memwatch.config import SignalsConfig, SnapshotsConfig
 from memwatch.faults import Faults
+from memwatch.measure.fingerprint import UNCONDITIONAL
 from memwatch.measure.measurement import Measurement, Observation, from_tensors, to_tensors
 from memwatch.measure.probes import Probe
 from memwatch.measure.snapshots import SnapshotStore
@@ -44,14 +46,21 @@ def choose_baseline(signals: SignalsConfig, steps: Sequence[int], last_clean: in
     return steps[-back] if back <= len(steps) else steps[0]
 
 
+Pair = tuple[Measurement | None, Measurement | None]  # with the prompt, and without
+
+
 class Baselines:
-    """Keeps what earlier events left behind, and chooses from it.
+    """Keeps what earlier events left behind, and chooses from it what may be compared.
 
     Args:
         signals: names the baseline.
         ledger: of measurements.
         weights: of trainable tensors; prompt probes only.
         fixed_weights: what ``base`` and ``path:FILE`` mean, read when it is needed.
+        fingerprints: by probe, and by probe and ``UNCONDITIONAL``. Only what was kept under the same one is compared.
+
+    Attributes:
+        run: the run's id; what another run has kept is not compared, either.
     """
 
     def __init__(
@@ -60,21 +69,42 @@ class Baselines:
         ledger: SnapshotStore,
         weights: SnapshotStore,
         fixed_weights: Callable[[], Mapping[str, Tensor]],
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
-        self.signals, self.ledger, self.weights = signals, ledger, weights
-        self._fixed_weights = fixed_weights
-        self._fixed: dict[str, Measurement] = {}  # of reference probes against weights from outside: never change
+        self.signals, self.ledger, self.weights, self.run = signals, ledger, weights, ""
+        self._fixed_weights, self._fingerprints = fixed_weights, fingerprints or {}
+        self._fixed: dict[str, Pair] = {}  # of reference probes against weights from outside: never change
+
+    def _mark(self, name: str) -> str:
+        return f"{self.run}/{self._fingerprints.get(name, '')}"
+
+    def _marks(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: self._mark(name) for name in names}
+
+    def _fits(self, store: SnapshotStore, step: int, name: str) -> bool:
+        return store.mark(step, name) == self._mark(name)
+
+    def _store(self, probe: Probe) -> SnapshotStore:
+        return self.ledger if probe.is_reference else self.weights
+
+    def _steps(self, probe: Probe) -> list[int]:
+        """The kept events that a probe may be compared with, smallest first."""
+        store = self._store(probe)
+        return [step for step in store.steps if store.has(step) and self._fits(store, step, probe.name)]
 
     def step_of(self, probe: Probe, last_clean: int | None) -> int | None:
         """See ``choose_baseline``."""
-        store = self.ledger if probe.is_reference else self.weights
-        return choose_baseline(self.signals, store.steps, last_clean)
+        return choose_baseline(self.signals, self._steps(probe), last_clean)
 
-    def recall(self, probe: Probe, step: int | None) -> Measurement | None:
+    def recall(self, probe: Probe, step: int | None) -> Pair:
         """What was measured on a reference probe at that step; ``None`` where only a second look can tell."""
         if probe.name in self._fixed:
             return self._fixed[probe.name]
-        return from_tensors(self.ledger.get(step), probe.name) if probe.is_reference and step is not None else None
+        if not probe.is_reference or step is None:
+            return None, None
+        kept, name = self.ledger.get(step), probe.name + UNCONDITIONAL
+        without = from_tensors(kept, name) if self._fits(self.ledger, step, name) else None
+        return from_tensors(kept, probe.name), without
 
     def needs_weights(self, probe: Probe, step: int | None) -> bool:
         """Whether the model must be looked at again with earlier weights."""
@@ -86,10 +116,14 @@ class Baselines:
         """The weights of a step, or those from outside the run."""
         return self._fixed_weights() if step is None else self.weights.get(step)
 
-    def keep(self, probe: Probe, step: int | None, measurement: Measurement) -> None:
-        """Remember what a reference probe reads against weights from outside the run."""
+    def keep(self, probe: Probe, step: int | None, measurement: Measurement, without: Measurement | None) -> None:
+        """Remember what a reference probe reads against weights from outside the run.
+
+        Args:
+            without: the same without the prompt, where that was measured.
+        """
         if step is None and probe.is_reference:
-            self._fixed[probe.name] = measurement
+            self._fixed[probe.name] = measurement, without
 
     def remember(
         self,
@@ -100,13 +134,14 @@ class Baselines:
     ) -> None:
         """This event becomes a baseline of later ones, unless its output was not finite."""
         finite = [o for o in observations if o.now.finite]
+        prompts = [o.name for o in finite if not o.probe.is_reference]
         instead = "what it holds is kept in memory"
-        if measured := {o.name: o.now for o in finite if o.probe.is_reference}:
+        if measured := measured_on([o for o in finite if o.probe.is_reference]):
             with faults.surviving("writing the ledger", instead):
-                self.ledger.add(step, to_tensors(measured))
-        if any(not o.probe.is_reference for o in finite) and not self.signals.baseline_is_fixed:
+                self.ledger.add(step, to_tensors(measured), self._marks(measured))
+        if prompts and not self.signals.baseline_is_fixed:
             with faults.surviving("writing the weights of this event", instead):
-                self.weights.add(step, read_weights())
+                self.weights.add(step, read_weights(), self._marks(prompts))
 
     def state_dict(self) -> dict[str, Any]:
         """The steps that are kept; the tensors lie on disk."""
@@ -118,6 +153,12 @@ class Baselines:
         self.weights.resume(state["weights"])
         return bool(self.ledger.steps == state["ledger"] and self.weights.steps == state["weights"])
 
+    def without_earlier(self, probes: Iterable[Probe]) -> list[str]:
+        """The names of those that may be compared with nothing that is kept, although something is kept."""
+        if self.signals.baseline_is_fixed:
+            return []
+        return [probe.name for probe in probes if self._store(probe).steps and not self._steps(probe)]
+
 
 def open_stores(folder: Path, snapshots: SnapshotsConfig, ranks: Ranks) -> tuple[SnapshotStore, SnapshotStore]:
     """The ledger and the weights below ``folder``."""
@@ -125,3 +166,10 @@ def open_stores(folder: Path, snapshots: SnapshotsConfig, ranks: Ranks) -> tuple
     ledger = SnapshotStore(folder / "ledger", snapshots.keep, in_memory=True, writes=writes_ledger)
     weights = ranks.weights_folder(folder / "snapshots") if snapshots.on_disk else None
     return ledger, SnapshotStore(weights, snapshots.keep, writes=ranks.writes_weights)
+
+
+def measured_on(observations: Sequence[Observation]) -> dict[str, Measurement]:
+    """What was measured on the current model: by name with the prompt, by name and ``UNCONDITIONAL`` without."""
+    without = {o.name + UNCONDITIONAL: o.unconditional for o in observations}
+    finite = {name: m for name, m in without.items() if m is not None and m.finite}
+    return {o.name: o.now for o in observations} | finite

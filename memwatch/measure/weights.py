@@ -133,8 +133,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write whole or not at all.
+
+    Args:
+        metadata: texts by name, kept beside the tensors.
 
     Raises:
         OSError: also for what the library reports in a type of its own.
@@ -144,7 +147,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
         os.replace(part, path)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
+
+from tqdm.auto import tqdm
 
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink
+from memwatch.report.heatmap import pictures_of
 from memwatch.report.report import Report
+
+DRAWING = "drawing the pictures"
 
 
 class Sink(Protocol):
@@ -22,7 +28,7 @@ class Sink(Protocol):
 
 
 class Sinks:
-    """The files, and one sink per accelerate tracker. Lives on every process, writes on the main one.
+    """The files, one sink per accelerate tracker, and the console. Lives on every process, writes on the main one.
 
     Args:
         files: always written first.
@@ -31,29 +37,63 @@ class Sinks:
 
     def __init__(self, files: FileSink, faults: Faults) -> None:
         self.files, self.faults = files, faults
-        self._of_trackers: list[Sink] | None = None
+        self._trackers: list[Any] | None = None
+        self._of_trackers: dict[int, Sink] = {}
 
-    def write(self, report: Report, trackers: Sequence[Any]) -> None:
-        """Write to every sink that is not switched off. ``trackers`` are looked at once, at the first report."""
-        if self._of_trackers is None:
-            self._of_trackers = tracker_sinks(trackers)
-        for sink in (self.files, *self._of_trackers):
-            part = f"the sink '{sink.name}'"
-            if not self.faults.is_off(part):
-                with self.faults.surviving(part):
-                    sink.write(replace(report, errors=self.faults.count))
+    def write(self, report: Report, trackers: Sequence[Any]) -> Report:
+        """Draw the pictures, and write to every sink that is not switched off.
+
+        Args:
+            trackers: they are looked at once, at the first report.
+
+        Returns:
+            The report with its pictures.
+        """
+        if self._trackers is None:
+            self._trackers = [tracker for tracker in trackers if tracker.name != "memwatch"]
+        if not self.faults.is_off(DRAWING):
+            with self.faults.surviving(DRAWING):
+                report = replace(report, pictures=pictures_of(report.findings, report.config))
+        self._write(self.files.name, lambda: self.files, report)
+        for i, tracker in enumerate(self._trackers):
+            self._write(tracker.name, partial(self._of_tracker, i, tracker), report)
+        self._write(Console.name, Console, report)
+        return report
+
+    def _write(self, name: str, sink: Callable[[], Sink], report: Report) -> None:
+        part = f"the sink '{name}'"
+        if not self.faults.is_off(part):
+            with self.faults.surviving(part):
+                sink().write(replace(report, errors=self.faults.count))
+
+    def _of_tracker(self, i: int, tracker: Any) -> Sink:
+        """The tracker's sink, made at its first report or, where that failed, at a later one."""
+        if i not in self._of_trackers:
+            self._of_trackers[i] = tracker_sink(tracker)
+        return self._of_trackers[i]
 
     def close(self) -> None:
-        for sink in (self.files, *(self._of_trackers or ())):
+        for sink in (self.files, *self._of_trackers.values()):
             with self.faults.surviving(f"closing the sink '{sink.name}'", "what it wrote before stays"):
                 sink.close()
 
 
-def tracker_sinks(trackers: Sequence[Any]) -> list[Sink]:
-    """One sink per accelerate tracker: TensorBoard and W&B by their own adapters, any other by its scalars."""
+class Console:
+    """One line per event, above the progress bars."""
+
+    name = "console"
+
+    def write(self, report: Report) -> None:
+        tqdm.write(report.summary())
+
+    def close(self) -> None: ...
+
+
+def tracker_sink(tracker: Any) -> Sink:
+    """The sink of an accelerate tracker: TensorBoard and W&B by their own adapters, any other by its scalars."""
     from memwatch.report.scalars import ScalarSink
     from memwatch.report.tensorboard import TensorBoardSink
     from memwatch.report.wandb import WandbSink
 
     known: dict[str, Callable[[Any], Sink]] = {"tensorboard": TensorBoardSink, "wandb": WandbSink}
-    return [known.get(tracker.name, ScalarSink)(tracker) for tracker in trackers if tracker.name != "memwatch"]
+    return known.get(tracker.name, ScalarSink)(tracker)

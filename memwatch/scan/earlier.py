@@ -32,8 +32,8 @@ class CheckpointWeights(SnapshotStore):
         super().__init__(None, keep=1_000_000)
         self._read = read
 
-    def add(self, step: int, tensors: dict[str, Tensor]) -> None:
-        super().add(step, with_conditioning({}, without_conditioning(tensors)[1]))
+    def add(self, step: int, tensors: dict[str, Tensor], marks: Mapping[str, str] | None = None) -> None:
+        super().add(step, with_conditioning({}, without_conditioning(tensors)[1]), marks)
 
     def get(self, step: int) -> dict[str, Tensor]:
         return self._read(step) | super().get(step)
@@ -74,9 +74,7 @@ class EarlierModel:
     def _weights_and_conditioning(self) -> Mapping[str, Tensor]:
         if self._parts is None:
             return self._weights
-        encode, size = self._observer.denoiser.encode, self._observer.resolution
-        said = {p.name: encode(p.probe.prompt, self._parts, size) for p in self._observer.probes}
-        return with_conditioning(self._weights, said)
+        return with_conditioning(self._weights, self._observer.encoded_by(self._parts))
 
 
 def text_parts(pretrained: Any, family: Denoiser | type[Denoiser], device: torch.device) -> Components:

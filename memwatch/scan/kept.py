@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from memwatch.config import MemWatchConfig
+from memwatch.measure.fingerprint import digest, measured_under
 from memwatch.measure.measurement import Observation, observation_from_tensors, observation_to_tensors
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.weights import write_safetensors
 
 logger = logging.getLogger("memwatch")
 
-RELEVANT = ("levels", "curvature", "sampling", "resolution", "seed", "weights")  # settings that change what is measured
+FORMAT = 2  # of a kept observation; another one is measured again
 
 Stamp = list[tuple[str, int, int]]
 
@@ -44,17 +43,14 @@ class KeptObservations:
     def __init__(
         self, folder: Path, config: MemWatchConfig, depends: Sequence[Any], stamps: Mapping[int, Stamp]
     ) -> None:
-        self.folder, self.stamps = folder, stamps
-        settings, signals = config.to_dict(), config.signals
-        unconditional = [signals.unconditional, config.null_draws, signals.against != "snapshot"]
-        self._depends = [*(settings[key] for key in RELEVANT), signals.baseline, *unconditional, *depends]
+        self.folder, self.config, self.stamps = folder, config, stamps
+        signals = config.signals
+        self._depends = [FORMAT, signals.baseline, signals.unconditional, *depends]
 
     def _file(self, step: int, p: PreparedProbe, sources: Sequence[tuple[int, str]]) -> Path:
         stamped = [(s, source, self.stamps[s]) for s, source in sources]
-        image = None if p.image is None else hashlib.sha256(p.image.tobytes()).hexdigest()
-        parts = (self._depends, stamped, p.name, p.probe.prompt, p.probe.seed, image)
-        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-        return self.folder / f"step_{step:07d}" / f"{p.name}-{digest}.safetensors"
+        short = digest(self._depends, stamped, p.name, measured_under(self.config, p))[:12]
+        return self.folder / f"step_{step:07d}" / f"{p.name}-{short}.safetensors"
 
     def has(self, step: int, p: PreparedProbe, sources: Sequence[tuple[int, str]]) -> bool:
         return self._file(step, p, sources).is_file()

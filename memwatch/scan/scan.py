@@ -31,7 +31,6 @@ from memwatch.measure.observer import Observer
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.ranks import Ranks
 from memwatch.report.files import FileSink
-from memwatch.report.heatmap import pictures_of
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
 from memwatch.scan.checkpoints import CheckpointError, copy_into, load_model, read_weights, text_encoders
@@ -123,23 +122,13 @@ class Scan:
         started = time.perf_counter()
         observations = self._observe(step)
         self.baselines.remember(step, observations, self.observer.trainable_weights, self.faults)
-        findings, controls, self._states = judge_event(observations, self._states, step, self.config)
-        main = self.accelerator.is_main_process
-        report = Report(
-            step,
-            self.config,
-            findings=tuple(findings),
-            controls=controls,
-            calibrated=self.observer.has_controls,
-            seconds=time.perf_counter() - started,
-            errors=self.faults.count,
-            stop_reason=None,
-            pictures=pictures_of(findings, self.config) if main else {},
-        )
-        if main:
-            self.sinks.write(report, self.accelerator.trackers)
-            write_deciding(Path(self.config.output_dir) / "decisive" / f"step_{step:07d}", findings)
-            tqdm.write(report.summary())
+        judgement = judge_event(observations, self._states, step, self.config)
+        self._states = dict(judgement.states)
+        seconds, calibrated = time.perf_counter() - started, self.observer.has_controls
+        report = Report(step, self.config, judgement, calibrated, seconds, self.faults.count, stop_reason=None)
+        if self.accelerator.is_main_process:
+            report = self.sinks.write(report, self.accelerator.trackers)
+            write_deciding(Path(self.config.output_dir) / "decisive" / f"step_{step:07d}", judgement.findings)
         return report
 
     def _observe(self, step: int) -> list[Observation]:
@@ -155,8 +144,7 @@ class Scan:
                     logger.error("memwatch: probe %s is skipped at step %d: %s", p.name, step, error)
                     failed.append((step, p.name, str(error)))
         self.failed += gather_object(failed) if self.accelerator.num_processes > 1 else failed
-        observations, _ = self.ranks.gather(mine, None)
-        return self.observer.in_order(observations)
+        return self.observer.in_order(self.ranks.gather(mine))
 
     def _kept_or_new(self, step: int, p: PreparedProbe) -> Observation:
         kept = self.kept.read(step, p, self._sources(step))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from support.builders import CONFIG, TOKENS, Loop, history, picture
 
 import memwatch.callback
+import memwatch.integrations.tracker
 from memwatch import MemWatch, Probe
 from memwatch.integrations.tracker import MemWatchTracker
 from memwatch.judge.stop import StopState
@@ -222,12 +224,9 @@ def test_a_tracker_that_hears_of_odd_steps_only_still_looks(pretrained, tmp_path
     assert [row["step"] for row in history(tmp_path)] == [1, 5, 9]
 
 
-def test_a_tracker_refuses_several_processes(pretrained, tmp_path):
-    class Two:
-        num_processes = 2
-
-    class Watch:
-        accelerator = Two()
-
+def test_a_tracker_refuses_several_processes_before_it_waits_for_them(monkeypatch):
+    monkeypatch.setattr(memwatch.integrations.tracker, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    made = []
     with pytest.raises(ValueError, match="works with one process, not 2"):
-        MemWatchTracker(lambda: Watch()).log({}, step=1)
+        MemWatchTracker(lambda: made.append(True)).log({}, step=1)
+    assert not made

@@ -13,12 +13,23 @@ from support.builders import CONFIG, Loop, history, maps, picture, without_time
 from support.processes import on_two_ranks
 
 import memwatch.callback
-from memwatch import Probe
+import memwatch.measure.snapshots
+from memwatch import ConfigError, Probe
 from memwatch.judge.stop import StopState
+from memwatch.report.files import FileSink
+from memwatch.report.sinks import Console
 
 WORLD = 2
 BROKEN = {"failure": (2,), "breakdown": (2, 4, 6)}  # steps at which the second rank fails
-STEPS = {"plain": 4, "stop": 4, "failure": 4, "breakdown": 8}
+FIRST = {  # what fails on the first rank alone, at step 2
+    "judge": (memwatch.callback, "judge_event"),
+    "stop-rule": (memwatch.callback, "decide_stop"),
+    "ledger": (memwatch.measure.snapshots, "write_safetensors"),
+    "sink": (FileSink, "write"),
+    "console": (Console, "write"),
+}
+STEPS = {"plain": 4, "stop": 4, "failure": 4, "breakdown": 8} | dict.fromkeys(FIRST, 4)
+STRICT = ("failure", *FIRST)
 
 
 def probes() -> list[Probe]:
@@ -45,12 +56,26 @@ def stopping(rank: int):
     return decide
 
 
-def scenario(name: str, pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path) -> dict:
+def broken_on_the_first(patch, name: str, loop: Loop) -> None:
+    owner, what = FIRST[name]
+    real = getattr(owner, what)
+
+    def failing(*args, **kwargs):
+        if loop.accelerator.process_index == 0 and loop.step == 2:
+            raise ValueError("on the first rank only")
+        return real(*args, **kwargs)
+
+    patch.setattr(owner, what, failing)
+
+
+def scenario(
+    name: str, pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path, *, strict: bool = False
+) -> dict:
     """One training on this rank; what it saw."""
     loop = Loop(pretrained, folder, lr=1e-2)
     rank = loop.accelerator.process_index
     controls, baseline = [Probe("held out", picture(9), name="h")], {"baseline": "previous"}
-    watch = loop.watch(pipeline, probes(), controls=controls, signals=baseline)
+    watch = loop.watch(pipeline, probes(), controls=controls, signals=baseline, strict=strict)
     real, measured = watch.observer.measure, []
 
     def counting(view):
@@ -63,6 +88,12 @@ def scenario(name: str, pretrained: Path, pipeline: StableDiffusionPipeline, fol
         patch.setattr(watch.observer, "measure", counting)
         if name == "stop":
             patch.setattr(memwatch.callback, "decide_stop", stopping(rank))
+        if name in FIRST:
+            broken_on_the_first(patch, name, loop)
+        if strict:
+            with pytest.raises(RuntimeError) as caught:
+                loop.run(watch, STEPS[name])
+            return {"rank": rank, "step": loop.step, "raised": str(caught.value)}
         reports = [watch.begin(), *loop.run(watch, STEPS[name])]
     return {
         "rank": rank,
@@ -77,12 +108,41 @@ def scenario(name: str, pretrained: Path, pipeline: StableDiffusionPipeline, fol
     }
 
 
+def one_folder(pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path) -> dict:
+    """A second live run, a checkpoint as diffusers' scripts save it, and an event after the end."""
+    loop = Loop(pretrained, folder)
+    watch = loop.watch(pipeline, probes())
+    loop.run(watch, 2)
+    with pytest.raises(ConfigError) as caught:
+        loop.watch(pipeline, probes())
+    found = {"rank": loop.accelerator.process_index, "refused": str(caught.value)}
+    if loop.accelerator.is_main_process:
+        loop.accelerator.save_state(str(folder / "checkpoint"))
+    loop.accelerator.wait_for_everyone()
+    found["run"] = watch.state_dict()["run"]
+    watch.close()
+
+    again = Loop(pretrained, folder)
+    watch = again.watch(pipeline, probes())
+    again.accelerator.load_state(str(folder / "checkpoint"))
+    again.step = 2
+    found["resumed"] = watch.state_dict()["run"]
+    found["reports"] = [plain(report) for report in again.run(watch, 4)]
+    again.accelerator.end_training()
+    found["after"] = [watch.on_step_end(step) for step in (6, 8)]
+    return found
+
+
 def main(pretrained: Path, folder: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
     for name in STEPS:
         found = scenario(name, pretrained, pipeline, folder / name)
         (folder / f"{name}{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
-    torch.distributed.destroy_process_group()
+    for name in STRICT:
+        found = scenario(name, pretrained, pipeline, folder / f"strict-{name}", strict=True)
+        (folder / f"strict-{name}{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
+    found = one_folder(pretrained, pipeline, folder / "one-folder")  # destroys the process group
+    (folder / f"one-folder{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +152,7 @@ def ranks(pretrained, tmp_path_factory):
     on_two_ranks(__file__, pretrained, folder, folder=folder)
     found = {
         name: [json.loads((folder / f"{name}{rank}.json").read_text(encoding="utf-8")) for rank in range(WORLD)]
-        for name in STEPS
+        for name in (*STEPS, *(f"strict-{name}" for name in STRICT), "one-folder")
     }
     return folder, found
 
@@ -147,7 +207,10 @@ def test_a_failure_on_one_rank_costs_all_ranks_that_look_and_no_other(ranks):
         assert not result["is_off"]
         assert result["errors"] == 1
         assert result["step"] == 4
-        assert [report["step"] for report in result["reports"]] == [0, 4]
+        assert [report["step"] for report in result["reports"]] == [0, 2, 4]
+        assert [report["errors"] for report in result["reports"]] == [0, 1, 1]
+        assert "out of memory on this rank only" in result["reports"][1]["failure"]
+        assert result["reports"][1]["findings"] == []
         assert {step for step, _ in result["measured"]} == {0, 2, 4}
     first, second = found["failure"]
     assert first["reports"] == second["reports"]
@@ -165,9 +228,58 @@ def test_three_failures_on_one_rank_end_the_looking_on_all(ranks):
         assert result["is_off"]
         assert result["errors"] == 3
         assert result["step"] == 8
-        assert [report["step"] for report in result["reports"]] == [0]
+        assert [report["step"] for report in result["reports"]] == [0, 2, 4, 6]
         assert {step for step, _ in result["measured"]} == {0, 2, 4, 6}
     assert first["weights"] == second["weights"]
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_what_fails_on_the_main_process_alone_keeps_nobody_waiting(name, ranks):
+    folder, found = ranks
+    first, second = found[name]
+    assert first["reports"] == second["reports"] or name in ("sink", "console")  # those fail after the report
+    assert first["errors"] == second["errors"] == (2 if name == "ledger" else 1)  # the ledger, and the weights
+    lost = name in ("judge", "stop-rule")
+    for result in (first, second):
+        assert result["step"] == 4
+        assert [report["step"] for report in result["reports"]] == [0, 2, 4]
+        failures = [report["failure"] for report in result["reports"]]
+        assert [failure is not None for failure in failures] == [False, lost, False]
+    steps = {f["name"]: f["baseline_step"] for f in second["reports"][-1]["findings"]}
+    if not lost:  # the second rank looks at the poster, and cannot read the weights that the first holds in memory
+        assert steps == {"cat": 2, "dog": 2, "poster": 0 if name == "ledger" else 2}
+    assert [row["step"] for row in history(folder / name)] == ([0, 4] if name == "sink" else [0, 2, 4])
+    assert first["weights"] == second["weights"] == found["plain"][0]["weights"]
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_raises_on_every_rank(name, ranks):
+    why = "out of memory on this rank only" if name == "failure" else "on the first rank only"
+    for result in ranks[1][f"strict-{name}"]:
+        assert result["step"] == 2
+        assert result["raised"].startswith("memwatch: ")
+        assert why in result["raised"]
+
+
+def test_a_second_live_run_is_refused_on_every_rank(ranks):
+    for result in ranks[1]["one-folder"]:
+        assert "'output_dir'" in result["refused"]
+        assert "no other live run" in result["refused"]
+
+
+def test_a_checkpoint_that_only_the_main_process_saved_is_resumed_by_all(ranks):
+    folder, found = ranks
+    first, second = found["one-folder"]
+    assert first["run"] == second["run"] == first["resumed"] == second["resumed"]
+    assert first["reports"] == second["reports"]
+    assert {f["baseline_step"] for f in first["reports"][-1]["findings"]} == {0}
+    assert [row["step"] for row in history(folder / "one-folder")] == [0, 2, 4]
+
+
+def test_after_the_end_there_is_no_event_on_any_rank(ranks):
+    """The process group is gone by then; ranks that did not know waited for the main process, or failed."""
+    for result in ranks[1]["one-folder"]:
+        assert result["after"] == [None, None]
 
 
 if __name__ == "__main__":

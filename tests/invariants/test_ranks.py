@@ -9,6 +9,7 @@ import torch
 
 from memwatch.config import ConfigError
 from memwatch.config_file import load_config
+from memwatch.faults import Faults, PartError
 from memwatch.ranks import Ranks
 
 
@@ -84,9 +85,37 @@ def test_parameters_kept_on_another_device_are_refused():
 
 def test_alone_nothing_is_gathered():
     ranks = Ranks.of(accelerator("NO", world=1))
-    assert ranks.gather([1, 2], None) == ([1, 2], None)
-    assert ranks.gather([], "broken") == ([], "broken")
+    assert ranks.gather([1, 2]) == [1, 2]
+    assert (ranks.agree(None), ranks.agree("broken")) == (None, "broken")
+    assert ranks.largest(3) == 3
     assert ranks.broadcast("stop") == "stop"
+
+
+def test_work_that_fails_is_counted_and_ends_what_depends_on_it():
+    ranks, faults = Ranks.of(accelerator("NO", world=1)), Faults()
+    assert ranks.together("judging", faults, lambda: 3) == 3
+
+    def broken():
+        raise OSError("disk full")
+
+    with pytest.raises(PartError, match=r"judging failed: OSError\('disk full'\)") as caught:
+        ranks.together("judging", faults, broken)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert faults.state_dict() == {"count": 1, "in_a_row": {"judging": 1}}
+    ranks.together("judging", faults, lambda: None)
+    assert faults.state_dict() == {"count": 1, "in_a_row": {}}
+
+
+def test_strict_work_raises_once_and_counts_once():
+    ranks, faults = Ranks.of(accelerator("NO", world=1)), Faults(strict=True)
+
+    def writing():
+        with faults.surviving("writing the ledger"):
+            raise OSError("disk full")
+
+    with pytest.raises(RuntimeError, match=r"^memwatch: writing the ledger failed: OSError\('disk full'\)$"):
+        ranks.together("keeping", faults, writing)
+    assert faults.count == 1
 
 
 def test_every_rank_writes_its_own_shard_and_one_a_machine_whole_weights(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -29,7 +30,8 @@ def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_p
         "stop": {"enabled": False},
     }
     whole = Loop(pretrained, tmp_path / "whole", **kind)
-    whole.run(whole.watch(pipeline, **overrides), 6)
+    unbroken = whole.watch(pipeline, **overrides)
+    whole.run(unbroken, 6)
 
     killed = Loop(pretrained, tmp_path / "broken", **kind)
     watch = killed.watch(pipeline, **overrides)
@@ -50,8 +52,9 @@ def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_p
     assert_same(without_time(history(tmp_path / "whole")), without_time(history(tmp_path / "broken")))
     for step in (0, 2, 4, 6):
         assert_same(maps(tmp_path / "whole", step), maps(tmp_path / "broken", step))
-    rows = history(tmp_path / "whole")
-    assert any(finding["since"] is not None for row in rows for finding in row["findings"])  # state to be lost
+    first, last = (json.loads(json.dumps(w.state_dict() | {"run": ""})) for w in (unbroken, watch))
+    assert first == last
+    assert any(state["last_clean"] is not None or state["since"] is not None for state in last["states"].values())
 
 
 def test_resume_keeps_the_stop(pretrained, pipeline, tmp_path, monkeypatch):
@@ -83,7 +86,8 @@ def test_resume_keeps_the_count_of_errors(pretrained, pipeline, tmp_path):
 
 def test_resume_says_which_baselines_are_gone(pretrained, pipeline, tmp_path, caplog):
     loop = Loop(pretrained, tmp_path)
-    loop.run(loop.watch(pipeline), 2)
+    watch = loop.watch(pipeline)
+    loop.run(watch, 2)
     loop.accelerator.save_state(str(tmp_path / "checkpoint"))
     (tmp_path / "memwatch" / "snapshots" / "step_0000000.safetensors").unlink()
     again = Loop(pretrained, tmp_path)

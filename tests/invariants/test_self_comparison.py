@@ -20,7 +20,7 @@ def watched(pretrained, pipeline, folder, steps: int = 2, **kind) -> tuple[Loop,
 def assert_reads_zero(finding) -> None:
     """Every map against the snapshot, in value and in error."""
     found = {name: value for name, value in finding.signals.maps().items() if name in SNAPSHOT_MAPS}
-    assert found.keys() == set(SNAPSHOT_MAPS[: 4 if finding.observation.probe.is_reference else 3])
+    assert found.keys() == set(SNAPSHOT_MAPS)
     for name, value in found.items():
         assert not value.samples.any(), (finding.name, name)
         assert not value.sem.any(), (finding.name, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from memwatch.config import SignalsConfig, SnapshotsConfig
 from memwatch.faults import Faults
 from memwatch.measure.baselines import Baselines, choose_baseline, open_stores
 from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.fingerprint import UNCONDITIONAL
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.ranks import Ranks
@@ -78,16 +80,16 @@ def weights(value: float):
 def test_reference_probes_come_from_the_ledger_and_prompt_probes_from_weights():
     baselines = baselines_of("previous")
     assert baselines.step_of(SHOWN, None) is baselines.step_of(DRAWN, None) is None
-    assert baselines.recall(SHOWN, None) is None
+    assert baselines.recall(SHOWN, None) == (None, None)
     assert not baselines.needs_weights(SHOWN, None)
     assert not baselines.needs_weights(DRAWN, None)
     faults = Faults(strict=True)
     baselines.remember(0, [observed(SHOWN, 0.0), observed(DRAWN, 0.5)], weights(7.0), faults)
     baselines.remember(10, [observed(SHOWN, 1.0)], weights(8.0), faults)
     assert (baselines.step_of(SHOWN, None), baselines.step_of(DRAWN, None)) == (10, 0)
-    assert_same(baselines.recall(SHOWN, 0).epsilon, measured(0.0).epsilon)
-    assert_same(baselines.recall(SHOWN, 10).rho.samples, measured(1.0).rho.samples)
-    assert baselines.recall(DRAWN, 0) is None  # its noisy latents have moved: the model must be looked at again
+    assert_same(baselines.recall(SHOWN, 0)[0].epsilon, measured(0.0).epsilon)
+    assert_same(baselines.recall(SHOWN, 10)[0].rho.samples, measured(1.0).rho.samples)
+    assert baselines.recall(DRAWN, 0) == (None, None)  # its noisy latents have moved: the model must be looked at again
     assert not baselines.needs_weights(SHOWN, 10)
     assert baselines.needs_weights(DRAWN, 0)
     assert float(baselines.weights_at(0)["w"]) == 7
@@ -100,8 +102,11 @@ def test_what_is_not_finite_becomes_no_baseline():
     assert baselines.ledger.steps == baselines.weights.steps == []
     other = Probe("a dog", picture(1), name="other")
     baselines.remember(1, [observed(SHOWN, math.nan), observed(other, 1.0)], weights(7.0), faults)
-    assert baselines.recall(SHOWN, 1) is None
-    assert baselines.recall(other, 1) is not None
+    assert (baselines.step_of(SHOWN, None), baselines.step_of(other, None)) == (None, 1)
+    assert baselines.recall(SHOWN, 1) == (None, None)
+    assert baselines.recall(other, 1)[0] is not None
+    baselines.remember(2, [observed(SHOWN, 2.0)], weights(7.0), faults)
+    assert baselines.step_of(SHOWN, None) == 2  # its first finite measurement is its baseline
 
 
 @pytest.mark.parametrize("baseline", ["base", "path:a.safetensors"])
@@ -115,15 +120,16 @@ def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(bas
     baselines = baselines_of(baseline, fixed=fixed)
     for probe in (SHOWN, DRAWN):
         assert baselines.step_of(probe, None) is None
-        assert baselines.recall(probe, None) is None
+        assert baselines.recall(probe, None) == (None, None)
         assert baselines.needs_weights(probe, None)
     assert not read  # only when they are needed
     assert float(baselines.weights_at(None)["w"]) == 3
-    baselines.keep(SHOWN, None, measured(0.25))
-    baselines.keep(DRAWN, None, measured(0.75))
-    assert_same(baselines.recall(SHOWN, None).rho.samples, measured(0.25).rho.samples)
+    baselines.keep(SHOWN, None, measured(0.25), measured(0.5))
+    baselines.keep(DRAWN, None, measured(0.75), None)
+    for found, value in zip(baselines.recall(SHOWN, None), (0.25, 0.5), strict=True):
+        assert_same(found.rho.samples, measured(value).rho.samples)
     assert not baselines.needs_weights(SHOWN, None)
-    assert baselines.recall(DRAWN, None) is None  # what the prompt generates changes from event to event
+    assert baselines.recall(DRAWN, None) == (None, None)  # what the prompt generates changes from event to event
     assert baselines.needs_weights(DRAWN, None)
     baselines.remember(0, [observed(DRAWN, 0.5)], weights(7.0), Faults(strict=True))
     assert baselines.weights.steps == []
@@ -131,8 +137,8 @@ def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(bas
 
 def test_an_earlier_event_is_not_kept_as_weights_from_outside():
     baselines = baselines_of("previous")
-    baselines.keep(SHOWN, 10, measured(0.25))
-    assert baselines.recall(SHOWN, None) is None
+    baselines.keep(SHOWN, 10, measured(0.25), None)
+    assert baselines.recall(SHOWN, None) == (None, None)
 
 
 def test_a_full_disk_is_counted_and_the_event_is_kept_in_memory(tmp_path, monkeypatch):
@@ -143,7 +149,7 @@ def test_a_full_disk_is_counted_and_the_event_is_kept_in_memory(tmp_path, monkey
     baselines, faults = baselines_of("previous", folder=tmp_path), Faults()
     baselines.remember(0, [observed(SHOWN, 0.5), observed(DRAWN, 0.5)], weights(7.0), faults)
     assert faults.count == 2
-    assert baselines.recall(SHOWN, 0) is not None
+    assert baselines.recall(SHOWN, 0)[0] is not None
     assert float(baselines.weights_at(0)["w"]) == 7
     with pytest.raises(RuntimeError, match="writing the ledger failed.*No space"):
         baselines.remember(1, [observed(SHOWN, 0.5)], weights(7.0), Faults(strict=True))
@@ -158,12 +164,66 @@ def test_a_resumed_run_finds_its_baselines_or_says_that_some_are_gone(tmp_path):
     assert state == {"ledger": [0, 10], "weights": [0, 10]}
     again = baselines_of("previous", folder=tmp_path)
     assert again.load_state_dict(state)
-    assert_same(again.recall(SHOWN, again.step_of(SHOWN, None)).epsilon, measured(1.0).epsilon)
+    assert_same(again.recall(SHOWN, again.step_of(SHOWN, None))[0].epsilon, measured(1.0).epsilon)
     assert float(again.weights_at(again.step_of(DRAWN, None))["w"]) == 10
     (tmp_path / "snapshots" / "step_0000010.safetensors").unlink()
     third = baselines_of("previous", folder=tmp_path)
     assert not third.load_state_dict(state)
     assert (third.step_of(SHOWN, None), third.step_of(DRAWN, None)) == (10, 0)
+
+
+def test_the_unconditional_branch_is_kept_beside_the_probe():
+    baselines, faults = baselines_of(), Faults(strict=True)
+    bad = Observation(Probe("a dog", picture(1), name="other"), (61.0,), measured(1.0), measured(math.nan))
+    baselines.remember(0, [replace(observed(SHOWN, 0.25), unconditional=measured(0.5)), bad], weights(7.0), faults)
+    found, without = baselines.recall(SHOWN, 0)
+    assert_same(found.epsilon, measured(0.25).epsilon)
+    assert_same(without.epsilon, measured(0.5).epsilon)
+    found, without = baselines.recall(bad.probe, 0)
+    assert found is not None
+    assert without is None  # it was not finite
+
+
+def marked(folder, run: str = "r", **fingerprints: str) -> Baselines:
+    stores = SnapshotStore(folder / "ledger", 4, in_memory=True), SnapshotStore(folder / "snapshots", 4)
+    baselines = Baselines(SignalsConfig(), *stores, dict, fingerprints)
+    baselines.run = run
+    return baselines
+
+
+@pytest.mark.parametrize(
+    ("run", "shown", "drawn", "expected"),
+    [
+        ("r", "a", "b", (0, 0)),
+        ("r", "other settings", "b", (None, 0)),
+        ("r", "a", "another prompt", (0, None)),
+        ("another run", "a", "b", (None, None)),
+    ],
+)
+def test_only_what_was_kept_under_the_same_fingerprint_is_compared(run, shown, drawn, expected, tmp_path):
+    before, faults = marked(tmp_path, shown="a", drawn="b"), Faults(strict=True)
+    before.remember(0, [observed(SHOWN, 0.25), observed(DRAWN, 0.5)], weights(7.0), faults)
+    after = marked(tmp_path, run, shown=shown, drawn=drawn)
+    assert after.load_state_dict(before.state_dict())  # everything is there; whether it fits is another question
+    assert (after.step_of(SHOWN, None), after.step_of(DRAWN, None)) == expected
+    strangers = [probe.name for probe, step in zip((SHOWN, DRAWN), expected, strict=True) if step is None]
+    assert after.without_earlier([SHOWN, DRAWN]) == strangers
+    after.remember(10, [observed(SHOWN, 1.0), observed(DRAWN, 1.0)], weights(8.0), faults)
+    fresh = tuple(10 if step is None else step for step in expected)
+    assert (after.step_of(SHOWN, None), after.step_of(DRAWN, None)) == fresh
+    assert set(after.weights_at(0)) == {"w"}  # no mark among the weights
+
+
+def test_other_draws_of_the_unconditional_branch_leave_the_rest_comparable(tmp_path):
+    both = {"shown": "a", f"shown{UNCONDITIONAL}": "2 draws"}
+    before, faults = marked(tmp_path, **both), Faults(strict=True)
+    before.remember(0, [replace(observed(SHOWN, 0.25), unconditional=measured(0.5))], weights(7.0), faults)
+    for draws, there in (("2 draws", True), ("4 draws", False)):
+        after = marked(tmp_path, **both | {f"shown{UNCONDITIONAL}": draws})
+        after.load_state_dict(before.state_dict())
+        found, without = after.recall(SHOWN, after.step_of(SHOWN, None))
+        assert found is not None
+        assert (without is not None) is there
 
 
 @pytest.mark.parametrize("on_disk", [True, False])

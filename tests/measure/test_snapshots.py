@@ -111,3 +111,41 @@ def test_a_full_disk_loses_nothing(in_memory, tmp_path, monkeypatch):
     assert store.steps == [0, 2]
     assert float(store.get(2)["w"]) == 2
     assert float(store.get(0)["w"]) == 0
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_marks_lie_beside_the_tensors_and_not_among_them(in_memory, tmp_path):
+    store = SnapshotStore(tmp_path, 2, in_memory=in_memory)
+    store.add(0, {"w": torch.zeros(1)}, {"cat": "run/ä", "": "x"})
+    store.add(2, {"w": torch.ones(1)})
+    again = SnapshotStore(tmp_path, 2, in_memory=in_memory)
+    again.resume([0, 2])
+    for read in (store, again):
+        assert (read.mark(0, "cat"), read.mark(0, ""), read.mark(0, "dog"), read.mark(2, "cat")) == (
+            "run/ä",
+            "x",
+            None,
+            None,
+        )
+        assert set(read.get(0)) == {"w"}
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_damaged_file_is_as_good_as_gone(in_memory, tmp_path):
+    store = SnapshotStore(tmp_path, 2, in_memory=in_memory)
+    for step in (0, 2):
+        store.add(step, {"w": torch.full((8,), float(step))}, {"cat": "m"})
+    file = tmp_path / "step_0000000.safetensors"
+    file.write_bytes(file.read_bytes()[:20])
+    again = SnapshotStore(tmp_path, 2, in_memory=in_memory)
+    again.resume([0, 2])
+    assert again.steps == [2]
+    assert again.mark(0, "cat") is None
+
+
+def test_a_process_that_does_not_write_knows_what_it_cannot_read(tmp_path):
+    writer, reader = SnapshotStore(tmp_path, 2), SnapshotStore(tmp_path, 2, writes=False)
+    for step in (0, 2):
+        reader.add(step, {"w": torch.zeros(1)})
+    writer.add(0, {"w": torch.zeros(1)})  # the disk was full at step 2
+    assert (reader.has(0), reader.has(2), reader.has(4)) == (True, False, False)

@@ -25,12 +25,12 @@ def test_what_was_measured_is_not_measured_again(scan, trained, pretrained, imag
 
 def test_other_settings_measure_anew(scan, trained, pretrained, prompts, tmp_path):
     arguments = (trained / "pipeline", "--baseline", pretrained, "--prompts", prompts)
-    assert len(scan(*arguments)[1]) == 6
+    assert len(scan(*arguments)[1]) == 8
     other = tmp_path / "other.yaml"
     other.write_text(json.dumps(CONFIG | {"alerts": {"max_p": 0.5}, "signals": {"smooth": 1}}), encoding="utf-8")
     assert scan(*arguments, settings=str(other))[1] == []  # judged differently, measured the same
     other.write_text(json.dumps(CONFIG | {"seed": 3}), encoding="utf-8")
-    assert len(scan(*arguments, settings=str(other))[1]) == 6
+    assert len(scan(*arguments, settings=str(other))[1]) == 8
 
 
 def test_a_damaged_observation_is_measured_again(scan, trained, pretrained, prompts, tmp_path):
@@ -38,7 +38,7 @@ def test_a_damaged_observation_is_measured_again(scan, trained, pretrained, prom
     scan(*arguments)
     file = next((tmp_path / "memwatch" / "observations").rglob("a-red-poster-*.safetensors"))
     file.write_bytes(file.read_bytes()[:500])
-    assert scan(*arguments)[1] == ["a-red-poster"] * 3
+    assert scan(*arguments)[1] == ["a-red-poster"] * 4
 
 
 def test_observations_survive_the_disk(pretrained, tmp_path):
@@ -61,10 +61,12 @@ def test_observations_survive_the_disk(pretrained, tmp_path):
         assert torch.equal(again.now.epsilon, observation.now.epsilon)
         assert torch.equal(again.unconditional.rho.samples, observation.unconditional.rho.samples)
         assert torch.equal(again.unconditional.epsilon, observation.unconditional.epsilon)
+        assert again.unconditional_baseline is None
         assert (again.image == observation.image).all()
-        assert (again.eps is None) == (observation.eps is None) == (not p.probe.is_reference)
-        if again.eps is not None:
-            assert torch.equal(again.eps, observation.eps)
+        assert torch.equal(again.eps, observation.eps)
+        assert (again.generations is None) == (observation.generations is None) == p.probe.is_reference
+        if again.generations is not None:
+            assert (again.generations == observation.generations).all()
 
 
 def test_the_name_of_a_kept_observation_stands_for_what_it_depends_on(pretrained, tmp_path):

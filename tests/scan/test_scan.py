@@ -27,7 +27,7 @@ def test_a_folder_of_checkpoints_gives_the_history_of_training(scan, trained, pr
 def test_two_models_by_prompts(scan, trained, pretrained, prompts, tmp_path):
     code, measured = scan(trained / "pipeline", "--baseline", pretrained, "--prompts", prompts)
     assert code == 0
-    assert measured == ["a-red-poster"] * 3 + ["a-cat-on-a-sofa"] * 3  # now, unconditional, earlier
+    assert measured == ["a-red-poster"] * 4 + ["a-cat-on-a-sofa"] * 4  # now, unconditional, earlier, both
     (row,) = history(tmp_path)
     found = maps(tmp_path, 0)
     assert found["a-red-poster/collapse"].abs().min() > 1e-4  # all of it has changed
@@ -125,7 +125,7 @@ def test_lora_against_its_base(scan, pretrained, prompts, tmp_path, as_file):
     source = lora / "pytorch_lora_weights.safetensors" if as_file else lora
     code, measured = scan(source, "--pretrained", pretrained, "--prompts", prompts)
     assert code == 0
-    assert len(measured) == 6
+    assert len(measured) == 8
     found = maps(tmp_path, 0)
     assert found["a-red-poster/score"].max() > 0
 

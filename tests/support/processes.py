@@ -7,14 +7,30 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from weakref import WeakSet
 
 from accelerate.state import AcceleratorState, GradientState
 
+from memwatch.run_folder import RunFolder
+
 ROOT = Path(__file__).resolve().parents[2]
+LOCKED: WeakSet[RunFolder] = WeakSet()
+_lock = RunFolder.lock
+
+
+def lock_and_remember(self: RunFolder) -> bool:
+    LOCKED.add(self)
+    return _lock(self)
+
+
+RunFolder.lock = lock_and_remember
 
 
 def new_process() -> None:
-    """Forget accelerate's shared state, as a new process would."""
+    """Forget accelerate's shared state, as a new process would, and let go of the locks that end with a process."""
+    for folder in list(LOCKED):
+        folder.release()
+    LOCKED.clear()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 

@@ -1,0 +1,61 @@
+"""Hello: what will be watched, and what stands in the way of it, said once at construction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from memwatch.config import MemWatchConfig
+from memwatch.judge.calibration import MIN_CONTROLS
+from memwatch.measure.observer import Observer
+from memwatch.measure.probes import Probe
+
+logger = logging.getLogger("memwatch")
+
+
+def say_hello(config: MemWatchConfig, observer: Observer) -> None:
+    """Warn of what will not work, and name what will."""
+    c, probes = config, [p.probe for p in observer.probes]
+    watched = [probe for probe in probes if not probe.is_control and not probe.is_peer]
+    num_controls = sum(probe.is_control for probe in probes)
+    num_references = sum(probe.is_reference for probe in watched)
+    if not any(p.requires_grad for p in observer.model.parameters()) and not observer.trains_text:
+        found = "neither the model nor a text encoder passed to memwatch has trainable parameters"
+        logger.warning("memwatch: %s; nothing can change", found)
+    warn_of_branch(config, observer, len(watched))
+    warn_of_controls(probes)
+    if observer.ranks.accelerator.is_main_process:
+        num_peers = sum(probe.is_peer for probe in probes)
+        logger.info(
+            f"memwatch: {observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
+            f"reference and {len(watched) - num_references} prompt probes, {num_controls} controls, {num_peers} peers; "
+            f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
+            f"baseline {c.signals.baseline}; every {c.every_steps} steps; {c.output_dir}"
+        )
+
+
+def warn_of_branch(config: MemWatchConfig, observer: Observer, num_watched: int) -> None:
+    """Say where the unconditional branch is no second baseline, because it says the same as the prompt."""
+    if not config.signals.unconditional or config.signals.against == "snapshot":
+        return
+    if observer.unconditional is None:
+        logger.info("memwatch: this model has no unconditional branch; only snapshot baselines are used")
+        return
+    watched = observer.probes[:num_watched]
+    if alike := sum(not observer.knows_prompt(p) for p in watched):
+        logger.info("memwatch: %d of %d probes have no caption; snapshots alone decide on them", alike, num_watched)
+
+
+def warn_of_controls(probes: Sequence[Probe]) -> None:
+    """Say which probes have too few controls of their own kind to be judged by."""
+    if not any(probe.is_control for probe in probes):
+        consequence = "maps are shown, but alerts are uncalibrated and nothing is called memorized"
+        logger.warning("memwatch has no controls: %s", consequence)
+        return
+    for is_reference, kind in ((True, "images"), (False, "prompts")):
+        of_kind = [probe for probe in probes if probe.is_reference is is_reference]
+        watched = sum(not probe.is_control and not probe.is_peer for probe in of_kind)
+        controls = sum(probe.is_control for probe in of_kind)
+        if watched and controls < MIN_CONTROLS:
+            few = f"{controls} controls that are {kind}, and it takes {MIN_CONTROLS} to judge them"
+            logger.warning("memwatch: there are %d probes that are %s but %s; they are inconclusive", watched, kind, few)

@@ -1,0 +1,149 @@
+"""Resume: what a run has come to, and how it lies as a small file in the checkpoints that accelerate saves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary, ref
+
+from memwatch.faults import Faults, PartError
+from memwatch.judge.alerts import ProbeState, Verdict
+from memwatch.judge.stop import StopState
+from memwatch.measure.baselines import Baselines
+from memwatch.measure.probes import Probe
+from memwatch.ranks import Ranks
+from memwatch.run_folder import write_json
+
+logger = logging.getLogger("memwatch")
+
+FIRST = "memwatch.json"
+SAVING, READING = "saving memwatch's state in the checkpoint", "reading memwatch's state from the checkpoint"
+
+
+@dataclass
+class Progress:
+    """What a run has come to.
+
+    Attributes:
+        run: its id.
+        last_step: of the last event; ``None`` before the first.
+        states: by probe, what the judge remembers.
+        has_entered: whether ``output_dir`` holds this run's files already. A checkpoint does not keep it.
+    """
+
+    run: str
+    last_step: int | None = None
+    stop: StopState = StopState()  # noqa: RUF009  # frozen
+    states: dict[str, ProbeState] = field(default_factory=dict)
+    has_entered: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        states = {name: asdict(state) | {"verdict": str(state.verdict)} for name, state in self.states.items()}
+        return {"run": self.run, "last_step": self.last_step, "stop": asdict(self.stop), "states": states}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Progress:
+        """The inverse; other keys are passed over."""
+        states = {n: ProbeState(**(s | {"verdict": Verdict(s["verdict"])})) for n, s in saved["states"].items()}
+        return cls(saved["run"], saved["last_step"], StopState(**saved["stop"]), states)
+
+
+class Resumable(Protocol):
+    """What has a state of plain values."""
+
+    ranks: Ranks
+    faults: Faults
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+_FILES: WeakKeyDictionary[Any, WeakKeyDictionary[Resumable, str]] = WeakKeyDictionary()  # by accelerator
+
+
+def hook_checkpoints(watch: Resumable) -> Callable[[], None]:
+    """Save ``watch`` with every ``accelerator.save_state``, load it with every ``load_state``. Returns what ends that.
+
+    The state lies in ``memwatch.json`` (``memwatch_1.json`` for a second watch of the same accelerator). It is not
+    registered for checkpointing: accelerate refuses checkpoints with more or fewer objects than are registered.
+    """
+    accelerator, hooked = watch.ranks.accelerator, ref(watch)
+    files = _FILES.setdefault(accelerator, WeakKeyDictionary())
+    taken = set(files.values())
+    name = next(name for i in range(len(taken) + 1) if (name := f"memwatch_{i}.json" if i else FIRST) not in taken)
+    files[watch] = name
+
+    def save_hook(models: Any, weights: Any, folder: str) -> None:
+        if (alive := hooked()) is not None:
+            save(alive, Path(folder) / name)
+
+    def load_hook(models: Any, folder: str) -> None:
+        if (alive := hooked()) is not None:
+            load(alive, Path(folder) / name)
+
+    saves = accelerator.register_save_state_pre_hook(save_hook)
+    loads = accelerator.register_load_state_pre_hook(load_hook)
+
+    def end() -> None:
+        saves.remove()
+        loads.remove()
+        if (alive := hooked()) is not None:
+            files.pop(alive, None)
+
+    return end
+
+
+def save(watch: Resumable, file: Path) -> None:
+    """Write the state. It waits for no other rank: many scripts call ``save_state`` on the main process only."""
+    accelerator = watch.ranks.accelerator
+    on_each = accelerator.project_configuration.save_on_each_node
+    writes = accelerator.is_local_main_process if on_each else accelerator.is_main_process
+    with watch.faults.surviving(SAVING, "a run that resumes from it starts afresh"):
+        state = watch.state_dict()  # on every rank: each lets go of the snapshots that only the last checkpoint needed
+        if writes:
+            write_json(file, state)
+
+
+def load(watch: Resumable, file: Path) -> None:
+    """Read the state on the main process, and go on from it on all; from ``{}`` where there is none."""
+    accelerator, state = watch.ranks.accelerator, {}
+    with suppress(PartError):
+        state = watch.ranks.together(READING, watch.faults, lambda: read(file) if accelerator.is_main_process else {})
+    if accelerator.is_main_process and not state:
+        warn_of_older(accelerator, file.parent)
+    watch.load_state_dict(watch.ranks.broadcast(state))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The state in a file; ``{}`` where there is no file."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def warn_of_older(accelerator: Any, checkpoint: Path) -> None:
+    """Older versions of memwatch registered themselves; accelerate refuses their checkpoints in words of its own."""
+    found = sorted(checkpoint.glob("custom_checkpoint_*.pkl"))
+    if len(found) > len(getattr(accelerator, "_custom_objects", found)):
+        what = "accelerate will refuse this checkpoint; if an older memwatch saved it, delete the file with its state"
+        logger.warning("memwatch: %s (%s, unless the script registers others after it)", what, found[-1])
+
+
+def warn_of_baselines(baselines: Baselines, probes: Sequence[Probe], complete: bool, folder: str) -> None:
+    """Say what of the earlier events is missing, and what fits no longer.
+
+    Args:
+        complete: whether all that the checkpoint refers to is still in ``folder``.
+    """
+    if not complete:
+        logger.warning("memwatch: some earlier baselines are missing from %s; later ones are used instead", folder)
+    if names := baselines.without_earlier(probes):
+        who = f"{', '.join(names[:5])}{' and others' if names[5:] else ''}"
+        why = "settings or probes are not those of the checkpoint"
+        what = "the next event is their new baseline; resume with those of the checkpoint to keep the earlier one"
+        logger.warning("memwatch: %s, so there is nothing to compare %s with, and %s", why, who, what)

@@ -1,0 +1,195 @@
+"""Checkpoints with and without memwatch are loaded with and without it, and what does not fit is never compared."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+
+import pytest
+import torch
+from accelerate import Accelerator
+from support.builders import SMALL, Loop, history, maps, picture
+
+from memwatch import Probe
+
+CAT = Probe("a cat", picture(0), name="cat")
+POSTER = Probe("a poster", name="poster")
+AFRESH = "memwatch has no state of its own in this checkpoint; it starts afresh"
+
+
+@pytest.fixture
+def saved(pretrained, pipeline, tmp_path):
+    """A run of two steps that was saved; the folder of its checkpoint."""
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, [CAT, POSTER], config=SMALL)
+    loop.run(watch, 2)
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    return tmp_path / "checkpoint"
+
+
+def resumed(pretrained, pipeline, checkpoint, probes=(CAT, POSTER), **overrides):
+    """A new process that goes on from it; the loop and the watch."""
+    loop = Loop(pretrained, checkpoint.parent, ema=overrides.get("weights") == "ema")
+    if loop.ema is not None:
+        loop.accelerator._custom_objects.clear()
+    watch = loop.watch(pipeline, list(probes), config=SMALL, **overrides)
+    loop.accelerator.load_state(str(checkpoint))
+    loop.step = 2
+    return loop, watch
+
+
+def baseline_steps(report) -> dict[str, int | None]:
+    return {f.name: f.observation.baseline_step for f in report.findings}
+
+
+# --- with and without -------------------------------------------------------------------------------------------------
+
+
+def test_the_state_is_one_small_plain_file(saved):
+    files = sorted(path.name for path in saved.iterdir())
+    assert "memwatch.json" in files
+    assert not [name for name in files if name.startswith("custom_checkpoint")]
+    state = json.loads((saved / "memwatch.json").read_text(encoding="utf-8"))
+    assert set(state) == {"run", "last_step", "stop", "states", "ledger", "weights", "faults"}
+    assert state["run"] == json.loads((saved.parent / "memwatch" / "run.json").read_text(encoding="utf-8"))["run"]
+
+
+def test_a_checkpoint_with_memwatch_is_loaded_without_it(saved, pretrained):
+    """accelerate refused it: one object more was saved than was registered."""
+    loop = Loop(pretrained)
+    loop.accelerator.load_state(str(saved))
+
+
+def test_a_checkpoint_without_memwatch_starts_it_afresh(pretrained, pipeline, tmp_path, caplog):
+    """accelerate refused that one, too."""
+    loop = Loop(pretrained, tmp_path)
+    loop.run(None, 2)
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        again, watch = resumed(pretrained, pipeline, tmp_path / "checkpoint")
+    assert sum(AFRESH in message for message in caplog.messages) == 1
+    reports = again.run(watch, 4)
+    assert baseline_steps(reports[-1]) == {"cat": 0, "poster": 0}
+    assert maps(tmp_path, 4)["cat/collapse"].any()
+    assert [row["step"] for row in history(tmp_path)] == [0, 3, 4]
+
+
+def test_loading_one_without_memwatch_amid_a_run_begins_another_run(saved, pretrained, pipeline, tmp_path):
+    loop, watch = resumed(pretrained, pipeline, saved)
+    (saved / "memwatch.json").unlink()
+    loop.accelerator.load_state(str(saved))
+    report = watch.begin(2)
+    assert baseline_steps(report) == {"cat": None, "poster": None}
+    assert [row["step"] for row in history(tmp_path)] == [2]
+    assert (tmp_path / "memwatch" / "earlier" / "0001" / "history.jsonl").is_file()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": "r"}', '{"last_step": 2, "errors": 0, "states": {}}'])
+def test_a_state_that_cannot_be_read_or_is_an_older_ones_starts_afresh(content, saved, pretrained, pipeline, caplog):
+    (saved / "memwatch.json").write_text(content, encoding="utf-8")
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        _, watch = resumed(pretrained, pipeline, saved, strict=False)
+    assert sum(AFRESH in message for message in caplog.messages) == 1
+    assert watch.begin(2) is not None
+
+
+def test_a_checkpoint_of_the_older_version_is_named(saved, pretrained, pipeline, caplog):
+    """accelerate refuses it in words of its own, so the way out is said before."""
+    (saved / "memwatch.json").unlink()
+    torch.save({"last_step": 2}, saved / "custom_checkpoint_0.pkl")
+    with caplog.at_level(logging.WARNING, "memwatch"), pytest.raises(RuntimeError, match="custom checkpoints"):
+        resumed(pretrained, pipeline, saved)
+    assert any("an older memwatch" in m and "custom_checkpoint_0.pkl" in m for m in caplog.messages)
+
+
+def test_two_watches_of_one_accelerator_have_a_state_each(pretrained, pipeline, tmp_path):
+    steps = {}
+    for turn in range(2):
+        loop = Loop(pretrained, tmp_path)
+        one, two = (
+            loop.watch(pipeline, [CAT], config=SMALL, output_dir=str(tmp_path / name)) for name in ("one", "two")
+        )
+        if turn == 0:
+            one.begin(3)
+            two.begin(5)
+            loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+        else:
+            loop.accelerator.load_state(str(tmp_path / "checkpoint"))
+        steps[turn] = [watch.state_dict()["last_step"] for watch in (one, two)]
+    assert steps == {0: [3, 5], 1: [3, 5]}
+
+
+def test_a_disk_that_is_full_costs_the_state_and_not_the_checkpoint(
+    pretrained, pipeline, tmp_path, monkeypatch, caplog
+):
+    def no_space(*args):
+        raise OSError("No space left on device")
+
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, [CAT], config=SMALL | {"strict": False})
+    monkeypatch.setattr("memwatch.resume.write_json", no_space)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    assert watch.faults.count == 1
+    assert any("saving memwatch's state in the checkpoint failed" in message for message in caplog.messages)
+    Loop(pretrained).accelerator.load_state(str(tmp_path / "checkpoint"))
+
+
+def test_accelerate_has_the_hooks_as_they_are_used():
+    for name in ("register_save_state_pre_hook", "register_load_state_pre_hook"):
+        assert list(inspect.signature(getattr(Accelerator, name)).parameters) == ["self", "hook"]
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_settings_go_on_with_the_same_baselines(saved, pretrained, pipeline, caplog):
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        loop, watch = resumed(pretrained, pipeline, saved, every_steps=1, curvature={"batch_size": 1})
+    assert not [message for message in caplog.messages if "baseline" in message]
+    assert baseline_steps(loop.run(watch, 3)[-1]) == {"cat": 0, "poster": 0}
+
+
+@pytest.mark.parametrize(
+    ("probes", "overrides", "changed"),
+    [
+        ((CAT, POSTER), {"levels": {"draws": 3}}, ["cat"]),  # ended training with a RuntimeError
+        ((CAT, POSTER), {"levels": {"timesteps": [141]}}, ["cat"]),
+        ((CAT, POSTER), {"seed": 7}, ["cat"]),
+        ((CAT, POSTER), {"curvature": {"vectors": 4, "tile": 4}}, ["cat"]),
+        ((CAT, POSTER), {"weights": "ema"}, ["cat", "poster"]),
+        ((Probe("a cat", picture(1), name="cat"), POSTER), {}, ["cat"]),
+        ((Probe("a dog", picture(0), name="cat"), POSTER), {}, ["cat"]),
+        ((CAT, Probe("a dog", name="poster")), {}, ["poster"]),
+        ((CAT, POSTER, Probe("new", picture(2), name="new")), {}, ["new"]),
+    ],
+    ids=["draws", "levels", "seed", "vectors", "ema", "image", "caption", "prompt", "new"],
+)
+def test_what_does_not_fit_is_never_compared_and_is_said_once(
+    probes, overrides, changed, saved, pretrained, pipeline, tmp_path, caplog
+):
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        loop, watch = resumed(pretrained, pipeline, saved, probes, **overrides)
+        reports = loop.run(watch, 6)
+    (said,) = [message for message in caplog.messages if "not those of the checkpoint" in message]
+    assert f"nothing to compare {', '.join(changed)} with" in said
+    assert "resume with those of the checkpoint" in said
+    others = {p.name: 0 for p in probes if p.name not in changed}
+    assert [baseline_steps(report) for report in reports] == [
+        others | dict.fromkeys(changed),
+        others | dict.fromkeys(changed, 4),
+    ]
+    assert [report.failure for report in reports] == [None, None]
+
+
+def test_the_ledger_of_another_run_is_never_compared(saved, pretrained, pipeline, tmp_path):
+    """Two runs with the same settings; the files of the second under the checkpoint of the first."""
+    other = Loop(pretrained, tmp_path / "other", lr=0.5)
+    watch = other.watch(pipeline, [CAT, POSTER], config=SMALL)
+    other.run(watch, 2)
+    for name in ("ledger", "snapshots"):
+        for file in (tmp_path / "other" / "memwatch" / name).iterdir():
+            (tmp_path / "memwatch" / name / file.name).write_bytes(file.read_bytes())
+    loop, watch = resumed(pretrained, pipeline, saved)
+    assert baseline_steps(loop.run(watch, 4)[-1]) == {"cat": None, "poster": None}
