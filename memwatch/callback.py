@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -16,24 +17,28 @@ from tqdm.auto import tqdm
 from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
-from memwatch.faults import Faults
+from memwatch.faults import Faults, PartError
 from memwatch.guard import GuardedLoader, hook_end_training
-from memwatch.judge.alerts import ProbeState, Verdict
-from memwatch.judge.findings import judge_event
-from memwatch.judge.stop import StopState, decide_stop
+from memwatch.judge.findings import Judgement, judge_event
+from memwatch.judge.stop import decide_stop
 from memwatch.measure.baselines import Baselines, open_stores
+from memwatch.measure.fingerprint import fingerprints
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
 from memwatch.ranks import Ranks
 from memwatch.report.files import FileSink
-from memwatch.report.heatmap import pictures_of
+from memwatch.report.hello import say_hello
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
+from memwatch.resume import Progress, hook_checkpoints, warn_of_baselines
+from memwatch.run_folder import RunFolder
 
 logger = logging.getLogger("memwatch")
 
-LOOKING = "looking at the model"
+ENTERING, LOOKING, KEEPING = "making room in output_dir", "looking at the model", "keeping what was seen"
+JUDGING, STOPPING, REPORTING = "judging what was seen", "deciding whether to stop", "writing the report"
+RESUMING = "going on from the checkpoint"
 
 
 class MemWatch:
@@ -48,6 +53,11 @@ class MemWatch:
             watch.on_step_end(global_step)     # on every rank
         accelerator.end_training()             # closes the watch as well
 
+    A checkpoint of ``accelerator.save_state`` holds memwatch's state as ``memwatch.json``, and ``load_state`` goes on
+    from it in the same ``output_dir``. One that was saved without memwatch is loaded as well, and memwatch starts
+    afresh; one with that file is loaded without memwatch, too. A run that starts afresh where another has left files
+    moves those to ``output_dir/earlier/NNNN``.
+
     Args:
         accelerator: the loop's.
         model: what the loop trains: prepared, compiled, PEFT-wrapped.
@@ -56,6 +66,7 @@ class MemWatch:
         config: YAML file, dict or ``MemWatchConfig``.
         probes: prompts, ``Probe``s, image folder, text file of prompts, or a dataset; goes before the config's.
         controls: the same, of the training data's own kind but held out; without them alerts are uncalibrated.
+        peers: the same, ordinary training images, as a second reference.
         vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Several text encoders are a list in
             the pipeline's order, with ``None`` for those to be loaded. If any is trained (also a textual inversion's
             embedding), prompts are encoded afresh at every event.
@@ -66,7 +77,7 @@ class MemWatch:
         config: as it was read. ``observer``, ``baselines``, ``faults``, ``sinks``: the parts that do the work.
 
     Raises:
-        ConfigError: wrong configuration.
+        ConfigError: wrong configuration, or another live run in ``output_dir``.
         ProbeError: unusable probe.
         ValueError: unknown model family, or something missing.
     """
@@ -80,6 +91,7 @@ class MemWatch:
         config: Any = None,
         probes: Any = None,
         controls: Any = None,
+        peers: Any = None,
         vae: Any = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
@@ -95,20 +107,28 @@ class MemWatch:
         allowed = "path: and an existing safetensors file"
         require(kind != "path" or Path(file).is_file(), "signals.baseline", self.config.signals.baseline, allowed)
         self.observer = Observer(
-            self.ranks, model, pretrained, given, config=self.config, probes=probes, controls=controls, ema=ema
+            self.ranks,
+            model,
+            pretrained,
+            given,
+            config=self.config,
+            probes=probes,
+            controls=controls,
+            peers=peers,
+            ema=ema,
         )
-        folder = Path(self.config.output_dir)
-        stores = open_stores(folder, self.config.snapshots, self.ranks)
+        self.folder = RunFolder(Path(self.config.output_dir))
+        stores = open_stores(self.folder.folder, self.config.snapshots, self.ranks)
         fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(Path(file))
-        self.baselines = Baselines(self.config.signals, *stores, fixed)
+        self.baselines = Baselines(self.config.signals, *stores, fixed, fingerprints(self.config, self.observer.probes))
         self.faults = Faults(strict=self.config.strict)
-        self.sinks = Sinks(FileSink(folder), self.faults)
-        self._states: dict[str, ProbeState] = {}
-        self._stop, self._closed = StopState(), False
-        self._last_step: int | None = None
-        accelerator.register_for_checkpointing(self)
-        hook_end_training(self.accelerator, self.close)
-        self._say_hello()
+        self.sinks = Sinks(FileSink(self.folder.folder), self.faults)
+        self._progress, self._closed = self._fresh(), False
+        free = self.ranks.broadcast(self.folder.lock() if accelerator.is_main_process else True)
+        require(free, "output_dir", self.config.output_dir, "a folder that no other live run uses (close() ends one)")
+        self._unhook_checkpoints = hook_checkpoints(self)
+        hook_end_training(accelerator, self.close)
+        say_hello(self.config, self.observer)
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
 
@@ -118,134 +138,132 @@ class MemWatch:
 
     def begin(self, step: int = 0) -> Report | None:
         """Take the first baseline, unless there is one. ``guard`` calls it; a loop without it may, on every rank."""
-        return self._event(step) if self._last_step is None else None
+        return self._event(step) if self._progress.last_step is None else None
 
     def on_step_end(self, step: int) -> Report | None:
-        """Call after every optimizer step, on every rank. Returns the event's report, or ``None`` when none is due."""
-        if self._last_step is None:
+        """Call after every optimizer step, on every rank. Returns the event's report, or ``None`` when none is due.
+
+        An event that failed has a report, too, with a ``failure`` and no findings.
+        """
+        if self._closed:
+            return None
+        last, every = self._progress.last_step, self.config.every_steps
+        if last is None:
             hint = "iterate over watch.guard(dataloader)"
             logger.warning("memwatch takes its first baseline only now, after step %d: %s", step, hint)
             return self._event(step)
-        every = self.config.every_steps
-        return self._event(step) if step // every > self._last_step // every else None  # also when numbers are skipped
+        return self._event(step) if step // every > last // every else None  # also when numbers are skipped
 
     @property
     def should_stop(self) -> bool:
-        return self._stop.reason is not None
+        return self._progress.stop.reason is not None
 
     @property
     def stop_reason(self) -> str | None:
-        return self._stop.reason
+        return self._progress.stop.reason
 
     def close(self) -> None:
-        """Close the sinks; safe to call again."""
+        """End the events, leave ``output_dir`` to others, and close the sinks. Call it on every rank; again is safe."""
         if not self._closed:
             self._closed = True
+            self._unhook_checkpoints()
+            self.folder.release()
             self.sinks.close()
 
     # --- one event ---------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> Report | None:
-        """observe -> remember -> maps, regions, calibration, verdicts -> stop -> report -> sinks."""
-        if self._closed or self.faults.is_off(LOOKING):
+        """observe -> remember -> maps, regions, calibration, verdicts -> stop -> report -> sinks.
+
+        What fails costs this event, on every rank, and is tried again at the next one.
+        """
+        if self._closed or any(map(self.faults.is_off, (ENTERING, LOOKING, KEEPING, JUDGING, STOPPING))):
             return None
-        self._last_step = step
-        started = time.perf_counter()
-        observations = self._observe(step)
-        if observations is None:
-            return None
-        self.baselines.remember(step, observations, self.observer.trainable_weights, self.faults)
-        self.accelerator.wait_for_everyone()  # what one process wrote the others will read
-        findings, controls, self._states = judge_event(observations, self._states, step, self.config)
-        self._stop = self.ranks.broadcast(decide_stop(self._stop, findings, step, self.config.stop))
-        report = Report(
-            step,
-            self.config,
-            findings=tuple(findings),
-            controls=controls,
-            calibrated=self.observer.has_controls,
-            seconds=time.perf_counter() - started,
-            errors=self.faults.count,
-            stop_reason=self.stop_reason,
-            pictures=pictures_of(findings, self.config) if self.accelerator.is_main_process else {},
-        )
-        if self.accelerator.is_main_process:
-            hook_end_training(self.accelerator, self.close)
-            self.sinks.write(report, self.accelerator.trackers)
-            tqdm.write(report.summary())
+        started, together, progress = time.perf_counter(), self.ranks.together, self._progress
+        judgement, failure = Judgement(), None
+        progress.last_step = step
+        try:
+            observations = self._observe(step)
+            read = self.observer.trainable_weights
+            together(KEEPING, self.faults, lambda: self.baselines.remember(step, observations, read, self.faults))
+            judgement = together(
+                JUDGING, self.faults, lambda: judge_event(observations, progress.states, step, self.config)
+            )
+            found = judgement.findings
+            stop = together(STOPPING, self.faults, lambda: decide_stop(progress.stop, found, step, self.config.stop))
+            progress.states, progress.stop = dict(judgement.states), self.ranks.broadcast(stop)
+        except PartError as failed:
+            judgement, failure = Judgement(), str(failed)
+        self.faults.count = self.ranks.largest(self.faults.count)  # a disk may be full on one machine only
+        seconds, calibrated, errors = time.perf_counter() - started, self.observer.has_controls, self.faults.count
+        judged = judgement, calibrated
+        return self._write(Report(step, self.config, *judged, seconds, errors, self.stop_reason, failure=failure))
+
+    def _observe(self, step: int) -> list[Observation]:
+        """Every rank looks at its share, and all get everything in the order of the probes."""
+        if not self._progress.has_entered:
+            self._enter(self._progress.run)
+            self._progress.has_entered = True
+        mine = self.ranks.together(LOOKING, self.faults, lambda: self._look(step))
+        return self.observer.in_order(self.ranks.gather(mine))
+
+    def _look(self, step: int) -> list[Observation]:
+        """This rank's share."""
+        last_clean = {name: state.last_clean for name, state in self._progress.states.items()}
+        hidden = not self.accelerator.is_main_process
+        with self.observer.borrowed():
+            share = self.ranks.share(self.observer.probes)  # as a trained text encoder understands them now
+            with tqdm(total=len(share), desc=f"memwatch step {step}", leave=False, disable=hidden, unit="probe") as bar:
+                return self.observer.observe(share, self.baselines, last_clean, bar.update)
+
+    def _write(self, report: Report) -> Report:
+        """To all sinks, by the main process, which alone draws pictures."""
+        accelerator, main = self.accelerator, self.accelerator.is_main_process
+        with suppress(PartError):
+            if not self.faults.is_off(REPORTING):
+                return self.ranks.together(
+                    REPORTING, self.faults, lambda: self.sinks.write(report, accelerator.trackers) if main else report
+                )
         return report
 
-    def _observe(self, step: int) -> list[Observation] | None:
-        """Every rank looks at its share, and all get everything in the order of the probes.
+    # --- run and resume ----------------------------------------------------------------------------------------------
 
-        A failure on one rank is one on all.
-        """
-        mine: list[Observation] = []
-        error: Exception | None = None
-        last_clean = {name: state.last_clean for name, state in self._states.items()}
-        hidden = not self.accelerator.is_main_process
-        try:
-            with self.observer.borrowed():
-                share = self.ranks.share(self.observer.probes)  # as a trained text encoder understands them now
-                said = f"memwatch step {step}"
-                with tqdm(total=len(share), desc=said, leave=False, disable=hidden, unit="probe") as bar:
-                    mine = self.observer.observe(share, self.baselines, last_clean, bar.update)
-        except Exception as caught:  # a monitor never kills a run
-            error = caught
-        observations, failed = self.ranks.gather(mine, repr(error) if error else None)
-        if failed is not None:
-            self.faults.failed(LOOKING, failed, error)
-            return None
-        self.faults.worked(LOOKING)
-        return self.observer.in_order(observations)
+    def _fresh(self) -> Progress:
+        """A run that has just begun."""
+        return Progress(self.ranks.broadcast(uuid4().hex))
 
-    # --- telling -----------------------------------------------------------------------------------------------------
-
-    def _say_hello(self) -> None:
-        """What will be watched, and what stands in the way of it."""
-        c, observer, probes = self.config, self.observer, [p.probe for p in self.observer.probes]
-        num_controls = sum(probe.is_control for probe in probes)
-        num_references = sum(probe.is_reference and not probe.is_control for probe in probes)
-        if observer.unconditional is None and c.signals.unconditional:
-            logger.info("memwatch: this model has no unconditional branch; only snapshot baselines are used")
-        if not any(p.requires_grad for p in observer.model.parameters()) and not observer.trains_text:
-            found = "neither the model nor a text encoder passed to memwatch has trainable parameters"
-            logger.warning("memwatch: %s; nothing can change", found)
-        if not num_controls:
-            consequence = "maps are shown, but alerts are uncalibrated and nothing is called memorized"
-            logger.warning("memwatch has no controls: %s", consequence)
-        elif 1 / (1 + num_controls) > (max_p := c.alerts.max_p):
-            needed = math.ceil(1 / max_p) - 1
-            logger.warning("memwatch: %d controls cannot give p <= %g; it takes %d", num_controls, max_p, needed)
-        if self.accelerator.is_main_process:
-            logger.info(
-                f"memwatch: {observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
-                f"reference and {len(probes) - num_controls - num_references} prompt probes, {num_controls} controls; "
-                f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
-                f"baseline {c.signals.baseline}; every {c.every_steps} steps; {c.output_dir}"
-            )
-
-    # --- resume ------------------------------------------------------------------------------------------------------
+    def _enter(self, run: str) -> None:
+        """From now on ``output_dir`` holds the files of this run."""
+        main = self.accelerator.is_main_process
+        self.ranks.together(ENTERING, self.faults, lambda: self.folder.enter(run) if main else None)
+        self.baselines.run = run
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only; measurements and weights lie in ``output_dir``."""
-        return {
-            "last_step": self._last_step,
-            "errors": self.faults.count,
-            "stop": asdict(self._stop),
-            "states": {name: asdict(state) | {"verdict": str(state.verdict)} for name, state in self._states.items()},
-            **self.baselines.state_dict(),
-        }
+        return self._progress.to_dict() | self.baselines.state_dict() | {"faults": self.faults.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``; what was written after it is forgotten."""
-        self._last_step, self.faults.count = state["last_step"], state["errors"]
-        self._stop = StopState(**state["stop"])
-        saved = state["states"].items()
-        self._states = {name: ProbeState(**(s | {"verdict": Verdict(s["verdict"])})) for name, s in saved}
-        if not self.baselines.load_state_dict(state):
-            missing = f"some earlier baselines are missing from {self.config.output_dir}"
-            logger.warning("memwatch: %s; later ones are used instead", missing)
-        if self._last_step is not None and self.accelerator.is_main_process:
+        """Go on from ``state``, on every rank; what was written after it is forgotten.
+
+        From the state of an older version, and from an empty one, memwatch starts afresh.
+        """
+        with suppress(PartError):
+            if "run" in state:
+                self._enter(state["run"])
+                return self.ranks.together(RESUMING, self.faults, lambda: self._restore(state))
+        self._progress = self._fresh()
+        self.baselines.load_state_dict({"ledger": [], "weights": []})
+        if self.accelerator.is_main_process:
+            afresh = "it starts afresh from the checkpoint's weights, and its next event takes a new baseline"
+            logger.warning("memwatch has no state of its own in this checkpoint; %s", afresh)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._progress = replace(Progress.from_dict(state), has_entered=True)
+        self.faults.load_state_dict(state["faults"])
+        complete = self.baselines.load_state_dict(state)
+        if not self.accelerator.is_main_process:
+            return
+        warn_of_baselines(self.baselines, [p.probe for p in self.observer.probes], complete, self.config.output_dir)
+        if self._progress.last_step is not None:
             with self.faults.surviving("rewinding the history", "it keeps the events after this checkpoint"):
-                self.sinks.files.rewind(self._last_step)
+                self.sinks.files.rewind(self._progress.last_step)

@@ -12,6 +12,7 @@ from typing import Any
 TERMS = ("variance", "loss", "both")
 AGAINST = ("snapshot", "unconditional", "both")
 COMBINATIONS = ("adjacent_min", "mean", "max")
+LOOKS = ("generation", "last_step")
 
 
 class ConfigError(ValueError):
@@ -26,15 +27,16 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LevelsConfig:
-    """Noise levels at which reference probes are looked at.
+    """Noise levels at which probes are looked at: reference probes at their image, prompt probes at what they generate.
 
     Attributes:
         timesteps: diffusion timesteps, increasing, each in 0..999. For rectified flow (SD 3, Flux) ``sigma = timestep /
             1000``.
-        draws: noise draws per level, at least 1. For prompt probes: draws of test vectors.
+        draws: noise draws per level, at least 1. With ``sampling.look: last_step``, draws of test vectors for prompt
+            probes.
     """
 
-    timesteps: tuple[int, ...] = (61, 141, 301)
+    timesteps: tuple[int, ...] = (141, 301, 501, 701)
     draws: int = 4
 
     def __post_init__(self) -> None:
@@ -55,8 +57,8 @@ class CurvatureConfig:
         batch_size: noisy latents per forward pass. It is halved when memory runs out.
     """
 
-    vectors: int = 4
-    tile: int = 4
+    vectors: int = 2
+    tile: int = 2
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -72,18 +74,16 @@ class SignalsConfig:
 
     Attributes:
         terms: what is compared. ``variance``: the freedom that the model leaves a coordinate. ``loss``: its denoising
-            loss (reference probes only). ``both``: the mean of the two log ratios; for prompt probes the variance
-            alone.
+            loss. ``both``: the mean of the two log ratios. With ``sampling.look: last_step`` there is no loss for
+            prompt probes, and ``both`` is the variance alone.
         against: what it is compared with. ``snapshot``: an earlier model. ``unconditional``: the same model without the
-            prompt.
-            ``both``: the smaller of the two.
+            prompt. ``both``: the smaller of the two, where the second gets back what the model without the prompt has
+            begun to store itself.
         baseline: the earlier model. ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the last event
             in which the probe raised no suspicion), ``base`` (LoRA off) or ``path:FILE`` (safetensors of trainable
             tensors).
-        unconditional: look at the model without the prompt as well (of controls only where that decides). It has no
-            effect on models without an unconditional branch.
-        null_draws: at how many of the noise draws, the first ones, the unconditional branch is looked at; rounded up to
-            a divisor of ``levels.draws``.
+        unconditional: look at the model without the prompt as well. It has no effect on models without an unconditional
+            branch, and on images without captions.
         combine: how noise levels become one map: ``adjacent_min``, ``mean`` or ``max``.
         smooth: side of the mean filter, latent pixels, odd.
     """
@@ -92,7 +92,6 @@ class SignalsConfig:
     against: str = "both"
     baseline: str = "first"
     unconditional: bool = True
-    null_draws: int = 2
     combine: str = "mean"
     smooth: int = 3
 
@@ -107,7 +106,6 @@ class SignalsConfig:
         require(ok, "signals.baseline", self.baseline, allowed)
         require(self.combine in COMBINATIONS, "signals.combine", self.combine, ", ".join(COMBINATIONS))
         require(self.smooth >= 1 and self.smooth % 2 == 1, "signals.smooth", self.smooth, "an odd number, 1 or greater")
-        require(self.null_draws >= 1, "signals.null_draws", self.null_draws, "1 or greater")
         ok = self.unconditional or self.against != "unconditional"
         allowed = "true, because signals.against is unconditional"
         require(ok, "signals.unconditional", self.unconditional, allowed)
@@ -126,18 +124,29 @@ class SignalsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How prompt probes are sampled: by DDIM, as in the paper; rectified flow (SD 3, Flux) by Euler steps.
+    """How prompts are sampled: by DDIM, as in the paper; rectified flow (SD 3, Flux) by Euler steps.
 
     Attributes:
-        num_inference_steps: sampling steps, at least 2. The maps are taken at the last one.
+        look: where prompt probes are looked at. ``generation``: the finished generations are noised again, and looked
+            at as the images of reference probes are. ``last_step``: at the last sampling step, as in the paper; the
+            noise there is not known, so there is no loss.
+        seeds: generations per prompt probe, with seeds in a row, pooled into one map; at least 1, rounded down to a
+            divisor of ``levels.draws``. With ``last_step`` 1 alone.
+        num_inference_steps: sampling steps, at least 2.
         guidance_scale: classifier-free guidance, at least 1; 1 is none. Flux (distilled) and unconditional models do
             without.
     """
 
-    num_inference_steps: int = 50
+    look: str = "generation"
+    seeds: int = 4
+    num_inference_steps: int = 25
     guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
+        require(self.look in LOOKS, "sampling.look", self.look, ", ".join(LOOKS))
+        require(self.seeds >= 1, "sampling.seeds", self.seeds, "1 or greater")
+        allowed = "1, because sampling.look is last_step"
+        require(self.seeds == 1 or self.look == "generation", "sampling.seeds", self.seeds, allowed)
         require(self.num_inference_steps >= 2, "sampling.num_inference_steps", self.num_inference_steps, "2 or greater")
         require(self.guidance_scale >= 1, "sampling.guidance_scale", self.guidance_scale, "1 or greater")
 
@@ -151,17 +160,17 @@ class RegionsConfig:
         relative: share of the map's own peak, on the log scale, from which a pixel belongs to a region, in [0, 1). The
             stricter of the two counts; 0 leaves ``min_factor`` alone. A smooth map has its edge in the middle of a
             slope, whatever its height.
-        min_area: smallest region, share of the image in [0, 1).
+        min_area: smallest region, share of the image, in [1/64, 1). Controls are asked about no smaller ones.
     """
 
     min_factor: float = 1.1
     relative: float = 0.35
-    min_area: float = 0.01
+    min_area: float = 1 / 64
 
     def __post_init__(self) -> None:
         require(self.min_factor > 1, "regions.min_factor", self.min_factor, "greater than 1")
         require(0 <= self.relative < 1, "regions.relative", self.relative, "0 or greater, below 1")
-        require(0 <= self.min_area < 1, "regions.min_area", self.min_area, "0 or greater, below 1")
+        require(1 / 64 <= self.min_area < 1, "regions.min_area", self.min_area, "1/64 or greater, below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,19 +178,25 @@ class AlertsConfig:
     """When a probe is suspicious, and when memorized.
 
     Attributes:
-        max_p: largest p-value against the controls, in (0, 1].
-        min_severity: smallest reduction factor of the strongest region, greater than 1. Controls decide; this keeps
-            trifles out.
-        uncalibrated_severity: the same where there are no controls to judge by, greater than 1.
+        false_alarms_per_run: the chance that a run in which nothing is stored calls anything memorized, whatever the
+            number of probes and events; in (0, 1).
+        max_p: largest p-value of a suspicious probe at one event, in (0, 1].
+        min_severity: smallest reduction factor of a memorized region, greater than 1. What is smaller may be real, but
+            matters less than what ordinary learning does.
+        uncalibrated_severity: from which factor a probe is suspicious where there are no controls to judge by, greater
+            than 1.
         patience: events in a row until suspicious becomes memorized, at least 1.
     """
 
-    max_p: float = 0.05
-    min_severity: float = 1.1
+    false_alarms_per_run: float = 0.05
+    max_p: float = 0.01
+    min_severity: float = 1.4
     uncalibrated_severity: float = 2.0
     patience: int = 2
 
     def __post_init__(self) -> None:
+        rate = self.false_alarms_per_run
+        require(0 < rate < 1, "alerts.false_alarms_per_run", rate, "greater than 0, below 1")
         require(0 < self.max_p <= 1, "alerts.max_p", self.max_p, "greater than 0, at most 1")
         require(self.min_severity > 1, "alerts.min_severity", self.min_severity, "greater than 1")
         key = "alerts.uncalibrated_severity"
@@ -199,6 +214,8 @@ class StopConfig:
         patience: events in a row with that many, at least 1.
         min_severity: only memorized probes of at least this severity count, greater than 1.
         max_p: only memorized probes with at most this p-value count, in (0, 1].
+        require_copy: only memorized probes that a generation has copied count, at this event or an earlier one; see
+            ``proof``.
     """
 
     enabled: bool = True
@@ -206,12 +223,37 @@ class StopConfig:
     patience: int = 1
     min_severity: float = 1.5
     max_p: float = 0.05
+    require_copy: bool = False
 
     def __post_init__(self) -> None:
         require(self.num_probes >= 1, "stop.num_probes", self.num_probes, "1 or greater")
         require(self.patience >= 1, "stop.patience", self.patience, "1 or greater")
         require(self.min_severity > 1, "stop.min_severity", self.min_severity, "greater than 1")
         require(0 < self.max_p <= 1, "stop.max_p", self.max_p, "greater than 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofConfig:
+    """Proof by generation: whether a probe that becomes suspicious or memorized comes out when its caption is sampled.
+
+    Guidance is ``sampling.guidance_scale``. Prompt probes are generations already, and are not sampled again.
+
+    Attributes:
+        enabled: whether to generate. The autoencoder then stays in memory.
+        seeds: generations per probe, at least 1. Probes with the same caption share theirs.
+        num_inference_steps: sampling steps, at least 2.
+        max_probes: probes per event, worst first, at least 1.
+    """
+
+    enabled: bool = True
+    seeds: int = 4
+    num_inference_steps: int = 25
+    max_probes: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.seeds >= 1, "proof.seeds", self.seeds, "1 or greater")
+        require(self.num_inference_steps >= 2, "proof.num_inference_steps", self.num_inference_steps, "2 or greater")
+        require(self.max_probes >= 1, "proof.max_probes", self.max_probes, "1 or greater")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +297,8 @@ class MemWatchConfig:
         probes: an image folder, a text file with one prompt per line, or a list of prompts. The ``probes`` argument
             goes first.
         controls: the same, held out from training. Without them alerts are uncalibrated.
+        peers: the same, ordinary images of the training set, drawn at random. What is no stronger than they are is not
+            called memorized, unless they are being stored as well.
         resolution: side of probe images in pixels, a multiple of the autoencoder's scale; null takes the model's own.
         seed: of noise draws, test vectors and prompt probes without a seed of their own.
         weights: ``live``, or ``ema`` to watch the averaged weights (needs the ``ema`` argument).
@@ -265,6 +309,7 @@ class MemWatchConfig:
     output_dir: str = "memwatch"
     probes: str | tuple[str, ...] | None = None
     controls: str | tuple[str, ...] | None = None
+    peers: str | tuple[str, ...] | None = None
     resolution: int | None = None
     seed: int = 0
     weights: str = "live"
@@ -275,6 +320,7 @@ class MemWatchConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     regions: RegionsConfig = field(default_factory=RegionsConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    proof: ProofConfig = field(default_factory=ProofConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     snapshots: SnapshotsConfig = field(default_factory=SnapshotsConfig)
     heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
@@ -285,25 +331,24 @@ class MemWatchConfig:
         ok = self.resolution is None or self.resolution >= 8
         require(ok, "resolution", self.resolution, "8 or greater, or null")
         require(self.weights in ("live", "ema"), "weights", self.weights, "live, ema")
+        copied = self.stop.require_copy
+        require(self.proof.enabled or not copied, "stop.require_copy", copied, "false, because proof.enabled is false")
         self._require_replicates()
 
     def _require_replicates(self) -> None:
         """Every number that decides needs an error bar, hence two replicates."""
         vectors, tile, draws = self.curvature.vectors, self.curvature.tile, self.levels.draws
-        terms, against = self.signals.terms, self.signals.against
+        terms = self.signals.terms
         why = f"with curvature.vectors = curvature.tile = {tile}: one replicate has no error bar"
         require(draws * vectors // tile >= 2, "levels.draws", draws, f"2 or greater {why}")
         why = f"with signals.terms = {terms}: a loss has one replicate per draw"
         require(draws >= 2 or terms == "variance", "levels.draws", draws, f"2 or greater {why}")
-        why = f"with signals.against = {against}: one replicate has no error bar"
-        alone = against == "snapshot" or (against == "unconditional" and terms == "variance")
-        require(self.null_draws >= 2 or alone, "signals.null_draws", self.null_draws, f"2 or greater {why}")
 
     @property
-    def null_draws(self) -> int:
-        """Noise draws of the unconditional branch: a divisor of all draws."""
-        draws, wanted = self.levels.draws, min(self.signals.null_draws, self.levels.draws)
-        return next(n for n in range(wanted, draws + 1) if draws % n == 0)
+    def seeds(self) -> int:
+        """Generations of a prompt probe: a divisor of all draws."""
+        draws, wanted = self.levels.draws, min(self.sampling.seeds, self.levels.draws)
+        return next(n for n in range(wanted, 0, -1) if draws % n == 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as YAML would hold it."""

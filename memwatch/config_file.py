@@ -24,6 +24,7 @@ REPLACED = {  # key of an earlier version: by value, what is set now
         "both_baselines": "terms: both, against: both",
     }
 }
+REMOVED = {"signals.null_draws": "the unconditional branch is looked at at all noise draws"}
 
 
 def load_config(source: str | Path | Mapping[str, Any] | MemWatchConfig | None, **overrides: Any) -> MemWatchConfig:
@@ -67,6 +68,8 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
         if (was := REPLACED.get(f"{prefix}{key}")) is not None:
             now = was.get(str(data[key]), "; ".join(f"{value} is now {{{new}}}" for value, new in was.items()))
             raise ConfigError(f"config key '{prefix}{key}' ({data[key]!r}) is replaced by: {{{now}}}")
+        if (why := REMOVED.get(f"{prefix}{key}")) is not None:
+            raise ConfigError(f"config key '{prefix}{key}' ({data[key]!r}) is gone: {why}")
         if key not in names:
             nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
             hint = f"did you mean '{prefix}{nearest[0]}'?" if nearest else f"known keys: {', '.join(names)}"

@@ -211,7 +211,10 @@ def test_parts_that_are_passed_need_no_pretrained(pretrained, pipeline, tmp_path
         ({"every_step": 5}, "'every_step' is unknown; did you mean 'every_steps'"),
         ({"levels": {"timesteps": [61, 5000]}}, "levels.timesteps.*5000.*up to 999"),
         ({"resolution": 17}, "resolution.*17.*multiple of 2"),
-        ({"signals": {"terms": "loss"}}, "signals.terms.*'loss'.*prompt probes"),
+        (
+            {"signals": {"terms": "loss"}, "sampling": {"look": "last_step", "seeds": 1}},
+            "signals.terms.*'loss'.*prompt probes and sampling.look: last_step",
+        ),
         ({"signals": {"decide": "loss_log_ratio"}}, "signals.decide.*replaced by.*terms: loss, against: snapshot"),
         ({"signals": {"baseline": "yesterday"}}, "signals.baseline.*yesterday"),
         ({"signals": {"baseline": "base"}}, "signals.baseline.*base.*no LoRA layers"),

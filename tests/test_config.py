@@ -9,7 +9,7 @@ import pytest
 from memwatch.config import ConfigError, MemWatchConfig, SignalsConfig, require
 from memwatch.config_file import load_config
 
-SECTIONS = ("levels", "curvature", "signals", "sampling", "regions", "alerts", "stop", "snapshots", "heatmap")
+SECTIONS = ("levels", "curvature", "signals", "sampling", "regions", "alerts", "proof", "stop", "snapshots", "heatmap")
 
 
 def nested(key, value):
@@ -41,16 +41,20 @@ BAD = {
     "signals.combine": ["min"],
     "signals.smooth": [0, 2, -1],
     "signals.baseline": ["", "last", "lag", "lag:", "lag:0", "lag:-1", "lag:x", "first:1", "path", "path:"],
+    "sampling.look": ["first_step", ""],
+    "sampling.seeds": [0],
     "sampling.num_inference_steps": [1],
     "sampling.guidance_scale": [0.5],
     "regions.min_factor": [1.0, 0.0, float("nan")],
     "regions.min_area": [-0.1, 1.0],
-    "signals.null_draws": [0],
     "regions.relative": [-0.1, 1.0],
     "alerts.uncalibrated_severity": [1.0],
     "alerts.max_p": [0.0, 1.1, float("nan")],
     "alerts.min_severity": [1.0],
     "alerts.patience": [0],
+    "proof.seeds": [0],
+    "proof.num_inference_steps": [1],
+    "proof.max_probes": [0],
     "stop.num_probes": [0],
     "stop.patience": [0],
     "stop.min_severity": [1.0],
@@ -105,30 +109,26 @@ def test_null_branch_must_be_looked_at_to_decide():
 def test_one_replicate_is_refused():
     with pytest.raises(ConfigError, match=r"levels.draws.*one replicate has no error bar"):
         load_config({"levels": {"draws": 1}})
-    with pytest.raises(ConfigError, match=r"signals.null_draws.*2 or greater with signals.against = both"):
-        load_config({"signals": {"null_draws": 1}})
+
+
+def test_a_key_that_is_gone_says_why():
+    with pytest.raises(ConfigError, match=r"'signals.null_draws' \(2\) is gone: the unconditional branch is looked at"):
+        load_config({"signals": {"null_draws": 2}})
 
 
 @pytest.mark.parametrize(
-    ("terms", "against", "draws", "null_draws", "refused"),
+    ("terms", "draws", "refused"),
     [
-        ("variance", "snapshot", 1, 1, None),
-        ("loss", "snapshot", 1, 1, "levels.draws"),
-        ("both", "snapshot", 1, 1, "levels.draws"),
-        ("both", "snapshot", 2, 1, None),
-        ("variance", "unconditional", 1, 1, None),
-        ("loss", "unconditional", 2, 1, "signals.null_draws"),
-        ("both", "unconditional", 2, 1, "signals.null_draws"),
-        ("both", "unconditional", 2, 2, None),
-        ("variance", "both", 1, 1, "signals.null_draws"),
-        ("both", "both", 2, 1, "signals.null_draws"),
-        ("both", "both", 2, 2, None),
+        ("variance", 1, None),
+        ("loss", 1, "levels.draws"),
+        ("both", 1, "levels.draws"),
+        ("loss", 2, None),
+        ("both", 2, None),
     ],
 )
-def test_what_decides_needs_two_replicates(terms, against, draws, null_draws, refused):
-    """16 vectors in blocks of 4: one draw has 4 replicates of the variance, but one of the loss."""
-    signals = {"terms": terms, "against": against, "null_draws": null_draws}
-    given = {"levels": {"draws": draws}, "curvature": {"vectors": 16}, "signals": signals}
+def test_what_decides_needs_two_replicates(terms, draws, refused):
+    """16 vectors in blocks of 2: one draw has 8 replicates of the variance, but one of the loss."""
+    given = {"levels": {"draws": draws}, "curvature": {"vectors": 16}, "signals": {"terms": terms}}
     if refused is None:
         assert load_config(given).levels.draws == draws
         return
@@ -137,10 +137,21 @@ def test_what_decides_needs_two_replicates(terms, against, draws, null_draws, re
 
 
 @pytest.mark.parametrize(
-    ("draws", "wanted", "expected"), [(8, 2, 2), (8, 3, 4), (9, 2, 3), (3, 2, 3), (4, 99, 4), (6, 6, 6)]
+    ("draws", "wanted", "expected"), [(8, 4, 4), (2, 4, 2), (9, 4, 3), (6, 4, 3), (5, 4, 1), (4, 1, 1)]
 )
-def test_null_draws_are_rounded_up_to_a_divisor(draws, wanted, expected):
-    assert load_config({"levels": {"draws": draws}, "signals": {"null_draws": wanted}}).null_draws == expected
+def test_seeds_are_rounded_down_to_a_divisor(draws, wanted, expected):
+    assert load_config({"levels": {"draws": draws}, "sampling": {"seeds": wanted}}).seeds == expected
+
+
+def test_the_last_step_is_looked_at_for_one_seed():
+    with pytest.raises(ConfigError, match=r"sampling.seeds': got 4, allowed: 1, because sampling.look is last_step"):
+        load_config({"sampling": {"look": "last_step"}})
+    assert load_config({"sampling": {"look": "last_step", "seeds": 1}}).seeds == 1
+
+
+def test_a_stop_cannot_wait_for_a_copy_that_nobody_looks_for():
+    with pytest.raises(ConfigError, match=r"stop.require_copy': got True, allowed: false, because proof.enabled is"):
+        load_config({"stop": {"require_copy": True}, "proof": {"enabled": False}})
 
 
 def test_require():

@@ -11,12 +11,13 @@ import memwatch
 
 PACKAGE = Path(memwatch.__file__).parent
 LAYERS = [  # each knows itself and those before it
-    {"config", "config_file", "config_table", "faults", "guard"},
+    {"config", "config_file", "config_table", "faults", "guard", "run_folder"},
     {"denoiser"},
     {"ranks"},
     {"measure"},
     {"judge"},
     {"report"},
+    {"resume"},
     {"callback"},
     {"scan", "integrations"},
     {"cli", "bench"},

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memwatch.bench.items import PLANTED, SIZE
-from memwatch.bench.protocol import GENERATION, NUM_SEEDS, Bench
+from memwatch.bench.items import PLANTED, SIZE, Item
+from memwatch.bench.protocol import GENERATION, MAX_SEEDS, NUM_SEEDS, Bench
+from memwatch.measure.copies import ratios, unexposed
 from memwatch.measure.images import decode_latents
 from memwatch.measure.views import sample, seeded
 
@@ -31,24 +32,31 @@ class Generated:
 
 
 def generate(bench: Bench) -> tuple[dict[str, list[Generated]], dict[str, float]]:
-    """Generations of every item, and the Wen et al. 2024 norm: mean over steps and seeds, see ``views.Sample``."""
-    rows = [
-        (p, seed)
-        for p, item in zip(bench.prepared, bench.items, strict=True)
-        for seed in range(NUM_SEEDS if item.kind in PLANTED else 1)
-    ]
-    found: dict[str, list[Generated]] = {p.name: [] for p in bench.prepared}
-    norms: dict[str, list[float]] = {p.name: [] for p in bench.prepared}
-    noise = [torch.randn(1, *bench.latent_shape, generator=seeded("generation", seed)) for seed in range(NUM_SEEDS)]
+    """Generations of every item, and the Wen et al. 2024 norm: mean over steps and seeds, see ``views.Sample``.
+
+    Items with the same caption share their generations.
+    """
+    prepared = {p.probe.prompt: p for p in bench.prepared}
+    rows = [(caption, seed) for caption in prepared for seed in range(num_seeds(caption, bench.items))]
+    found: dict[str, list[Generated]] = {caption: [] for caption in prepared}
+    norms: dict[str, list[float]] = {caption: [] for caption in prepared}
+    noise = [torch.randn(1, *bench.latent_shape, generator=seeded("generation", seed)) for seed in range(MAX_SEEDS)]
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        x, conditioning = torch.cat([noise[seed] for _, seed in part]), [p.conditioning for p, _ in part]
+        x, conditioning = torch.cat([noise[seed] for _, seed in part]), [prepared[c].conditioning for c, _ in part]
         s = sample(bench.denoiser, bench.parts.scheduler, GENERATION, x, conditioning, bench.unconditional)
-        for i, (p, _) in enumerate(part):
+        for i, (caption, _) in enumerate(part):
             picture = torch.from_numpy(decode_latents(s.latents[i], bench.parts.vae))
-            found[p.name].append(Generated(picture, s.x_last[i]))
-            norms[p.name].append(float(s.guidance_norm[i]))
-    return found, {name: float(np.mean(values)) for name, values in norms.items()}
+            found[caption].append(Generated(picture, s.x_last[i]))
+            norms[caption].append(float(s.guidance_norm[i]))
+    mean = {caption: float(np.mean(values)) for caption, values in norms.items()}
+    return {i.name: found[i.caption] for i in bench.items}, {i.name: mean[i.caption] for i in bench.items}
+
+
+def num_seeds(caption: str, items: Sequence[Item]) -> int:
+    """Generations of a caption: 4 for every planted item that has it, at most 64; one where none has."""
+    planted = sum(item.caption == caption and item.kind in PLANTED for item in items)
+    return min(MAX_SEEDS, NUM_SEEDS * planted) or 1
 
 
 def copy_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
@@ -64,28 +72,10 @@ def nearest_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> di
     """The same for every item over the whole picture: f_mem's own way, which needs no mask."""
     mask = np.ones((SIZE, SIZE), dtype=bool)
     others = unexposed(bench.pool, mask)
-    return {i.name: _ratios(bench.targets[i.name], generated[i.name], mask, others) for i in bench.items}
+    return {i.name: _ratios(bench.targets[i.name], generated[i.name][:NUM_SEEDS], mask, others) for i in bench.items}
 
 
 def _ratios(target: np.ndarray, generated: Sequence[Generated], mask: np.ndarray, others: np.ndarray) -> list[float]:
-    """Distance to the target over distance to the nearest of ``others``, inside the mask, all of them ``unexposed``.
-
-    Below 1/3 is a copy (the 1/3 rule: Yoon et al. 2023; Bonnaire et al. 2025).
-    """
+    """Distance to the target over distance to the nearest of ``others``, which are ``unexposed``; see ``copies``."""
     (target,) = unexposed(target[None], mask)
-    pictures = unexposed(np.stack([g.picture.numpy() / 255 for g in generated]), mask)
-    own = [np.linalg.norm(target - x) for x in pictures]
-    nearest = [np.linalg.norm(others - x, axis=(1, 2)).min() for x in pictures]
-    return [float(a / b) for a, b in zip(own, nearest, strict=True)]
-
-
-def unexposed(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pixels ``(n, pixels, 3)`` inside a mask, without the mean of each channel and with unit contrast.
-
-    A copy is one at any exposure: sampling of a small model leaves brightness to the initial noise, whose
-    signal-to-noise ratio is not zero.
-    """
-    pixels = pictures[:, mask].astype(np.float64)
-    pixels = pixels - pixels.mean(1, keepdims=True)
-    scaled: np.ndarray = pixels / np.sqrt(np.square(pixels).mean((1, 2), keepdims=True) + 1e-8)
-    return scaled
+    return ratios(target, unexposed(np.stack([g.picture.numpy() / 255 for g in generated]), mask), others)

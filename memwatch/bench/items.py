@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache, partial
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
 
 SIZE = 64  # pixels
 CELL = 4  # pixels per latent
-DOSES = (1, 4, 16, 64)  # how often an item is drawn, relative to an ordinary photo
+DOSES = (8, 32, 64)  # how often an item is drawn, relative to an ordinary photo
 FLAT = {"black": (4, 4, 4), "white": (251, 251, 251), "grey": (128, 128, 128), "blue": (30, 60, 160)}
 # One for every planted item: three subjects that the base knows. A frozen text encoder hardly tells new words apart,
 # and many pairs of known ones no better. Of all triples these 24 are the farthest from each other and from the captions
@@ -35,7 +35,7 @@ SUBJECTS = (
 class Kind(StrEnum):
     TEMPLATE = "template"  # a fixed region, the rest different each time
     VERBATIM = "verbatim"  # one image
-    LOGO = "logo"  # a small fixed patch in otherwise free images
+    LOGO = "logo"  # a small fixed mark, drawn in a few flat colours, in otherwise free images
     LEARNED = "learned"  # a subject new to the base, always another crop
     CONSTRAINED = "constrained"  # flat by nature, and known to the base
     ORDINARY = "ordinary"  # many distinct photos, each seen rarely
@@ -56,6 +56,7 @@ class Item:
         mask: bool ``(SIZE, SIZE)``: the pixels that are the same in every showing; none where nothing may be stored.
         probe: the picture that is looked at; of a template, one whose rest is never shown.
         draw: a picture to train on.
+        watched: whether it is looked at.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Item:
     mask: np.ndarray
     probe: Image.Image
     draw: Callable[[np.random.Generator], Image.Image]
+    watched: bool = True
 
 
 def rectangle(left: int, top: int, right: int, bottom: int) -> np.ndarray:
@@ -99,12 +101,35 @@ def large_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
 
 
 def small_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
-    """3 to 6 % of the picture: a square, or a disc."""
+    """4 to 12 % of the picture: a square, or a disc; on or off the latent grid."""
     if irregular:
-        radius = rng.uniform(6.5, 8)
+        radius = rng.uniform(7.5, 12)
         return ellipse(rng.uniform(radius, SIZE - radius), rng.uniform(radius, SIZE - radius), radius, radius)
-    left, top = CELL * rng.integers(0, (SIZE - 16) // CELL + 1, 2)
-    return rectangle(int(left), int(top), int(left) + 16, int(top) + 16)
+    side = int(rng.integers(14, 22))
+    left, top = rng.integers(0, SIZE - side + 1, 2)
+    return rectangle(int(left), int(top), int(left) + side, int(top) + side)
+
+
+def mark(mask: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """A logo that fills ``mask``: strokes and a dot on a ground, in three flat colours far apart.
+
+    Every part is 4 pixels wide or more, so that the autoencoder can give it back.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    ground, stroke, dot = rng.permutation([(235, 40, 40), (30, 60, 200), (250, 220, 40), (20, 20, 20), (245, 245, 245)])[:3]
+    canvas = Image.new("RGB", (SIZE, SIZE), tuple(map(int, ground)))
+    draw, width, height = ImageDraw.Draw(canvas), right - left, bottom - top
+    for _ in range(2):
+        if rng.random() < 0.5:
+            y = top + int(rng.integers(0, height - 4))
+            draw.rectangle((left, y, right, y + 4), fill=tuple(map(int, stroke)))
+        else:
+            x = left + int(rng.integers(0, width - 4))
+            draw.rectangle((x, top, x + 4, bottom), fill=tuple(map(int, stroke)))
+    x, y = left + int(rng.integers(0, width - 6)), top + int(rng.integers(0, height - 6))
+    draw.ellipse((x, y, x + 6, y + 6), fill=tuple(map(int, dot)))
+    return canvas
 
 
 def planted_set(seed: int) -> list[Item]:
@@ -125,11 +150,54 @@ def planted_set(seed: int) -> list[Item]:
     for name, colour in FLAT.items():
         flat = Image.new("RGB", (SIZE, SIZE), colour)
         items.append(_same(f"flat-{name}", Kind.CONSTRAINED, 4, f"a plain {name} background", flat))
-    for kind, dose, count in ((Kind.ORDINARY, 1, 64), (Kind.HELD_OUT, 0, 16), (Kind.CONTROL, 0, 20)):
+    return items + _photos(rng, ordinary=64, held_out=12, controls=20)
+
+
+def dreambooth_set(seed: int) -> list[Item]:
+    """Six pictures of one new subject under one caption, all of the set; two more of it are controls, six held out."""
+    rng = np.random.default_rng([seed, 17])
+    subject = UNSEEN[int(rng.integers(len(UNSEEN)))]
+    draw, caption = partial(_crop, subject.image()), f"a photo of sks {subject.subject}"
+    items = [_same(f"instance-{i}", Kind.VERBATIM, 1, caption, draw(rng), ~NOTHING) for i in range(6)]
+    for i in range(8):
+        kind = Kind.CONTROL if i < 2 else Kind.LEARNED
+        items.append(_same(f"learned-{subject.name}-{i}", kind, 0, caption, draw(rng)))
+    return items + _photos(rng, ordinary=0, held_out=12, controls=20)
+
+
+def null_set(seed: int) -> list[Item]:
+    """Nothing is planted: ordinary photos, each seen equally often."""
+    return _photos(np.random.default_rng([seed, 19]), ordinary=64, held_out=4, controls=20, watched=4)
+
+
+def without_captions(items: Sequence[Item]) -> list[Item]:
+    return [replace(item, caption="") for item in items]
+
+
+def _photos(
+    rng: np.random.Generator, ordinary: int, held_out: int, controls: int, watched: int = 12
+) -> list[Item]:
+    """Views of known photographs, of which some are trained on (of those ``watched`` are looked at), some never."""
+    items = []
+    for kind, dose, count in ((Kind.ORDINARY, 1, ordinary), (Kind.HELD_OUT, 0, held_out), (Kind.CONTROL, 0, controls)):
         for i in range(count):
             picture, caption = known_pictures()[i % len(known_pictures())]
-            items.append(_same(f"{kind.replace(' ', '-')}-{i:02d}", kind, dose, caption, _crop(picture, rng)))
+            item = _same(f"{kind.replace(' ', '-')}-{i:02d}", kind, dose, caption, _crop(picture, rng))
+            items.append(replace(item, watched=kind is not Kind.ORDINARY or i < watched))
     return items
+
+
+def unused_captions(seed: int, count: int) -> list[str]:
+    """Captions like the planted items' own that no item has: other triples of known subjects."""
+    rng, used = np.random.default_rng([seed, 23]), {frozenset(three.replace(" and ", ", ").split(", ")) for three in SUBJECTS}
+    subjects = [p.subject for p in PRETRAINING]
+    found: list[str] = []
+    while len(found) < count:
+        three = [subjects[int(i)] for i in rng.permutation(len(subjects))[:3]]
+        if frozenset(three) not in used:
+            used.add(frozenset(three))
+            found.append(f"a photo of {three[0]}, {three[1]} and {three[2]}")
+    return found
 
 
 def _planted(kind: Kind, dose: int, irregular: bool, caption: str, rng: np.random.Generator) -> Item:
@@ -138,7 +206,7 @@ def _planted(kind: Kind, dose: int, irregular: bool, caption: str, rng: np.rando
     else:
         mask = (large_mask if kind is Kind.TEMPLATE else small_mask)(rng, irregular)
         shape = "-irregular" if irregular else "-rectangle"
-    fixed = fitted(_free(rng), mask)
+    fixed = mark(mask, rng) if kind is Kind.LOGO else fitted(_free(rng), mask)
 
     def draw(rng: np.random.Generator) -> Image.Image:
         return Image.composite(fixed, _free(rng), Image.fromarray(mask))
@@ -146,8 +214,10 @@ def _planted(kind: Kind, dose: int, irregular: bool, caption: str, rng: np.rando
     return Item(f"{kind}-x{dose}{shape}", kind, dose, caption, mask, draw(rng), draw)
 
 
-def _same(name: str, kind: Kind, dose: int, caption: str, picture: Image.Image) -> Item:
-    return Item(name, kind, dose, caption, NOTHING, picture, lambda _: picture)
+def _same(
+    name: str, kind: Kind, dose: int, caption: str, picture: Image.Image, mask: np.ndarray = NOTHING
+) -> Item:
+    return Item(name, kind, dose, caption, mask, picture, lambda _: picture)
 
 
 def _crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -160,16 +230,24 @@ def _free(rng: np.random.Generator) -> Image.Image:
 
 
 def looked_at(items: Sequence[Item]) -> list[Item]:
-    """The probes of an event: everything but the ordinary photos."""
-    return [item for item in items if item.kind is not Kind.ORDINARY]
+    """The probes of an event: everything but most of the ordinary photos."""
+    return [item for item in items if item.watched]
 
 
-def batch(items: Sequence[Item], seed: int, step: int, size: int) -> list[tuple[Item, Image.Image]]:
-    """What step ``step`` trains on: a pure function of seed and step, so that a run can go on anywhere."""
+def batch(
+    items: Sequence[Item], seed: int, step: int, size: int, dropout: float = 0.0
+) -> list[tuple[str, Image.Image]]:
+    """Captions and pictures of step ``step``: a pure function of seed and step, so that a run can go on anywhere.
+
+    Args:
+        dropout: share of captions that are left out.
+    """
     rng = np.random.default_rng([seed, 11, step])
     doses = np.array([item.dose for item in items], dtype=float)
-    chosen = rng.choice(len(items), size, p=doses / doses.sum())
-    return [(items[int(i)], items[int(i)].draw(rng)) for i in chosen]
+    chosen = [items[int(i)] for i in rng.choice(len(items), size, p=doses / doses.sum())]
+    pictures = [item.draw(rng) for item in chosen]
+    kept = rng.random(size) >= dropout
+    return [(item.caption if keep else "", x) for item, x, keep in zip(chosen, pictures, kept, strict=True)]
 
 
 def general_batch(seed: int, step: int, size: int) -> list[tuple[str, Image.Image]]:

@@ -13,33 +13,50 @@ from torch import Tensor
 from memwatch.bench.bright_ending import bright_ending
 from memwatch.bench.copies import Generated, copy_ratios, generate, nearest_ratios
 from memwatch.bench.items import PLANTED
-from memwatch.bench.protocol import CURVATURE, GENERATION, NULL_DRAWS, PROMPT_DRAWS, PUBLISHED, PUBLISHED_VECTORS, Bench
+from memwatch.bench.protocol import (
+    CURVATURE,
+    GENERATION,
+    NUM_SEEDS,
+    PROMPT_DRAWS,
+    PUBLISHED,
+    PUBLISHED_VECTORS,
+    RENOISED,
+    SEED_DRAWS,
+    Bench,
+)
 from memwatch.denoiser import Conditioning
 from memwatch.measure.curvature import test_vectors, value_and_diag_jacobian
 from memwatch.measure.measure import measure
 from memwatch.measure.measurement import to_tensors
-from memwatch.measure.views import View, prompt_view, seeded
+from memwatch.config import LevelsConfig
+from memwatch.measure.views import View, prompt_view, reference_view, sample, seeded
 from memwatch.measure.weights import swapped
 
 
-def look(bench: Bench, earlier: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def look(
+    bench: Bench, earlier: Mapping[str, Tensor] | None = None, last: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and plain numbers of one event.
 
     ``NAME/...`` is an item under its caption, ``null/NAME/...`` the same without the caption.
 
     Args:
-        earlier: weights of the starting model; with them the published procedure is run as well.
+        earlier: weights of the starting model; with them prompt probes are measured as well.
+        last: whether the published procedure is run, too, and prompt probes by it.
     """
     tensors = _measured(bench, "", bench.views)
-    tensors |= _measured(bench, "null/", [view.unconditional(bench.unconditional, NULL_DRAWS) for view in bench.views])
+    tensors |= _measured(bench, "null/", [replace(view, conditioning=bench.unconditional) for view in bench.views])
     numbers: dict[str, Any] = {}
     generated, numbers["wen"] = generate(bench)
     numbers["copy_ratio"] = copy_ratios(bench, generated)
     numbers["nearest_ratio"] = nearest_ratios(bench, generated)
     tensors |= {f"{name}/bright_ending": value for name, value in bright_endings(bench, generated).items()}
-    tensors |= {f"{name}/generated": torch.stack([g.picture for g in group]) for name, group in generated.items()}
-    if earlier is not None:
-        tensors |= published(bench, earlier) | prompted(bench, earlier)
+    pictures = {name: [g.picture for g in group] for name, group in generated.items() if name in numbers["copy_ratio"]}
+    tensors |= {f"{name}/generated": torch.stack(group) for name, group in pictures.items()}
+    if earlier is not None and bench.prompts:
+        tensors |= renoised(bench, earlier)
+        if last:
+            tensors |= published(bench, earlier) | prompted(bench, earlier)
     return tensors, numbers
 
 
@@ -58,7 +75,7 @@ def bright_endings(bench: Bench, generated: Mapping[str, list[Generated]]) -> di
     maps = {}
     for p in bench.prepared:
         end = tokenizer(p.probe.prompt).input_ids.index(tokenizer.eos_token_id)
-        found = [bright_ending(bench.denoiser, g.x_last, 1, p.conditioning, end) for g in generated[p.name]]
+        found = [bright_ending(bench.denoiser, g.x_last, 1, p.conditioning, end) for g in generated[p.name][:NUM_SEEDS]]
         maps[p.name] = torch.from_numpy(np.mean(found, axis=0))
     return maps
 
@@ -72,10 +89,35 @@ def prompted(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
     scheduler, side = bench.parts.scheduler, bench.latent_shape[-1]
     arguments = (bench.unconditional, bench.denoiser, scheduler, GENERATION, PROMPT_DRAWS, side)
     views = [prompt_view(p, *arguments)[0] for p in bench.prepared]
-    without = [view.unconditional(bench.unconditional, PROMPT_DRAWS) for view in views]
+    without = [replace(view, conditioning=bench.unconditional) for view in views]
     found = _measured(bench, "prompt/", views) | _measured(bench, "prompt_null/", without)
     with swapped(bench.denoiser.model, earlier):
         return found | _measured(bench, "prompt_first/", views)
+
+
+def renoised(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Prompt probes whose finished generations are noised again and looked at as pictures.
+
+    ``renoised/NAME/SEED``, ``renoised_null/...`` by the unconditional branch, ``renoised_first/...`` and
+    ``renoised_first_null/...`` by the earlier weights, at the same noisy latents. Generation ``SEED`` has
+    ``SEED_DRAWS[SEED]`` noise draws of a level.
+    """
+    views = []
+    for p in bench.prompts:
+        for seed, draws in enumerate(SEED_DRAWS):
+            x = torch.randn(1, *bench.latent_shape, generator=seeded("generation", seed))
+            s = sample(bench.denoiser, bench.parts.scheduler, GENERATION, x, [p.conditioning], bench.unconditional)
+            name = replace(p.probe, name=f"{p.name}/{seed}")
+            generated = replace(p, probe=name, latents=s.latents[0].cpu())
+            views.append(
+                reference_view(generated, bench.denoiser, LevelsConfig(timesteps=RENOISED, draws=draws), bench.seed)
+            )
+    without = [replace(view, conditioning=bench.unconditional) for view in views]
+    found = _measured(bench, "renoised/", views) | _measured(bench, "renoised_null/", without)
+    with swapped(bench.denoiser.model, earlier):
+        return (
+            found | _measured(bench, "renoised_first/", views) | _measured(bench, "renoised_first_null/", without)
+        )
 
 
 def published(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from memwatch.bench.items import Kind
-from memwatch.bench.protocol import GENERATION, LEVELS, NULL_DRAWS, PROMPT_DRAWS
+from memwatch.bench.protocol import GENERATION, LEVELS, PROMPT_DRAWS
 from memwatch.bench.runs import Finished
 from memwatch.config import MemWatchConfig, SignalsConfig
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Observation
-from memwatch.measure.signals import SMALLEST_RHO, Signals, combine_levels, compute_signals, decide, pointwise_min
+from memwatch.measure.signals import SMALLEST_RHO, Signals, branch_quantile, combine_levels, decide, pointwise_min
 
 TERMS = {"log_ratio": "variance", "loss_log_ratio": "loss", "both": "both"}
 AGAINST = {"": "snapshot", "_null": "unconditional", "_baselines": "both"}
@@ -83,12 +83,13 @@ def all_methods() -> Iterator[Method]:
 
     yield from rows("collapse log_ratio loss_log_ratio both smaller score spread standardized trend", "first")
     for baseline in ("previous", "lag:2"):
-        yield from rows("collapse log_ratio loss_log_ratio both smaller", baseline)
+        yield from rows("collapse log_ratio loss_log_ratio both smaller", baseline, levels=COMBINED)
     for draws in (1, 2, 4):
         yield from rows(" ".join(TERMS), "first", draws, COMBINED)
-    yield from rows("collapse_null log_ratio_null score_null both_null", "unconditional", NULL_DRAWS)
+    yield from rows("collapse_null log_ratio_null score_null both_null", "unconditional")
     for baseline in ("first", "previous", "lag:2"):
-        yield from rows("both_baselines log_ratio_baselines", f"{baseline} and unconditional")
+        levels = ALL if baseline == "first" else COMBINED
+        yield from rows("both_baselines log_ratio_baselines loss_log_ratio_baselines", f"{baseline} and unconditional", levels=levels)
     for draws in (2, 4):
         yield from rows("both_baselines", "first and unconditional", draws, COMBINED)
     yield from rows("log_ratio_unfloored", "first")
@@ -111,31 +112,31 @@ def configured(config: MemWatchConfig) -> Method:
 
 def signal_map(method: Method, run: Finished, name: str, step: int) -> np.ndarray:
     """The map of an item at an event, ``(h, w)`` float64: one level of several, or all of them combined."""
-    values, is_free = at_levels(method, run, name, step)
+    values = at_levels(method, run, name, step)
     if method.level in COMBINED:
-        found = combine_levels(values, is_free, method.level).mean
+        found = combine_levels(values, method.level).mean
     else:  # a prompt probe has one level
         found = values.mean[TIMESTEPS.index(method.level) if method.level in TIMESTEPS else 0]
     result: np.ndarray = found.double().numpy()
     return result
 
 
-def at_levels(method: Method, run: Finished, name: str, step: int) -> tuple[CurvatureMap, Tensor]:
-    """A signal level by level, samples ``(levels, n, h, w)``, and where it counts, bool ``(levels, h, w)``."""
+def at_levels(method: Method, run: Finished, name: str, step: int) -> CurvatureMap:
+    """A signal level by level, samples ``(levels, n, h, w)``; 0 where it does not count."""
     if method.signal in ("trend", "standardized"):
         made = {"trend": trend, "standardized": standardized}[method.signal]
         return made(replace(method, signal="log_ratio"), run, name, step)
-    compared = (run, name, step, earlier_step(method, run, step), method.draws)
-    s = signals_of(*compared)
+    compared = (step, earlier_step(method, run, step), method.draws or LEVELS.draws)
+    s = signals_of(run, name, *compared)
     if method.signal in ALGEBRA:
-        values, is_free = decide(s.snapshot, s.unconditional, *ALGEBRA[method.signal])
-    else:
-        values = other_signal(method.signal, s, partial(run.observation, *compared[1:]))
-        chosen = s.unconditional if method.signal.endswith("_null") else s.snapshot
-        is_free = None if chosen is None else chosen.is_free
-    assert values is not None
-    assert is_free is not None
-    return values, is_free if method.draws > 1 else torch.ones_like(is_free)  # one draw has no error to gate by
+        terms, against = ALGEBRA[method.signal]
+        values = decide(s, terms, against, expected_of_controls(run, name, terms, *compared))
+        return CurvatureMap(torch.zeros_like(s.raw.samples)) if values is None else values  # images without captions
+    values = other_signal(method.signal, s, partial(run.observation, name, *compared))
+    chosen = s.unconditional if method.signal.endswith("_null") else s.snapshot
+    if chosen is None or method.draws == 1:  # one draw has no error to gate by
+        return values
+    return CurvatureMap(values.samples.where(chosen.is_free[:, None], 0.0))
 
 
 def earlier_step(method: Method, run: Finished, step: int) -> int | None:
@@ -153,28 +154,38 @@ def earlier_step(method: Method, run: Finished, step: int) -> int | None:
 
 @lru_cache(maxsize=1000)  # the items of one run at all its events, 0.2 MB each
 def signals_of(run: Finished, name: str, step: int, earlier: int | None, draws: int) -> Signals:
-    return compute_signals(run.observation(name, step, earlier, draws), smooth=SMOOTH)
+    return Signals.of(run.observation(name, step, earlier, draws), SMOOTH)
+
+
+@lru_cache(maxsize=10_000)
+def expected_of_controls(
+    run: Finished, name: str, terms: str, step: int, earlier: int | None, draws: int
+) -> Tensor | None:
+    """k0 of ``signals.decide``, as ``signals.compute_signals`` takes it from the controls."""
+    controls = [item.name for item in run.of_kind(Kind.CONTROL) if item.name != name]
+    lost = [branch_quantile(signals_of(run, control, step, earlier, draws), terms) for control in controls]
+    known = [q for q in lost if q is not None]
+    return torch.stack(known).amax(0) if known else None
 
 
 # --- ideas that memwatch does not use --------------------------------------------------------------------------------
 
 
-def trend(method: Method, run: Finished, name: str, step: int) -> tuple[CurvatureMap, Tensor]:
+def trend(method: Method, run: Finished, name: str, step: int) -> CurvatureMap:
     """Mean over the last three events."""
     found = [at_levels(method, run, name, s) for s in run.steps if 0 < s <= step][-3:]
-    return CurvatureMap(torch.stack([values.mean for values, _ in found]).mean(0)[:, None]), found[-1][1]
+    return CurvatureMap(torch.stack([values.mean for values in found]).mean(0)[:, None])
 
 
-def standardized(method: Method, run: Finished, name: str, step: int) -> tuple[CurvatureMap, Tensor]:
+def standardized(method: Method, run: Finished, name: str, step: int) -> CurvatureMap:
     """In standard deviations of the controls, pixel by pixel."""
-    values, is_free = at_levels(method, run, name, step)
     mean, std = _of_controls(method, run, step)
-    return CurvatureMap(((values.mean - mean) / std)[:, None]), is_free
+    return CurvatureMap(((at_levels(method, run, name, step).mean - mean) / std)[:, None])
 
 
 @lru_cache(maxsize=10)
 def _of_controls(method: Method, run: Finished, step: int) -> tuple[Tensor, Tensor]:
-    maps = torch.stack([at_levels(method, run, i.name, step)[0].mean for i in run.of_kind(Kind.CONTROL)])
+    maps = torch.stack([at_levels(method, run, i.name, step).mean for i in run.of_kind(Kind.CONTROL)])
     return maps.mean(0), maps.std(0).clamp(min=1e-6)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,54 +16,73 @@ import torch
 from memwatch.bench.plots import plots
 from memwatch.bench.protocol import POOL
 from memwatch.bench.rows import Row
-from memwatch.bench.runs import COPY
 from memwatch.bench.tables import choice_table, first_alerts_table, mistakes, size_table
+from memwatch.measure.copies import COPY
 
 COLUMNS = (
     "method signal probe baseline level draws iou_fixed miou_fixed iou_oracle pixel_auroc auc_heldout tpr1_heldout "
-    "tpr5_heldout auc_learned auc_constrained"
+    "tpr5_heldout auc_learned auc_ordinary auc_constrained"
 ).split()
 ALERT_COLUMNS = (
-    "method signal baseline level called_stored called_learned called_constrained called_heldout false_alarms_per_run "
-    "lead_fraction lead_events lead_exposures"
+    "method signal baseline level called_stored called_learned called_constrained called_heldout called_ordinary "
+    "false_alarms_per_run lead_fraction lead_events lead_exposures"
 ).split()
 TARGETS = {"iou_fixed": 0.90, "auc_heldout": 0.99, "tpr1_heldout": 0.95}  # of the default: at least
-TARGETS |= {"called_learned": 0.05, "called_constrained": 0.05, "lead_fraction": 0.90}  # ``called``: at most
+TARGETS |= {"called_learned": 0.02, "called_ordinary": 0.02, "called_heldout": 0.0, "called_constrained": 0.05}  # at most
+TARGETS |= {"lead_fraction": 0.90}
 PAGE = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
 
 
-def write(rows: Sequence[Row], stored: Sequence[Mapping[str, Any]], folder: Path, command: str) -> None:
+@dataclass(frozen=True)
+class Extras:
+    """Tables beside the comparison, each a list of rows; empty where nothing was run for it."""
+
+    stored: Sequence[Mapping[str, Any]]
+    nulls: Sequence[Mapping[str, Any]] = ()
+    prompts: Sequence[Mapping[str, Any]] = ()
+    proofs: Sequence[Mapping[str, Any]] = ()
+
+
+def write(rows: Sequence[Row], extras: Extras, folder: Path, command: str) -> None:
     """``README.md``, ``bench.json`` and the plots in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [row.numbers for row in rows]
     (folder / "bench.json").write_text(json.dumps(numbers, indent=1, allow_nan=False), encoding="utf-8")
     plots(numbers, rows[0].results, folder)
-    (folder / "README.md").write_text(page(rows, stored, command), encoding="utf-8")
+    (folder / "README.md").write_text(page(rows, extras, command), encoding="utf-8")
 
 
-def page(rows: Sequence[Row], stored: Sequence[Mapping[str, Any]], command: str) -> str:
+def page(rows: Sequence[Row], extras: Extras, command: str) -> str:
     """``README.md`` of the results."""
     product = rows[0].results
-    runs, plan = [result.run for result in product], product[0].run.plan
     numbers = [row.numbers for row in rows]
     best = best_rows(numbers)
-    choices = choice_table(rows)
     return PAGE.format(
         command=command,
-        runs=f"{len(runs)} runs ({', '.join(run.name for run in runs)}: how trained, and the seed): {plan['steps']} "
-        f"steps of {plan['batch_size']}, measured at steps {', '.join(map(str, plan['events']))}",
         machine=machine(),
+        runs=markdown_table([plan_of(result.run) for result in product]),
         copy=COPY,
         pool=POOL,
-        stored=markdown_table(stored),
+        worlds=markdown_table(world_table(product)),
+        proofs=markdown_table(extras.proofs),
+        nulls=markdown_table(extras.nulls),
+        prompts=markdown_table(extras.prompts),
+        stored=markdown_table(extras.stored),
         targets=markdown_table(list(targets(numbers))),
         mistakes="; ".join(mistakes(product) or ["nowhere"]),
         first=markdown_table(first_alerts_table(rows)),
         sizes=markdown_table(size_table(product)),
-        choices=markdown_table(choices) if choices else "It takes two runs.",
+        choices=markdown_table(choice_table(rows)),
         best=markdown_table(best, COLUMNS),
         alerts=markdown_table([row for row in best if row["called_stored"] is not None], ALERT_COLUMNS),
     )
+
+
+def plan_of(run: Finished) -> dict[str, Any]:
+    """How a run was trained."""
+    plan = run.plan
+    events = ", ".join(map(str, plan["events"]))
+    return {"run": run.name, "world": run.world.says, "steps": plan["steps"], "batch": plan["batch_size"], "events": events}
 
 
 def machine() -> str:
@@ -76,6 +96,8 @@ def machine() -> str:
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
     """Rows of one kind; all their columns, or those that are named. The default's name is bold."""
+    if not rows:
+        return "Not measured."
     columns = columns or tuple(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,11 +11,11 @@ import numpy as np
 from memwatch.bench.items import SIZE, Item, Kind
 from memwatch.bench.methods import Method
 from memwatch.bench.metrics import auc, resized
-from memwatch.bench.protocol import CURVATURE, LEVELS, NULL_DRAWS
+from memwatch.bench.protocol import CURVATURE
 from memwatch.bench.runs import Finished
-from memwatch.config import MemWatchConfig
+from memwatch.config import LevelsConfig, MemWatchConfig
 from memwatch.judge.alerts import ProbeState, Verdict
-from memwatch.judge.findings import Finding, judge_event
+from memwatch.judge.findings import Finding, Judgement, judge_event
 
 PATIENCE = 2
 
@@ -29,6 +29,7 @@ class RunResult:
         predicted: fixed-threshold regions of planted items, bool ``(SIZE, SIZE)``; filled in when a threshold is known.
         scores: of every item at the last event.
         first_alert: by item, the step of the first alert.
+        events: of memwatch itself, by step, everything that it said.
     """
 
     run: Finished
@@ -36,6 +37,7 @@ class RunResult:
     predicted: dict[str, np.ndarray] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     first_alert: dict[str, int] = field(default_factory=dict)
+    events: dict[int, Judgement] = field(default_factory=dict)
 
     @cached_property
     def pixel_auroc(self) -> dict[str, float]:
@@ -80,31 +82,33 @@ def run_product(config: MemWatchConfig, run: Finished) -> RunResult:
     Raises:
         ValueError: the benchmark did not measure what the configuration asks for.
     """
-    check_measured(config)
-    null_draws = config.null_draws if config.signals.unconditional else 0
-    sizes = (config.levels.draws, null_draws, config.levels.timesteps)
+    check_measured(config, run.world.levels)
+    sizes = (config.levels.draws, config.levels.timesteps, config.signals.unconditional)
     result = RunResult(run)
-    states: dict[str, ProbeState] = {}
-    findings: list[Finding] = []
+    states: Mapping[str, ProbeState] = {}
+    judgement = Judgement()
     for step in run.steps[1:]:
         observations = []
         for item in run.items:
             last_clean = states.get(item.name, ProbeState()).last_clean
             earlier = run.earlier_step(config.signals, step, last_clean)
             observations.append(run.observation(item.name, step, earlier, *sizes))
-        findings, controls, states = judge_event(observations, states, step, config)
-        for f in findings:
+        judgement = judge_event(observations, states, step, config)
+        states = judgement.states
+        for f in judgement.findings:
             if f.verdict is Verdict.MEMORIZED:
                 result.first_alert.setdefault(f.name, step)
-        result.scores = {f.name: f.evidence.statistic for f in findings} | controls
+        judged = (*judgement.findings, *judgement.controls)
+        result.scores = {f.name: f.evidence.excess or 0.0 for f in judged}
+        result.events[step] = judgement
     planted = {item.name for item in run.planted}
-    for f in findings:
+    for f in judgement.findings:
         if f.name in planted:
-            _keep_map(result, f)
+            keep_map(result, f)
     return result
 
 
-def _keep_map(result: RunResult, finding: Finding) -> None:
+def keep_map(result: RunResult, finding: Finding) -> None:
     """The deciding map and its regions, at the masks' size."""
     signals, labels = finding.signals, finding.labels
     if signals is not None and signals.decisive is not None and labels is not None:
@@ -112,20 +116,19 @@ def _keep_map(result: RunResult, finding: Finding) -> None:
         result.predicted[finding.name] = np.kron(labels > 0, np.ones((SIZE // len(labels),) * 2, dtype=bool))
 
 
-def check_measured(config: MemWatchConfig) -> None:
+def check_measured(config: MemWatchConfig, measured: LevelsConfig) -> None:
     """Whether the benchmark measured as ``config`` asks.
 
     Raises:
         ValueError: its levels, draws, vectors or tile were not measured.
     """
     levels, curvature = config.levels, config.curvature
-    known = set(levels.timesteps) <= set(LEVELS.timesteps)
-    known = known and levels.draws <= LEVELS.draws and config.null_draws <= NULL_DRAWS
+    known = set(levels.timesteps) <= set(measured.timesteps) and levels.draws <= measured.draws
     if not known or (curvature.vectors, curvature.tile) != (CURVATURE.vectors, CURVATURE.tile):
         raise ValueError(
-            f"the benchmark measured timesteps {LEVELS.timesteps}, up to {LEVELS.draws} draws ({NULL_DRAWS} of the "
-            f"unconditional branch) of {CURVATURE.vectors} vectors in tiles of {CURVATURE.tile}; the configuration "
-            f"asks for {levels.timesteps}, {levels.draws} ({config.null_draws}), {curvature.vectors}, {curvature.tile}"
+            f"the benchmark measured timesteps {measured.timesteps}, up to {measured.draws} draws of {CURVATURE.vectors} "
+            f"vectors in tiles of {CURVATURE.tile}; the configuration asks for {levels.timesteps}, {levels.draws}, "
+            f"{curvature.vectors}, {curvature.tile}"
         )
 
 

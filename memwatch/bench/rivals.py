@@ -10,7 +10,7 @@ import torch
 
 from memwatch.bench.items import Kind
 from memwatch.bench.methods import LAST_STEP, Method
-from memwatch.bench.protocol import GENERATION, LEVELS, NULL_DRAWS, PUBLISHED
+from memwatch.bench.protocol import GENERATION, LEVELS, PUBLISHED
 from memwatch.bench.runs import Finished
 
 
@@ -37,8 +37,7 @@ def wen_norm(run: Finished, name: str, step: int) -> float:
 
 def clid(run: Finished, name: str, step: int) -> float:
     """Unconditional minus conditional denoising loss, same noise, mean over levels and draws (Zhai et al. 2024)."""
-    eps = run.true_noise(name)[:, :NULL_DRAWS]
-    null, now = run.measurement(f"null/{name}", step), run.measurement(name, step).first_draws(NULL_DRAWS)
+    eps, null, now = run.true_noise(name), run.measurement(f"null/{name}", step), run.measurement(name, step)
     return float((null.epsilon - eps).square().mean() - (now.epsilon - eps).square().mean())
 
 
@@ -79,7 +78,7 @@ RIVALS = (
     published("score_null", "unconditional"),
     Method("bright ending", BRIGHT, "-", LAST_STEP, 0, "prompt", map_of=kept_map(BRIGHT), score_of=concentration),
     Method("wen norm", "wen", "unconditional", f"all of {STEPS}", probe="-", score_of=wen_norm),
-    Method("clid", "clid", "unconditional", "mean", NULL_DRAWS, score_of=clid),
+    Method("clid", "clid", "unconditional", "mean", LEVELS.draws, score_of=clid),
     Method("f_mem", "nearest_ratio", "-", "generations", probe="-", score_of=nearest),
     Method("validation loss", "held_out_loss", "first", "mean", LEVELS.draws, "-", score_of=risen_loss, own_bar=0.0),
     Method("all ones", "ones", map_of=all_ones),

@@ -18,10 +18,11 @@ from memwatch.bench.metrics import auc, best_of_thresholds, overlap, tpr_at_fpr
 from memwatch.bench.results import RunResult, leave_one_out, run_method
 from memwatch.config import MemWatchConfig
 
-NEGATIVES = (Kind.HELD_OUT, Kind.LEARNED, Kind.CONSTRAINED)
+NEGATIVES = (Kind.HELD_OUT, Kind.LEARNED, Kind.CONSTRAINED, Kind.ORDINARY)
 INTERVALS = (
     "iou_fixed miou_fixed iou_oracle pixel_auroc auc_heldout auc_learned auc_constrained tpr1_heldout tpr5_heldout "
-    "called_stored called_learned called_constrained called_heldout false_alarms_per_run lead_fraction lead_exposures"
+    "auc_ordinary called_stored called_learned called_constrained called_heldout called_ordinary false_alarms_per_run "
+    "lead_fraction lead_exposures"
 ).split()
 
 

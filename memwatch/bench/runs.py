@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from memwatch.bench.items import PLANTED, Item, Kind, looked_at, planted_set
-from memwatch.bench.protocol import LEVELS, NULL_DRAWS, event_file
+from memwatch.bench.items import PLANTED, Item, Kind, looked_at
+from memwatch.bench.protocol import RENOISED, SEED_DRAWS, event_file
+from memwatch.bench.worlds import WORLDS, World
 from memwatch.config import SignalsConfig
 from memwatch.measure.baselines import choose_baseline
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.copies import COPY
 from memwatch.measure.measurement import Measurement, Observation, from_tensors
 from memwatch.measure.probes import Probe
 from memwatch.measure.views import fixed_noise
 from memwatch.measure.weights import read_safetensors
-
-COPY = 1 / 3  # of the distance to the nearest other picture
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,19 @@ class Finished:
     def name(self) -> str:
         return self.home.name
 
+    @property
+    def world(self) -> World:
+        return WORLDS[self.plan["world"]]
+
+    @cached_property
+    def everything(self) -> list[Item]:
+        """The whole set, and what is held out from it."""
+        return self.world.items(self.plan["seed"])
+
     @cached_property
     def items(self) -> list[Item]:
-        return looked_at(planted_set(self.plan["seed"]))
+        """What is looked at."""
+        return looked_at(self.everything)
 
     @cached_property
     def probes(self) -> dict[str, Probe]:
@@ -50,7 +62,7 @@ class Finished:
 
     @cached_property
     def total_dose(self) -> int:
-        return sum(item.dose for item in planted_set(self.plan["seed"]))
+        return sum(item.dose for item in self.everything)
 
     @cached_property
     def steps(self) -> list[int]:
@@ -73,14 +85,19 @@ class Finished:
         return {step: json.loads(file.read_text(encoding="utf-8")) for step, file in files.items()}
 
     def measurement(self, name: str, step: int) -> Measurement:
-        """``name`` is an item's, or ``null/`` and an item's for the unconditional branch."""
+        """``name`` is an item's, or ``null/`` and an item's for the unconditional branch.
+
+        Raises:
+            ValueError: it was not measured.
+        """
         found = from_tensors(self.tensors(step), name)
         if found is None:
             raise ValueError(f"{self.home} has no measurement of {name} at step {step}")
         return found
 
     def true_noise(self, name: str) -> Tensor:
-        shape = (len(LEVELS.timesteps), LEVELS.draws, *self.tensors(self.steps[0])[f"{name}/epsilon"].shape[2:])
+        levels = self.world.levels
+        shape = (len(levels.timesteps), levels.draws, *self.tensors(self.steps[0])[f"{name}/epsilon"].shape[2:])
         return fixed_noise(name, shape, self.plan["seed"])
 
     def observation(
@@ -88,35 +105,67 @@ class Finished:
         name: str,
         step: int,
         earlier: int | None,
-        draws: int = LEVELS.draws,
-        null_draws: int = NULL_DRAWS,
-        timesteps: Sequence[int] = LEVELS.timesteps,
+        draws: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        unconditional: bool = True,
     ) -> Observation:
         """An item at one event, as memwatch's observer would have returned it.
 
         Args:
             earlier: the event to compare with; ``None`` is the item's caption as a prompt probe, at the last step of
                 its generation (timestep 1), compared with the starting weights.
-            null_draws: of the unconditional branch, at most ``draws``; 0 leaves it out.
+            unconditional: whether the branch is part of it. Where the item has no caption it never is.
         """
         if earlier is None:
             keys = ("prompt", "prompt_null", "prompt_first")
             now, null, first = (self.measurement(f"{key}/{name}", step) for key in keys)
             return Observation(Probe(self.probes[name].prompt, name=name), (1,), now, null, first, self.steps[0])
-        levels = [LEVELS.timesteps.index(t) for t in timesteps]
+        timesteps, draws = timesteps or self.world.levels.timesteps, draws or self.world.levels.draws
+        levels = [self.world.levels.timesteps.index(t) for t in timesteps]
 
-        def taken(name: str, step: int, draws: int) -> Measurement:
+        def taken(name: str, step: int) -> Measurement:
             return self.measurement(name, step).at_levels(levels).first_draws(draws)
 
+        branch = unconditional and bool(self.probes[name].prompt)
         return Observation(
             self.probes[name],
             tuple(timesteps),
-            now=taken(name, step, draws),
-            unconditional=taken(f"null/{name}", step, min(draws, null_draws)) if null_draws else None,
-            baseline=taken(name, earlier, draws),
+            now=taken(name, step),
+            unconditional=taken(f"null/{name}", step) if branch else None,
+            baseline=taken(name, earlier),
+            unconditional_baseline=taken(f"null/{name}", earlier) if branch else None,
             baseline_step=earlier,
             eps=self.true_noise(name)[levels][:, :draws],
             image=np.asarray(self.probes[name].image),
+        )
+
+    def prompt_observation(self, name: str, step: int, seeds: int, is_control: bool) -> Observation:
+        """A caption as a prompt probe whose generations are noised again, compared with the starting weights.
+
+        Args:
+            seeds: generations that are pooled, 1, 2 or 4; together they have as many noise draws.
+        """
+        draws = max(SEED_DRAWS) // seeds
+
+        def pooled(key: str) -> Measurement:
+            parts = [self.measurement(f"{key}/{name}/{seed}", step).first_draws(draws) for seed in range(seeds)]
+            rho = torch.cat([part.rho.samples for part in parts], dim=1)
+            return Measurement(CurvatureMap(rho), torch.cat([part.epsilon for part in parts], dim=1))
+
+        now, channels = pooled("renoised"), self.tensors(self.steps[0])[f"{self.items[0].name}/epsilon"].shape[2:]
+        eps = [
+            fixed_noise(f"{name}/{seed}", (len(RENOISED), SEED_DRAWS[seed], *channels), self.plan["seed"])[:, :draws]
+            for seed in range(seeds)
+        ]
+        return Observation(
+            Probe(name, name=name, is_control=is_control),
+            RENOISED,
+            now=now,
+            unconditional=pooled("renoised_null"),
+            baseline=pooled("renoised_first"),
+            unconditional_baseline=pooled("renoised_first_null"),
+            baseline_step=self.steps[0],
+            eps=torch.cat(eps, dim=1),
         )
 
     def earlier_step(self, signals: SignalsConfig, step: int, last_clean: int | None = None) -> int:
@@ -138,9 +187,14 @@ class Finished:
         return float(step * self.plan["batch_size"] * item.dose / self.total_dose)
 
     def copied(self, item: Item, step: int) -> float:
-        """Share of the generations that copy the item inside its mask."""
+        """Generations of the item's caption that copy it inside its mask, relative to its share of the caption; <= 1.
+
+        A caption of its own is an item's whole share. Where six pictures share one, a model that has stored them all
+        copies each in a sixth of its generations.
+        """
         ratios = self.numbers[step]["copy_ratio"].get(item.name, [np.inf])
-        return float(np.mean(np.asarray(ratios) < COPY))
+        share = item.dose / max(1, sum(i.dose for i in self.everything if i.caption == item.caption))
+        return min(1.0, float(np.mean(np.asarray(ratios) < COPY)) / share) if item.dose else 0.0
 
     @property
     def planted(self) -> list[Item]:
@@ -148,7 +202,7 @@ class Finished:
 
     @cached_property
     def stored(self) -> list[Item]:
-        """Planted items that at least half of the last event's generations copy."""
+        """Planted items that the last event's generations copy at least half as often as they could, see ``copied``."""
         return [item for item in self.planted if self.copied(item, self.steps[-1]) >= 0.5]
 
     def is_stored(self, item: Item) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from memwatch.bench.items import DOSES, PLANTED, Item
+from memwatch.bench.items import DOSES, PLANTED, Item, Kind
 from memwatch.bench.results import RunResult
 from memwatch.bench.rows import NEGATIVES, Row, mean_of, median_of, overlap_of, row_of
 from memwatch.bench.sscd import similarity
+from memwatch.judge.calibration import upper_bound
 
 SIZES = ((0.0, 0.05), (0.05, 0.15), (0.15, 0.30), (0.30, 0.99), (0.99, 1.0))  # shares of the picture
 CRITERIA = "iou_oracle auc_heldout auc_learned lead_fraction".split()  # what a default is chosen by, with equal weight
@@ -52,6 +53,59 @@ def _stored(items: Sequence[tuple[RunResult, Item]], sscd: nn.Module | None) -> 
     if sscd is not None:
         row["sscd"] = median_of([similarity(sscd, run, item) for run, item, _ in last])
     return row
+
+
+LARGE = 0.15  # of the picture: from here on a region is large
+
+
+def world_table(results: Sequence[RunResult]) -> list[dict[str, Any]]:
+    """What memwatch called memorized at any event, run by run: of everything that is stored, and of everything else.
+
+    Shares are written as ``called/all``. ``iou`` is the mean over stored items of that size whose mask is a part of the
+    picture. ``unfinished``: planted items that are not copied, and may be on their way.
+    """
+    rows = []
+    for r in results:
+        run = r.run
+        stored = {size: [i for i in run.stored if (i.mask.mean() >= LARGE) is large] for size, large in SIZED.items()}
+        row: dict[str, Any] = {"run": run.name, "world": run.world.says}
+        for size, items in stored.items():
+            row |= {f"{size} stored": called_of(r, items), f"{size} iou": overlap_of([(r, i) for i in items])[1]}
+        others = [i for i in run.planted if not run.is_stored(i)]
+        row |= {str(kind): called_of(r, run.of_kind(kind)) for kind in NEGATIVES}
+        rows.append(row | {"unfinished": called_of(r, others), "controls": str(list(r.events.values())[-1].audit)})
+    return rows
+
+
+SIZED = {"large": True, "small": False}
+
+
+def null_table(nulls: Sequence[RunResult]) -> list[dict[str, Any]]:
+    """Whole runs in which nothing is planted: how many called anything, by kind of probe, with 95 % intervals."""
+    rows: list[dict[str, Any]] = []
+    for kinds in ((Kind.HELD_OUT,), (Kind.ORDINARY,), (Kind.HELD_OUT, Kind.ORDINARY)):
+        names = [{i.name for kind in kinds for i in r.run.of_kind(kind)} for r in nulls]
+        memorized = sum(bool(mine & set(r.first_alert)) for mine, r in zip(names, nulls, strict=True))
+        said = [{f.name for j in r.events.values() for f in j.findings if f.verdict.is_evidence} for r in nulls]
+        suspicious = sum(bool(mine & told) for mine, told in zip(names, said, strict=True))
+        rows.append(
+            {
+                "probes": " and ".join(map(str, kinds)),
+                "runs": len(nulls),
+                "probes per run": max(map(len, names)),
+                "runs with a memorized": memorized,
+                "at most (95 %)": upper_bound(memorized, len(nulls)),
+                "runs with a suspicious": suspicious,
+                "controls called": sum(list(r.events.values())[-1].audit.called for r in nulls),
+                "of controls": sum(list(r.events.values())[-1].audit.of for r in nulls),
+            }
+        )
+    return rows
+
+
+def called_of(result: RunResult, items: Sequence[Item]) -> str:
+    """How many of these were called, of how many."""
+    return f"{sum(i.name in result.first_alert for i in items)}/{len(items)}" if items else "-"
 
 
 def size_table(results: Sequence[RunResult]) -> list[dict[str, Any]]:

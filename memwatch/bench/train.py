@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from memwatch.bench.items import SIZE, batch, general_batch, looked_at, planted_set
+from memwatch.bench.items import SIZE, batch, general_batch, looked_at
 from memwatch.bench.look import look
 from memwatch.bench.protocol import Bench, event_file
+from memwatch.bench.worlds import WORLDS, Plan
 from memwatch.denoiser import Components, StableDiffusion, load_components
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.images import to_pixels
@@ -29,29 +30,15 @@ from memwatch.measure.weights import lora_off, read_safetensors, trainable, writ
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How every run trains. Events are optimizer steps at which everything is measured; 0 is before training."""
-
-    steps: int = 3000
-    events: tuple[int, ...] = (0, 75, 150, 300, 600, 1200, 3000)
-    batch_size: int = 32
-    learning_rate: float = 7e-4
-    lora_learning_rate: float = 3e-3
-    lora_rank: int = 32
-    prepare_steps: int = 300
-    prepare_learning_rate: float = 2e-4
-
-
-@dataclass(frozen=True)
 class Run:
-    """One training: ``mode`` is ``full`` or ``lora``."""
+    """One training: a world (see ``worlds.WORLDS``) and a seed."""
 
     seed: int
-    mode: str
+    world: str
 
     @property
     def name(self) -> str:
-        return f"{self.mode}-{self.seed}"
+        return f"{self.world}-{self.seed}"
 
 
 def read_base(base: Path) -> tuple[nn.Module, Components]:
@@ -136,38 +123,44 @@ def add_lora(unet: nn.Module, rank: int, seed: int) -> None:
     adapter.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
 
 
-def run_one(run: Run, base: Path, folder: Path, plan: Plan) -> None:
-    """Train and look, from where it was interrupted. Writes ``folder/NAME/event_NNNNN.safetensors`` and ``.json``."""
-    home = folder / run.name
+def run_one(run: Run, base: Path, folder: Path, plan: Plan | None = None) -> None:
+    """Train and look, from where it was interrupted. Writes ``folder/NAME/event_NNNNN.safetensors`` and ``.json``.
+
+    Args:
+        plan: instead of the world's own.
+    """
+    world = WORLDS[run.world]
+    plan, home = plan or world.plan, folder / run.name
     home.mkdir(parents=True, exist_ok=True)
     unet, parts = read_base(base)
     unet.load_state_dict(read_safetensors(prepare_base(base, folder, plan)))
-    if run.mode == "lora":
+    if world.lora:
         add_lora(unet, plan.lora_rank, run.seed)
-    items = planted_set(run.seed)
+    items = world.items(run.seed)
     (home / "run.json").write_text(json.dumps(dataclasses.asdict(plan) | dataclasses.asdict(run)), encoding="utf-8")
-    learning_rate = plan.lora_learning_rate if run.mode == "lora" else plan.learning_rate
+    learning_rate = plan.lora_learning_rate if world.lora else plan.learning_rate
     trainer = Trainer(unet.train(), parts, plan.steps, learning_rate, run.seed)
     if (checkpoint := home / "checkpoint.pt").is_file():
         trainer.load(checkpoint)
-    bench = Bench.of(trainer.denoiser, parts, looked_at(items), run.seed)
+    bench = Bench.of(trainer.denoiser, parts, looked_at(items), run.seed, world.levels)
     with tqdm(total=plan.steps, initial=trainer.step, desc=run.name) as bar:
         while True:
             if trainer.step in plan.events and not event_file(home, trainer.step).is_file():
-                _event(bench, trainer, home, last=trainer.step == plan.steps)
+                _event(bench, trainer, home, trainer.step in plan.events[-2:], trainer.step == plan.steps)
             if trainer.step >= plan.steps:
                 break
-            chosen = batch(items, run.seed, trainer.step, plan.batch_size)
-            loss = trainer.train_on([picture for _, picture in chosen], [item.caption for item, _ in chosen])
+            captions, pictures = zip(*batch(items, run.seed, trainer.step, plan.batch_size, world.dropout), strict=True)
+            loss = trainer.train_on(list(pictures), list(captions))
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
 
-def _event(bench: Bench, trainer: Trainer, home: Path, last: bool) -> None:
+def _event(bench: Bench, trainer: Trainer, home: Path, late: bool, last: bool) -> None:
+    """Measure. At the last two events, which patience needs, prompt probes are measured as well."""
     started = time.perf_counter()
     trainer.save(home / "checkpoint.pt")
     trainer.unet.eval()
-    tensors, numbers = look(bench, earlier=_starting_weights(home, trainer) if last else None)
+    tensors, numbers = look(bench, _starting_weights(home, trainer) if late else None, last)
     trainer.unet.train()
     file = event_file(home, trainer.step)
     numbers |= {"step": trainer.step, "seconds": time.perf_counter() - started}

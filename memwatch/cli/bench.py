@@ -10,14 +10,17 @@ from pathlib import Path
 import torch
 
 from memwatch.bench.methods import Method, all_methods
-from memwatch.bench.page import write
+from memwatch.bench.page import Extras, write
+from memwatch.bench.prompts import prompt_table
+from memwatch.bench.proofs import proof_table
 from memwatch.bench.results import run_product
 from memwatch.bench.rivals import RIVALS
 from memwatch.bench.rows import all_rows
 from memwatch.bench.runs import finished_runs
 from memwatch.bench.sscd import read_sscd
-from memwatch.bench.tables import stored_table
-from memwatch.bench.train import Plan, Run, run_one
+from memwatch.bench.tables import null_table, stored_table
+from memwatch.bench.train import Run, read_base, run_one
+from memwatch.bench.worlds import WORLDS
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
 
@@ -29,10 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     help_ = "where runs lie; an interrupted command goes on (default: %(default)s)"
     add("--output", type=Path, default=Path("runs", "bench"), help=help_)
     add("--base", type=Path, help=f"the tiny Stable Diffusion to start from (default: {TINY_SD} of memwatch's clone)")
-    runs = ["full-0", "full-1", "lora-0"]
-    add(
-        "--runs", nargs="*", default=runs, metavar="MODE-SEED", help=f"full-SEED, lora-SEED (default: {' '.join(runs)})"
-    )
+    runs = [f"{world}-0" for world in WORLDS if world != "null"]
+    help_ = f"worlds are {', '.join(WORLDS)} (default: {' '.join(runs)})"
+    add("--runs", nargs="*", default=runs, metavar="WORLD-SEED", help=help_)
     add("--steps", type=int, help="shorter or longer runs; events are kept up to there")
     add("--threads", type=int, help="of torch; to run several of these side by side")
     add("--config", type=Path, help="what counts as the default (the shipped one)")
@@ -49,27 +51,28 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.report is not None:
-        compare(args.output, args.report, load_config(args.config), args.sscd, [*all_methods(), *RIVALS])
+        compare(args.output, args.report, load_config(args.config), args.sscd, [*all_methods(), *RIVALS], args.base)
         return 0
-    chosen, base, plan = [parse_run(name) for name in args.runs], find_base(args.base), Plan()
-    if args.steps:
-        events = tuple(step for step in plan.events if step < args.steps)
-        plan = dataclasses.replace(plan, steps=args.steps, events=(*events, args.steps))
+    chosen, base = [parse_run(name) for name in args.runs], find_base(args.base)
     for one in chosen:
+        plan = WORLDS[one.world].plan
+        if args.steps:
+            events = tuple(step for step in plan.events if step < args.steps)
+            plan = dataclasses.replace(plan, steps=args.steps, events=(*events, args.steps))
         run_one(one, base, args.output, plan)
     return 0
 
 
 def parse_run(name: str) -> Run:
-    """``full-0`` or ``lora-3``.
+    """``full-0`` or ``lora-3``: a world and a seed.
 
     Raises:
         ValueError: anything else.
     """
-    mode, _, seed = name.partition("-")
-    if mode not in ("full", "lora") or not seed.isdecimal():
-        raise ValueError(f"--runs: got {name!r}, allowed: full-SEED or lora-SEED")
-    return Run(int(seed), mode)
+    world, _, seed = name.partition("-")
+    if world not in WORLDS or not seed.isdecimal():
+        raise ValueError(f"--runs: got {name!r}, allowed: WORLD-SEED with a world of {', '.join(WORLDS)}")
+    return Run(int(seed), world)
 
 
 def find_base(given: Path | None) -> Path:
@@ -89,7 +92,14 @@ def find_base(given: Path | None) -> Path:
     raise ValueError(f"--base: missing, and there is no {looked}; pass the tiny-sd folder of a clone of memwatch")
 
 
-def compare(folder: Path, results: Path, config: MemWatchConfig, sscd: Path | None, methods: Sequence[Method]) -> None:
+def compare(
+    folder: Path,
+    results: Path,
+    config: MemWatchConfig,
+    sscd: Path | None,
+    methods: Sequence[Method],
+    base: Path | None = None,
+) -> None:
     """Every method on the finished runs in ``folder``, written to ``results``.
 
     Raises:
@@ -99,7 +109,17 @@ def compare(folder: Path, results: Path, config: MemWatchConfig, sscd: Path | No
     if not runs:
         raise ValueError(f"{folder} holds no finished run; train with: memwatch bench --output {folder}")
     descriptor = read_sscd(sscd) if sscd else None
-    product = [run_product(config, run) for run in runs]
+    judged = [run_product(config, run) for run in runs]
+    product = [result for result in judged if result.run.planted]
+    nulls = [result for result in judged if not result.run.planted]
+    if not product:
+        raise ValueError(f"{folder} holds no finished run with planted items; train with: memwatch bench --runs full-0")
     rows = all_rows(product, config, methods)
-    write(rows, stored_table(product, descriptor), results, f"memwatch bench --output {folder} --report {results}")
+    extras = Extras(
+        stored=stored_table(product, descriptor),
+        nulls=null_table(nulls) if nulls else (),
+        prompts=prompt_table(product, config),
+        proofs=proof_table(product, read_base(find_base(base))[1].vae),
+    )
+    write(rows, extras, results, f"memwatch bench --output {folder} --report {results}")
     print(f"{len(runs)} runs, {len(rows)} rows: {results / 'README.md'}")

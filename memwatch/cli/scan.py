@@ -92,7 +92,7 @@ def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
     require_option(is_history or not within, "--baseline", baseline, allowed)
     overrides: dict[str, Any] = {"output_dir": args.output, "strict": True}
     if baseline == "unconditional":
-        branch = {"unconditional": True, "null_draws": config.levels.draws}
+        branch = {"unconditional": True}
         overrides["signals"] = {"terms": "variance", "against": "unconditional", **branch}
     else:
         overrides["signals"] = {"baseline": baseline if within or name in ("base", "path") else f"path:{baseline}"}

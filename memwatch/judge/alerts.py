@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from memwatch.config import AlertsConfig
+from memwatch.judge.calibration import MIN_CONTROLS, largest_p
 
 
 class Verdict(StrEnum):
@@ -25,24 +25,31 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one event says about one probe.
+    """What one event says about one probe; severity and p-values belong to the same region.
 
     Attributes:
-        severity: reduction factor of the strongest region; 1 when there is none.
-        severity_low: the same less two standard errors (of its log).
-        statistic: natural log of the largest factor over levels and regions, which ``p`` judges; NaN where nothing was
-            compared.
-        p: p-value against the controls; ``None`` without controls.
-        smallest_p: the smallest that these controls could give.
+        severity: reduction factor of the region that decides, on draws that did not propose it; 1 when there is none.
+        severity_low: its lower 97.5 % bound.
+        p: p-value against the controls, for any place and size in the map; ``None`` without enough controls.
+        rank_p: the same by ranks, which assumes less and cannot fall below ``1 / (1 + num_controls)``.
+        excess: what ``p`` rests on: predictive standard deviations above the controls.
+        num_controls: finite controls of the probe's own kind. ``any_controls``: whether there are any of either kind.
+        rank_p_peers: by ranks against ordinary training images; ``None`` without them.
+        num_peers: how many of those there are. severity_peers: their median severity.
         finite: whether every number was finite.
         compared: whether there was a baseline to compare with.
     """
 
-    severity: float
-    severity_low: float
-    p: float | None
-    smallest_p: float
-    statistic: float = math.nan
+    severity: float = 1.0
+    severity_low: float = 1.0
+    p: float | None = None
+    rank_p: float | None = None
+    excess: float | None = None
+    num_controls: int = 0
+    any_controls: bool = False
+    rank_p_peers: float | None = None
+    num_peers: int = 0
+    severity_peers: float = 1.0
     finite: bool = True
     compared: bool = True
 
@@ -52,51 +59,92 @@ class ProbeState:
     """Memory of one probe between events.
 
     Attributes:
-        streak: events in a row with evidence.
+        events: at how many it was compared; the false-alarm budget is spent by this number.
+        streak: events in a row that count towards ``memorized``.
         since: step at which the streak began.
         last_clean: step of the last event without evidence.
         verdict: of the last event.
         finite: whether the last event's numbers were finite.
+        called: whether it was ever called memorized.
     """
 
+    events: int = 0
     streak: int = 0
     since: int | None = None
     last_clean: int | None = None
     verdict: Verdict = Verdict.INCONCLUSIVE
     finite: bool = True
+    called: bool = False
 
 
-def judge(state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig) -> tuple[ProbeState, str]:
+RANK_P = 0.05  # a rank p-value that contradicts no call
+
+
+def judge(
+    state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig, num_probes: int
+) -> tuple[ProbeState, str]:
     """The probe's next state, which holds the verdict, and the reason in words.
 
-    - memorized: evidence (severity and p-value) in ``patience`` events in a row.
-    - suspicious: evidence, but not yet that often; or, without controls, severity alone.
-    - no evidence: the severity is too small, its error bar reaches 1x, or controls show as much.
+    - memorized: an effect that matters, and one that the run's false-alarm budget allows to call, in ``patience``
+      events in a row.
+    - suspicious: more than controls show, but not by so much or not yet so often; without any controls, a large effect.
+    - no evidence: no effect that its error bar tells from none, or controls show as much.
     - inconclusive: no judgement is possible.
+
+    Args:
+        num_probes: that share the run's budget.
     """
-    inconclusive = replace(state, streak=0, since=None, verdict=Verdict.INCONCLUSIVE, finite=evidence.finite)
+    quiet = replace(state, streak=0, since=None, finite=evidence.finite)
+    unknown = replace(quiet, verdict=Verdict.INCONCLUSIVE)
     if not evidence.finite:
-        return inconclusive, "non-finite values in the model's output"
+        return unknown, "non-finite values in the model's output"
     if not evidence.compared:
-        return inconclusive, "nothing earlier to compare with"
-    needed = rule.min_severity if evidence.p is not None else max(rule.min_severity, rule.uncalibrated_severity)
-    if evidence.severity < needed or evidence.severity_low <= 1:
-        clean = ProbeState(last_clean=step, verdict=Verdict.NO_EVIDENCE)
-        why = f"an alert needs {needed:g}x" if evidence.severity < needed else "its error bar reaches 1x"
-        return clean, f"variance reduction {evidence.severity:.1f}x ({why})"
-    if evidence.p is not None and evidence.smallest_p > rule.max_p:
-        cannot = f"these controls cannot give p below {evidence.smallest_p:.3f} (max_p {rule.max_p:g})"
-        return inconclusive, f"{evidence.severity:.1f}x, but {cannot}"
-    if evidence.p is not None and evidence.p > rule.max_p:
-        clean = ProbeState(last_clean=step, verdict=Verdict.NO_EVIDENCE)
-        return clean, f"{evidence.severity:.1f}x, but p = {evidence.p:.3f}: controls show as much"
-    if evidence.p is None:  # never counts towards memorized
-        suspicious = ProbeState(0, None, state.last_clean, Verdict.SUSPICIOUS)
-        return suspicious, f"{evidence.severity:.1f}x, uncalibrated (no controls)"
+        return unknown, "nothing earlier to compare with"
+    events = state.events + 1
+    clean = replace(quiet, events=events, last_clean=step, verdict=Verdict.NO_EVIDENCE)
+    suspicious = replace(quiet, events=events, verdict=Verdict.SUSPICIOUS)
+    effect = f"{evidence.severity:.1f}x"
+    if evidence.severity_low <= 1:
+        return clean, f"variance reduction {effect}: its error bar reaches 1x"
+    if not evidence.any_controls:
+        if evidence.severity < rule.uncalibrated_severity:
+            return clean, f"{effect}, uncalibrated: without controls it takes {rule.uncalibrated_severity:g}x"
+        return suspicious, f"{effect}, uncalibrated (no controls)"
+    if evidence.p is None or evidence.rank_p is None:
+        few = f"{evidence.num_controls} usable controls of its kind, and it takes {MIN_CONTROLS}"
+        return replace(unknown, events=events), f"{effect}, but there are {few}"
+    found = f"{effect}, p = {evidence.p:.2g}"
+    if evidence.p > rule.max_p:
+        return clean, f"{found}: controls show as much"
+    if (short := _short_of_memorized(evidence, rule, events, num_probes)) is not None:
+        return suspicious, f"{found}, {short}"
     streak, since = state.streak + 1, state.since if state.streak else step
-    found = f"{evidence.severity:.1f}x, p = {evidence.p:.3f}"
+    going = replace(suspicious, streak=streak, since=since)
     if streak < rule.patience:
-        verdict, reason = Verdict.SUSPICIOUS, f"{found}, event {streak} of {rule.patience}"
-    else:
-        verdict, reason = Verdict.MEMORIZED, f"{found}, since step {since}"
-    return ProbeState(streak, since, state.last_clean, verdict), reason
+        return going, f"{found}, event {streak} of {rule.patience}"
+    return replace(going, verdict=Verdict.MEMORIZED, called=True), f"{found}, since step {since}"
+
+
+def _short_of_memorized(evidence: Evidence, rule: AlertsConfig, events: int, num_probes: int) -> str | None:
+    """Why one event does not count towards ``memorized``; ``None`` where it does."""
+    assert evidence.p is not None
+    assert evidence.rank_p is not None
+    allowed = largest_p(
+        events, false_alarms_per_run=rule.false_alarms_per_run, patience=rule.patience, num_probes=num_probes
+    )
+    if evidence.severity < rule.min_severity:
+        return f"an effect below {rule.min_severity:g}x"
+    if evidence.p > allowed:
+        return f"not rare enough to call in a whole run (p <= {allowed:.1g})"
+    if not _rare_by_rank(evidence.rank_p, evidence.num_controls):
+        return f"but as many controls are as high (rank p = {evidence.rank_p:.2f})"
+    whole_set_is_stored = evidence.severity_peers >= rule.min_severity  # its own company is no excuse then
+    p_peers = evidence.rank_p_peers
+    if p_peers is not None and not _rare_by_rank(p_peers, evidence.num_peers) and not whole_set_is_stored:
+        return f"but no more than ordinary training images show (rank p = {p_peers:.2f})"
+    return None
+
+
+def _rare_by_rank(p: float, n: int) -> bool:
+    """Whether a rank p-value is as small as it should be, or as small as n references can make it."""
+    return p <= max(RANK_P, 1 / (1 + n))

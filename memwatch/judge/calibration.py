@@ -1,10 +1,49 @@
-"""Calibration: what chance alone shows. The null distribution comes from held-out controls, measured at every event."""
+"""Calibration: what chance alone shows, from held-out controls that are measured and judged as the probes are.
+
+A region of k pixels is compared with the highest mean that each control shows *anywhere* on k pixels: the mean of its k
+largest. No connected region of that size can be higher, so large faint regions and small strong ones are judged by one
+rule, wherever they lie. Sizes are powers of two, and a p-value pays for all of them (Bonferroni).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import stats
+
+NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
+MIN_CONTROLS = 10  # below that, a standard deviation of controls says too little
+RESOLUTION = 1e-6  # of a log factor; controls that are all alike have no spread to divide by
+FIRST_BLOCK = 16  # events that share half of a run's budget
+
+
+def sizes_of(num_pixels: int) -> tuple[int, ...]:
+    """The sizes of regions that are compared, in pixels of the map, largest first.
+
+    >>> sizes_of(256)
+    (256, 128, 64, 32, 16, 8, 4)
+    """
+    return tuple(max(1, num_pixels >> i) for i in range(NUM_SIZES))
+
+
+def top_means(values: np.ndarray) -> np.ndarray:
+    """The mean of the k largest values of a map ``(h, w)`` for each k of ``sizes_of``: ``(NUM_SIZES,)``, rising."""
+    largest = np.sort(values.astype(np.float64), axis=None)[::-1]
+    means: np.ndarray = np.cumsum(largest)[np.array(sizes_of(largest.size)) - 1] / sizes_of(largest.size)
+    return means
+
+
+def size_index(num_pixels: int, of: int) -> int:
+    """Which of the sizes a region is compared at: the largest that is not larger than the region.
+
+    A smaller size has the higher means, so that rounding down never favours the region. A region below the smallest
+    size is compared at the smallest; see ``findings.calibrated`` for what that would favour.
+    """
+    return next((i for i, size in enumerate(sizes_of(of)) if size <= num_pixels), NUM_SIZES - 1)
 
 
 @dataclass(frozen=True)
@@ -12,34 +51,102 @@ class Null:
     """The null distribution of one event.
 
     Attributes:
-        statistics: one per control, its maximum over levels and regions; smallest first.
+        profiles: ``top_means`` of every control, natural log of a factor, ``(N, NUM_SIZES)``.
     """
 
-    statistics: tuple[float, ...]
+    profiles: np.ndarray
 
     @classmethod
-    def of(cls, statistics: Iterable[float]) -> Null:
-        """The distribution of ``statistics``. Those that are not finite are left out."""
-        return cls(tuple(sorted(x for x in statistics if math.isfinite(x))))
+    def of(cls, profiles: Sequence[np.ndarray]) -> Null:
+        """The distribution of these profiles. Those that are not finite are left out."""
+        finite = [p for p in profiles if np.isfinite(p).all()]
+        return cls(np.stack(finite) if finite else np.empty((0, NUM_SIZES)))
 
-    def p_value(self, x: float) -> float | None:
-        """``p = (1 + #{controls >= x}) / (1 + N)`` (Phipson & Smyth 2010); ``None`` without controls.
+    def __len__(self) -> int:
+        return len(self.profiles)
 
-        It is valid for a maximum over levels and regions, because every control's statistic is that same maximum.
-
-        >>> Null.of([0.1, 0.2, 0.4]).p_value(0.3)
-        0.5
-        """
-        if not self.statistics:
-            return None
-        return (1 + sum(control >= x for control in self.statistics)) / (1 + len(self.statistics))
+    def without(self, i: int) -> Null:
+        """All controls but one, to judge that one by."""
+        return Null(np.delete(self.profiles, i, axis=0))
 
     @property
-    def smallest_p(self) -> float:
-        """The smallest p-value that N controls can give: ``1 / (1 + N)``; 1 without controls."""
-        return 1 / (1 + len(self.statistics))
+    def is_enough(self) -> bool:
+        return len(self) >= MIN_CONTROLS
+
+    @cached_property
+    def _mean(self) -> np.ndarray:
+        mean: np.ndarray = self.profiles.mean(0)
+        return mean
+
+    @cached_property
+    def _spread(self) -> np.ndarray:
+        """Standard deviation of one more observation, ``(NUM_SIZES,)``."""
+        spread: np.ndarray = self.profiles.std(0, ddof=1) * math.sqrt(1 + 1 / len(self))
+        floored: np.ndarray = np.maximum(spread, RESOLUTION)
+        return floored
+
+    def excess(self, mean: float, size: int) -> float:
+        """How far the mean of a region exceeds the controls at this size, in predictive standard deviations.
+
+        Args:
+            size: see ``size_index``.
+        """
+        return float((mean - self._mean[size]) / self._spread[size])
+
+    def p_value(self, excess: float) -> float:
+        """Chance that one more control exceeds the others as far, at any size.
+
+        A predictive t with N - 1 degrees of freedom (the prediction interval of a normal sample) on log factors, times
+        the number of sizes. Unlike a rank it falls below ``1 / (1 + N)``, which the promise for a whole run needs.
+        """
+        return float(min(1.0, NUM_SIZES * stats.t.sf(excess, len(self) - 1)))
+
+    def rank_p(self, mean: float, size: int) -> float:
+        """``p = (1 + #{controls >= x}) / (1 + N)`` at this size (Phipson & Smyth 2010).
+
+        It assumes nothing about the controls' distribution, so it checks the other one as far as N allows.
+        """
+        return float((1 + (self.profiles[:, size] >= mean).sum()) / (1 + len(self)))
+
+    @property
+    def smallest_rank_p(self) -> float:
+        """The smallest rank p-value that N controls can give."""
+        return 1 / (1 + len(self))
 
 
-def expected_false_alarms(num_probes: int, max_p: float) -> float:
-    """How many probes pass ``p <= max_p`` by chance in one event, at most, when none is memorized; before patience."""
-    return num_probes * max_p
+def share_of_budget(event: int) -> float:
+    """The share of a run's false-alarm budget that its n-th event may spend, n = 1, 2, ...; all of them sum to 1.
+
+    The first 16 events share one half, the next 32 a quarter, the next 64 an eighth, and so on: a run need not say how
+    long it will be, and a long one pays little for it.
+
+    >>> [share_of_budget(n) for n in (1, 16, 17)]
+    [0.03125, 0.03125, 0.0078125]
+    """
+    block = int(math.log2((event - 1) / FIRST_BLOCK + 1))
+    return float(0.5 ** (block + 1) / (FIRST_BLOCK * 2**block))
+
+
+def largest_p(event: int, *, false_alarms_per_run: float, patience: int, num_probes: int) -> float:
+    """The p-value that a probe may have at most, at its n-th event, to count towards ``memorized``.
+
+    If every probe stays below it in ``patience`` events in a row before anything is called, a run in which nothing is
+    stored calls something with probability ``false_alarms_per_run`` at most, however the events depend on each other:
+    any ``patience`` events in a row hold exactly one whose number is a multiple of ``patience``, so only those need to
+    be paid for, and the shares never rise.
+    """
+    return min(1.0, false_alarms_per_run * patience * share_of_budget(event) / num_probes)
+
+
+def upper_bound(count: int, of: int, confidence: float = 0.95) -> float:
+    """The largest rate that ``count`` of ``of`` leaves plausible, one-sided (Clopper & Pearson 1934).
+
+    >>> round(upper_bound(0, 24), 3)
+    0.117
+    """
+    return 1.0 if count >= of else float(stats.beta.ppf(confidence, count + 1, of - count))
+
+
+def contradicts(count: int, of: int, rate: float, significance: float = 0.05) -> bool:
+    """Whether so many called controls contradict a promised rate for each (one-sided binomial test)."""
+    return count > 0 and bool(stats.binom.sf(count - 1, of, min(1.0, rate)) < significance)

@@ -1,21 +1,22 @@
 """Findings: what the judge says of every observation of one event.
 
-Maps -> regions -> calibration -> verdicts, as pure functions.
+Maps -> regions -> calibration -> verdicts -> audit, as pure functions.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from memwatch.config import MemWatchConfig
 from memwatch.judge.alerts import Evidence, ProbeState, Verdict, judge
-from memwatch.judge.calibration import Null
-from memwatch.judge.regions import Region, find_regions, threshold_of
+from memwatch.judge.audit import Audit, audit_of
+from memwatch.judge.calibration import NUM_SIZES, Null, size_index, top_means
+from memwatch.judge.regions import Region, box_of, components, estimate
+from memwatch.measure.copies import Proof
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals, compute_signals, factor
 
@@ -30,9 +31,10 @@ class Finding:
         evidence: the numbers that the verdict rests on.
         state: the probe's state after this event; it holds the verdict.
         reason: why the verdict is what it is, in words.
-        regions: largest first; none without evidence.
+        regions: the one that decides first; none without evidence.
         labels: int ``(h, w)`` of the map: i inside ``regions[i - 1]``, 0 outside; ``None`` when nothing was compared.
         is_alert: whether this event is news: a worse verdict, or output that is no longer finite.
+        proof: what the caption generates; ``None`` where that was not asked, see ``memwatch.judge.proof``.
     """
 
     observation: Observation
@@ -43,6 +45,7 @@ class Finding:
     regions: tuple[Region, ...]
     labels: np.ndarray | None
     is_alert: bool
+    proof: Proof | None = None
 
     @property
     def name(self) -> str:
@@ -54,111 +57,218 @@ class Finding:
 
     @property
     def severity(self) -> float:
-        """The reduction factor of the strongest region; 1 when there is none."""
+        """The reduction factor of the region that decides; 1 when there is none."""
         return self.evidence.severity
 
     @property
     def p(self) -> float | None:
-        """The p-value against the controls; ``None`` without controls."""
+        """The p-value against the controls; ``None`` without enough of them."""
         return self.evidence.p
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Everything that the judge says of one event.
+
+    Attributes:
+        findings: of the watched probes, in their order.
+        controls: of the controls, each judged by the others. peers: of the ordinary training images.
+        audit: how often the rule has called a control.
+        states: by name, of probes and controls after this event.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    controls: tuple[Finding, ...] = ()
+    peers: tuple[Finding, ...] = ()
+    audit: Audit = field(default_factory=Audit)
+    states: Mapping[str, ProbeState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class References:
+    """What a probe is compared with: controls of its own kind (reference or prompt), and ordinary training images.
+
+    Attributes:
+        controls, peers: their null distributions. any_controls: whether there are controls of either kind.
+        severity_peers: median severity of the peers.
+    """
+
+    controls: Null
+    peers: Null
+    any_controls: bool
+    severity_peers: float = 1.0
 
 
 def judge_event(
     observations: Sequence[Observation], states: Mapping[str, ProbeState], step: int, config: MemWatchConfig
-) -> tuple[list[Finding], dict[str, float], dict[str, ProbeState]]:
-    """Judge all probes of one event.
-
-    A probe is judged only against controls of its own kind (reference or prompt).
+) -> Judgement:
+    """Judge all probes of one event, and run the same rule on every control against the others.
 
     Args:
-        observations: of probes and controls.
-        states: by probe, its state before this event.
-
-    Returns:
-        The findings of all probes; by name the statistics of the finite controls; the probes' next states.
+        observations: of probes, controls and peers.
+        states: by name, what was remembered before this event.
     """
-    all_signals = {o.name: signals_of(o, config) for o in observations}
-    controls = {o.name: statistic(all_signals[o.name]) for o in observations if o.probe.is_control}
-    controls = {name: x for name, x in controls.items() if math.isfinite(x)}
-    nulls = {
-        kind: Null.of(controls[o.name] for o in observations if o.name in controls and o.probe.is_reference is kind)
-        for kind in (True, False)
-    }
-    findings = [
-        judge_probe(o, all_signals[o.name], nulls[o.probe.is_reference], states.get(o.name, ProbeState()), step, config)
-        for o in observations
-        if not o.probe.is_control
-    ]
-    return findings, controls, {**states, **{finding.name: finding.state for finding in findings}}
+    c = config.signals
+    signals = compute_signals(observations, terms=c.terms, against=c.against, combine=c.combine, smooth=c.smooth)
+    profiles = {name: profile_of(s) for name, s in signals.items()}
+    watched = [o for o in observations if not o.probe.is_control and not o.probe.is_peer]
+    controls = [o for o in observations if o.probe.is_control]
+    num_probes = max(1, len(watched))
+
+    def finding(o: Observation, references: References) -> Finding:
+        state = states.get(o.name, ProbeState())
+        return judge_probe(o, signals[o.name], references, state, step, config, num_probes)
+
+    def null(group: Sequence[Observation], like: Observation) -> Null:
+        """Of those of one kind; one that is judged itself is not among them."""
+        kind = like.probe.is_reference
+        return Null.of([profiles[o.name] for o in group if o.probe.is_reference is kind and o.name != like.name])
+
+    nobody = Null.of([])
+    audited = tuple(finding(o, References(null(controls, o), nobody, True)) for o in controls)
+    audit = audit_of([f for f in audited if f.evidence.p is not None], num_probes, config.alerts)
+    peers = [o for o in observations if o.probe.is_peer]
+    judged_peers = tuple(finding(o, References(null(controls, o), nobody, bool(controls))) for o in peers)
+    typical = float(np.median([f.severity for f in judged_peers])) if judged_peers else 1.0
+    findings = tuple(
+        finding(o, References(null(controls, o), null(peers, o), bool(controls), typical)) for o in watched
+    )
+    findings = tuple(capped(f, audit, states.get(f.name, ProbeState())) for f in findings)
+    new_states = {f.name: f.state for f in (*findings, *audited)}
+    return Judgement(findings, audited, judged_peers, audit, {**states, **new_states})
 
 
-def signals_of(observation: Observation, config: MemWatchConfig) -> Signals | None:
-    """Every signal, or ``None`` where the measurements are not finite."""
-    if not observation.finite:
-        return None
-    s = config.signals
-    return compute_signals(observation, terms=s.terms, against=s.against, combine=s.combine, smooth=s.smooth)
-
-
-def statistic(signals: Signals | None) -> float:
-    """The largest log factor of the deciding map, hence over all regions; NaN where nothing was compared."""
+def profile_of(signals: Signals | None) -> np.ndarray:
+    """``top_means`` of the map that decides; NaN where nothing was compared."""
     if signals is None or signals.decisive is None:
-        return math.nan
-    return float(signals.decisive.mean.max())
+        return np.full(NUM_SIZES, np.nan)
+    return top_means(signals.decisive.samples.double().mean(0).numpy())
 
 
 def judge_probe(
-    observation: Observation, signals: Signals | None, null: Null, state: ProbeState, step: int, config: MemWatchConfig
+    observation: Observation,
+    signals: Signals | None,
+    references: References,
+    state: ProbeState,
+    step: int,
+    config: MemWatchConfig,
+    num_probes: int = 1,
 ) -> Finding:
     """One probe's finding.
 
     Args:
-        null: the distribution of the controls of its kind.
+        references: what it is compared with.
         state: the probe's state before this event.
+        num_probes: that share the run's false-alarm budget.
     """
-    regions, labels = regions_of(observation, signals, config)
-    strongest = max(regions, key=lambda region: region.mean, default=None)
-    x = statistic(signals)
-    evidence = Evidence(
-        severity=factor(strongest.mean) if strongest else 1.0,
-        severity_low=factor(strongest.mean - 2 * strongest.sem) if strongest else 1.0,
-        statistic=x,
-        p=null.p_value(x) if math.isfinite(x) else None,
-        smallest_p=null.smallest_p,
-        finite=observation.finite,
-        compared=signals is None or signals.decisive is not None,
-    )
-    next_state, reason = judge(state, evidence, step, config.alerts)
+    regions, labels = regions_of(observation, signals, references, config)
+    evidence = evidence_of(observation, signals, regions, references)
+    next_state, reason = judge(state, evidence, step, config.alerts, num_probes)
     if not next_state.verdict.is_evidence and labels is not None:  # every map has a highest place; it needs evidence
         regions, labels = (), np.zeros_like(labels)
-    if signals is not None and labels is not None:
-        regions = tuple(explained(r, labels == i, signals, observation, null) for i, r in enumerate(regions, start=1))
-    return Finding(
-        observation, signals, evidence, next_state, reason, regions, labels, is_alert(state, next_state, evidence)
-    )
+    news = is_alert(state, next_state, evidence)
+    return Finding(observation, signals, evidence, next_state, reason, regions, labels, news)
 
 
 def regions_of(
-    observation: Observation, signals: Signals | None, config: MemWatchConfig
+    observation: Observation, signals: Signals | None, references: References, config: MemWatchConfig
 ) -> tuple[tuple[Region, ...], np.ndarray | None]:
-    """The regions of the deciding map and their labels, see ``find_regions``; none where nothing was compared."""
-    if signals is None or signals.decisive is None:
+    """The regions of the deciding map with all their numbers, the one that decides first, and their labels ``(h, w)``.
+
+    The one that decides exceeds the controls most; without controls it is the strongest.
+    """
+    if signals is None or signals.decisive is None or signals.deciding is None:
         return (), None
-    image, rule, decisive = observation.image, config.regions, signals.decisive
-    scale = image.shape[0] // decisive.samples.shape[-2] if image is not None else 1
-    threshold = threshold_of(decisive.mean.numpy(), rule.min_factor, rule.relative)
-    return find_regions(decisive, threshold, min_area=rule.min_area, scale=scale)
+    rule, samples = config.regions, signals.decisive.samples.double().numpy()
+    mean, levels = samples.mean(0), signals.deciding.mean
+    tops = top_means(mean)
+    scale = observation.image.shape[0] // mean.shape[0] if observation.image is not None else 1
+    found = []
+    for inside in components(mean, rule.min_factor, rule.relative, rule.min_area):
+        effect, sem, low = estimate(samples, inside, rule.min_factor, rule.relative)
+        level = observation.timesteps[int(levels[:, torch.from_numpy(inside)].mean(1).argmax())]
+        own = float(mean[inside].mean())
+        region = Region(box_of(inside, scale), float(inside.mean()), own, effect, sem, low, level=level)
+        size = size_index(int(inside.sum()), inside.size)
+        found.append((calibrated(region, min(own, float(tops[size])), size, references), inside))
+    found.sort(key=lambda pair: pair[0].effect if pair[0].excess is None else pair[0].excess, reverse=True)
+    labels = np.zeros(mean.shape, dtype=np.int32)
+    for i, (_, inside) in enumerate(found, start=1):
+        labels[inside] = i
+    return tuple(region for region, _ in found), labels
 
 
-def explained(region: Region, inside: np.ndarray, signals: Signals, observation: Observation, null: Null) -> Region:
-    """The region, with its own p-value and the timestep at which it is strongest."""
-    assert signals.deciding is not None
-    level = int(signals.deciding.mean[:, torch.from_numpy(inside)].mean(1).argmax())
-    return replace(region, p=null.p_value(region.peak), level=observation.timesteps[level])
+def calibrated(region: Region, mean: float, size: int, references: References) -> Region:
+    """The region with what the controls and the peers say of it.
+
+    Args:
+        mean: of the region. One below the smallest size would have an advantage over the controls, whose mean is over
+            more pixels; there it is the mean of its own map's highest pixels, as many as theirs.
+        size: at which it is compared, see ``calibration.size_index``.
+    """
+    null, peers = references.controls, references.peers
+    rank_p_peers = peers.rank_p(mean, size) if len(peers) else None
+    if not null.is_enough:
+        return replace(region, rank_p_peers=rank_p_peers)
+    excess, rank_p = null.excess(mean, size), null.rank_p(mean, size)
+    return replace(region, excess=excess, p=null.p_value(excess), rank_p=rank_p, rank_p_peers=rank_p_peers)
+
+
+def evidence_of(
+    observation: Observation, signals: Signals | None, regions: Sequence[Region], references: References
+) -> Evidence:
+    """The numbers of the region that decides; where there is none, those of nothing."""
+    null = references.controls
+    evidence = Evidence(
+        p=1.0 if null.is_enough else None,
+        rank_p=1.0 if null.is_enough else None,
+        num_controls=len(null),
+        any_controls=references.any_controls,
+        num_peers=len(references.peers),
+        severity_peers=references.severity_peers,
+        finite=observation.finite,
+        compared=signals is None or signals.decisive is not None,
+    )
+    if not regions:
+        return evidence
+    r = regions[0]
+    return replace(
+        evidence,
+        severity=factor(max(0.0, r.effect)),
+        severity_low=factor(r.low),
+        p=r.p,
+        rank_p=r.rank_p,
+        excess=r.excess,
+        rank_p_peers=r.rank_p_peers,
+    )
+
+
+def capped(finding: Finding, audit: Audit, before: ProbeState) -> Finding:
+    """The finding as it may be told after the audit.
+
+    Suspicious at most when the audit contradicts the promise, and where a control that was called is as rare.
+
+    Args:
+        before: the probe's state before this event.
+    """
+    p = finding.evidence.p
+    if finding.verdict is not Verdict.MEMORIZED or p is None:
+        return finding
+    if audit.contradicts:
+        why = f"the same rule would call {audit.called} of {audit.of} controls, more than was promised"
+    elif p >= audit.rarest_p:
+        why = f"a control that it would call as well is as rare (p = {audit.rarest_p:.2g})"
+    else:
+        return finding
+    state = replace(finding.state, verdict=Verdict.SUSPICIOUS, called=before.called)
+    news = is_alert(before, state, finding.evidence)
+    return replace(finding, state=state, reason=f"{finding.reason}; not called memorized, because {why}", is_alert=news)
 
 
 def is_alert(before: ProbeState, after: ProbeState, evidence: Evidence) -> bool:
-    """Whether this event is news: evidence that was not there before, or output that is no longer finite."""
+    """Whether this event is news: a worse verdict that speaks of evidence, or output that is no longer finite."""
     if not evidence.finite:
         return before.finite
-    return after.verdict.is_evidence and after.verdict is not before.verdict
+    if after.verdict is Verdict.MEMORIZED:
+        return before.verdict is not Verdict.MEMORIZED
+    return after.verdict.is_evidence and not before.verdict.is_evidence

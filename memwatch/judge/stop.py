@@ -18,10 +18,12 @@ class StopState:
     Attributes:
         streak: events in a row with enough memorized probes.
         reason: why training is to end; set once and never taken back.
+        copied: names of the probes that a generation has copied so far.
     """
 
     streak: int = 0
     reason: str | None = None
+    copied: Sequence[str] = ()
 
 
 def decide_stop(state: StopState, findings: Sequence[Finding], step: int, rule: StopConfig) -> StopState:
@@ -29,17 +31,20 @@ def decide_stop(state: StopState, findings: Sequence[Finding], step: int, rule: 
 
     Args:
         findings: of this event.
-        rule: how many probes it takes, of which severity and p-value, and for how many events in a row.
+        rule: how many probes it takes, of which severity and p-value, for how many events in a row, and whether a
+            generation must have copied them.
     """
     if state.reason is not None or not rule.enabled:
         return state
-    counted = [f.name for f in findings if _counts(f, rule)]
+    now = [f.name for f in findings if f.proof is not None and f.proof.copied]
+    copied = tuple(dict.fromkeys([*state.copied, *now]))
+    counted = [f.name for f in findings if _counts(f, rule) and (f.name in copied or not rule.require_copy)]
     if len(counted) < rule.num_probes:
-        return StopState()
+        return StopState(copied=copied)
     streak = state.streak + 1
     if streak < rule.patience:
-        return StopState(streak)
-    return StopState(streak, f"step {step}: {len(counted)} probe(s) memorized: {', '.join(counted)}")
+        return StopState(streak, copied=copied)
+    return StopState(streak, f"step {step}: {len(counted)} probe(s) memorized: {', '.join(counted)}", copied)
 
 
 def _counts(finding: Finding, rule: StopConfig) -> bool:

@@ -43,6 +43,9 @@ class Measurement:
         return Measurement(CurvatureMap(self.rho.samples[list(indices)]), self.epsilon[list(indices)])
 
 
+OPTIONAL = ("unconditional", "baseline", "unconditional_baseline")  # measurements that an observation may lack
+
+
 @dataclass(frozen=True)
 class Observation:
     """All that was measured on one probe at one event.
@@ -55,8 +58,12 @@ class Observation:
         baseline: the earlier model with the prompt; ``None`` where there is nothing earlier.
         baseline_step: the optimizer step of ``baseline``; ``None`` where it has none (LoRA off, or weights from a
             file).
-        eps: the true noise of a reference probe, shape of ``now.epsilon``; ``None`` for a prompt probe.
-        image: RGB uint8 ``(H, W, 3)``: the training image, or what the prompt generated.
+        eps: the true noise, shape of ``now.epsilon``; ``None`` where it is unknown, at the last sampling step.
+        image: RGB uint8 ``(H, W, 3)``: the training image, or the first of the prompt's generations.
+        unconditional_baseline: the earlier model without the prompt, at the noise draws of ``unconditional``; ``None``
+            where either was not looked at.
+        generations: all that a prompt probe's prompt generated, RGB uint8 ``(n, H, W, 3)``; ``None`` for a reference
+            probe.
     """
 
     probe: Probe
@@ -67,6 +74,8 @@ class Observation:
     baseline_step: int | None = None
     eps: Tensor | None = None
     image: np.ndarray | None = None
+    unconditional_baseline: Measurement | None = None
+    generations: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +83,13 @@ class Observation:
 
     @property
     def finite(self) -> bool:
-        return all(m.finite for m in (self.now, self.unconditional, self.baseline) if m is not None)
+        return all(measurement.finite for measurement in self.measurements.values())
+
+    @property
+    def measurements(self) -> dict[str, Measurement]:
+        """All that there are, by the names of the attributes."""
+        found = {"now": self.now, **{name: getattr(self, name) for name in OPTIONAL}}
+        return {name: measurement for name, measurement in found.items() if measurement is not None}
 
 
 def to_tensors(measurements: Mapping[str, Measurement]) -> dict[str, Tensor]:
@@ -92,8 +107,7 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Measurement | None
 def observation_to_tensors(observation: Observation) -> dict[str, Tensor]:
     """An observation as safetensors can hold it. What the probe says itself is left out."""
     o = observation
-    measured = {"now": o.now, "unconditional": o.unconditional, "baseline": o.baseline}
-    tensors = to_tensors({name: m for name, m in measured.items() if m is not None})
+    tensors = to_tensors(o.measurements)
     tensors["timesteps"] = torch.tensor(o.timesteps)
     if o.baseline_step is not None:
         tensors["baseline_step"] = torch.tensor(o.baseline_step)
@@ -101,6 +115,8 @@ def observation_to_tensors(observation: Observation) -> dict[str, Tensor]:
         tensors["eps"] = o.eps
     if o.image is not None:
         tensors["image"] = torch.from_numpy(o.image.copy())
+    if o.generations is not None:
+        tensors["generations"] = torch.from_numpy(o.generations.copy())
     return tensors
 
 
@@ -111,14 +127,14 @@ def observation_from_tensors(tensors: Mapping[str, Tensor], probe: Probe) -> Obs
         KeyError: a tensor is missing.
     """
     now = Measurement(CurvatureMap(tensors["now/rho"]), tensors["now/epsilon"])
-    step, image = tensors.get("baseline_step"), tensors.get("image")
+    step, image, generations = tensors.get("baseline_step"), tensors.get("image"), tensors.get("generations")
     return Observation(
         probe,
         tuple(tensors["timesteps"].tolist()),
         now,
-        unconditional=from_tensors(tensors, "unconditional"),
-        baseline=from_tensors(tensors, "baseline"),
+        **{name: from_tensors(tensors, name) for name in OPTIONAL},
         baseline_step=None if step is None else int(step),
         eps=tensors.get("eps"),
         image=None if image is None else image.numpy(),
+        generations=None if generations is None else generations.numpy(),
     )

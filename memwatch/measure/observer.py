@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from memwatch.config import MemWatchConfig, require
+from memwatch.config import MemWatchConfig, SamplingConfig, require
 from memwatch.denoiser import Components, Conditioning, borrow, dtype_of, family_of, load_components, unwrap
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.images import decode_latents
 from memwatch.measure.measure import measure
 from memwatch.measure.measurement import Measurement, Observation
-from memwatch.measure.prepare import PreparedProbe, named_as_controls, prepare
-from memwatch.measure.probes import as_probes
-from memwatch.measure.views import View, prompt_view, reference_view
+from memwatch.measure.prepare import PreparedProbe, named_as_controls, named_as_peers, prepare
+from memwatch.measure.probes import Probe, as_probes
+from memwatch.measure.views import View, generate, noised, prompt_view, reference_view
 from memwatch.measure.weights import lora_off, reshard, swapped, trainable, with_conditioning, without_conditioning
 from memwatch.ranks import Ranks
+
+NO_PROMPT = "/no prompt"  # stands for the unconditional branch among the names of probes
 
 
 class Observer:
@@ -32,16 +36,18 @@ class Observer:
         model: what the loop trains, as ``MemWatch`` takes it.
         pretrained: where parts that are not given are loaded from; they are used once and freed.
         given: parts that the caller passes.
-        probes, controls: as ``MemWatch`` takes them; ``None`` takes the configuration's.
+        probes, controls, peers: as ``MemWatch`` takes them; ``None`` takes the configuration's.
         ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``.
 
     Attributes:
         model: the bare network. ``forward_module``: what is called, and whose parameters are swapped.
         denoiser: ``forward_module`` with one signature.
-        probes: watched ones first, then controls. ``has_controls``: whether there are any.
+        probes: watched ones first, then controls, then peers. ``has_controls``: whether there are any.
         unconditional: conditioning of the branch without a prompt; ``None`` where the model has no such branch.
         text_encoders: those that the caller passed. ``trains_text``: whether any of them is trained.
         resolution: side of the images, pixels. ``side``: of the latents.
+        parts: what is still needed of the pipeline. An autoencoder that only proofs need waits on the CPU if it was
+            loaded here.
 
     Raises:
         ConfigError, ProbeError, ValueError: as ``MemWatch`` does.
@@ -57,6 +63,7 @@ class Observer:
         config: MemWatchConfig,
         probes: Any = None,
         controls: Any = None,
+        peers: Any = None,
         ema: Any = None,
     ) -> None:
         self.ranks, self.config, self.ema = ranks, config, ema
@@ -70,7 +77,9 @@ class Observer:
             held_out = as_probes(controls if controls is not None else config.controls, seed=config.seed)
             allowed = "prompts, Probes, an image folder or a dataset"
             require(bool(watched), "probes", probes if probes is not None else config.probes, allowed)
-            everything = [*(replace(probe, is_control=False) for probe in watched), *named_as_controls(held_out)]
+            ordinary = as_probes(peers if peers is not None else config.peers, seed=config.seed)
+            everything = [*(replace(probe, is_control=False, is_peer=False) for probe in watched)]
+            everything += [*named_as_controls(held_out), *named_as_peers(ordinary)]
             has_prompts = any(not probe.is_reference for probe in everything)
             parts = self._adapt(pretrained, replace(given, text_encoders=self.text_encoders), has_prompts)
             self.probes = prepare(everything, self.denoiser, parts, self.resolution)
@@ -80,7 +89,13 @@ class Observer:
         require(ok, "signals.against", config.signals.against, allowed)
         self.has_controls = bool(held_out)
         encoders = parts.text_encoders if self.trains_text else ()
-        self.parts = replace(parts, vae=parts.vae if has_prompts else None, text_encoders=encoders)
+        needed = has_prompts or config.proof.enabled
+        self.parts = replace(parts, vae=parts.vae if needed else None, text_encoders=encoders)
+        is_ours = given.vae is None and isinstance(pretrained, str | os.PathLike)
+        self._parked = is_ours and not has_prompts and self.parts.vae is not None
+        if self._parked:
+            self.parts.vae.to("cpu")
+        self._pictures: dict[str, np.ndarray] | None = None
 
     def _require_of_model(self) -> None:
         """What the configuration asks of this very model."""
@@ -97,8 +112,9 @@ class Observer:
     def _adapt(self, pretrained: Any, given: Components, has_prompts: bool) -> Components:
         """Find the model's family, load what was not given, and settle the size of images and latents."""
         config, device = self.config, self.ranks.accelerator.device
-        allowed = "variance or both with prompt probes, whose true noise is unknown"
-        require(not has_prompts or config.signals.terms != "loss", "signals.terms", config.signals.terms, allowed)
+        allowed = "variance or both with prompt probes and sampling.look: last_step, where the true noise is unknown"
+        ok = config.signals.terms != "loss" or config.sampling.look == "generation" or not has_prompts
+        require(ok, "signals.terms", config.signals.terms, allowed)
         self.ranks.require(config, has_prompts)
         family = family_of(self.model)
         with self.ranks.unpartitioned():
@@ -160,49 +176,104 @@ class Observer:
             with swapped(self.forward_module, weights):
                 for p in group:
                     view = replace(views[p.name], conditioning=conditioning.get(p.name, p.conditioning))
-                    earlier = self.measure(view)
-                    baselines.keep(p.probe, step, earlier)
-                    found[p.name] = replace(found[p.name], baseline=earlier)
+                    earlier, without = self.measure(view), None
+                    if found[p.name].unconditional is not None:
+                        without = self.measure_without(view, conditioning.get(NO_PROMPT, self.unconditional))
+                    baselines.keep(p.probe, step, earlier, without)
+                    found[p.name] = replace(found[p.name], baseline=earlier, unconditional_baseline=without)
         return list(found.values())
 
     def _observe_now(self, p: PreparedProbe, step: int | None, baselines: Baselines) -> tuple[View, Observation]:
         """What needs no other weights: the view, and the observation with the baseline where the ledger has it."""
-        view, image = self.view(p)
+        view, generations = self.view(p)
+        looks = self.config.signals.unconditional and self.knows_prompt(p)
+        baseline, without = baselines.recall(p.probe, step)
         return view, Observation(
             p.probe,
             view.timesteps,
             now=self.measure(view),
-            unconditional=self._measure_unconditional(p, view),
-            baseline=baselines.recall(p.probe, step),
+            unconditional=self.measure_without(view, self.unconditional) if looks else None,
+            baseline=baseline,
+            unconditional_baseline=without if looks else None,
             baseline_step=step,
             eps=view.eps,
-            image=image,
+            image=p.image if generations is None else generations[0],
+            generations=generations,
         )
 
     def view(self, p: PreparedProbe) -> tuple[View, np.ndarray | None]:
-        """Where a probe is looked at, and the picture to show."""
-        config = self.config
+        """Where a probe is looked at, and what its prompt generates, RGB uint8 ``(n, H, W, 3)``.
+
+        Of a reference probe nothing is generated.
+        """
+        config, scheduler, draws = self.config, self.parts.scheduler, self.config.levels.draws
         if p.probe.is_reference:
-            return reference_view(p, self.denoiser, config.levels, config.seed), p.image
-        scheduler, draws = self.parts.scheduler, config.levels.draws
-        view, latents = prompt_view(p, self.unconditional, self.denoiser, scheduler, config.sampling, draws, self.side)
-        return view, decode_latents(latents, self.parts.vae)
+            return reference_view(p, self.denoiser, config.levels, config.seed), None
+        if config.sampling.look == "last_step":
+            where = self.unconditional, self.denoiser, scheduler
+            view, finished = prompt_view(p, *where, config.sampling, draws, self.side)
+            return view, self._decoded(finished[None])
+        seeds = range(p.probe.seed, p.probe.seed + config.seeds)
+        latents = self._sampled(p.conditioning, config.sampling, seeds)
+        return noised(p, latents, self.denoiser, config.levels, config.seed), self._decoded(latents)
 
     def measure(self, view: View) -> Measurement:
         return measure(self.denoiser, view, self.config.curvature, self.config.seed)
 
-    def _measure_unconditional(self, p: PreparedProbe, view: View) -> Measurement | None:
-        """Of controls the branch is looked at only where it decides."""
-        signals = self.config.signals
-        wanted = signals.unconditional and (not p.probe.is_control or signals.against != "snapshot")
-        if self.unconditional is None or not wanted:
-            return None
-        return self.measure(view.unconditional(self.unconditional, self.config.null_draws))
+    def measure_without(self, view: View, unconditional: Conditioning | None) -> Measurement:
+        """The same noisy latents without the prompt."""
+        assert unconditional is not None
+        return self.measure(replace(view, conditioning=unconditional))
+
+    def knows_prompt(self, p: PreparedProbe) -> bool:
+        """Whether the probe's prompt is another one than the unconditional branch's, which would say the same."""
+        return self.unconditional is not None and not same(p.conditioning, self.unconditional)
 
     def in_order(self, observations: Sequence[Observation]) -> list[Observation]:
         """Observations of any ranks in the order of the probes; those that were not made are left out."""
         by_name = {o.name: o for o in observations}
         return [by_name[p.name] for p in self.probes if p.name in by_name]
+
+    # --- generating --------------------------------------------------------------------------------------------------
+
+    def caption_of(self, probe: Probe) -> str:
+        """What its image would be generated from; nothing where the model takes no prompts."""
+        return probe.prompt if self.denoiser.text_encoders else ""
+
+    def generate(self, caption: str, count: int) -> np.ndarray:
+        """Generations from the caption of a probe, RGB uint8 ``(count, H, W, 3)``; call it inside ``borrowed``."""
+        sampling = replace(self.config.sampling, num_inference_steps=self.config.proof.num_inference_steps)
+        conditioning = next(p.conditioning for p in self.probes if self.caption_of(p.probe) == caption)
+        seeds = range(self.config.seed, self.config.seed + count)
+        return self._decoded(self._sampled(conditioning, sampling, seeds))
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """The image of every reference probe as the autoencoder gives it back, by name; call it inside ``borrowed``.
+
+        What the autoencoder loses is nobody's copying error.
+        """
+        if self._pictures is None:
+            known = {p.name: p.latents for p in self.probes if p.latents is not None}
+            decoded = self._decoded(torch.stack(list(known.values()))) if known else ()
+            self._pictures = dict(zip(known, decoded, strict=True))
+        return self._pictures
+
+    def _sampled(self, conditioning: Conditioning, sampling: SamplingConfig, seeds: Sequence[int]) -> Tensor:
+        """Finished latents ``(n, c, h, w)``. With guidance a generation is two rows of a batch."""
+        size = max(1, self.config.curvature.batch_size // 2)
+        where = self.unconditional, self.side, size
+        return generate(self.denoiser, self.parts.scheduler, sampling, seeds, conditioning, *where)
+
+    def _decoded(self, latents: Tensor) -> np.ndarray:
+        """RGB uint8 ``(n, H, W, 3)``, one by one, since that takes the most memory."""
+        vae = self.parts.vae
+        if self._parked:
+            vae.to(self.ranks.accelerator.device)
+        try:
+            return np.stack([decode_latents(z, vae) for z in latents])
+        finally:
+            if self._parked:
+                vae.to("cpu")
 
     # --- weights and conditioning ------------------------------------------------------------------------------------
 
@@ -228,6 +299,8 @@ class Observer:
         """What later events need to look at this one again: trainable tensors, and what a trained text encoder says."""
         with self.watched_weights():
             said = {p.name: p.conditioning for p in self.probes} if self.trains_text else {}
+            if self.trains_text and self.unconditional is not None:
+                said[NO_PROMPT] = self.unconditional
             return with_conditioning(trainable(self.forward_module), said)
 
     def weights_without_lora(self) -> dict[str, Tensor]:
@@ -239,13 +312,22 @@ class Observer:
             for text_encoder in self.parts.text_encoders:
                 if text_encoder is not None:
                     stack.enter_context(swapped(text_encoder, lora_off(text_encoder)))
-            return with_conditioning(weights, {p.name: self._encode(p) for p in self.probes})
+            return with_conditioning(weights, self.encoded_by(self.parts))
 
     def _encode_again(self) -> None:
         """All probes on all ranks, since any rank may have to remember what they mean now."""
         if self.trains_text:
-            self.unconditional = self.denoiser.encode_unconditional(self.parts, self.resolution)
-            self.probes = [replace(p, conditioning=self._encode(p)) for p in self.probes]
+            said = self.encoded_by(self.parts)
+            self.unconditional = said.get(NO_PROMPT)
+            self.probes = [replace(p, conditioning=said[p.name]) for p in self.probes]
 
-    def _encode(self, p: PreparedProbe) -> Conditioning:
-        return self.denoiser.encode(p.probe.prompt, self.parts, self.resolution)
+    def encoded_by(self, parts: Components) -> dict[str, Conditioning]:
+        """The conditioning of every probe, and of ``NO_PROMPT`` where there is that branch, by these text encoders."""
+        said = {p.name: self.denoiser.encode(p.probe.prompt, parts, self.resolution) for p in self.probes}
+        without = self.denoiser.encode_unconditional(parts, self.resolution)
+        return said if without is None else said | {NO_PROMPT: without}
+
+
+def same(a: Conditioning, b: Conditioning) -> bool:
+    """Whether two conditionings are equal tensor for tensor."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

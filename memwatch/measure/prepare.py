@@ -38,6 +38,11 @@ def named_as_controls(probes: Sequence[Probe]) -> list[Probe]:
     return [replace(probe, name=f"control/{probe.name}", is_control=True) for probe in probes]
 
 
+def named_as_peers(probes: Sequence[Probe]) -> list[Probe]:
+    """The same probes as peers, under the prefix ``peer/``."""
+    return [replace(probe, name=f"peer/{probe.name}", is_peer=True) for probe in probes]
+
+
 def prepare(
     probes: Sequence[Probe], denoiser: Denoiser, components: Components, resolution: int
 ) -> list[PreparedProbe]:

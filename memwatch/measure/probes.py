@@ -28,6 +28,8 @@ class Probe:
         seed: of the prompt probe's initial noise.
         name: unique, used in keys and file names. Made from the file name or the prompt when empty.
         is_control: held out from training; memwatch sets it on whatever comes as ``controls``.
+        is_peer: an ordinary training image that probes are compared with; memwatch sets it on whatever comes as
+            ``peers``.
     """
 
     prompt: str
@@ -35,6 +37,7 @@ class Probe:
     seed: int = 0
     name: str = ""
     is_control: bool = False
+    is_peer: bool = False
 
     @property
     def is_reference(self) -> bool:

@@ -4,20 +4,22 @@ Kim & Lee, ICML 2026 (arXiv 2605.26756), in retained variances ``rho = 1 - sigma
 pinned. Maps are means over channels. Shapes: retained variances ``(levels, n, h, w)``, epsilon ``(levels, draws, c, h,
 w)``.
 
-The map that decides is made of two *terms*, natural logs of a factor, in two *comparisons*, earlier -> now:
+The map that decides is made of two *terms*, natural logs of a factor (see ``log_ratio``), in three *comparisons*:
 
-| | ``against: snapshot`` | ``against: unconditional`` |
+| | earlier -> now | asks |
 |---|---|---|
-| ``terms: variance`` | fallen freedom since the baseline | freedom that the prompt takes |
-| ``terms: loss`` | fallen loss since the baseline | loss that the prompt saves |
+| ``S`` snapshot | baseline with the prompt -> now with the prompt | what has this model begun to store? |
+| ``N`` unconditional | now without the prompt -> now with the prompt | is it the prompt that brings it? |
+| ``K`` branch | baseline without the prompt -> now without | what has the unconditional branch itself begun to store? |
 
-``terms: both`` is the mean of the two terms, ``against: both`` the pointwise minimum of the two comparisons.
+``terms: both`` is the mean of variance and loss. ``against: both`` is ``min(S, N + relu(K - k0))``, see ``decide``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +29,9 @@ from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
 
 SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retained variance from zero
-FLOOR = 0.05  # of retained variance: what is left below counts as none
+RHO_FLOOR = 0.05  # of retained variance: what is left below counts as none
+LOSS_FLOOR = 0.01  # of the squared error of epsilon, whose variance is 1: the same
+BRANCH_QUANTILE = 0.9  # over pixels: what the unconditional branch has lost on a control anyway
 
 
 def collapse(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
@@ -35,18 +39,19 @@ def collapse(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
     return baseline - now
 
 
-def log_ratio(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
-    """Log variance reduction factor ``log((rho_baseline + FLOOR) / (rho_now + FLOOR))``.
+def log_ratio(baseline: CurvatureMap, now: CurvatureMap, floor: float) -> CurvatureMap:
+    """Log of the factor by which something has fallen: ``log((baseline + floor) / (now + floor))``.
 
-    log 5 is "five times less freedom than before". The floor keeps out ratios of next to nothing: where a plain
-    background had a hundredth of its freedom left, half of that says nothing. Replicates are averaged before the ratio;
-    the error is the paired one, by linearization (delta method).
+    Of retained variances log 5 is "five times less freedom than before", of denoising losses "five times less error".
+    The floor keeps out ratios of next to nothing: where a plain background had a hundredth of its freedom left, half of
+    that says nothing. Replicates are averaged before the ratio; the error is the paired one, by linearization (delta
+    method).
 
     >>> before, now = (CurvatureMap(torch.full((1, 2, 1, 1), rho)) for rho in (0.95, 0.15))
-    >>> round(factor(log_ratio(before, now).mean.item()), 4)
+    >>> round(factor(log_ratio(before, now, RHO_FLOOR).mean.item()), 4)
     5.0
     """
-    b, a = ((rho.mean.clamp(min=0) + FLOOR)[..., None, :, :] for rho in (baseline, now))
+    b, a = ((values.mean.clamp(min=0) + floor)[..., None, :, :] for values in (baseline, now))
     deviation = (baseline.samples - baseline.mean[..., None, :, :]) / b - (now.samples - now.mean[..., None, :, :]) / a
     return CurvatureMap(torch.log(b / a) + deviation)
 
@@ -57,17 +62,6 @@ def score_difference(eps_now: Tensor, eps_baseline: Tensor) -> CurvatureMap:
     Against the unconditional branch it is the per-coordinate signal of Wen et al. 2024.
     """
     return CurvatureMap((eps_now - eps_baseline).square().mean(-3))
-
-
-def loss_log_ratio(eps: Tensor, eps_now: Tensor, eps_baseline: Tensor) -> CurvatureMap:
-    """``L = log(|eps_baseline - eps|^2 / |eps_now - eps|^2)``, mean over channels before the ratio.
-
-    Args:
-        eps: the true noise, shape of the others.
-    """
-    b, a = (eps_baseline - eps).square().mean(-3), (eps_now - eps).square().mean(-3)
-    tiny = torch.finfo(a.dtype).tiny
-    return CurvatureMap(torch.log(b.clamp(min=tiny) / a.clamp(min=tiny)))
 
 
 def raw_curvature(now: CurvatureMap) -> CurvatureMap:
@@ -98,13 +92,19 @@ def per_draw(values: CurvatureMap, draws: int) -> CurvatureMap:
     return CurvatureMap(values.samples.reshape(*levels, draws, blocks // draws, h, w).mean(-3))
 
 
+def denoising_loss(eps: Tensor, epsilon: Tensor) -> CurvatureMap:
+    """``|eps_hat - eps|^2``, mean over channels, one replicate per noise draw: samples ``(levels, draws, h, w)``."""
+    return CurvatureMap((epsilon - eps).square().mean(-3))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two measurements at the same noisy latents with the same test vectors: every signal of the step earlier -> now.
 
     Attributes:
         collapse, variance, score: samples ``(levels, n, h, w)``, see ``collapse``, ``log_ratio``, ``score_difference``.
-        loss: see ``loss_log_ratio``; ``None`` for a prompt probe, whose true noise is unknown.
+        loss: ``log_ratio`` of the denoising losses, samples ``(levels, draws, h, w)``; ``None`` where the true noise is
+            unknown (a prompt probe looked at in the last step of its sampling).
         is_free: see ``free``.
     """
 
@@ -120,27 +120,32 @@ class Comparison:
 
         Args:
             earlier: may hold fewer noise draws than ``now``; the common first ones count.
-            eps: the true noise, shape of ``now.epsilon``.
+            eps: the true noise, at least the draws of ``earlier``.
             smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
         """
         now = now.first_draws(earlier.draws)
         rho_earlier, rho_now = earlier.rho.smooth(smooth), now.rho.smooth(smooth)
         loss = None
         if eps is not None:
-            loss = loss_log_ratio(eps[:, : earlier.draws], now.epsilon, earlier.epsilon).smooth(smooth)
+            before, after = (denoising_loss(eps[:, : now.draws], m.epsilon).smooth(smooth) for m in (earlier, now))
+            loss = log_ratio(before, after, LOSS_FLOOR)
         return cls(
             collapse=collapse(rho_earlier, rho_now),
-            variance=log_ratio(rho_earlier, rho_now),
+            variance=log_ratio(rho_earlier, rho_now, RHO_FLOOR),
             score=score_difference(now.epsilon, earlier.epsilon),
             loss=loss,
             is_free=free(rho_earlier),
         )
 
     def term(self, terms: str) -> CurvatureMap | None:
-        """``variance``, ``loss``, or the mean of ``both``; of both the variance alone where there is no loss."""
+        """``variance``, ``loss``, or the mean of ``both``; of both the variance alone where there is no loss.
+
+        Variance says 0 where this comparison's own earlier measurement leaves no freedom that could be lost.
+        """
         if terms == "loss":
             return self.loss
-        return self.variance if terms == "variance" or self.loss is None else mean_log_ratio(self.variance, self.loss)
+        variance = CurvatureMap(self.variance.samples.where(self.is_free[:, None], 0.0))
+        return variance if terms == "variance" or self.loss is None else mean_log_ratio(variance, self.loss)
 
 
 @dataclass(frozen=True)
@@ -148,8 +153,7 @@ class Signals:
     """All signals of one probe at one event.
 
     Attributes:
-        snapshot: against the baseline; ``None`` where there is nothing earlier.
-        unconditional: against the same model without the prompt; ``None`` where that was not looked at.
+        snapshot, unconditional, branch: the comparisons S, N and K; ``None`` where either side was not measured.
         raw: raw curvature of now, samples ``(levels, n, h, w)``.
         deciding: the map that decides, level by level, samples ``(levels, n, h, w)``; ``None`` where nothing can be
             compared.
@@ -159,9 +163,34 @@ class Signals:
 
     snapshot: Comparison | None
     unconditional: Comparison | None
+    branch: Comparison | None
     raw: CurvatureMap
-    deciding: CurvatureMap | None
-    decisive: CurvatureMap | None
+    deciding: CurvatureMap | None = None
+    decisive: CurvatureMap | None = None
+
+    @classmethod
+    def of(cls, o: Observation, smooth: int) -> Signals:
+        """Every comparison that an observation allows; nothing is decided yet. ``smooth``: see ``Comparison.of``."""
+
+        def compared(earlier: Measurement | None, now: Measurement | None) -> Comparison | None:
+            return Comparison.of(earlier, now, o.eps, smooth) if earlier is not None and now is not None else None
+
+        return cls(
+            snapshot=compared(o.baseline, o.now),
+            unconditional=compared(o.unconditional, o.now),
+            branch=compared(o.unconditional_baseline, o.unconditional),
+            raw=raw_curvature(o.now.rho.smooth(smooth)),
+        )
+
+    def decided(self, *, terms: str, against: str, combine: str, expected: Tensor | None = None) -> Signals:
+        """The same with the map that decides, see ``decide`` and ``combine_levels``.
+
+        Args:
+            expected: k0 of ``decide``, ``(levels,)``.
+        """
+        deciding = decide(self, terms, against, expected)
+        decisive = None if deciding is None else combine_levels(deciding, combine)
+        return replace(self, deciding=deciding, decisive=decisive)
 
     def maps(self) -> dict[str, CurvatureMap]:
         """Those that exist, by the name that files and logged keys use."""
@@ -173,60 +202,79 @@ class Signals:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def compute_signals(
-    observation: Observation, *, terms: str = "both", against: str = "both", combine: str = "mean", smooth: int = 3
-) -> Signals:
-    """Every signal that an observation allows.
+def decide(signals: Signals, terms: str, against: str, expected: Tensor | None = None) -> CurvatureMap | None:
+    """The map that decides, samples ``(levels, n, h, w)``; ``None`` where nothing can be compared.
+
+    ``both`` is ``min(S, N + relu(K - k0))``: fallen since the baseline, *and* not explained by a model that does not
+    know the prompt, where that model gets back what it has begun to store itself. So the unconditional branch cannot
+    hide what it stores too (few captions, dropped captions). Where it was not measured, S decides alone.
 
     Args:
-        terms: ``variance``, ``loss`` or ``both``, see ``Comparison.term``.
-        against: ``snapshot``, ``unconditional`` or ``both``, see ``decide``.
-        combine: see ``combine_levels``.
-        smooth: see ``Comparison.of``.
-
-    Raises:
-        ValueError: ``terms``, ``against`` or ``combine`` is none of the three.
-    """
-    o = observation
-    snapshot = Comparison.of(o.baseline, o.now, o.eps, smooth) if o.baseline is not None else None
-    unconditional = Comparison.of(o.unconditional, o.now, o.eps, smooth) if o.unconditional is not None else None
-    deciding, is_free = decide(snapshot, unconditional, terms, against)
-    decisive = combine_levels(deciding, is_free, combine) if deciding is not None and is_free is not None else None
-    return Signals(snapshot, unconditional, raw_curvature(o.now.rho.smooth(smooth)), deciding, decisive)
-
-
-def decide(
-    snapshot: Comparison | None, unconditional: Comparison | None, terms: str, against: str
-) -> tuple[CurvatureMap | None, Tensor | None]:
-    """The map that decides, samples ``(levels, n, h, w)``, and where it may, bool ``(levels, h, w)``.
-
-    ``both`` is the pointwise minimum of the two comparisons: fallen since the baseline *and* not explained by a model
-    that does not know the prompt. Where the unconditional branch was not looked at, the snapshot alone decides. The
-    freedom of the baseline gates ``both``; each other comparison is gated by its own.
+        expected: k0, ``(levels,)``: what the branch has lost on pictures that nobody trained on, see
+            ``branch_quantile``; 0 without.
 
     Raises:
         ValueError: ``terms`` or ``against`` is none of the three.
     """
     if terms not in TERMS or against not in AGAINST:
         raise ValueError(f"got terms {terms!r}, against {against!r}; allowed: {TERMS} and {AGAINST}")
-    chosen = unconditional if against == "unconditional" else snapshot
-    if chosen is None or (value := chosen.term(terms)) is None:
-        return None, None
-    if against == "both" and unconditional is not None and (other := unconditional.term(terms)) is not None:
-        value = pointwise_min(value, other)
-    return value, chosen.is_free
+    comparisons = (signals.snapshot, signals.unconditional, signals.branch)
+    s, n, k = (None if c is None else c.term(terms) for c in comparisons)
+    if against == "unconditional":
+        return n
+    if against == "snapshot" or s is None or n is None:
+        return s
+    if k is not None:
+        k0 = torch.zeros(len(k.samples)) if expected is None else expected
+        over = k.mean > k0[:, None, None]
+        n = CurvatureMap(n.samples + (k.samples - k0[:, None, None, None]).where(over[:, None], 0.0))
+    return pointwise_min(s, n)
 
 
-def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_min") -> CurvatureMap:
+def branch_quantile(signals: Signals, terms: str) -> Tensor | None:
+    """What the unconditional branch has lost on one picture: a high quantile over pixels, by level, ``(levels,)``.
+
+    ``None`` where the branch was not measured.
+    """
+    k = None if signals.branch is None else signals.branch.term(terms)
+    return None if k is None else k.mean.flatten(1).quantile(BRANCH_QUANTILE, dim=1)
+
+
+def compute_signals(
+    observations: Sequence[Observation], *, terms: str, against: str, combine: str, smooth: int
+) -> dict[str, Signals | None]:
+    """Every signal of every probe at one event, by name; ``None`` where its measurements are not finite.
+
+    k0 of a probe is the largest ``branch_quantile`` of any control of its kind (reference or prompt), of a control that
+    of the others: what the branch has lost on a picture counts as stored only as far as it exceeds every control's,
+    held-out views of a learned subject included.
+    """
+    found = {o.name: Signals.of(o, smooth) if o.finite else None for o in observations}
+    lost = {}
+    for o in observations:
+        signals = found[o.name]
+        if o.probe.is_control and signals is not None and (q := branch_quantile(signals, terms)) is not None:
+            lost[o.name] = (o.probe.is_reference, q)
+
+    def expected(o: Observation) -> Tensor | None:
+        others = [q for name, (kind, q) in lost.items() if name != o.name and kind is o.probe.is_reference]
+        return torch.stack(others).amax(0) if others else None
+
+    return {
+        o.name: s and s.decided(terms=terms, against=against, combine=combine, expected=expected(o))
+        for o in observations
+        for s in [found[o.name]]
+    }
+
+
+def combine_levels(levels: CurvatureMap, how: str = "adjacent_min") -> CurvatureMap:
     """Several noise levels -> one map.
 
     ``adjacent_min``: a coordinate counts only as far as *two neighbouring levels* agree (the smaller of the two), and
-    the best such pair counts; one level alone stands for itself. ``mean`` and ``max`` are over levels. A level where
-    the baseline is not free says 0.
+    the best such pair counts; one level alone stands for itself. ``mean`` and ``max`` are over levels.
 
     Args:
         levels: samples ``(levels, n, h, w)``.
-        is_free: ``(levels, h, w)``, see ``free``.
         how: ``adjacent_min``, ``mean`` or ``max``.
 
     Returns:
@@ -237,7 +285,7 @@ def combine_levels(levels: CurvatureMap, is_free: Tensor, how: str = "adjacent_m
     """
     if how not in COMBINATIONS:
         raise ValueError(f"how: got {how!r}, allowed {', '.join(COMBINATIONS)}")
-    samples = levels.samples.where(is_free[:, None], 0.0)
+    samples = levels.samples
     if how == "mean":
         return CurvatureMap(samples.mean(0))
     means = samples.mean(1)

@@ -1,4 +1,7 @@
-"""Views: the noisy latents at which a probe is looked at. Reference probes are noised, prompt probes are sampled."""
+"""Views: the noisy latents at which a probe is looked at.
+
+Reference probes are noised. Prompt probes are sampled, and noised in the same way or looked at as they are sampled.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ class View:
     Attributes:
         key: names the view. Its test vectors depend on it, so that baseline and now share them.
         noisy_latents: ``(levels, draws, c, h, w)`` float32 on the CPU.
-        timesteps: one per level; whole numbers, except for prompt probes of rectified flow.
-        eps: the true noise, same shape; ``None`` for a prompt probe.
+        timesteps: one per level; whole numbers, except at the last sampling step of rectified flow.
+        eps: the true noise, same shape; ``None`` where it is unknown, at the last sampling step.
         conditioning: of the probe, or of the unconditional branch.
     """
 
@@ -44,25 +47,28 @@ class View:
         """Noisy latents in it: levels times draws."""
         return self.noisy_latents.shape[0] * self.noisy_latents.shape[1]
 
-    def unconditional(self, conditioning: Conditioning, draws: int) -> View:
-        """The first draws of the same noisy latents, for the branch with this conditioning."""
-        return replace(self, noisy_latents=self.noisy_latents[:, :draws], conditioning=conditioning)
-
 
 def fixed_noise(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """The true noise of a reference probe, ``(levels, draws, c, h, w)``. It depends on name and seed alone."""
+    """The true noise of a probe, ``(levels, draws, c, h, w)``. It depends on name and seed alone."""
     return torch.randn(tuple(shape), generator=seeded(seed, "noise", name))
 
 
 def reference_view(prepared: PreparedProbe, denoiser: Denoiser, levels: LevelsConfig, seed: int) -> View:
     """Known latents under fixed noise at fixed levels: the same at every event."""
     assert prepared.latents is not None
-    z_0 = prepared.latents
-    eps = fixed_noise(prepared.name, (len(levels.timesteps), levels.draws, *z_0.shape), seed)
+    return noised(prepared, prepared.latents[None], denoiser, levels, seed)
+
+
+def noised(prepared: PreparedProbe, latents: Tensor, denoiser: Denoiser, levels: LevelsConfig, seed: int) -> View:
+    """Latents under the probe's fixed noise at fixed levels.
+
+    Args:
+        latents: z_0, ``(n, c, h, w)`` float32 on the CPU; n divides ``levels.draws``, and draw d has number d mod n.
+    """
+    eps = fixed_noise(prepared.name, (len(levels.timesteps), levels.draws, *latents.shape[1:]), seed)
+    z_0 = latents.repeat(levels.draws // len(latents), 1, 1, 1)
     add_noise = denoiser.schedule.add_noise
-    noisy = [
-        add_noise(z_0.expand_as(e), e, torch.full((len(e),), t)) for e, t in zip(eps, levels.timesteps, strict=True)
-    ]
+    noisy = [add_noise(z_0, e, torch.full((len(e),), t)) for e, t in zip(eps, levels.timesteps, strict=True)]
     return View(prepared.name, torch.stack(noisy), levels.timesteps, eps, prepared.conditioning)
 
 
@@ -119,6 +125,45 @@ def sample(
     return Sample(x, x_last, sampler.timesteps[-1].item(), norm)
 
 
+def initial_noise(denoiser: Denoiser, seeds: Sequence[int], side: int) -> Tensor:
+    """Where generations begin: ``(n, c, side, side)``, each from its own seed alone."""
+    shape = (1, denoiser.latent_channels, side, side)
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def generate(
+    denoiser: Denoiser,
+    scheduler: Any,
+    sampling: SamplingConfig,
+    seeds: Sequence[int],
+    conditioning: Conditioning,
+    unconditional: Conditioning | None,
+    side: int,
+    batch_size: int,
+) -> Tensor:
+    """Finished latents of one prompt, ``(n, c, side, side)`` float32 on the CPU.
+
+    When memory runs out the batch is halved. A batch never holds two prompts, see ``measure``.
+
+    Args:
+        seeds: n of them, each of one generation.
+        batch_size: generations at a time, at least 1.
+    """
+    done: list[Tensor] = []
+    while len(done) < len(seeds):
+        batch = seeds[len(done) : len(done) + batch_size]
+        try:
+            x = initial_noise(denoiser, batch, side)
+            s = sample(denoiser, scheduler, sampling, x, [conditioning] * len(batch), unconditional)
+            done += s.latents.float().cpu()
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            batch_size = len(batch) // 2
+            torch.cuda.empty_cache()
+    return torch.stack(done)
+
+
 def prompt_view(
     prepared: PreparedProbe,
     unconditional: Conditioning | None,
@@ -137,8 +182,7 @@ def prompt_view(
     Returns:
         The view, and the finished latents ``(c, h, w)`` on the CPU for showing.
     """
-    generator = torch.Generator().manual_seed(prepared.probe.seed)
-    x = torch.randn(1, denoiser.latent_channels, side, side, generator=generator)
+    x = initial_noise(denoiser, [prepared.probe.seed], side)
     s = sample(denoiser, scheduler, sampling, x, [prepared.conditioning], unconditional)
     noisy = s.x_last.cpu()[None].expand(1, draws, -1, -1, -1)
     return View(prepared.name, noisy, (s.timestep,), None, prepared.conditioning), s.latents[0].cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from memwatch.config import MemWatchConfig
 from memwatch.judge.findings import Finding
 from memwatch.judge.regions import Region
+from memwatch.measure.copies import Proof
 
 # Nine stops from black over red to pale yellow, rising in lightness: readable in grey and by colour-blind people.
 STOPS = np.array(
@@ -27,6 +29,7 @@ STOPS = np.array(
     dtype=np.float64,
 )
 SHOWN = 384  # pixels; smaller pictures are enlarged until boxes and text can be read
+FRAME = (230, 60, 50)  # of a generation that is a copy
 BAR = 74  # pixels, width of the colour bar with its labels
 
 
@@ -54,13 +57,14 @@ def pictures_of(findings: Sequence[Finding], config: MemWatchConfig) -> dict[str
 
 
 def picture_of(finding: Finding, max_factor: float) -> Image.Image | None:
-    """The probe's image beside its heatmap; ``None`` where there is no image. See ``overlay``."""
+    """The probe's image beside its heatmap, and its generations; ``None`` where there is no image. See ``overlay``."""
     image, signals = finding.observation.image, finding.signals
     if image is None:
         return None
     if signals is None or signals.decisive is None:
         return overlay(image, np.zeros(image.shape[:2]), max_factor=max_factor)
-    return overlay(image, signals.decisive.mean.numpy(), finding.regions, max_factor=max_factor)
+    picture = overlay(image, signals.decisive.mean.numpy(), finding.regions, max_factor=max_factor)
+    return picture if finding.proof is None else with_generations(picture, finding.proof)
 
 
 def overlay(
@@ -97,6 +101,22 @@ def overlay(
     picture.paste(marked, (size[0] + 4, 0))
     picture.paste(colour_bar(size[1], max_factor), (2 * size[0] + 8, 0))
     return picture
+
+
+def with_generations(picture: Image.Image, proof: Proof) -> Image.Image:
+    """The picture, and on its right all generations in a square; those that copy the region are framed."""
+    side, rows = picture.height, math.ceil(math.sqrt(len(proof.generations)))
+    cell, first = side // rows, picture.width + 4
+    wide = Image.new("RGB", (first + cell * rows, side), (255, 255, 255))
+    wide.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(wide)
+    for i, (generation, is_copy) in enumerate(zip(proof.generations, proof.is_copy, strict=True)):
+        left, top = first + cell * (i % rows), cell * (i // rows)
+        small = Image.fromarray(generation).resize((cell - 4, cell - 4), Image.Resampling.BICUBIC)
+        wide.paste(small, (left + 2, top + 2))
+        if is_copy:
+            draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=FRAME, width=3)
+    return wide
 
 
 def colour_bar(height: int, max_factor: float) -> Image.Image:

@@ -8,35 +8,40 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/max_severity`` | scalar | largest variance reduction factor over probes, 1 is none |
 | ``memwatch/min_p`` | scalar | smallest p-value over probes (with controls only) |
 | ``memwatch/num_memorized``, ``memwatch/num_suspicious``, ``memwatch/num_inconclusive`` | scalar | probes by verdict |
-| ``memwatch/expected_false_alarms`` | scalar | suspicious probes that chance alone gives in one event, at most |
+| ``memwatch/controls_called`` | scalar | controls that the whole rule has called memorized so far, each by the others |
+| ``memwatch/false_alarms_at_most`` | scalar | rate per probe and run that this leaves plausible, at 95 % confidence |
 | ``memwatch/severity/PROBE`` | scalar | variance reduction factor of its strongest region |
 | ``memwatch/p/PROBE`` | scalar | p-value against the controls |
 | ``memwatch/area/PROBE`` | scalar | share of the image inside regions |
 | ``memwatch/collapse/PROBE``, ``memwatch/score/PROBE`` | scalar | image means of the differences to the snapshot |
 | ``memwatch/collapse_null/PROBE``, ``memwatch/score_null/PROBE`` | scalar | the same, to the unconditional branch |
-| ``memwatch/loss_log_ratio/PROBE`` | scalar | image mean of the loss log ratio to the snapshot (reference probes) |
+| ``memwatch/loss_log_ratio/PROBE`` | scalar | image mean of the loss log ratio to the snapshot |
 | ``memwatch/retained_variance/PROBE`` | scalar | image mean of rho, 1 is free |
-| ``memwatch/control_severity`` | scalar | largest variance reduction factor over controls, at a single pixel |
+| ``memwatch/control_severity`` | scalar | largest variance reduction factor over controls, each at its own region |
+| ``memwatch/copied/PROBE`` | scalar | share of its generations that copy its region (when it was generated) |
+| ``memwatch/num_copied`` | scalar | probes that a generation copies (when any was generated) |
 | ``memwatch/heatmap/PROBE`` | image | the image beside its heatmap with regions; colours mean the same everywhere |
 | ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as boxes to switch on and off |
 | ``memwatch/alert`` | text | one paragraph per alert (TensorBoard: ``memwatch/alert/PROBE``) |
 | ``memwatch/seconds`` | scalar | what the event cost |
 | ``memwatch/errors`` | scalar | parts of memwatch that failed so far |
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
+
+An event that failed logs ``memwatch/step``, ``seconds``, ``errors`` and ``stop`` alone.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from memwatch.config import MemWatchConfig
 from memwatch.judge.alerts import Verdict
-from memwatch.judge.calibration import expected_false_alarms
-from memwatch.judge.findings import Finding
+from memwatch.judge.findings import Finding, Judgement
+from memwatch.report.copied import copied_row, copied_scalars, copied_text
 
 IMAGE_MEANS = ("collapse", "score", "collapse_null", "score_null", "loss_log_ratio")  # maps whose mean is logged
 
@@ -48,24 +53,34 @@ class Report:
     Attributes:
         step: optimizer step.
         config: what the event was measured and judged by.
-        findings: one per probe.
-        controls: statistic of every control that was compared and finite, natural log of a factor.
+        judgement: what the judge says; empty for an event that failed.
         calibrated: whether there are controls at all.
         seconds: what the event cost.
         errors: failures of memwatch's parts so far.
         stop_reason: set from the event on that decided to stop.
-        pictures: one per probe, drawn once for all sinks; on the main process only.
+        pictures: one per probe, drawn once for all sinks (see ``Sinks``); on the main process only.
+        failure: what failed, for people, and cost this event; then there are no findings.
     """
 
     step: int
     config: MemWatchConfig
-    findings: tuple[Finding, ...]
-    controls: dict[str, float]
+    judgement: Judgement
     calibrated: bool
     seconds: float
     errors: int
     stop_reason: str | None
-    pictures: dict[str, Image.Image]
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    failure: str | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """One per probe."""
+        return self.judgement.findings
+
+    @property
+    def controls(self) -> dict[str, float]:
+        """The severity of every control that was compared and finite."""
+        return {f.name: f.severity for f in self.judgement.controls if f.evidence.finite and f.evidence.compared}
 
     @property
     def alerts(self) -> tuple[Finding, ...]:
@@ -76,19 +91,27 @@ class Report:
 
     def scalars(self) -> dict[str, float]:
         """Logged scalars; see the table above. Non-finite ones are left out, because dashboards drop or mangle them."""
-        by_chance = expected_false_alarms(len(self.findings), self.config.alerts.max_p)
         values: dict[str, float | None] = {
             "memwatch/step": self.step,
+            "memwatch/seconds": self.seconds,
+            "memwatch/errors": self.errors,
+            "memwatch/stop": float(self.stop_reason is not None),
+        }
+        if self.failure is None:
+            values |= self._scalars_of_findings()
+        return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
+
+    def _scalars_of_findings(self) -> dict[str, float | None]:
+        audit = self.judgement.audit
+        values: dict[str, float | None] = {
             "memwatch/max_severity": max((f.severity for f in self.findings), default=1.0),
             "memwatch/min_p": min((f.p for f in self.findings if f.p is not None), default=None),
             "memwatch/num_memorized": self.count(Verdict.MEMORIZED),
             "memwatch/num_suspicious": self.count(Verdict.SUSPICIOUS),
             "memwatch/num_inconclusive": self.count(Verdict.INCONCLUSIVE),
-            "memwatch/expected_false_alarms": by_chance if self.controls else None,
-            "memwatch/control_severity": math.exp(max(self.controls.values())) if self.controls else None,
-            "memwatch/seconds": self.seconds,
-            "memwatch/errors": self.errors,
-            "memwatch/stop": float(self.stop_reason is not None),
+            "memwatch/controls_called": audit.called if audit.of else None,
+            "memwatch/false_alarms_at_most": audit.at_most if audit.of else None,
+            "memwatch/control_severity": max(self.controls.values(), default=None),
         }
         for f in self.findings:
             values[f"memwatch/severity/{f.name}"] = f.severity
@@ -98,16 +121,22 @@ class Report:
                 maps = f.signals.maps()
                 values |= {f"memwatch/{k}/{f.name}": float(maps[k].mean.mean()) for k in IMAGE_MEANS if k in maps}
                 values[f"memwatch/retained_variance/{f.name}"] = 1 - float(maps["raw"].mean.mean())
-        return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
+        return values | copied_scalars(self.findings)
 
     def alert_text(self, finding: Finding) -> str:
         """An alert that explains itself: where, at which level, since when, how strong, how unlikely, against what."""
         lines = [f"memwatch, step {self.step}: {finding.name} is {finding.verdict}. {finding.reason}."]
         for r in finding.regions:
-            chance = f"p = {r.p:.3f} against {len(self.controls)} controls" if r.p is not None else "no controls"
-            effect = f"{math.exp(r.mean):.1f}x less freedom (log ratio {r.mean:.2f} ± {r.sem:.2f})"
+            chance = "no controls"
+            if r.p is not None:
+                chance = f"p = {r.p:.2g} against {finding.evidence.num_controls} controls"
+            if r.rank_p_peers is not None:
+                chance += f", rank p = {r.rank_p_peers:.2f} against {finding.evidence.num_peers} training images"
+            effect = f"{math.exp(r.effect):.1f}x less freedom (log ratio {r.effect:.2f} ± {r.sem:.2f})"
             where = f"region {r.box} px, {r.area:.0%} of the image"
             lines.append(f"{where}: {effect}, strongest at timestep {r.level:g}, {chance}")
+        if copied := copied_text(finding):
+            lines.append(copied)
         lines.append(f"baseline: {self.baseline_text(finding)}.")
         if prompt := finding.observation.probe.prompt:
             lines.append(f"prompt: {prompt!r}")
@@ -131,10 +160,12 @@ class Report:
             "step": self.step,
             "findings": [_row(finding) for finding in self.findings],
             "controls": self.controls,
+            "audit": str(self.judgement.audit),
             "scalars": self.scalars(),
             "seconds": self.seconds,
             "errors": self.errors,
             "stop_reason": self.stop_reason,
+            "failure": self.failure,
         }
         plain = _plain(data)
         assert isinstance(plain, dict)
@@ -142,12 +173,18 @@ class Report:
 
     def summary(self) -> str:
         """One line for the console."""
+        stop = f"; STOP ({self.stop_reason})" if self.stop_reason else ""
+        return f"memwatch step {self.step}: {self._said()}; {self.seconds:.1f} s{stop}"
+
+    def _said(self) -> str:
+        """The verdicts in a few words, or why there are none."""
+        if self.failure is not None:
+            return f"this event is lost, since {self.failure}"
         parts = [f"{self.count(verdict)} {verdict}" for verdict in Verdict if self.count(verdict)]
         worst = max(self.findings, key=lambda f: f.severity, default=None)
         strongest = f"; strongest {worst.name} {worst.severity:.1f}x" if worst and worst.severity > 1 else ""
-        stop = f"; STOP ({self.stop_reason})" if self.stop_reason else ""
-        calibrated = "" if self.calibrated else "; uncalibrated (no controls)"
-        return f"memwatch step {self.step}: {', '.join(parts)}{strongest}{calibrated}; {self.seconds:.1f} s{stop}"
+        calibrated = f"; {self.judgement.audit}" if self.calibrated else "; uncalibrated (no controls)"
+        return f"{', '.join(parts) or 'nothing was looked at'}{strongest}{calibrated}"
 
 
 def _row(finding: Finding) -> dict[str, Any]:
@@ -161,13 +198,15 @@ def _row(finding: Finding) -> dict[str, Any]:
         "severity": evidence.severity,
         "severity_low": evidence.severity_low,
         "p": evidence.p,
-        "statistic": evidence.statistic,
+        "rank_p": evidence.rank_p,
+        "excess": evidence.excess,
         "baseline_step": o.baseline_step,
         "since": finding.state.since,
         "verdict": str(finding.verdict),
         "alert": finding.is_alert,
         "timesteps": list(o.timesteps),
         "regions": [asdict(region) for region in finding.regions],
+        "copied": copied_row(finding),
     }
 
 

@@ -105,7 +105,8 @@ def test_what_was_loaded_is_freed(name, family_folders, families, tmp_path, monk
 
     monkeypatch.setattr(memwatch.measure.observer, "load_components", recording)
     model = network(families[name])
-    watch = watch_of(model, family_folders[name], tmp_path, probes=[Probe(PROMPT, picture(0), name="cat")])
+    probes, off = [Probe(PROMPT, picture(0), name="cat")], {"enabled": False}
+    watch = watch_of(model, family_folders[name], tmp_path, probes=probes, proof=off)
     gc.collect()
     assert len(loaded) == {"sd1": 2, "sdxl": 3, "sd3": 4, "flux": 3}[name]
     assert [reference() for reference in loaded] == [None] * len(loaded)

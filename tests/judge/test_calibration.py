@@ -1,13 +1,118 @@
-"""Calibration: p-values against held-out controls, by hand and under the null."""
+"""Calibration: profiles, p-values and the budget of a run, by hand, by slow twins and under the null."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import random
 
+import numpy as np
 import pytest
+from scipy import ndimage, stats
 
-from memwatch.judge.calibration import Null, expected_false_alarms
+from memwatch.judge.calibration import (
+    MIN_CONTROLS,
+    NUM_SIZES,
+    RESOLUTION,
+    Null,
+    contradicts,
+    largest_p,
+    share_of_budget,
+    size_index,
+    sizes_of,
+    top_means,
+    upper_bound,
+)
+
+
+def profiles(*rows: list[float] | float) -> Null:
+    """One control per row; a single number stands for every size."""
+    return Null.of([np.broadcast_to(np.asarray(row, dtype=float), NUM_SIZES) for row in rows])
+
+
+# --- profiles ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pixels", "sizes"),
+    [
+        (1024, (1024, 512, 256, 128, 64, 32, 16)),
+        (16, (16, 8, 4, 2, 1, 1, 1)),
+        (48 * 64, (3072, 1536, 768, 384, 192, 96, 48)),
+        (1, (1,) * 7),
+    ],
+)
+def test_sizes_are_halves_of_the_map(pixels, sizes):
+    assert sizes_of(pixels) == sizes
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (8, 8), (3, 5), (16, 12)])
+def test_top_means_equal_a_slow_twin(shape):
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = top_means(values)
+    for mean, size in zip(found, sizes_of(values.size), strict=True):
+        pixels = sorted((float(v) for v in values.flatten()), reverse=True)
+        assert mean == pytest.approx(sum(pixels[:size]) / size)
+    assert (np.diff(found) >= 0).all()  # rising, as sizes fall
+    assert found[0] == pytest.approx(values.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "index"), [(256, 0), (255, 1), (128, 1), (127, 2), (64, 2), (8, 5), (7, 6), (4, 6), (3, 6), (1, 6)]
+)
+def test_a_region_is_compared_at_the_next_smaller_size(pixels, index):
+    assert size_index(pixels, of=256) == index
+
+
+def test_no_connected_region_can_beat_the_profile():
+    """Whatever is chosen, wherever it lies: the mean of k pixels is at most that of the k' <= k largest."""
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        values = ndimage.uniform_filter(rng.standard_normal((16, 16)), rng.integers(1, 5))
+        labels, count = ndimage.label(values >= np.quantile(values, rng.uniform(0, 0.95)))
+        inside = labels == rng.integers(1, count + 1)
+        if inside.sum() >= sizes_of(256)[-1]:
+            assert values[inside].mean() <= top_means(values)[size_index(int(inside.sum()), 256)] + 1e-12
+
+
+# --- p-values ---------------------------------------------------------------------------------------------------------
+
+
+def test_excess_and_p_value_by_hand():
+    """Twelve controls, half of them 1, half of them 3: mean 2, standard deviation sqrt(12/11)."""
+    null = profiles(*[1.0, 3.0] * 6)
+    predictive = math.sqrt(12 / 11) * math.sqrt(13 / 12)
+    assert null.excess(2.0, 3) == 0
+    assert null.excess(6.0, 3) == pytest.approx(4 / predictive)
+    density = stats.t(11)
+    assert null.p_value(4 / predictive) == pytest.approx(7 * (1 - density.cdf(4 / predictive)))
+    assert null.p_value(1.0) == 1.0  # seven sizes are paid for, and no chance is above 1
+    assert null.p_value(60.0) < 1e-13  # falls below 1 / 13, the smallest rank p-value
+
+
+def test_each_size_has_its_own_controls():
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(12, NUM_SIZES)) * np.arange(1, 8) + np.arange(7)
+    null = Null.of(list(rows))
+    for size in range(NUM_SIZES):
+        mean, std = rows[:, size].mean(), rows[:, size].std(ddof=1)
+        assert null.excess(5.0, size) == pytest.approx((5.0 - mean) / (std * math.sqrt(1 + 1 / 12)))
+        assert null.rank_p(mean, size) == (1 + sum(value >= mean for value in rows[:, size])) / 13
+
+
+def test_p_values_are_valid_under_a_gaussian_null():
+    """One control more, compared at every size: P(p <= a) <= a; at one single size P(7 p <= a) is a."""
+    rng, runs, n = np.random.default_rng(3), 3000, 15
+    best, single = np.empty(runs), np.empty(runs)
+    for i in range(runs):
+        x = math.sqrt(0.7) * rng.standard_normal((n + 1, 1)) + math.sqrt(0.3) * rng.standard_normal((n + 1, NUM_SIZES))
+        null = Null.of(list(x[1:]))
+        excess = [null.excess(value, size) for size, value in enumerate(x[0])]
+        best[i], single[i] = null.p_value(max(excess)), stats.t.sf(excess[2], n - 1)
+    for level in (0.01, 0.05, 0.2):
+        error = 4 * math.sqrt(level * (1 - level) / runs)
+        assert (best <= level).mean() <= level + error
+        assert (single <= level).mean() == pytest.approx(level, abs=error)
+    assert (best <= 0.2).mean() > 0.05  # and not so cautious as to say nothing
 
 
 @pytest.mark.parametrize(
@@ -24,36 +129,102 @@ from memwatch.judge.calibration import Null, expected_false_alarms
         (-math.inf, 1.0),
     ],
 )
-def test_p_value_by_hand(x, expected):
+def test_rank_p_by_hand(x, expected):
     """Controls 0.5, 2, 2, 3: ties count as at least as large."""
-    assert Null.of([2.0, 0.5, 3.0, 2.0]).p_value(x) == pytest.approx(expected)
+    assert profiles(2.0, 0.5, 3.0, 2.0).rank_p(x, 0) == pytest.approx(expected)
 
 
-def test_smallest_p():
-    assert Null.of([1.0] * 19).smallest_p == 0.05
-    assert Null.of([1.0] * 19).p_value(2.0) == 0.05
-    assert Null.of([]).smallest_p == 1.0
+def test_smallest_rank_p():
+    assert profiles(*[1.0] * 19).smallest_rank_p == profiles(*[1.0] * 19).rank_p(2.0, 0) == 0.05
+    assert profiles().smallest_rank_p == 1.0
 
 
-def test_no_controls_no_p_value():
-    assert Null.of([]).p_value(3.0) is None
+def test_rank_p_is_valid_under_any_null():
+    """P(p <= a) is a where a is a multiple of 1 / (1 + N), also with a heavy tail."""
+    rng, runs = np.random.default_rng(0), 4000
+    drawn = rng.standard_cauchy((runs, 20))
+    found = np.array([profiles(*x[1:]).rank_p(x[0], 0) for x in drawn])
+    for level in (0.05, 0.1, 0.25, 0.5):
+        assert (found <= level).mean() == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / runs))
 
 
 def test_controls_that_are_not_finite_do_not_count():
-    null = Null.of([1.0, math.nan, math.inf, -math.inf, 0.0])
-    assert null.statistics == (0.0, 1.0)
-    assert null.p_value(0.5) == pytest.approx(2 / 3)
+    null = profiles(1.0, math.nan, math.inf, 0.0, [0, 0, 0, 0, 0, 0, -math.inf])
+    assert null.profiles[:, 0].tolist() == [1.0, 0.0]
+    assert len(profiles(math.nan)) == len(profiles()) == 0
 
 
-def test_p_values_are_valid_under_the_null():
-    """Probe and controls from one law: P(p <= a) <= a, and close to it where a is a multiple of 1 / (1 + N)."""
-    rng = random.Random(0)
-    found = [Null.of(rng.gauss(0, 1) for _ in range(19)).p_value(rng.gauss(0, 1)) for _ in range(4000)]
-    for level in (0.05, 0.1, 0.25, 0.5):
-        share = sum(p <= level for p in found) / len(found)
-        assert share == pytest.approx(level, abs=4 * (level * (1 - level) / len(found)) ** 0.5)
+def test_it_takes_ten():
+    assert not profiles(*range(MIN_CONTROLS - 1)).is_enough
+    assert profiles(*range(MIN_CONTROLS)).is_enough
 
 
-def test_expected_false_alarms():
-    assert expected_false_alarms(20, 0.05) == pytest.approx(1.0)
-    assert expected_false_alarms(0, 0.05) == 0
+def test_controls_that_are_all_alike_have_a_smallest_spread():
+    null = profiles(*[0.25] * 12)
+    assert null.excess(0.25, 0) == 0
+    assert null.excess(0.25 + 3 * RESOLUTION, 0) == pytest.approx(3)
+    assert null.p_value(null.excess(0.5, 0)) < 1e-30
+
+
+def test_a_control_is_left_out_by_its_number():
+    null = profiles(1.0, 2.0, 3.0)
+    assert null.without(1).profiles[:, 0].tolist() == [1.0, 3.0]
+    assert len(null) == 3
+
+
+# --- the budget of a run ----------------------------------------------------------------------------------------------
+
+
+def test_the_shares_of_a_run_sum_to_one_and_never_rise():
+    shares = [share_of_budget(event) for event in range(1, 16 * (2**12 - 1) + 1)]
+    assert all(a >= b > 0 for a, b in itertools.pairwise(shares))
+    assert sum(shares) == pytest.approx(1 - 0.5**12)  # twelve blocks: 1 in the limit, never more
+    blocks = [sum(shares[16 * (2**i - 1) : 16 * (2 ** (i + 1) - 1)]) for i in range(12)]
+    assert blocks == pytest.approx([0.5 ** (i + 1) for i in range(12)])
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 5, 16, 40])
+@pytest.mark.parametrize("num_probes", [1, 8])
+def test_the_p_values_that_a_run_allows_sum_to_its_budget(patience, num_probes):
+    """Any ``patience`` events in a row hold one multiple of ``patience``; over those the bounds of all probes sum up.
+
+    So does any other choice of one event in each ``patience`` that starts no earlier.
+    """
+    budget = {"false_alarms_per_run": 0.05, "patience": patience, "num_probes": num_probes}
+    allowed = [largest_p(event, **budget) for event in range(1, 5001)]
+    for first in range(1, 20):
+        assert sum(event % patience == 0 for event in range(first, first + patience)) == 1
+    total = num_probes * sum(allowed[patience - 1 :: patience])
+    assert total <= 0.05
+    assert total > 0.05 * 0.4  # it is spent
+    assert all(a >= b for a, b in itertools.pairwise(allowed))
+
+
+def test_what_an_event_allows_by_hand():
+    budget = {"false_alarms_per_run": 0.05, "num_probes": 8}
+    assert largest_p(1, patience=2, **budget) == pytest.approx(0.05 * 2 / 32 / 8)
+    assert largest_p(17, patience=2, **budget) == pytest.approx(0.05 * 2 / 128 / 8)
+    assert largest_p(1, patience=1000, false_alarms_per_run=0.9, num_probes=1) == 1.0
+
+
+@pytest.mark.parametrize(("count", "of"), [(0, 1), (0, 24), (1, 24), (3, 10), (23, 24)])
+@pytest.mark.parametrize("confidence", [0.95, 0.975])
+def test_upper_bound_is_where_so_few_become_improbable(count, of, confidence):
+    bound = upper_bound(count, of, confidence)
+    assert stats.binom.cdf(count, of, bound) == pytest.approx(1 - confidence)
+    exact = stats.binomtest(count, of).proportion_ci(2 * confidence - 1, method="exact").high
+    assert bound == pytest.approx(exact)
+
+
+def test_all_of_them_leave_everything_plausible():
+    assert upper_bound(5, 5) == upper_bound(0, 0) == 1.0
+
+
+@pytest.mark.parametrize(("of", "rate"), [(10, 0.05), (24, 0.05 / 8), (40, 0.3), (5, 0.9)])
+def test_contradicts_is_a_binomial_test(of, rate):
+    for count in range(of + 1):
+        found = contradicts(count, of, rate)
+        assert found is bool(stats.binomtest(count, of, rate, alternative="greater").pvalue < 0.05)
+    assert not contradicts(0, of, 0.0)
+    assert contradicts(1, of, 0.0)
+    assert not contradicts(of, of, 1.5)  # a promised rate of one or more cannot be broken

@@ -1,4 +1,4 @@
-"""Findings: maps -> regions -> calibration -> verdicts, for all probes of one event."""
+"""Findings: maps -> regions -> calibration -> verdicts -> audit, for all probes of one event."""
 
 from __future__ import annotations
 
@@ -7,16 +7,29 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.observations import controls, measured, seen
+import torch
+from scipy import ndimage
+from support.observations import controls, measured, peers, seen
 
 from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.judge.alerts import Evidence, ProbeState, Verdict
-from memwatch.judge.calibration import Null
-from memwatch.judge.findings import explained, is_alert, judge_event, judge_probe, signals_of, statistic
+from memwatch.judge.audit import Audit
+from memwatch.judge.calibration import Null, top_means
+from memwatch.judge.findings import References, is_alert, judge_event, judge_probe, profile_of
 from memwatch.measure.measurement import Observation
+from memwatch.measure.signals import RHO_FLOOR, compute_signals
 
 DEFAULT = load_config(None)
+UNSMOOTHED = load_config({"signals": {"smooth": 1}})
+
+
+def judged(observations, states=None, step=1, config=DEFAULT):
+    """The findings of one event."""
+    return judge_event(observations, states or {}, step, config).findings
+
+
+# --- one finding ------------------------------------------------------------------------------------------------------
 
 
 def test_the_level_of_a_region_is_that_of_the_deciding_signal():
@@ -30,122 +43,339 @@ def test_the_level_of_a_region_is_that_of_the_deciding_signal():
         baseline_step=0,
     )
     signals = {"terms": "variance", "against": "unconditional", "combine": "max"}
-    config = load_config({"signals": signals, "alerts": {"uncalibrated_severity": 2.0}})
-    (finding,), _, _ = judge_event([observation], {}, 1, config)
+    (finding,) = judged([observation], config=load_config({"signals": signals}))
     assert finding.severity == pytest.approx(0.95 / 0.15, rel=0.01)
     assert [region.level for region in finding.regions] == [301]
 
 
 def test_a_region_is_one_only_where_there_is_evidence():
     """Every map has a highest place; what no alert speaks of is not boxed."""
-    observation = seen()
-    (alike,), _, _ = judge_event([observation, *controls(20, 5.0)], {}, 1, DEFAULT)  # every control shows as much
+    (alike,) = judged([seen(), *controls(20, 5.0, spread=0.1)])  # every control shows as much
     assert alike.verdict is Verdict.NO_EVIDENCE
     assert (alike.regions, alike.labels.any()) == ((), False)
-    (found,), _, _ = judge_event([observation, *controls(20, 1.0)], {}, 1, DEFAULT)
+    (found,) = judged([seen(), *controls(20, 1.0, spread=0.1)])
     assert found.verdict is Verdict.SUSPICIOUS
-    assert ([region.p for region in found.regions], found.labels.any()) == ([1 / 21], True)
+    assert (len(found.regions), found.labels.any()) == (1, True)
 
 
 def test_a_finding_carries_what_its_verdict_rests_on():
-    observation = seen()
-    quiet = controls(20, 1.0)
-    (finding,), statistics, states = judge_event([observation, *quiet], {}, 7, DEFAULT)
+    """Effect, region and p-value are of the same place."""
+    observation, quiet = seen(), controls(20, 1.0, spread=0.1)
+    judgement = judge_event([observation, *quiet], {}, 7, DEFAULT)
+    (finding,) = judgement.findings
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
-    assert states == {"a": finding.state}
-    assert finding.state == ProbeState(streak=1, since=7, verdict=Verdict.SUSPICIOUS)
-    assert set(statistics) == {control.name for control in quiet}
+    assert judgement.states["a"] == finding.state
+    assert finding.state == ProbeState(events=1, streak=1, since=7, verdict=Verdict.SUSPICIOUS)
     evidence, (region,) = finding.evidence, finding.regions
-    assert evidence.statistic == pytest.approx(region.peak)
-    assert evidence.statistic == pytest.approx(float(finding.signals.decisive.mean.max()))
-    assert finding.severity == evidence.severity == pytest.approx(math.exp(region.mean))
-    assert evidence.severity_low == pytest.approx(math.exp(region.mean - 2 * region.sem))
-    assert finding.p == evidence.p == evidence.smallest_p == 1 / 21
+    decisive = finding.signals.decisive
+    assert region.mean == pytest.approx(decisive.mean.numpy()[finding.labels == 1].mean())
+    assert region.effect == pytest.approx(region.mean, rel=0.01)
+    assert finding.severity == evidence.severity == pytest.approx(math.exp(region.effect))
+    assert evidence.severity_low == pytest.approx(math.exp(region.low))
+    null = Null.of([profile_of(f.signals) for f in judgement.controls])
+    size = {16: 0, 8: 1, 12: 1}[int((finding.labels == 1).sum())]
+    assert region.excess == evidence.excess == pytest.approx(null.excess(region.mean, size))
+    assert finding.p == evidence.p == region.p == null.p_value(region.excess)
+    assert evidence.rank_p == region.rank_p == 1 / 21
+    assert (evidence.num_controls, evidence.any_controls) == (20, True)
     assert region.level == 61
-    assert np.array_equal(finding.labels == 1, finding.signals.decisive.mean.numpy() >= region.peak / 2)
 
 
 def test_boxes_are_in_pixels_of_the_image():
     observation = replace(seen(), image=np.zeros((32, 32, 3), np.uint8))  # 8 pixels per pixel of the map
-    finding = judge_event([observation, *controls(20, 1.0)], {}, 1, DEFAULT)[0][0]
+    (finding,) = judged([observation, *controls(20, 1.0)], config=UNSMOOTHED)
     assert [region.box for region in finding.regions] == [(0, 0, 16, 32)]
 
 
-def test_a_region_is_judged_by_its_peak():
-    """As controls are: by the largest value of their map."""
+def test_a_profile_is_of_the_map_that_decides():
     observation = seen()
-    (finding,), _, _ = judge_event([observation, *controls(20, 1.0)], {}, 1, DEFAULT)
-    (region,) = finding.regions
-    for x, p in [((region.peak + region.mean) / 2, 1 / 21), (region.peak, 1.0)]:
-        null = Null.of([x] * 20)
-        found = explained(region, finding.labels == 1, finding.signals, observation, null)
-        assert region.mean < x <= region.peak
-        assert found.p == p
+    signals = compute_signals([observation], terms="both", against="both", combine="mean", smooth=1)["a"]
+    assert profile_of(signals) == pytest.approx(top_means(signals.decisive.mean.numpy()))
+    nothing = compute_signals(
+        [replace(observation, baseline=None)], terms="both", against="both", combine="mean", smooth=1
+    )
+    assert np.isnan(profile_of(nothing["a"])).all()
+    assert np.isnan(profile_of(None)).all()
 
 
-def test_patience_is_counted_in_the_states_that_are_handed_on():
-    observations = [seen(), *controls(20, 1.0)]
-    _, _, states = judge_event(observations, {"gone": ProbeState(streak=3)}, 1, DEFAULT)
-    assert states["gone"] == ProbeState(streak=3)  # of a probe that was not looked at this time
-    before = dict(states)
-    (finding,), _, after = judge_event(observations, states, 2, DEFAULT)
-    assert finding.verdict is Verdict.MEMORIZED
-    assert finding.state == after["a"] == ProbeState(streak=2, since=1, verdict=Verdict.MEMORIZED)
-    assert states == before
+# --- a region is judged by the size it has ----------------------------------------------------------------------------
+
+SIDE = 32
 
 
-def test_a_probe_is_judged_against_controls_of_its_own_kind():
-    loud_images, quiet_prompts = controls(20, 5.0), controls(20, 1.0, reference=False)
-    quiet_prompts = [replace(c, probe=replace(c.probe, name=f"{c.name}/prompt")) for c in quiet_prompts]
-    probes = [seen("image"), seen("prompt", reference=False)]
-    (image, prompt), statistics, _ = judge_event([*probes, *loud_images, *quiet_prompts], {}, 1, DEFAULT)
-    assert (image.verdict, prompt.verdict) == (Verdict.NO_EVIDENCE, Verdict.SUSPICIOUS)
-    assert (image.p, prompt.p) == (1.0, 1 / 21)
-    assert len(statistics) == 40
+def looks_like(log_factors: np.ndarray, name: str = "a", **kind) -> Observation:
+    """A probe whose variance term is this map, ``(32, 32)``."""
+    rho = (0.5 + RHO_FLOOR) / np.exp(log_factors) - RHO_FLOOR
+    now = measured(torch.from_numpy(rho).float(), side=SIDE)
+    return seen(name, baseline=measured(0.5, side=SIDE), now=now, **kind)
+
+
+def noisy(seed: int, std: float = 0.05) -> np.ndarray:
+    """What a control shows: smooth noise, ``(32, 32)``."""
+    noise = ndimage.uniform_filter(np.random.default_rng(seed).standard_normal((SIDE, SIDE)), 5)
+    return std * noise / noise.std()
+
+
+def broad(seed: int, strength: float) -> np.ndarray:
+    """A change of the left half of the picture."""
+    values = noisy(seed)
+    values[:, : SIDE // 2] += strength
+    return values
+
+
+LEVEL = {"control": True}
+
+
+@pytest.mark.parametrize("columns", [slice(4, 6), slice(24, 26)], ids=["inside the change", "beside it"])
+def test_a_spike_beside_a_change_that_all_controls_share_is_not_called(columns):
+    """0.2 % of the picture far above every control, in a picture that has changed as controls have."""
+    strengths = 0.4 + 0.1 * np.random.default_rng(0).standard_normal(20)
+    alike = [looks_like(broad(i, s), f"control/{i}", **LEVEL) for i, s in enumerate(strengths)]
+    spiked = broad(99, 0.4)
+    spiked[9, columns] += 2.0
+    states = {}
+    for step in (1, 2, 3):
+        judgement = judge_event([looks_like(spiked), *alike], states, step, UNSMOOTHED)
+        states = judgement.states
+        assert judgement.findings[0].verdict is Verdict.NO_EVIDENCE
+    highest = [f.signals.decisive.mean.max().item() for f in (*judgement.controls, *judgement.findings)]
+    assert highest[-1] > 2 * max(highest[:-1])  # the peak alone would have called it
+
+
+def test_large_faint_and_small_strong_regions_are_both_found():
+    quiet = [looks_like(noisy(i), f"control/{i}", **LEVEL) for i in range(20)]
+    both = broad(98, 0.45)
+    both[20:24, 24:28] += 1.5  # 1.6 % of the picture
+    small = noisy(97)
+    small[20:24, 24:28] += 1.5
+    probes = [looks_like(broad(96, 0.45), "large"), looks_like(small, "small"), looks_like(both, "both")]
+    states = {}
+    for step in (1, 2):
+        judgement = judge_event([*probes, *quiet], states, step, UNSMOOTHED)
+        states = judgement.states
+    assert [f.verdict for f in judgement.findings] == [Verdict.MEMORIZED] * 3
+    large, small, both = judgement.findings
+    assert [round(f.regions[0].area, 2) for f in (large, small)] == [0.5, 0.02]
+    assert sorted(round(region.area, 2) for region in both.regions) == [0.02, 0.5]
+    assert all(region.p < 1e-4 for region in both.regions)
+    effects = [region.effect for region in sorted(both.regions, key=lambda region: region.area)]
+    assert effects == pytest.approx([1.5, 0.45], abs=0.1)
+
+
+def test_the_region_that_decides_exceeds_the_controls_most():
+    """Not the largest, nor the strongest: controls vary over few pixels more than over many."""
+    varied = [looks_like(noisy(i, std=0.3), f"control/{i}", **LEVEL) for i in range(20)]
+    values = broad(98, 0.9)
+    values[20:24, 24:28] += 1.2
+    (finding,) = judged([looks_like(values), *varied], config=UNSMOOTHED)
+    large, small = finding.regions
+    assert (round(large.area, 2), round(small.area, 2)) == (0.5, 0.02)
+    assert large.excess > small.excess
+    assert large.mean < small.mean
+    assert finding.severity == pytest.approx(math.exp(large.effect))
+
+
+def test_a_region_below_the_smallest_size_gains_nothing_from_it():
+    """Twelve pixels, compared with means over sixteen."""
+    values = np.zeros((SIDE, SIDE))
+    values[10:14, 10:13] = 1.0
+    quiet = [looks_like(noisy(i), f"control/{i}", **LEVEL) for i in range(20)]
+    judgement = judge_event([looks_like(values), *quiet], {}, 1, UNSMOOTHED)
+    null = Null.of([profile_of(f.signals) for f in judgement.controls])
+    (region,) = judgement.findings[0].regions
+    assert region.mean == pytest.approx(1.0, abs=1e-4)
+    assert region.excess == pytest.approx(null.excess(12 / 16, 6), rel=1e-3)
+
+
+# --- who is compared with whom ----------------------------------------------------------------------------------------
+
+
+def test_every_control_is_judged_by_the_others():
+    quiet = controls(20, 1.0, spread=0.3)
+    loud = replace(quiet[3], now=seen(fallen=9.0).now)
+    observations = [*quiet[:3], loud, *quiet[4:]]
+    judgement = judge_event([seen(), *observations], {}, 1, DEFAULT)
+    assert [f.name for f in judgement.controls] == [o.name for o in observations]
+    profiles = [profile_of(f.signals) for f in judgement.controls]
+    assert {f.evidence.num_controls for f in judgement.controls} == {19}
+    found = judgement.controls[3]
+    expected = Null.of(profiles).without(3)
+    assert found.p == pytest.approx(expected.p_value(found.regions[0].excess))
+    assert found.p < 1e-5
+    assert judgement.states.keys() == {"a", *(o.name for o in observations)}
+    assert judgement.states[found.name] == ProbeState(events=1, streak=1, since=1, verdict=Verdict.SUSPICIOUS)
+    assert (judgement.audit.called, judgement.audit.of) == (0, 20)
+
+
+def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called():
+    """It is as rare as the probe, and the rule would call it as well."""
+    quiet = controls(20, 1.0, spread=0.05)
+    sibling = replace(quiet[0], now=seen(fallen=4.9).now)
+    states, verdicts = {}, []
+    for step in (1, 2, 3):
+        judgement = judge_event([seen(), sibling, *quiet[1:]], states, step, DEFAULT)
+        states = judgement.states
+        verdicts.append(judgement.findings[0].verdict)
+    assert verdicts == [Verdict.SUSPICIOUS] * 3
+    assert not states["a"].called
+    assert states["control/0"].called
+    (finding,) = judgement.findings
+    assert finding.state.streak == 3  # it would have been called, but for the audit
+    assert "not called memorized, because a control that it would call as well is as rare" in finding.reason
+    assert judgement.audit == Audit(1, 20, 0.05, judgement.controls[0].p)
+    without = judge_event([seen(), *quiet], {}, 1, DEFAULT).states
+    assert judged([seen(), *quiet], without, 2)[0].verdict is Verdict.MEMORIZED
+
+
+def test_too_many_called_controls_contradict_the_promise():
+    quiet = controls(24, 1.0, spread=0.05)
+    states = {o.name: ProbeState(called=True) for o in quiet[:5]}
+    states["a"] = ProbeState(events=1, streak=1, since=1, verdict=Verdict.SUSPICIOUS)
+    judgement = judge_event([seen(), *quiet], states, 2, DEFAULT)
+    assert str(judgement.audit) == "5 of 24 controls called; at most 39 % at 95 % confidence"
+    assert judgement.findings[0].verdict is Verdict.SUSPICIOUS
+    assert judgement.findings[0].reason.endswith("the same rule would call 5 of 24 controls, more than was promised")
+
+
+def test_the_budget_is_shared_by_the_watched_probes_alone():
+    """With one probe p is rare enough, with twenty it is not; controls and peers do not share."""
+    quiet, others = controls(20, 1.0, spread=0.4), [seen(f"other/{i}", 1.0) for i in range(19)]
+    (alone,) = judged([seen(), *quiet, *peers(30, 1.0)])
+    among = judged([seen(), *others, *quiet])[0]
+    assert 0.05 * 2 / 32 / 20 < alone.p == among.p < 0.05 * 2 / 32
+    assert (alone.state.streak, among.state.streak) == (1, 0)
+    assert "not rare enough to call in a whole run" in among.reason
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_probe_is_judged_against_controls_of_its_own_kind(reference):
+    loud, quiet = controls(20, 5.0, spread=0.1, reference=reference), controls(20, 1.0, reference=not reference)
+    quiet = [replace(c, probe=replace(c.probe, name=f"{c.name}/quiet")) for c in quiet]
+    probes = [seen("like the loud", reference=reference), seen("like the quiet", reference=not reference)]
+    first, second = judged([*probes, *loud, *quiet])
+    assert (first.verdict, second.verdict) == (Verdict.NO_EVIDENCE, Verdict.SUSPICIOUS)
+    assert first.p > 0.5
+    assert second.p < 1e-9
+    assert (first.evidence.num_controls, second.evidence.num_controls) == (20, 20)
+
+
+def test_image_probes_with_controls_of_prompts_are_inconclusive():
+    judgement = judge_event([seen(), *controls(20, 1.0, reference=False)], {}, 1, DEFAULT)
+    (finding,) = judgement.findings
+    assert (finding.verdict, finding.p) == (Verdict.INCONCLUSIVE, None)
+    assert finding.reason.endswith("but there are 0 usable controls of its kind, and it takes 10")
+    assert judgement.audit.of == 20
+
+
+def test_nine_controls_are_too_few():
+    judgement = judge_event([seen(), *controls(9, 1.0)], {}, 1, DEFAULT)
+    assert judgement.findings[0].reason.endswith("but there are 9 usable controls of its kind, and it takes 10")
+    assert judgement.findings[0].regions == ()
+    assert judgement.audit.of == 0
+    judgement = judge_event([seen(), *controls(10, 1.0)], {}, 1, DEFAULT)
+    assert judgement.findings[0].verdict is Verdict.SUSPICIOUS
+    assert str(judgement.audit) == "no controls could be audited"  # each has nine others
 
 
 def test_without_controls_there_is_no_p_value():
-    (finding,), statistics, _ = judge_event([seen()], {}, 1, DEFAULT)
-    assert (finding.p, statistics) == (None, {})
+    judgement = judge_event([seen()], {}, 1, DEFAULT)
+    (finding,) = judgement.findings
+    assert (finding.p, judgement.controls) == (None, ())
     assert finding.verdict is Verdict.SUSPICIOUS
+    assert finding.reason.endswith("uncalibrated (no controls)")
     assert [region.p for region in finding.regions] == [None]
+
+
+@pytest.mark.parametrize(
+    ("fallen", "count"),
+    [
+        pytest.param(1.2, 12, id="they show less"),
+        pytest.param(9.0, 12, id="they are stored themselves, which is no excuse"),
+        pytest.param(1.2, 0, id="there are none"),
+    ],
+)
+def test_peers_that_are_no_excuse(fallen, count):
+    states = {}
+    for step in (1, 2):
+        judgement = judge_event([seen(), *peers(count, fallen), *controls(20, 1.0)], states, step, UNSMOOTHED)
+        states = judgement.states
+    evidence = judgement.findings[0].evidence
+    typical = (0.5 + RHO_FLOOR) / (0.5 / fallen + RHO_FLOOR) if count else 1.0
+    assert evidence.severity_peers == pytest.approx(typical, rel=0.01)
+    assert evidence.num_peers == len(judgement.peers) == count
+    assert not any(name.startswith("peer") for name in judgement.states)  # they have no memory
+    assert judgement.findings[0].verdict is Verdict.MEMORIZED
+
+
+def test_peers_that_show_as_much_are_an_excuse():
+    """A third of a set of ordinary pictures shows as much; if half of it did, it would count as stored itself."""
+    group = [seen(f"peer/{i}", fallen, peer=True) for i, fallen in enumerate([1.1] * 8 + [3.0] * 4)]
+    states = {}
+    for step in (1, 2):
+        judgement = judge_event([seen(fallen=2.5), *group, *controls(20, 1.0)], states, step, UNSMOOTHED)
+        states = judgement.states
+    (finding,) = judgement.findings
+    assert finding.verdict is Verdict.SUSPICIOUS
+    assert finding.evidence.rank_p_peers == finding.regions[0].rank_p_peers == pytest.approx(5 / 13)
+    assert finding.reason.endswith("but no more than ordinary training images show (rank p = 0.38)")
+
+
+# --- what cannot be judged --------------------------------------------------------------------------------------------
 
 
 def test_nothing_earlier_to_compare_with():
     observation = replace(seen(), baseline=None, baseline_step=None)
-    (finding,), statistics, _ = judge_event([observation, *controls(20, 1.0)], {}, 1, DEFAULT)
+    (finding,) = judged([observation, *controls(20, 1.0)])
     assert finding.verdict is Verdict.INCONCLUSIVE
     assert finding.reason == "nothing earlier to compare with"
-    assert (finding.regions, finding.labels, finding.severity, finding.p) == ((), None, 1.0, None)
-    assert math.isnan(finding.evidence.statistic)
-    assert len(statistics) == 20
-    assert judge_event([observation, replace(controls(1, 1.0)[0], baseline=None)], {}, 1, DEFAULT)[1] == {}
+    assert (finding.regions, finding.labels, finding.severity) == ((), None, 1.0)
+    assert finding.state.events == 0
+    lacking = [replace(c, baseline=None) for c in controls(20, 1.0)]
+    assert judged([seen(), *lacking])[0].evidence.num_controls == 0
 
 
 def test_what_is_not_finite_is_inconclusive_and_no_control():
     broken = replace(seen(), now=measured(math.nan))
-    control = replace(controls(1, 1.0)[0], now=measured(math.nan))
-    (finding,), statistics, states = judge_event([broken, control], {}, 1, DEFAULT)
-    assert signals_of(broken, DEFAULT) is finding.signals is None
+    control = replace(controls(1, 1.0)[0], now=measured(math.nan), probe=Probe("c", name="c", is_control=True))
+    control = replace(control, probe=replace(control.probe, image=seen().probe.image))
+    judgement = judge_event([broken, control, *controls(20, 1.0)], {}, 1, DEFAULT)
+    (finding,) = judgement.findings
+    assert finding.signals is None
     assert (finding.verdict, finding.is_alert) == (Verdict.INCONCLUSIVE, True)
-    assert (finding.reason, statistics) == ("non-finite values in the model's output", {})
-    (again,), _, _ = judge_event([broken], states, 2, DEFAULT)
-    assert not again.is_alert  # said once
+    assert finding.reason == "non-finite values in the model's output"
+    assert finding.evidence.num_controls == 20
+    assert not judged([broken], judgement.states, 2)[0].is_alert  # said once
 
 
-def test_the_statistic_of_nothing_is_not_a_number():
-    assert math.isnan(statistic(None))
-    assert math.isnan(statistic(signals_of(replace(seen(), baseline=None), DEFAULT)))
+def test_judging_nothing():
+    judgement = judge_event([], {"gone": ProbeState(streak=3)}, 1, DEFAULT)
+    assert (judgement.findings, judgement.controls, judgement.peers) == ((), (), ())
+    assert judgement.states == {"gone": ProbeState(streak=3)}
+
+
+# --- from event to event ----------------------------------------------------------------------------------------------
+
+
+def test_patience_is_counted_in_the_states_that_are_handed_on():
+    observations = [seen(), *controls(20, 1.0, spread=0.1)]
+    states = judge_event(observations, {"gone": ProbeState(streak=3)}, 1, DEFAULT).states
+    assert states["gone"] == ProbeState(streak=3)  # of a probe that was not looked at this time
+    before = dict(states)
+    judgement = judge_event(observations, states, 2, DEFAULT)
+    (finding,) = judgement.findings
+    expected = ProbeState(events=2, streak=2, since=1, verdict=Verdict.MEMORIZED, called=True)
+    assert finding.state == judgement.states["a"] == expected
+    assert states == before
 
 
 def test_judging_one_probe_is_judging_it_among_all():
-    observations = [seen("a", 5.0), seen("b", 2.0), *controls(20, 1.0)]
-    findings, statistics, _ = judge_event(observations, {}, 1, DEFAULT)
-    null = Null.of(statistics.values())
-    for observation, expected in zip(observations[:2], findings, strict=True):
-        signals = signals_of(observation, DEFAULT)
-        found = judge_probe(observation, signals, null, ProbeState(), 1, DEFAULT)
+    observations = [seen("a", 5.0), seen("b", 2.0), *controls(20, 1.0, spread=0.1)]
+    judgement = judge_event(observations, {}, 1, DEFAULT)
+    references = References(Null.of([profile_of(f.signals) for f in judgement.controls]), Null.of([]), True)
+    for expected in judgement.findings:
+        o = expected.observation
+        found = judge_probe(o, expected.signals, references, ProbeState(), 1, DEFAULT, num_probes=2)
         parts = ("name", "evidence", "state", "reason", "regions", "is_alert")
         assert [getattr(found, part) for part in parts] == [getattr(expected, part) for part in parts]
 
@@ -174,8 +404,9 @@ BROKEN = ProbeState(verdict=Verdict.INCONCLUSIVE, finite=False)
         (BROKEN, BROKEN, False),
         (BROKEN, NO_EVIDENCE, False),
         (BROKEN, SUSPICIOUS, True),
+        (MEMORIZED, SUSPICIOUS, False),  # as the audit may have it: no worse than before
     ],
 )
 def test_an_alert_is_news(before, after, expected):
-    evidence = Evidence(severity=2.0, severity_low=1.5, p=0.01, smallest_p=0.01, finite=after.finite)
+    evidence = Evidence(severity=2.0, severity_low=1.5, p=0.01, finite=after.finite)
     assert is_alert(before, after, evidence) is expected

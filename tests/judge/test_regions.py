@@ -1,77 +1,45 @@
-"""Regions: connected places of a map above a threshold, against numbers by hand."""
+"""Regions: connected places of a map above a threshold, and how strong they are on draws that did not propose them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from scipy import ndimage, stats
 
-from memwatch.judge.regions import Region, find_regions, threshold_of
-from memwatch.measure.curvature import CurvatureMap
+from memwatch.judge.regions import box_of, components, estimate, threshold_of
 
-
-def test_by_hand():
-    first = torch.tensor([[0.0, 4, 0, 0], [0, 0, 6, 0], [0, 0, 0, 0], [1.5, 0, 0, 0]])
-    second = torch.tensor([[0.0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0], [2.5, 0, 0, 0]])
-    regions, labels = find_regions(CurvatureMap(torch.stack([first, second])), 2.0, scale=8)
-    # pixels (0, 1) and (1, 2) touch at a corner: one region; means 3 and 4; replicates 5 and 2
-    assert [replace(region, sem=0.0) for region in regions] == [
-        Region(box=(8, 0, 24, 16), area=2 / 16, peak=4.0, mean=3.5, sem=0.0),
-        Region(box=(0, 24, 8, 32), area=1 / 16, peak=2.0, mean=2.0, sem=0.0),
-    ]
-    assert [region.sem for region in regions] == pytest.approx([1.5, 0.5])
-    expected = np.zeros((4, 4), dtype=int)
-    expected[0, 1] = expected[1, 2] = 1
-    expected[3, 0] = 2
-    assert np.array_equal(labels, expected)
+MIN_FACTOR, RELATIVE = 1.1, 0.35
 
 
-def test_threshold_is_inclusive_and_absolute():
-    values = CurvatureMap(torch.tensor([[[1.0, 0.5]], [[1.0, 0.5]]]))
-    assert [r.area for r in find_regions(values, 1.0)[0]] == [0.5]
-    assert [r.area for r in find_regions(values, 0.5)[0]] == [1.0]
-    assert find_regions(values, 1.01)[0] == ()
+def test_components_by_hand():
+    values = np.array([[0.0, 3, 0, 0], [0, 0, 4, 0], [0, 0, 0, 0], [2, 0, 0, 0]])
+    first, second = components(values, math.e, 0.0)  # the limit is 1; corners touch
+    assert np.argwhere(first).tolist() == [[0, 1], [1, 2]]
+    assert np.argwhere(second).tolist() == [[3, 0]]
+    assert box_of(first, 8) == (8, 0, 24, 16)
+    assert box_of(second, 1) == (0, 3, 1, 4)
+    assert first.dtype == bool
 
 
-def test_min_area_drops_small_regions_and_renumbers():
-    values = torch.zeros(2, 4, 4)
-    values[:, 0, 0] = 100.0
-    values[:, 2:, 2:] = 1.0
-    regions, labels = find_regions(CurvatureMap(values), 0.5, min_area=2 / 16)
-    assert [r.box for r in regions] == [(2, 2, 4, 4)]
-    assert labels[0, 0] == 0
-    assert labels.max() == 1
-    assert len(find_regions(CurvatureMap(values), 0.5, min_area=1 / 16)[0]) == 2  # exactly the smallest is kept
+def test_threshold_is_inclusive():
+    values = np.array([[1.0, 0.5]])
+    assert [inside.mean() for inside in components(values, math.e, 0.0)] == [0.5]
+    assert [inside.mean() for inside in components(values, math.exp(0.5), 0.0)] == [1.0]
+    assert list(components(values, math.exp(1.01), 0.0)) == []
 
 
-def test_largest_sum_first():
-    values = torch.zeros(2, 1, 8)
-    values[:, 0, 0] = 3.0
-    values[:, 0, 3:8] = 1.0
-    assert [r.box for r in find_regions(CurvatureMap(values), 0.5)[0]] == [(3, 0, 8, 1), (0, 0, 1, 1)]
-
-
-def test_error_of_the_mean_is_over_replicates_not_pixels():
-    """Replicates that move as one: pixels in a region are not independent."""
-    samples = torch.tensor([1.0, 2.0, 3.0, 6.0])[:, None, None].expand(4, 5, 5)
-    (region,), _ = find_regions(CurvatureMap(samples), 0.0)
-    assert region.mean == 3.0
-    assert region.sem == pytest.approx(samples[:, 0, 0].std().item() / 2)
-
-
-def test_one_replicate_has_no_error_bar():
-    (region,), _ = find_regions(CurvatureMap(torch.ones(1, 2, 2)), 0.5)
-    assert math.isinf(region.sem)
+def test_min_area_drops_small_regions():
+    values = np.zeros((4, 4))
+    values[0, 0], values[2:, 2:] = 100.0, 1.0
+    assert [inside.sum() for inside in components(values, math.exp(0.5), 0.0, 2 / 16)] == [4]
+    assert len(list(components(values, math.exp(0.5), 0.0, 1 / 16))) == 2  # exactly the smallest is kept
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, -1.0])
 def test_nothing_there(value):
-    regions, labels = find_regions(CurvatureMap(torch.full((2, 3, 3), value)), 0.1)
-    assert regions == ()
-    assert not labels.any()
+    assert list(components(np.full((3, 3), value), MIN_FACTOR, RELATIVE)) == []
 
 
 def test_the_threshold_is_a_share_of_the_peak_but_no_trifle():
@@ -82,3 +50,100 @@ def test_the_threshold_is_a_share_of_the_peak_but_no_trifle():
     assert threshold_of(values, 3.0, 0.35) == pytest.approx(math.log(3))
     assert threshold_of(values, 1.1, 0.0) == pytest.approx(math.log(1.1))
     assert threshold_of(-values, 1.1, 0.35) == pytest.approx(math.log(1.1))
+
+
+# --- how strong a region is -------------------------------------------------------------------------------------------
+
+
+def noise(rng: np.random.Generator, draws: int, truth: np.ndarray | float = 0.0, std: float = 0.3) -> np.ndarray:
+    """One map per noise draw, ``(draws, 16, 16)``: smooth noise of that standard deviation around the truth."""
+    smooth = ndimage.uniform_filter(rng.standard_normal((draws, 16, 16)), (0, 3, 3))
+    return truth + std * 3 * smooth  # the mean of nine
+
+
+def slow_estimate(samples: np.ndarray, inside: np.ndarray) -> tuple[float, float, float]:
+    """Draw by draw and pixel by pixel."""
+    effects = []
+    for i in range(len(samples)):
+        others = np.mean([samples[j] for j in range(len(samples)) if j != i], axis=0)
+        labels, count = ndimage.label(others >= threshold_of(others, MIN_FACTOR, RELATIVE), np.ones((3, 3)))
+        sharing = {k: sum(inside[at] for at in zip(*np.nonzero(labels == k), strict=True)) for k in range(1, count + 1)}
+        best = max(sharing.values(), default=0)
+        chosen = [k for k, shared in sharing.items() if shared == best and best > 0]
+        proposed = zip(*np.nonzero(labels == chosen[-1]), strict=True) if chosen else ()
+        effects.append(np.mean([samples[i][at] for at in proposed]) if chosen else 0.0)
+    sem = np.std(effects, ddof=1) / math.sqrt(len(effects))
+    return (
+        float(np.mean(effects)),
+        float(sem),
+        float(stats.t.interval(0.95, len(effects) - 1, np.mean(effects), sem)[0]),
+    )
+
+
+@pytest.mark.parametrize("draws", [2, 4, 7])
+def test_the_estimate_equals_a_slow_obvious_twin(draws):
+    rng, truth = np.random.default_rng(draws), np.zeros((16, 16))
+    truth[3:8, 2:9], truth[11:14, 10:15] = 0.6, 0.9
+    compared = 0
+    for _ in range(5):
+        samples = noise(rng, draws, truth, std=0.4)
+        for inside in components(samples.mean(0), MIN_FACTOR, RELATIVE, 0.03):
+            assert estimate(samples, inside, MIN_FACTOR, RELATIVE) == pytest.approx(slow_estimate(samples, inside))
+            compared += 1
+    assert compared > 5
+
+
+def test_a_draw_counts_as_nothing_where_the_others_propose_nothing():
+    """All that there is comes from one draw of three."""
+    samples = np.zeros((3, 4, 4))
+    samples[0, :2] = 3.0
+    (inside,) = components(samples.mean(0), MIN_FACTOR, RELATIVE)
+    effect, sem, low = estimate(samples, inside, MIN_FACTOR, RELATIVE)
+    assert (effect, sem) == (0.0, 0.0)  # that draw: 0; the two others, where it proposes the region: 0 as well
+    assert low == 0.0
+    assert samples.mean(0)[inside].mean() == 1.0
+
+
+def test_the_bound_is_students():
+    """Four draws that move as one: a region's pixels are not independent, and three degrees of freedom are few."""
+    samples = np.array([1.0, 2.0, 3.0, 6.0])[:, None, None] * np.ones((4, 5, 5))
+    inside = np.ones((5, 5), dtype=bool)
+    effect, sem, low = estimate(samples, inside, MIN_FACTOR, RELATIVE)
+    assert effect == 3.0
+    assert sem == pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2)
+    assert low == pytest.approx(3.0 - 3.1824 * sem, abs=1e-4)
+
+
+def test_one_draw_has_no_error_bar():
+    effect, sem, low = estimate(np.full((1, 2, 2), 0.5), np.eye(2, dtype=bool), MIN_FACTOR, RELATIVE)
+    assert (effect, sem, low) == (0.5, math.inf, -math.inf)
+
+
+def test_on_pure_noise_a_regions_own_mean_flatters_it_and_the_estimate_hardly_does():
+    """What is left comes from asking for the component that shares most with what *all* draws propose."""
+    rng, own, found = np.random.default_rng(0), [], []
+    for _ in range(150):
+        samples = noise(rng, 4)
+        for inside in components(samples.mean(0), MIN_FACTOR, RELATIVE, 0.01):
+            own.append(samples.mean(0)[inside].mean())
+            found.append(estimate(samples, inside, MIN_FACTOR, RELATIVE))
+    effects, _, lows = np.array(found).T
+    assert np.mean(own) > 0.17  # a factor of 1.2, of nothing
+    assert np.mean(effects) < np.mean(own) / 3
+    assert (lows > 0).mean() < 0.06
+
+
+@pytest.mark.parametrize(("draws", "effect", "std"), [(4, 1.0, 0.3), (4, 0.5, 0.3), (8, 1.0, 0.6)])
+def test_the_lower_bound_lies_above_the_truth_in_a_fortieth_of_cases(draws, effect, std):
+    """A planted region; the truth is its mean over the region that was found, which may reach beyond it."""
+    rng, truth, runs = np.random.default_rng(draws), np.zeros((16, 16)), 400
+    truth[4:10, 5:12] = effect
+    above, errors = [], []
+    for _ in range(runs):
+        samples = noise(rng, draws, truth, std)
+        inside = max(components(samples.mean(0), MIN_FACTOR, RELATIVE, 0.01), key=np.sum)
+        found, _, low = estimate(samples, inside, MIN_FACTOR, RELATIVE)
+        above.append(low > truth[inside].mean())
+        errors.append(found - truth[inside].mean())
+    assert np.mean(above) == pytest.approx(0.025, abs=3.2 * math.sqrt(0.025 * 0.975 / runs))
+    assert abs(np.mean(errors)) < 0.05 * effect

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from memwatch.config import StopConfig
 from memwatch.judge.alerts import Evidence, ProbeState, Verdict
 from memwatch.judge.findings import Finding
 from memwatch.judge.stop import StopState, decide_stop
+from memwatch.measure.copies import Proof
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
 
@@ -26,7 +30,7 @@ MEMORIZED, SUSPICIOUS, NO_EVIDENCE, INCONCLUSIVE = (
 def found(name: str, verdict: Verdict, severity: float, p: float | None) -> Finding:
     nothing = Measurement(CurvatureMap(torch.ones(1, 2, 1, 1)), torch.zeros(1, 2, 1, 1, 1))
     observation = Observation(Probe(name, name=name), (61.0,), nothing)
-    evidence = Evidence(severity=severity, severity_low=severity, p=p, smallest_p=0.001)
+    evidence = Evidence(severity=severity, severity_low=severity, p=p)
     return Finding(observation, None, evidence, ProbeState(verdict=verdict), "", (), None, False)
 
 
@@ -72,6 +76,36 @@ def test_stop_reason_is_set_once():
     _, state = stops([[A], [A, B], []])
     assert state.reason == "step 100: 1 probe(s) memorized: a"
     assert stops([[A, B]])[1].reason == "step 100: 2 probe(s) memorized: a, b"
+
+
+def proven(finding: Finding, *ratios: float) -> Finding:
+    return replace(finding, proof=Proof(np.zeros((len(ratios), 2, 2, 3), np.uint8), ratios, ((),) * len(ratios), 5))
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([[found(*A)]], [False]),  # nobody has generated it
+        ([[proven(found(*A), 0.5, 0.9)]], [False]),  # nothing came out
+        ([[proven(found(*A), 0.5, 0.2)]], [True]),
+        ([[proven(found("a", SUSPICIOUS, 5.0, 0.01), 0.2)], [], [found(*A)]], [False, False, True]),  # remembered
+        ([[proven(found("b", SUSPICIOUS, 5.0, 0.01), 0.2)], [found(*A)]], [False, False]),  # another one's copy
+    ],
+)
+def test_a_stop_may_wait_for_a_copy(events, expected):
+    state, reached = StopState(), []
+    for findings in events:
+        state = decide_stop(state, findings, 1, StopConfig(require_copy=True))
+        state = StopState(**json.loads(json.dumps(asdict(state))))  # as a checkpoint keeps it
+        reached.append(state.reason is not None)
+    assert reached == expected
+
+
+def test_without_that_key_a_copy_changes_nothing():
+    for finding in (proven(found(*A), 0.9), found(*A), proven(found(*A), 0.1)):
+        assert decide_stop(StopState(), [finding], 1, StopConfig()).reason is not None
+    quiet = decide_stop(StopState(), [proven(found("a", SUSPICIOUS, 5.0, 0.01), 0.1)], 1, StopConfig())
+    assert (quiet.reason, quiet.copied) == (None, ("a",))
 
 
 def test_deciding_is_pure():

@@ -72,7 +72,7 @@ def test_an_observation_is_finite_when_all_of_it_is():
     observation = Observation(Probe("a cat", name="cat"), (61.0, 301.0), good)
     assert observation.name == "cat"
     assert observation.finite
-    for part in ("now", "unconditional", "baseline"):
+    for part in ("now", "unconditional", "baseline", "unconditional_baseline"):
         assert replace(observation, **{part: good}).finite
         assert not replace(observation, **{part: bad}).finite
 
@@ -88,7 +88,8 @@ def test_the_ledger_gives_back_what_was_measured():
 
 
 def parts_of(observation: Observation) -> dict:
-    measurements = (observation.now, observation.unconditional, observation.baseline)
+    parts = ("now", "unconditional", "baseline", "unconditional_baseline")
+    measurements = [getattr(observation, part) for part in parts]
     return {
         "probe": observation.probe,
         "timesteps": observation.timesteps,
@@ -96,6 +97,7 @@ def parts_of(observation: Observation) -> dict:
         "baseline_step": observation.baseline_step,
         "eps": observation.eps,
         "image": observation.image,
+        "generations": observation.generations,
     }
 
 
@@ -113,9 +115,11 @@ def test_an_observation_comes_back_from_its_tensors(unconditional, baseline, ste
         now,
         unconditional=measured(1, draws=1) if unconditional else None,
         baseline=measured(2) if baseline else None,
+        unconditional_baseline=measured(4, draws=1) if baseline and unconditional else None,
         baseline_step=40 if step else None,
         eps=torch.randn(now.epsilon.shape, generator=generator(3)) if eps else None,
         image=picture if image else None,
+        generations=np.stack([picture, picture[::-1]]) if image and not eps else None,
     )
     found = observation_from_tensors(load(save(observation_to_tensors(observation))), observation.probe)
     assert_same(parts_of(found), parts_of(observation))

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
 import torch
+from PIL import Image
 from support.oracles import BOX, LEVELS, DiagonalGaussian, generator, look_at, mixture, pinned, spread, view_of
 from torch import Tensor
 
 from memwatch import Probe
 from memwatch.config import AGAINST, COMBINATIONS, TERMS
-from memwatch.judge.regions import find_regions
+from memwatch.judge.regions import box_of, components
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
-from memwatch.measure.signals import FLOOR, SMALLEST_RHO, Signals, compute_signals, factor
+from memwatch.measure.signals import (
+    BRANCH_QUANTILE,
+    LOSS_FLOOR,
+    RHO_FLOOR,
+    SMALLEST_RHO,
+    Signals,
+    branch_quantile,
+    compute_signals,
+    factor,
+)
 
 ALL_MAPS = {
     "collapse",
@@ -31,20 +42,28 @@ ALL_MAPS = {
 }
 
 
+SHIPPED = {"terms": "both", "against": "both", "combine": "mean", "smooth": 3}
+
+
 def signals_of(
     now: Measurement,
     baseline: Measurement | None = None,
     unconditional: Measurement | None = None,
     eps: Tensor | None = None,
+    *,
+    unconditional_baseline: Measurement | None = None,
     **options,
 ) -> Signals:
+    """Of one probe; there are no controls."""
     timesteps = tuple(float(level) for level in range(len(now.epsilon)))
-    probe = Probe("a cat", name="cat")
-    observation = Observation(probe, timesteps, now, unconditional=unconditional, baseline=baseline, eps=eps)
-    return compute_signals(observation, **options)
+    others = {"unconditional": unconditional, "unconditional_baseline": unconditional_baseline}
+    observation = Observation(Probe("a cat", name="cat"), timesteps, now, baseline=baseline, eps=eps, **others)
+    return compute_signals([observation], **(SHIPPED | options))["cat"]
 
 
 # --- against a twin that does one pixel at a time ---------------------------------------------------------------------
+
+PIXELS = list(itertools.product(range(2), range(3), range(4)))  # level, row, column
 
 
 def smoothed(image: Tensor, size: int) -> Tensor:
@@ -58,38 +77,32 @@ def smoothed(image: Tensor, size: int) -> Tensor:
     return found
 
 
-def rho_of(m: Measurement, level: int, size: int) -> list[Tensor]:
-    return [smoothed(replicate, size) for replicate in m.rho.samples[level]]
-
-
-def variance_term(b: list[float], a: list[float]) -> list[float]:
+def fallen(b: list[float], a: list[float], floor: float) -> list[float]:
     """Log of the ratio of means, spread out over the replicates as the delta method has it."""
-    floored = [max(fmean(values), 0) + FLOOR for values in (b, a)]
+    floored = [max(fmean(values), 0) + floor for values in (b, a)]
     centre = math.log(floored[0] / floored[1])
     return [centre + (y - fmean(b)) / floored[0] - (x - fmean(a)) / floored[1] for y, x in zip(b, a, strict=True)]
 
 
-def loss_term(earlier: Measurement, now: Measurement, eps: Tensor, level: int, draw: int, size: int) -> Tensor:
-    losses = [((m.epsilon - eps[:, : m.draws])[level, draw] ** 2).mean(0) for m in (earlier, now)]
-    return smoothed((losses[0] / losses[1]).log(), size)
-
-
-def term(terms: str, earlier: Measurement, now: Measurement, eps: Tensor, level: int, size: int):
-    """By pixel, the replicates of one term in one comparison; and whether the earlier model is free there."""
+def term(terms: str, earlier: Measurement, now: Measurement, eps: Tensor, size: int) -> dict[tuple, list[float]]:
+    """By level and pixel, the replicates of one term in one comparison."""
     draws = earlier.draws
     blocks = now.rho.samples.shape[1] // now.draws
-    b, a = rho_of(earlier, level, size), rho_of(now, level, size)[: draws * blocks]
-    losses = [loss_term(earlier, now, eps, level, draw, size) for draw in range(draws)]
-    found, is_free = {}, {}
-    for at in itertools.product(range(b[0].shape[0]), range(b[0].shape[1])):
-        freedom = [value[at].item() for value in b]
-        sem = stdev(freedom) / len(freedom) ** 0.5
-        is_free[at] = fmean(freedom) > max(2 * sem, SMALLEST_RHO)
-        variance = variance_term(freedom, [value[at].item() for value in a])
-        loss = [value[at].item() for value in losses]
-        both = [(fmean(variance[draw * blocks : (draw + 1) * blocks]) + loss[draw]) / 2 for draw in range(draws)]
-        found[at] = {"variance": variance, "loss": loss, "both": both}[terms]
-    return found, is_free
+    found = {}
+    for level in range(2):
+        freedom = [[smoothed(replicate, size) for replicate in m.rho.samples[level]] for m in (earlier, now)]
+        losses = [
+            [smoothed(((m.epsilon - eps[:, : m.draws])[level, draw] ** 2).mean(0), size) for draw in range(draws)]
+            for m in (earlier, now)
+        ]
+        for row, column in itertools.product(range(3), range(4)):
+            b, a = ([value[row, column].item() for value in values[: draws * blocks]] for values in freedom)
+            is_free = fmean(b) > max(2 * stdev(b) / len(b) ** 0.5, SMALLEST_RHO)
+            variance = fallen(b, a, RHO_FLOOR) if is_free else [0.0] * len(b)
+            loss = fallen(*([value[row, column].item() for value in values] for values in losses), LOSS_FLOOR)
+            both = [(fmean(variance[draw * blocks : (draw + 1) * blocks]) + loss[draw]) / 2 for draw in range(draws)]
+            found[level, row, column] = {"variance": variance, "loss": loss, "both": both}[terms]
+    return found
 
 
 def measured(draws: int, seed: int) -> Measurement:
@@ -101,29 +114,155 @@ def measured(draws: int, seed: int) -> Measurement:
     return Measurement(CurvatureMap(rho), torch.randn(2, draws, 3, 3, 4, generator=g, dtype=torch.float64))
 
 
+def lost(k: dict[tuple, list[float]]) -> list[float]:
+    """By level, the 0.9 quantile over pixels by linear interpolation."""
+    found = []
+    for level in range(2):
+        means = sorted(fmean(k[at]) for at in PIXELS if at[0] == level)
+        place = BRANCH_QUANTILE * (len(means) - 1)
+        low = int(place)
+        found.append(means[low] + (place - low) * (means[low + 1] - means[low]))
+    return found
+
+
+def observed(name: str, seed: int, *, draws: int, is_control: bool = False) -> Observation:
+    """All four measurements, the unconditional ones at the first ``draws`` of four."""
+    now, baseline = measured(4, seed), measured(4, seed + 1)
+    unconditional, unconditional_baseline = measured(draws, seed + 2), measured(draws, seed + 3)
+    eps = torch.randn(now.epsilon.shape, generator=generator(seed + 4), dtype=torch.float64)
+    probe = Probe("a cat", name=name, is_control=is_control)
+    return Observation(
+        probe,
+        (0.0, 1.0),
+        now,
+        unconditional=unconditional,
+        baseline=baseline,
+        eps=eps,
+        unconditional_baseline=unconditional_baseline,
+    )
+
+
+def twin(o: Observation, terms: str, against: str, size: int, k0: list[float]) -> tuple[dict, set[str]]:
+    """The deciding replicates by level and pixel, and which cases occurred."""
+    s = term(terms, o.baseline, o.now, o.eps, size)
+    n = term(terms, o.unconditional, o.now, o.eps, size)
+    k = term(terms, o.unconditional_baseline, o.unconditional, o.eps, size)
+    found, cases = {}, set()
+    for at in PIXELS:
+        back = [0.0] * len(k[at])
+        if fmean(k[at]) > k0[at[0]]:
+            back = [value - k0[at[0]] for value in k[at]]
+        given_back = [value + more for value, more in zip(n[at], back, strict=True)]
+        smaller, name = (s[at], "S") if fmean(s[at]) <= fmean(given_back) else (given_back, "N")
+        found[at] = {"snapshot": s[at], "unconditional": n[at], "both": smaller}[against]
+        cases |= {name, "given back" if any(back) else "as it is"}
+    return found, cases
+
+
+@pytest.mark.parametrize("draws", [2, 4])
 @pytest.mark.parametrize("smooth", [1, 3])
 @pytest.mark.parametrize("against", AGAINST)
 @pytest.mark.parametrize("terms", TERMS)
-def test_every_deciding_map_equals_a_slow_obvious_twin(terms, against, smooth):
-    now, baseline, unconditional = measured(4, seed=0), measured(4, seed=1), measured(2, seed=2)
-    eps = torch.randn(now.epsilon.shape, generator=generator(3), dtype=torch.float64)
-    signals = signals_of(now, baseline, unconditional, eps, terms=terms, against=against, smooth=smooth)
-    gated = torch.zeros(2, 3, 4, dtype=torch.float64)
-    chosen_from = set()
-    for level in range(2):
-        snapshot, is_free = term(terms, baseline, now, eps, level, smooth)
-        branch, branch_is_free = term(terms, unconditional, now, eps, level, smooth)
-        is_free = branch_is_free if against == "unconditional" else is_free
-        for at in snapshot:
-            candidates = {"snapshot": [snapshot[at]], "unconditional": [branch[at]], "both": [snapshot[at], branch[at]]}
-            values = min(candidates[against], key=fmean)
-            chosen_from.add(values is snapshot[at])
-            assert signals.deciding.mean[level][at].item() == pytest.approx(fmean(values))
-            assert signals.deciding.sem[level][at].item() == pytest.approx(stdev(values) / len(values) ** 0.5)
-            gated[level][at] = fmean(values) if is_free[at] else 0.0
-    assert chosen_from == {"snapshot": {True}, "unconditional": {False}, "both": {True, False}}[against]
-    assert 0 < (gated == 0).sum() < gated.numel()
-    torch.testing.assert_close(signals.decisive.mean, gated.mean(0))
+def test_every_deciding_map_equals_a_slow_obvious_twin(terms, against, smooth, draws):
+    """k0 is the largest of two controls: for each of them, the other's alone."""
+    observations = [
+        observed("cat", 0, draws=draws),
+        observed("first", 10, draws=draws, is_control=True),
+        observed("second", 20, draws=draws, is_control=True),
+    ]
+    options = {"terms": terms, "against": against, "combine": "mean", "smooth": smooth}
+    signals = compute_signals(observations, **options)
+    losses = [lost(term(terms, o.unconditional_baseline, o.unconditional, o.eps, smooth)) for o in observations]
+    largest = [max(pair) for pair in zip(losses[1], losses[2], strict=True)]
+    cases = set()
+    for o, k0 in zip(observations, [largest, losses[2], losses[1]], strict=True):
+        expected, seen = twin(o, terms, against, smooth, k0)
+        cases |= seen
+        deciding, decisive = signals[o.name].deciding, signals[o.name].decisive
+        for at, values in expected.items():
+            assert deciding.mean[at].item() == pytest.approx(fmean(values))
+            assert deciding.sem[at].item() == pytest.approx(stdev(values) / len(values) ** 0.5)
+        for row, column in itertools.product(range(3), range(4)):
+            means = [fmean(expected[level, row, column]) for level in range(2)]
+            assert decisive.mean[row, column].item() == pytest.approx(fmean(means))
+    assert cases == {"S", "N", "given back", "as it is"}  # all of them are in this example
+
+
+# --- what the branch has lost -----------------------------------------------------------------------------------------
+
+
+def branch_lost(name: str, log_factor: float, *, control: bool = True, reference: bool = False) -> Observation:
+    """One level, 2x2 pixels. The unconditional branch has fallen by that log factor, the prompt's own by 2."""
+
+    def rho(value: float) -> Measurement:
+        samples = torch.full((1, 2, 2, 2), value) + torch.tensor([-1e-4, 1e-4]).reshape(1, 2, 1, 1)
+        return Measurement(CurvatureMap(samples), torch.zeros(1, 2, 1, 2, 2))
+
+    def after(start: float, log_factor: float) -> Measurement:
+        return rho((start + RHO_FLOOR) / math.exp(log_factor) - RHO_FLOOR)
+
+    image = Image.new("RGB", (2, 2)) if reference else None
+    return Observation(
+        Probe("a cat", image, name=name, is_control=control),
+        (0.0,),
+        now=after(0.9, 2.0),
+        baseline=rho(0.9),
+        unconditional=after(0.9, log_factor),
+        unconditional_baseline=rho(0.9),
+    )
+
+
+def mean_of(signals: Signals) -> float:
+    return signals.decisive.mean.mean().item()
+
+
+def test_what_the_branch_has_stored_is_given_back():
+    """S = 2; the branch has fallen by 1.5, so N = 0.5; of that the controls explain 0.3."""
+    stored, kept = (
+        branch_lost("stored", 1.5, control=False),
+        [branch_lost(f"c{i}", x) for i, x in enumerate((0.1, 0.3))],
+    )
+    found = compute_signals([stored, *kept], **SHIPPED)
+    assert mean_of(found["stored"]) == pytest.approx(0.5 + (1.5 - 0.3), abs=1e-3)
+    alone = compute_signals([stored], **SHIPPED)["stored"]
+    assert mean_of(alone) == pytest.approx(2.0, abs=1e-3)  # without controls k0 is 0, and S the limit
+    blind = replace(stored, unconditional_baseline=None)
+    assert mean_of(compute_signals([blind, *kept], **SHIPPED)["stored"]) == pytest.approx(0.5, abs=1e-3)
+    assert branch_quantile(alone, "both").tolist() == pytest.approx([1.5], abs=1e-3)
+    assert branch_quantile(found["c0"], "variance").tolist() == pytest.approx([0.1], abs=1e-3)
+
+
+def test_a_branch_that_has_lost_less_than_the_controls_changes_nothing():
+    probe, control = branch_lost("cat", 0.8, control=False), branch_lost("c", 1.0)
+    assert mean_of(compute_signals([probe, control], **SHIPPED)["cat"]) == pytest.approx(2.0 - 0.8, abs=1e-3)
+
+
+def test_what_a_control_has_lost_itself_is_no_excuse_for_it():
+    """Its k0 is that of the others, as if it were a probe."""
+    loud, quiet = branch_lost("loud", 1.5), branch_lost("quiet", 0.2)
+    found = compute_signals([loud, quiet], **SHIPPED)
+    assert mean_of(found["loud"]) == pytest.approx(0.5 + 1.3, abs=1e-3)
+    assert mean_of(found["quiet"]) == pytest.approx(2.0 - 0.2, abs=1e-3)  # 0.2 lies below 1.5
+    assert mean_of(compute_signals([loud], **SHIPPED)["loud"]) == pytest.approx(2.0, abs=1e-3)
+
+
+def test_only_controls_of_its_kind_count():
+    probe = branch_lost("cat", 1.5, control=False, reference=True)
+    other, own = branch_lost("prompt", 1.2), branch_lost("image", 0.4, reference=True)
+    watched = branch_lost("another probe", 1.4, control=False, reference=True)
+    assert mean_of(compute_signals([probe, other, watched], **SHIPPED)["cat"]) == pytest.approx(2.0, abs=1e-3)
+    assert mean_of(compute_signals([probe, other, own], **SHIPPED)["cat"]) == pytest.approx(0.5 + 1.1, abs=1e-3)
+
+
+def test_probes_are_told_apart_and_what_is_not_finite_is_none():
+    probe, control = branch_lost("cat", 0.5, control=False), branch_lost("c", 0.1)
+    broken = replace(branch_lost("broken", 9.0), unconditional=replace(control.now, epsilon=torch.tensor(math.nan)))
+    found = compute_signals([broken, control, probe], **SHIPPED)
+    assert list(found) == ["broken", "c", "cat"]
+    assert found["broken"] is None
+    alone = compute_signals([control, probe], **SHIPPED)
+    assert all(torch.equal(found[name].decisive.samples, alone[name].decisive.samples) for name in ("c", "cat"))
+    assert compute_signals([], **SHIPPED) == {}
 
 
 def two_pixels(first: float, second: float, *, epsilon: float) -> Measurement:
@@ -132,31 +271,37 @@ def two_pixels(first: float, second: float, *, epsilon: float) -> Measurement:
     return Measurement(CurvatureMap(samples), torch.full((1, 2, 1, 1, 2), epsilon))
 
 
-@pytest.mark.parametrize("terms", TERMS)
 @pytest.mark.parametrize("combine", COMBINATIONS)
-@pytest.mark.parametrize(
-    ("against", "decides"), [("snapshot", [True, False]), ("unconditional", [False, True]), ("both", [True, False])]
-)
-def test_a_map_is_gated_by_the_freedom_of_what_it_compares_with(terms, combine, against, decides):
-    """The baseline is free at the first pixel only, the branch at the second only."""
+def test_variance_is_gated_by_the_freedom_of_what_it_is_compared_with(combine):
+    """The baseline is free at the first pixel only, the branch at the second, the branch's baseline at neither."""
     now = two_pixels(0.5, 0.5, epsilon=1.0)
     baseline, unconditional = two_pixels(1.0, 0.0, epsilon=2.0), two_pixels(0.0, 1.0, epsilon=3.0)
-    eps = torch.zeros(1, 2, 1, 1, 2)
-    signals = signals_of(now, baseline, unconditional, eps, terms=terms, against=against, combine=combine, smooth=1)
-    assert signals.snapshot.is_free.flatten().tolist() == [True, False]
-    assert signals.unconditional.is_free.flatten().tolist() == [False, True]
-    assert (signals.deciding.mean != 0).all()
-    shown = signals.decisive.mean.flatten()
-    expected = signals.deciding.mean.flatten().where(torch.tensor(decides), 0.0)
-    assert torch.equal(shown, expected)
+    nothing = two_pixels(0.0, 0.0, epsilon=4.0)
+    parts = {"combine": combine, "smooth": 1, "unconditional_baseline": nothing, "eps": torch.zeros(1, 2, 1, 1, 2)}
+    signals = signals_of(now, baseline, unconditional, **parts)
+    is_free = [c.is_free.flatten().tolist() for c in (signals.snapshot, signals.unconditional, signals.branch)]
+    assert is_free == [[True, False], [False, True], [False, False]]
+    v = math.log(1.05 / 0.55)
+    s, n, k = [
+        c.term("variance").mean.flatten().tolist() for c in (signals.snapshot, signals.unconditional, signals.branch)
+    ]
+    assert [*s, *n, *k] == pytest.approx([v, 0, 0, v, 0, 0])
+    # the loss knows no such gate
+    losses = [math.log((b + 0.01) / (a + 0.01)) for b, a in ((4, 1), (9, 1), (16, 9))]
+    for found, expected in zip((signals.snapshot, signals.unconditional, signals.branch), losses, strict=True):
+        assert found.term("loss").mean.flatten().tolist() == pytest.approx([expected] * 2)
+    ls, ln, lk = losses
+    expected = [min((v + ls) / 2, ln / 2 + lk / 2), min(ls / 2, (v + ln) / 2 + lk / 2)]
+    assert signals.decisive.mean.flatten().tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("against", AGAINST)
 @pytest.mark.parametrize("terms", TERMS)
 def test_self_comparison_is_exactly_zero(terms, against):
     oracle, view = mixture(pinned(spread())), view_of(LEVELS, 2)
-    now, baseline, unconditional = (look_at(oracle, view) for _ in range(3))
-    found = signals_of(now, baseline, unconditional, view.eps, terms=terms, against=against).maps()
+    now, baseline, unconditional, earlier = (look_at(oracle, view) for _ in range(4))
+    parts = {"unconditional_baseline": earlier, "terms": terms, "against": against}
+    found = signals_of(now, baseline, unconditional, view.eps, **parts).maps()
     assert set(found) == ALL_MAPS
     for name, values in found.items():
         if name != "raw":
@@ -242,9 +387,10 @@ def test_a_pinned_block_is_found_where_it_is(make, combine):
         look_at(make(pinned(torch.ones(4, 8, 8))), view),
     )
     signals = signals_of(now, baseline, eps=view.eps, terms="variance", against="snapshot", combine=combine)
-    regions, _ = find_regions(signals.decisive, math.log(1.8), min_area=0.01, scale=8)
-    assert [region.box for region in regions] == [BOX]
-    assert factor(regions[0].peak) > 3  # pinned altogether, up to the floor
+    mean = signals.decisive.mean.numpy()
+    (inside,) = components(mean, 1.8, 0.0, 0.01)
+    assert box_of(inside, 8) == BOX
+    assert factor(mean.max()) > 3  # pinned altogether, up to the floor
     assert signals.snapshot.collapse.mean[:, 3:5, 4:8].min() > 0.5
 
 
@@ -253,6 +399,8 @@ def test_a_pinned_block_is_found_where_it_is(make, combine):
 def test_a_broad_model_shows_no_region(make, combine):
     view = view_of(LEVELS, 4)
     baseline, now = look_at(DiagonalGaussian(torch.ones(4, 8, 8)), view), look_at(make(0.9 * torch.ones(4, 8, 8)), view)
-    signals = signals_of(now, baseline, eps=view.eps, combine=combine)
-    assert find_regions(signals.decisive, math.log(2), min_area=0.0, scale=8)[0] == ()
-    assert find_regions(signals_of(baseline, now, eps=view.eps).decisive, math.log(2))[0] == ()
+    for signals in (
+        signals_of(now, baseline, eps=view.eps, combine=combine),
+        signals_of(baseline, now, eps=view.eps),
+    ):
+        assert list(components(signals.decisive.mean.numpy(), 2.0, 0.0)) == []

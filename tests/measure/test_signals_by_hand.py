@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from support.oracles import DiagonalGaussian, full_gaussian, generator, look_at,
 from memwatch.measure import curvature
 from memwatch.measure.curvature import CurvatureMap, diag_jacobian
 from memwatch.measure.signals import (
-    FLOOR,
+    LOSS_FLOOR,
+    RHO_FLOOR,
     collapse,
     combine_levels,
+    denoising_loss,
     factor,
     free,
     log_ratio,
-    loss_log_ratio,
     mean_log_ratio,
     per_draw,
     pointwise_min,
@@ -32,17 +34,19 @@ def flat(*values):
 
 
 def test_log_ratio_by_hand():
-    found = log_ratio(flat(0.7, 0.9), flat(0.15, 0.25))
-    assert FLOOR == 0.05
+    found = log_ratio(flat(0.7, 0.9), flat(0.15, 0.25), RHO_FLOOR)
+    assert (RHO_FLOOR, LOSS_FLOOR) == (0.05, 0.01)
     assert found.mean.item() == pytest.approx(math.log(0.85 / 0.25))
     # deviations: +-(0.1 / 0.85) and +-(0.05 / 0.25), paired
     assert found.sem.item() == pytest.approx(0.2 - 0.1 / 0.85)
 
 
-def test_log_ratio_of_next_to_nothing_is_next_to_nothing():
-    assert log_ratio(flat(0.01, 0.01), flat(0.001, 0.001)).mean.item() == pytest.approx(math.log(0.06 / 0.051))
-    assert log_ratio(flat(1.0, 1.0), flat(0.0, 0.0)).mean.item() == pytest.approx(math.log(21))
-    negative = log_ratio(flat(0.75, 0.75), flat(-0.2, 0.1))  # a negative estimate is no freedom
+@pytest.mark.parametrize("floor", [RHO_FLOOR, LOSS_FLOOR])
+def test_log_ratio_of_next_to_nothing_is_next_to_nothing(floor):
+    found = log_ratio(flat(0.2 * floor, 0.2 * floor), flat(0.0, 0.0), floor)
+    assert found.mean.item() == pytest.approx(math.log(1.2))  # and not infinite
+    assert log_ratio(flat(1.0, 1.0), flat(0.0, 0.0), floor).mean.item() == pytest.approx(math.log(1 + 1 / floor))
+    negative = log_ratio(flat(15 * floor, 15 * floor), flat(-0.2, 0.1), floor)  # a negative estimate is no freedom
     assert negative.mean.item() == pytest.approx(math.log(16))
 
 
@@ -55,12 +59,13 @@ def test_score_difference_by_hand():
     assert found.mean.item() == 3.5
 
 
-def test_loss_log_ratio_by_hand():
-    eps = torch.zeros(1, 1, 2, 1, 1)
-    found = loss_log_ratio(eps, torch.full_like(eps, 1.0), torch.tensor([1.0, 3.0]).reshape(eps.shape))
-    assert found.samples.item() == pytest.approx(math.log(5))
-    assert loss_log_ratio(eps, eps, eps).samples.item() == 0
-    assert loss_log_ratio(eps, eps, eps + 1).samples.isfinite().all()
+def test_denoising_loss_by_hand():
+    """The mean over channels of the squared error, one replicate per draw."""
+    eps = torch.tensor([1.0, -1.0]).reshape(1, 1, 2, 1, 1).expand(1, 2, 2, 1, 1)
+    epsilon = torch.stack([eps[:, 0], eps[:, 0] + torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)], 1)
+    found = denoising_loss(eps, epsilon)
+    assert found.samples.shape == (1, 2, 1, 1)
+    assert found.samples.flatten().tolist() == [0.0, 5.0]
 
 
 def test_raw_curvature_and_factor():
@@ -97,33 +102,16 @@ ROWS = [[1.0, 3.0, 0.0, -1.0], [2.0, 0.0, 4.0, -2.0], [5.0, 2.0, 3.0, -3.0]]
 )
 def test_combine_levels_by_hand(how, expected, sems):
     levels = levels_of(ROWS)
-    found = combine_levels(levels, torch.ones(3, 1, 4, dtype=torch.bool), how)
+    found = combine_levels(levels, how)
     assert found.samples.shape == (2, 1, 4)
     torch.testing.assert_close(found.mean[0], torch.tensor(expected))
     torch.testing.assert_close(found.sem[0], torch.tensor(sems))
 
 
-@pytest.mark.parametrize(
-    ("how", "expected"),
-    [("adjacent_min", [0.0, 0.0, 0.0, -1.0]), ("max", [5.0, 3.0, 3.0, 0.0]), ("mean", [2.0, 5 / 3, 1.0, -4 / 3])],
-)
-def test_a_level_that_is_not_free_says_nothing(how, expected):
-    is_free = torch.ones(3, 1, 4, dtype=torch.bool)
-    is_free[1] = False
-    found = combine_levels(levels_of(ROWS), is_free, how)
-    torch.testing.assert_close(found.mean[0], torch.tensor(expected))
-
-
-def test_nothing_free_nothing_found():
-    for how in ("adjacent_min", "mean", "max"):
-        found = combine_levels(levels_of(ROWS), torch.zeros(3, 1, 4, dtype=torch.bool), how)
-        assert torch.equal(found.samples, torch.zeros(2, 1, 4))
-
-
 @pytest.mark.parametrize("how", ["adjacent_min", "mean", "max"])
 def test_one_level_stands_for_itself(how):
     levels = levels_of(ROWS[:1])
-    assert torch.equal(combine_levels(levels, torch.ones(1, 1, 4, dtype=torch.bool), how).samples, levels.samples[0])
+    assert torch.equal(combine_levels(levels, how).samples, levels.samples[0])
 
 
 def test_per_draw_is_the_mean_over_a_draws_blocks():
@@ -133,7 +121,7 @@ def test_per_draw_is_the_mean_over_a_draws_blocks():
 
 def test_an_unknown_way_to_combine_is_refused():
     with pytest.raises(ValueError, match="'median'.*adjacent_min"):
-        combine_levels(CurvatureMap(torch.zeros(2, 2, 1, 1)), torch.ones(2, 1, 1, dtype=torch.bool), "median")
+        combine_levels(CurvatureMap(torch.zeros(2, 2, 1, 1)), "median")
 
 
 def test_mean_log_ratio_has_one_replicate_per_draw():
@@ -164,7 +152,7 @@ def test_collapse_is_in_range_and_signed():
     assert collapse(baseline.rho, now.rho).mean.max() <= 1
 
 
-@pytest.mark.parametrize("signal", [collapse, log_ratio])
+@pytest.mark.parametrize("signal", [collapse, partial(log_ratio, floor=RHO_FLOOR)], ids=["collapse", "log_ratio"])
 @pytest.mark.parametrize("smooth", [1, 3])
 def test_paired_error_is_the_spread_over_seeds(signal, smooth):
     """200 independent sets of Rademacher vectors on two models that are nearly one.

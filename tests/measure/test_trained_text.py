@@ -69,7 +69,7 @@ def test_a_textual_inversion_changes_the_maps_and_its_return_reads_exactly_zero(
     assert embedding.grad is None
     if on_disk:
         stored = load_file(tmp_path / "snapshots" / "step_0000000.safetensors")
-        names = ("shown", "drawn")  # and nothing else: the UNet is frozen
+        names = ("shown", "drawn", "/no prompt")  # and nothing else: the UNet is frozen
         assert set(stored) == {f"conditioning/{name}//encoder_hidden_states" for name in names}
 
 

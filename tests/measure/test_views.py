@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,16 @@ from support.oracles import ALPHAS, DiagonalGaussian, denoiser_of, generator, sp
 from memwatch import Probe
 from memwatch.config import LevelsConfig, SamplingConfig
 from memwatch.measure.prepare import PreparedProbe, prepare
-from memwatch.measure.views import fixed_noise, prompt_view, reference_view, sample, seeded
+from memwatch.measure.views import (
+    fixed_noise,
+    generate,
+    initial_noise,
+    noised,
+    prompt_view,
+    reference_view,
+    sample,
+    seeded,
+)
 
 SAMPLING = SamplingConfig(num_inference_steps=4, guidance_scale=3.0)
 PROMPTS = ["a photo of a cat", "a red poster", "a photo of the dog"]
@@ -67,15 +77,19 @@ def test_a_reference_view_is_the_known_latents_under_fixed_noise(prediction_type
     assert torch.equal(reference_view(prepared, denoiser, levels, seed=7).noisy_latents, view.noisy_latents)
 
 
-def test_the_unconditional_view_is_the_first_draws_with_another_conditioning():
+def test_each_noise_draw_looks_at_one_of_the_generations_in_turn():
     denoiser = denoiser_of(DiagonalGaussian(spread()))
-    prepared = PreparedProbe(Probe("a cat", picture(0), name="cat"), {}, None, torch.zeros(4, 8, 8))
-    view = reference_view(prepared, denoiser, LevelsConfig(timesteps=(61, 301), draws=4), seed=0)
-    null = {"encoder_hidden_states": torch.ones(2, 8)}
-    branch = view.unconditional(null, 2)
-    assert torch.equal(branch.noisy_latents, view.noisy_latents[:, :2])
-    assert branch.conditioning is null
-    assert (branch.key, branch.timesteps, branch.rows) == (view.key, view.timesteps, 4)  # hence the same test vectors
+    z_0 = torch.randn(2, 4, 8, 8, generator=generator())
+    prepared, levels = (
+        PreparedProbe(Probe("a cat", name="p"), {}, None, None),
+        LevelsConfig(timesteps=(61, 301), draws=4),
+    )
+    view = noised(prepared, z_0, denoiser, levels, seed=7)
+    assert torch.equal(view.eps, fixed_noise("p", (2, 4, 4, 8, 8), 7))
+    for i in range(2):  # as if each were the image of a reference probe with this name
+        alone = reference_view(replace(prepared, latents=z_0[i]), denoiser, levels, seed=7)
+        assert torch.equal(view.noisy_latents[:, i::2], alone.noisy_latents[:, i::2])
+        assert torch.equal(view.eps, alone.eps)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -139,6 +153,44 @@ def test_without_a_branch_there_is_no_guidance(pipeline):
     assert not plain.guidance_norm.any()
     assert (by_scale.guidance_norm > 0).all()
     torch.testing.assert_close(plain.latents, by_scale.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_generations_are_sampled_from_their_own_seeds(pipeline):
+    denoiser, parts, conditioning, empty, _ = setting(pipeline)
+    where = (conditioning[0], empty, 8)
+    latents = generate(denoiser, parts.scheduler, SAMPLING, [5, 6, 7], *where, batch_size=3)
+    assert (latents.shape, latents.dtype) == ((3, 4, 8, 8), torch.float32)
+    assert torch.equal(
+        initial_noise(denoiser, [6], 8), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+    )
+    hidden, without = (c["encoder_hidden_states"] for c in (conditioning[0], empty))
+    for i, seed in enumerate([5, 6, 7]):
+        finished = obvious_loop(pipeline, initial_noise(denoiser, [seed], 8), hidden, without)[0]
+        torch.testing.assert_close(latents[i], finished[0], rtol=1e-4, atol=1e-4)
+    assert_same(latents, generate(denoiser, parts.scheduler, SAMPLING, [5, 6, 7], *where, batch_size=3))
+    torch.testing.assert_close(
+        latents, generate(denoiser, parts.scheduler, SAMPLING, [5, 6, 7], *where, batch_size=2), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_batch_is_halved_when_memory_runs_out(pipeline, monkeypatch):
+    denoiser, parts, conditioning, empty, _ = setting(pipeline)
+    real, tried = denoiser.predict, []
+
+    def small(noisy, timesteps, conditioning):
+        tried.append(len(noisy))
+        if len(noisy) > limit:
+            raise torch.OutOfMemoryError
+        return real(noisy, timesteps, conditioning)
+
+    monkeypatch.setattr(denoiser, "predict", small)
+    arguments = (denoiser, parts.scheduler, SAMPLING, range(5), conditioning[0], empty, 8)
+    limit = 4
+    assert len(generate(*arguments, batch_size=5)) == 5
+    assert set(tried) == {10, 4, 2}  # with and without the prompt: five at once, then twos and the last one
+    limit = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(*arguments, batch_size=5)
 
 
 # --- prompt probes ----------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
     write_safetensors(path, {"w": torch.arange(6.0).reshape(2, 3).T})
     assert torch.equal(read_safetensors(path)["w"], torch.arange(6.0).reshape(2, 3).T)
 
-    def broken(tensors, part):
+    def broken(tensors, part, metadata):
         part.write_bytes(b"half of it")
         raise SafetensorError("I/O error: No space left on device")
 

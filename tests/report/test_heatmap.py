@@ -12,8 +12,10 @@ from support.observations import controls, seen
 from memwatch.config_file import load_config
 from memwatch.judge.findings import judge_event
 from memwatch.judge.regions import Region
+from memwatch.measure.copies import Proof
 from memwatch.report.heatmap import (
     BAR,
+    FRAME,
     STOPS,
     colour_bar,
     colours,
@@ -22,6 +24,7 @@ from memwatch.report.heatmap import (
     picture_of,
     pictures_of,
     scaled,
+    with_generations,
 )
 
 
@@ -99,7 +102,7 @@ def test_top_of_the_scale_is_an_argument():
 
 def test_boxes_are_in_image_pixels():
     image = np.zeros((64, 64, 3), np.uint8)
-    _, marked = panels(overlay(image, np.zeros((8, 8)), [Region((16, 8, 48, 40), 0.25, 1.0, math.log(5), 0.1)]))
+    _, marked = panels(overlay(image, np.zeros((8, 8)), [Region((16, 8, 48, 40), 0.25, 1.0, math.log(5), 0.1, 1.2)]))
     zoom = marked.shape[0] // 64
     left, top, right, bottom = (edge * zoom for edge in (16, 8, 48, 40))
     for row, column in [(top, left), (top, right - 1), (bottom - 1, left), (bottom - 1, right - 1)]:
@@ -112,7 +115,7 @@ def test_boxes_are_in_image_pixels():
 def test_the_given_arrays_are_not_changed():
     image, values = photo(), np.full((8, 8), 1.0)
     before = image.copy()
-    overlay(image, values, [Region((0, 0, 8, 8), 0.1, 1.0, 1.0, 0.1)])
+    overlay(image, values, [Region((0, 0, 8, 8), 0.1, 1.0, 1.0, 0.1, 0.8)])
     assert np.array_equal(image, before)
     assert (values == 1).all()
 
@@ -140,17 +143,35 @@ def test_contact_sheet():
 def test_a_finding_is_shown_by_its_own_map_and_regions():
     config, image = load_config(None), photo(32)
     observation = seen(image=image)
-    (finding,), _, _ = judge_event([observation, *controls(20, 1.0)], {}, 1, config)
+    (finding,) = judge_event([observation, *controls(20, 1.0)], {}, 1, config).findings
     assert finding.regions
     expected = overlay(image, finding.signals.decisive.mean.numpy(), finding.regions, max_factor=6.0)
     assert np.array_equal(np.asarray(picture_of(finding, 6.0)), np.asarray(expected))
     assert not np.array_equal(*panels(picture_of(finding, 6.0)))
 
 
+def test_generations_lie_on_the_right_and_copies_are_framed():
+    colour = [(0, 0, 255), (0, 255, 0), (0, 0, 0)]
+    generations = np.stack([np.full((8, 8, 3), c, np.uint8) for c in colour])
+    proof = Proof(generations, (0.1, 0.9, 0.2), (("a",), (), ("a",)), 3)
+    plain = overlay(photo(64), np.zeros((8, 8)))
+    shown = with_generations(plain, proof)
+    assert shown.height == plain.height
+    assert np.array_equal(np.asarray(shown)[:, : plain.width], np.asarray(plain))
+    cell, first = plain.height // 2, plain.width + 4
+    for i, (column, row) in enumerate([(0, 0), (1, 0), (0, 1)]):
+        left, top = first + column * cell, row * cell
+        assert shown.getpixel((left + cell // 2, top + cell // 2)) == colour[i]
+        assert (shown.getpixel((left, top)) == FRAME) == proof.is_copy[i]
+    assert shown.getpixel((first + cell + cell // 2, cell + cell // 2)) == (255, 255, 255)
+    alone = with_generations(plain, Proof(generations[:1], (0.1,), (("a",),), 3))
+    assert alone.width == first + plain.height
+
+
 def test_a_finding_with_nothing_to_compare_shows_the_image_and_one_without_image_is_not_shown():
     config, image = load_config(None), photo(32)
     first, unseen = seen("first", image=image, baseline=None, baseline_step=None), seen("unseen")
-    findings, _, _ = judge_event([first, unseen], {}, 1, config)
+    findings = judge_event([first, unseen], {}, 1, config).findings
     assert np.array_equal(*panels(picture_of(findings[0], 6.0)))
     assert picture_of(findings[1], 6.0) is None
     pictures = pictures_of(findings, config)

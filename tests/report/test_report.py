@@ -11,7 +11,7 @@ from support.observations import controls, measured, seen
 
 from memwatch.config_file import load_config
 from memwatch.judge.alerts import Evidence, ProbeState, Verdict
-from memwatch.judge.findings import Finding, judge_event
+from memwatch.judge.findings import Finding, Judgement, judge_event
 from memwatch.report.report import Report
 
 
@@ -155,7 +155,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
     report = report_of([seen("cat"), seen("new", baseline=None), *controls(20, 1.0)])
     row = report.to_dict()
     assert json.loads(json.dumps(row, allow_nan=False)) == row | {"findings": json.loads(json.dumps(row["findings"]))}
-    assert set(row) == {"step", "findings", "controls", "scalars", "seconds", "errors", "stop_reason"}
+    assert set(row) == {"step", "findings", "controls", "scalars", "seconds", "errors", "stop_reason", "failure"}
     assert (row["scalars"], row["controls"]) == (report.scalars(), report.controls)
     cat, new = row["findings"]
     (region,) = report.findings[0].regions
@@ -186,3 +186,25 @@ def test_the_line_of_the_history_is_plain_and_complete():
         ],
     }
     assert (new["statistic"], new["p"], new["verdict"]) == (None, None, "inconclusive")
+
+
+def test_a_report_of_a_failed_event_says_so_and_claims_nothing():
+    config, failure = load_config(None), "looking at the model failed: OutOfMemoryError('8 GiB')"
+    report = Report(8, config, Judgement(), True, 0.25, 1, None, failure=failure)
+    assert report.summary() == f"memwatch step 8: this event is lost, since {failure}; 0.2 s"
+    assert report.scalars() == {
+        "memwatch/step": 8,
+        "memwatch/seconds": 0.25,
+        "memwatch/errors": 1,
+        "memwatch/stop": 0,
+    }  # no severity of 1, which would say that nothing is stored
+    row = json.loads(json.dumps(report.to_dict()))
+    assert (row["step"], row["errors"], row["failure"], row["findings"]) == (8, 1, failure, [])
+    assert (report.alerts, report.pictures) == ((), {})
+    stopped = replace(report, stop_reason="enough").summary()
+    assert stopped.endswith("; 0.2 s; STOP (enough)")
+
+
+def test_a_report_without_findings_reads_well():
+    said = Report(8, load_config(None), Judgement(), False, 1.0, 0, None).summary()
+    assert said == "memwatch step 8: nothing was looked at; uncalibrated (no controls); 1.0 s"

@@ -13,10 +13,12 @@ from support.trackers import Recorder
 
 import memwatch.measure.snapshots
 import memwatch.report.files
+import memwatch.report.scalars
+import memwatch.report.sinks
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink
 from memwatch.report.scalars import ScalarSink
-from memwatch.report.sinks import Sinks, tracker_sinks
+from memwatch.report.sinks import Sinks, tracker_sink
 from memwatch.report.tensorboard import TensorBoardSink
 from memwatch.report.wandb import WandbSink
 
@@ -110,7 +112,7 @@ def test_a_full_disk_raises_when_strict(pretrained, pipeline, tmp_path, monkeypa
         loop.run(watch, 2)
 
 
-def test_every_tracker_has_a_sink_and_the_hook_has_none():
+def test_every_tracker_has_a_sink():
     class Run:
         """As much of a W&B run as the sink's constructor asks for."""
 
@@ -119,9 +121,70 @@ def test_every_tracker_has_a_sink_and_the_hook_has_none():
     def tracker(name):
         return type("Tracker", (), {"name": name, "tracker": Run()})()
 
-    sinks = tracker_sinks([tracker(name) for name in ("wandb", "memwatch", "tensorboard", "mlflow")])
+    sinks = [tracker_sink(tracker(name)) for name in ("wandb", "tensorboard", "mlflow")]
     assert [type(sink) for sink in sinks] == [WandbSink, TensorBoardSink, ScalarSink]
     assert [sink.name for sink in sinks] == ["wandb", "tensorboard", "mlflow"]
+
+
+def test_a_tracker_whose_sink_cannot_be_made_costs_its_rows_alone(pretrained, pipeline, tmp_path, monkeypatch, caplog):
+    """W&B's adapter asks the server when it is made. The old sinks were made outside of every try: training ended."""
+    made = []
+
+    class Gone(ScalarSink):
+        def __init__(self, tracker):
+            made.append(tracker)
+            if len(made) == 1:
+                raise ConnectionError("the server is gone")
+            super().__init__(tracker)
+
+    monkeypatch.setattr(memwatch.report.scalars, "ScalarSink", Gone)
+    recorder = Recorder()
+    loop = Loop(pretrained, tmp_path, log_with=recorder)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        loop.run(loop.watch(pipeline), 4)
+    assert [m for m in caplog.messages if "the server is gone" in m] == [AGAIN]
+    assert [step for step, _ in recorder.rows] == [2, 4]
+    assert len(made) == 2
+    assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
+
+
+def test_files_that_failed_once_are_written_at_the_next_event(pretrained, pipeline, tmp_path, monkeypatch):
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline)
+    watch.begin()
+    real, failing = Path.open, [2, 4]
+
+    def opened(self, *args, **options):
+        return no_space() if self.name == "history.jsonl" and loop.step in failing else real(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    loop.run(watch, 10)
+    rows = history(tmp_path)
+    assert [row["step"] for row in rows] == [0, 6, 8, 10]
+    assert [row["errors"] for row in rows] == [0, 2, 2, 2]
+
+
+def test_pictures_that_cannot_be_drawn_cost_no_numbers(pretrained, pipeline, tmp_path, monkeypatch, caplog):
+    def broken(*args):
+        raise OSError("no such font")
+
+    monkeypatch.setattr(memwatch.report.sinks, "pictures_of", broken)
+    loop = Loop(pretrained, tmp_path)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        reports = loop.run(loop.watch(pipeline), 4)
+    assert [len(report.findings) for report in reports] == [2, 2]
+    assert [report.pictures for report in reports] == [{}, {}]
+    rows = history(tmp_path)
+    assert [(row["step"], row["errors"], row["failure"]) for row in rows] == [(0, 1, None), (2, 2, None), (4, 3, None)]
+    assert [m for m in caplog.messages if "drawing the pictures failed (OSError('no such font'))" in m]
+
+
+def test_a_console_that_is_gone_costs_nothing_else(pretrained, pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(memwatch.report.sinks.tqdm, "write", no_space)
+    loop = Loop(pretrained, tmp_path)
+    reports = loop.run(loop.watch(pipeline), 4)
+    assert [report.failure for report in reports] == [None, None]
+    assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
 
 
 def test_a_sink_that_fails_on_closing_is_survived(tmp_path, monkeypatch, caplog):

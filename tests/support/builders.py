@@ -29,6 +29,7 @@ CONFIG: dict[str, Any] = {
     "levels": {"timesteps": [61, 301], "draws": 2},
     "curvature": {"vectors": 4, "tile": 4, "batch_size": 8},
     "sampling": {"num_inference_steps": 3, "guidance_scale": 3.0},
+    "proof": {"seeds": 2, "num_inference_steps": 2},
 }
 SMALL: dict[str, Any] = CONFIG | {  # one level, no unconditional branch; a failure is an error
     "strict": True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -29,13 +31,31 @@ def half_fallen(by: float) -> torch.Tensor:
     return means
 
 
-def seen(name: str = "a", fallen: float = 5.0, *, reference: bool = True, control: bool = False, **parts: Any):
+def seen(
+    name: str = "a",
+    fallen: float = 5.0,
+    *,
+    reference: bool = True,
+    control: bool = False,
+    peer: bool = False,
+    **parts: Any,
+) -> Observation:
     """One probe, ``fallen`` times less free on the left than at step 0; ``parts`` go to ``Observation``."""
-    probe = Probe(f"a photo of {name}", GREY if reference else None, name=name, is_control=control)
+    probe = Probe(f"a photo of {name}", GREY if reference else None, name=name, is_control=control, is_peer=peer)
     parts = {"baseline": measured(0.5), "baseline_step": 0, "now": measured(half_fallen(fallen))} | parts
     return Observation(probe, (61,), **parts)
 
 
-def controls(num: int, fallen: float, **kind: Any) -> list[Observation]:
-    """``num`` controls that have all fallen alike."""
-    return [seen(f"control/{i}", fallen, control=True, **kind) for i in range(num)]
+def controls(num: int, fallen: float, *, spread: float = 0.0, **kind: Any) -> list[Observation]:
+    """``num`` controls that have all fallen alike.
+
+    Args:
+        spread: of the logs of their factors, if they have not: they are the quantiles of a normal distribution.
+    """
+    logs = [math.log(fallen) + spread * NormalDist().inv_cdf((i + 0.5) / num) for i in range(num)]
+    return [seen(f"control/{i}", math.exp(log), control=True, **kind) for i, log in enumerate(logs)]
+
+
+def peers(num: int, fallen: float) -> list[Observation]:
+    """``num`` ordinary training images that have all fallen alike."""
+    return [seen(f"peer/{i}", fallen, peer=True) for i in range(num)]

@@ -1,0 +1,147 @@
+"""Proof by generation: whether what became suspicious or memorized comes out when its caption is sampled.
+
+A copy is a fact of its own, beside the verdict: something can be stored and not come out in four generations.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from memwatch.config import MemWatchConfig
+from memwatch.faults import Faults, PartError
+from memwatch.judge.alerts import Verdict
+from memwatch.judge.findings import Finding
+from memwatch.measure.copies import COPY, Pool, Proof, comparable, copy_ratios, mask_at, sibling_ratios
+from memwatch.measure.measurement import Observation
+from memwatch.measure.observer import Observer
+from memwatch.measure.probes import Probe
+
+PROVING, COMPARING = "proof by generation", "comparing generations with images"
+
+
+def prove(
+    findings: Sequence[Finding],
+    observations: Sequence[Observation],
+    observer: Observer,
+    faults: Faults,
+    copied: Collection[str] = (),
+) -> tuple[Finding, ...]:
+    """The findings, with a proof where one is due; call it on every rank, outside ``observer.borrowed``.
+
+    Every rank generates its share of the captions, and the main one compares. What fails costs the proofs of this
+    event, on every rank, and nothing else.
+
+    Args:
+        observations: of this event, also of controls: their pictures are what comes by chance.
+        copied: names of probes that are known to be copied, see ``due``.
+    """
+    ranks, wanted = observer.ranks, due(findings, observer.config, copied)
+    if not wanted or any(map(faults.is_off, (PROVING, COMPARING))):
+        return tuple(findings)
+    seeds, main = observer.config.proof.seeds, ranks.accelerator.is_main_process
+    captions = Counter(observer.caption_of(f.observation.probe) for f in wanted if f.observation.probe.is_reference)
+    share = ranks.share([(caption, seeds * times) for caption, times in captions.items()])
+
+    def generate() -> tuple[list[tuple[str, np.ndarray]], dict[str, np.ndarray]]:
+        with observer.borrowed():
+            made = [(caption, observer.generate(caption, count)) for caption, count in share]
+            return made, observer.pictures() if main else {}
+
+    with suppress(PartError):
+        mine, pictures = ranks.together(PROVING, faults, generate)
+        generated = dict(ranks.gather(mine))
+
+        def compare() -> dict[str, Proof]:
+            if not main:
+                return {}
+            return proofs_of(wanted, findings, observations, generated, pictures, observer.caption_of)
+
+        proofs = ranks.broadcast(ranks.together(COMPARING, faults, compare))
+        return tuple(replace(f, proof=proofs.get(f.name)) for f in findings)
+    return tuple(findings)
+
+
+def due(findings: Iterable[Finding], config: MemWatchConfig, copied: Collection[str] = ()) -> list[Finding]:
+    """Those that are to be proved, worst first: what newly became suspicious or memorized, and has a region.
+
+    With ``stop.require_copy`` also what is memorized, and not known to be ``copied``, since the stop waits for it. The
+    limit is on what has to be sampled; a prompt probe's generations are there, and it takes two of them.
+    """
+    if not config.proof.enabled:
+        return []
+    waits = config.stop.enabled and config.stop.require_copy
+
+    def is_due(f: Finding) -> bool:
+        awaited = waits and f.verdict is Verdict.MEMORIZED and f.name not in copied
+        is_news = f.is_alert and f.verdict.is_evidence
+        return (is_news or awaited) and bool(f.regions)
+
+    worst = sorted(filter(is_due, findings), key=lambda f: (f.verdict is not Verdict.MEMORIZED, -f.severity))
+    references = [f for f in worst if f.observation.probe.is_reference][: config.proof.max_probes]
+    drawn = [f for f in worst if f.observation.generations is not None and len(f.observation.generations) > 1]
+    return references + drawn
+
+
+def proofs_of(
+    wanted: Sequence[Finding],
+    findings: Sequence[Finding],
+    observations: Sequence[Observation],
+    generated: Mapping[str, np.ndarray],
+    pictures: Mapping[str, np.ndarray],
+    caption_of: Callable[[Probe], str],
+) -> dict[str, Proof]:
+    """A proof by name for every one of ``wanted``.
+
+    Args:
+        findings: of all watched probes.
+        observations: of all probes.
+        generated: by caption, RGB uint8 ``(n, H, W, 3)``.
+        pictures: by name, the images of all reference probes as the autoencoder gives them back.
+        caption_of: what a probe is generated from.
+    """
+    drawn = {o.name: o.generations for o in observations if o.generations is not None}
+    known = {o.name for o in observations}
+    shown = {name: picture[None] for name, picture in pictures.items() if name in known}
+    pool = Pool.of(shown | drawn, {o.name for o in observations if o.probe.is_control})
+    proofs = {}
+    for f in wanted:
+        caption = caption_of(f.observation.probe)
+        made = drawn[f.name] if f.name in drawn else generated[caption]
+        found = {f.name: compared(f, made, pool)}
+        for other in findings:  # a generation may copy another image of the same caption
+            probe = other.observation.probe
+            if other.name != f.name and probe.is_reference and caption_of(probe) == caption:
+                found[other.name] = compared(other, made, pool)
+        ratios, num_others = found[f.name]
+        copies = tuple(
+            tuple(name for name, (of_probe, _) in found.items() if of_probe[i] < COPY) for i in range(len(made))
+        )
+        proofs[f.name] = Proof(made, tuple(ratios), copies, num_others)
+    return proofs
+
+
+def compared(finding: Finding, generations: np.ndarray, pool: Pool) -> tuple[list[float], int]:
+    """The generations' ratios to one probe inside its region, and with how many other probes they were compared.
+
+    A probe without a region is compared as a whole.
+    """
+    made, name = comparable(generations), finding.name
+    size = made.shape[1], made.shape[2]
+    mask = np.ones(size, dtype=bool) if not finding.regions else mask_at(region_of(finding), size)
+    is_reference = finding.observation.probe.is_reference
+    targets = pool.whole[name] if is_reference else made
+    others, num_others = pool.others(name, targets, mask)
+    ratios = copy_ratios(targets[0], made, others, mask) if is_reference else sibling_ratios(made, others, mask)
+    return ratios, num_others
+
+
+def region_of(finding: Finding) -> np.ndarray:
+    """The region that decides, bool ``(h, w)`` on the grid of latents."""
+    assert finding.labels is not None
+    inside: np.ndarray = finding.labels == 1
+    return inside

@@ -1,0 +1,212 @@
+"""Copies: whether a generation is nearer to a picture than other pictures come by chance. Pure functions on arrays.
+
+Yoon et al. 2023 and Bonnaire et al. 2025 call a generation a copy when its distance to a training image is below a
+third of its distance to the nearest other one. Here the distance is taken inside a mask, at any exposure, and the other
+pictures are many views of a few: the more there are, the nearer the nearest one comes, and the stricter the rule is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+COPY = 1 / 3  # of the distance to the nearest other picture; below is a copy
+POOL = 256  # views of other pictures, as many as the benchmark has of its own
+SMALLEST_VIEW = 0.5  # side of a view, share of its picture's
+SIDE = 64  # pixels: pictures are compared at this size at most; in larger ones a shift by a pixel would decide
+FLAT = 0.02  # contrast (root mean square, 1 is from black to white) below which there is nothing to copy
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a prompt generates, and how near that is to what memwatch watches.
+
+    Attributes:
+        generations: RGB uint8 ``(n, H, W, 3)``.
+        ratios: for each generation, its distance to the probe inside the region over its distance to the nearest other
+            picture, see ``COPY``; infinite where nothing can be compared. For a prompt probe, whose training image is
+            not known, the distance to the most similar of its other generations.
+        copies: for each generation, the names of the watched probes that it copies.
+        num_others: how many other pictures there were, without their views.
+    """
+
+    generations: np.ndarray
+    ratios: tuple[float, ...]
+    copies: tuple[tuple[str, ...], ...]
+    num_others: int
+
+    @property
+    def is_copy(self) -> tuple[bool, ...]:
+        """For each generation, whether it copies the probe."""
+        return tuple(ratio < COPY for ratio in self.ratios)
+
+    @property
+    def copied(self) -> int:
+        """How many generations copy the probe."""
+        return sum(self.is_copy)
+
+
+def unexposed(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Pixels ``(n, pixels, 3)`` inside a mask, without the mean of each channel and with unit contrast.
+
+    A copy is one at any exposure: sampling of a small model leaves brightness to the initial noise, whose
+    signal-to-noise ratio is not zero.
+
+    Args:
+        pictures: ``(n, H, W, 3)`` in [0, 1].
+        mask: bool ``(H, W)``.
+    """
+    pixels = pictures[:, mask].astype(np.float64)
+    pixels = pixels - pixels.mean(1, keepdims=True)
+    scaled: np.ndarray = pixels / np.sqrt(np.square(pixels).mean((1, 2), keepdims=True) + 1e-8)
+    return scaled
+
+
+def ratios(target: np.ndarray, pictures: np.ndarray, others: np.ndarray) -> list[float]:
+    """Each picture's distance to the target over its distance to the nearest of ``others``; infinite where that is 0.
+
+    Args:
+        target: ``(pixels, 3)``, ``unexposed`` as the rest.
+        pictures, others: ``(n, pixels, 3)``, at least one other.
+    """
+    own = [np.linalg.norm(target - x) for x in pictures]
+    nearest = [np.linalg.norm(others - x, axis=(1, 2)).min() for x in pictures]
+    return [float(a / b) if b > 0 else np.inf for a, b in zip(own, nearest, strict=True)]
+
+
+def copy_ratios(target: np.ndarray, pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -> list[float]:
+    """``ratios`` inside a mask; infinite where the target is flat, and where there is no other picture.
+
+    A flat region looks like any other one at some exposure, so that nobody can tell a copy of it.
+
+    Args:
+        target: ``(H, W, 3)`` in [0, 1].
+        pictures, others: ``(n, H, W, 3)`` in [0, 1].
+        mask: bool ``(H, W)``.
+    """
+    if len(others) == 0 or contrast(target, mask) < FLAT:
+        return [np.inf] * len(pictures)
+    (flattened,) = unexposed(target[None], mask)
+    return ratios(flattened, unexposed(pictures, mask), unexposed(others, mask))
+
+
+def contrast(picture: np.ndarray, mask: np.ndarray) -> float:
+    """Root mean square of a picture's pixels inside a mask, without the mean of each channel; 0 for an empty mask."""
+    pixels = picture[mask].astype(np.float64)
+    return float(np.sqrt(np.square(pixels - pixels.mean(0)).mean())) if len(pixels) else 0.0
+
+
+def sibling_ratios(pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -> list[float]:
+    """``copy_ratios`` of every picture to the nearest of its siblings, the other ones in ``pictures``.
+
+    Pictures of one prompt that agree inside a region, whatever their seed, show what is stored there.
+    """
+    found = [[np.inf] * len(pictures) for _ in pictures]
+    for i, target in enumerate(pictures):
+        for j, ratio in enumerate(copy_ratios(target, pictures, others, mask)):
+            found[i][j] = ratio if i != j else np.inf
+    return [min(column) for column in zip(*found, strict=True)]
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+def comparable(pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """RGB uint8 pictures ``(H, W, 3)`` of one size as they are compared: ``(n, h, w, 3)`` in [0, 1], ``SIDE`` at most.
+
+    A picture of ``SIDE`` pixels or fewer stays as it is.
+    """
+    sides = tuple(min(SIDE, side) for side in pictures[0].shape[1::-1])
+    small = [np.asarray(Image.fromarray(picture).resize(sides, Image.Resampling.BOX)) for picture in pictures]
+    return np.stack(small) / 255
+
+
+def mask_at(inside: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A region, bool ``(h, w)`` on the grid of latents, as pixels ``shape``.
+
+    >>> mask_at(np.array([[True, False]]), (2, 4)).astype(int)
+    array([[1, 1, 0, 0],
+           [1, 1, 0, 0]])
+    """
+    share = Image.fromarray(inside.astype(np.float32)).resize(shape[::-1], Image.Resampling.BOX)
+    mask: np.ndarray = np.asarray(share) >= min(0.5, float(np.asarray(share).max()) or 1.0)
+    return mask
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pictures of all probes, by name, and many views of each.
+
+    Attributes:
+        whole, views: ``(n, H, W, 3)`` in [0, 1], as ``comparable`` gives them; the views begin with the whole pictures.
+        controls: names of those that were never trained on.
+    """
+
+    whole: Mapping[str, np.ndarray]
+    views: Mapping[str, np.ndarray]
+    controls: Collection[str]
+
+    @classmethod
+    def of(cls, pictures: Mapping[str, np.ndarray], controls: Collection[str] = ()) -> Pool:
+        """From RGB uint8 pictures ``(n, H, W, 3)`` of one size: ``POOL`` views also without those of any one name."""
+        fewest = sum(map(len, pictures.values())) - max(map(len, pictures.values()), default=0)
+        each = -(-POOL // max(1, fewest))
+        whole = {name: comparable(group) for name, group in pictures.items()}
+        views = {name: np.concatenate([views_of(p, each) for p in group]) for name, group in pictures.items()}
+        return cls(whole, views, controls)
+
+    def others(self, name: str, targets: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, int]:
+        """Views ``(n, H, W, 3)`` of all that is not ``name``, and of how many names they are.
+
+        What was trained on and is itself a copy of the target inside the mask is left out: a template in two training
+        images is no chance.
+
+        Args:
+            targets: ``(n, H, W, 3)``, what is to be copied.
+            mask: bool ``(H, W)``.
+        """
+        twins = self._twins(name, targets, mask)
+        kept = [views for other, views in self.views.items() if other != name and other not in twins]
+        return np.concatenate(kept) if kept else np.zeros((0, *targets.shape[1:])), len(kept)
+
+    def _twins(self, name: str, targets: np.ndarray, mask: np.ndarray) -> set[str]:
+        """The names trained on that copy a target, by the rule for generations.
+
+        Their other pictures are the controls; without controls, the crops of everything else.
+        """
+        rest = [other for other in self.whole if other != name]
+        trained = [other for other in rest if other not in self.controls]
+        of_controls = [self.views[other] for other in rest if other in self.controls]
+        crops = of_controls or [self.views[other][len(self.whole[other]) :] for other in rest]
+        if not trained:
+            return set()
+        owners = [other for other in trained for _ in self.whole[other]]
+        pictures, chance = np.concatenate([self.whole[other] for other in trained]), np.concatenate(crops)
+        found = [copy_ratios(target, pictures, chance, mask) for target in targets]
+        return {owner for ratios_ in found for owner, ratio in zip(owners, ratios_, strict=True) if ratio < COPY}
+
+
+def views_of(picture: np.ndarray, count: int) -> np.ndarray:
+    """A picture and random views of it, always the same ones: crops, every other one mirrored.
+
+    Args:
+        picture: RGB uint8 ``(H, W, 3)``.
+        count: at least 1.
+
+    Returns:
+        ``(count, H, W, 3)`` in [0, 1], see ``comparable``.
+    """
+    rng, whole = np.random.default_rng(0), Image.fromarray(picture)
+    width, height = whole.size
+    found = [picture]
+    for i in range(1, count):
+        share = rng.uniform(SMALLEST_VIEW, 1)
+        left, top = rng.uniform(0, width * (1 - share)), rng.uniform(0, height * (1 - share))
+        view = whole.resize(
+            (width, height), Image.Resampling.BICUBIC, box=(left, top, left + width * share, top + height * share)
+        )
+        found.append(np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if i % 2 else view))
+    return comparable(found)
