@@ -20,6 +20,7 @@ from memwatch.denoiser import Components, as_tuple
 from memwatch.faults import Faults, PartError
 from memwatch.guard import GuardedLoader, hook_end_training
 from memwatch.judge.findings import Judgement, judge_event
+from memwatch.judge.proof import prove
 from memwatch.judge.stop import decide_stop
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.fingerprint import fingerprints
@@ -173,7 +174,7 @@ class MemWatch:
     # --- one event ---------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> Report | None:
-        """observe -> remember -> maps, regions, calibration, verdicts -> stop -> report -> sinks.
+        """observe -> remember -> maps, regions, calibration, verdicts -> proof -> stop -> report -> sinks.
 
         What fails costs this event, on every rank, and is tried again at the next one.
         """
@@ -189,7 +190,8 @@ class MemWatch:
             judgement = together(
                 JUDGING, self.faults, lambda: judge_event(observations, progress.states, step, self.config)
             )
-            found = judgement.findings
+            found = prove(judgement.findings, observations, self.observer, self.faults, progress.stop.copied)
+            judgement = replace(judgement, findings=found)
             stop = together(STOPPING, self.faults, lambda: decide_stop(progress.stop, found, step, self.config.stop))
             progress.states, progress.stop = dict(judgement.states), self.ranks.broadcast(stop)
         except PartError as failed:

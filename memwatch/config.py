@@ -190,7 +190,7 @@ class AlertsConfig:
 
     false_alarms_per_run: float = 0.05
     max_p: float = 0.01
-    min_severity: float = 1.4
+    min_severity: float = 1.5
     uncalibrated_severity: float = 2.0
     patience: int = 2
 

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on tensors this s
 import pytest
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from support import families as tiny
-from support.builders import CONFIG, picture, save_pipeline
+from support.builders import CONFIG, call_every_change, picture, save_pipeline
 from support.processes import new_process
 from support.scans import scan_into, train_watched
 
@@ -82,6 +82,12 @@ def prompts(tmp_path) -> str:
     file = tmp_path / "prompts.txt"
     file.write_text("a red poster\na cat on a sofa\n", encoding="utf-8")
     return str(file)
+
+
+@pytest.fixture
+def eager(monkeypatch) -> None:
+    """See ``call_every_change``; goes with ``EAGER``."""
+    call_every_change(monkeypatch)
 
 
 @pytest.fixture

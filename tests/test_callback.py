@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from support.builders import CONFIG, EAGER, Loop, assert_same, history, probes_of_both_kinds
+from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, history, probes_of_both_kinds
 from torch.utils.data import DataLoader
 
 import memwatch.callback
@@ -20,9 +20,10 @@ def test_a_stop_ends_training_without_another_optimizer_step(
     decided, accumulation, pretrained, pipeline, images, tmp_path, monkeypatch
 ):
     loop = Loop(pretrained, tmp_path, accumulation=accumulation, lr=3e-2)
-    overrides = EAGER
-    if decided == "by-patch":
-        overrides = {}
+    overrides = EAGER if decided == "by-config" else {}
+    if decided == "by-config":
+        call_every_change(monkeypatch)
+    else:
 
         def stops_at_two(state, findings, step, rule):
             return StopState(1, "enough") if step >= 2 else state
@@ -65,6 +66,7 @@ def test_a_stop_is_never_taken_back(pretrained, pipeline, tmp_path, monkeypatch)
     assert (watch.should_stop, watch.stop_reason, report.stop_reason) == (True, "enough", "enough")
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_disabled_stop_never_stops(pretrained, pipeline, images, tmp_path):
     loop = Loop(pretrained, tmp_path, lr=3e-2)
     watch = loop.watch(pipeline, controls=images, **EAGER | {"stop": {"enabled": False}})
@@ -139,6 +141,7 @@ def test_several_probes_of_both_kinds_keep_their_order(pretrained, pipeline, ima
     assert all(f.verdict is Verdict.INCONCLUSIVE for f in report.findings)
 
 
+@pytest.mark.usefixtures("eager")
 def test_an_alert_says_what_the_probe_was_compared_with(pretrained, pipeline, images, tmp_path):
     loop = Loop(pretrained, tmp_path, lr=3e-2)
     reports = loop.run(loop.watch(pipeline, controls=images, **EAGER | {"stop": {"enabled": False}}), 4)

@@ -11,7 +11,7 @@ from memwatch.config import ConfigError, LevelsConfig, MemWatchConfig
 from memwatch.config_file import load_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-SECTIONS = ("levels", "curvature", "signals", "sampling", "regions", "alerts", "stop", "snapshots", "heatmap")
+SECTIONS = ("levels", "curvature", "signals", "sampling", "regions", "alerts", "proof", "stop", "snapshots", "heatmap")
 
 
 def nested(key, value):

@@ -99,6 +99,7 @@ def test_training_is_bit_identical_around_a_judge_that_raised(pretrained, pipeli
     assert_same(bare.state(), loop.state())
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_failed_event_leaves_what_the_judge_remembers(pretrained, pipeline, images, tmp_path, monkeypatch):
     """Otherwise an alert that was decided in it would never be news again."""
     loop = Loop(pretrained, tmp_path, lr=3e-2)

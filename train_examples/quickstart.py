@@ -205,7 +205,7 @@ def show(reports: list[Report], items: list[Item], args: argparse.Namespace) -> 
     for f in last.findings:
         item = by_name[f.name]
         planted = "nothing" if item.box is None else "whole image" if item.box == WHOLE else "fixed part"
-        p = "-" if f.p is None else f"{f.p:.3f}"
+        p = "-" if f.p is None else f"{f.p:.1g}"
         overlap = f"{iou(f, item):.2f}" if item.box else "-"
         print(f"{f.name:<24}{planted:<14}{f.verdict:<14}{f.severity:>8.1f}x{p:>8}{overlap:>7}")
     sheet, history = args.output_dir / "heatmaps.png", args.output_dir / "memwatch" / "history.jsonl"

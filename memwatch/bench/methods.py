@@ -59,13 +59,13 @@ class Method:
     def maps(self, run: Finished, step: int) -> dict[str, np.ndarray]:
         """The map of every item at an event, ``(h, w)`` float64. Empty where it has none, or not at this event."""
         only_scores = self.score_of is not None and self.map_of is None
-        if only_scores or (self.only_last and step != run.steps[-1]):
+        if only_scores or (self.only_last and (step != run.steps[-1] or not run.has_prompts)):
             return {}
         map_of = self.map_of or partial(signal_map, self)
         return {item.name: map_of(run, item.name, step) for item in run.items}
 
     def scores(self, run: Finished, step: int) -> dict[str, float]:
-        """One number per item."""
+        """One number per item; none where the method was not run."""
         if self.score_of is not None:
             return {item.name: self.score_of(run, item.name, step) for item in run.items}
         return {name: float(values.max()) for name, values in self.maps(run, step).items()}
@@ -89,7 +89,8 @@ def all_methods() -> Iterator[Method]:
     yield from rows("collapse_null log_ratio_null score_null both_null", "unconditional")
     for baseline in ("first", "previous", "lag:2"):
         levels = ALL if baseline == "first" else COMBINED
-        yield from rows("both_baselines log_ratio_baselines loss_log_ratio_baselines", f"{baseline} and unconditional", levels=levels)
+        both = "both_baselines log_ratio_baselines loss_log_ratio_baselines"
+        yield from rows(both, f"{baseline} and unconditional", levels=levels)
     for draws in (2, 4):
         yield from rows("both_baselines", "first and unconditional", draws, COMBINED)
     yield from rows("log_ratio_unfloored", "first")

@@ -17,7 +17,7 @@ from scipy import stats
 
 from memwatch.config import AlertsConfig
 from memwatch.judge.alerts import RANK_P
-from memwatch.judge.calibration import MIN_CONTROLS, NUM_SIZES, RESOLUTION, contradicts, largest_p, upper_bound
+from memwatch.judge.calibration import MIN_CONTROLS, NUM_SIZES, RESOLUTION, largest_p, upper_bound
 
 CONTROLS, PROBES, EVENTS, AUTOCORRELATIONS = (10, 20, 50, 100), (1, 8, 64), (5, 20, 100), (0.0, 0.5, 0.8, 1.0)
 TAILS = ("normal", "t5", "lognormal")  # of severities, on the log scale
@@ -164,16 +164,14 @@ class AuditOfRuns:
 
     Attributes:
         called: controls that were called so far, bool ``(N, runs)``.
-        contradicts: whether they were too many, at the event that was judged last, bool ``(runs,)``.
         rarest_p: the smallest p-value of a called control at that event, ``(runs,)``.
     """
 
     def __init__(self, cell: Cell, runs: int, rule: AlertsConfig) -> None:
-        others, promised = cell.controls - 1, rule.false_alarms_per_run / cell.probes
+        others = cell.controls - 1
         self._group = Group(others, cell.probes, rule) if others >= MIN_CONTROLS else None
-        self._too_many = np.array([contradicts(count, cell.controls, promised) for count in range(cell.controls + 1)])
         self.called = np.zeros((cell.controls, runs), dtype=bool)
-        self.contradicts, self.rarest_p = np.zeros(runs, dtype=bool), np.ones(runs)
+        self.rarest_p = np.ones(runs)
 
     def judge(self, event: int, controls: np.ndarray) -> None:
         """Take in the n-th event. ``controls``: ``(NUM_SIZES, N, runs)``."""
@@ -181,7 +179,6 @@ class AuditOfRuns:
             return
         excess = excess_over_others(controls)
         self.called |= self._group.judge(event, controls, excess, controls)
-        self.contradicts = self._too_many[self.called.sum(0)]
         self.rarest_p = np.ones_like(self.rarest_p)
         objects, runs = np.nonzero(self.called)
         np.minimum.at(self.rarest_p, runs, self._group.p_of(excess[:, objects, runs].max(0)))
@@ -203,10 +200,10 @@ def calls(events: Iterable[np.ndarray], cell: Cell, rule: AlertsConfig) -> Itera
         watched, controls = x[:, : cell.probes + 1], x[:, cell.probes + 1 :]
         audit.judge(event, controls)
         excess = excess_of(watched, controls)
-        called = group.judge(event, watched, excess, controls) & ~audit.contradicts
+        called = group.judge(event, watched, excess, controls)
         objects, runs = np.nonzero(called)
-        called[objects, runs] = group.p_of(excess[:, objects, runs].max(0)) < audit.rarest_p[runs]
-        yield called, audit.contradicts
+        called[objects, runs] = group.p_of(excess[:, objects, runs].max(0)) <= audit.rarest_p[runs] ** 2
+        yield called, audit.called.any(0)
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

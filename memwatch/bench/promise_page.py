@@ -30,11 +30,11 @@ Each entry below is the share of runs with a false alarm / the share of runs tha
 broken, because the 95 % interval of the first number lies above it. The columns are probes x events.
 """
 KEPT = "The promise is kept in every setting."
-FAILING = """The promise cannot be kept in every setting where severities are of this kind: {kinds}. The p-value (a
-predictive t) takes the log factors of controls as normal. memwatch answers with the audit, which runs the same rule on
-the controls: when it calls more of them than was promised, or one that is as rare as the probe, the verdict is
-*suspicious* instead of *memorized*, and its reason says why. It takes {audited} controls to audit any, and many of them
-to see a rate that is small for each probe; the audit's own text says which rate it leaves plausible."""
+FAILING = """The promise cannot be kept in every setting where severities are of this kind: {kinds}.
+The p-value (a predictive t) takes the log factors of controls as normal. memwatch answers with the audit, which runs
+the same rule on the controls: once it calls one of them, a probe is *memorized* only with twice that control's
+evidence (the square of its p-value), else *suspicious*, and its reason says why. It takes {audited} controls to audit
+any, and many of them to see a rate that is small for each probe; the audit's own text says which rate is plausible."""
 
 
 def page(outcomes: Sequence[Outcome], promised: float, command: str, minutes: float) -> str:
@@ -85,7 +85,7 @@ def summary(by_tail: dict[str, list[Outcome]], promised: float) -> Iterator[str]
     """A table: one row per distribution."""
     yield (
         "| severities | settings that keep the promise | most false alarms (95 % interval) | where "
-        "| finds what is stored: fewest, median | the audit contradicts the promise |"
+        "| finds what is stored: fewest, median | a control is called |"
     )
     yield "|---|---|---|---|---|---|"
     for tail, group in by_tail.items():

@@ -48,7 +48,9 @@ def run_prompts(config: MemWatchConfig, run: Finished, seeds: int) -> RunResult:
 
 def prompt_table(product: Sequence[RunResult], config: MemWatchConfig) -> list[dict[str, Any]]:
     """Localization and detection of stored items, by the way one looks; on runs whose captions are the items' own."""
-    reference = [r for r in product if has_prompts(r.run)]
+    reference = [r for r in product if r.run.has_prompts]
+    if not reference:
+        return []
     rows = [row_of("reference probes (the training image)", reference, [held_out_photos(r) for r in reference])]
     for seeds in SEEDS:
         found = [run_prompts(config, r.run, seeds) for r in reference]
@@ -61,10 +63,6 @@ def prompt_table(product: Sequence[RunResult], config: MemWatchConfig) -> list[d
             name = f"captions, the published way, {method.signal.removeprefix('published_')}"
             rows.append(row_of(name, found, photos, verdicts=False))
     return rows
-
-
-def has_prompts(run: Finished) -> bool:
-    return any(name.startswith("renoised/") for name in run.tensors(run.steps[-1]))
 
 
 def held_out_photos(result: RunResult) -> list[str]:

@@ -68,6 +68,8 @@ def run_method(method: Method, run: Finished) -> RunResult:
     streak: dict[str, int] = {}
     for step in [last] if method.only_last else run.steps[1:]:
         result.scores = scores = method.scores(run, step)  # the last event's stay
+        if not scores:
+            continue
         bar = method.bar(run, scores)
         for name, score in scores.items():
             streak[name] = streak.get(name, 0) + 1 if score > bar else 0

@@ -112,9 +112,9 @@ def overlap_of(items: Sequence[tuple[RunResult, Item]]) -> tuple[float | None, f
 def detection(results: Sequence[RunResult]) -> dict[str, float | None]:
     """Scores of stored items against those of every kind of negatives."""
     found: dict[str, float | None] = {}
-    positives = [r.scores[i.name] for r in results for i in r.run.stored]
+    positives = [r.scores[i.name] for r in results for i in r.run.stored if i.name in r.scores]
     for kind in NEGATIVES:
-        negatives = [r.scores[i.name] for r in results for i in r.run.of_kind(kind)]
+        negatives = [r.scores[i.name] for r in results for i in r.run.of_kind(kind) if i.name in r.scores]
         known, key = bool(positives) and bool(negatives), key_of(kind)
         found[f"auc_{key}"] = auc(positives, negatives) if known else None
         for percent in (1, 5):

@@ -73,6 +73,11 @@ class Finished:
     def is_complete(self) -> bool:
         return bool(self.steps) and self.steps[-1] == self.plan["steps"]
 
+    @cached_property
+    def has_prompts(self) -> bool:
+        """Whether prompt probes and the published procedure were run as well."""
+        return any(name.startswith("renoised/") for name in self.tensors(self.steps[-1]))
+
     # --- what was measured -------------------------------------------------------------------------------------------
 
     def tensors(self, step: int) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ class World:
         lora: whether a LoRA is trained and not the whole network.
         dropout: share of captions that are dropped in training.
         levels: at which its items are looked at.
+        prompts: whether prompt probes and the published procedure are run as well.
     """
 
     says: str
@@ -42,13 +43,16 @@ class World:
     lora: bool = False
     dropout: float = 0.0
     levels: LevelsConfig = LEVELS
+    prompts: bool = True
 
 
 WORLDS = {
     "full": World("many captions", planted_set),
     "dropout": World("10 % of captions dropped", planted_set, dropout=0.1),
     "uncaptioned": World("no captions", lambda seed: without_captions(planted_set(seed))),
-    "lora": World("many captions, LoRA", planted_set, lora=True),
+    "lora": World(
+        "many captions, LoRA", planted_set, Plan(steps=800, events=(0, 200, 400, 800)), lora=True, prompts=False
+    ),
     "dreambooth": World(
         "six pictures, one caption", dreambooth_set, Plan(steps=600, events=(0, 75, 150, 300, 600), batch_size=4)
     ),

@@ -30,7 +30,8 @@ class Evidence:
     Attributes:
         severity: reduction factor of the region that decides, on draws that did not propose it; 1 when there is none.
         severity_low: its lower 97.5 % bound.
-        p: p-value against the controls, for any place and size in the map; ``None`` without enough controls.
+        p: p-value against the controls, for any place and size in the map; ``None`` without enough controls, and where
+            nothing could be compared.
         rank_p: the same by ranks, which assumes less and cannot fall below ``1 / (1 + num_controls)``.
         excess: what ``p`` rests on: predictive standard deviations above the controls.
         num_controls: finite controls of the probe's own kind. ``any_controls``: whether there are any of either kind.

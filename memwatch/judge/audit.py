@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from memwatch.config import AlertsConfig
 from memwatch.judge.alerts import ProbeState
-from memwatch.judge.calibration import contradicts, upper_bound
+from memwatch.judge.calibration import upper_bound
 
 
 class Judged(Protocol):
@@ -32,14 +31,11 @@ class Audit:
     Attributes:
         called: controls that were called memorized at any event so far.
         of: controls that were judged.
-        promised: the rate that the promise allows for each of them, in a whole run.
-        rarest_p: the smallest p-value that a called control has at this event. By exchangeability the rarest of all
-            that is called is as likely to be any control as any probe of which nothing is stored.
+        rarest_p: the smallest p-value that a called control has at this event; 1 where none was called.
     """
 
     called: int = 0
     of: int = 0
-    promised: float = 0.0
     rarest_p: float = 1.0
 
     @property
@@ -48,9 +44,15 @@ class Audit:
         return upper_bound(self.called, self.of) if self.of else 1.0
 
     @property
-    def contradicts(self) -> bool:
-        """Whether more controls were called than the promise allows."""
-        return contradicts(self.called, self.of, self.promised)
+    def largest_p(self) -> float:
+        """The p-value that a probe may have at most to be called all the same.
+
+        A called control contradicts the promise: p-values are not what they say. What they still give is an order, in
+        which nothing stored is as likely to be the rarest as any control is. So a probe needs twice the called
+        control's evidence (the square of its p-value). Where evidence, ``-log p``, has an exponential tail, twice the
+        largest of N happens by chance with probability ``1 / N^2``.
+        """
+        return self.rarest_p**2
 
     def __str__(self) -> str:
         if not self.of:
@@ -58,12 +60,7 @@ class Audit:
         return f"{self.called} of {self.of} controls called; at most {100 * self.at_most:.0f} % at 95 % confidence"
 
 
-def audit_of(controls: Sequence[Judged], num_probes: int, rule: AlertsConfig) -> Audit:
-    """What the rule has said of these controls up to this event.
-
-    Args:
-        num_probes: that share the run's budget; each may be called with an equal part of the promised probability.
-    """
+def audit_of(controls: Sequence[Judged]) -> Audit:
+    """What the rule has said of these controls up to this event."""
     called = [control.p for control in controls if control.state.called]
-    rarest = min((p for p in called if p is not None), default=1.0)
-    return Audit(len(called), len(controls), rule.false_alarms_per_run / num_probes, rarest)
+    return Audit(len(called), len(controls), min((p for p in called if p is not None), default=1.0))

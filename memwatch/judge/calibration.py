@@ -17,7 +17,7 @@ from scipy import stats
 
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 MIN_CONTROLS = 10  # below that, a standard deviation of controls says too little
-RESOLUTION = 1e-6  # of a log factor; controls that are all alike have no spread to divide by
+RESOLUTION = 0.05  # of a log factor: controls that differ by less are alike, and a spread below it is estimated as it
 FIRST_BLOCK = 16  # events that share half of a run's budget
 
 
@@ -40,8 +40,8 @@ def top_means(values: np.ndarray) -> np.ndarray:
 def size_index(num_pixels: int, of: int) -> int:
     """Which of the sizes a region is compared at: the largest that is not larger than the region.
 
-    A smaller size has the higher means, so that rounding down never favours the region. A region below the smallest
-    size is compared at the smallest; see ``findings.calibrated`` for what that would favour.
+    A smaller size has the higher means, so that rounding down never favours the region. The smallest area that
+    ``RegionsConfig`` allows is the smallest size, because fewer pixels would have an advantage there.
     """
     return next((i for i, size in enumerate(sizes_of(of)) if size <= num_pixels), NUM_SIZES - 1)
 
@@ -145,8 +145,3 @@ def upper_bound(count: int, of: int, confidence: float = 0.95) -> float:
     0.117
     """
     return 1.0 if count >= of else float(stats.beta.ppf(confidence, count + 1, of - count))
-
-
-def contradicts(count: int, of: int, rate: float, significance: float = 0.05) -> bool:
-    """Whether so many called controls contradict a promised rate for each (one-sided binomial test)."""
-    return count > 0 and bool(stats.binom.sf(count - 1, of, min(1.0, rate)) < significance)

@@ -126,7 +126,7 @@ def judge_event(
 
     nobody = Null.of([])
     audited = tuple(finding(o, References(null(controls, o), nobody, True)) for o in controls)
-    audit = audit_of([f for f in audited if f.evidence.p is not None], num_probes, config.alerts)
+    audit = audit_of([f for f in audited if f.evidence.p is not None])
     peers = [o for o in observations if o.probe.is_peer]
     judged_peers = tuple(finding(o, References(null(controls, o), nobody, bool(controls))) for o in peers)
     typical = float(np.median([f.severity for f in judged_peers])) if judged_peers else 1.0
@@ -139,10 +139,13 @@ def judge_event(
 
 
 def profile_of(signals: Signals | None) -> np.ndarray:
-    """``top_means`` of the map that decides; NaN where nothing was compared."""
+    """``top_means`` of the map that decides; NaN where nothing was compared.
+
+    What has risen counts as unchanged: how much a model forgets of other pictures says nothing of what it stores.
+    """
     if signals is None or signals.decisive is None:
         return np.full(NUM_SIZES, np.nan)
-    return top_means(signals.decisive.samples.double().mean(0).numpy())
+    return top_means(signals.decisive.samples.double().mean(0).clamp(min=0).numpy())
 
 
 def judge_probe(
@@ -181,7 +184,6 @@ def regions_of(
         return (), None
     rule, samples = config.regions, signals.decisive.samples.double().numpy()
     mean, levels = samples.mean(0), signals.deciding.mean
-    tops = top_means(mean)
     scale = observation.image.shape[0] // mean.shape[0] if observation.image is not None else 1
     found = []
     for inside in components(mean, rule.min_factor, rule.relative, rule.min_area):
@@ -189,8 +191,7 @@ def regions_of(
         level = observation.timesteps[int(levels[:, torch.from_numpy(inside)].mean(1).argmax())]
         own = float(mean[inside].mean())
         region = Region(box_of(inside, scale), float(inside.mean()), own, effect, sem, low, level=level)
-        size = size_index(int(inside.sum()), inside.size)
-        found.append((calibrated(region, min(own, float(tops[size])), size, references), inside))
+        found.append((calibrated(region, size_index(int(inside.sum()), inside.size), references), inside))
     found.sort(key=lambda pair: pair[0].effect if pair[0].excess is None else pair[0].excess, reverse=True)
     labels = np.zeros(mean.shape, dtype=np.int32)
     for i, (_, inside) in enumerate(found, start=1):
@@ -198,19 +199,17 @@ def regions_of(
     return tuple(region for region, _ in found), labels
 
 
-def calibrated(region: Region, mean: float, size: int, references: References) -> Region:
+def calibrated(region: Region, size: int, references: References) -> Region:
     """The region with what the controls and the peers say of it.
 
     Args:
-        mean: of the region. One below the smallest size would have an advantage over the controls, whose mean is over
-            more pixels; there it is the mean of its own map's highest pixels, as many as theirs.
         size: at which it is compared, see ``calibration.size_index``.
     """
     null, peers = references.controls, references.peers
-    rank_p_peers = peers.rank_p(mean, size) if len(peers) else None
+    rank_p_peers = peers.rank_p(region.mean, size) if len(peers) else None
     if not null.is_enough:
         return replace(region, rank_p_peers=rank_p_peers)
-    excess, rank_p = null.excess(mean, size), null.rank_p(mean, size)
+    excess, rank_p = null.excess(region.mean, size), null.rank_p(region.mean, size)
     return replace(region, excess=excess, p=null.p_value(excess), rank_p=rank_p, rank_p_peers=rank_p_peers)
 
 
@@ -218,16 +217,17 @@ def evidence_of(
     observation: Observation, signals: Signals | None, regions: Sequence[Region], references: References
 ) -> Evidence:
     """The numbers of the region that decides; where there is none, those of nothing."""
-    null = references.controls
+    null, compared = references.controls, signals is None or signals.decisive is not None
+    nothing = 1.0 if null.is_enough and compared and observation.finite else None
     evidence = Evidence(
-        p=1.0 if null.is_enough else None,
-        rank_p=1.0 if null.is_enough else None,
+        p=nothing,
+        rank_p=nothing,
         num_controls=len(null),
         any_controls=references.any_controls,
         num_peers=len(references.peers),
         severity_peers=references.severity_peers,
         finite=observation.finite,
-        compared=signals is None or signals.decisive is not None,
+        compared=compared,
     )
     if not regions:
         return evidence
@@ -246,20 +246,16 @@ def evidence_of(
 def capped(finding: Finding, audit: Audit, before: ProbeState) -> Finding:
     """The finding as it may be told after the audit.
 
-    Suspicious at most when the audit contradicts the promise, and where a control that was called is as rare.
+    Suspicious at most where the audit contradicts the promise, unless it is far rarer than what contradicts, see
+    ``Audit.largest_p``.
 
     Args:
         before: the probe's state before this event.
     """
     p = finding.evidence.p
-    if finding.verdict is not Verdict.MEMORIZED or p is None:
+    if finding.verdict is not Verdict.MEMORIZED or p is None or not audit.called or p <= audit.largest_p:
         return finding
-    if audit.contradicts:
-        why = f"the same rule would call {audit.called} of {audit.of} controls, more than was promised"
-    elif p >= audit.rarest_p:
-        why = f"a control that it would call as well is as rare (p = {audit.rarest_p:.2g})"
-    else:
-        return finding
+    why = f"the same rule calls {audit.called} of {audit.of} controls, against its promise (p = {audit.rarest_p:.2g})"
     state = replace(finding.state, verdict=Verdict.SUSPICIOUS, called=before.called)
     news = is_alert(before, state, finding.evidence)
     return replace(finding, state=state, reason=f"{finding.reason}; not called memorized, because {why}", is_alert=news)

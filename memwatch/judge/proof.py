@@ -16,11 +16,13 @@ from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults, PartError
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
+from memwatch.judge.regions import PEAK
 from memwatch.measure.copies import COPY, Pool, Proof, comparable, copy_ratios, mask_at, sibling_ratios
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.probes import Probe
 
+CORE = 0.8  # of a region's peak, on the log scale: what surely belongs to it
 PROVING, COMPARING = "proof by generation", "comparing generations with images"
 
 
@@ -132,7 +134,7 @@ def compared(finding: Finding, generations: np.ndarray, pool: Pool) -> tuple[lis
     """
     made, name = comparable(generations), finding.name
     size = made.shape[1], made.shape[2]
-    mask = np.ones(size, dtype=bool) if not finding.regions else mask_at(region_of(finding), size)
+    mask = np.ones(size, dtype=bool) if not finding.regions else mask_at(core_of(finding), size)
     is_reference = finding.observation.probe.is_reference
     targets = pool.whole[name] if is_reference else made
     others, num_others = pool.others(name, targets, mask)
@@ -140,8 +142,15 @@ def compared(finding: Finding, generations: np.ndarray, pool: Pool) -> tuple[lis
     return ratios, num_others
 
 
-def region_of(finding: Finding) -> np.ndarray:
-    """The region that decides, bool ``(h, w)`` on the grid of latents."""
+def core_of(finding: Finding) -> np.ndarray:
+    """The core of the region that decides, bool ``(h, w)`` on the grid of latents.
+
+    A region ends in the middle of a smooth slope, so that its rim is in part what every picture has anew. The core is
+    where the map reaches ``CORE`` of the region's own peak.
+    """
     assert finding.labels is not None
-    inside: np.ndarray = finding.labels == 1
-    return inside
+    assert finding.signals is not None
+    assert finding.signals.decisive is not None
+    inside, values = finding.labels == 1, finding.signals.decisive.mean.numpy()
+    core: np.ndarray = inside & (values >= CORE * np.quantile(values[inside], PEAK))
+    return core

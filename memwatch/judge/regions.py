@@ -11,6 +11,9 @@ from scipy import ndimage, stats
 
 PEAK = 0.98  # the quantile that stands for a map's peak, so that one odd pixel does not move it
 NEIGHBOURS = np.ones((3, 3))
+# Of a region that fills less than this share of the map, smoothing and the network's own reach make a hill without a
+# plateau, whose foot lies outside. Only what reaches this share of its own peak, on the log scale, belongs to it.
+SMALL, SMALL_RELATIVE = 0.15, 0.5
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,23 @@ def threshold_of(values: np.ndarray, min_factor: float, relative: float) -> floa
 def components(values: np.ndarray, min_factor: float, relative: float, min_area: float = 0.0) -> Iterator[np.ndarray]:
     """The connected components (8 neighbours) of a map ``(h, w)`` above ``threshold_of``, as bool ``(h, w)``.
 
+    A small component is cut once more, see ``SMALL``.
+
     Args:
         min_area: share of the map in [0, 1]; smaller components are dropped.
     """
-    labels, count = ndimage.label(values >= threshold_of(values, min_factor, relative), structure=NEIGHBOURS)
-    return (inside for inside in (labels == i for i in range(1, count + 1)) if inside.mean() >= min_area)
+    for inside in _connected(values >= threshold_of(values, min_factor, relative)):
+        found = inside
+        if inside.mean() < SMALL:
+            steep = inside & (values >= SMALL_RELATIVE * np.quantile(values[inside], PEAK))
+            found = max(_connected(steep), key=np.sum)
+        if found.mean() >= min_area:
+            yield found
+
+
+def _connected(above: np.ndarray) -> Iterator[np.ndarray]:
+    labels, count = ndimage.label(above, structure=NEIGHBOURS)
+    return (labels == i for i in range(1, count + 1))
 
 
 def estimate(samples: np.ndarray, inside: np.ndarray, min_factor: float, relative: float) -> tuple[float, float, float]:
@@ -67,8 +82,8 @@ def estimate(samples: np.ndarray, inside: np.ndarray, min_factor: float, relativ
 
     A region is found where noise is high as well, so its own mean flatters it. Each draw is therefore asked only about
     the region that the *other* draws propose: the component of their mean map that shares most with ``inside``. Where
-    they propose none, the draw counts as 0. Which of their components is asked still depends on all draws, so in maps of
-    pure noise about a third of the flattery is left; about those the controls decide, not this bound.
+    they propose none, the draw counts as 0. Which of their components that is still depends on all draws, so about a
+    third of the flattery is left in maps of pure noise; there the controls decide, not this bound.
 
     Args:
         samples: one map per noise draw, ``(draws, h, w)``.

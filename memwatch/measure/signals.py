@@ -119,15 +119,13 @@ class Comparison:
         """Compare.
 
         Args:
-            earlier: may hold fewer noise draws than ``now``; the common first ones count.
-            eps: the true noise, at least the draws of ``earlier``.
+            eps: the true noise, shape of ``now.epsilon``.
             smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
         """
-        now = now.first_draws(earlier.draws)
         rho_earlier, rho_now = earlier.rho.smooth(smooth), now.rho.smooth(smooth)
         loss = None
         if eps is not None:
-            before, after = (denoising_loss(eps[:, : now.draws], m.epsilon).smooth(smooth) for m in (earlier, now))
+            before, after = (denoising_loss(eps, m.epsilon).smooth(smooth) for m in (earlier, now))
             loss = log_ratio(before, after, LOSS_FLOOR)
         return cls(
             collapse=collapse(rho_earlier, rho_now),

@@ -14,7 +14,9 @@ logger = logging.getLogger("memwatch")
 
 
 def say_hello(config: MemWatchConfig, observer: Observer) -> None:
-    """Warn of what will not work, and name what will."""
+    """Warn of what will not work, and name what will; the main process alone speaks."""
+    if not observer.ranks.accelerator.is_main_process:
+        return
     c, probes = config, [p.probe for p in observer.probes]
     watched = [probe for probe in probes if not probe.is_control and not probe.is_peer]
     num_controls = sum(probe.is_control for probe in probes)
@@ -24,14 +26,13 @@ def say_hello(config: MemWatchConfig, observer: Observer) -> None:
         logger.warning("memwatch: %s; nothing can change", found)
     warn_of_branch(config, observer, len(watched))
     warn_of_controls(probes)
-    if observer.ranks.accelerator.is_main_process:
-        num_peers = sum(probe.is_peer for probe in probes)
-        logger.info(
-            f"memwatch: {observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
-            f"reference and {len(watched) - num_references} prompt probes, {num_controls} controls, {num_peers} peers; "
-            f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
-            f"baseline {c.signals.baseline}; every {c.every_steps} steps; {c.output_dir}"
-        )
+    num_peers = sum(probe.is_peer for probe in probes)
+    logger.info(
+        f"memwatch: {observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
+        f"reference and {len(watched) - num_references} prompt probes, {num_controls} controls, {num_peers} peers; "
+        f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
+        f"baseline {c.signals.baseline}; every {c.every_steps} steps; {c.output_dir}"
+    )
 
 
 def warn_of_branch(config: MemWatchConfig, observer: Observer, num_watched: int) -> None:
@@ -43,7 +44,8 @@ def warn_of_branch(config: MemWatchConfig, observer: Observer, num_watched: int)
         return
     watched = observer.probes[:num_watched]
     if alike := sum(not observer.knows_prompt(p) for p in watched):
-        logger.info("memwatch: %d of %d probes have no caption; snapshots alone decide on them", alike, num_watched)
+        which = f"probes without a caption: {alike} of {num_watched}"
+        logger.info("memwatch: %s; only snapshot baselines are used for them", which)
 
 
 def warn_of_controls(probes: Sequence[Probe]) -> None:
@@ -57,5 +59,5 @@ def warn_of_controls(probes: Sequence[Probe]) -> None:
         watched = sum(not probe.is_control and not probe.is_peer for probe in of_kind)
         controls = sum(probe.is_control for probe in of_kind)
         if watched and controls < MIN_CONTROLS:
-            few = f"{controls} controls that are {kind}, and it takes {MIN_CONTROLS} to judge them"
-            logger.warning("memwatch: there are %d probes that are %s but %s; they are inconclusive", watched, kind, few)
+            few = f"memwatch takes {MIN_CONTROLS} controls that are {kind} to judge probes that are {kind}"
+            logger.warning("%s, and there are %d; those probes (%d) are inconclusive", few, controls, watched)

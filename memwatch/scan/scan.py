@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from memwatch.denoiser import Components, family_of
 from memwatch.faults import Faults
 from memwatch.judge.alerts import ProbeState
 from memwatch.judge.findings import Finding, judge_event
+from memwatch.judge.proof import due, prove
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
@@ -97,7 +98,7 @@ class Scan:
         self.baselines = Baselines(config.signals, ledger, CheckpointWeights(self._read), fixed)
         depends = [str(pretrained), None if earlier is None else earlier.stamp]
         self.kept = KeptObservations(folder / "observations", config, depends, stamps)
-        self.faults = Faults(strict=True)
+        self.faults, self.proof_faults = Faults(strict=True), Faults()
         self.sinks = Sinks(FileSink(folder), self.faults)
         self.sinks.files.rewind(-1)  # the history is written anew; what is expensive lies in observations/
         self._states: dict[str, ProbeState] = {}
@@ -123,6 +124,10 @@ class Scan:
         observations = self._observe(step)
         self.baselines.remember(step, observations, self.observer.trainable_weights, self.faults)
         judgement = judge_event(observations, self._states, step, self.config)
+        if due(judgement.findings, self.config):
+            self._load(step)
+        findings = prove(judgement.findings, observations, self.observer, self.proof_faults)
+        judgement = replace(judgement, findings=findings)
         self._states = dict(judgement.states)
         seconds, calibrated = time.perf_counter() - started, self.observer.has_controls
         report = Report(step, self.config, judgement, calibrated, seconds, self.faults.count, stop_reason=None)

@@ -1,5 +1,6 @@
 """A run: it goes on where it was interrupted, and tells a copy from what is none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from memwatch.bench import copies, look, protocol, train
 from memwatch.bench.items import PLANTED, Kind, planted_set
 from memwatch.bench.runs import Finished
-from memwatch.bench.train import Plan, Run, read_base, run_one
+from memwatch.bench.train import Run, read_base, run_one
+from memwatch.bench.worlds import WORLDS, Plan
 from memwatch.config import CurvatureConfig, LevelsConfig, SamplingConfig
 
 TINY_SD = Path(__file__).parents[2] / "train_examples" / "assets" / "tiny-sd"
@@ -18,12 +20,15 @@ SIDE = 16
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two items instead of 73, hardly any generations, and as few test vectors as there can be."""
+    """Two items instead of 75, hardly any generations and prompts, and as few test vectors as there can be."""
     full = planted_set(0)
     kept = [full[8], next(i for i in full if i.kind is Kind.CONTROL)]
-    monkeypatch.setattr(train, "planted_set", lambda seed: kept)
+    world = replace(WORLDS["lora"], items=lambda seed: kept, levels=LevelsConfig(timesteps=(61,), draws=2))
+    monkeypatch.setitem(WORLDS, "lora", world)
     monkeypatch.setattr(protocol, "POOL", 4)
-    monkeypatch.setattr(protocol, "LEVELS", LevelsConfig(timesteps=(61,), draws=2))
+    monkeypatch.setattr(protocol, "NUM_PROMPTS", {"prompt-control": 1})
+    monkeypatch.setattr(look, "RENOISED", (61,))
+    monkeypatch.setattr(look, "SEED_DRAWS", (2, 1))
     monkeypatch.setattr(copies, "NUM_SEEDS", 1)
     monkeypatch.setattr(look, "CURVATURE", CurvatureConfig(vectors=1, tile=1))
     monkeypatch.setattr(look, "PUBLISHED_VECTORS", 1)
@@ -38,10 +43,10 @@ def test_a_run_goes_on_where_it_was_interrupted(small, tmp_path, monkeypatch):
     run_one(Run(0, mode), TINY_SD, tmp_path / "whole", plan)
     real = train.batch
 
-    def interrupted(items, seed, step, size):
+    def interrupted(items, seed, step, *how):
         if step == 2:
             raise KeyboardInterrupt
-        return real(items, seed, step, size)
+        return real(items, seed, step, *how)
 
     monkeypatch.setattr(train, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -64,6 +69,10 @@ def test_a_run_goes_on_where_it_was_interrupted(small, tmp_path, monkeypatch):
     assert now.rho.samples.shape == first.rho.samples.shape == (1, protocol.PROMPT_DRAWS, SIDE, SIDE)
     assert not torch.equal(now.epsilon, first.epsilon)
     assert not torch.equal(now.epsilon, null.epsilon)
+    keys = {"renoised", "renoised_null", "renoised_first", "renoised_first_null"}
+    assert {f"{key}/{n}/{seed}/rho" for key in keys for n in (name, "prompt-control-00") for seed in (0, 1)} <= set(b)
+    renoised = {key: whole.measurement(f"{key}/{name}/0", 3).epsilon for key in keys}
+    assert len({value.numpy().tobytes() for value in renoised.values()}) == 4
 
 
 def test_a_copy_is_near_its_item_inside_the_mask_only():
@@ -77,7 +86,7 @@ def test_a_copy_is_near_its_item_inside_the_mask_only():
     spoiled_inside[torch.from_numpy(item.mask)] = target.flip(0, 1)[torch.from_numpy(item.mask)]
     darker = (target * 0.6).byte()
     pool = protocol.as_decoded(list(others), parts.vae)
-    bench = protocol.Bench(None, parts, [item], [], [], {}, pool, 0)
+    bench = protocol.Bench(None, parts, [item], [], [], [], {}, pool, 0)
     pictures = (target, spoiled_outside, spoiled_inside, darker)
     generated = {item.name: [copies.Generated(picture, torch.empty(0)) for picture in pictures]}
     same, outside, inside, dark = copies.copy_ratios(bench, generated)[item.name]

@@ -4,7 +4,18 @@ import math
 
 import numpy as np
 
-from memwatch.bench.items import DOSES, PLANTED, Kind, batch, planted_set
+from memwatch.bench.items import (
+    DOSES,
+    PLANTED,
+    Kind,
+    batch,
+    dreambooth_set,
+    looked_at,
+    null_set,
+    planted_set,
+    unused_captions,
+)
+from memwatch.bench.worlds import WORLDS
 
 
 def test_the_mask_is_exactly_what_stays_the_same():
@@ -26,8 +37,9 @@ def test_doses_and_sizes():
     shares = {kind: [item.mask.mean() for item in items if item.kind is kind] for kind in PLANTED}
     assert min(shares[Kind.TEMPLATE]) > 0.1
     assert max(shares[Kind.TEMPLATE]) <= 0.5
-    assert min(shares[Kind.LOGO]) > 0.02
-    assert max(shares[Kind.LOGO]) < 0.07
+    logos = [item.mask.mean() for seed in range(20) for item in planted_set(seed) if item.kind is Kind.LOGO]
+    assert 0.04 <= min(logos) < 0.05
+    assert 0.10 < max(logos) <= 0.12
     assert set(shares[Kind.VERBATIM]) == {1.0}
     assert all(item.dose == 0 for item in items if item.kind is Kind.HELD_OUT)
     learned = {item.caption for item in items if item.kind is Kind.LEARNED}
@@ -40,14 +52,44 @@ def test_doses_and_sizes():
 def test_a_batch_is_a_function_of_seed_and_step_and_follows_the_doses():
     items = planted_set(0)
     first, again, other = batch(items, 0, 5, 8), batch(items, 0, 5, 8), batch(items, 0, 6, 8)
-    assert [item.name for item, _ in first] == [item.name for item, _ in again]
+    assert [caption for caption, _ in first] == [caption for caption, _ in again]
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(first, again, strict=True))
-    assert [item.name for item, _ in first] != [item.name for item, _ in other]
-    drawn = [item for item, _ in batch(items, 0, 0, 1500)]
-    assert all(item.dose > 0 for item in drawn)
-    share = sum(item.dose == 64 for item in drawn) / len(drawn)
+    assert [caption for caption, _ in first] != [caption for caption, _ in other]
+    drawn = [caption for caption, _ in batch(items, 0, 0, 1500)]
+    strong = {item.caption for item in items if item.dose == 64}
+    share = sum(caption in strong for caption in drawn) / len(drawn)
     expected = 6 * 64 / sum(item.dose for item in items)
     assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / len(drawn))
+
+
+def test_dropped_captions_leave_the_pictures_as_they_are():
+    items = planted_set(0)
+    kept, dropped = batch(items, 0, 5, 400), batch(items, 0, 5, 400, dropout=0.1)
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(kept, dropped, strict=True))
+    changed = [(a, b) for (a, _), (b, _) in zip(kept, dropped, strict=True) if a != b]
+    assert {b for _, b in changed} == {""}
+    assert abs(len(changed) / 400 - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 400)
+
+
+def test_other_worlds():
+    six = [item for item in dreambooth_set(0) if item.kind is Kind.VERBATIM]
+    assert len(six) == 6
+    assert {item.dose for item in dreambooth_set(0) if item.kind is not Kind.VERBATIM} == {0}
+    assert len({item.caption for item in six}) == 1
+    aside = [item for item in dreambooth_set(0) if item.caption == six[0].caption and item.kind is Kind.CONTROL]
+    assert len(aside) == 2
+    nothing = null_set(0)
+    assert {item.kind for item in nothing} == {Kind.ORDINARY, Kind.HELD_OUT, Kind.CONTROL}
+    assert [len([i for i in looked_at(nothing) if i.kind is kind]) for kind in (Kind.ORDINARY, Kind.HELD_OUT)] == [4, 4]
+    assert {item.caption for item in WORLDS["uncaptioned"].items(0)} == {""}
+
+
+def test_unused_captions_are_nobodys():
+    planted = {item.caption for item in planted_set(0)}
+    unused = unused_captions(0, 28)
+    assert len(set(unused)) == 28
+    assert not planted & set(unused)
+    assert unused != unused_captions(1, 28)
 
 
 def test_another_seed_plants_something_else():

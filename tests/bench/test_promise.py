@@ -59,10 +59,10 @@ def slow_calls(events: list[np.ndarray], cell: Cell, rule: AlertsConfig, run: in
         null = Null.of(profiles[cell.probes + 1 :])
         now = [one_by_one(p, null, s, cell, rule) for p, s in zip(profiles, watched, strict=False)]
         audited = [one_by_one(null.profiles[i], null.without(i), s, cell, rule) for i, s in enumerate(controls)]
-        audit = audit_of([one for one in audited if one.p is not None], cell.probes, rule)
-        said = [o.state.verdict is Verdict.MEMORIZED and not audit.contradicts and o.p < audit.rarest_p for o in now]
+        audit = audit_of([one for one in audited if one.p is not None])
+        said = [o.state.verdict is Verdict.MEMORIZED and (not audit.called or o.p <= audit.largest_p) for o in now]
         watched, controls = [o.state for o in now], [o.state for o in audited]
-        found.append((said, audit.contradicts))
+        found.append((said, audit.called > 0))
     return found
 
 
@@ -171,7 +171,7 @@ def test_normal_severities_keep_the_promise(cell):
     assert found.interval[1] < 0.05  # not merely plausible: kept
     assert found.keeps(0.05)
     assert found.power > 0.9
-    assert found.contradicted <= 3
+    assert found.contradicted < 0.25 * found.runs
 
 
 def test_a_rule_that_promises_more_than_it_can_is_seen():
@@ -187,7 +187,7 @@ def test_cells_are_all_combinations_and_their_numbers_their_own():
     rule = AlertsConfig()
     cell = Cell(10, 8, 20, 0.8, "lognormal")
     assert simulate(cell, 50, rule) == simulate(cell, 50, rule)
-    assert simulate(cell, 50, rule, seed=1) != simulate(cell, 50, rule)
+    assert len({simulate(cell, 50, rule, seed).alarmed for seed in range(6)}) > 1
 
 
 def test_an_interval_is_clopper_and_pearsons():
@@ -214,7 +214,7 @@ def test_page_of_a_broken_promise():
     assert "4 settings, 400 runs each, 1.2 minutes. memwatch " in text
     assert "| normal | 2 of 3 | 7.5 % (5.1 % to 11 %) | 10 controls, 8 probes, 5 events, autocorrelation 0.5 " in text
     assert "| 98 %, 98 % | in 2.0 % of runs |" in text
-    assert "where severities are of this kind: normal. " in text
+    assert "where severities are of this kind: normal.\n" in text
     assert "It takes 11 controls" in text
     assert rows[4:8] == [
         "| controls | autocorrelation | 1 x 5 | 8 x 5 |",

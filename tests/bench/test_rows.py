@@ -15,7 +15,8 @@ from memwatch.bench.rivals import RIVALS
 from memwatch.bench.rows import INTERVALS, Row, all_rows, with_intervals
 from memwatch.bench.runs import finished_runs
 from memwatch.bench.sscd import read_sscd
-from memwatch.bench.tables import first_alerts_table, size_table, stored_table
+from memwatch.bench.tables import first_alerts_table, null_table, size_table, stored_table, world_table
+from memwatch.bench.worlds import WORLDS
 from memwatch.cli import bench, main
 from memwatch.config import MemWatchConfig
 
@@ -68,7 +69,7 @@ def test_bootstrap_counts_every_resample_as_often_as_chance(product, monkeypatch
 def test_sizes_and_first_alerts(product):
     sizes = size_table(product)
     assert sum(row["stored"] for row in sizes) == 24
-    assert sizes[0]["stored"] > 0  # logos below 5 % of the picture are there
+    assert sizes[1]["stored"] > 0  # logos are there
     assert sizes[-1]["size"] == "the whole picture"
     assert all(row["called"] == 1 for row in sizes if row["stored"])
     slow = [RunResult(p.run, scores=p.scores, first_alert=dict.fromkeys(p.first_alert, 30)) for p in product]
@@ -98,7 +99,9 @@ def test_the_page_says_what_was_measured(runs, tmp_path):
     assert [row.get("default", False) for row in rows] == [True] + [False] * len(few)
     text = (tmp_path / "results" / "README.md").read_text(encoding="utf-8")
     assert f"{rows[0]['iou_fixed']:.3f}" in text
-    assert "full-0, full-1" in text
+    assert "| full-0 | many captions | 30 |" in text
+    assert "12/12" in text  # large stored items
+    assert "captions, re-noised, 4 seeds" in text
     assert f"torch {torch.__version__}" in text
     for name in ("levels", "draws", "lead"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
@@ -147,7 +150,7 @@ def test_the_base_is_found_in_a_clone_or_asked_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--runs", "half-0"], "--runs: got 'half-0', allowed: full-SEED or lora-SEED"),
+        (["--runs", "half-0"], f"--runs: got 'half-0', allowed: WORLD-SEED with a world of {', '.join(WORLDS)}"),
         (["--base", "nowhere"], "--base: got 'nowhere', allowed: the folder of a diffusers pipeline"),
         (["--steps", "0"], "--steps: got 0, allowed: 1 or greater"),
         (["--threads", "-1"], "--threads: got -1, allowed: 1 or greater"),

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from diffusers.models.attention_processor import SlicedAttnProcessor
-from support.builders import CONFIG, SMALL, TOKENS, Loop, assert_same, history, maps, picture
+from support.builders import CONFIG, EAGER, SMALL, TOKENS, Loop, assert_same, history, maps, picture
 
 from memwatch import Probe
 
@@ -44,14 +44,19 @@ def assert_untouched(pretrained, pipeline, folder, **kind) -> Loop:
     return loop
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_is_bit_identical_with_and_without(kind, pretrained, images, tmp_path):
+    """With everything that an event can hold: peers, alerts, and the generations of their proof."""
     without = states(Loop(pretrained, **kind), None)
     loop = Loop(pretrained, tmp_path, **kind)
     before = loop.identities()
-    watch = loop.watch(pretrained, controls=images)
+    peers = [Probe("a tree", picture(40), name="tree")]
+    watch = loop.watch(pretrained, controls=images, peers=peers, **EAGER, stop={"enabled": False})
     with_watch = states(loop, watch)
-    assert [row["step"] for row in history(tmp_path)] == [0, 2]
+    first, second = history(tmp_path)
+    assert (first["step"], second["step"]) == (0, 2)
+    assert [f["copied"]["generations"] for f in second["findings"]] == [2, 2]
     gradients = with_watch[1]["grad"].values()  # they lay there during the event
     assert any(grad is not None and grad.abs().sum() > 0 for grad in gradients)
     assert_same(without, with_watch)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from support.builders import CONFIG, Loop, history, maps, picture, without_time
+from support.builders import CONFIG, EAGER, Loop, call_every_change, history, maps, picture, without_time
 from support.processes import on_two_ranks
 
 import memwatch.callback
@@ -28,7 +28,7 @@ FIRST = {  # what fails on the first rank alone, at step 2
     "sink": (FileSink, "write"),
     "console": (Console, "write"),
 }
-STEPS = {"plain": 4, "stop": 4, "failure": 4, "breakdown": 8} | dict.fromkeys(FIRST, 4)
+STEPS = {"plain": 4, "stop": 4, "proof": 4, "failure": 4, "breakdown": 8} | dict.fromkeys(FIRST, 4)
 STRICT = ("failure", *FIRST)
 
 
@@ -75,7 +75,8 @@ def scenario(
     loop = Loop(pretrained, folder, lr=1e-2)
     rank = loop.accelerator.process_index
     controls, baseline = [Probe("held out", picture(9), name="h")], {"baseline": "previous"}
-    watch = loop.watch(pipeline, probes(), controls=controls, signals=baseline, strict=strict)
+    eager = EAGER | {"stop": {"enabled": False}} if name == "proof" else {}
+    watch = loop.watch(pipeline, probes(), controls=controls, signals=baseline, strict=strict, **eager)
     real, measured = watch.observer.measure, []
 
     def counting(view):
@@ -86,6 +87,8 @@ def scenario(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watch.observer, "measure", counting)
+        if name == "proof":
+            call_every_change(patch)
         if name == "stop":
             patch.setattr(memwatch.callback, "decide_stop", stopping(rank))
         if name in FIRST:
@@ -199,6 +202,16 @@ def test_a_stop_decided_on_one_rank_stops_all(ranks):
         assert result["step"] == 2
     assert found["stop"][0]["reports"] == found["stop"][1]["reports"]
     assert found["stop"][0]["reports"][-1]["stop_reason"] == "rank 0 says so"
+
+
+def test_captions_are_shared_out_and_every_rank_gets_the_same_proofs(ranks):
+    _, found = ranks
+    first, second = found["proof"]
+    assert first["reports"] == second["reports"]
+    assert first["errors"] == second["errors"] == 0
+    copied = [[f["copied"] and f["copied"]["generations"] for f in r["findings"]] for r in first["reports"]]
+    assert copied == [[None] * 3, [2] * 3, [None] * 3]
+    assert first["weights"] == second["weights"] == found["plain"][0]["weights"]
 
 
 def test_a_failure_on_one_rank_costs_all_ranks_that_look_and_no_other(ranks):

@@ -13,6 +13,7 @@ from memwatch import Probe
 from memwatch.judge.stop import StopState
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     ("kind", "baseline"),
     [

@@ -17,6 +17,7 @@ MEMORIZED, SUSPICIOUS, NO_EVIDENCE, INCONCLUSIVE = (
     Verdict.INCONCLUSIVE,
 )
 PROBES = 8
+RULE = {"min_severity": 1.5, "max_p": 0.01, "false_alarms_per_run": 0.05, "patience": 2, "uncalibrated_severity": 2.0}
 ALLOWED = largest_p(1, false_alarms_per_run=0.05, patience=2, num_probes=PROBES)  # at the first 16 events: 0.00039
 
 HIT = Evidence(4.0, 3.0, p=1e-5, rank_p=1 / 21, excess=8.0, num_controls=20, any_controls=True)
@@ -45,7 +46,7 @@ BROKEN = replace(HIT, finite=False)
 def run(evidences, num_probes=PROBES, **rule):
     state, states, reasons = ProbeState(), [], []
     for i, evidence in enumerate(evidences, start=1):
-        state, reason = judge(state, evidence, 100 * i, AlertsConfig(**rule), num_probes)
+        state, reason = judge(state, evidence, 100 * i, AlertsConfig(**(RULE | rule)), num_probes)
         states.append(state)
         reasons.append(reason)
     return states, reasons

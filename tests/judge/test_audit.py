@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from scipy import stats
 from support.observations import seen
 
-from memwatch.config import AlertsConfig
 from memwatch.judge.alerts import Evidence, ProbeState, Verdict
 from memwatch.judge.audit import Audit, audit_of
 from memwatch.judge.findings import Finding, capped
@@ -33,8 +34,7 @@ CALLED, QUIET = ProbeState(called=True), ProbeState()
     ],
 )
 def test_counts(controls, called, rarest):
-    found = audit_of([Control(*c) for c in controls], 8, AlertsConfig(false_alarms_per_run=0.04))
-    assert found == Audit(called, len(controls), 0.005, rarest)
+    assert audit_of([Control(*c) for c in controls]) == Audit(called, len(controls), rarest)
 
 
 @pytest.mark.parametrize(
@@ -51,23 +51,23 @@ def test_text(called, of, text):
 
 
 def test_at_most_is_exact():
-    found = Audit(2, 24, 0.01)
+    found = Audit(2, 24)
     assert stats.binom.cdf(2, 24, found.at_most) == pytest.approx(0.05)
     assert Audit().at_most == 1.0  # of nothing nothing is known
 
 
-@pytest.mark.parametrize(
-    ("called", "of", "promised", "expected"),
-    [
-        (0, 24, 0.05 / 8, False),
-        (1, 24, 0.05 / 8, False),
-        (2, 24, 0.05 / 8, True),
-        (1, 24, 0.001, True),
-        (0, 0, 0, False),
-    ],
-)
-def test_contradicts(called, of, promised, expected):
-    assert Audit(called, of, promised).contradicts is expected
+def test_a_called_control_doubles_the_evidence_that_it_takes():
+    assert Audit(0, 24).largest_p == 1.0
+    assert Audit(1, 24, 1e-3).largest_p == pytest.approx(1e-6)
+
+
+def test_twice_the_largest_of_n_is_rare():
+    """Evidence with an exponential tail, of any rate: a probe exceeds twice the largest of 20 with chance 1 / 231."""
+    rng = np.random.default_rng(0)
+    p = np.exp(-rng.exponential(3.0, (200_000, 21)))  # three times too small
+    share = (p[:, 0] <= p[:, 1:].min(1) ** 2).mean()
+    expected = 2 / (21 * 22)  # the mean square of the smallest of 20 uniform numbers
+    assert share == pytest.approx(expected, abs=4 * math.sqrt(expected / 200_000))
 
 
 # --- the cap ----------------------------------------------------------------------------------------------------------
@@ -85,16 +85,10 @@ FINDING = Finding(
 BEFORE = ProbeState(events=1, streak=1, since=100, verdict=Verdict.SUSPICIOUS)
 
 
-@pytest.mark.parametrize(
-    ("audit", "why"),
-    [
-        (Audit(2, 24, 0.05 / 8, 1e-3), "the same rule would call 2 of 24 controls, more than was promised"),
-        (Audit(1, 24, 0.05 / 8, 1e-7), "a control that it would call as well is as rare (p = 1e-07)"),
-        (Audit(1, 24, 0.05 / 8, 1e-6), "a control that it would call as well is as rare (p = 1e-06)"),  # so is a tie
-    ],
-)
-def test_memorized_is_capped_at_suspicious(audit, why):
+@pytest.mark.parametrize("audit", [Audit(2, 24, 1e-2 * 0.09), Audit(1, 24, 1e-7)])
+def test_memorized_is_capped_at_suspicious(audit):
     found = capped(FINDING, audit, BEFORE)
+    why = f"the same rule calls {audit.called} of 24 controls, against its promise (p = {audit.rarest_p:.2g})"
     assert found.reason == f"4.0x, p = 1e-06, since step 100; not called memorized, because {why}"
     assert found.state == replace(FINDING.state, verdict=Verdict.SUSPICIOUS, called=False)  # its streak goes on
     assert not found.is_alert  # it was suspicious before
@@ -103,7 +97,7 @@ def test_memorized_is_capped_at_suspicious(audit, why):
 
 
 def test_what_the_audit_leaves_alone():
-    assert capped(FINDING, Audit(0, 24, 0.05 / 8), BEFORE) is FINDING
-    assert capped(FINDING, Audit(1, 24, 0.05 / 8, 1e-5), BEFORE) is FINDING  # rarer than the control
+    assert capped(FINDING, Audit(0, 24), BEFORE) is FINDING
+    assert capped(FINDING, Audit(1, 24, 1.1e-3), BEFORE) is FINDING  # twice the control's evidence
     suspicious = replace(FINDING, state=BEFORE)
-    assert capped(suspicious, Audit(9, 9, 0.01, 1e-9), BEFORE) is suspicious
+    assert capped(suspicious, Audit(9, 9, 1e-9), BEFORE) is suspicious

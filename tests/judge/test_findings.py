@@ -176,18 +176,6 @@ def test_the_region_that_decides_exceeds_the_controls_most():
     assert finding.severity == pytest.approx(math.exp(large.effect))
 
 
-def test_a_region_below_the_smallest_size_gains_nothing_from_it():
-    """Twelve pixels, compared with means over sixteen."""
-    values = np.zeros((SIDE, SIDE))
-    values[10:14, 10:13] = 1.0
-    quiet = [looks_like(noisy(i), f"control/{i}", **LEVEL) for i in range(20)]
-    judgement = judge_event([looks_like(values), *quiet], {}, 1, UNSMOOTHED)
-    null = Null.of([profile_of(f.signals) for f in judgement.controls])
-    (region,) = judgement.findings[0].regions
-    assert region.mean == pytest.approx(1.0, abs=1e-4)
-    assert region.excess == pytest.approx(null.excess(12 / 16, 6), rel=1e-3)
-
-
 # --- who is compared with whom ----------------------------------------------------------------------------------------
 
 
@@ -222,20 +210,10 @@ def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called(
     assert states["control/0"].called
     (finding,) = judgement.findings
     assert finding.state.streak == 3  # it would have been called, but for the audit
-    assert "not called memorized, because a control that it would call as well is as rare" in finding.reason
-    assert judgement.audit == Audit(1, 20, 0.05, judgement.controls[0].p)
+    assert "not called memorized, because the same rule calls 1 of 20 controls" in finding.reason
+    assert judgement.audit == Audit(1, 20, judgement.controls[0].p)
     without = judge_event([seen(), *quiet], {}, 1, DEFAULT).states
     assert judged([seen(), *quiet], without, 2)[0].verdict is Verdict.MEMORIZED
-
-
-def test_too_many_called_controls_contradict_the_promise():
-    quiet = controls(24, 1.0, spread=0.05)
-    states = {o.name: ProbeState(called=True) for o in quiet[:5]}
-    states["a"] = ProbeState(events=1, streak=1, since=1, verdict=Verdict.SUSPICIOUS)
-    judgement = judge_event([seen(), *quiet], states, 2, DEFAULT)
-    assert str(judgement.audit) == "5 of 24 controls called; at most 39 % at 95 % confidence"
-    assert judgement.findings[0].verdict is Verdict.SUSPICIOUS
-    assert judgement.findings[0].reason.endswith("the same rule would call 5 of 24 controls, more than was promised")
 
 
 def test_the_budget_is_shared_by_the_watched_probes_alone():

@@ -16,10 +16,12 @@ from memwatch.config_file import load_config
 from memwatch.faults import Faults, StrictError
 from memwatch.judge.alerts import Evidence, ProbeState, Verdict
 from memwatch.judge.findings import Finding
-from memwatch.judge.proof import COMPARING, PROVING, due, proofs_of, prove
+from memwatch.judge.proof import COMPARING, PROVING, core_of, due, proofs_of, prove
 from memwatch.judge.regions import Region
+from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.images import decode_latents
 from memwatch.measure.measurement import Observation
+from memwatch.measure.signals import Signals
 
 REGION = Region((0, 0, 16, 32), 0.5, 1.0, 1.0, 0.1, 0.8)
 SUSPICIOUS, MEMORIZED = Verdict.SUSPICIOUS, Verdict.MEMORIZED
@@ -37,7 +39,9 @@ def found(
     labels = np.zeros((4, 4), np.int32)
     labels[:, :2] = 1
     evidence, state = Evidence(severity=severity), ProbeState(verdict=verdict)
-    return Finding(observation, None, evidence, state, "", (REGION,), labels, alert)
+    decisive = CurvatureMap(torch.from_numpy(labels).double()[None])  # as strong everywhere inside
+    signals = replace(Signals.of(observation, 1), decisive=decisive)
+    return Finding(observation, signals, evidence, state, "", (REGION,), labels, alert)
 
 
 def drawn(name: str, *seeds: int) -> Observation:
@@ -105,6 +109,16 @@ def test_generations_are_compared_inside_the_region():
     assert proof.num_others == 6
     assert proof.generations is generated
     assert proof.ratios[0] < 1e-9
+
+
+def test_the_rim_of_a_region_does_not_count():
+    """Where the map ends in a slope, the picture is in part what every picture has anew."""
+    finding = found(seen("a"))
+    values = torch.from_numpy(finding.labels).double()
+    values[:, 1] = 0.7  # of the peak
+    rimmed = replace(finding, signals=replace(finding.signals, decisive=CurvatureMap(values[None])))
+    assert core_of(finding)[:, :2].all()
+    assert core_of(rimmed).tolist() == [[True, False, False, False]] * 4
 
 
 def test_only_the_region_that_decides_counts():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from memwatch.judge.regions import box_of, components, estimate, threshold_of
+from memwatch.judge.regions import SMALL, SMALL_RELATIVE, box_of, components, estimate, threshold_of
 
 MIN_FACTOR, RELATIVE = 1.1, 0.35
 
@@ -28,6 +28,22 @@ def test_threshold_is_inclusive():
     assert [inside.mean() for inside in components(values, math.e, 0.0)] == [0.5]
     assert [inside.mean() for inside in components(values, math.exp(0.5), 0.0)] == [1.0]
     assert list(components(values, math.exp(1.01), 0.0)) == []
+
+
+def test_a_small_hill_ends_half_way_up_and_a_large_one_at_its_foot():
+    """What smoothing leaves of a small square has no plateau; the rim of a large one is part of it."""
+    sharp = np.zeros((16, 16))
+    sharp[2:6, 2:6] = 1.0
+    small = ndimage.uniform_filter(sharp, 3)
+    (found,) = components(small, MIN_FACTOR, RELATIVE)
+    top = np.quantile(small[small >= threshold_of(small, MIN_FACTOR, RELATIVE)], 0.98)
+    assert np.array_equal(found, small >= SMALL_RELATIVE * top)
+    assert found.sum() < (small >= math.log(MIN_FACTOR)).sum()
+    sharp[4:14, 3:15] = 1.0
+    large = ndimage.uniform_filter(sharp, 3)
+    (found,) = components(large, MIN_FACTOR, RELATIVE)
+    assert found.mean() > SMALL
+    assert np.array_equal(found, large >= RELATIVE * np.quantile(large, 0.98))
 
 
 def test_min_area_drops_small_regions():
@@ -66,11 +82,11 @@ def slow_estimate(samples: np.ndarray, inside: np.ndarray) -> tuple[float, float
     effects = []
     for i in range(len(samples)):
         others = np.mean([samples[j] for j in range(len(samples)) if j != i], axis=0)
-        labels, count = ndimage.label(others >= threshold_of(others, MIN_FACTOR, RELATIVE), np.ones((3, 3)))
-        sharing = {k: sum(inside[at] for at in zip(*np.nonzero(labels == k), strict=True)) for k in range(1, count + 1)}
+        regions = list(components(others, MIN_FACTOR, RELATIVE))
+        sharing = {k: sum(inside[at] for at in zip(*np.nonzero(r), strict=True)) for k, r in enumerate(regions)}
         best = max(sharing.values(), default=0)
         chosen = [k for k, shared in sharing.items() if shared == best and best > 0]
-        proposed = zip(*np.nonzero(labels == chosen[-1]), strict=True) if chosen else ()
+        proposed = zip(*np.nonzero(regions[chosen[-1]]), strict=True) if chosen else ()
         effects.append(np.mean([samples[i][at] for at in proposed]) if chosen else 0.0)
     sem = np.std(effects, ddof=1) / math.sqrt(len(effects))
     return (

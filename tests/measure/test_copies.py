@@ -59,7 +59,7 @@ def copied(target, pictures, mask=EVERYWHERE, others=OTHERS):
 def test_the_ratio_by_hand():
     """Two pixels: the target at distance 1 from the picture, the others at 4 and 2."""
     target, picture = np.zeros((2, 3)), np.array([[1.0, 0, 0], [0, 0, 0]])
-    others = np.stack([picture + [[0, 4, 0], [0, 0, 0]], picture + [[0, 0, 0], [0, 0, 2]]])
+    others = picture + np.array([[[0, 4, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 2]]])
     assert ratios(target, picture[None], others) == [0.5]
 
 

@@ -86,17 +86,16 @@ def fallen(b: list[float], a: list[float], floor: float) -> list[float]:
 
 def term(terms: str, earlier: Measurement, now: Measurement, eps: Tensor, size: int) -> dict[tuple, list[float]]:
     """By level and pixel, the replicates of one term in one comparison."""
-    draws = earlier.draws
-    blocks = now.rho.samples.shape[1] // now.draws
+    draws, blocks = now.draws, now.rho.samples.shape[1] // now.draws
     found = {}
     for level in range(2):
         freedom = [[smoothed(replicate, size) for replicate in m.rho.samples[level]] for m in (earlier, now)]
         losses = [
-            [smoothed(((m.epsilon - eps[:, : m.draws])[level, draw] ** 2).mean(0), size) for draw in range(draws)]
+            [smoothed(((m.epsilon - eps)[level, draw] ** 2).mean(0), size) for draw in range(draws)]
             for m in (earlier, now)
         ]
         for row, column in itertools.product(range(3), range(4)):
-            b, a = ([value[row, column].item() for value in values[: draws * blocks]] for values in freedom)
+            b, a = ([value[row, column].item() for value in values] for values in freedom)
             is_free = fmean(b) > max(2 * stdev(b) / len(b) ** 0.5, SMALLEST_RHO)
             variance = fallen(b, a, RHO_FLOOR) if is_free else [0.0] * len(b)
             loss = fallen(*([value[row, column].item() for value in values] for values in losses), LOSS_FLOOR)
@@ -125,10 +124,9 @@ def lost(k: dict[tuple, list[float]]) -> list[float]:
     return found
 
 
-def observed(name: str, seed: int, *, draws: int, is_control: bool = False) -> Observation:
-    """All four measurements, the unconditional ones at the first ``draws`` of four."""
-    now, baseline = measured(4, seed), measured(4, seed + 1)
-    unconditional, unconditional_baseline = measured(draws, seed + 2), measured(draws, seed + 3)
+def observed(name: str, seed: int, *, is_control: bool = False) -> Observation:
+    """All four measurements."""
+    now, baseline, unconditional, unconditional_baseline = (measured(4, seed + i) for i in range(4))
     eps = torch.randn(now.epsilon.shape, generator=generator(seed + 4), dtype=torch.float64)
     probe = Probe("a cat", name=name, is_control=is_control)
     return Observation(
@@ -159,16 +157,15 @@ def twin(o: Observation, terms: str, against: str, size: int, k0: list[float]) -
     return found, cases
 
 
-@pytest.mark.parametrize("draws", [2, 4])
 @pytest.mark.parametrize("smooth", [1, 3])
 @pytest.mark.parametrize("against", AGAINST)
 @pytest.mark.parametrize("terms", TERMS)
-def test_every_deciding_map_equals_a_slow_obvious_twin(terms, against, smooth, draws):
+def test_every_deciding_map_equals_a_slow_obvious_twin(terms, against, smooth):
     """k0 is the largest of two controls: for each of them, the other's alone."""
     observations = [
-        observed("cat", 0, draws=draws),
-        observed("first", 10, draws=draws, is_control=True),
-        observed("second", 20, draws=draws, is_control=True),
+        observed("cat", 0),
+        observed("first", 10, is_control=True),
+        observed("second", 20, is_control=True),
     ]
     options = {"terms": terms, "against": against, "combine": "mean", "smooth": smooth}
     signals = compute_signals(observations, **options)
@@ -356,19 +353,6 @@ def test_against_both_is_the_smaller_of_the_two():
     # without the branch it is the snapshot alone, and there is nothing before there is a baseline
     assert torch.equal(signals_of(now, baseline, eps=view.eps, smooth=1).deciding.mean, snapshot)
     assert signals_of(now, None, unconditional, view.eps).decisive is None
-
-
-def test_the_unconditional_branch_at_its_first_draws_only():
-    """Paired with the same draws of the conditional branch: equal models stay exactly equal."""
-    view = view_of(LEVELS, 4)
-    baseline, now = look_at(DiagonalGaussian(torch.ones(4, 8, 8)), view), look_at(mixture(pinned(spread())), view)
-    signals = signals_of(now, baseline, now.first_draws(2), view.eps)
-    branch = signals.unconditional
-    assert branch.collapse.samples.shape[1] == 2
-    for found in (branch.collapse, branch.variance, branch.score, branch.loss):
-        assert not found.samples.any()
-    assert (signals.deciding.mean <= 0).all()
-    assert signals.decisive.samples.shape == (4, 8, 8)
 
 
 # --- known laws -------------------------------------------------------------------------------------------------------

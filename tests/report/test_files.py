@@ -7,14 +7,16 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from support.builders import Loop, history, maps
+from support.builders import Loop, history, maps, picture
 
+from memwatch import Probe
+from memwatch.judge.calibration import MIN_CONTROLS
 from memwatch.report.files import FileSink
 
 
-def test_files_hold_everything_and_agree(pretrained, pipeline, images, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    reports = loop.run(loop.watch(pipeline, controls=images), 4)
+def test_files_hold_everything_and_agree(pretrained, pipeline, tmp_path):
+    loop, held_out = Loop(pretrained, tmp_path), [Probe(f"a dog {i}", picture(20 + i)) for i in range(MIN_CONTROLS)]
+    reports = loop.run(loop.watch(pipeline, controls=held_out), 4)
     rows = history(tmp_path)
     assert [row["step"] for row in rows] == [0, 2, 4]
     for report, row in zip(reports, rows[1:], strict=True):

@@ -7,10 +7,11 @@ import math
 from dataclasses import replace
 
 import pytest
-from support.observations import controls, measured, seen
+from support.observations import controls, measured, peers, seen
 
 from memwatch.config_file import load_config
 from memwatch.judge.alerts import Evidence, ProbeState, Verdict
+from memwatch.judge.audit import Audit
 from memwatch.judge.findings import Finding, Judgement, judge_event
 from memwatch.report.report import Report
 
@@ -18,36 +19,34 @@ from memwatch.report.report import Report
 def report_of(observations, step: int = 7, **signals) -> Report:
     """What the callback would make of them."""
     config = load_config({"signals": signals})
-    findings, statistics, _ = judge_event(observations, {}, step, config)
     calibrated = any(o.probe.is_control for o in observations)
-    return Report(step, config, tuple(findings), statistics, calibrated, 1.5, 2, None, {})
+    return Report(step, config, judge_event(observations, {}, step, config), calibrated, 1.5, 2, None)
 
 
 def test_scalars_say_what_the_findings_hold():
-    observations = [seen("cat"), seen("dog", 1.0), seen("new", baseline=None), *controls(20, 1.2)]
+    observations = [seen("cat"), seen("dog", 1.0), seen("new", baseline=None), *controls(20, 1.2, spread=0.2)]
     report = report_of(observations)
     cat, dog, new = report.findings
     scalars = report.scalars()
-    assert [f.verdict for f in report.findings] == [
-        Verdict.SUSPICIOUS,
-        Verdict.NO_EVIDENCE,
-        Verdict.INCONCLUSIVE,
-    ]
+    assert [f.verdict for f in report.findings] == [Verdict.SUSPICIOUS, Verdict.NO_EVIDENCE, Verdict.INCONCLUSIVE]
+    assert 0 < cat.p < 0.01
+    assert len(report.controls) == 20
     for name, value in {
         "step": 7,
         "max_severity": cat.severity,
-        "min_p": 1 / 21,
+        "min_p": cat.p,
         "num_memorized": 0,
         "num_suspicious": 1,
         "num_inconclusive": 1,
-        "expected_false_alarms": 3 * 0.05,
-        "control_severity": math.exp(max(report.controls.values())),
+        "controls_called": 0,
+        "false_alarms_at_most": 1 - 0.05 ** (1 / 20),
+        "control_severity": max(f.severity for f in report.judgement.controls),
         "seconds": 1.5,
         "errors": 2,
         "stop": 0,
         "severity/cat": cat.severity,
         "severity/dog": 1,
-        "p/cat": 1 / 21,
+        "p/cat": cat.p,
         "p/dog": 1,
         "area/cat": 0.5,
         "area/new": 0,
@@ -60,6 +59,32 @@ def test_scalars_say_what_the_findings_hold():
     absent = ("p/new", "collapse/new", "collapse_null/cat", "score_null/cat", "loss_log_ratio/cat")
     assert not any(f"memwatch/{name}" in scalars for name in absent)
     assert dog.p == 1
+    assert scalars["memwatch/control_severity"] > 1.2  # half of them have fallen by more
+
+
+def test_only_controls_that_were_judged_have_a_severity():
+    broken, new = (
+        replace(c, **parts)
+        for c, parts in zip(controls(2, 1.0), ({"now": measured(math.nan)}, {"baseline": None}), strict=True)
+    )
+    report = report_of(
+        [
+            seen("cat"),
+            broken,
+            new,
+            *(replace(c, probe=replace(c.probe, name=f"{c.name}/good")) for c in controls(10, 1.0)),
+        ]
+    )
+    assert set(report.controls) == {f"control/{i}/good" for i in range(10)}
+    assert set(report.controls.values()) == {1.0}
+
+
+def test_a_first_event_claims_nothing_of_what_it_could_not_compare():
+    everything = [seen("cat"), *controls(20, 1.0)]
+    report = report_of([replace(o, baseline=None, baseline_step=None) for o in everything])
+    assert report.to_dict()["audit"] == "no controls could be audited"
+    absent = ("min_p", "p/cat", "controls_called", "false_alarms_at_most", "control_severity")
+    assert not any(f"memwatch/{name}" in report.scalars() for name in absent)
 
 
 def test_maps_that_exist_are_logged():
@@ -73,7 +98,7 @@ def test_maps_that_exist_are_logged():
 
 def test_without_controls_nothing_is_said_of_chance():
     scalars = report_of([seen("cat")]).scalars()
-    for name in ("min_p", "p/cat", "expected_false_alarms", "control_severity"):
+    for name in ("min_p", "p/cat", "controls_called", "false_alarms_at_most", "control_severity"):
         assert f"memwatch/{name}" not in scalars
 
 
@@ -81,7 +106,7 @@ def test_output_that_is_not_finite_has_no_maps_and_no_holes():
     report = report_of([seen("cat", now=measured(math.nan))])
     assert report.scalars()["memwatch/num_inconclusive"] == 1
     assert "memwatch/retained_variance/cat" not in report.scalars()
-    assert report.to_dict()["findings"][0]["statistic"] is None
+    assert report.to_dict()["findings"][0]["excess"] is None
 
 
 def test_stop_is_one_from_then_on():
@@ -91,18 +116,26 @@ def test_stop_is_one_from_then_on():
 
 
 def test_an_alert_explains_itself():
-    report = report_of([seen("cat"), *controls(20, 1.0)])
+    report = report_of([seen("cat"), *controls(20, 1.0, spread=0.3)])
     (finding,) = report.alerts
     (region,) = finding.regions
+    p = f"p = {finding.p:.2g}"
+    assert 1e-9 < finding.p < 0.01
     assert report.alert_text(finding).splitlines() == [
-        f"memwatch, step 7: cat is suspicious. {finding.severity:.1f}x, p = 0.048, event 1 of 2.",
-        f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.mean):.1f}x less freedom "
-        f"(log ratio {region.mean:.2f} ± {region.sem:.2f}), strongest at timestep 61, p = 0.048 against 20 controls",
+        f"memwatch, step 7: cat is suspicious. {finding.severity:.1f}x, {p}, event 1 of 2.",
+        f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.effect):.1f}x less freedom "
+        f"(log ratio {region.effect:.2f} ± {region.sem:.2f}), strongest at timestep 61, {p} against 20 controls",
         "baseline: step 0.",
         "prompt: 'a photo of cat'",
     ]
     report = report_of([seen("cat")])
     assert ", strongest at timestep 61, no controls\n" in report.alert_text(report.alerts[0])
+
+
+def test_an_alert_names_the_second_reference_as_well():
+    report = report_of([seen("cat"), *peers(12, 1.0), *controls(20, 1.0, spread=0.3)])
+    (finding,) = report.alerts
+    assert " against 20 controls, rank p = 0.08 against 12 training images\n" in report.alert_text(finding)
 
 
 @pytest.mark.parametrize(
@@ -125,18 +158,18 @@ def test_what_a_probe_was_compared_with_in_words(signals, parts, words):
 
 
 def finding_with(verdict: Verdict, severity: float, name: str = "cat") -> Finding:
-    evidence = Evidence(severity=severity, severity_low=severity, p=None, smallest_p=1.0)
+    evidence = Evidence(severity=severity, severity_low=severity)
     return Finding(seen(name), None, evidence, ProbeState(verdict=verdict), "", (), None, False)
 
 
 @pytest.mark.parametrize(
     ("verdicts", "calibrated", "expected"),
     [
-        ([(Verdict.NO_EVIDENCE, 1.0)], True, "memwatch step 7: 1 no evidence; 1.5 s"),
+        ([(Verdict.NO_EVIDENCE, 1.0)], True, "memwatch step 7: 1 no evidence; AUDIT; 1.5 s"),
         (
             [(Verdict.NO_EVIDENCE, 1.0), (Verdict.MEMORIZED, 4.0), (Verdict.MEMORIZED, 3.0)],
             True,
-            "memwatch step 7: 2 memorized, 1 no evidence; strongest cat1 4.0x; 1.5 s",
+            "memwatch step 7: 2 memorized, 1 no evidence; strongest cat1 4.0x; AUDIT; 1.5 s",
         ),
         (
             [(Verdict.INCONCLUSIVE, 1.0), (Verdict.SUSPICIOUS, 2.0)],
@@ -147,27 +180,33 @@ def finding_with(verdict: Verdict, severity: float, name: str = "cat") -> Findin
 )
 def test_the_line_for_the_console(verdicts, calibrated, expected):
     findings = tuple(finding_with(*values, name=f"cat{i}") for i, values in enumerate(verdicts))
-    report = replace(report_of([seen("cat")]), findings=findings, calibrated=calibrated)
-    assert report.summary() == expected
+    audit = Audit(called=1, of=20)
+    report = replace(report_of([seen("cat")]), judgement=Judgement(findings, audit=audit), calibrated=calibrated)
+    audited = "1 of 20 controls called; at most 22 % at 95 % confidence"
+    assert report.summary() == expected.replace("AUDIT", audited)
 
 
 def test_the_line_of_the_history_is_plain_and_complete():
-    report = report_of([seen("cat"), seen("new", baseline=None), *controls(20, 1.0)])
+    report = report_of([seen("cat"), seen("new", baseline=None), *controls(20, 1.0, spread=0.3)])
     row = report.to_dict()
     assert json.loads(json.dumps(row, allow_nan=False)) == row | {"findings": json.loads(json.dumps(row["findings"]))}
-    assert set(row) == {"step", "findings", "controls", "scalars", "seconds", "errors", "stop_reason", "failure"}
+    keys = {"step", "findings", "controls", "audit", "scalars", "seconds", "errors", "stop_reason", "failure"}
+    assert set(row) == keys
+    assert row["audit"] == "0 of 20 controls called; at most 14 % at 95 % confidence"
     assert (row["scalars"], row["controls"]) == (report.scalars(), report.controls)
     cat, new = row["findings"]
-    (region,) = report.findings[0].regions
+    found = report.findings[0]
+    (region,) = found.regions
     assert cat == {
         "name": "cat",
         "prompt": "a photo of cat",
         "is_reference": True,
-        "reason": report.findings[0].reason,
-        "severity": report.findings[0].severity,
-        "severity_low": report.findings[0].evidence.severity_low,
-        "p": 1 / 21,
-        "statistic": report.findings[0].evidence.statistic,
+        "reason": found.reason,
+        "severity": found.severity,
+        "severity_low": found.evidence.severity_low,
+        "p": found.p,
+        "rank_p": 1 / 21,
+        "excess": found.evidence.excess,
         "baseline_step": 0,
         "since": 7,
         "verdict": "suspicious",
@@ -177,15 +216,20 @@ def test_the_line_of_the_history_is_plain_and_complete():
             {
                 "box": [0, 0, 2, 4],
                 "area": 0.5,
-                "peak": region.peak,
                 "mean": region.mean,
+                "effect": region.effect,
                 "sem": region.sem,
-                "p": 1 / 21,
+                "low": region.low,
+                "excess": found.evidence.excess,
+                "p": found.p,
+                "rank_p": 1 / 21,
+                "rank_p_peers": None,
                 "level": 61,
             }
         ],
+        "copied": None,
     }
-    assert (new["statistic"], new["p"], new["verdict"]) == (None, None, "inconclusive")
+    assert (new["excess"], new["p"], new["rank_p"], new["verdict"]) == (None, None, None, "inconclusive")
 
 
 def test_a_report_of_a_failed_event_says_so_and_claims_nothing():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from support.builders import Loop
+from support.builders import EAGER, Loop
 from support.trackers import wandb_rows
 
 
@@ -16,17 +16,13 @@ def _offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
+@pytest.mark.usefixtures("eager")
 def test_wandb_keeps_its_rows_and_the_scripts(pretrained, pipeline, tmp_path):
     import wandb
 
     loop = Loop(pretrained, tmp_path, log_with="wandb")
     run = loop.accelerator.get_tracker("wandb", unwrap=True)
-    eager = {
-        "regions": {"min_factor": 1.0001, "min_area": 0.0},
-        "stop": {"enabled": False},
-        "alerts": {"max_p": 1.0, "min_severity": 1.0001, "uncalibrated_severity": 1.0001},
-    }
-    watch = loop.watch(pipeline, **eager)
+    watch = loop.watch(pipeline, **EAGER | {"stop": {"enabled": False}})
 
     def log_without_a_step(running):
         for part in range(3):  # moves W&B's own step far ahead of the optimizer's

@@ -44,7 +44,8 @@ def test_a_model_against_itself_reads_zero(scan, trained, prompts, tmp_path):
 
 
 def test_two_models_by_images_equal_the_history(scan, trained, pretrained, images, tmp_path):
-    code, _ = scan(trained / "pipeline", "--baseline", trained / "checkpoint-0", "--images", images)
+    arguments = ("--images", images, "--controls", trained / "controls")
+    code, _ = scan(trained / "pipeline", "--baseline", trained / "checkpoint-0", *arguments)
     assert code == 0
     ours = maps(tmp_path, 0)
     theirs = maps(trained, 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from support.processes import new_process
 from torch.utils.data import DataLoader
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import memwatch.judge.findings
 from memwatch import MemWatch, Probe
+from memwatch.judge.alerts import Evidence
+from memwatch.measure.measurement import Observation
 
 SIZE = 16  # pixels; latents are 8x8
 TOKENS = 32
@@ -37,10 +41,9 @@ SMALL: dict[str, Any] = CONFIG | {  # one level, no unconditional branch; a fail
     "curvature": {"vectors": 2, "tile": 2},
     "signals": {"unconditional": False},
 }
-EAGER: dict[str, Any] = {  # rules that any change meets
-    "regions": {"min_factor": 1.0001, "min_area": 0.0},
-    "alerts": {"max_p": 1.0, "min_severity": 1.0001, "uncalibrated_severity": 1.0001, "patience": 1},
-    "stop": {"max_p": 1.0, "min_severity": 1.0001},
+EAGER: dict[str, Any] = {  # with ``call_every_change``, whatever changes is memorized at once
+    "regions": {"min_factor": 1.000001},
+    "alerts": {"patience": 1},
 }
 SNAPSHOT_MAPS = ("collapse", "log_ratio", "score", "loss_log_ratio")
 
@@ -92,6 +95,23 @@ def picture(seed: int, size: int = SIZE) -> Image.Image:
 
 def probes_of_both_kinds() -> list[Probe]:
     return [Probe("a photo of a cat", picture(0), name="cat"), Probe("a red poster", seed=3, name="poster")]
+
+
+def call_every_change(monkeypatch: Any) -> None:
+    """Let every watched probe that has a region be strong and rare; from there on the real rule judges.
+
+    Random networks store nothing that ten controls would not show as well. Controls and peers stay as they are.
+    """
+    real = memwatch.judge.findings.evidence_of
+
+    def strong(observation: Observation, signals: Any, regions: Any, references: Any) -> Evidence:
+        evidence, probe = real(observation, signals, regions, references), observation.probe
+        if probe.is_control or probe.is_peer or not regions:
+            return evidence
+        found = {"severity": 5.0, "severity_low": 4.0, "p": 1e-9, "rank_p": 1e-9, "excess": 30.0}
+        return replace(evidence, **found, any_controls=True, num_controls=20)
+
+    monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)
 
 
 class Loop:

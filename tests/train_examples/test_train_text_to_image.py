@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import train_text_to_image
+import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from evidence import pretrain_tiny_sd
 from PIL import Image
 from safetensors.torch import load_file
-from support.builders import history, without_time
+from support.builders import EAGER, history, without_time
 from support.processes import new_process
 
 SIZE = 32  # pixels; latents are 8x8
@@ -149,7 +150,8 @@ def watching(tmp_path_factory) -> list[str]:
     """Flags of a cheap watch: an event every two steps."""
     file = tmp_path_factory.mktemp("config") / "small.yaml"
     levels = "levels: {timesteps: [141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\n"
-    file.write_text(f"every_steps: 2\nstrict: true\n{levels}signals: {{unconditional: false}}\n", encoding="utf-8")
+    text = f"every_steps: 2\nstrict: true\n{levels}signals: {{unconditional: false}}\n"
+    file.write_text(f"{text}proof: {{seeds: 1, num_inference_steps: 2}}\n", encoding="utf-8")
     return ["--memwatch_config", str(file), "--learning_rate", "1e-2"]
 
 
@@ -177,12 +179,12 @@ def test_watched_training_is_the_same_training_and_resumes_with_its_history(
     assert any(tag.startswith("memwatch/") for tag in events(tmp_path / "watched").Tags()["images"])
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_decided_stop_ends_the_run_and_saves_it(watching, pretrained, images, tmp_path, capsys):
     """A rule that any change meets."""
     file = tmp_path / "eager.yaml"
-    rules = "regions: {min_factor: 1.0001, min_area: 0}\nalerts: {min_severity: 1.0001, max_p: 1, patience: 1}\n"
-    rules += "stop: {min_severity: 1.0001, max_p: 1}\n"
-    file.write_text(Path(watching[1]).read_text(encoding="utf-8") + rules, encoding="utf-8")
+    small = yaml.safe_load(Path(watching[1]).read_text(encoding="utf-8"))
+    file.write_text(yaml.safe_dump(small | EAGER), encoding="utf-8")
     controls = write_images(tmp_path / "controls", count=2, seed=2)
     flags = [*watching, "--memwatch_config", str(file), "--memwatch_controls", str(controls), "--max_train_steps", "20"]
     train(pretrained, images, tmp_path / "out", *flags)

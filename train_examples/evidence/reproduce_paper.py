@@ -35,7 +35,7 @@ from memwatch.measure.measure import measure
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
-from memwatch.measure.signals import Signals, compute_signals
+from memwatch.measure.signals import Signals
 from memwatch.measure.views import prompt_view
 from memwatch.scan.checkpoints import load_model
 
@@ -132,7 +132,7 @@ def maps_of(case: Case, now: Model, earlier: Model) -> dict[str, np.ndarray]:
         unconditional=look(now, unconditional),
         baseline=look(earlier, earlier.encode(case.prompt)),
     )
-    signals = compute_signals(observation, smooth=CONFIG.signals.smooth)
+    signals = Signals.of(observation, CONFIG.signals.smooth)
     x_t: Tensor = view.noisy_latents[0, 0]
     timestep = view.timesteps[0]
     _, sigma = denoiser.schedule.alpha_sigma(torch.tensor([timestep]), torch.ones(1, dtype=torch.float64))

@@ -1,0 +1,96 @@
+"""Peers and the proof by generation in a scan: as in training, from the checkpoint that is looked at."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support.builders import CONFIG, EAGER, history, without_time
+
+from memwatch.measure.observer import Observer
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+@pytest.fixture
+def generated(monkeypatch) -> list[np.ndarray]:
+    """What is generated, call by call."""
+    made, real = [], Observer.generate
+
+    def keeping(self, caption, count):
+        made.append(real(self, caption, count))
+        return made[-1]
+
+    monkeypatch.setattr(Observer, "generate", keeping)
+    return made
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A file of ``CONFIG`` and ``EAGER`` with these changes."""
+
+    def write(**changes) -> str:
+        file = tmp_path / "eager.json"
+        file.write_text(json.dumps(CONFIG | EAGER | changes), encoding="utf-8")
+        return str(file)
+
+    return write
+
+
+def test_an_alert_is_generated_once_in_a_history(scan, settings, generated, trained, pretrained, images, tmp_path):
+    arguments = (trained, "--images", images, "--pretrained", pretrained)
+    assert scan(*arguments, settings=settings())[0] == 0
+    first, second, third = history(tmp_path)
+    assert all(f["copied"] is None for row in (first, third) for f in row["findings"])
+    assert [f["copied"]["generations"] for f in second["findings"]] == [2] * 3
+    assert len(generated) == 3  # as many captions
+    again = list(generated)
+    generated.clear()
+    found = without_time(history(tmp_path))
+    code, measured = scan(*arguments, settings=settings())
+    assert (code, measured) == (0, [])  # nothing is measured, but the checkpoint is loaded to generate from
+    assert without_time(history(tmp_path)) == found
+    assert all(np.array_equal(a, b) for a, b in zip(again, generated, strict=True))
+
+
+def test_one_key_turns_it_off(scan, settings, generated, trained, pretrained, images, tmp_path):
+    off = settings(proof={"enabled": False})
+    assert scan(trained / "pipeline", "--baseline", pretrained, "--images", images, settings=off)[0] == 0
+    (row,) = history(tmp_path)
+    assert all(f["alert"] and f["copied"] is None for f in row["findings"])
+    assert generated == []
+
+
+def test_generations_of_prompts_are_their_own_proof(scan, settings, generated, trained, pretrained, prompts, tmp_path):
+    arguments = (trained / "pipeline", "--baseline", pretrained, "--prompts", prompts)
+    for _ in range(2):  # the second time they come from the disk
+        assert scan(*arguments, settings=settings())[0] == 0
+        (row,) = history(tmp_path)
+        assert [f["copied"]["generations"] for f in row["findings"]] == [2, 2]
+    assert generated == []
+
+
+def test_a_proof_that_fails_costs_the_proof_alone(
+    scan, settings, trained, pretrained, images, tmp_path, monkeypatch, caplog
+):
+    def failing(self, caption, count):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Observer, "generate", failing)
+    assert scan(trained / "pipeline", "--baseline", pretrained, "--images", images, settings=settings())[0] == 0
+    (row,) = history(tmp_path)
+    assert all(f["verdict"] == "memorized" and f["copied"] is None for f in row["findings"])
+    assert any("no memory" in message for message in caplog.messages)
+
+
+def test_peers_come_from_the_configuration(scan, settings, trained, pretrained, images, tmp_path):
+    with_peers = settings(peers=str(images))
+    code, measured = scan(
+        trained / "pipeline", "--baseline", pretrained, "--images", trained / "controls", settings=with_peers
+    )
+    assert code == 0
+    assert set(measured) == {"h", *(f"peer/control{i}" for i in range(3))}
+    (row,) = history(tmp_path)
+    assert [f["name"] for f in row["findings"]] == ["h"]
+    assert row["findings"][0]["regions"][0]["rank_p_peers"] in {1 / 4, 2 / 4, 3 / 4, 1.0}
