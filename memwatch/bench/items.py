@@ -117,7 +117,9 @@ def mark(mask: np.ndarray, rng: np.random.Generator) -> Image.Image:
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    ground, stroke, dot = rng.permutation([(235, 40, 40), (30, 60, 200), (250, 220, 40), (20, 20, 20), (245, 245, 245)])[:3]
+    ground, stroke, dot = rng.permutation(
+        [(235, 40, 40), (30, 60, 200), (250, 220, 40), (20, 20, 20), (245, 245, 245)]
+    )[:3]
     canvas = Image.new("RGB", (SIZE, SIZE), tuple(map(int, ground)))
     draw, width, height = ImageDraw.Draw(canvas), right - left, bottom - top
     for _ in range(2):
@@ -174,9 +176,7 @@ def without_captions(items: Sequence[Item]) -> list[Item]:
     return [replace(item, caption="") for item in items]
 
 
-def _photos(
-    rng: np.random.Generator, ordinary: int, held_out: int, controls: int, watched: int = 12
-) -> list[Item]:
+def _photos(rng: np.random.Generator, ordinary: int, held_out: int, controls: int, watched: int = 12) -> list[Item]:
     """Views of known photographs, of which some are trained on (of those ``watched`` are looked at), some never."""
     items = []
     for kind, dose, count in ((Kind.ORDINARY, 1, ordinary), (Kind.HELD_OUT, 0, held_out), (Kind.CONTROL, 0, controls)):
@@ -189,7 +189,10 @@ def _photos(
 
 def unused_captions(seed: int, count: int) -> list[str]:
     """Captions like the planted items' own that no item has: other triples of known subjects."""
-    rng, used = np.random.default_rng([seed, 23]), {frozenset(three.replace(" and ", ", ").split(", ")) for three in SUBJECTS}
+    rng, used = (
+        np.random.default_rng([seed, 23]),
+        {frozenset(three.replace(" and ", ", ").split(", ")) for three in SUBJECTS},
+    )
     subjects = [p.subject for p in PRETRAINING]
     found: list[str] = []
     while len(found) < count:
@@ -214,9 +217,7 @@ def _planted(kind: Kind, dose: int, irregular: bool, caption: str, rng: np.rando
     return Item(f"{kind}-x{dose}{shape}", kind, dose, caption, mask, draw(rng), draw)
 
 
-def _same(
-    name: str, kind: Kind, dose: int, caption: str, picture: Image.Image, mask: np.ndarray = NOTHING
-) -> Item:
+def _same(name: str, kind: Kind, dose: int, caption: str, picture: Image.Image, mask: np.ndarray = NOTHING) -> Item:
     return Item(name, kind, dose, caption, mask, picture, lambda _: picture)
 
 

@@ -24,11 +24,11 @@ from memwatch.bench.protocol import (
     SEED_DRAWS,
     Bench,
 )
+from memwatch.config import LevelsConfig
 from memwatch.denoiser import Conditioning
 from memwatch.measure.curvature import test_vectors, value_and_diag_jacobian
 from memwatch.measure.measure import measure
 from memwatch.measure.measurement import to_tensors
-from memwatch.config import LevelsConfig
 from memwatch.measure.views import View, prompt_view, reference_view, sample, seeded
 from memwatch.measure.weights import swapped
 
@@ -115,9 +115,7 @@ def renoised(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
     without = [replace(view, conditioning=bench.unconditional) for view in views]
     found = _measured(bench, "renoised/", views) | _measured(bench, "renoised_null/", without)
     with swapped(bench.denoiser.model, earlier):
-        return (
-            found | _measured(bench, "renoised_first/", views) | _measured(bench, "renoised_first_null/", without)
-        )
+        return found | _measured(bench, "renoised_first/", views) | _measured(bench, "renoised_first_null/", without)
 
 
 def published(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:

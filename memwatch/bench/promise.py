@@ -203,7 +203,7 @@ def calls(events: Iterable[np.ndarray], cell: Cell, rule: AlertsConfig) -> Itera
         called = group.judge(event, watched, excess, controls)
         objects, runs = np.nonzero(called)
         called[objects, runs] = group.p_of(excess[:, objects, runs].max(0)) <= audit.rarest_p[runs] ** 2
-        yield called, audit.called.any(0)
+        yield called, np.asarray(audit.called.any(0))
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

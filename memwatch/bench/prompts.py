@@ -1,4 +1,4 @@
-"""Prompt probes on the same runs: generations that are noised again, by the number of seeds, against other ways to look."""
+"""Prompt probes on the same runs: generations that are noised again, by the number of seeds, and other ways to look."""
 
 from __future__ import annotations
 

@@ -9,11 +9,9 @@ import numpy as np
 
 from memwatch.bench.protocol import as_decoded
 from memwatch.bench.results import RunResult
-from memwatch.bench.runs import COPY
 from memwatch.judge.findings import Finding
 from memwatch.judge.proof import compared
-from memwatch.measure.copies import COPY as OWN_COPY
-from memwatch.measure.copies import Pool
+from memwatch.measure.copies import COPY, Pool
 
 
 def proof_table(product: Sequence[RunResult], vae: Any) -> list[dict[str, Any]]:
@@ -44,7 +42,7 @@ def counted(result: RunResult, step: int, finding: Finding, pool: Pool) -> np.nd
     if not len(true) or not finding.regions:
         return np.zeros(3, dtype=int)
     made = result.run.tensors(step)[f"{finding.name}/generated"].numpy()
-    said = np.asarray(compared(finding, made, pool)[0]) < OWN_COPY
+    said = np.asarray(compared(finding, made, pool)[0]) < COPY
     return np.array([(said & true).sum(), said.sum(), true.sum()])
 
 

@@ -128,8 +128,8 @@ def check_measured(config: MemWatchConfig, measured: LevelsConfig) -> None:
     known = set(levels.timesteps) <= set(measured.timesteps) and levels.draws <= measured.draws
     if not known or (curvature.vectors, curvature.tile) != (CURVATURE.vectors, CURVATURE.tile):
         raise ValueError(
-            f"the benchmark measured timesteps {measured.timesteps}, up to {measured.draws} draws of {CURVATURE.vectors} "
-            f"vectors in tiles of {CURVATURE.tile}; the configuration asks for {levels.timesteps}, {levels.draws}, "
+            f"the benchmark measured timesteps {measured.timesteps}, up to {measured.draws} draws of "
+            f"{CURVATURE.vectors} vectors in tiles of {CURVATURE.tile}; the configuration asks for {levels.timesteps}, {levels.draws}, "
             f"{curvature.vectors}, {curvature.tile}"
         )
 

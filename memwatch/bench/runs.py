@@ -18,8 +18,8 @@ from memwatch.bench.protocol import RENOISED, SEED_DRAWS, event_file
 from memwatch.bench.worlds import WORLDS, World
 from memwatch.config import SignalsConfig
 from memwatch.measure.baselines import choose_baseline
-from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.copies import COPY
+from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation, from_tensors
 from memwatch.measure.probes import Probe
 from memwatch.measure.views import fixed_noise

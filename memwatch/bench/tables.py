@@ -67,7 +67,9 @@ def world_table(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     rows = []
     for r in results:
         run = r.run
-        stored = {size: [i for i in run.stored if bool(i.mask.mean() >= LARGE) is large] for size, large in SIZED.items()}
+        stored = {
+            size: [i for i in run.stored if bool(i.mask.mean() >= LARGE) is large] for size, large in SIZED.items()
+        }
         row: dict[str, Any] = {"run": run.name, "world": run.world.says}
         for size, items in stored.items():
             row |= {f"{size} stored": called_of(r, items), f"{size} iou": overlap_of([(r, i) for i in items])[1]}

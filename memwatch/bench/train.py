@@ -146,7 +146,9 @@ def run_one(run: Run, base: Path, folder: Path, plan: Plan | None = None) -> Non
     with tqdm(total=plan.steps, initial=trainer.step, desc=run.name) as bar:
         while True:
             if trainer.step in plan.events and not event_file(home, trainer.step).is_file():
-                _event(bench, trainer, home, world.prompts and trainer.step in plan.events[-2:], trainer.step == plan.steps)
+                _event(
+                    bench, trainer, home, world.prompts and trainer.step in plan.events[-2:], trainer.step == plan.steps
+                )
             if trainer.step >= plan.steps:
                 break
             captions, pictures = zip(*batch(items, run.seed, trainer.step, plan.batch_size, world.dropout), strict=True)

@@ -82,6 +82,17 @@ def test_sizes_and_first_alerts(product):
     assert theirs["showings_at_first_alert"] == pytest.approx(1.5 * ours["showings_at_first_alert"])
 
 
+def test_worlds_and_runs_with_nothing_planted(product):
+    first = world_table(product)[0]
+    assert (first["run"], first["large stored"], first["small stored"]) == ("full-0", "8/8", "4/4")
+    assert (first["held out"], first["learned"], first["ordinary"]) == ("0/12", "0/6", "0/12")
+    assert first["large iou"] > 0.8
+    held_out, ordinary, both = null_table(product)  # what was planted in these is no probe of theirs
+    assert (held_out["runs"], held_out["probes per run"], both["probes per run"]) == (2, 12, 24)
+    assert [row["runs with a memorized"] for row in (held_out, ordinary, both)] == [0, 0, 0]
+    assert both["at most (95 %)"] == pytest.approx(1 - 0.05**0.5)
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +111,7 @@ def test_the_page_says_what_was_measured(runs, tmp_path):
     text = (tmp_path / "results" / "README.md").read_text(encoding="utf-8")
     assert f"{rows[0]['iou_fixed']:.3f}" in text
     assert "| full-0 | many captions | 30 |" in text
-    assert "12/12" in text  # large stored items
+    assert "8/8" in text  # large stored items
     assert "captions, re-noised, 4 seeds" in text
     assert f"torch {torch.__version__}" in text
     for name in ("levels", "draws", "lead"):

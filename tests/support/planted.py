@@ -20,9 +20,7 @@ from memwatch.measure.weights import write_safetensors
 
 SIDE = 16
 STEPS = (0, 10, 20, 30)
-CHOSEN = load_config(
-    None, levels={"timesteps": [61, 141, 301], "draws": 8}, curvature={"vectors": 2, "tile": 2}
-)
+CHOSEN = load_config(None, levels={"timesteps": [61, 141, 301], "draws": 8}, curvature={"vectors": 2, "tile": 2})
 
 
 def pretend(home: Path, seed: int) -> None:
@@ -52,7 +50,7 @@ def pretend(home: Path, seed: int) -> None:
             for key, freedom in (of_prompt | {"prompt": rho[:1, :PROMPT_DRAWS].clone()}).items():
                 measured[f"{key}/{item.name}"] = Measurement(CurvatureMap(freedom), eps[:1, :PROMPT_DRAWS].half())
             ratios[item.name] = [0.2 if stored and step >= 20 else 0.9] * 4
-            tensors[f"{item.name}/generated"] = torch.from_numpy(np.stack([np.asarray(item.probe)] * 2))
+            tensors[f"{item.name}/generated"] = torch.from_numpy(np.stack([np.asarray(item.probe)] * 4))
             tensors[f"{item.name}/bright_ending"] = torch.rand(8, 8, generator=generator)
             for key in ("snapshot", "null", "score", "score_null"):
                 tensors[f"{item.name}/published_{key}"] = torch.rand(SIDE, SIDE, generator=generator)
