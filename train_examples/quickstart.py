@@ -45,18 +45,18 @@ BOXES = {"banner": (0, 0, 64, 24), "sticker": (32, 28, 64, 64)}  # the fixed par
 MIN_IOU = 0.25  # of every probe of a template
 MIN_MEAN_IOU = {"banner": 0.42, "sticker": 0.33}  # of a template's probes on average; the boxes cover 0.38 and 0.28
 SMOKE_TRAINING = {
-    "max_train_steps": 120,
+    "max_train_steps": 200,
     "every_steps": 20,
     "num_photos": 24,
     "num_template_images": 16,
     "num_repeats": 40,
 }
-SMOKE_WATCH = {  # one noise level and one test vector per draw; one event with all five decides
-    "levels": {"timesteps": [301]},
+SMOKE_WATCH = {  # one test vector per draw; one event with all five decides
+    "levels": {"timesteps": [301, 501]},
     "curvature": {"vectors": 1, "tile": 1},
     "signals": {"smooth": 5},
-    "alerts": {"min_severity": 1.25, "patience": 1},
-    "stop": {"min_severity": 1.25},
+    "alerts": {"min_severity": 1.4, "patience": 1},
+    "stop": {"min_severity": 1.4},
 }
 
 

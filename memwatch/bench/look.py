@@ -47,6 +47,8 @@ def look(
     tensors = _measured(bench, "", bench.views)
     tensors |= _measured(bench, "null/", [replace(view, conditioning=bench.unconditional) for view in bench.views])
     numbers: dict[str, Any] = {}
+    if not any(item.kind in PLANTED for item in bench.items):
+        return tensors, numbers  # nothing could be copied
     generated, numbers["wen"] = generate(bench)
     numbers["copy_ratio"] = copy_ratios(bench, generated)
     numbers["nearest_ratio"] = nearest_ratios(bench, generated)

@@ -81,19 +81,19 @@ def all_methods() -> Iterator[Method]:
     def rows(signals: str, baseline: str, draws: int = LEVELS.draws, levels: Sequence[str] = ALL) -> Iterator[Method]:
         return (Method("memwatch", s, baseline, level, draws) for s in signals.split() for level in levels)
 
-    yield from rows("collapse log_ratio loss_log_ratio both smaller score spread standardized trend", "first")
+    yield from rows("collapse log_ratio loss_log_ratio both score", "first")
+    yield from rows("smaller spread standardized trend", "first", levels=COMBINED)
     for baseline in ("previous", "lag:2"):
-        yield from rows("collapse log_ratio loss_log_ratio both smaller", baseline, levels=COMBINED)
+        yield from rows("log_ratio both", baseline, levels=COMBINED)
+        yield from rows("both_baselines", f"{baseline} and unconditional", levels=COMBINED)
     for draws in (1, 2, 4):
-        yield from rows(" ".join(TERMS), "first", draws, COMBINED)
-    yield from rows("collapse_null log_ratio_null score_null both_null", "unconditional")
-    for baseline in ("first", "previous", "lag:2"):
-        levels = ALL if baseline == "first" else COMBINED
-        both = "both_baselines log_ratio_baselines loss_log_ratio_baselines"
-        yield from rows(both, f"{baseline} and unconditional", levels=levels)
+        yield from rows(" ".join(TERMS), "first", draws, ("mean",))
+    yield from rows("collapse_null log_ratio_null score_null both_null", "unconditional", levels=COMBINED)
+    yield from rows("both_baselines", "first and unconditional")
+    yield from rows("log_ratio_baselines loss_log_ratio_baselines", "first and unconditional", levels=COMBINED)
     for draws in (2, 4):
         yield from rows("both_baselines", "first and unconditional", draws, COMBINED)
-    yield from rows("log_ratio_unfloored", "first")
+    yield from rows("log_ratio_unfloored", "first", levels=COMBINED)
     yield from rows("raw", "-")
     for signal in ("collapse", "log_ratio", "score"):
         for name, baseline in ((signal, "first"), (f"{signal}_null", "unconditional")):

@@ -164,7 +164,7 @@ class AuditOfRuns:
 
     Attributes:
         called: controls that were called so far, bool ``(N, runs)``.
-        rarest_p: the smallest p-value of a called control at that event, ``(runs,)``.
+        rarest_p: the smallest p-value at which a control was called so far, ``(runs,)``.
     """
 
     def __init__(self, cell: Cell, runs: int, rule: AlertsConfig) -> None:
@@ -178,9 +178,9 @@ class AuditOfRuns:
         if self._group is None:
             return
         excess = excess_over_others(controls)
-        self.called |= self._group.judge(event, controls, excess, controls)
-        self.rarest_p = np.ones_like(self.rarest_p)
-        objects, runs = np.nonzero(self.called)
+        now = self._group.judge(event, controls, excess, controls)
+        self.called |= now
+        objects, runs = np.nonzero(now)
         np.minimum.at(self.rarest_p, runs, self._group.p_of(excess[:, objects, runs].max(0)))
 
 

@@ -129,8 +129,8 @@ def check_measured(config: MemWatchConfig, measured: LevelsConfig) -> None:
     if not known or (curvature.vectors, curvature.tile) != (CURVATURE.vectors, CURVATURE.tile):
         raise ValueError(
             f"the benchmark measured timesteps {measured.timesteps}, up to {measured.draws} draws of "
-            f"{CURVATURE.vectors} vectors in tiles of {CURVATURE.tile}; the configuration asks for {levels.timesteps}, {levels.draws}, "
-            f"{curvature.vectors}, {curvature.tile}"
+            f"{CURVATURE.vectors} vectors in tiles of {CURVATURE.tile}; the configuration asks for "
+            f"{levels.timesteps}, {levels.draws}, {curvature.vectors}, {curvature.tile}"
         )
 
 

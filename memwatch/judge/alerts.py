@@ -66,7 +66,7 @@ class ProbeState:
         last_clean: step of the last event without evidence.
         verdict: of the last event.
         finite: whether the last event's numbers were finite.
-        called: whether it was ever called memorized.
+        called: whether it was ever called memorized. rarest_p: the smallest p-value of those events.
     """
 
     events: int = 0
@@ -76,6 +76,7 @@ class ProbeState:
     verdict: Verdict = Verdict.INCONCLUSIVE
     finite: bool = True
     called: bool = False
+    rarest_p: float = 1.0
 
 
 RANK_P = 0.05  # a rank p-value that contradicts no call
@@ -123,7 +124,8 @@ def judge(
     going = replace(suspicious, streak=streak, since=since)
     if streak < rule.patience:
         return going, f"{found}, event {streak} of {rule.patience}"
-    return replace(going, verdict=Verdict.MEMORIZED, called=True), f"{found}, since step {since}"
+    rarest = min(state.rarest_p, evidence.p)
+    return replace(going, verdict=Verdict.MEMORIZED, called=True, rarest_p=rarest), f"{found}, since step {since}"
 
 
 def _short_of_memorized(evidence: Evidence, rule: AlertsConfig, events: int, num_probes: int) -> str | None:

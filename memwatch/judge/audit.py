@@ -20,9 +20,6 @@ class Judged(Protocol):
     @property
     def state(self) -> ProbeState: ...
 
-    @property
-    def p(self) -> float | None: ...
-
 
 @dataclass(frozen=True)
 class Audit:
@@ -31,7 +28,7 @@ class Audit:
     Attributes:
         called: controls that were called memorized at any event so far.
         of: controls that were judged.
-        rarest_p: the smallest p-value that a called control has at this event; 1 where none was called.
+        rarest_p: the smallest p-value at which a control was called; 1 where none was.
     """
 
     called: int = 0
@@ -62,5 +59,5 @@ class Audit:
 
 def audit_of(controls: Sequence[Judged]) -> Audit:
     """What the rule has said of these controls up to this event."""
-    called = [control.p for control in controls if control.state.called]
-    return Audit(len(called), len(controls), min((p for p in called if p is not None), default=1.0))
+    called = [control.state.rarest_p for control in controls if control.state.called]
+    return Audit(len(called), len(controls), min(called, default=1.0))

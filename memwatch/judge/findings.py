@@ -256,7 +256,7 @@ def capped(finding: Finding, audit: Audit, before: ProbeState) -> Finding:
     if finding.verdict is not Verdict.MEMORIZED or p is None or not audit.called or p <= audit.largest_p:
         return finding
     why = f"the same rule calls {audit.called} of {audit.of} controls, against its promise (p = {audit.rarest_p:.2g})"
-    state = replace(finding.state, verdict=Verdict.SUSPICIOUS, called=before.called)
+    state = replace(finding.state, verdict=Verdict.SUSPICIOUS, called=before.called, rarest_p=before.rarest_p)
     news = is_alert(before, state, finding.evidence)
     return replace(finding, state=state, reason=f"{finding.reason}; not called memorized, because {why}", is_alert=news)
 

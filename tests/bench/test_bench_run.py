@@ -23,7 +23,9 @@ def small(monkeypatch):
     """Two items instead of 75, hardly any generations and prompts, and as few test vectors as there can be."""
     full = planted_set(0)
     kept = [full[8], next(i for i in full if i.kind is Kind.CONTROL)]
-    world = replace(WORLDS["lora"], items=lambda seed: kept, levels=LevelsConfig(timesteps=(61,), draws=2))
+    world = replace(
+        WORLDS["lora"], items=lambda seed: kept, levels=LevelsConfig(timesteps=(61,), draws=2), prompts=True
+    )
     monkeypatch.setitem(WORLDS, "lora", world)
     monkeypatch.setattr(protocol, "POOL", 4)
     monkeypatch.setattr(protocol, "NUM_PROMPTS", {"prompt-control": 1})

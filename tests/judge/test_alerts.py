@@ -156,7 +156,7 @@ def test_judge_is_pure():
     state = ProbeState(streak=1, since=100, events=1)
     found = [judge(state, HIT, 200, AlertsConfig(), PROBES) for _ in range(2)]
     assert found[0] == found[1]
-    assert found[0][0] == ProbeState(events=2, streak=2, since=100, verdict=MEMORIZED, called=True)
+    assert found[0][0] == ProbeState(events=2, streak=2, since=100, verdict=MEMORIZED, called=True, rarest_p=1e-5)
     assert state == ProbeState(streak=1, since=100, events=1)
 
 

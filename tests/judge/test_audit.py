@@ -29,8 +29,7 @@ CALLED, QUIET = ProbeState(called=True), ProbeState()
     [
         ([], 0, 1.0),
         ([(QUIET, 1e-9), (QUIET, 0.5)], 0, 1.0),
-        ([(CALLED, 0.02), (QUIET, 1e-9), (CALLED, 0.003)], 2, 0.003),
-        ([(CALLED, None), (QUIET, 0.5)], 1, 1.0),  # called earlier, and not comparable now
+        ([(replace(CALLED, rarest_p=0.02), 0.5), (QUIET, 1e-9), (replace(CALLED, rarest_p=0.003), 0.9)], 2, 0.003),
     ],
 )
 def test_counts(controls, called, rarest):

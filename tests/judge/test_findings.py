@@ -342,7 +342,7 @@ def test_patience_is_counted_in_the_states_that_are_handed_on():
     before = dict(states)
     judgement = judge_event(observations, states, 2, DEFAULT)
     (finding,) = judgement.findings
-    expected = ProbeState(events=2, streak=2, since=1, verdict=Verdict.MEMORIZED, called=True)
+    expected = ProbeState(2, 2, 1, None, Verdict.MEMORIZED, called=True, rarest_p=finding.p)
     assert finding.state == judgement.states["a"] == expected
     assert states == before
 

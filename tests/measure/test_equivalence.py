@@ -150,6 +150,6 @@ def test_reproduce_paper_converts_alike(scanned, published):
         Comparison(maps[f"collapse{end}"], maps[f"collapse{end}"], maps[f"score{end}"], None, everywhere)
         for end in ("", "_null")
     )
-    signals = Signals(snapshot, unconditional, maps["raw"], None, None)
+    signals = Signals(snapshot, unconditional, None, maps["raw"])
     for name, values in paper_maps(signals, 4, published["sigma"]).items():
         assert_same_map(torch.from_numpy(values), published[name])

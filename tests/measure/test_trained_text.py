@@ -17,7 +17,6 @@ from support.processes import new_process
 
 from memwatch import MemWatch, Probe
 from memwatch.measure.measure import measure
-from memwatch.measure.views import prompt_view
 
 PROBES = [Probe("a photo of a cat", picture(0), name="shown"), Probe("a photo of a cat", seed=3, name="drawn")]
 
@@ -83,11 +82,8 @@ def test_the_baseline_of_a_prompt_probe_is_the_earlier_conditioning_at_todays_no
     turned(inversion[1])
     found = watch.on_step_end(1).findings[1].signals.snapshot.collapse.samples
 
-    drawn, draws = observer.probes[1], config.levels.draws
-    scheduler = pipeline.scheduler
-    view, _ = prompt_view(
-        drawn, observer.unconditional, observer.denoiser, scheduler, config.sampling, draws, observer.side
-    )
+    with observer.borrowed():
+        view, _ = observer.view(observer.probes[1])
     assert not torch.equal(view.conditioning["encoder_hidden_states"], earlier["encoder_hidden_states"])
     then = replace(view, conditioning=earlier)
     observer.model.eval()
