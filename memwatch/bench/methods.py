@@ -133,6 +133,8 @@ def at_levels(method: Method, run: Finished, name: str, step: int) -> CurvatureM
         terms, against = ALGEBRA[method.signal]
         values = decide(s, terms, against, expected_of_controls(run, name, terms, *compared))
         return CurvatureMap(torch.zeros_like(s.raw.samples)) if values is None else values  # images without captions
+    if method.signal.endswith("_null") and s.unconditional is None:
+        return CurvatureMap(torch.zeros_like(s.raw.samples))
     values = other_signal(method.signal, s, partial(run.observation, name, *compared))
     chosen = s.unconditional if method.signal.endswith("_null") else s.snapshot
     if chosen is None or method.draws == 1:  # one draw has no error to gate by

@@ -109,17 +109,13 @@ def compare(
     if not runs:
         raise ValueError(f"{folder} holds no finished run; train with: memwatch bench --output {folder}")
     descriptor = read_sscd(sscd) if sscd else None
-    judged = [run_product(config, run) for run in runs]
-    product = [result for result in judged if result.run.planted]
-    nulls = [result for result in judged if not result.run.planted]
+    product = [run_product(config, run) for run in runs if run.planted]
     if not product:
         raise ValueError(f"{folder} holds no finished run with planted items; train with: memwatch bench --runs full-0")
     rows = all_rows(product, config, methods)
-    extras = Extras(
-        stored=stored_table(product, descriptor),
-        nulls=null_table(nulls) if nulls else (),
-        prompts=prompt_table(product, config),
-        proofs=proof_table(product, read_base(find_base(base))[1].vae),
-    )
+    prompts, proofs = prompt_table(product, config), proof_table(product, read_base(find_base(base))[1].vae)
+    nulls = [run_product(config, run) for run in finished_runs(folder) if not run.planted]
+    told = null_table(nulls) if nulls else ()
+    extras = Extras(stored_table(product, descriptor), told, prompts, proofs)
     write(rows, extras, results, f"memwatch bench --output {folder} --report {results}")
-    print(f"{len(runs)} runs, {len(rows)} rows: {results / 'README.md'}")
+    print(f"{len(product)} planted runs, {len(nulls)} without, {len(rows)} rows: {results / 'README.md'}")
