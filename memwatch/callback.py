@@ -198,8 +198,8 @@ class MemWatch:
             judgement, failure = Judgement(), str(failed)
         self.faults.count = self.ranks.largest(self.faults.count)  # a disk may be full on one machine only
         seconds, calibrated, errors = time.perf_counter() - started, self.observer.has_controls, self.faults.count
-        judged = judgement, calibrated
-        return self._write(Report(step, self.config, *judged, seconds, errors, self.stop_reason, failure=failure))
+        report = Report(step, self.config, judgement, calibrated, seconds, errors, self.stop_reason, failure=failure)
+        return self._write(report)
 
     def _observe(self, step: int) -> list[Observation]:
         """Every rank looks at its share, and all get everything in the order of the probes."""

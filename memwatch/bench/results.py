@@ -15,6 +15,7 @@ from memwatch.bench.protocol import CURVATURE
 from memwatch.bench.runs import Finished
 from memwatch.config import LevelsConfig, MemWatchConfig
 from memwatch.judge.alerts import ProbeState, Verdict
+from memwatch.judge.audit import Audit
 from memwatch.judge.findings import Finding, Judgement, judge_event
 
 PATIENCE = 2
@@ -43,6 +44,11 @@ class RunResult:
     def pixel_auroc(self) -> dict[str, float]:
         """Of every stored template: probability that a pixel inside the mask exceeds one outside."""
         return {i.name: auc(self.maps[i.name][i.mask], self.maps[i.name][~i.mask]) for i in self.templates}
+
+    @property
+    def audit(self) -> Audit:
+        """Of memwatch itself, at the last event."""
+        return self.events[self.run.steps[-1]].audit
 
     @property
     def templates(self) -> list[Item]:

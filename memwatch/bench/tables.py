@@ -67,19 +67,16 @@ def world_table(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     rows = []
     for r in results:
         run = r.run
-        stored = {
-            size: [i for i in run.stored if bool(i.mask.mean() >= LARGE) is large] for size, large in SIZED.items()
-        }
+        stored: dict[str, list[Item]] = {"large": [], "small": []}
+        for item in run.stored:
+            stored["large" if item.mask.mean() >= LARGE else "small"].append(item)
         row: dict[str, Any] = {"run": run.name, "world": run.world.says}
         for size, items in stored.items():
             row |= {f"{size} stored": called_of(r, items), f"{size} iou": overlap_of([(r, i) for i in items])[1]}
         others = [i for i in run.planted if not run.is_stored(i)]
         row |= {str(kind): called_of(r, run.of_kind(kind)) for kind in NEGATIVES}
-        rows.append(row | {"unfinished": called_of(r, others), "controls": str(list(r.events.values())[-1].audit)})
+        rows.append(row | {"unfinished": called_of(r, others), "controls": str(r.audit)})
     return rows
-
-
-SIZED = {"large": True, "small": False}
 
 
 def null_table(nulls: Sequence[RunResult]) -> list[dict[str, Any]]:
@@ -98,8 +95,8 @@ def null_table(nulls: Sequence[RunResult]) -> list[dict[str, Any]]:
                 "runs with a memorized": memorized,
                 "at most (95 %)": upper_bound(memorized, len(nulls)),
                 "runs with a suspicious": suspicious,
-                "controls called": sum(list(r.events.values())[-1].audit.called for r in nulls),
-                "of controls": sum(list(r.events.values())[-1].audit.of for r in nulls),
+                "controls called": sum(r.audit.called for r in nulls),
+                "of controls": sum(r.audit.of for r in nulls),
             }
         )
     return rows

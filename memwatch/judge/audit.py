@@ -46,8 +46,8 @@ class Audit:
 
         A called control contradicts the promise: p-values are not what they say. What they still give is an order, in
         which nothing stored is as likely to be the rarest as any control is. So a probe needs twice the called
-        control's evidence (the square of its p-value). Where evidence, ``-log p``, has an exponential tail, twice the
-        largest of N happens by chance with probability ``1 / N^2``.
+        control's evidence (the square of its p-value). Where evidence, ``-log p``, has an exponential tail, a probe
+        comes to twice the largest of N by chance with probability ``2 / ((N + 1)(N + 2))``.
         """
         return self.rarest_p**2
 

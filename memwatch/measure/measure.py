@@ -9,6 +9,7 @@ from torch import Tensor
 
 from memwatch.config import CurvatureConfig
 from memwatch.denoiser import Denoiser
+from memwatch.measure.batches import in_batches
 from memwatch.measure.curvature import CurvatureMap, test_vectors, value_and_diag_jacobian
 from memwatch.measure.measurement import Measurement
 from memwatch.measure.views import View, seeded
@@ -26,17 +27,7 @@ def measure(denoiser: Denoiser, view: View, curvature: CurvatureConfig, seed: in
     """
     levels, draws = view.noisy_latents.shape[:2]
     rows = [(level, draw) for level in range(levels) for draw in range(draws)]
-    done: list[tuple[Tensor, Tensor]] = []
-    size = curvature.batch_size
-    while len(done) < len(rows):
-        batch = rows[len(done) : len(done) + size]
-        try:
-            done += _measure_batch(denoiser, view, batch, curvature, seed)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            size = len(batch) // 2
-            torch.cuda.empty_cache()
+    done = in_batches(rows, curvature.batch_size, lambda part: _measure_batch(denoiser, view, part, curvature, seed))
     rho, epsilon = (torch.stack(parts) for parts in zip(*done, strict=True))
     return Measurement(
         CurvatureMap(rho.reshape(levels, -1, *rho.shape[-2:])),

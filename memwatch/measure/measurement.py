@@ -54,7 +54,7 @@ class Observation:
         probe: what was looked at.
         timesteps: one per noise level.
         now: the current model with the probe's prompt.
-        unconditional: the current model without it, at the first noise draws; ``None`` where it was not looked at.
+        unconditional: the current model without it, at the same noisy latents; ``None`` where it was not looked at.
         baseline: the earlier model with the prompt; ``None`` where there is nothing earlier.
         baseline_step: the optimizer step of ``baseline``; ``None`` where it has none (LoRA off, or weights from a
             file).

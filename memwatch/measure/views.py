@@ -15,6 +15,7 @@ from torch import Tensor
 
 from memwatch.config import LevelsConfig, SamplingConfig
 from memwatch.denoiser import Conditioning, Denoiser
+from memwatch.measure.batches import in_batches
 from memwatch.measure.prepare import PreparedProbe
 
 
@@ -149,19 +150,13 @@ def generate(
         seeds: n of them, each of one generation.
         batch_size: generations at a time, at least 1.
     """
-    done: list[Tensor] = []
-    while len(done) < len(seeds):
-        batch = seeds[len(done) : len(done) + batch_size]
-        try:
-            x = initial_noise(denoiser, batch, side)
-            s = sample(denoiser, scheduler, sampling, x, [conditioning] * len(batch), unconditional)
-            done += s.latents.float().cpu()
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            batch_size = len(batch) // 2
-            torch.cuda.empty_cache()
-    return torch.stack(done)
+
+    def finished(batch: Sequence[int]) -> Tensor:
+        x = initial_noise(denoiser, batch, side)
+        s = sample(denoiser, scheduler, sampling, x, [conditioning] * len(batch), unconditional)
+        return s.latents.float().cpu()
+
+    return torch.stack(in_batches(seeds, batch_size, finished))
 
 
 def prompt_view(
