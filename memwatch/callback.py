@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,20 @@ from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
 from memwatch.faults import Faults, PartError
-from memwatch.guard import GuardedLoader, hook_end_training
+from memwatch.guard import GuardedLoader, hook_end_training, rows_per_device
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.judge.proof import prove
+from memwatch.judge.screen import chosen
 from memwatch.judge.stop import decide_stop
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.fingerprint import fingerprints
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
+from memwatch.pace import choose_pace, planned_events, seconds_of_event
 from memwatch.ranks import Ranks
 from memwatch.report.files import FileSink
-from memwatch.report.hello import say_hello
+from memwatch.report.hello import say_hello, say_pace
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
 from memwatch.resume import Progress, hook_checkpoints, warn_of_baselines
@@ -38,6 +40,7 @@ from memwatch.run_folder import RunFolder
 logger = logging.getLogger("memwatch")
 
 ENTERING, LOOKING, KEEPING = "making room in output_dir", "looking at the model", "keeping what was seen"
+SCREENING = "choosing what to measure"
 JUDGING, STOPPING, REPORTING = "judging what was seen", "deciding whether to stop", "writing the report"
 RESUMING = "going on from the checkpoint"
 
@@ -121,7 +124,8 @@ class MemWatch:
         self.folder = RunFolder(Path(self.config.output_dir))
         stores = open_stores(self.folder.folder, self.config.snapshots, self.ranks)
         fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(Path(file))
-        self.baselines = Baselines(self.config.signals, *stores, fixed, fingerprints(self.config, self.observer.probes))
+        marks = fingerprints(self.config, self.observer.probes, str(accelerator.mixed_precision))
+        self.baselines = Baselines(self.config.signals, *stores, fixed, marks)
         self.faults = Faults(strict=self.config.strict)
         self.sinks = Sinks(FileSink(self.folder.folder), self.faults)
         self._progress, self._closed = self._fresh(), False
@@ -135,11 +139,14 @@ class MemWatch:
 
     def guard(self, dataloader: Any) -> Any:
         """``dataloader``, but the baseline comes before its first batch, and iteration ends when a stop is decided."""
+        if (rows := rows_per_device(dataloader, self.accelerator.num_processes)) is not None:
+            self.observer.limit_batches(rows)
         return GuardedLoader(dataloader, self.begin, lambda: self.should_stop)
 
     def begin(self, step: int = 0) -> Report | None:
         """Take the first baseline, unless there is one. ``guard`` calls it; a loop without it may, on every rank."""
-        return self._event(step) if self._progress.last_step is None else None
+        with self._timed(step):
+            return self._event(step) if self._progress.last_step is None else None
 
     def on_step_end(self, step: int) -> Report | None:
         """Call after every optimizer step, on every rank. Returns the event's report, or ``None`` when none is due.
@@ -148,12 +155,40 @@ class MemWatch:
         """
         if self._closed:
             return None
-        last, every = self._progress.last_step, self.config.every_steps
-        if last is None:
-            hint = "iterate over watch.guard(dataloader)"
-            logger.warning("memwatch takes its first baseline only now, after step %d: %s", step, hint)
-            return self._event(step)
-        return self._event(step) if step // every > last // every else None  # also when numbers are skipped
+        with self._timed(step):
+            if (last := self._progress.last_step) is None:
+                hint = "iterate over watch.guard(dataloader)"
+                logger.warning("memwatch takes its first baseline only now, after step %d: %s", step, hint)
+                return self._event(step)
+            every = self.every_steps
+            is_due = every is not None and step // every > last // every  # also when numbers are skipped
+            return self._event(step) if is_due else None
+
+    @contextmanager
+    def _timed(self, step: int) -> Iterator[None]:
+        """Inside is memwatch's time, outside the loop's."""
+        clock = self._progress.clock
+        clock.arrive(step)
+        try:
+            yield
+        finally:
+            clock.leave(step)
+
+    @property
+    def every_steps(self) -> int | None:
+        """Optimizer steps between events: the user's, or memwatch's own choice; ``None`` until it has chosen.
+
+        All ranks have timed the same steps by then, and take rank 0's choice.
+        """
+        progress, observer = self._progress, self.observer
+        step_seconds = progress.clock.step_seconds
+        if self.config.every_steps is None and progress.every_steps is None and step_seconds is not None:
+            event = seconds_of_event(progress.clock.first, observer.passes, self.config.full_every)
+            pace = self.ranks.broadcast(choose_pace(step_seconds, progress.clock.first, event, self.config))
+            progress.every_steps = pace.every_steps
+            if self.accelerator.is_main_process:
+                say_pace(pace, self.config)
+        return self.config.every_steps or progress.every_steps
 
     @property
     def should_stop(self) -> bool:
@@ -178,17 +213,21 @@ class MemWatch:
 
         What fails costs this event, on every rank, and is tried again at the next one.
         """
-        if self._closed or any(map(self.faults.is_off, (ENTERING, LOOKING, KEEPING, JUDGING, STOPPING))):
+        if self._closed or any(map(self.faults.is_off, (ENTERING, LOOKING, SCREENING, KEEPING, JUDGING, STOPPING))):
             return None
         started, together, progress = time.perf_counter(), self.ranks.together, self._progress
         judgement, failure = Judgement(), None
-        progress.last_step = step
+        progress.last_step, full = step, self._is_full()
+        progress.events += 1
         try:
-            observations = self._observe(step)
+            seen = self._observe(step, full)
             read = self.observer.trainable_weights
-            together(KEEPING, self.faults, lambda: self.baselines.remember(step, observations, read, self.faults))
+            together(KEEPING, self.faults, lambda: self.baselines.remember(step, seen, read, self.faults))
+            self.baselines.settle()
+            observations = self.observer.in_order(seen)
+            planned = planned_events(self.config.max_train_steps, self.every_steps)
             judgement = together(
-                JUDGING, self.faults, lambda: judge_event(observations, progress.states, step, self.config)
+                JUDGING, self.faults, lambda: judge_event(observations, progress.states, step, self.config, planned)
             )
             found = prove(judgement.findings, observations, self.observer, self.faults, progress.stop.copied)
             judgement = replace(judgement, findings=found)
@@ -198,25 +237,45 @@ class MemWatch:
             judgement, failure = Judgement(), str(failed)
         self.faults.count = self.ranks.largest(self.faults.count)  # a disk may be full on one machine only
         seconds, calibrated, errors = time.perf_counter() - started, self.observer.has_controls, self.faults.count
+        progress.clock.first = progress.clock.first or seconds
         report = Report(step, self.config, judgement, calibrated, seconds, errors, self.stop_reason, failure=failure)
-        return self._write(report)
+        return self._write(replace(report, overhead=progress.clock.overhead))
 
-    def _observe(self, step: int) -> list[Observation]:
-        """Every rank looks at its share, and all get everything in the order of the probes."""
+    def _is_full(self) -> bool:
+        """Whether the coming event measures curvature on everything, whatever the screen says."""
+        events = self._progress.events
+        return not self.config.screens or (events > 0 and events % self.config.full_every == 0)
+
+    def _observe(self, step: int, full: bool) -> list[Observation]:
+        """The screen's observations of everything, then those with curvature; the same on every rank."""
         if not self._progress.has_entered:
             self._enter(self._progress.run)
             self._progress.has_entered = True
-        mine = self.ranks.together(LOOKING, self.faults, lambda: self._look(step))
-        return self.observer.in_order(self.ranks.gather(mine))
+        self.observer.forget_generations()
+        everything = {p.name for p in self.observer.probes}
+        screened = self._look(step, everything, curvature=False) if self.config.screens else []
+        if full:
+            return screened + self._look(step, everything)
+        now_or_never = set() if self.ranks.swappable else {o.name for o in screened if o.baseline is None}
+        names = self.ranks.together(SCREENING, self.faults, lambda: chosen(screened, self.config))
+        return screened + self._look(step, names | now_or_never)
 
-    def _look(self, step: int) -> list[Observation]:
-        """This rank's share."""
+    def _look(self, step: int, names: Collection[str], *, curvature: bool = True) -> list[Observation]:
+        """Every rank looks at its share, and all get everything."""
+        if not names:
+            return []
         last_clean = {name: state.last_clean for name, state in self._progress.states.items()}
-        hidden = not self.accelerator.is_main_process
-        with self.observer.borrowed():
-            share = self.ranks.share(self.observer.probes)  # as a trained text encoder understands them now
-            with tqdm(total=len(share), desc=f"memwatch step {step}", leave=False, disable=hidden, unit="probe") as bar:
-                return self.observer.observe(share, self.baselines, last_clean, bar.update)
+        hidden, what = not self.accelerator.is_main_process, "curvature" if curvature else "screen"
+
+        def look() -> list[Observation]:
+            with self.observer.borrowed():
+                share = self.ranks.share(self.observer.probes)  # as a trained text encoder understands them now
+                share = [p for p in share if p.name in names]
+                title = f"memwatch step {step}, {what}"
+                with tqdm(total=len(share), desc=title, leave=False, disable=hidden, unit="probe") as bar:
+                    return self.observer.observe(share, self.baselines, last_clean, bar.update, curvature=curvature)
+
+        return self.ranks.gather(self.ranks.together(LOOKING, self.faults, look))
 
     def _write(self, report: Report) -> Report:
         """To all sinks, by the main process, which alone draws pictures."""

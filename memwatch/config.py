@@ -34,16 +34,21 @@ class LevelsConfig:
             1000``.
         draws: noise draws per level, at least 1. With ``sampling.look: last_step``, draws of test vectors for prompt
             probes.
+        screen_draws: noise draws per level of the screen, which runs the network forward only; at least 1, at most
+            ``draws``.
     """
 
     timesteps: tuple[int, ...] = (141, 301, 501, 701)
     draws: int = 4
+    screen_draws: int = 1
 
     def __post_init__(self) -> None:
         increasing = list(self.timesteps) == sorted(set(self.timesteps))
         ok = len(self.timesteps) > 0 and increasing and min(self.timesteps) >= 0
         require(ok, "levels.timesteps", self.timesteps, "one or more increasing timesteps, 0 or greater")
         require(self.draws >= 1, "levels.draws", self.draws, "1 or greater")
+        ok, allowed = 1 <= self.screen_draws <= self.draws, f"1 to levels.draws ({self.draws})"
+        require(ok, "levels.screen_draws", self.screen_draws, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +57,29 @@ class CurvatureConfig:
 
     Attributes:
         vectors: test vectors per noise draw, at least 1.
-        tile: test vectors are orthogonal over this many neighbouring coordinates; a power of two that divides
-            ``vectors``, and 1 means independent ones.
-        batch_size: noisy latents per forward pass. It is halved when memory runs out.
+        tile: test vectors come in blocks of this many, over ``vectors`` and the noise draws of a level; in the mean
+            over a block neighbouring coordinates do not disturb each other. A power of two that divides ``vectors`` or
+            is a multiple of it; 1 means independent ones.
+        batch_size: noisy latents per forward pass. It is halved when memory runs out, for the rest of the
+            run. On a GPU it is at most the batch size of the guarded dataloader.
     """
 
     vectors: int = 2
-    tile: int = 2
+    tile: int = 8
     batch_size: int = 8
 
     def __post_init__(self) -> None:
         require(self.vectors >= 1, "curvature.vectors", self.vectors, "1 or greater")
-        ok = self.tile >= 1 and self.tile & (self.tile - 1) == 0 and self.vectors % self.tile == 0
-        require(ok, "curvature.tile", self.tile, f"a power of two that divides curvature.vectors ({self.vectors})")
+        ok = self.tile >= 1 and self.tile & (self.tile - 1) == 0
+        ok = ok and max(self.vectors, self.tile) % min(self.vectors, self.tile) == 0
+        allowed = f"a power of two that divides curvature.vectors ({self.vectors}) or is a multiple of it"
+        require(ok, "curvature.tile", self.tile, allowed)
         require(self.batch_size >= 1, "curvature.batch_size", self.batch_size, "1 or greater")
+
+    @property
+    def replicates(self) -> int:
+        """Replicates of the retained variance per noise draw: the blocks in it; one where blocks span draws."""
+        return max(1, self.vectors // self.tile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,22 +138,22 @@ class SignalsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How prompts are sampled: by DDIM, as in the paper; rectified flow (SD 3, Flux) by Euler steps.
+    """How prompts are sampled: by DPM-Solver++ (2M), second order, which needs fewer steps than DDIM.
 
     Attributes:
         look: where prompt probes are looked at. ``generation``: the finished generations are noised again, and looked
-            at as the images of reference probes are. ``last_step``: at the last sampling step, as in the paper; the
-            noise there is not known, so there is no loss.
+            at as the images of reference probes are. ``last_step``: at the last sampling step of DDIM (rectified flow:
+            of Euler), as in the paper; the noise there is not known, so there is no loss.
         seeds: generations per prompt probe, with seeds in a row, pooled into one map; at least 1, rounded down to a
             divisor of ``levels.draws``. With ``last_step`` 1 alone.
-        num_inference_steps: sampling steps, at least 2.
+        num_inference_steps: sampling steps, at least 2; the paper takes 50 with ``last_step``.
         guidance_scale: classifier-free guidance, at least 1; 1 is none. Flux (distilled) and unconditional models do
             without.
     """
 
     look: str = "generation"
     seeds: int = 4
-    num_inference_steps: int = 25
+    num_inference_steps: int = 15
     guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
@@ -236,18 +250,19 @@ class StopConfig:
 class ProofConfig:
     """Proof by generation: whether a probe that becomes suspicious or memorized comes out when its caption is sampled.
 
-    Guidance is ``sampling.guidance_scale``. Prompt probes are generations already, and are not sampled again.
+    Guidance is ``sampling.guidance_scale``. Prompt probes are generations already, and are not sampled again, nor is a
+    caption of which a prompt probe has enough.
 
     Attributes:
         enabled: whether to generate. The autoencoder then stays in memory.
         seeds: generations per probe, at least 1. Probes with the same caption share theirs.
-        num_inference_steps: sampling steps, at least 2.
+        num_inference_steps: sampling steps of DPM-Solver++ (2M), at least 2.
         max_probes: probes per event, worst first, at least 1.
     """
 
     enabled: bool = True
     seeds: int = 4
-    num_inference_steps: int = 25
+    num_inference_steps: int = 15
     max_probes: int = 4
 
     def __post_init__(self) -> None:
@@ -292,7 +307,15 @@ class MemWatchConfig:
     """Everything that can be set. Relative paths are relative to the working directory.
 
     Attributes:
-        every_steps: optimizer steps between events, at least 1.
+        every_steps: optimizer steps between events, at least 1; null lets memwatch choose, see ``overhead``.
+        overhead: the share of training time that memwatch may take, in (0, 1), when it chooses ``every_steps`` itself.
+            It times the first steps and chooses once, see ``memwatch/pace.py``.
+        max_train_steps: optimizer steps of the whole run, if known; null otherwise. A plan for overhead and false
+            alarms, never a limit.
+        screen: at every event run the network forward only on all probes and controls, and measure curvature just where
+            that shows more than chance. False measures everything at every event. It takes the loss term and a baseline
+            that stays (``first``, ``base``, ``path:FILE``); with other settings everything is measured as well.
+        full_every: every so many events everything is measured with curvature all the same, at least 1.
         output_dir: where history, maps, pictures, ledger and snapshots go.
         probes: an image folder, a text file with one prompt per line, or a list of prompts. The ``probes`` argument
             goes first.
@@ -302,10 +325,16 @@ class MemWatchConfig:
         resolution: side of probe images in pixels, a multiple of the autoencoder's scale; null takes the model's own.
         seed: of noise draws, test vectors and prompt probes without a seed of their own.
         weights: ``live``, or ``ema`` to watch the averaged weights (needs the ``ema`` argument).
+        precision: ``full`` looks in the type of the model's weights, ``loop`` in the mixed precision of the loop's
+            accelerator. In bf16 log ratios differ by 0.01 from float32, at most an eighth of their standard error.
         strict: raise on failures that would otherwise cost memwatch a look or a row, with a warning.
     """
 
-    every_steps: int = 500
+    every_steps: int | None = None
+    overhead: float = 0.02
+    max_train_steps: int | None = None
+    screen: bool = True
+    full_every: int = 8
     output_dir: str = "memwatch"
     probes: str | tuple[str, ...] | None = None
     controls: str | tuple[str, ...] | None = None
@@ -313,6 +342,7 @@ class MemWatchConfig:
     resolution: int | None = None
     seed: int = 0
     weights: str = "live"
+    precision: str = "full"
     strict: bool = False
     levels: LevelsConfig = field(default_factory=LevelsConfig)
     curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
@@ -326,23 +356,34 @@ class MemWatchConfig:
     heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
 
     def __post_init__(self) -> None:
-        require(self.every_steps >= 1, "every_steps", self.every_steps, "1 or greater")
+        for key in ("every_steps", "max_train_steps"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, key, value, "1 or greater, or null")
+        require(0 < self.overhead < 1, "overhead", self.overhead, "greater than 0, below 1")
+        require(self.full_every >= 1, "full_every", self.full_every, "1 or greater")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder's path")
         ok = self.resolution is None or self.resolution >= 8
         require(ok, "resolution", self.resolution, "8 or greater, or null")
         require(self.weights in ("live", "ema"), "weights", self.weights, "live, ema")
+        require(self.precision in ("full", "loop"), "precision", self.precision, "full, loop")
         copied = self.stop.require_copy
         require(self.proof.enabled or not copied, "stop.require_copy", copied, "false, because proof.enabled is false")
         self._require_replicates()
 
     def _require_replicates(self) -> None:
         """Every number that decides needs an error bar, hence two replicates."""
-        vectors, tile, draws = self.curvature.vectors, self.curvature.tile, self.levels.draws
-        terms = self.signals.terms
-        why = f"with curvature.vectors = curvature.tile = {tile}: one replicate has no error bar"
-        require(draws * vectors // tile >= 2, "levels.draws", draws, f"2 or greater {why}")
+        draws, terms = self.levels.draws, self.signals.terms
+        why = "with one block of test vectors (curvature.tile) per draw: one replicate has no error bar"
+        require(draws * self.curvature.replicates >= 2, "levels.draws", draws, f"2 or greater {why}")
         why = f"with signals.terms = {terms}: a loss has one replicate per draw"
         require(draws >= 2 or terms == "variance", "levels.draws", draws, f"2 or greater {why}")
+
+    @property
+    def screens(self) -> bool:
+        """Whether events are screened, see ``screen``."""
+        stays = self.signals.baseline_is_fixed or self.signals.baseline_parts[0] == "first"
+        has_loss = self.signals.terms != "variance" and self.sampling.look == "generation"
+        return self.screen and stays and has_loss
 
     @property
     def seeds(self) -> int:

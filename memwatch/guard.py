@@ -64,6 +64,18 @@ class GuardedLoader:
         return self._dataloader.__class__  # accelerate's own loaders say DataLoader here, too
 
 
+def rows_per_device(dataloader: Any, num_processes: int) -> int | None:
+    """Rows of one batch on one device; ``None`` where the dataloader does not say.
+
+    >>> from torch.utils.data import DataLoader
+    >>> rows_per_device(DataLoader([1, 2, 3, 4], batch_size=2), num_processes=1)
+    2
+    """
+    total = getattr(dataloader, "total_batch_size", None)  # accelerate's loaders
+    rows = total // num_processes if isinstance(total, int) else getattr(dataloader, "batch_size", None)
+    return max(1, rows) if isinstance(rows, int) else None
+
+
 def hook_end_training(accelerator: Any, close: Callable[[], None]) -> None:
     """Call the bound method ``close`` first when ``accelerator.end_training()`` is called, on every rank.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate.utils import gather_object
+from accelerate.utils import AutocastKwargs, gather_object
 from torch import nn
 
 from memwatch.config import MemWatchConfig, require
@@ -82,6 +82,16 @@ class Ranks:
                 config.signals.baseline,
                 f"first, previous, lag:N or last_clean {under}",
             )
+
+    def mixed_precision(self) -> AbstractContextManager[Any]:
+        """The loop's own, as ``accelerator.autocast`` enters it.
+
+        Without a cache: low-precision copies of weights that were made without gradients would reach a surrounding
+        autocast of the loop.
+        """
+        handler = self.accelerator.autocast_handler or AutocastKwargs()
+        context: AbstractContextManager[Any] = self.accelerator.autocast(replace(handler, cache_enabled=False))
+        return context
 
     def forward_module(self, model: nn.Module) -> nn.Module:
         """The module that memwatch calls instead of the wrapped model.

@@ -16,6 +16,7 @@ from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.stop import StopState
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.probes import Probe
+from memwatch.pace import Clock
 from memwatch.ranks import Ranks
 from memwatch.run_folder import write_json
 
@@ -31,27 +32,41 @@ class Progress:
 
     Attributes:
         run: its id.
-        last_step: of the last event; ``None`` before the first.
+        last_step: of the last event; ``None`` before the first. events: how many there were.
+        every_steps: optimizer steps between events, as memwatch chose them; ``None`` until then.
         states: by probe, what the judge remembers.
         has_entered: whether ``output_dir`` holds this run's files already. A checkpoint does not keep it.
+        clock: seconds of training and of memwatch.
     """
 
     run: str
     last_step: int | None = None
+    events: int = 0
+    every_steps: int | None = None
     stop: StopState = StopState()  # noqa: RUF009  # frozen
     states: dict[str, ProbeState] = field(default_factory=dict)
     has_entered: bool = False
+    clock: Clock = field(default_factory=Clock)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         states = {name: asdict(state) | {"verdict": str(state.verdict)} for name, state in self.states.items()}
-        return {"run": self.run, "last_step": self.last_step, "stop": asdict(self.stop), "states": states}
+        counted = {key: getattr(self, key) for key in ("run", "last_step", "events", "every_steps")}
+        return counted | {"clock": self.clock.to_dict(), "stop": asdict(self.stop), "states": states}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Progress:
         """The inverse; other keys are passed over."""
         states = {n: ProbeState(**(s | {"verdict": Verdict(s["verdict"])})) for n, s in saved["states"].items()}
-        return cls(saved["run"], saved["last_step"], StopState(**saved["stop"]), states)
+        return cls(
+            saved["run"],
+            saved["last_step"],
+            saved.get("events", 0),
+            saved.get("every_steps"),
+            StopState(**saved["stop"]),
+            states,
+            clock=Clock(**saved.get("clock", {})),
+        )
 
 
 class Resumable(Protocol):
@@ -141,7 +156,8 @@ def warn_of_baselines(baselines: Baselines, probes: Sequence[Probe], complete: b
         complete: whether all that the checkpoint refers to is still in ``folder``.
     """
     if not complete:
-        logger.warning("memwatch: some earlier baselines are missing from %s; later ones are used instead", folder)
+        instead = "probes that need them are compared with a later event"
+        logger.warning("memwatch: some earlier baselines are missing from %s; %s", folder, instead)
     if names := baselines.without_earlier(probes):
         who = f"{', '.join(names[:5])}{' and others' if names[5:] else ''}"
         why = "settings or probes are not those of the checkpoint"

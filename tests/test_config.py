@@ -31,10 +31,11 @@ BAD = {
     "output_dir": [""],
     "resolution": [0, 7],
     "weights": ["EMA", ""],
+    "precision": ["bf16", ""],
     "levels.timesteps": [[], [2, 1], [1, 1], [-1, 2]],
     "levels.draws": [0],
     "curvature.vectors": [0],
-    "curvature.tile": [0, -2, 3, 16],
+    "curvature.tile": [0, -2, 3],
     "curvature.batch_size": [0],
     "signals.terms": ["score", "", "log_ratio"],
     "signals.against": ["first", ""],
@@ -128,7 +129,7 @@ def test_a_key_that_is_gone_says_why():
     ],
 )
 def test_what_decides_needs_two_replicates(terms, draws, refused):
-    """16 vectors in blocks of 2: one draw has 8 replicates of the variance, but one of the loss."""
+    """16 vectors in blocks of 8: one draw has 2 replicates of the variance, but one of the loss."""
     given = {"levels": {"draws": draws}, "curvature": {"vectors": 16}, "signals": {"terms": terms}}
     if refused is None:
         assert load_config(given).levels.draws == draws

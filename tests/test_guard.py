@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
+from torch.utils.data import DataLoader
 
-from memwatch.guard import MANY, TOO_MANY, GuardedLoader
+from memwatch.guard import MANY, TOO_MANY, GuardedLoader, rows_per_device
 
 FIX = "write 'while global_step < max_steps and not watch.should_stop:'"
 
@@ -44,3 +46,12 @@ def test_passes_without_a_stop_are_not_counted(caplog):
         for _ in range(TOO_MANY + 1):
             assert list(loader) == []
     assert caplog.messages == []
+
+
+def test_rows_per_device():
+    rows = list(range(8))
+    assert rows_per_device(DataLoader(rows, batch_size=3), 1) == 3
+    assert rows_per_device(DataLoader(rows, batch_size=None), 1) is None
+    assert rows_per_device(iter(rows), 1) is None
+    assert rows_per_device(SimpleNamespace(total_batch_size=8), 4) == 2  # accelerate's, over all processes
+    assert rows_per_device(SimpleNamespace(total_batch_size=2), 4) == 1

@@ -16,6 +16,7 @@ LAYERS = [  # each knows itself and those before it
     {"ranks"},
     {"measure"},
     {"judge"},
+    {"pace"},
     {"report"},
     {"resume"},
     {"callback"},

@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     before = embedding.detach().clone()
     common.init_trackers(accelerator, "textual-inversion", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
+    options |= {"max_train_steps": plan.max_train_steps}  # memwatch
     options |= {"probes": args.memwatch_probes or rows[:8], "controls": args.memwatch_controls}  # memwatch
     options |= {"text_encoder": text_encoder, "tokenizer": tokenizer}  # memwatch
     options |= {"vae": vae, "scheduler": noise_scheduler}  # memwatch

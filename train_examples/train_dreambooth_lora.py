@@ -162,6 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     common.checkpoint_only_trainable(accelerator)
     common.init_trackers(accelerator, "dreambooth-lora", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
+    options |= {"max_train_steps": plan.max_train_steps}  # memwatch
     options |= {"probes": args.memwatch_probes or instance[:8], "controls": args.memwatch_controls}  # memwatch
     options |= {**frozen, "scheduler": noise_scheduler}  # memwatch
     watch = MemWatch(accelerator, unet, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch

@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     common.checkpoint_only_trainable(accelerator)
     common.init_trackers(accelerator, "lora-sd3", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution, "vae": vae}  # memwatch
+    options |= {"max_train_steps": plan.max_train_steps}  # memwatch
     options |= {"probes": args.memwatch_probes or rows[:8], "controls": args.memwatch_controls}  # memwatch
     watch = MemWatch(accelerator, transformer, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
 

@@ -252,6 +252,7 @@ def main(argv: list[str] | None = None) -> None:
         options |= {"probes": args.memwatch_probes or run.rows[:8], "controls": args.memwatch_controls}  # memwatch
         options |= {**run.frozen, "scheduler": run.noise_scheduler, "ema": run.ema}  # memwatch
         options |= {"output_dir": args.output_dir / "memwatch"}  # memwatch
+        options |= {"max_train_steps": run.plan.max_train_steps}  # memwatch
         path = args.pretrained_model_name_or_path  # memwatch
         watch = MemWatch(accelerator, run.unet, path, **options)  # memwatch
 

@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     unet, optimizer, train_dataloader, lr_scheduler = prepared
     common.init_trackers(accelerator, "text-to-image-sdxl", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution, "vae": vae}  # memwatch
+    options |= {"max_train_steps": plan.max_train_steps}  # memwatch
     options |= {"probes": args.memwatch_probes or rows[:8], "controls": args.memwatch_controls}  # memwatch
     watch = MemWatch(accelerator, unet, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
 

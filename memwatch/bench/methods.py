@@ -132,14 +132,20 @@ def at_levels(method: Method, run: Finished, name: str, step: int) -> CurvatureM
     if method.signal in ALGEBRA:
         terms, against = ALGEBRA[method.signal]
         values = decide(s, terms, against, expected_of_controls(run, name, terms, *compared))
-        return CurvatureMap(torch.zeros_like(s.raw.samples)) if values is None else values  # images without captions
+        return nothing(s) if values is None else values  # images without captions
     if method.signal.endswith("_null") and s.unconditional is None:
-        return CurvatureMap(torch.zeros_like(s.raw.samples))
+        return nothing(s)
     values = other_signal(method.signal, s, partial(run.observation, name, *compared))
     chosen = s.unconditional if method.signal.endswith("_null") else s.snapshot
-    if chosen is None or method.draws == 1:  # one draw has no error to gate by
+    if chosen is None or chosen.is_free is None or method.draws == 1:  # one draw has no error to gate by
         return values
     return CurvatureMap(values.samples.where(chosen.is_free[:, None], 0.0))
+
+
+def nothing(s: Signals) -> CurvatureMap:
+    """A map of zeros, as large as the others."""
+    assert s.raw is not None  # the benchmark always measures curvature
+    return CurvatureMap(torch.zeros_like(s.raw.samples))
 
 
 def earlier_step(method: Method, run: Finished, step: int) -> int | None:
@@ -203,7 +209,7 @@ def other_signal(signal: str, s: Signals, observe: Callable[[], Observation]) ->
         case "log_ratio_unfloored":
             o = observe()
             assert o.baseline is not None
-            earlier, now = (m.rho.smooth(SMOOTH).mean.clamp(min=SMALLEST_RHO) for m in (o.baseline, o.now))
+            earlier, now = (m.measured_rho.smooth(SMOOTH).mean.clamp(min=SMALLEST_RHO) for m in (o.baseline, o.now))
             return CurvatureMap(torch.log(earlier / now)[:, None])
         case "score" | "score_null":
             return maps[signal].smooth(SMOOTH)

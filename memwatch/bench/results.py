@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,8 @@ from memwatch.config import LevelsConfig, MemWatchConfig
 from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.audit import Audit
 from memwatch.judge.findings import Finding, Judgement, judge_event
+from memwatch.judge.screen import chosen
+from memwatch.measure.measurement import Measurement, Observation
 
 PATIENCE = 2
 
@@ -85,7 +87,7 @@ def run_method(method: Method, run: Finished) -> RunResult:
 
 
 def run_product(config: MemWatchConfig, run: Finished) -> RunResult:
-    """memwatch itself as configured: its own regions, controls, verdicts and patience, on what the run measured.
+    """memwatch itself as configured: its own screen, regions, controls, verdicts and patience, on what was measured.
 
     Raises:
         ValueError: the benchmark did not measure what the configuration asks for.
@@ -95,12 +97,14 @@ def run_product(config: MemWatchConfig, run: Finished) -> RunResult:
     result = RunResult(run)
     states: Mapping[str, ProbeState] = {}
     judgement = Judgement()
-    for step in run.steps[1:]:
+    for number, step in enumerate(run.steps[1:], start=1):
         observations = []
         for item in run.items:
             last_clean = states.get(item.name, ProbeState()).last_clean
             earlier = run.earlier_step(config.signals, step, last_clean)
             observations.append(run.observation(item.name, step, earlier, *sizes))
+        if config.screens and number % config.full_every:
+            observations = screened(observations, config)
         judgement = judge_event(observations, states, step, config)
         states = judgement.states
         for f in judgement.findings:
@@ -114,6 +118,29 @@ def run_product(config: MemWatchConfig, run: Finished) -> RunResult:
         if f.name in planted:
             keep_map(result, f)
     return result
+
+
+def screened(observations: Sequence[Observation], config: MemWatchConfig) -> list[Observation]:
+    """What a screened event leaves of observations that were measured in full."""
+    seen = [forward_only(o, config.levels.screen_draws) for o in observations]
+    names = chosen(seen, config)
+    return [o if o.name in names else s for o, s in zip(observations, seen, strict=True)]
+
+
+def forward_only(o: Observation, draws: int) -> Observation:
+    """The observation as the screen makes it: the first noise draws, without retained variances."""
+
+    def seen(m: Measurement | None) -> Measurement | None:
+        return None if m is None else Measurement(None, m.epsilon[:, :draws])
+
+    return replace(
+        o,
+        now=Measurement(None, o.now.epsilon[:, :draws]),
+        unconditional=seen(o.unconditional),
+        baseline=seen(o.baseline),
+        unconditional_baseline=seen(o.unconditional_baseline),
+        eps=None if o.eps is None else o.eps[:, :draws],
+    )
 
 
 def keep_map(result: RunResult, finding: Finding) -> None:

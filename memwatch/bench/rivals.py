@@ -61,7 +61,7 @@ def _held_out_loss(run: Finished, step: int) -> float:
 
 
 def all_ones(run: Finished, name: str, step: int) -> np.ndarray:
-    return np.ones(run.measurement(name, step).rho.samples.shape[-2:])
+    return np.ones(run.measurement(name, step).measured_rho.samples.shape[-2:])
 
 
 def published(key: str, baseline: str) -> Method:

@@ -154,7 +154,7 @@ class Finished:
 
         def pooled(key: str) -> Measurement:
             parts = [self.measurement(f"{key}/{name}/{seed}", step).first_draws(draws) for seed in range(seeds)]
-            rho = torch.cat([part.rho.samples for part in parts], dim=1)
+            rho = torch.cat([part.measured_rho.samples for part in parts], dim=1)
             return Measurement(CurvatureMap(rho), torch.cat([part.epsilon for part in parts], dim=1))
 
         now, channels = pooled("renoised"), self.tensors(self.steps[0])[f"{self.items[0].name}/epsilon"].shape[2:]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
     "bench": ("memwatch.cli.bench", "the planted-memorization benchmark: train, measure, compare"),
+    "cost": ("memwatch.cli.cost", "what watching a model costs on this machine: seconds, memory, share of training"),
     "eval": ("memwatch.cli.evaluate", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
     "promise": ("memwatch.cli.promise", "simulate how often a run in which nothing is stored raises an alarm"),
     "scan": ("memwatch.cli.scan", "look for what finished checkpoints have stored"),

@@ -17,6 +17,7 @@ from memwatch.bench.results import run_product
 from memwatch.bench.rivals import RIVALS
 from memwatch.bench.rows import all_rows
 from memwatch.bench.runs import finished_runs
+from memwatch.bench.screening import screen_table
 from memwatch.bench.sscd import read_sscd
 from memwatch.bench.tables import null_table, stored_table
 from memwatch.bench.train import Run, read_base, run_one
@@ -25,6 +26,7 @@ from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
 
 TINY_SD = Path("train_examples", "assets", "tiny-sd")  # in a clone
+RESULTS = Path("train_examples", "results")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +41,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, help="of torch; to run several of these side by side")
     add("--config", type=Path, help="what counts as the default (the shipped one)")
     add("--sscd", type=Path, help="TorchScript file of SSCD: a second opinion on copies, in the report")
+    help_ = "only measure what memwatch costs beside the published procedure, and write it here (%(const)s)"
+    add("--cost", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
+    help_ = "networks of --cost: tiny-sd, and of Stable Diffusion 1.5's size at 32x32 and 64x64 (default: all)"
+    add("--cost-models", nargs="*", metavar="NAME", help=help_)
     help_ = "only compare what is there, and write it here (%(const)s)"
-    add("--report", type=Path, nargs="?", const=Path("train_examples", "results"), help=help_)
+    add("--report", type=Path, nargs="?", const=RESULTS, help=help_)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{option}: got {value}, allowed: 1 or greater")
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.cost is not None:
+        cost(args.output, args.cost, load_config(args.config), args.cost_models, args.base)
+        return 0
     if args.report is not None:
         compare(args.output, args.report, load_config(args.config), args.sscd, [*all_methods(), *RIVALS], args.base)
         return 0
@@ -92,6 +101,26 @@ def find_base(given: Path | None) -> Path:
     raise ValueError(f"--base: missing, and there is no {looked}; pass the tiny-sd folder of a clone of memwatch")
 
 
+def cost(
+    folder: Path, results: Path, config: MemWatchConfig, models: Sequence[str] | None, base: Path | None = None
+) -> None:
+    """What memwatch costs beside the published procedure, written to ``results``.
+
+    Raises:
+        ValueError: a model that is not known.
+    """
+    from memwatch.bench.cost import MODELS
+    from memwatch.bench.cost_page import measure_all, write
+
+    chosen = MODELS if models is None else tuple(models)
+    if unknown := [name for name in chosen if name not in MODELS]:
+        raise ValueError(f"--cost-models: got {unknown[0]!r}, allowed: {', '.join(MODELS)}")
+    found = measure_all(find_base(base), folder, config, chosen)
+    named = f" --cost-models {' '.join(chosen)}" if models is not None else ""
+    write(found, results, f"memwatch bench --output {folder} --cost {results}{named}")
+    print(f"costs: {results / 'cost.md'}")
+
+
 def compare(
     folder: Path,
     results: Path,
@@ -116,6 +145,7 @@ def compare(
     prompts, proofs = prompt_table(product, config), proof_table(product, read_base(find_base(base))[1].vae)
     nulls = [run_product(config, run) for run in finished_runs(folder) if not run.planted]
     told = null_table(nulls) if nulls else ()
-    extras = Extras(stored_table(product, descriptor), told, prompts, proofs)
+    screens = screen_table([*product, *nulls], config)
+    extras = Extras(stored_table(product, descriptor), told, prompts, proofs, screens)
     write(rows, extras, results, f"memwatch bench --output {folder} --report {results}")
     print(f"{len(product)} planted runs, {len(nulls)} without, {len(rows)} rows: {results / 'README.md'}")

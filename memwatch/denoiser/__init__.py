@@ -4,8 +4,8 @@ Every family becomes ``epsilon = denoiser(noisy_latents, timesteps, conditioning
 subclass of ``Denoiser``, and one entry in ``families.FAMILIES``.
 """
 
-from memwatch.denoiser.base import Conditioning, Denoiser, dtype_of
-from memwatch.denoiser.borrow import borrow, unwrap
+from memwatch.denoiser.base import Conditioning, Denoiser, dtype_of, to_device
+from memwatch.denoiser.borrow import borrow, can_checkpoint, checkpointed, unwrap
 from memwatch.denoiser.components import Components, as_tuple, load_components
 from memwatch.denoiser.families import FAMILIES, family_of, make_denoiser
 from memwatch.denoiser.flux import Flux
@@ -26,9 +26,12 @@ __all__ = [
     "Unconditional",
     "as_tuple",
     "borrow",
+    "can_checkpoint",
+    "checkpointed",
     "dtype_of",
     "family_of",
     "load_components",
     "make_denoiser",
+    "to_device",
     "unwrap",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from memwatch.denoiser.components import Components
 from memwatch.denoiser.schedule import NoiseSchedule
 
 Conditioning = Mapping[str, Tensor]  # of one probe: no batch dimension, on the CPU
+LOWEST_LOG_SNR = -5.1  # log(alpha / sigma) where fast sampling begins: schedules that end in pure noise have no more
 
 
 class Denoiser(ABC):
@@ -31,6 +33,7 @@ class Denoiser(ABC):
             the gathered parameters after the first backward pass.
         guided: whether prompt probes are sampled with classifier-free guidance. False where the model has no
             unconditional branch, or is distilled.
+        precision: entered whenever the model is called; the loop's mixed precision, or nothing.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Denoiser(ABC):
     in_pixels: bool = False
     guided: bool = True
     reuse_graph: bool = True
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(self, model: nn.Module, schedule: NoiseSchedule) -> None:
         self.model = model
@@ -71,13 +75,26 @@ class Denoiser(ABC):
         """Warn about the words of a prompt that do not fit into the text encoder."""
         return None
 
-    def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:
-        """A scheduler ready to sample latents of ``side`` pixels: DDIM, as in the paper."""
-        from diffusers import DDIMScheduler
+    def sampler(self, scheduler: Any, num_inference_steps: int, side: int, fast: bool = False) -> Any:
+        """A scheduler ready to sample latents of ``side`` pixels, once: a fast one remembers its last steps.
 
-        ddim = DDIMScheduler.from_config(scheduler.config)
-        ddim.set_timesteps(num_inference_steps)
-        return ddim
+        Args:
+            fast: DPM-Solver++ (2M), second order, deterministic. Otherwise DDIM, as in the paper.
+        """
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+        if not fast:
+            solver = DDIMScheduler.from_config(scheduler.config)
+        else:
+            solver = DPMSolverMultistepScheduler(
+                num_train_timesteps=self.schedule.num_train_timesteps,
+                trained_betas=self.schedule.betas.tolist(),
+                prediction_type=self.schedule.prediction_type,
+                thresholding=self.in_pixels,  # the predicted image stays within [-1, 1], as DDIM clips it
+                lambda_min_clipped=LOWEST_LOG_SNR,
+            )
+        solver.set_timesteps(num_inference_steps)
+        return solver
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,6 +119,11 @@ class Denoiser(ABC):
         size = config_of(self.model, "sample_size")
         return size if isinstance(size, int) else size[0] if size else None
 
+    def output(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The model's own output in float32, see ``predict``; noisy latents of any type."""
+        with self.precision():
+            return self.predict(noisy_latents.to(self.dtype), timesteps, conditioning).float()
+
     def __call__(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The predicted noise, epsilon: float32, shape of ``noisy_latents``.
 
@@ -110,16 +132,23 @@ class Denoiser(ABC):
             timesteps: ``(b,)``.
             conditioning: as ``stack`` returns it.
         """
-        output = self.predict(noisy_latents.to(self.dtype), timesteps, conditioning)
-        return self.schedule.epsilon(output.float(), noisy_latents, timesteps)
+        return self.schedule.epsilon(self.output(noisy_latents, timesteps, conditioning), noisy_latents, timesteps)
 
     def stack(self, items: Sequence[Conditioning]) -> Conditioning:
         """One batch of several conditionings, on the model's device; floating-point tensors in its dtype."""
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            there = to_device(tensor, self.device)
+            return there.to(self.dtype) if tensor.is_floating_point() else there
 
         return {key: moved(torch.stack([item[key] for item in items])) for key in items[0]}
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``; to a GPU by way of pinned memory, so that the host does not wait for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def config_of(model: nn.Module, key: str) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,10 +28,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def borrow(*models: nn.Module) -> Iterator[None]:
-    """Inside, the networks run in eval mode, eagerly and without autocast.
+    """Inside, the networks run in eval mode, eagerly and without autocast; on CUDA by ``deterministic`` kernels.
 
     Afterwards the networks and every random number generator are exactly as they were, also after an exception.
-    accelerate's mixed-precision wrapper enters autocast by itself, so it is bypassed and not only disabled.
+    Gradient checkpointing stays on where training uses it, since diffusers does not ask for the mode. accelerate's
+    mixed-precision wrapper enters autocast by itself, so it is bypassed and not only disabled.
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     forwards = [(model, model.__dict__["forward"]) for model in models if "_original_forward" in model.__dict__]
@@ -41,6 +44,7 @@ def borrow(*models: nn.Module) -> Iterator[None]:
             if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch.autocast(_device_type(models), enabled=False))
+            stack.enter_context(deterministic())
             for model in models:
                 model.eval()
             for model, _ in forwards:
@@ -57,6 +61,74 @@ def borrow(*models: nn.Module) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Inside, CUDA gives the same numbers for the same input, in float32 without TF32; nothing happens without CUDA.
+
+    cuBLAS reads its variable when a process starts, so memwatch cannot set it. Without
+    ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` PyTorch lets the backward passes of attention add up in any order, and a model
+    that is compared with itself reads 0 up to rounding.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        yield
+        return
+    settings = deterministic_settings()
+    before, mode = [getattr(owner, name) for owner, name, _ in settings], torch.get_deterministic_debug_mode()
+    known = os.environ.get("CUBLAS_WORKSPACE_CONFIG") in (":4096:8", ":16:8")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*determinis")  # of what stays as it is, once per kernel
+            for owner, name, value in settings:
+                setattr(owner, name, value)
+            torch.set_deterministic_debug_mode("error" if known else "warn")
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
+
+
+def deterministic_settings() -> list[tuple[Any, str, Any]]:
+    """Owner, name and value of each; before PyTorch 2.9 TF32 is one switch."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
+    settings.append((torch.utils.deterministic, "fill_uninitialized_memory", False))  # would cost time for nothing
+    if hasattr(matmul, "fp32_precision"):
+        parts: tuple[Any, ...] = (matmul, cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
+        return settings + [(part, "fp32_precision", "ieee") for part in parts]
+    return [*settings, (cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+
+
+CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")  # diffusers' switches on its modules
+
+
+def can_checkpoint(model: nn.Module) -> bool:
+    """Whether the model knows gradient checkpointing, and training does not use it already."""
+    known = bool(getattr(model, "_supports_gradient_checkpointing", False))
+    return known and not getattr(model, "is_gradient_checkpointing", False)
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Inside, a diffusers model recomputes its activations when it goes backward, which takes less memory.
+
+    Weights must stay in place until the gradients are taken. Afterwards every switch is as it was.
+    """
+    switches = [
+        (module, {name: module.__dict__[name] for name in CHECKPOINTING if name in module.__dict__})
+        for module in model.modules()
+    ]
+    turn_on: Any = getattr(model, "enable_gradient_checkpointing")  # noqa: B009  # nn.Module does not declare it
+    try:
+        turn_on()
+        yield
+    finally:
+        for module, was in switches:
+            for name in CHECKPOINTING:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(was)
 
 
 def _device_type(models: Sequence[nn.Module]) -> str:

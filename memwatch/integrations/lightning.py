@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,9 @@ class MemWatchCallback(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         accelerator = Accelerator(cpu=pl_module.device.type == "cpu")  # it only knows the ranks; it prepares nothing
-        self.watch = MemWatch(accelerator, self.denoiser(pl_module), self.pretrained, **self.options)
+        steps = trainer.estimated_stepping_batches
+        options = ({"max_train_steps": int(steps)} if math.isfinite(steps) else {}) | self.options
+        self.watch = MemWatch(accelerator, self.denoiser(pl_module), self.pretrained, **options)
         if self._restored is not None:
             self.watch.load_state_dict(self._restored)
         self._log(trainer, self.watch.begin(trainer.global_step))

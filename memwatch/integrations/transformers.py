@@ -51,7 +51,8 @@ class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         model = trainer.model_wrapped if self.denoiser is None else self.denoiser(trainer.model)
-        self.watch = MemWatch(trainer.accelerator, model, self.pretrained, **self.options)
+        options = {"max_train_steps": state.max_steps} | self.options
+        self.watch = MemWatch(trainer.accelerator, model, self.pretrained, **options)
         if state.global_step:
             saved = self._file(args, state)
             if saved.is_file():

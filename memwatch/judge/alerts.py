@@ -83,7 +83,12 @@ RANK_P = 0.05  # a rank p-value that contradicts no call
 
 
 def judge(
-    state: ProbeState, evidence: Evidence, step: int, rule: AlertsConfig, num_probes: int
+    state: ProbeState,
+    evidence: Evidence,
+    step: int,
+    rule: AlertsConfig,
+    num_probes: int,
+    planned: int | None = None,
 ) -> tuple[ProbeState, str]:
     """The probe's next state, which holds the verdict, and the reason in words.
 
@@ -95,6 +100,7 @@ def judge(
 
     Args:
         num_probes: that share the run's budget.
+        planned: how many events the run will have, if known.
     """
     quiet = replace(state, streak=0, since=None, finite=evidence.finite)
     unknown = replace(quiet, verdict=Verdict.INCONCLUSIVE)
@@ -118,7 +124,14 @@ def judge(
     found = f"{effect}, p = {evidence.p:.2g}"
     if evidence.p > rule.max_p:
         return clean, f"{found}: controls show as much"
-    if (short := _short_of_memorized(evidence, rule, events, num_probes)) is not None:
+    allowed = largest_p(
+        events,
+        false_alarms_per_run=rule.false_alarms_per_run,
+        patience=rule.patience,
+        num_probes=num_probes,
+        planned=planned,
+    )
+    if (short := _short_of_memorized(evidence, rule, allowed)) is not None:
         return suspicious, f"{found}, {short}"
     streak, since = state.streak + 1, state.since if state.streak else step
     going = replace(suspicious, streak=streak, since=since)
@@ -128,13 +141,10 @@ def judge(
     return replace(going, verdict=Verdict.MEMORIZED, called=True, rarest_p=rarest), f"{found}, since step {since}"
 
 
-def _short_of_memorized(evidence: Evidence, rule: AlertsConfig, events: int, num_probes: int) -> str | None:
-    """Why one event does not count towards ``memorized``; ``None`` where it does."""
+def _short_of_memorized(evidence: Evidence, rule: AlertsConfig, allowed: float) -> str | None:
+    """Why one event does not count towards ``memorized``, for which p may be ``allowed``; ``None`` where it does."""
     assert evidence.p is not None
     assert evidence.rank_p is not None
-    allowed = largest_p(
-        events, false_alarms_per_run=rule.false_alarms_per_run, patience=rule.patience, num_probes=num_probes
-    )
     if evidence.severity < rule.min_severity:
         return f"an effect below {rule.min_severity:g}x"
     if evidence.p > allowed:

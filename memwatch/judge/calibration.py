@@ -18,7 +18,7 @@ from scipy import stats
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 MIN_CONTROLS = 10  # below that, a standard deviation of controls says too little
 RESOLUTION = 0.05  # of a log factor: controls that differ by less are alike, and a spread below it is estimated as it
-FIRST_BLOCK = 16  # events that share half of a run's budget
+FIRST_BLOCK = 16  # events that share half of a run's budget, where their number is not known
 
 
 def sizes_of(num_pixels: int) -> tuple[int, ...]:
@@ -114,20 +114,28 @@ class Null:
         return 1 / (1 + len(self))
 
 
-def share_of_budget(event: int) -> float:
+def share_of_budget(event: int, planned: int | None = None) -> float:
     """The share of a run's false-alarm budget that its n-th event may spend, n = 1, 2, ...; all of them sum to 1.
 
     The first 16 events share one half, the next 32 a quarter, the next 64 an eighth, and so on: a run need not say how
     long it will be, and a long one pays little for it.
 
+    Args:
+        planned: how many events the run will have, if known; they take the place of the 16.
+
     >>> [share_of_budget(n) for n in (1, 16, 17)]
     [0.03125, 0.03125, 0.0078125]
+    >>> share_of_budget(1, planned=5)
+    0.1
     """
-    block = int(math.log2((event - 1) / FIRST_BLOCK + 1))
-    return float(0.5 ** (block + 1) / (FIRST_BLOCK * 2**block))
+    first = planned or FIRST_BLOCK
+    block = int(math.log2((event - 1) / first + 1))
+    return float(0.5 ** (block + 1) / (first * 2**block))
 
 
-def largest_p(event: int, *, false_alarms_per_run: float, patience: int, num_probes: int) -> float:
+def largest_p(
+    event: int, *, false_alarms_per_run: float, patience: int, num_probes: int, planned: int | None = None
+) -> float:
     """The p-value that a probe may have at most, at its n-th event, to count towards ``memorized``.
 
     If every probe stays below it in ``patience`` events in a row before anything is called, a run in which nothing is
@@ -135,7 +143,7 @@ def largest_p(event: int, *, false_alarms_per_run: float, patience: int, num_pro
     any ``patience`` events in a row hold exactly one whose number is a multiple of ``patience``, so only those need to
     be paid for, and the shares never rise.
     """
-    return min(1.0, false_alarms_per_run * patience * share_of_budget(event) / num_probes)
+    return min(1.0, false_alarms_per_run * patience * share_of_budget(event, planned) / num_probes)
 
 
 def upper_bound(count: int, of: int, confidence: float = 0.95) -> float:

@@ -83,6 +83,11 @@ class Judgement:
     audit: Audit = field(default_factory=Audit)
     states: Mapping[str, ProbeState] = field(default_factory=dict)
 
+    @property
+    def everything(self) -> tuple[Finding, ...]:
+        """Of probes, controls and peers."""
+        return (*self.findings, *self.controls, *self.peers)
+
 
 @dataclass(frozen=True)
 class References:
@@ -100,13 +105,18 @@ class References:
 
 
 def judge_event(
-    observations: Sequence[Observation], states: Mapping[str, ProbeState], step: int, config: MemWatchConfig
+    observations: Sequence[Observation],
+    states: Mapping[str, ProbeState],
+    step: int,
+    config: MemWatchConfig,
+    planned: int | None = None,
 ) -> Judgement:
     """Judge all probes of one event, and run the same rule on every control against the others.
 
     Args:
         observations: of probes, controls and peers.
         states: by name, what was remembered before this event.
+        planned: how many events the run will have, if known.
     """
     c = config.signals
     signals = compute_signals(observations, terms=c.terms, against=c.against, combine=c.combine, smooth=c.smooth)
@@ -117,7 +127,7 @@ def judge_event(
 
     def finding(o: Observation, references: References) -> Finding:
         state = states.get(o.name, ProbeState())
-        return judge_probe(o, signals[o.name], references, state, step, config, num_probes)
+        return judge_probe(o, signals[o.name], references, state, step, config, num_probes, planned)
 
     def null(group: Sequence[Observation], like: Observation) -> Null:
         """Of those of one kind; one that is judged itself is not among them."""
@@ -156,17 +166,18 @@ def judge_probe(
     step: int,
     config: MemWatchConfig,
     num_probes: int = 1,
+    planned: int | None = None,
 ) -> Finding:
     """One probe's finding.
 
     Args:
         references: what it is compared with.
         state: the probe's state before this event.
-        num_probes: that share the run's false-alarm budget.
+        num_probes, planned: probes that share the run's false-alarm budget, and its number of events, if known.
     """
     regions, labels = regions_of(observation, signals, references, config)
     evidence = evidence_of(observation, signals, regions, references)
-    next_state, reason = judge(state, evidence, step, config.alerts, num_probes)
+    next_state, reason = judge(state, evidence, step, config.alerts, num_probes, planned)
     if not next_state.verdict.is_evidence and labels is not None:  # every map has a highest place; it needs evidence
         regions, labels = (), np.zeros_like(labels)
     news = is_alert(state, next_state, evidence)

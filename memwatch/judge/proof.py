@@ -35,8 +35,8 @@ def prove(
 ) -> tuple[Finding, ...]:
     """The findings, with a proof where one is due; call it on every rank, outside ``observer.borrowed``.
 
-    Every rank generates its share of the captions, and the main one compares. What fails costs the proofs of this
-    event, on every rank, and nothing else.
+    Every rank generates its share of the captions, and the main one compares. What a prompt probe has just generated
+    from a caption is not sampled again. What fails costs the proofs of this event, on every rank, and nothing else.
 
     Args:
         observations: of this event, also of controls: their pictures are what comes by chance.
@@ -47,7 +47,9 @@ def prove(
         return tuple(findings)
     seeds, main = observer.config.proof.seeds, ranks.accelerator.is_main_process
     captions = Counter(observer.caption_of(f.observation.probe) for f in wanted if f.observation.probe.is_reference)
-    share = ranks.share([(caption, seeds * times) for caption, times in captions.items()])
+    counts = {caption: seeds * times for caption, times in captions.items()}
+    there = drawn_already(observations, counts, observer.caption_of)
+    share = ranks.share([(caption, count) for caption, count in counts.items() if caption not in there])
 
     def generate() -> tuple[list[tuple[str, np.ndarray]], dict[str, np.ndarray]]:
         with observer.borrowed():
@@ -56,7 +58,7 @@ def prove(
 
     with suppress(PartError):
         mine, pictures = ranks.together(PROVING, faults, generate)
-        generated = dict(ranks.gather(mine))
+        generated = there | dict(ranks.gather(mine))
 
         def compare() -> dict[str, Proof]:
             if not main:
@@ -89,6 +91,14 @@ def due(findings: Iterable[Finding], config: MemWatchConfig, copied: Collection[
     return references + drawn
 
 
+def drawn_already(
+    observations: Iterable[Observation], counts: Mapping[str, int], caption_of: Callable[[Probe], str]
+) -> dict[str, np.ndarray]:
+    """By caption, what a prompt probe has generated from it at this event, where ``counts`` asks for no more."""
+    drawn = {caption_of(o.probe): o.generations for o in observations if o.generations is not None}
+    return {c: drawn[c][:count] for c, count in counts.items() if c in drawn and len(drawn[c]) >= count}
+
+
 def proofs_of(
     wanted: Sequence[Finding],
     findings: Sequence[Finding],
@@ -114,11 +124,13 @@ def proofs_of(
     for f in wanted:
         caption = caption_of(f.observation.probe)
         made = drawn[f.name] if f.name in drawn else generated[caption]
-        found = {f.name: compared(f, made, pool)}
+        # what prompt probes draw from this caption is no chance: it may be these very generations
+        chance = pool.without({o.name for o in observations if o.name in drawn and caption_of(o.probe) == caption})
+        found = {f.name: compared(f, made, chance)}
         for other in findings:  # a generation may copy another image of the same caption
             probe = other.observation.probe
             if other.name != f.name and probe.is_reference and caption_of(probe) == caption:
-                found[other.name] = compared(other, made, pool)
+                found[other.name] = compared(other, made, chance)
         ratios, num_others = found[f.name]
         copies = tuple(
             tuple(name for name, (of_probe, _) in found.items() if of_probe[i] < COPY) for i in range(len(made))

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from memwatch.config import SignalsConfig, SnapshotsConfig
 from memwatch.faults import Faults
-from memwatch.measure.fingerprint import UNCONDITIONAL
-from memwatch.measure.measurement import Measurement, Observation, from_tensors, to_tensors
+from memwatch.measure.fingerprint import SCREEN, UNCONDITIONAL
+from memwatch.measure.measurement import Measurement, Observation, from_tensors, tensor_names, to_tensors
 from memwatch.measure.probes import Probe
+from memwatch.measure.shelf import shelved
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.ranks import Ranks
 
@@ -73,7 +74,8 @@ class Baselines:
     ) -> None:
         self.signals, self.ledger, self.weights, self.run = signals, ledger, weights, ""
         self._fixed_weights, self._fingerprints = fixed_weights, fingerprints or {}
-        self._fixed: dict[str, Pair] = {}  # of reference probes against weights from outside: never change
+        # of reference probes against weights from outside, by name and whether with curvature: they never change
+        self._fixed: dict[tuple[str, bool], dict[str, Tensor]] = {}
 
     def _mark(self, name: str) -> str:
         return f"{self.run}/{self._fingerprints.get(name, '')}"
@@ -88,29 +90,49 @@ class Baselines:
         return self.ledger if probe.is_reference else self.weights
 
     def _steps(self, probe: Probe) -> list[int]:
-        """The kept events that a probe may be compared with, smallest first."""
-        store = self._store(probe)
-        return [step for step in store.steps if store.has(step) and self._fits(store, step, probe.name)]
+        """The kept events that a probe may be compared with, smallest first.
+
+        What was screened then must have left the weights as well, since its curvature may be asked for later.
+        """
+        if not probe.is_reference:
+            return [s for s in self.weights.steps if self.weights.has(s) and self._fits(self.weights, s, probe.name)]
+        kept = [step for step in self.ledger.steps if self.ledger.has(step)]
+        return [s for s in kept if self._fits(self.ledger, s, probe.name) or self._was_screened(s, probe.name)]
+
+    def _was_screened(self, step: int, name: str) -> bool:
+        """Whether a reference probe can be compared with what the screen saw of it then."""
+        weights = self.weights.has(step) and self._fits(self.weights, step, name)
+        return weights and self._fits(self.ledger, step, name + SCREEN)
 
     def step_of(self, probe: Probe, last_clean: int | None) -> int | None:
         """See ``choose_baseline``."""
         return choose_baseline(self.signals, self._steps(probe), last_clean)
 
-    def recall(self, probe: Probe, step: int | None) -> Pair:
-        """What was measured on a reference probe at that step; ``None`` where only a second look can tell."""
-        if probe.name in self._fixed:
-            return self._fixed[probe.name]
+    def recall(self, probe: Probe, step: int | None, *, curvature: bool = True) -> Pair:
+        """What was measured on a reference probe at that step; ``None`` where only a second look can tell.
+
+        Args:
+            curvature: False asks for what the screen measured then.
+        """
+        if (probe.name, curvature) in self._fixed:
+            kept = {name: tensor.clone() for name, tensor in self._fixed[probe.name, curvature].items()}
+            return from_tensors(kept, probe.name), from_tensors(kept, probe.name + UNCONDITIONAL)
         if not probe.is_reference or step is None:
             return None, None
-        kept, name = self.ledger.get(step), probe.name + UNCONDITIONAL
-        without = from_tensors(kept, name) if self._fits(self.ledger, step, name) else None
-        return from_tensors(kept, probe.name), without
+        names = [probe.name, probe.name + UNCONDITIONAL]
+        names = names if curvature else [name + SCREEN for name in names]
+        fitting = [name if self._fits(self.ledger, step, name) else None for name in names]
+        kept = self.ledger.read(step, [each for name in fitting if name is not None for each in tensor_names(name)])
+        now, without = (None if name is None else from_tensors(kept, name) for name in fitting)
+        return now, without
 
-    def needs_weights(self, probe: Probe, step: int | None) -> bool:
+    def needs_weights(self, probe: Probe, step: int | None, *, curvature: bool = True) -> bool:
         """Whether the model must be looked at again with earlier weights."""
         if self.signals.baseline_is_fixed:
-            return probe.name not in self._fixed
-        return not probe.is_reference and step is not None
+            return (probe.name, curvature) not in self._fixed
+        if step is None or not probe.is_reference:
+            return step is not None
+        return not self._fits(self.ledger, step, probe.name if curvature else probe.name + SCREEN)
 
     def weights_at(self, step: int | None) -> Mapping[str, Tensor]:
         """The weights of a step, or those from outside the run."""
@@ -123,7 +145,10 @@ class Baselines:
             without: the same without the prompt, where that was measured.
         """
         if step is None and probe.is_reference:
-            self._fixed[probe.name] = measurement, without
+            found = {probe.name: measurement} | ({} if without is None else {probe.name + UNCONDITIONAL: without})
+            tensors, folder = to_tensors(found), self.ledger.folder
+            kept = tensors if folder is None else shelved(tensors, folder)
+            self._fixed[probe.name, measurement.rho is not None] = kept
 
     def remember(
         self,
@@ -132,16 +157,48 @@ class Baselines:
         read_weights: Callable[[], dict[str, Tensor]],
         faults: Faults,
     ) -> None:
-        """This event becomes a baseline of later ones, unless its output was not finite."""
-        finite = [o for o in observations if o.now.finite]
-        prompts = [o.name for o in finite if not o.probe.is_reference]
+        """This event becomes a baseline of later ones, unless its output was not finite.
+
+        With the baseline ``first`` only what has none yet is kept. What was measured under earlier weights is kept as
+        part of that earlier event.
+
+        Args:
+            observations: of the screen and with curvature, in any order.
+        """
+        if self.signals.baseline_is_fixed:
+            return
+        only_new = self.signals.baseline_parts[0] == "first"
+        kept = [o for o in observations if o.now.finite and not (only_new and o.baseline is not None)]
+        references = [o for o in kept if o.probe.is_reference]
+        screened = {o.name for o in references} - {o.name for o in references if o.now.rho is not None}
+        needed = [o.name for o in kept if not o.probe.is_reference or o.name in screened]
         instead = "what it holds is kept in memory"
-        if measured := measured_on([o for o in finite if o.probe.is_reference]):
+        if measured := measured_on(references):
             with faults.surviving("writing the ledger", instead):
                 self.ledger.add(step, to_tensors(measured), self._marks(measured))
-        if prompts and not self.signals.baseline_is_fixed:
+        if needed:
             with faults.surviving("writing the weights of this event", instead):
-                self.weights.add(step, read_weights(), self._marks(prompts))
+                self.weights.add(step, read_weights(), self._marks(needed))
+        with faults.surviving("writing the ledger", instead):
+            self._complete(observations)
+
+    def _complete(self, observations: Sequence[Observation]) -> None:
+        """Add to earlier events of the ledger what was measured of them only now, under their weights."""
+        late: dict[int, dict[str, Measurement]] = {}
+        for o in observations:
+            if o.probe.is_reference and o.baseline is not None and o.baseline.finite and o.baseline_step is not None:
+                is_new = o.baseline.rho is not None and not self._fits(self.ledger, o.baseline_step, o.name)
+                if is_new:
+                    entry = late.setdefault(o.baseline_step, {})
+                    entry[o.name] = o.baseline
+                    if o.unconditional_baseline is not None:
+                        entry[o.name + UNCONDITIONAL] = o.unconditional_baseline
+        for step, measured in late.items():
+            self.ledger.extend(step, to_tensors(measured), self._marks(measured))
+
+    def settle(self) -> None:
+        """Hold in memory only what no disk holds; call it when ``remember`` is done on all ranks."""
+        self.ledger.settle()
 
     def state_dict(self) -> dict[str, Any]:
         """The steps that are kept; the tensors lie on disk."""
@@ -163,13 +220,17 @@ class Baselines:
 def open_stores(folder: Path, snapshots: SnapshotsConfig, ranks: Ranks) -> tuple[SnapshotStore, SnapshotStore]:
     """The ledger and the weights below ``folder``."""
     writes_ledger = ranks.accelerator.is_local_main_process
-    ledger = SnapshotStore(folder / "ledger", snapshots.keep, in_memory=True, writes=writes_ledger)
+    ledger = SnapshotStore(folder / "ledger", snapshots.keep, writes=writes_ledger, waits=True)
     weights = ranks.weights_folder(folder / "snapshots") if snapshots.on_disk else None
     return ledger, SnapshotStore(weights, snapshots.keep, writes=ranks.writes_weights)
 
 
 def measured_on(observations: Sequence[Observation]) -> dict[str, Measurement]:
-    """What was measured on the current model: by name with the prompt, by name and ``UNCONDITIONAL`` without."""
-    without = {o.name + UNCONDITIONAL: o.unconditional for o in observations}
-    finite = {name: m for name, m in without.items() if m is not None and m.finite}
-    return {o.name: o.now for o in observations} | finite
+    """What was measured on the current model, by name; ``UNCONDITIONAL`` without the prompt, ``SCREEN`` forward only."""
+    found: dict[str, Measurement] = {}
+    for o in observations:
+        end = SCREEN if o.now.rho is None else ""
+        found[o.name + end] = o.now
+        if o.unconditional is not None and o.unconditional.finite:
+            found[o.name + UNCONDITIONAL + end] = o.unconditional
+    return found

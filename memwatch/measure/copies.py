@@ -158,6 +158,11 @@ class Pool:
         views = {name: np.concatenate([views_of(p, each) for p in group]) for name, group in pictures.items()}
         return cls(whole, views, controls)
 
+    def without(self, names: Collection[str]) -> Pool:
+        """The pool of all other names."""
+        whole, views = ({n: p for n, p in held.items() if n not in names} for held in (self.whole, self.views))
+        return Pool(whole, views, self.controls)
+
     def others(self, name: str, targets: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, int]:
         """Views ``(n, H, W, 3)`` of all that is not ``name``, and of how many names they are.
 

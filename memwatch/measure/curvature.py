@@ -14,43 +14,65 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 
-def test_vectors(num: int, shape: tuple[int, int, int], generator: torch.Generator, *, tile: int = 1) -> Tensor:
-    """Test vectors of entries +1 and -1.
+def colours(shape: tuple[int, int, int], num: int) -> Tensor:
+    """Colour every coordinate in ``0..num - 1`` so that coordinates of one colour lie far apart.
 
-    ``tile = 1`` gives independent Rademacher vectors. ``tile = K`` gives blocks of K vectors that are orthogonal over
-    every group of K neighbouring coordinates (all channels first, then columns, then rows), from the rows of a Hadamard
-    matrix times one random sign per coordinate and block. Jacobians of convolutional networks decay with distance, so
-    the cancelled neighbours were most of the error; the random signs keep the estimate unbiased.
+    Bit by bit: a checkerboard, then its rows, then a checkerboard twice as coarse, and so on (hierarchical probing,
+    Stathopoulos, Laeuchli & Orginos 2013): pixels of one colour are ``sqrt(num)`` apart, and the colours of a smaller
+    ``num`` are the low bits of a larger one. Every channel shifts the colours (exclusive or), so that a pixel's
+    channels differ too: they are each other's closest neighbours. Bits after the channel's own are exclusive ors of
+    earlier ones, or another channel's next pixel would keep its colour.
 
     Args:
-        num: how many; a multiple of ``tile``.
         shape: ``(c, h, w)``.
-        generator: CPU generator; the same state gives the same vectors on every device.
+        num: a power of two.
+
+    >>> colours((1, 4, 4), 4)[0].tolist()
+    [[0, 1, 0, 1], [3, 2, 3, 2], [0, 1, 0, 1], [3, 2, 3, 2]]
+    """
+    channel, row, column = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+    depth = max(2, (shape[0] - 1).bit_length())
+    shift = [channel >> k & 1 for k in range(depth)]
+    colour = torch.zeros(shape, dtype=torch.long)
+    for k in range(num.bit_length() - 1):
+        pixel = (row if k % 2 else row ^ column) >> k // 2
+        colour |= ((pixel ^ shift[k]) & 1) << k
+        shift.append(shift[k] ^ shift[k + 1])
+    return colour
+
+
+def test_vectors(num: int, shape: tuple[int, int, int], generator: torch.Generator, *, tile: int = 1) -> Tensor:
+    """Test vectors of entries +1 and -1, in blocks of ``tile``.
+
+    Vector k of a block is ``v_k[i] = s[i] * H[k, colour[i]]``: one random sign s per coordinate, rows of a Hadamard
+    matrix H, and the colours of ``colours``. Then ``sum_k v_k[i] v_k[j] = 0`` wherever the colours of i and j differ:
+    in the mean over a block such pairs cancel, and these near neighbours are most of the error, as Jacobians decay with
+    distance. The signs keep every single product unbiased. ``tile = 1`` gives independent Rademacher vectors.
+
+    The first vectors of a block, a power of two of them, are a smaller block themselves.
+
+    Args:
+        num: how many; the last block may be cut short.
+        shape: ``(c, h, w)``.
+        generator: CPU generator; the same state gives the same vectors on every device, and the first ones of more.
         tile: a power of two.
 
     Returns:
-        Shape ``(num, c, h, w)``, float32, on the CPU. Consecutive blocks of ``tile`` vectors are independent of each
-        other.
+        Shape ``(num, c, h, w)``, float32, on the CPU. Blocks are independent of each other.
 
     Raises:
-        ValueError: ``tile`` is no power of two, or does not divide ``num``.
+        ValueError: ``tile`` is no power of two.
 
     >>> v = test_vectors(4, (4, 8, 8), torch.Generator().manual_seed(0), tile=4)
     >>> one_pixel = v[:, :, 0, 0]
     >>> torch.equal(one_pixel.T @ one_pixel, 4 * torch.eye(4))
     True
     """
-    if tile < 1 or tile & (tile - 1) or num % tile:
-        raise ValueError(f"tile must be a power of two that divides the number of test vectors ({num}), got {tile}")
-    c, h, w = shape
-    signs = torch.randint(2, (num // tile, 1, c, h, w), generator=generator).float() * 2 - 1
-    depth = min(tile, 1 << (c - 1).bit_length())  # channels, rounded up to a power of two
-    across = 1 << ((tile // depth).bit_length() // 2)  # columns of a tile; at least as many as rows
-    down = tile // depth // across
-    channel, row, column = torch.meshgrid(torch.arange(c), torch.arange(h), torch.arange(w), indexing="ij")
-    index = channel % depth + depth * (column % across) + depth * across * (row % down)
-    pattern = torch.from_numpy(hadamard(tile)).float()[:, index]
-    return (signs * pattern).reshape(num, c, h, w)
+    if tile < 1 or tile & (tile - 1):
+        raise ValueError(f"tile must be a power of two, got {tile}")
+    signs = torch.randint(2, (-(-num // tile), 1, *shape), generator=generator).float() * 2 - 1
+    pattern = torch.from_numpy(hadamard(tile)).float()[:, colours(shape, tile)]
+    return (signs * pattern).reshape(-1, *shape)[:num]
 
 
 test_vectors.__test__ = False  # type: ignore[attr-defined]  # a name of the field, not a pytest test
@@ -100,10 +122,11 @@ def diag_jacobian(fn: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor) ->
 
 @dataclass(frozen=True)
 class CurvatureMap:
-    """A map estimated by independent replicates: its mean and the standard error of that mean.
+    """A map estimated by replicates: its mean and the standard error of that mean.
 
     Attributes:
-        samples: shape ``(..., n, h, w)``; the n replicates are independent given the input.
+        samples: shape ``(..., n, h, w)``: n replicates. They are independent, or parts of one block of test vectors;
+            there errors cancel between replicates, and the standard error is an upper bound.
 
     The difference of two maps made with the same test vectors is taken replicate by replicate: its error is *paired*,
     and a map minus itself is exactly zero.

@@ -11,6 +11,7 @@ from memwatch.config import MemWatchConfig
 from memwatch.measure.prepare import PreparedProbe
 
 UNCONDITIONAL = "//unconditional"  # after a probe's name: measured without its prompt
+SCREEN = "//screen"  # at the end: run forward only, at the screen's noise draws
 
 
 def measured_under(config: MemWatchConfig, p: PreparedProbe) -> dict[str, Any]:
@@ -20,8 +21,8 @@ def measured_under(config: MemWatchConfig, p: PreparedProbe) -> dict[str, Any]:
     """
     settings = config.to_dict()
     of_prompts = () if p.probe.is_reference else ("sampling", "resolution")  # an image has its own size
-    kept = {key: settings[key] for key in ("levels", "curvature", "seed", "weights", *of_prompts)}
-    del kept["curvature"]["batch_size"]
+    kept = {key: settings[key] for key in ("levels", "curvature", "seed", "weights", "precision", *of_prompts)}
+    del kept["curvature"]["batch_size"], kept["levels"]["screen_draws"]
     image = None if p.image is None else [list(p.image.shape), hashlib.sha256(p.image.tobytes()).hexdigest()]
     return kept | {"prompt": p.probe.prompt, "probe_seed": p.probe.seed, "image": image}
 
@@ -31,16 +32,24 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def fingerprint(config: MemWatchConfig, p: PreparedProbe) -> str:
+def fingerprint(config: MemWatchConfig, p: PreparedProbe, mixed_precision: str = "no") -> str:
     """What must be the same for a probe to be compared with what was kept of it at an earlier event.
 
     A reference probe is compared with an earlier measurement. A prompt probe is measured anew under earlier weights, so
     that only what is kept counts: whose weights, and which prompt a trained text encoder was asked.
+
+    Args:
+        mixed_precision: accelerate's name of the loop's; it counts where the look uses it.
     """
-    return digest(measured_under(config, p) if p.probe.is_reference else [config.weights, p.probe.prompt])
+    if not p.probe.is_reference:
+        return digest([config.weights, p.probe.prompt])
+    return digest(measured_under(config, p) | ({"in": mixed_precision} if config.precision == "loop" else {}))
 
 
-def fingerprints(config: MemWatchConfig, probes: Sequence[PreparedProbe]) -> dict[str, str]:
-    """By name that of each probe; by name and ``UNCONDITIONAL`` that of what is measured without its prompt."""
-    found = {p.name: fingerprint(config, p) for p in probes}
-    return found | {name + UNCONDITIONAL: digest(text) for name, text in found.items()}
+def fingerprints(
+    config: MemWatchConfig, probes: Sequence[PreparedProbe], mixed_precision: str = "no"
+) -> dict[str, str]:
+    """By name that of each probe; with ``UNCONDITIONAL`` and ``SCREEN`` after it those of its other measurements."""
+    found = {p.name: fingerprint(config, p, mixed_precision) for p in probes}
+    found |= {name + UNCONDITIONAL: digest(text) for name, text in found.items()}
+    return found | {name + SCREEN: digest(text, config.levels.screen_draws) for name, text in found.items()}

@@ -18,11 +18,12 @@ class Measurement:
     """What one denoiser says at fixed noisy latents.
 
     Attributes:
-        rho: retained variance, mean over channels; samples of shape ``(levels, n, h, w)``, n independent replicates.
+        rho: retained variance, mean over channels; samples of shape ``(levels, n, h, w)``, n replicates.
+            ``None`` where the network was run forward only.
         epsilon: shape ``(levels, draws, c, h, w)``, float32.
     """
 
-    rho: CurvatureMap
+    rho: CurvatureMap | None
     epsilon: Tensor
 
     @property
@@ -31,16 +32,31 @@ class Measurement:
 
     @property
     def finite(self) -> bool:
-        return bool(self.rho.samples.isfinite().all() and self.epsilon.isfinite().all())
+        known = self.rho is None or bool(self.rho.samples.isfinite().all())
+        return known and bool(self.epsilon.isfinite().all())
 
     def first_draws(self, draws: int) -> Measurement:
         """The first noise draws. Replicates come draw by draw, so theirs are the first ones."""
+        if self.rho is None:
+            return Measurement(None, self.epsilon[:, :draws])
         blocks = self.rho.samples.shape[-3] // self.draws
         return Measurement(self.rho.first_replicates(draws * blocks), self.epsilon[:, :draws])
 
     def at_levels(self, indices: Sequence[int]) -> Measurement:
         """The noise levels with these indices."""
-        return Measurement(CurvatureMap(self.rho.samples[list(indices)]), self.epsilon[list(indices)])
+        rho = None if self.rho is None else CurvatureMap(self.rho.samples[list(indices)])
+        return Measurement(rho, self.epsilon[list(indices)])
+
+    @property
+    def measured_rho(self) -> CurvatureMap:
+        """``rho``, which must be there.
+
+        Raises:
+            ValueError: the network was run forward only.
+        """
+        if self.rho is None:
+            raise ValueError("no retained variance: the network was run forward only")
+        return self.rho
 
 
 OPTIONAL = ("unconditional", "baseline", "unconditional_baseline")  # measurements that an observation may lack
@@ -94,14 +110,19 @@ class Observation:
 
 def to_tensors(measurements: Mapping[str, Measurement]) -> dict[str, Tensor]:
     """Measurements by name, as named tensors."""
-    tensors = {f"{name}/rho": m.rho.samples for name, m in measurements.items()}
+    tensors = {f"{name}/rho": m.rho.samples for name, m in measurements.items() if m.rho is not None}
     return tensors | {f"{name}/epsilon": m.epsilon for name, m in measurements.items()}
+
+
+def tensor_names(name: str) -> tuple[str, str]:
+    """What ``to_tensors`` calls the tensors of the measurement of that name."""
+    return f"{name}/rho", f"{name}/epsilon"
 
 
 def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Measurement | None:
     """The measurement of that name, float32; ``None`` where there is none."""
-    rho = tensors.get(f"{name}/rho")
-    return None if rho is None else Measurement(CurvatureMap(rho), tensors[f"{name}/epsilon"].float())
+    rho, epsilon = map(tensors.get, tensor_names(name))
+    return None if epsilon is None else Measurement(None if rho is None else CurvatureMap(rho), epsilon.float())
 
 
 def observation_to_tensors(observation: Observation) -> dict[str, Tensor]:
@@ -126,7 +147,9 @@ def observation_from_tensors(tensors: Mapping[str, Tensor], probe: Probe) -> Obs
     Raises:
         KeyError: a tensor is missing.
     """
-    now = Measurement(CurvatureMap(tensors["now/rho"]), tensors["now/epsilon"])
+    now = from_tensors(tensors, "now")
+    if now is None:
+        raise KeyError("now/epsilon")
     step, image, generations = tensors.get("baseline_step"), tensors.get("image"), tensors.get("generations")
     return Observation(
         probe,

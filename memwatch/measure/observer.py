@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +15,33 @@ import torch
 from torch import Tensor, nn
 
 from memwatch.config import MemWatchConfig, SamplingConfig, require
-from memwatch.denoiser import Components, Conditioning, borrow, dtype_of, family_of, load_components, unwrap
+from memwatch.denoiser import (
+    Components,
+    Conditioning,
+    borrow,
+    can_checkpoint,
+    checkpointed,
+    dtype_of,
+    family_of,
+    load_components,
+    unwrap,
+)
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.baselines import Baselines
+from memwatch.measure.batches import Batches
 from memwatch.measure.images import decode_latents
-from memwatch.measure.measure import measure
+from memwatch.measure.measure import measure, run_forward
 from memwatch.measure.measurement import Measurement, Observation
-from memwatch.measure.prepare import PreparedProbe, named_as_controls, named_as_peers, prepare
+from memwatch.measure.passes import Passes, count_passes
+from memwatch.measure.prepare import PreparedProbe, named_as_controls, named_as_peers, on_shelf, prepare
 from memwatch.measure.probes import Probe, as_probes
+from memwatch.measure.shelf import ShelvedNetwork, shelved
 from memwatch.measure.views import View, generate, noised, prompt_view, reference_view
 from memwatch.measure.weights import lora_off, reshard, swapped, trainable, with_conditioning, without_conditioning
 from memwatch.ranks import Ranks
 
 NO_PROMPT = "/no prompt"  # stands for the unconditional branch among the names of probes
+FORWARD = 4  # times as many noisy latents fit at once where no graph is kept
 
 
 class Observer:
@@ -46,8 +62,8 @@ class Observer:
         unconditional: conditioning of the branch without a prompt; ``None`` where the model has no such branch.
         text_encoders: those that the caller passed. ``trains_text``: whether any of them is trained.
         resolution: side of the images, pixels. ``side``: of the latents.
-        parts: what is still needed of the pipeline. An autoencoder that only proofs need waits on the CPU if it was
-            loaded here.
+        parts: what is still needed of the pipeline. An autoencoder that only proofs need lies on disk if it was loaded
+            here.
 
     Raises:
         ConfigError, ProbeError, ValueError: as ``MemWatch`` does.
@@ -66,7 +82,7 @@ class Observer:
         peers: Any = None,
         ema: Any = None,
     ) -> None:
-        self.ranks, self.config, self.ema = ranks, config, ema
+        self.ranks, self.config, self.ema, self._folder = ranks, config, ema, Path(config.output_dir)
         self.model, self.forward_module = unwrap(model), ranks.forward_module(model)
         self.text_encoders = tuple(unwrap(part) if part is not None else None for part in given.text_encoders)
         parameters = (p for part in self.text_encoders if part is not None for p in part.parameters())
@@ -82,7 +98,7 @@ class Observer:
             everything += [*named_as_controls(held_out), *named_as_peers(ordinary)]
             has_prompts = any(not probe.is_reference for probe in everything)
             parts = self._adapt(pretrained, replace(given, text_encoders=self.text_encoders), has_prompts)
-            self.probes = prepare(everything, self.denoiser, parts, self.resolution)
+            self.probes = on_shelf(prepare(everything, self.denoiser, parts, self.resolution), self._folder)
             self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
         ok = self.unconditional is not None or config.signals.against != "unconditional"
         allowed = "snapshot or both, because this model has no unconditional branch"
@@ -92,10 +108,32 @@ class Observer:
         needed = has_prompts or config.proof.enabled
         self.parts = replace(parts, vae=parts.vae if needed else None, text_encoders=encoders)
         is_ours = given.vae is None and isinstance(pretrained, str | os.PathLike)
-        self._parked = is_ours and not has_prompts and self.parts.vae is not None
-        if self._parked:
-            self.parts.vae.to("cpu")
+        rests = is_ours and not has_prompts and self.parts.vae is not None
+        self._resting = ShelvedNetwork(self.parts.vae, self._folder) if rests else None
         self._pictures: dict[str, np.ndarray] | None = None
+        self._generated: dict[tuple[str, int], tuple[Tensor, np.ndarray]] = {}  # latents and pictures
+        self._set_batches(config.curvature.batch_size)
+
+    def _set_batches(self, size: int) -> None:
+        """Begin with ``size`` noisy latents per forward pass where a graph is kept; with guidance a row is two."""
+        sparing = partial(checkpointed, self.model) if can_checkpoint(self.model) else None
+        self._with_gradients, self._forward_only = Batches(size, sparing), Batches(FORWARD * size)
+        self._sampling = Batches(max(1, size // 2))
+
+    def limit_batches(self, rows: int) -> None:
+        """On a GPU an event needs no more memory than a step of the loop, which has ``rows`` rows per device.
+
+        A row of a look keeps what a row of training does, less the gradients of the weights; twice as much in float32
+        beside a loop in mixed precision. Forward only, activations are not kept at all.
+        """
+        accelerator = self.ranks.accelerator
+        if accelerator.device.type == "cpu":
+            return
+        mixed = accelerator.mixed_precision in ("fp16", "bf16") and self.denoiser.dtype is torch.float32
+        rows = rows // 2 if mixed and self.config.precision == "full" else rows
+        self._with_gradients.limit(rows)
+        self._forward_only.limit(max(1, FORWARD * rows))
+        self._sampling.limit(max(1, FORWARD * rows // 2))
 
     def _require_of_model(self) -> None:
         """What the configuration asks of this very model."""
@@ -129,6 +167,7 @@ class Observer:
             )
         self.denoiser = family(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
         self.denoiser.model, self.denoiser.reuse_graph = self.forward_module, self.ranks.reuse_graph
+        self.denoiser.precision = self.ranks.mixed_precision if config.precision == "loop" else nullcontext
         last, timesteps = self.denoiser.schedule.num_train_timesteps - 1, config.levels.timesteps
         require(max(timesteps) <= last, "levels.timesteps", timesteps, f"timesteps up to {last}")
         scale = 2 ** (len(parts.vae.config.block_out_channels) - 1) if parts.vae is not None else 1
@@ -137,6 +176,13 @@ class Observer:
         ok = self.resolution > 0 and self.resolution % unit == 0
         require(ok, "resolution", config.resolution, f"a multiple of {unit} (the model names no size)")
         return parts
+
+    @property
+    def passes(self) -> Passes:
+        """What an event costs, over all ranks."""
+        references = sum(p.probe.is_reference for p in self.probes)
+        branches = 1 if self.unconditional is None else 2
+        return count_passes(self.config, references, len(self.probes) - references, branches=branches)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -153,6 +199,8 @@ class Observer:
         baselines: Baselines,
         last_clean: Mapping[str, int | None],
         tick: Callable[[], object] = lambda: None,
+        *,
+        curvature: bool = True,
     ) -> list[Observation]:
         """Look at ``probes``; call it inside ``borrowed``.
 
@@ -161,14 +209,15 @@ class Observer:
         Args:
             last_clean: by probe, the step of the last event in which it raised no suspicion.
             tick: called after each probe of the first pass.
+            curvature: False runs the network forward only; reference probes at the screen's noise draws.
         """
         views: dict[str, View] = {}
         found: dict[str, Observation] = {}
         by_weights: dict[int | None, list[PreparedProbe]] = {}
         for p in probes:
             step = baselines.step_of(p.probe, last_clean.get(p.name))
-            views[p.name], found[p.name] = self._observe_now(p, step, baselines)
-            if baselines.needs_weights(p.probe, step):
+            views[p.name], found[p.name] = self._observe_now(p, step, baselines, curvature)
+            if baselines.needs_weights(p.probe, step, curvature=curvature):
                 by_weights.setdefault(step, []).append(p)
             tick()
         for step, group in by_weights.items():
@@ -176,23 +225,30 @@ class Observer:
             with swapped(self.forward_module, weights):
                 for p in group:
                     view = replace(views[p.name], conditioning=conditioning.get(p.name, p.conditioning))
-                    earlier, without = self.measure(view), None
-                    if found[p.name].unconditional is not None:
-                        without = self.measure_without(view, conditioning.get(NO_PROMPT, self.unconditional))
+                    branch = conditioning.get(NO_PROMPT, self.unconditional)
+                    looks = found[p.name].unconditional is not None
+                    earlier, without = self.measure_both(view, branch if looks else None, curvature)
                     baselines.keep(p.probe, step, earlier, without)
                     found[p.name] = replace(found[p.name], baseline=earlier, unconditional_baseline=without)
         return list(found.values())
 
-    def _observe_now(self, p: PreparedProbe, step: int | None, baselines: Baselines) -> tuple[View, Observation]:
+    def _observe_now(
+        self, p: PreparedProbe, step: int | None, baselines: Baselines, curvature: bool
+    ) -> tuple[View, Observation]:
         """What needs no other weights: the view, and the observation with the baseline where the ledger has it."""
         view, generations = self.view(p)
+        screened = not curvature and p.probe.is_reference  # sampling costs a prompt probe more than its draws do
+        view = view.first_draws(self.config.levels.screen_draws) if screened else view
         looks = self.config.signals.unconditional and self.knows_prompt(p)
-        baseline, without = baselines.recall(p.probe, step)
+        draws = view.noisy_latents.shape[1]
+        recalled = baselines.recall(p.probe, step, curvature=curvature)
+        baseline, without = (None if m is None else m.first_draws(draws) for m in recalled)
+        now, unconditional = self.measure_both(view, self.unconditional if looks else None, curvature)
         return view, Observation(
             p.probe,
             view.timesteps,
-            now=self.measure(view),
-            unconditional=self.measure_without(view, self.unconditional) if looks else None,
+            now=now,
+            unconditional=unconditional,
             baseline=baseline,
             unconditional_baseline=without if looks else None,
             baseline_step=step,
@@ -204,7 +260,7 @@ class Observer:
     def view(self, p: PreparedProbe) -> tuple[View, np.ndarray | None]:
         """Where a probe is looked at, and what its prompt generates, RGB uint8 ``(n, H, W, 3)``.
 
-        Of a reference probe nothing is generated.
+        Of a reference probe nothing is generated. What a prompt generates is kept until ``forget_generations``.
         """
         config, scheduler, draws = self.config, self.parts.scheduler, self.config.levels.draws
         if p.probe.is_reference:
@@ -213,17 +269,34 @@ class Observer:
             where = self.unconditional, self.denoiser, scheduler
             view, finished = prompt_view(p, *where, config.sampling, draws, self.side)
             return view, self._decoded(finished[None])
-        seeds = range(p.probe.seed, p.probe.seed + config.seeds)
-        latents = self._sampled(p.conditioning, config.sampling, seeds)
-        return noised(p, latents, self.denoiser, config.levels, config.seed), self._decoded(latents)
+        latents, pictures = self._generations(p)
+        return noised(p, latents, self.denoiser, config.levels, config.seed), pictures
+
+    def forget_generations(self) -> None:
+        """The model has moved on: prompts are generated from anew."""
+        self._generated.clear()
+
+    def _generations(self, p: PreparedProbe) -> tuple[Tensor, np.ndarray]:
+        """Of a prompt probe, shared by all with the same prompt and seed."""
+        key = self.caption_of(p.probe), p.probe.seed
+        if key not in self._generated:
+            seeds = range(p.probe.seed, p.probe.seed + self.config.seeds)
+            latents = self._sampled(p.conditioning, self.config.sampling, seeds)
+            self._generated[key] = latents, self._decoded(latents)
+        return self._generated[key]
+
+    def measure_both(
+        self, view: View, unconditional: Conditioning | None, curvature: bool
+    ) -> tuple[Measurement, Measurement | None]:
+        """A view with its prompt, and at the same noisy latents without it where ``unconditional`` is given."""
+        if not curvature:
+            return run_forward(self.denoiser, view, unconditional, self._forward_only)
+        now = self.measure(view)
+        return now, None if unconditional is None else self.measure(replace(view, conditioning=unconditional))
 
     def measure(self, view: View) -> Measurement:
-        return measure(self.denoiser, view, self.config.curvature, self.config.seed)
-
-    def measure_without(self, view: View, unconditional: Conditioning | None) -> Measurement:
-        """The same noisy latents without the prompt."""
-        assert unconditional is not None
-        return self.measure(replace(view, conditioning=unconditional))
+        """One view with curvature."""
+        return measure(self.denoiser, view, self.config.curvature, self.config.seed, self._with_gradients)
 
     def knows_prompt(self, p: PreparedProbe) -> bool:
         """Whether the probe's prompt is another one than the unconditional branch's, which would say the same."""
@@ -255,25 +328,19 @@ class Observer:
         if self._pictures is None:
             known = {p.name: p.latents for p in self.probes if p.latents is not None}
             decoded = self._decoded(torch.stack(list(known.values()))) if known else ()
-            self._pictures = dict(zip(known, decoded, strict=True))
+            tensors = {name: torch.from_numpy(picture.copy()) for name, picture in zip(known, decoded, strict=True)}
+            self._pictures = {name: kept.numpy() for name, kept in shelved(tensors, self._folder).items()}
         return self._pictures
 
     def _sampled(self, conditioning: Conditioning, sampling: SamplingConfig, seeds: Sequence[int]) -> Tensor:
-        """Finished latents ``(n, c, h, w)``. With guidance a generation is two rows of a batch."""
-        size = max(1, self.config.curvature.batch_size // 2)
-        where = self.unconditional, self.side, size
+        """Finished latents ``(n, c, h, w)``."""
+        where = self.unconditional, self.side, self._sampling
         return generate(self.denoiser, self.parts.scheduler, sampling, seeds, conditioning, *where)
 
     def _decoded(self, latents: Tensor) -> np.ndarray:
         """RGB uint8 ``(n, H, W, 3)``, one by one, since that takes the most memory."""
-        vae = self.parts.vae
-        if self._parked:
-            vae.to(self.ranks.accelerator.device)
-        try:
-            return np.stack([decode_latents(z, vae) for z in latents])
-        finally:
-            if self._parked:
-                vae.to("cpu")
+        with nullcontext() if self._resting is None else self._resting.on(self.ranks.accelerator.device):
+            return np.stack([decode_latents(z, self.parts.vae) for z in latents])
 
     # --- weights and conditioning ------------------------------------------------------------------------------------
 

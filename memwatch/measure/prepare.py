@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
 from memwatch.denoiser import Components, Conditioning, Denoiser
 from memwatch.measure.images import encode_images, read_image
 from memwatch.measure.probes import Probe, ProbeError
+from memwatch.measure.shelf import shelved
 
 
 @dataclass(frozen=True)
@@ -67,3 +71,27 @@ def _prepared(probe: Probe, denoiser: Denoiser, components: Components, resoluti
     if not latents.isfinite().all():
         raise ProbeError(f"probe {probe.name!r}: the VAE gives latents that are not finite; pass it in float32")
     return PreparedProbe(probe, conditioning, image, latents)
+
+
+def on_shelf(prepared: Sequence[PreparedProbe], folder: Path) -> list[PreparedProbe]:
+    """The same probes, with what is encoded of them on disk, see ``shelved``.
+
+    A picture that came in memory is held no longer: its pixels are in ``image``, and the probe keeps a word for it.
+    """
+    tensors: dict[str, Tensor] = {}
+    for i, p in enumerate(prepared):
+        tensors |= {f"{i}/conditioning/{key}": tensor for key, tensor in p.conditioning.items()}
+        tensors |= {} if p.image is None else {f"{i}/image": torch.from_numpy(p.image.copy())}
+        tensors |= {} if p.latents is None else {f"{i}/latents": p.latents}
+    kept = shelved(tensors, folder)
+
+    def from_shelf(i: int, p: PreparedProbe) -> PreparedProbe:
+        in_memory = isinstance(p.probe.image, Image.Image)
+        return PreparedProbe(
+            replace(p.probe, image=f"picture of {p.name}") if in_memory else p.probe,
+            {key: kept[f"{i}/conditioning/{key}"] for key in p.conditioning},
+            None if p.image is None else kept[f"{i}/image"].numpy(),
+            None if p.latents is None else kept[f"{i}/latents"],
+        )
+
+    return [from_shelf(i, p) for i, p in enumerate(prepared)]

@@ -102,17 +102,18 @@ class Comparison:
     """Two measurements at the same noisy latents with the same test vectors: every signal of the step earlier -> now.
 
     Attributes:
-        collapse, variance, score: samples ``(levels, n, h, w)``, see ``collapse``, ``log_ratio``, ``score_difference``.
+        score: samples ``(levels, draws, h, w)``, see ``score_difference``.
+        collapse, variance: samples ``(levels, n, h, w)``, see ``collapse`` and ``log_ratio``; ``None`` where either
+            side was run forward only. is_free: see ``free``, likewise.
         loss: ``log_ratio`` of the denoising losses, samples ``(levels, draws, h, w)``; ``None`` where the true noise is
             unknown (a prompt probe looked at in the last step of its sampling).
-        is_free: see ``free``.
     """
 
-    collapse: CurvatureMap
-    variance: CurvatureMap
     score: CurvatureMap
-    loss: CurvatureMap | None
-    is_free: Tensor
+    collapse: CurvatureMap | None = None
+    variance: CurvatureMap | None = None
+    is_free: Tensor | None = None
+    loss: CurvatureMap | None = None
 
     @classmethod
     def of(cls, earlier: Measurement, now: Measurement, eps: Tensor | None, smooth: int) -> Comparison:
@@ -122,26 +123,30 @@ class Comparison:
             eps: the true noise, shape of ``now.epsilon``.
             smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
         """
-        rho_earlier, rho_now = earlier.rho.smooth(smooth), now.rho.smooth(smooth)
-        loss = None
+        found = cls(score_difference(now.epsilon, earlier.epsilon))
         if eps is not None:
             before, after = (denoising_loss(eps, m.epsilon).smooth(smooth) for m in (earlier, now))
-            loss = log_ratio(before, after, LOSS_FLOOR)
-        return cls(
+            found = replace(found, loss=log_ratio(before, after, LOSS_FLOOR))
+        if earlier.rho is None or now.rho is None:
+            return found
+        rho_earlier, rho_now = earlier.rho.smooth(smooth), now.rho.smooth(smooth)
+        return replace(
+            found,
             collapse=collapse(rho_earlier, rho_now),
             variance=log_ratio(rho_earlier, rho_now, RHO_FLOOR),
-            score=score_difference(now.epsilon, earlier.epsilon),
-            loss=loss,
             is_free=free(rho_earlier),
         )
 
     def term(self, terms: str) -> CurvatureMap | None:
         """``variance``, ``loss``, or the mean of ``both``; of both the variance alone where there is no loss.
 
-        Variance says 0 where this comparison's own earlier measurement leaves no freedom that could be lost.
+        Variance says 0 where this comparison's own earlier measurement leaves no freedom that could be lost. Where the
+        network was run forward only, it counts as unchanged: half the loss is left of both.
         """
         if terms == "loss":
             return self.loss
+        if self.variance is None or self.is_free is None:
+            return None if terms == "variance" or self.loss is None else CurvatureMap(self.loss.samples / 2)
         variance = CurvatureMap(self.variance.samples.where(self.is_free[:, None], 0.0))
         return variance if terms == "variance" or self.loss is None else mean_log_ratio(variance, self.loss)
 
@@ -152,7 +157,7 @@ class Signals:
 
     Attributes:
         snapshot, unconditional, branch: the comparisons S, N and K; ``None`` where either side was not measured.
-        raw: raw curvature of now, samples ``(levels, n, h, w)``.
+        raw: raw curvature of now, samples ``(levels, n, h, w)``; ``None`` where the network was run forward only.
         deciding: the map that decides, level by level, samples ``(levels, n, h, w)``; ``None`` where nothing can be
             compared.
         decisive: the same with the levels combined, samples ``(n, h, w)``, natural log of a factor. Regions and alerts
@@ -162,7 +167,7 @@ class Signals:
     snapshot: Comparison | None
     unconditional: Comparison | None
     branch: Comparison | None
-    raw: CurvatureMap
+    raw: CurvatureMap | None
     deciding: CurvatureMap | None = None
     decisive: CurvatureMap | None = None
 
@@ -177,7 +182,7 @@ class Signals:
             snapshot=compared(o.baseline, o.now),
             unconditional=compared(o.unconditional, o.now),
             branch=compared(o.unconditional_baseline, o.unconditional),
-            raw=raw_curvature(o.now.rho.smooth(smooth)),
+            raw=None if o.now.rho is None else raw_curvature(o.now.rho.smooth(smooth)),
         )
 
     def decided(self, *, terms: str, against: str, combine: str, expected: Tensor | None = None) -> Signals:

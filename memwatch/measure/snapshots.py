@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from memwatch.measure.weights import write_safetensors
+from memwatch.measure.weights import read_safetensors, write_safetensors
 
 
 class SnapshotStore:
@@ -21,12 +21,13 @@ class SnapshotStore:
     Args:
         folder: where each step becomes ``step_NNNNNNN.safetensors``; ``None`` keeps everything in memory.
         keep: bound of the ring, at least 1.
-        in_memory: hold what is on disk in memory as well (small things that are read often).
         writes: whether this process writes (one a machine); the others only read.
+        waits: whether a process that does not write holds its tensors until ``settle`` finds them on disk (small
+            things).
     """
 
-    def __init__(self, folder: Path | None, keep: int, *, in_memory: bool = False, writes: bool = True) -> None:
-        self.folder, self.keep, self.in_memory, self.writes = folder, keep, in_memory, writes
+    def __init__(self, folder: Path | None, keep: int, *, writes: bool = True, waits: bool = False) -> None:
+        self.folder, self.keep, self.writes, self.waits = folder, keep, writes, waits
         self.steps: list[int] = []
         self._protected: set[int] = set()
         self._held: dict[int, dict[str, Tensor]] = {}
@@ -43,18 +44,44 @@ class SnapshotStore:
             OSError: the disk refused; the tensors are held in memory instead, nothing is lost.
         """
         self.steps = [s for s in self.steps if s < step] + [step]
-        self._held[step], self._marks[step] = tensors, dict(marks or {})
+        self._marks[step] = dict(marks or {})
         for old in self.steps[1 : -self.keep]:
             self._held.pop(old, None)
             if old not in self._protected:
                 self._forget(old)
         self.steps = self.steps[:1] + self.steps[1:][-self.keep :]
+        try:
+            self._keep(step, tensors)
+        except OSError:
+            self._forget(step)  # what lay there before is of a past that was left
+            raise
+
+    def _keep(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Hold the tensors, and write them if this process does."""
+        self._held[step] = tensors
         if self.folder is None:
             return
         if self.writes:
             write_safetensors(self._file(step), tensors, self._marks[step])
-        if not self.in_memory:
+        if self.writes or not self.waits:
             del self._held[step]
+
+    def settle(self) -> None:
+        """Let go of what lies on disk by now; for processes that wait. Call it when the writing process is done."""
+        if self.folder is not None and not self.writes:
+            for step in list(self._held):
+                if self._held[step].keys() <= names_in(self._file(step)):
+                    del self._held[step]
+
+    def extend(self, step: int, tensors: Mapping[str, Tensor], marks: Mapping[str, str]) -> None:
+        """More tensors for a kept step.
+
+        Raises:
+            OSError: as for ``add``.
+        """
+        merged = {**self.get(step), **tensors}
+        self._marks[step] = {**self._marks[step], **marks}
+        self._keep(step, merged)
 
     def protect(self) -> list[int]:
         """The steps that a checkpoint taken now refers to. Their files outlast the ring until the next checkpoint."""
@@ -71,7 +98,16 @@ class SnapshotStore:
         return step in self.steps
 
     def get(self, step: int) -> dict[str, Tensor]:
-        return self._held[step] if step in self._held else load_file(self._file(step))
+        """All tensors of a step; those from disk share one storage, mapped from the file."""
+        return self._held[step] if step in self._held else read_safetensors(self._file(step))
+
+    def read(self, step: int, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of these tensors that there are, and no others are read."""
+        if step in self._held:
+            return {name: self._held[step][name] for name in names if name in self._held[step]}
+        with safe_open(self._file(step), framework="pt") as opened:
+            there = set(opened.keys())
+            return {name: opened.get_tensor(name).clone() for name in names if name in there}
 
     def has(self, step: int) -> bool:
         """Whether the tensors can be read: what a full disk refused is in the memory of the writing process alone."""
@@ -94,15 +130,10 @@ class SnapshotStore:
         self.steps = [s for s in steps if s in self._marks]
 
     def _load(self, step: int) -> None:
-        """What lies on disk: the marks and, where they are held in memory, the tensors."""
+        """The marks of what lies on disk."""
         self._marks.pop(step, None)
-        try:
-            marks = read_marks(self._file(step))
-            if self.in_memory:
-                self._held[step] = self.get(step)
-            self._marks[step] = marks
-        except (OSError, SafetensorError):
-            self._held.pop(step, None)
+        with suppress(OSError, SafetensorError):
+            self._marks[step] = read_marks(self._file(step))
 
 
 def read_marks(file: Path) -> dict[str, str]:
@@ -113,3 +144,12 @@ def read_marks(file: Path) -> dict[str, str]:
     """
     with safe_open(file, framework="pt") as opened:
         return dict(opened.metadata() or {})
+
+
+def names_in(file: Path) -> set[str]:
+    """The names of the tensors in a file; none where it cannot be read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return set(opened.keys())
+    except (OSError, SafetensorError):
+        return set()

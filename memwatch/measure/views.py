@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memwatch.config import LevelsConfig, SamplingConfig
-from memwatch.denoiser import Conditioning, Denoiser
-from memwatch.measure.batches import in_batches
+from memwatch.denoiser import Conditioning, Denoiser, to_device
+from memwatch.measure.batches import Batches
 from memwatch.measure.prepare import PreparedProbe
 
 
@@ -47,6 +47,11 @@ class View:
     def rows(self) -> int:
         """Noisy latents in it: levels times draws."""
         return self.noisy_latents.shape[0] * self.noisy_latents.shape[1]
+
+    def first_draws(self, draws: int) -> View:
+        """The same with the first noise draws of every level."""
+        eps = None if self.eps is None else self.eps[:, :draws]
+        return replace(self, noisy_latents=self.noisy_latents[:, :draws], eps=eps)
 
 
 def fixed_noise(name: str, shape: Sequence[int], seed: int) -> Tensor:
@@ -99,8 +104,9 @@ def sample(
     x: Tensor,
     conditioning: Sequence[Conditioning],
     unconditional: Conditioning | None,
+    fast: bool = False,
 ) -> Sample:
-    """Sample with classifier-free guidance: DDIM, or Euler steps for rectified flow.
+    """Sample with classifier-free guidance: by DPM-Solver++, or as the paper does, by DDIM.
 
     Families without guidance are sampled by their conditional branch alone.
 
@@ -109,17 +115,18 @@ def sample(
         x: initial noise of unit variance, ``(b, c, h, w)``, on the CPU.
         conditioning: one per row of ``x``.
         unconditional: of the branch without the prompt.
+        fast: see ``Denoiser.sampler``.
     """
     b = len(x)
-    sampler = denoiser.sampler(scheduler, sampling.num_inference_steps, x.shape[-1])
+    sampler = denoiser.sampler(scheduler, sampling.num_inference_steps, x.shape[-1], fast)
     guided = denoiser.guided and unconditional is not None
     branches = denoiser.stack([*([unconditional] * b if guided else []), *conditioning])  # type: ignore[list-item]
     x = x_last = (x * getattr(sampler, "init_noise_sigma", 1.0)).to(denoiser.device)
     norm = torch.zeros(b, device=x.device)
-    for t in sampler.timesteps:
+    for t, there in zip(sampler.timesteps, to_device(sampler.timesteps, denoiser.device), strict=True):
         x_last = x
         rows = torch.cat([x, x]) if guided else x
-        output = denoiser.predict(rows.to(denoiser.dtype), t.to(denoiser.device).expand(len(rows)), branches).float()
+        output = denoiser.output(rows, there.expand(len(rows)), branches)
         without, with_prompt = output[:b], output[-b:]
         norm += (with_prompt - without).flatten(1).norm(dim=1) / len(sampler.timesteps)
         x = sampler.step(without + sampling.guidance_scale * (with_prompt - without), t, x).prev_sample
@@ -140,23 +147,23 @@ def generate(
     conditioning: Conditioning,
     unconditional: Conditioning | None,
     side: int,
-    batch_size: int,
+    batches: Batches,
 ) -> Tensor:
-    """Finished latents of one prompt, ``(n, c, side, side)`` float32 on the CPU.
+    """Finished latents of one prompt by a fast solver, ``(n, c, side, side)`` float32 on the CPU.
 
-    When memory runs out the batch is halved. A batch never holds two prompts, see ``measure``.
+    A batch never holds two prompts, see ``measure``.
 
     Args:
         seeds: n of them, each of one generation.
-        batch_size: generations at a time, at least 1.
+        batches: generations at a time.
     """
 
     def finished(batch: Sequence[int]) -> Tensor:
         x = initial_noise(denoiser, batch, side)
-        s = sample(denoiser, scheduler, sampling, x, [conditioning] * len(batch), unconditional)
+        s = sample(denoiser, scheduler, sampling, x, [conditioning] * len(batch), unconditional, fast=True)
         return s.latents.float().cpu()
 
-    return torch.stack(in_batches(seeds, batch_size, finished))
+    return torch.stack(batches.run(seeds, finished))
 
 
 def prompt_view(

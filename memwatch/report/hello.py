@@ -9,6 +9,7 @@ from memwatch.config import MemWatchConfig
 from memwatch.judge.calibration import MIN_CONTROLS
 from memwatch.measure.observer import Observer
 from memwatch.measure.probes import Probe
+from memwatch.pace import RAREST, Pace
 
 logger = logging.getLogger("memwatch")
 
@@ -27,12 +28,26 @@ def say_hello(config: MemWatchConfig, observer: Observer) -> None:
     warn_of_branch(config, observer, len(watched))
     warn_of_controls(probes)
     num_peers = sum(probe.is_peer for probe in probes)
+    events = f"overhead {c.overhead:g}" if c.every_steps is None else f"every {c.every_steps} steps"
     logger.info(
         f"memwatch: {observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
         f"reference and {len(watched) - num_references} prompt probes, {num_controls} controls, {num_peers} peers; "
         f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
-        f"baseline {c.signals.baseline}; every {c.every_steps} steps; {c.output_dir}"
+        f"baseline {c.signals.baseline}; {events}; {c.output_dir}"
     )
+
+
+def say_pace(pace: Pace, config: MemWatchConfig) -> None:
+    """How often memwatch will look, and whether that is more than it was allowed."""
+    allowed = f"overhead: {config.overhead:g}"
+    if not pace.within:
+        how = "fewer probes and controls, or every_steps, change that"
+        logger.warning("memwatch: %s, more than %s allows; %s", pace, allowed, how)
+    elif pace.every_steps > RAREST:
+        why = f"that is rare, because of {allowed}; a larger one, or every_steps, changes that"
+        logger.warning("memwatch: %s; %s", pace, why)
+    else:
+        logger.info("memwatch: %s (%s)", pace, allowed)
 
 
 def warn_of_branch(config: MemWatchConfig, observer: Observer, num_watched: int) -> None:

@@ -24,10 +24,12 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as boxes to switch on and off |
 | ``memwatch/alert`` | text | one paragraph per alert (TensorBoard: ``memwatch/alert/PROBE``) |
 | ``memwatch/seconds`` | scalar | what the event cost |
+| ``memwatch/overhead`` | scalar | share of training time that memwatch has taken so far (0.02 is 2 %) |
+| ``memwatch/measured`` | scalar | probes, controls and peers whose curvature was measured at this event |
 | ``memwatch/errors`` | scalar | parts of memwatch that failed so far |
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
 
-An event that failed logs ``memwatch/step``, ``seconds``, ``errors`` and ``stop`` alone.
+An event that failed logs ``memwatch/step``, ``seconds``, ``overhead``, ``errors`` and ``stop`` alone.
 """
 
 from __future__ import annotations
@@ -60,6 +62,8 @@ class Report:
         stop_reason: set from the event on that decided to stop.
         pictures: one per probe, drawn once for all sinks (see ``Sinks``); on the main process only.
         failure: what failed, for people, and cost this event; then there are no findings.
+        overhead: share of training time that memwatch has taken so far; ``None`` before the first step, and where
+            nothing is trained.
     """
 
     step: int
@@ -71,6 +75,7 @@ class Report:
     stop_reason: str | None
     pictures: dict[str, Image.Image] = field(default_factory=dict)
     failure: str | None = None
+    overhead: float | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -94,6 +99,7 @@ class Report:
         values: dict[str, float | None] = {
             "memwatch/step": self.step,
             "memwatch/seconds": self.seconds,
+            "memwatch/overhead": self.overhead,
             "memwatch/errors": self.errors,
             "memwatch/stop": float(self.stop_reason is not None),
         }
@@ -104,6 +110,7 @@ class Report:
     def _scalars_of_findings(self) -> dict[str, float | None]:
         audit = self.judgement.audit
         values: dict[str, float | None] = {
+            "memwatch/measured": sum(f.observation.now.rho is not None for f in self.judgement.everything),
             "memwatch/max_severity": max((f.severity for f in self.findings), default=1.0),
             "memwatch/min_p": min((f.p for f in self.findings if f.p is not None), default=None),
             "memwatch/num_memorized": self.count(Verdict.MEMORIZED),
@@ -120,7 +127,8 @@ class Report:
             if f.signals:
                 maps = f.signals.maps()
                 values |= {f"memwatch/{k}/{f.name}": float(maps[k].mean.mean()) for k in IMAGE_MEANS if k in maps}
-                values[f"memwatch/retained_variance/{f.name}"] = 1 - float(maps["raw"].mean.mean())
+                if "raw" in maps:
+                    values[f"memwatch/retained_variance/{f.name}"] = 1 - float(maps["raw"].mean.mean())
         return values | copied_scalars(self.findings)
 
     def alert_text(self, finding: Finding) -> str:
@@ -163,6 +171,7 @@ class Report:
             "audit": str(self.judgement.audit),
             "scalars": self.scalars(),
             "seconds": self.seconds,
+            "overhead": self.overhead,
             "errors": self.errors,
             "stop_reason": self.stop_reason,
             "failure": self.failure,
@@ -174,7 +183,8 @@ class Report:
     def summary(self) -> str:
         """One line for the console."""
         stop = f"; STOP ({self.stop_reason})" if self.stop_reason else ""
-        return f"memwatch step {self.step}: {self._said()}; {self.seconds:.1f} s{stop}"
+        share = "" if self.overhead is None else f", {100 * self.overhead:.1f} % of training time"
+        return f"memwatch step {self.step}: {self._said()}; {self.seconds:.1f} s{share}{stop}"
 
     def _said(self) -> str:
         """The verdicts in a few words, or why there are none."""

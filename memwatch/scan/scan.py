@@ -200,6 +200,7 @@ class Scan:
         if self._loaded != step:
             copy_into(self.model, self._read(step))
             copy_text_encoders(self._source(step), self.observer.denoiser, self.observer.text_encoders)
+            self.observer.forget_generations()
             self._loaded = step
 
     def _skip(self, checkpoint: Checkpoint, error: Exception) -> None:

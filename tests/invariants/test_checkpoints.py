@@ -51,7 +51,8 @@ def test_the_state_is_one_small_plain_file(saved):
     assert "memwatch.json" in files
     assert not [name for name in files if name.startswith("custom_checkpoint")]
     state = json.loads((saved / "memwatch.json").read_text(encoding="utf-8"))
-    assert set(state) == {"run", "last_step", "stop", "states", "ledger", "weights", "faults"}
+    progress = {"run", "last_step", "events", "every_steps", "clock", "stop", "states"}
+    assert set(state) == progress | {"ledger", "weights", "faults"}
     assert state["run"] == json.loads((saved.parent / "memwatch" / "run.json").read_text(encoding="utf-8"))["run"]
 
 

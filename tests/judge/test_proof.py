@@ -164,6 +164,16 @@ def test_a_prompt_that_generates_a_watched_image_is_no_chance():
     assert of["p"].copies == (("p", "a"), ("p", "a"), ())
 
 
+def test_what_is_drawn_from_the_caption_is_no_chance():
+    """A prompt's generations may be the very ones that are compared."""
+    image, prompt = seen("a"), replace(drawn("p", 8, 9), probe=Probe("a photo of a", name="p"))
+    alone = proofs([found(image)], {"a photo of a": prompt.generations})["a"]
+    shared = proofs([found(image), found(prompt)], {"a photo of a": prompt.generations})["a"]
+    assert shared.ratios == alone.ratios
+    assert np.isfinite(shared.ratios).all()
+    assert shared.num_others == alone.num_others == 6
+
+
 # --- with a model -----------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +207,21 @@ def test_a_proof_is_made_of_the_model_s_own_generations(pretrained, images, tmp_
     again = proven(watch, findings, observations)[0].proof
     assert np.array_equal(again.generations, a.generations)
     assert again.ratios == a.ratios
+
+
+@pytest.mark.parametrize(("seeds", "sampled"), [(1, []), (2, [("a cat", 4)])])
+def test_what_a_prompt_has_drawn_is_not_sampled_again(seeds, sampled, pretrained, images, tmp_path, monkeypatch):
+    """Two images share the caption, and the prompt has two generations of it."""
+    probes = [*(Probe("a cat", picture(i), name=f"{i}") for i in range(2)), Probe("a cat", name="p")]
+    proof = CONFIG["proof"] | {"seeds": seeds}
+    _, watch, observations, findings = watched(pretrained, images, tmp_path, probes, proof=proof)
+    real, calls = watch.observer.generate, []
+    monkeypatch.setattr(watch.observer, "generate", lambda *call: calls.append(call) or real(*call))
+    proofs = [f.proof for f in proven(watch, findings, observations)]
+    assert calls == sampled
+    for i in range(2):
+        assert len(proofs[i].generations) == 2 * seeds
+    assert np.array_equal(proofs[0].generations[:2], observations[2].generations) == (seeds == 1)
 
 
 def test_pictures_are_what_the_autoencoder_gives_back(pretrained, images, tmp_path):

@@ -67,7 +67,7 @@ def observed(probe: Probe, value: float) -> Observation:
 
 def baselines_of(baseline: str = "first", keep: int = 4, fixed=dict, folder=None) -> Baselines:
     stores = (
-        SnapshotStore(folder / "ledger", keep, in_memory=True) if folder else SnapshotStore(None, keep),
+        SnapshotStore(folder / "ledger", keep) if folder else SnapshotStore(None, keep),
         SnapshotStore(folder / "snapshots", keep) if folder else SnapshotStore(None, keep),
     )
     return Baselines(SignalsConfig(baseline=baseline), *stores, fixed)
@@ -185,7 +185,7 @@ def test_the_unconditional_branch_is_kept_beside_the_probe():
 
 
 def marked(folder, run: str = "r", **fingerprints: str) -> Baselines:
-    stores = SnapshotStore(folder / "ledger", 4, in_memory=True), SnapshotStore(folder / "snapshots", 4)
+    stores = SnapshotStore(folder / "ledger", 4), SnapshotStore(folder / "snapshots", 4)
     baselines = Baselines(SignalsConfig(), *stores, dict, fingerprints)
     baselines.run = run
     return baselines
@@ -234,8 +234,8 @@ def test_where_the_stores_lie(on_disk, lockstep, is_main, tmp_path):
     accelerator = SimpleNamespace(is_local_main_process=is_main, process_index=1, num_processes=2)
     ranks = Ranks(accelerator, "FSDP2" if lockstep else "DDP", lockstep=lockstep)
     ledger, snapshots = open_stores(tmp_path, SnapshotsConfig(keep=3, on_disk=on_disk), ranks)
-    assert (ledger.folder, ledger.in_memory, ledger.writes, ledger.keep) == (tmp_path / "ledger", True, is_main, 3)
+    assert (ledger.folder, ledger.waits, ledger.writes, ledger.keep) == (tmp_path / "ledger", True, is_main, 3)
     folder = tmp_path / "snapshots" / "rank-1-of-2" if lockstep else tmp_path / "snapshots"
     assert snapshots.folder == (folder if on_disk else None)
-    assert (snapshots.in_memory, snapshots.writes, snapshots.keep) == (False, is_main or lockstep, 3)
+    assert (snapshots.waits, snapshots.writes, snapshots.keep) == (False, is_main or lockstep, 3)
     assert list(tmp_path.iterdir()) == []  # nothing is made before it is needed

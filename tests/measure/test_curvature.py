@@ -16,9 +16,10 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def network(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 2, 3, padding=1)).double()
+def network(channels=2):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(channels, 3 * channels, 3, padding=1), nn.Tanh(), nn.Conv2d(3 * channels, channels, 3, padding=1)
+    return nn.Sequential(*layers).double()
 
 
 def exact_diagonal(fn, x):
@@ -40,17 +41,46 @@ def test_entries_are_signs_and_repeatable(tile, channels):
     assert not torch.equal(v, curvature.test_vectors(64, (channels, 8, 8), generator(1), tile=tile))
 
 
-@pytest.mark.parametrize(
-    ("tile", "rows", "columns", "channels"),
-    [(4, 1, 1, 4), (8, 1, 2, 4), (16, 2, 2, 4), (32, 2, 4, 4), (64, 4, 4, 4), (16, 4, 4, 1), (16, 2, 2, 3)],
-)
-def test_a_block_is_orthogonal_over_every_tile(tile, rows, columns, channels):
-    v = curvature.test_vectors(2 * tile, (channels, 8, 8), generator(), tile=tile)
-    for block in (v[:tile], v[tile:]):
-        corners = itertools.product(range(9 - rows), range(9 - columns))  # aligned or not: the pattern is periodic
-        for top, left in corners:
-            patch = block[:, :, top : top + rows, left : left + columns].flatten(1)
-            assert torch.equal(patch.T @ patch, tile * torch.eye(patch.shape[1]))
+def cancels(v):
+    """Whether a pair of coordinates cancels in the mean over the vectors, bool ``(n, n)``."""
+    v = v.flatten(1)
+    return v.T @ v == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 16])
+@pytest.mark.parametrize(("tile", "apart"), [(2, 2**0.5), (4, 2), (8, 8**0.5), (16, 4)])
+def test_pixels_that_do_not_cancel_are_far_apart(tile, apart, channels):
+    v = curvature.test_vectors(tile, (channels, 8, 8), generator(), tile=tile)
+    pixels = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0))
+    distance = torch.cdist(pixels, pixels) + 100 * torch.eye(64)
+    for channel in range(channels):
+        assert distance[~cancels(v[:, channel])].min() == pytest.approx(apart)
+
+
+@pytest.mark.parametrize(("channels", "tile"), [(2, 2), (3, 4), (4, 4), (4, 8), (16, 16), (16, 32)])
+def test_channels_of_one_pixel_cancel(channels, tile):
+    v = curvature.test_vectors(tile, (channels, 8, 8), generator(), tile=tile)
+    for pixel in v.flatten(2).unbind(2):
+        assert torch.equal(cancels(pixel), ~torch.eye(channels, dtype=torch.bool))
+
+
+def test_a_large_block_is_exact_on_small_latents():
+    v = curvature.test_vectors(128, (4, 4, 4), generator(), tile=64).flatten(1)
+    for block in (v[:64], v[64:]):
+        assert torch.equal(block.T @ block, 64 * torch.eye(64))
+
+
+@pytest.mark.parametrize("half", [1, 2, 4, 8])
+def test_the_first_vectors_of_a_block_are_a_smaller_block(half):
+    """Up to signs, which are random: the same pairs cancel. So the first noise draws are as good as a look at them."""
+    block = curvature.test_vectors(16, (4, 8, 8), generator(), tile=16)
+    assert torch.equal(cancels(block[:half]), cancels(curvature.test_vectors(half, (4, 8, 8), generator(1), tile=half)))
+
+
+@pytest.mark.parametrize("num", [1, 3, 8, 11])
+def test_fewer_vectors_are_the_first_of_more(num):
+    many, some = (curvature.test_vectors(n, (4, 8, 8), generator(), tile=8) for n in (16, num))
+    assert torch.equal(some, many[:num])
 
 
 @pytest.mark.parametrize("tile", [1, 8, 16])
@@ -63,25 +93,25 @@ def test_vectors_are_unbiased(tile):
     assert worst < 5 * (tile / len(v)) ** 0.5
 
 
-def test_tiles_beat_rademacher_on_a_local_jacobian():
-    """Same number of vector-Jacobian products, rms error over the map."""
-    fn, x = network(), torch.randn(1, 2, 8, 8, generator=generator(), dtype=torch.float64)
-    exact = exact_diagonal(fn, x)
-    rms = {}
-    for tile in (1, 32):
-        errors = []
-        for seed in range(20):
-            v = curvature.test_vectors(32, (2, 8, 8), generator(seed), tile=tile)[:, None].double()
-            errors.append(diag_jacobian(fn, x, v).mean(0) - exact)
-        rms[tile] = torch.stack(errors).square().mean().sqrt()
-    assert rms[32] < 0.5 * rms[1]
+@pytest.mark.parametrize(
+    ("channels", "tile", "times"), [(1, 4, 2), (1, 8, 3), (2, 32, 1.5), (4, 32, 1.5), (16, 64, 1.3)]
+)
+def test_blocks_beat_independent_vectors_on_a_local_jacobian(channels, tile, times):
+    """Variance of the estimated map at the same number of products; this network sees 5x5 pixels at a time."""
+    fn, x = network(channels), torch.randn(1, channels, 8, 8, generator=generator(), dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda flat: fn(flat.reshape(x.shape)).flatten(), x.flatten())
+    variance = {}
+    for size in (1, tile):
+        draws = [curvature.test_vectors(tile, x.shape[1:], generator(seed), tile=size) for seed in range(100)]
+        v = torch.stack(draws).flatten(2).double()
+        error = (v * (v @ jacobian)).mean(1) - jacobian.diagonal()
+        variance[size] = error.unflatten(1, x.shape[1:]).mean(1).square().mean()
+    assert variance[tile] < variance[1] / times
 
 
-@pytest.mark.parametrize("tile", [0, -1, 3, 6, 32])
+@pytest.mark.parametrize("tile", [0, -1, 3, 6])
 def test_bad_tile(tile):
-    with pytest.raises(
-        ValueError, match=rf"tile must be a power of two that divides the number of test vectors \(16\), got {tile}"
-    ):
+    with pytest.raises(ValueError, match=rf"tile must be a power of two, got {tile}"):
         curvature.test_vectors(16, (4, 8, 8), generator(), tile=tile)
 
 

@@ -26,6 +26,7 @@ DRAWN = PreparedProbe(Probe("a cat", name="drawn"), {}, None, None)
         ({"curvature": {"vectors": 8}}, True, False),
         ({"curvature": {"tile": 1}}, True, False),
         ({"weights": "ema"}, True, True),
+        ({"precision": "loop"}, True, False),
         ({"curvature": {"batch_size": 2}}, False, False),
         ({"sampling": {"num_inference_steps": 25}}, False, False),
         ({"signals": {"smooth": 5, "unconditional": False}}, False, False),

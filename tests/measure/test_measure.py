@@ -67,6 +67,21 @@ def test_one_map_whatever_the_prediction_type(prediction_type):
     torch.testing.assert_close(found.epsilon, expected.epsilon, rtol=1e-4, atol=1e-4)
 
 
+def test_a_block_spans_the_noise_draws_of_a_level():
+    """The Jacobian of a Gaussian law is the same at every draw: 4 draws of 16 vectors are exact on 64 coordinates.
+
+    The error bar does not know: it is that of independent draws, which is more.
+    """
+    oracle, view = full_gaussian(), view_of(LEVELS, draws=4, shape=(4, 4, 4))
+    block, independent = (look_at(oracle, view, vectors=16, tile=tile).rho for tile in (64, 1))
+    assert block.samples.shape == (3, 4, 4, 4)
+    for level, timestep in enumerate(LEVELS):
+        expected = oracle.rho(timestep).mean(0).float()
+        torch.testing.assert_close(block.mean[level], expected, rtol=1e-4, atol=1e-4)
+    assert (independent.mean - block.mean).abs().max() > 1e-3
+    assert block.sem.mean() > 0.5 * independent.sem.mean()
+
+
 def test_batching_changes_nothing():
     oracle, view = mixture(spread()), view_of(LEVELS, 3)
     one, many = (look_at(oracle, view, vectors=4, tile=4, batch_size=size) for size in (1, 5))

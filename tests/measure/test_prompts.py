@@ -10,7 +10,9 @@ import torch
 from support.builders import CONFIG, Loop, assert_same
 
 import memwatch.measure.observer
+import memwatch.measure.snapshots
 from memwatch import Probe
+from memwatch.measure.batches import Batches
 from memwatch.measure.images import decode_latents
 from memwatch.measure.views import fixed_noise, generate
 
@@ -36,12 +38,13 @@ def test_generations_are_looked_at_as_known_images(pretrained, tmp_path):
     observer, (p,) = watch.observer, watch.observer.probes
     where = (observer.denoiser, observer.parts.scheduler, watch.config.sampling)
     with observer.borrowed():
-        latents = generate(*where, [3], p.conditioning, observer.unconditional, observer.side, 1)
+        latents = generate(*where, [3], p.conditioning, observer.unconditional, observer.side, Batches(1))
         view, generations = observer.view(p)
         known = replace(p, probe=replace(p.probe, image="known.png"), latents=latents[0])
         expected, nothing = observer.view(known)
         assert np.array_equal(generations[0], decode_latents(latents[0], observer.parts.vae))
-        assert_same(observer.measure(view).epsilon, observer.measure(expected).epsilon)
+        now, of_known = (observer.measure(v) for v in (view, expected))
+        assert_same(now.epsilon, of_known.epsilon)
     assert nothing is None
     assert_same(view.noisy_latents, expected.noisy_latents)
     assert_same(view.eps, expected.eps)
@@ -66,6 +69,22 @@ def test_all_seeds_are_in_one_observation(pretrained, tmp_path, monkeypatch):
     assert np.array_equal(again.generations, observation.generations)
 
 
+def test_prompts_with_one_seed_share_generations_under_noise_of_their_own(pretrained, tmp_path, monkeypatch):
+    sampled = []
+    real = memwatch.measure.observer.generate
+    monkeypatch.setattr(memwatch.measure.observer, "generate", lambda *a: sampled.append(list(a[3])) or real(*a))
+    loop = Loop(pretrained, tmp_path)
+    others = [replace(POSTER, name="same"), replace(POSTER, name="later", seed=4), Probe("a cat", name="cat", seed=3)]
+    watch = loop.watch(pretrained, [POSTER, *others])
+    with watch.observer.borrowed():
+        one, same, later, cat = watch.observer.observe(watch.observer.probes, watch.baselines, {})
+    assert sampled == [[3, 4], [4, 5], [3, 4]]
+    assert np.array_equal(one.generations, same.generations)
+    assert not np.array_equal(one.generations, later.generations)
+    assert not np.array_equal(one.generations, cat.generations)
+    assert not torch.equal(one.eps, same.eps)
+
+
 @pytest.mark.parametrize("terms", ["loss", "variance", "both"])
 def test_all_terms_and_comparisons_exist(terms, pretrained, tmp_path):
     loop, watch = watch_of(pretrained, tmp_path, signals={"terms": terms}, strict=True)
@@ -87,3 +106,21 @@ def test_the_last_step_knows_no_noise(pretrained, tmp_path):
     assert finding.observation.timesteps == (1,)
     assert "loss_log_ratio" not in finding.signals.maps()
     assert "collapse" in finding.signals.maps()
+
+
+def test_earlier_weights_are_read_and_swapped_in_once_for_all_prompts(pretrained, tmp_path, monkeypatch):
+    reads, swaps = [], []
+    load, swapped = memwatch.measure.snapshots.read_safetensors, memwatch.measure.observer.swapped
+    monkeypatch.setattr(memwatch.measure.snapshots, "read_safetensors", lambda file: reads.append(file) or load(file))
+    monkeypatch.setattr(memwatch.measure.observer, "swapped", lambda *a: swaps.append(a) or swapped(*a))
+    loop = Loop(pretrained, tmp_path, lr=3e-2)
+    probes = [replace(POSTER, name=f"{i}", seed=i) for i in range(4)]
+    watch = loop.watch(pretrained, probes, controls=["a cat", "a dog"], strict=True, snapshots={"on_disk": True})
+    loop.run(watch, 2)
+    with watch.observer.borrowed():
+        reads.clear()
+        swaps.clear()
+        found = watch.observer.observe(watch.observer.probes, watch.baselines, {})
+    assert len(found) == 6
+    assert {o.baseline_step for o in found} == {0}
+    assert len(reads) == len(swaps) == 1

@@ -190,7 +190,8 @@ def test_the_line_of_the_history_is_plain_and_complete():
     report = report_of([seen("cat"), seen("new", baseline=None), *controls(20, 1.0, spread=0.3)])
     row = report.to_dict()
     assert json.loads(json.dumps(row, allow_nan=False)) == row | {"findings": json.loads(json.dumps(row["findings"]))}
-    keys = {"step", "findings", "controls", "audit", "scalars", "seconds", "errors", "stop_reason", "failure"}
+    keys = {"step", "findings", "controls", "audit", "scalars", "seconds", "overhead", "errors"}
+    keys |= {"stop_reason", "failure"}
     assert set(row) == keys
     assert row["audit"] == "0 of 20 controls called; at most 14 % at 95 % confidence"
     assert (row["scalars"], row["controls"]) == (report.scalars(), report.controls)

@@ -1,0 +1,154 @@
+"""Stage: tiny-sd with an earlier self, the items that are looked at, and both ways to look."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memwatch.bench.exact import BASE, NOW, NULL, Design, Place, jacobians
+from memwatch.bench.items import SIZE, Item, Kind, looked_at
+from memwatch.bench.procedure import STEPS, published_maps
+from memwatch.bench.train import read_base
+from memwatch.bench.worlds import WORLDS
+from memwatch.config import LevelsConfig, MemWatchConfig, SamplingConfig
+from memwatch.denoiser import Components, Conditioning, StableDiffusion
+from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.measure.batches import Batches
+from memwatch.measure.measure import measure
+from memwatch.measure.prepare import PreparedProbe, prepare
+from memwatch.measure.probes import Probe
+from memwatch.measure.views import View, generate, initial_noise, noised, reference_view
+from memwatch.measure.weights import read_safetensors, swapped
+
+KINDS = (Kind.TEMPLATE, Kind.LOGO, Kind.VERBATIM, Kind.ORDINARY, Kind.HELD_OUT, Kind.LEARNED)  # one item of each
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The network that is looked at, with an earlier self, and the items.
+
+    Attributes:
+        earlier: its weights before training; ``None`` where no run lies there.
+        says: what it is, for the page.
+    """
+
+    denoiser: StableDiffusion
+    parts: Components
+    earlier: Mapping[str, Tensor] | None
+    prepared: Sequence[PreparedProbe]
+    unconditional: Conditioning
+    says: str
+
+    @classmethod
+    def of(cls, base: Path, runs: Path, num_items: int) -> Stage:
+        """tiny-sd as the newest ``full`` run in ``runs`` has left it; as it is where there is none."""
+        unet, parts = read_base(base)
+        file, checkpoint = runs / "base.safetensors", next(iter(sorted(runs.glob("full-*/checkpoint.pt"))), None)
+        earlier, says, seed = None, "tiny-sd as it is, since no run lies there; there is no earlier model", 0
+        if file.is_file() and checkpoint is not None:
+            state = torch.load(checkpoint, weights_only=True)
+            earlier, seed = read_safetensors(file), int(checkpoint.parent.name.rpartition("-")[2])
+            unet.load_state_dict(state["weights"])
+            says = f"tiny-sd after {state['step']} steps of {checkpoint.parent.name}, against the weights before them"
+        denoiser = StableDiffusion(unet.eval().requires_grad_(False), NoiseSchedule.from_scheduler(parts.scheduler))
+        items = list(some_items(looked_at(WORLDS["full"].items(seed)), num_items))
+        probes = [Probe(item.caption, item.probe, name=item.name) for item in items]
+        prepared = prepare(probes, denoiser, parts, SIZE)
+        return cls(denoiser, parts, earlier, prepared, denoiser.encode("", parts, SIZE), says)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.denoiser.model
+
+    @property
+    def side(self) -> int:
+        """Of the latents."""
+        latents = self.prepared[0].latents
+        assert latents is not None
+        return latents.shape[-1]
+
+    def generated(self, p: PreparedProbe, sampling: SamplingConfig, levels: LevelsConfig, seeds: int) -> View:
+        """A prompt's generations, noised again."""
+        how = p.conditioning, self.unconditional, self.side, Batches(seeds)
+        z = generate(self.denoiser, self.parts.scheduler, sampling, range(seeds), *how)
+        return noised(p, z, self.denoiser, levels, 0)
+
+
+def some_items(items: Sequence[Item], number: int) -> Iterator[Item]:
+    """One of each kind, then another of each, until there are enough."""
+    groups = [[item for item in items if item.kind is kind] for kind in KINDS]
+    ranked = [group[i] for i in range(max(map(len, groups))) for group in groups if i < len(group)]
+    return iter(ranked[:number])
+
+
+def place_of(stage: Stage, view: View, tick: Callable[[], object]) -> Place:
+    """Whole Jacobians at a view's noisy latents."""
+    levels, draws, *shape = view.noisy_latents.shape
+    x, denoiser = view.noisy_latents.flatten(0, 1).to(stage.denoiser.device), stage.denoiser
+    timesteps = torch.tensor(view.timesteps, device=x.device).repeat_interleave(draws)
+
+    def whole(said: Conditioning) -> Tensor:
+        rows = denoiser.stack([said] * len(x))
+        found = jacobians(lambda x: denoiser(x, timesteps, rows), x, tick)
+        return found.cpu().reshape(levels, draws, *found.shape[1:])
+
+    found = {NOW: whole(view.conditioning), NULL: whole(stage.unconditional)}
+    if stage.earlier is not None:
+        with swapped(stage.model, stage.earlier):
+            found[BASE] = whole(view.conditioning)
+    c, h, w = shape
+    return Place(denoiser.schedule, (c, h, w), view.timesteps, found)
+
+
+# --- both ways to look ------------------------------------------------------------------------------------------------
+
+
+def published_work(stage: Stage, p: PreparedProbe) -> Callable[[], dict[str, Tensor]]:
+    """The published procedure on one prompt, with two networks in memory as its code has them."""
+    from diffusers import DDIMScheduler
+
+    earlier = copy.deepcopy(stage.model)
+    if stage.earlier is not None:
+        earlier.load_state_dict(stage.earlier)
+    solver: Any = DDIMScheduler.from_config(stage.parts.scheduler.config)
+    solver.set_timesteps(STEPS)
+    conditioning = stage.denoiser.stack([stage.unconditional, p.conditioning])
+    x = initial_noise(stage.denoiser, [0], stage.side).to(stage.denoiser.device)
+
+    def network(denoiser: StableDiffusion) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, t: denoiser.predict(x, t.to(x.device).expand(len(x)), conditioning)
+
+    now, before = network(stage.denoiser), network(StableDiffusion(earlier, stage.denoiser.schedule))
+    return lambda: published_maps(now, before, solver, x, torch.Generator().manual_seed(0))
+
+
+def run_ours(
+    p: PreparedProbe,
+    stage: Stage,
+    design: Design,
+    levels: LevelsConfig,
+    kind: str,
+    config: MemWatchConfig,
+    seeds: int,
+) -> None:
+    """memwatch's look at one probe: both branches now and, of a prompt probe, under earlier weights."""
+    curvature = replace(design.curvature, batch_size=config.curvature.batch_size)
+    if kind == "reference":
+        view = reference_view(p, stage.denoiser, levels, 0)
+    else:
+        spread = replace(levels, draws=max(levels.draws, seeds))
+        view = stage.generated(p, config.sampling, spread, seeds)
+    without = replace(view, conditioning=stage.unconditional)
+    batches = Batches(curvature.batch_size)
+    for one in (view, without):
+        measure(stage.denoiser, one, curvature, 0, batches)
+    if kind == "prompt" and stage.earlier is not None:
+        with swapped(stage.model, stage.earlier):
+            for one in (view, without):
+                measure(stage.denoiser, one, curvature, 0, batches)

@@ -1,0 +1,153 @@
+"""Pace: how often memwatch looks, so that it takes no larger a share of training time than the user allows."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from memwatch.config import MemWatchConfig
+from memwatch.measure.passes import Passes
+
+WARM_UP, TIMED = 2, 10  # of a run's first steps: how many are passed over, and how many are timed then
+HORIZON = 2000  # steps over which the first event is paid off, where the run's length is not known
+OFTENEST, RAREST = 25, 500  # steps between events that are chosen without a word
+NEVER_RARER = 2000
+MIN_EVENTS = 5  # of a run whose length is known: an alert takes two, and it should be in time
+CHOSEN = 0.1  # share of probes and controls that the screen is expected to choose
+FIRST_AT_MOST = 0.5  # share of the budget that may pay off the first event; the rest is for the others
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The choice.
+
+    Attributes:
+        every_steps: optimizer steps between events.
+        overhead: the share of training time that this is expected to take.
+        within: whether that is what the user allows.
+    """
+
+    every_steps: int
+    overhead: float
+    within: bool
+
+    def __str__(self) -> str:
+        return f"an event every {self.every_steps} steps, about {100 * self.overhead:.1f} % of training time"
+
+
+def choose_pace(step: float, first: float, event: float, config: MemWatchConfig) -> Pace:
+    """As many events as ``overhead`` allows, within bounds.
+
+    Never more often than every 25 steps. Rarer than every 500 where it must be, but never rarer than every 2,000, and
+    in a run of known length never fewer than 5 events; then more is spent than allowed.
+
+    Args:
+        step: seconds of one optimizer step of the loop.
+        first: seconds of the first event, which is paid off over the whole run.
+        event: seconds that a later event is expected to take.
+
+    >>> choose_pace(1.0, 10.0, 4.0, MemWatchConfig(overhead=0.02)).every_steps
+    270
+    """
+    horizon = config.max_train_steps or HORIZON
+    allowed = config.overhead * step  # seconds per step
+    left = allowed - min(first / horizon, FIRST_AT_MOST * allowed)
+    rarest = max(1, horizon // MIN_EVENTS) if config.max_train_steps else NEVER_RARER
+    every = min(rounded(max(OFTENEST, event / left)), rarest)
+    overhead = (first / horizon + event / every) / step
+    return Pace(every, overhead, overhead <= config.overhead)
+
+
+def rounded(steps: float) -> int:
+    """Up to a number that people can read: a multiple of 5, from 100 on of 10, and from 1,000 on of 100.
+
+    >>> [rounded(n) for n in (21.4, 133.3, 1001)]
+    [25, 140, 1100]
+    """
+    unit = 5 if steps < 100 else 10 if steps < 1000 else 100
+    return math.ceil(steps / unit) * unit
+
+
+def planned_events(max_train_steps: int | None, every_steps: int | None) -> int | None:
+    """How many events a run will have after its first; ``None`` where that is not known."""
+    return max(1, max_train_steps // every_steps) if max_train_steps and every_steps else None
+
+
+def seconds_of_event(first: float, passes: Passes, full_every: int) -> float:
+    """What a later event is expected to take, on average over full and screened ones.
+
+    Args:
+        first: seconds of the first event, which ran the screen alone, or without a screen everything.
+        passes: of one event.
+    """
+    if not passes.screen:
+        return first
+    a_pass = first / (passes.screen + passes.sampling)
+    return a_pass * passes.of_event(min(1.0, CHOSEN + 1 / full_every))
+
+
+@dataclass
+class Clock:
+    """Times the loop's own steps, and memwatch between them.
+
+    Attributes:
+        trained: seconds of training so far, memwatch left out. spent: seconds of memwatch.
+        first: seconds of the first event.
+        steps: seconds per step of the first ones, until enough are timed.
+    """
+
+    trained: float = 0.0
+    spent: float = 0.0
+    first: float = 0.0
+    steps: list[float] = field(default_factory=list)
+    now: Callable[[], float] = time.perf_counter
+    _left: tuple[float, int] | None = None  # when the loop went on, and after which step
+    _arrived: float | None = None
+
+    def arrive(self, step: int) -> None:
+        """The loop has come to the end of ``step``."""
+        if len(self.steps) < WARM_UP + TIMED:
+            synchronize()  # what a GPU has still to do belongs to the step
+        self._arrived = self.now()
+        if self._left is None:
+            return
+        since, last = self._left
+        self.trained += self._arrived - since
+        if step > last and len(self.steps) < WARM_UP + TIMED:
+            self.steps.append((self._arrived - since) / (step - last))
+
+    def leave(self, step: int) -> None:
+        """The loop goes on after ``step``."""
+        self.spent, self._arrived = self.spent + self._here, None
+        self._left = self.now(), step
+
+    @property
+    def _here(self) -> float:
+        """Seconds since the loop arrived."""
+        return 0.0 if self._arrived is None else self.now() - self._arrived
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of a usual step; ``None`` until enough have been timed."""
+        timed = self.steps[WARM_UP:]
+        return statistics.median(timed) if len(timed) >= TIMED else None
+
+    @property
+    def overhead(self) -> float | None:
+        """Share of training time that memwatch has taken so far; ``None`` before the first step."""
+        return (self.spent + self._here) / self.trained if self.trained else None
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values."""
+        return {"trained": self.trained, "spent": self.spent, "first": self.first}
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where one is in use."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()

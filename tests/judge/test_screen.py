@@ -1,0 +1,74 @@
+"""Who is measured with curvature: one rule for probes, controls and peers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from support.observations import GREY
+
+from memwatch import Probe
+from memwatch.config import MemWatchConfig
+from memwatch.judge.screen import MIN_EXCESS, MIN_FACTOR, chosen
+from memwatch.measure.measurement import Measurement, Observation
+
+SIDE = 8
+
+
+def screened(name: str, loss: float = 1.0, *, corner: int = 4, earlier: bool = True, **kind: bool) -> Observation:
+    """A probe whose squared error was 1 everywhere, and is now ``loss`` in one corner."""
+    errors = torch.ones(1, 2, 4, SIDE, SIDE)
+    errors[..., :corner, :corner] = math.sqrt(loss)
+    return Observation(
+        Probe("a photo", GREY, name=name, **kind),
+        (301.0,),
+        now=Measurement(None, errors),
+        baseline=Measurement(None, torch.ones_like(errors)) if earlier else None,
+        baseline_step=0 if earlier else None,
+        eps=torch.zeros_like(errors),
+    )
+
+
+def controls(num: int, seed: int = 0, spread: float = 0.1) -> list[Observation]:
+    factors = np.exp(spread * np.random.default_rng(seed).standard_normal(num))
+    return [screened(f"control/{i}", 1 / f, is_control=True) for i, f in enumerate(factors)]
+
+
+def test_what_exceeds_the_controls_is_chosen():
+    probes = [screened("stored", 1 / 3), screened("same")]
+    assert chosen([*probes, *controls(20)], MemWatchConfig()) & {"stored", "same"} == {"stored"}
+
+
+def test_controls_and_peers_are_chosen_by_the_same_rule():
+    odd = [screened("control/odd", 1 / 3, is_control=True), screened("peer/odd", 1 / 3, is_peer=True)]
+    found = chosen([screened("stored", 1 / 3), *odd, *controls(20)], MemWatchConfig())
+    assert {"control/odd", "peer/odd"} <= found
+
+
+def test_controls_are_chosen_as_often_as_probes_of_which_nothing_is_stored():
+    counts = {"probe": 0, "control": 0}
+    for seed in range(60):
+        everyone = controls(22, seed)
+        renamed = [screened("probe", float(o.now.epsilon[0, 0, 0, 0, 0]) ** 2) for o in everyone[:1]]
+        found = chosen([*renamed, *everyone[1:]], MemWatchConfig())
+        counts["probe"] += "probe" in found
+        counts["control"] += sum(name.startswith("control/") for name in found)
+    probe, control = counts["probe"] / 60, counts["control"] / (60 * 21)
+    assert 0.02 < control < 0.15  # a predictive t beyond MIN_EXCESS, at one of a few sizes that move together
+    assert abs(probe - control) < 3 * math.sqrt(control * (1 - control) / 60)
+    assert MIN_EXCESS < 3.4  # what an alert takes with 20 controls: whatever could be called is chosen
+
+
+@pytest.mark.parametrize(("factor", "found"), [(MIN_FACTOR * 1.05, {"a"}), (MIN_FACTOR * 0.9, set())])
+def test_with_too_few_controls_a_factor_decides(factor, found):
+    probes = [screened("a", 1 / factor, corner=SIDE), *controls(3, spread=0.0)]
+    assert chosen(probes, MemWatchConfig()) == found
+
+
+def test_what_cannot_be_compared_is_not_chosen():
+    broken = screened("broken", math.nan)
+    assert (
+        chosen([broken, screened("new", earlier=False), *controls(12)], MemWatchConfig()) & {"broken", "new"} == set()
+    )

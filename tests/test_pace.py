@@ -1,0 +1,131 @@
+"""How often memwatch looks: within its share of training time, chosen once, from the first steps."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+from support.builders import CONFIG, Loop, history
+
+import memwatch.callback
+import memwatch.pace
+from memwatch.config import MemWatchConfig
+from memwatch.measure.passes import Passes
+from memwatch.pace import NEVER_RARER, OFTENEST, Clock, choose_pace, planned_events, seconds_of_event
+
+
+@pytest.mark.parametrize(
+    ("step", "first", "event", "config", "every", "within"),
+    [
+        (1.0, 0.0, 4.0, {}, 200, True),  # 4 s are 2 % of 200 s
+        (1.0, 20.0, 4.0, {}, 400, True),  # half of the budget pays off the first event over 2,000 steps
+        (1.0, 400.0, 4.0, {}, 400, False),  # and never more than half
+        (1.0, 0.0, 0.1, {}, OFTENEST, True),
+        (1.0, 0.0, 100.0, {}, NEVER_RARER, False),
+        (1.0, 0.0, 4.0, {"overhead": 0.2}, OFTENEST, True),
+        (1.0, 0.0, 4.0, {"max_train_steps": 600}, 120, False),  # five events must fit
+        (1.0, 0.0, 4.0, {"max_train_steps": 3}, 1, False),
+        (1.0, 0.0, 4.0, {"max_train_steps": 20_000}, 200, True),
+    ],
+)
+def test_the_choice(step, first, event, config, every, within):
+    pace = choose_pace(step, first, event, MemWatchConfig(**config))
+    assert (pace.every_steps, pace.within) == (every, within)
+    horizon = config.get("max_train_steps", 2000)
+    assert pace.overhead == pytest.approx((first / horizon + event / every) / step)
+
+
+def test_what_is_within_the_budget_stays_so_over_the_run():
+    config = MemWatchConfig(max_train_steps=5000)
+    for first, event in itertools.product((0.5, 5.0, 20.0), (0.5, 2.0, 8.0)):
+        pace = choose_pace(0.5, first, event, config)
+        spent = first + 5000 // pace.every_steps * event
+        assert (spent / (5000 * 0.5) <= config.overhead) or not pace.within
+
+
+def test_planned_events():
+    assert planned_events(1000, 200) == 5
+    assert planned_events(100, 200) == 1
+    assert planned_events(None, 200) is planned_events(1000, None) is None
+
+
+def test_a_later_event_is_priced_by_its_passes():
+    passes = Passes(screen=200, full=1600, sampling=0, probes=28)
+    assert seconds_of_event(2.0, passes, full_every=10) == pytest.approx(0.01 * (200 + 0.2 * 1600))
+    assert seconds_of_event(2.0, passes, full_every=1) == pytest.approx(0.01 * (200 + 1600))
+    assert seconds_of_event(2.0, Passes(0, 1600, 0, 28), full_every=10) == 2.0
+
+
+def ticking(*seconds: float) -> Clock:
+    """A clock that reads these times, one after the other."""
+    return Clock(now=iter(itertools.accumulate(seconds)).__next__)
+
+
+def test_the_clock_tells_training_from_memwatch():
+    clock = ticking(0, 3, 0, 10, 2, 0)  # arrive, leave twice (spent, left), ...
+    clock.arrive(0)
+    clock.leave(0)
+    clock.arrive(1)
+    clock.leave(1)
+    assert (clock.spent, clock.trained, clock.steps) == (5, 10, [10])
+    assert clock.overhead == 0.5
+
+
+def test_the_clock_waits_for_usual_steps():
+    clock = Clock(now=itertools.chain.from_iterable(([0.0, 0.0, 0.0],)).__next__)
+    clock.steps = [100.0, 50.0, *[1.0] * 9]
+    assert clock.step_seconds is None
+    clock.steps.append(7.0)
+    assert clock.step_seconds == 1.0  # the median, without the first two
+
+
+def timed(monkeypatch, first: float, step: float) -> None:
+    """Let every event seem to take ``first`` seconds, and every step ``step``."""
+    monkeypatch.setattr(memwatch.pace.Clock, "step_seconds", property(lambda c: step if len(c.steps) >= 3 else None))
+    monkeypatch.setattr(memwatch.callback, "seconds_of_event", lambda *a: first)
+    monkeypatch.setattr(
+        memwatch.callback, "choose_pace", lambda step, _, event, config: choose_pace(step, 0.0, event, config)
+    )
+
+
+def test_the_interval_is_chosen_once_and_kept_in_checkpoints(pretrained, pipeline, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "memwatch")
+    timed(monkeypatch, 0.5, 1.0)
+    settings = CONFIG | {"every_steps": None, "max_train_steps": 35}
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, config=settings)
+    assert watch.every_steps is None
+    reports = loop.run(watch, 15)
+    assert [report.step for report in reports] == [7, 14]  # 35 / 5
+    (said,) = [r.message for r in caplog.records if "an event every" in r.message]
+    assert "an event every 7 steps, about 7.1 % of training time, more than overhead: 0.02 allows" in said
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+
+    timed(monkeypatch, 0.5, 1000.0)
+    again = Loop(pretrained, tmp_path)
+    watch = again.watch(pipeline, config=settings)
+    again.accelerator.load_state(str(tmp_path / "checkpoint"))
+    again.step = 15
+    assert watch.every_steps == 7
+    assert [report.step for report in again.run(watch, 22)] == [21]
+    assert [row["step"] for row in history(tmp_path)] == [0, 7, 14, 21]
+
+
+def test_the_users_interval_wins(pretrained, pipeline, tmp_path, monkeypatch):
+    timed(monkeypatch, 0.5, 1.0)
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, config=CONFIG, max_train_steps=10)
+    assert [report.step for report in loop.run(watch, 10)] == [2, 4, 6, 8, 10]
+
+
+def test_the_overhead_is_logged_and_said(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline)
+    first = watch.begin()
+    (later,) = loop.run(watch, 2)
+    assert first.overhead is None
+    assert "memwatch/overhead" not in first.scalars()
+    assert later.scalars()["memwatch/overhead"] == later.overhead > 0
+    assert f"{100 * later.overhead:.1f} % of training time" in later.summary()
+    assert [row["overhead"] for row in history(tmp_path)] == [None, later.overhead]
