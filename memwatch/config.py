@@ -64,8 +64,8 @@ class CurvatureConfig:
             run. On a GPU it is at most the batch size of the guarded dataloader.
     """
 
-    vectors: int = 2
-    tile: int = 8
+    vectors: int = 1
+    tile: int = 4
     batch_size: int = 8
 
     def __post_init__(self) -> None:

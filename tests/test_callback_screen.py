@@ -1,4 +1,4 @@
-"""Screened events: forward passes on everything, curvature where they say so, and the baseline's curvature afterwards."""
+"""Screened events: forward passes on everything, curvature where they say so, the baseline's curvature afterwards."""
 
 from __future__ import annotations
 

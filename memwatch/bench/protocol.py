@@ -20,7 +20,7 @@ from memwatch.measure.probes import Probe
 from memwatch.measure.views import View, reference_view
 
 LEVELS = LevelsConfig(timesteps=(61, 141, 301, 501, 701), draws=8)
-CURVATURE = CurvatureConfig(vectors=2, tile=2, batch_size=40)
+CURVATURE = CurvatureConfig(vectors=1, tile=4, batch_size=40)
 GENERATION = SamplingConfig(num_inference_steps=20, guidance_scale=2.0)
 PUBLISHED = SamplingConfig(num_inference_steps=50, guidance_scale=7.5)
 PUBLISHED_VECTORS = 16

@@ -226,7 +226,7 @@ def open_stores(folder: Path, snapshots: SnapshotsConfig, ranks: Ranks) -> tuple
 
 
 def measured_on(observations: Sequence[Observation]) -> dict[str, Measurement]:
-    """What was measured on the current model, by name; ``UNCONDITIONAL`` without the prompt, ``SCREEN`` forward only."""
+    """What was measured on the current model; ``UNCONDITIONAL`` without the prompt, ``SCREEN`` forward only."""
     found: dict[str, Measurement] = {}
     for o in observations:
         end = SCREEN if o.now.rho is None else ""

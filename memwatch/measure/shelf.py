@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -37,7 +37,8 @@ def shelved(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
         return dict(tensors)
     finally:
         if file is not None:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # some systems keep the name of a file that is mapped
+                file.unlink(missing_ok=True)
 
 
 class ShelvedNetwork:

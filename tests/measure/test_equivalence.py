@@ -147,7 +147,7 @@ def test_reproduce_paper_converts_alike(scanned, published):
     maps = {name: CurvatureMap(stored[f"{NAME}/{name}"][:, None]) for name in MAPS}
     everywhere = torch.ones(1, 8, 8, dtype=torch.bool)
     snapshot, unconditional = (
-        Comparison(maps[f"collapse{end}"], maps[f"collapse{end}"], maps[f"score{end}"], None, everywhere)
+        Comparison(maps[f"score{end}"], maps[f"collapse{end}"], maps[f"collapse{end}"], everywhere)
         for end in ("", "_null")
     )
     signals = Signals(snapshot, unconditional, None, maps["raw"])

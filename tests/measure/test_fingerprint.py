@@ -9,7 +9,7 @@ import pytest
 
 from memwatch import Probe
 from memwatch.config_file import load_config
-from memwatch.measure.fingerprint import UNCONDITIONAL, fingerprint, fingerprints
+from memwatch.measure.fingerprint import SCREEN, UNCONDITIONAL, fingerprint, fingerprints
 from memwatch.measure.prepare import PreparedProbe
 
 IMAGE = np.zeros((16, 16, 3), np.uint8)
@@ -57,7 +57,12 @@ def test_probes():
 
 
 def test_what_is_measured_without_its_prompt_has_a_fingerprint_of_its_own():
-    names = {"shown", "drawn", f"shown{UNCONDITIONAL}", f"drawn{UNCONDITIONAL}"}
     found = fingerprints(load_config(None), [SHOWN, DRAWN])
-    assert set(found) == names
-    assert len(set(found.values())) == 4
+    ends = ("", UNCONDITIONAL, SCREEN, UNCONDITIONAL + SCREEN)
+    assert set(found) == {name + end for name in ("shown", "drawn") for end in ends}
+    assert len(set(found.values())) == 8
+
+
+def test_the_screen_s_draws_belong_to_what_the_screen_measures_alone():
+    one, two = (fingerprints(load_config({"levels": {"screen_draws": n}}), [SHOWN]) for n in (1, 2))
+    assert [one[f"shown{end}"] == two[f"shown{end}"] for end in ("", UNCONDITIONAL, SCREEN)] == [True, True, False]

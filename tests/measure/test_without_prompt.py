@@ -24,8 +24,8 @@ def seen_by(watch, monkeypatch) -> dict:
     """The latest observations by name, of controls as well."""
     seen, real = {}, watch.observer.observe
 
-    def observing(*args):
-        found = real(*args)
+    def observing(*args, **kwargs):
+        found = real(*args, **kwargs)
         seen.update({o.name: o for o in found})
         return found
 
