@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 from uuid import uuid4
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
@@ -21,7 +20,7 @@ from memwatch.faults import Faults, PartError
 from memwatch.guard import GuardedLoader, hook_end_training, rows_per_device
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.judge.proof import prove
-from memwatch.judge.screen import chosen
+from memwatch.judge.screen import LOOKING, SCREENING, observe
 from memwatch.judge.stop import decide_stop
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.fingerprint import fingerprints
@@ -39,8 +38,7 @@ from memwatch.run_folder import RunFolder
 
 logger = logging.getLogger("memwatch")
 
-ENTERING, LOOKING, KEEPING = "making room in output_dir", "looking at the model", "keeping what was seen"
-SCREENING = "choosing what to measure"
+ENTERING, KEEPING = "making room in output_dir", "keeping what was seen"
 JUDGING, STOPPING, REPORTING = "judging what was seen", "deciding whether to stop", "writing the report"
 RESUMING = "going on from the checkpoint"
 
@@ -209,7 +207,7 @@ class MemWatch:
     # --- one event ---------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> Report | None:
-        """observe -> remember -> maps, regions, calibration, verdicts -> proof -> stop -> report -> sinks.
+        """screen, observe -> remember -> maps, regions, calibration, verdicts -> proof -> stop -> report -> sinks.
 
         What fails costs this event, on every rank, and is tried again at the next one.
         """
@@ -247,35 +245,11 @@ class MemWatch:
         return not self.config.screens or (events > 0 and events % self.config.full_every == 0)
 
     def _observe(self, step: int, full: bool) -> list[Observation]:
-        """The screen's observations of everything, then those with curvature; the same on every rank."""
+        """What was seen of every probe, the same on every rank."""
         if not self._progress.has_entered:
             self._enter(self._progress.run)
             self._progress.has_entered = True
-        self.observer.forget_generations()
-        everything = {p.name for p in self.observer.probes}
-        screened = self._look(step, everything, curvature=False) if self.config.screens else []
-        if full:
-            return screened + self._look(step, everything)
-        now_or_never = set() if self.ranks.swappable else {o.name for o in screened if o.baseline is None}
-        names = self.ranks.together(SCREENING, self.faults, lambda: chosen(screened, self.config))
-        return screened + self._look(step, names | now_or_never)
-
-    def _look(self, step: int, names: Collection[str], *, curvature: bool = True) -> list[Observation]:
-        """Every rank looks at its share, and all get everything."""
-        if not names:
-            return []
-        last_clean = {name: state.last_clean for name, state in self._progress.states.items()}
-        hidden, what = not self.accelerator.is_main_process, "curvature" if curvature else "screen"
-
-        def look() -> list[Observation]:
-            with self.observer.borrowed():
-                share = self.ranks.share(self.observer.probes)  # as a trained text encoder understands them now
-                share = [p for p in share if p.name in names]
-                title = f"memwatch step {step}, {what}"
-                with tqdm(total=len(share), desc=title, leave=False, disable=hidden, unit="probe") as bar:
-                    return self.observer.observe(share, self.baselines, last_clean, bar.update, curvature=curvature)
-
-        return self.ranks.gather(self.ranks.together(LOOKING, self.faults, look))
+        return observe(self.observer, self.baselines, self._progress.states, self.faults, step, full=full)
 
     def _write(self, report: Report) -> Report:
         """To all sinks, by the main process, which alone draws pictures."""

@@ -138,15 +138,15 @@ class SignalsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How prompts are sampled: by DPM-Solver++ (2M), second order, which needs fewer steps than DDIM.
+    """How prompts are sampled: by DDIM, as in the paper; rectified flow (SD 3, Flux) by Euler steps.
 
     Attributes:
         look: where prompt probes are looked at. ``generation``: the finished generations are noised again, and looked
-            at as the images of reference probes are. ``last_step``: at the last sampling step of DDIM (rectified flow:
-            of Euler), as in the paper; the noise there is not known, so there is no loss.
+            at as the images of reference probes are. ``last_step``: at the last sampling step, as in the paper; the
+            noise there is not known, so there is no loss.
         seeds: generations per prompt probe, with seeds in a row, pooled into one map; at least 1, rounded down to a
             divisor of ``levels.draws``. With ``last_step`` 1 alone.
-        num_inference_steps: sampling steps, at least 2; the paper takes 50 with ``last_step``.
+        num_inference_steps: sampling steps, at least 2. 15 show the copies that 50 show; the paper takes 50.
         guidance_scale: classifier-free guidance, at least 1; 1 is none. Flux (distilled) and unconditional models do
             without.
     """
@@ -256,7 +256,7 @@ class ProofConfig:
     Attributes:
         enabled: whether to generate. The autoencoder then stays in memory.
         seeds: generations per probe, at least 1. Probes with the same caption share theirs.
-        num_inference_steps: sampling steps of DPM-Solver++ (2M), at least 2.
+        num_inference_steps: sampling steps, at least 2.
         max_probes: probes per event, worst first, at least 1.
     """
 
@@ -273,7 +273,10 @@ class ProofConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotsConfig:
-    """What is kept of earlier events: measurements of reference probes, weights for prompt probes.
+    """What is kept of earlier events: measurements of reference probes, and weights.
+
+    Prompt probes need the weights, and curvature that is measured only after the screen has asked for it. Kept are
+    trainable tensors: a few MB for LoRA, the whole model once for the baseline ``first``.
 
     Attributes:
         keep: how many of the latest events stay usable as baselines, beside the first one; at least 1.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.builders import CONFIG, Loop, assert_same, history, maps, picture, probes_of_both_kinds, without_time
 
-import memwatch.callback
+import memwatch.judge.screen
 import memwatch.measure.observer
 import memwatch.measure.views
 from memwatch import Probe
@@ -20,7 +20,7 @@ def choose(monkeypatch, *names: str) -> None:
     def chosen(observations, config):
         return {o.name for o in observations if o.baseline is not None} & set(names)
 
-    monkeypatch.setattr(memwatch.callback, "chosen", chosen)
+    monkeypatch.setattr(memwatch.judge.screen, "chosen", chosen)
 
 
 def measured(report) -> list[str]:

@@ -114,10 +114,10 @@ def test_unknown_key_far_from_all_lists_them():
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("every_steps", "10", "integer"),
-        ("every_steps", 1.5, "integer"),
-        ("every_steps", True, "integer"),
-        ("every_steps", None, "integer"),
+        ("every_steps", "10", "integer or null"),
+        ("every_steps", 1.5, "integer or null"),
+        ("every_steps", True, "integer or null"),
+        ("full_every", None, "integer"),
         ("output_dir", 3, "text"),
         ("probes", 3, "text or list of text or null"),
         ("resolution", "big", "integer or null"),

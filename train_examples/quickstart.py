@@ -256,7 +256,8 @@ def main() -> int:
     if reports:
         show(reports, items, args)
     ended = f"stopped by memwatch ({stop_reason})" if stop_reason else "ended by itself"
-    print(f"\n{steps} optimizer steps, {ended}; {time.perf_counter() - started:.0f} s")
+    share = f"; memwatch took {reports[-1].overhead:.0%} of training time" if reports and reports[-1].overhead else ""
+    print(f"\n{steps} optimizer steps, {ended}; {time.perf_counter() - started:.0f} s{share}")
     wrong = problems(reports, items, stop_reason)
     for problem in wrong:
         print(f"quickstart: {problem}", file=sys.stderr)

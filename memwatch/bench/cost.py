@@ -59,7 +59,7 @@ class Search:
 def designs(draws: int) -> list[Design]:
     """Up to so many draws, powers of two, with blocks of up to 64 vectors."""
     powers = [2**k for k in range(7)]
-    return [Design(d, k) for d in powers if d <= draws for k in powers if d * k <= 64 and k <= 32]
+    return [Design(d, k) for d in powers if d <= draws for k in powers if d * k <= 64 and k <= VECTORS]
 
 
 def shipped(config: MemWatchConfig) -> Design:
@@ -71,8 +71,8 @@ def search(stage: Stage, config: MemWatchConfig) -> dict[tuple[str, str], Search
     """By kind of probe (``reference``, ``prompt``) and of map (``ONE``, ``ALL``)."""
     levels = config.levels
     once = replace(levels, draws=1, screen_draws=1)
-    looks, n = 2 + (stage.earlier is not None), stage.denoiser.latent_channels * stage.side**2
-    with tqdm(total=2 * len(stage.prepared) * looks * n, desc="exact diagonals", unit="row", disable=None) as bar:
+    latents = len(levels.timesteps) * (levels.draws + once.draws) * (2 + (stage.earlier is not None))
+    with tqdm(total=len(stage.prepared) * latents, desc="exact diagonals", unit="latent", disable=None) as bar:
         found: dict[tuple[str, str], list[tuple[np.ndarray, dict[Design, np.ndarray]]]] = {}
         for p in stage.prepared:
             for kind in BARS:

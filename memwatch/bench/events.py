@@ -6,10 +6,12 @@ model does not move between the events, so the screen chooses nothing.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -126,6 +128,19 @@ def event_passes(config: MemWatchConfig, numbers: Numbers, branches: int) -> dic
     return {FIRST: screen + passes.sampling, **events}
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, memwatch says nothing of its made-up probes, and prints no summary of an event."""
+    logger = logging.getLogger("memwatch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -163,7 +178,7 @@ class Workbench:
     def watch(self, config: MemWatchConfig, probes: Sequence[Probe]) -> Iterator[MemWatch]:
         """memwatch on these probes, due at every step; every other event is full."""
         parts, encoders = self.parts, list(self.parts.text_encoders)
-        with TemporaryDirectory(prefix="memwatch-cost-") as folder:
+        with quiet(), TemporaryDirectory(prefix="memwatch-cost-") as folder:
             ours: dict[str, Any] = {"every_steps": 1, "full_every": 2, "strict": True, "weights": "live"}
             ours |= {"probes": None, "controls": None, "peers": None, "resolution": self.resolution}
             watch = MemWatch(

@@ -1,11 +1,12 @@
-"""Exact: whole Jacobians of a small network at fixed noisy latents, and how far estimates of their diagonal are off.
+"""Exact: columns of a small network's Jacobian at fixed noisy latents, and how far estimates of its diagonal are off.
 
-Once a Jacobian is known, any estimator can be run on it for nothing: memwatch's own ``measure`` looks at a network that
-is nothing but that matrix.
+The columns of a pixel are all that an estimate of its diagonal depends on. Once they are known, any estimator can be
+run on them for nothing: memwatch's own ``measure`` looks at a network that is nothing but that matrix.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,6 +14,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memwatch.config import CurvatureConfig
 from memwatch.denoiser import Conditioning, Denoiser
@@ -50,17 +53,25 @@ class Place:
     Attributes:
         shape: ``(c, h, w)`` of a latent.
         timesteps: one per level.
-        jacobians: by look, ``(levels, draws, n, n)`` with ``n = c * h * w``; row i is the derivative of output i.
+        pixels: numbers of those whose columns are known, each with all its channels.
+        jacobians: by look, ``(levels, draws, n, c * pixels)`` with ``n = c * h * w``: derivatives of every output, by
+            the inputs of ``columns``.
     """
 
     schedule: NoiseSchedule
     shape: tuple[int, int, int]
     timesteps: tuple[float, ...]
+    pixels: Tensor
     jacobians: Mapping[str, Tensor]
 
     @property
     def draws(self) -> int:
         return next(iter(self.jacobians.values())).shape[1]
+
+    @property
+    def columns(self) -> Tensor:
+        """The known inputs, channel by channel."""
+        return columns_of(self.pixels, self.shape)
 
     def sigma(self) -> Tensor:
         """``(levels,)``"""
@@ -68,28 +79,36 @@ class Place:
         return self.schedule.alpha_sigma(torch.tensor(self.timesteps), x)[1].flatten()
 
     def exact(self, look: str) -> Tensor:
-        """Retained variance, mean over channels: ``(levels, draws, h, w)``."""
-        return self._map(self.jacobians[look].diagonal(dim1=-2, dim2=-1))
+        """Retained variance, mean over channels: ``(levels, draws, pixels)``."""
+        known = self.columns
+        return self._mean(self.jacobians[look][:, :, known, torch.arange(len(known))])
 
     def rademacher(self, look: str, vectors: int, seed: int) -> Tensor:
         """The same, estimated by independent Rademacher vectors; looks share them."""
         jacobian = self.jacobians[look]
         shape = (vectors, *jacobian.shape[:3])
         v = torch.randint(2, shape, generator=seeded("published", seed)).float() * 2 - 1
-        products = v * torch.einsum("kldi,ldij->kldj", v, jacobian)
-        return self._map(products.mean(0))
+        products = v[..., self.columns] * torch.einsum("kldi,ldij->kldj", v, jacobian)
+        return self._mean(products.mean(0))
 
     def estimated(self, look: str, design: Design, seed: int) -> Tensor:
-        """The same by memwatch, mean over the design's draws: ``(levels, h, w)``; looks share test vectors."""
-        network = KnownNetwork(self.jacobians[look][:, : design.draws].flatten(0, 1), self.schedule)
+        """The same by memwatch, mean over the design's draws: ``(levels, pixels)``; looks share test vectors."""
+        network = KnownNetwork(self.jacobians[look][:, : design.draws].flatten(0, 1), self.columns, self.schedule)
         names = torch.arange(len(network.jacobians)).float().reshape(len(self.timesteps), design.draws, 1, 1, 1)
         view = View("exact", names.expand(-1, -1, *self.shape).clone(), self.timesteps, None, {})
-        return measure(cast(Denoiser, network), view, design.curvature, seed).measured_rho.mean
+        rho = measure(cast(Denoiser, network), view, design.curvature, seed).measured_rho.mean
+        return rho.flatten(1)[:, self.pixels]
 
-    def _map(self, diagonals: Tensor) -> Tensor:
-        """Retained variance of diagonals ``(levels, draws, n)``."""
+    def _mean(self, diagonals: Tensor) -> Tensor:
+        """Retained variance of diagonals ``(levels, draws, c * pixels)``, mean over channels."""
         rho = 1 - self.sigma()[:, None, None] * diagonals
-        return rho.reshape(*rho.shape[:2], *self.shape).mean(2)
+        return rho.reshape(*rho.shape[:2], self.shape[0], -1).mean(2)
+
+
+def columns_of(pixels: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Numbers of all channels of these pixels among a latent's coordinates, channel by channel."""
+    c, h, w = shape
+    return (torch.arange(c)[:, None] * h * w + pixels).flatten()
 
 
 class KnownNetwork:
@@ -99,33 +118,35 @@ class KnownNetwork:
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, jacobians: Tensor, schedule: NoiseSchedule) -> None:
-        self.jacobians, self.schedule = jacobians, schedule
+    def __init__(self, jacobians: Tensor, columns: Tensor, schedule: NoiseSchedule) -> None:
+        self.jacobians, self.columns, self.schedule = jacobians, columns, schedule
 
     def stack(self, items: Sequence[Conditioning]) -> Conditioning:
         return {}
 
     def __call__(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         number = x.detach()[:, 0, 0, 0].round().long()
-        y = (self.jacobians[number] @ x.flatten(1)[..., None])[..., 0]
+        y = (self.jacobians[number] @ x.flatten(1)[:, self.columns, None])[..., 0]
         return y.reshape(x.shape)
 
 
-def jacobians(fn: Callable[[Tensor], Tensor], x: Tensor, tick: Callable[[], object] = lambda: None) -> Tensor:
-    """Whole Jacobians ``(b, n, n)`` of ``fn`` at rows ``x`` that do not mix, by one backward pass per coordinate.
+def jacobian_columns(fn: Callable[[Tensor], Tensor], x: Tensor, columns: Tensor) -> Tensor:
+    """Columns of the Jacobian ``(n, columns)`` of ``fn`` at ``x``, by forward mode: exact up to rounding.
 
-    >>> jacobians(lambda x: x.square(), torch.tensor([[[[1.0, 2.0]]]]))[0].tolist()
-    [[2.0, 0.0], [0.0, 4.0]]
+    Args:
+        fn: maps ``(b, ...)`` to the same shape, row by row.
+        x: one row, ``(1, ...)``.
+
+    >>> jacobian_columns(lambda x: x.square(), torch.tensor([[1.0, 2.0]]), torch.tensor([1])).tolist()
+    [[0.0], [4.0]]
     """
-    with torch.enable_grad():
-        x = x.detach().clone().requires_grad_()
-        outputs = fn(x).flatten(1).sum(0)
-        rows = []
-        for i in range(len(outputs)):
-            (row,) = torch.autograd.grad(outputs[i], x, retain_graph=i < len(outputs) - 1)
-            rows.append(row.flatten(1))
-            tick()
-    return torch.stack(rows, dim=1)
+    ad: Any = forward_ad  # without annotations
+    one_hot = torch.nn.functional.one_hot(columns, x[0].numel()).to(x).reshape(-1, *x.shape[1:])
+    with torch.no_grad(), warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), ad.dual_level():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)  # torch's own use
+        rows = x.expand_as(one_hot).contiguous()
+        tangents: Tensor = ad.unpack_dual(fn(ad.make_dual(rows, one_hot))).tangent
+    return tangents.flatten(1).T.contiguous()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

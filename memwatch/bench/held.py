@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from memwatch.bench.events import caption, smooth_noise
+from memwatch.bench.events import caption, quiet, smooth_noise
 from memwatch.callback import MemWatch
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
@@ -110,7 +110,7 @@ def held_after_first_event(accelerator: Any, base: Path, config: MemWatchConfig 
     The network, the autoencoder and the text encoder are the loop's own, and do not count.
     """
     unet, parts = stand_in(base)
-    with TemporaryDirectory(prefix="memwatch-cost-") as name:
+    with quiet(), TemporaryDirectory(prefix="memwatch-cost-") as name:
         folder, images = Path(name), Path(name) / "images"
         images.mkdir()
         for i in range(NUM_PROBES):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memwatch.bench.exact import BASE, NOW, NULL, Design, Place, jacobians
+from memwatch.bench.exact import BASE, NOW, NULL, Design, Place, columns_of, jacobian_columns
 from memwatch.bench.items import SIZE, Item, Kind, looked_at
 from memwatch.bench.procedure import STEPS, published_maps
 from memwatch.bench.train import read_base
@@ -23,9 +23,10 @@ from memwatch.measure.batches import Batches
 from memwatch.measure.measure import measure
 from memwatch.measure.prepare import PreparedProbe, prepare
 from memwatch.measure.probes import Probe
-from memwatch.measure.views import View, generate, initial_noise, noised, reference_view
+from memwatch.measure.views import View, generate, initial_noise, noised, reference_view, seeded
 from memwatch.measure.weights import read_safetensors, swapped
 
+NUM_PIXELS = 16  # of a map: of these the exact diagonal is known
 KINDS = (Kind.TEMPLATE, Kind.LOGO, Kind.VERBATIM, Kind.ORDINARY, Kind.HELD_OUT, Kind.LEARNED)  # one item of each
 
 
@@ -49,6 +50,8 @@ class Stage:
     def of(cls, base: Path, runs: Path, num_items: int) -> Stage:
         """tiny-sd as the newest ``full`` run in ``runs`` has left it; as it is where there is none."""
         unet, parts = read_base(base)
+        for parameter in unet.parameters():
+            parameter.data = parameter.data.contiguous()  # channels last knows no forward mode
         file, checkpoint = runs / "base.safetensors", next(iter(sorted(runs.glob("full-*/checkpoint.pt"))), None)
         earlier, says, seed = None, "tiny-sd as it is, since no run lies there; there is no earlier model", 0
         if file.is_file() and checkpoint is not None:
@@ -88,22 +91,29 @@ def some_items(items: Sequence[Item], number: int) -> Iterator[Item]:
 
 
 def place_of(stage: Stage, view: View, tick: Callable[[], object]) -> Place:
-    """Whole Jacobians at a view's noisy latents."""
-    levels, draws, *shape = view.noisy_latents.shape
-    x, denoiser = view.noisy_latents.flatten(0, 1).to(stage.denoiser.device), stage.denoiser
-    timesteps = torch.tensor(view.timesteps, device=x.device).repeat_interleave(draws)
+    """The Jacobian's columns of ``NUM_PIXELS`` random pixels at a view's noisy latents; ``tick`` after each latent."""
+    levels, draws, c, h, w = view.noisy_latents.shape
+    denoiser = stage.denoiser
+    pixels = torch.randperm(h * w, generator=seeded("pixels", view.key))[:NUM_PIXELS]
+    columns = columns_of(pixels, (c, h, w))
 
-    def whole(said: Conditioning) -> Tensor:
-        rows = denoiser.stack([said] * len(x))
-        found = jacobians(lambda x: denoiser(x, timesteps, rows), x, tick)
-        return found.cpu().reshape(levels, draws, *found.shape[1:])
+    def at(x: Tensor, timestep: float, said: Conditioning) -> Tensor:
+        timesteps = torch.full((len(columns),), timestep, device=denoiser.device)
+        conditioning = denoiser.stack([said] * len(columns))
+        found = jacobian_columns(lambda rows: denoiser(rows, timesteps, conditioning), x.to(denoiser.device), columns)
+        tick()
+        return found.cpu()
 
-    found = {NOW: whole(view.conditioning), NULL: whole(stage.unconditional)}
+    def look(said: Conditioning) -> Tensor:
+        pairs = zip(view.noisy_latents, view.timesteps, strict=True)
+        found = [at(x[None], timestep, said) for of_level, timestep in pairs for x in of_level]
+        return torch.stack(found).reshape(levels, draws, *found[0].shape)
+
+    found = {NOW: look(view.conditioning), NULL: look(stage.unconditional)}
     if stage.earlier is not None:
         with swapped(stage.model, stage.earlier):
-            found[BASE] = whole(view.conditioning)
-    c, h, w = shape
-    return Place(denoiser.schedule, (c, h, w), view.timesteps, found)
+            found[BASE] = look(view.conditioning)
+    return Place(denoiser.schedule, (c, h, w), view.timesteps, pixels, found)
 
 
 # --- both ways to look ------------------------------------------------------------------------------------------------

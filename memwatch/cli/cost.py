@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from io import StringIO
 from typing import Any
 
 import torch
@@ -88,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     accelerator = Accelerator(cpu=args.device == "cpu")
     settings = [Setting("as given", config), *([] if args.brief else varied(config))]
     timed, seconds = args.step_seconds is None, args.step_seconds
-    with quiet(), tqdm(total=len(settings) * Workbench.ticks(numbers) + timed, unit="run", disable=None) as bar:
+    with tqdm(total=len(settings) * Workbench.ticks(numbers) + timed, unit="run", disable=None) as bar:
         model = model_of(args.model).to(accelerator.device)
         if args.dtype != "float32":
             model = model.to(DTYPES[args.dtype])
@@ -145,19 +142,6 @@ def model_of(source: str) -> torch.nn.Module:
     except CheckpointError as error:
         allowed = "the folder or hub id of a diffusers pipeline"
         raise ValueError(f"MODEL: got {source!r}, allowed: {allowed} ({error})") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, memwatch says nothing of its made-up probes, and prints no summary of an event."""
-    logger = logging.getLogger("memwatch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from memwatch.denoiser.components import Components
 from memwatch.denoiser.schedule import NoiseSchedule
 
 Conditioning = Mapping[str, Tensor]  # of one probe: no batch dimension, on the CPU
-LOWEST_LOG_SNR = -5.1  # log(alpha / sigma) where fast sampling begins: schedules that end in pure noise have no more
 
 
 class Denoiser(ABC):
@@ -75,26 +74,13 @@ class Denoiser(ABC):
         """Warn about the words of a prompt that do not fit into the text encoder."""
         return None
 
-    def sampler(self, scheduler: Any, num_inference_steps: int, side: int, fast: bool = False) -> Any:
-        """A scheduler ready to sample latents of ``side`` pixels, once: a fast one remembers its last steps.
+    def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:
+        """A scheduler ready to sample latents of ``side`` pixels: DDIM, as in the paper."""
+        from diffusers import DDIMScheduler
 
-        Args:
-            fast: DPM-Solver++ (2M), second order, deterministic. Otherwise DDIM, as in the paper.
-        """
-        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-
-        if not fast:
-            solver = DDIMScheduler.from_config(scheduler.config)
-        else:
-            solver = DPMSolverMultistepScheduler(
-                num_train_timesteps=self.schedule.num_train_timesteps,
-                trained_betas=self.schedule.betas.tolist(),
-                prediction_type=self.schedule.prediction_type,
-                thresholding=self.in_pixels,  # the predicted image stays within [-1, 1], as DDIM clips it
-                lambda_min_clipped=LOWEST_LOG_SNR,
-            )
-        solver.set_timesteps(num_inference_steps)
-        return solver
+        ddim = DDIMScheduler.from_config(scheduler.config)
+        ddim.set_timesteps(num_inference_steps)
+        return ddim
 
     @property
     def dtype(self) -> torch.dtype:

@@ -62,13 +62,6 @@ class NoiseSchedule:
         alpha_bar = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
         return cls(alpha_bar.sqrt(), len(alpha_bar), declared or "epsilon")
 
-    @property
-    def betas(self) -> Tensor:
-        """``1 - alpha_bar_t / alpha_bar_(t-1)``, shape ``(T,)``, float64; not for rectified flow."""
-        assert self.alphas is not None
-        alpha_bar = self.alphas**2
-        return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-
     def alpha_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma of ``timesteps``, each of shape ``(b, 1, ...)``.
 

@@ -7,18 +7,70 @@ is measured with curvature, which confirms it, localizes it, and tells stored fr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from memwatch.config import MemWatchConfig
+from memwatch.faults import Faults
+from memwatch.judge.alerts import ProbeState
 from memwatch.judge.calibration import Null
 from memwatch.judge.findings import profile_of
+from memwatch.measure.baselines import Baselines
 from memwatch.measure.measurement import Observation
+from memwatch.measure.observer import Observer
 from memwatch.measure.signals import compute_signals
 
+LOOKING, SCREENING = "looking at the model", "choosing what to measure"
 MIN_EXCESS = 1.5  # predictive standard deviations above the controls, at any size; an alert takes 3.4 (20 controls)
 MIN_FACTOR = 1.2  # of the smallest region, where there are too few controls
+
+
+def observe(
+    observer: Observer,
+    baselines: Baselines,
+    states: Mapping[str, ProbeState],
+    faults: Faults,
+    step: int,
+    *,
+    full: bool,
+) -> list[Observation]:
+    """One event's observations: of the screen for everything, then with curvature; the same on every rank.
+
+    Where weights cannot be exchanged later, what has no baseline yet is measured with curvature at once.
+
+    Args:
+        states: by name; they say when a probe was clean last.
+        full: whether curvature is measured on everything.
+    """
+    ranks, config = observer.ranks, observer.config
+    hidden = not ranks.accelerator.is_main_process
+    last_clean = {name: state.last_clean for name, state in states.items()}
+
+    def look(names: Collection[str], curvature: bool) -> list[Observation]:
+        """Every rank looks at its share."""
+        with observer.borrowed():
+            probes = ranks.share(observer.probes)  # as a trained text encoder understands them now
+            probes = [p for p in probes if p.name in names]
+            title = f"memwatch step {step}, {'curvature' if curvature else 'screen'}"
+            with tqdm(total=len(probes), desc=title, leave=False, disable=hidden, unit="probe") as bar:
+                return observer.observe(probes, baselines, last_clean, bar.update, curvature=curvature)
+
+    def looked(names: Collection[str], curvature: bool) -> list[Observation]:
+        """All get everything."""
+        if not names:
+            return []
+        return ranks.gather(ranks.together(LOOKING, faults, lambda: look(names, curvature)))
+
+    observer.forget_generations()
+    everything = {p.name for p in observer.probes}
+    screened = looked(everything, curvature=False) if config.screens else []
+    if full:
+        return screened + looked(everything, curvature=True)
+    now_or_never = set() if ranks.swappable else {o.name for o in screened if o.baseline is None}
+    names = ranks.together(SCREENING, faults, lambda: chosen(screened, config))
+    return screened + looked(names | now_or_never, curvature=True)
 
 
 def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[str]:

@@ -15,18 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from memwatch.config import MemWatchConfig, SamplingConfig, require
-from memwatch.denoiser import (
-    Components,
-    Conditioning,
-    borrow,
-    can_checkpoint,
-    checkpointed,
-    dtype_of,
-    family_of,
-    load_components,
-    unwrap,
-)
-from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.denoiser import Components, Conditioning, borrow, can_checkpoint, checkpointed, unwrap
+from memwatch.measure.adapt import adapt, require_of_model
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.batches import Batches
 from memwatch.measure.images import decode_latents
@@ -87,7 +77,7 @@ class Observer:
         self.text_encoders = tuple(unwrap(part) if part is not None else None for part in given.text_encoders)
         parameters = (p for part in self.text_encoders if part is not None for p in part.parameters())
         self.trains_text = any(p.requires_grad for p in parameters)
-        self._require_of_model()
+        require_of_model(config, self.model, self.text_encoders, ema)
         with self._borrowed(given.vae):
             watched = as_probes(probes if probes is not None else config.probes, seed=config.seed)
             held_out = as_probes(controls if controls is not None else config.controls, seed=config.seed)
@@ -97,7 +87,10 @@ class Observer:
             everything = [*(replace(probe, is_control=False, is_peer=False) for probe in watched)]
             everything += [*named_as_controls(held_out), *named_as_peers(ordinary)]
             has_prompts = any(not probe.is_reference for probe in everything)
-            parts = self._adapt(pretrained, replace(given, text_encoders=self.text_encoders), has_prompts)
+            given = replace(given, text_encoders=self.text_encoders)
+            found = adapt(self.model, self.forward_module, pretrained, given, config, ranks, has_prompts)
+            self.denoiser, parts = found.denoiser, found.parts
+            self.resolution, self.side = found.resolution, found.side
             self.probes = on_shelf(prepare(everything, self.denoiser, parts, self.resolution), self._folder)
             self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
         ok = self.unconditional is not None or config.signals.against != "unconditional"
@@ -134,48 +127,6 @@ class Observer:
         self._with_gradients.limit(rows)
         self._forward_only.limit(max(1, FORWARD * rows))
         self._sampling.limit(max(1, FORWARD * rows // 2))
-
-    def _require_of_model(self) -> None:
-        """What the configuration asks of this very model."""
-        weights, baseline = self.config.weights, self.config.signals.baseline
-        has_lora = any(lora_off(part) for part in (self.model, *self.text_encoders) if part is not None)
-        allowed = "another one, since the model has no LoRA layers to switch off"
-        require(baseline != "base" or has_lora, "signals.baseline", baseline, allowed)
-        require(self.ema is not None or weights == "live", "weights", weights, "live, since no ema was passed")
-        averaged = len(self.ema.shadow_params) if weights == "ema" else 0
-        sizes = {len(list(self.model.parameters())), sum(p.requires_grad for p in self.model.parameters())}
-        has = f"the EMA averages {averaged} tensors and the model has {' or '.join(map(str, sizes))}"
-        require(weights == "live" or averaged in sizes, "weights", weights, f"live, since {has}")
-
-    def _adapt(self, pretrained: Any, given: Components, has_prompts: bool) -> Components:
-        """Find the model's family, load what was not given, and settle the size of images and latents."""
-        config, device = self.config, self.ranks.accelerator.device
-        allowed = "variance or both with prompt probes and sampling.look: last_step, where the true noise is unknown"
-        ok = config.signals.terms != "loss" or config.sampling.look == "generation" or not has_prompts
-        require(ok, "signals.terms", config.signals.terms, allowed)
-        self.ranks.require(config, has_prompts)
-        family = family_of(self.model)
-        with self.ranks.unpartitioned():
-            parts = load_components(
-                pretrained,
-                given,
-                needs_vae=not family.in_pixels,
-                text_encoders=family.text_encoders,
-                optional=family.optional,
-                device=device,
-                dtype=dtype_of(self.model),
-            )
-        self.denoiser = family(self.model, NoiseSchedule.from_scheduler(parts.scheduler))
-        self.denoiser.model, self.denoiser.reuse_graph = self.forward_module, self.ranks.reuse_graph
-        self.denoiser.precision = self.ranks.mixed_precision if config.precision == "loop" else nullcontext
-        last, timesteps = self.denoiser.schedule.num_train_timesteps - 1, config.levels.timesteps
-        require(max(timesteps) <= last, "levels.timesteps", timesteps, f"timesteps up to {last}")
-        scale = 2 ** (len(parts.vae.config.block_out_channels) - 1) if parts.vae is not None else 1
-        self.resolution = config.resolution or (self.denoiser.sample_size or 0) * scale
-        self.side, unit = self.resolution // scale, scale * self.denoiser.patch
-        ok = self.resolution > 0 and self.resolution % unit == 0
-        require(ok, "resolution", config.resolution, f"a multiple of {unit} (the model names no size)")
-        return parts
 
     @property
     def passes(self) -> Passes:

@@ -104,9 +104,8 @@ def sample(
     x: Tensor,
     conditioning: Sequence[Conditioning],
     unconditional: Conditioning | None,
-    fast: bool = False,
 ) -> Sample:
-    """Sample with classifier-free guidance: by DPM-Solver++, or as the paper does, by DDIM.
+    """Sample with classifier-free guidance: DDIM, or Euler steps for rectified flow.
 
     Families without guidance are sampled by their conditional branch alone.
 
@@ -115,10 +114,9 @@ def sample(
         x: initial noise of unit variance, ``(b, c, h, w)``, on the CPU.
         conditioning: one per row of ``x``.
         unconditional: of the branch without the prompt.
-        fast: see ``Denoiser.sampler``.
     """
     b = len(x)
-    sampler = denoiser.sampler(scheduler, sampling.num_inference_steps, x.shape[-1], fast)
+    sampler = denoiser.sampler(scheduler, sampling.num_inference_steps, x.shape[-1])
     guided = denoiser.guided and unconditional is not None
     branches = denoiser.stack([*([unconditional] * b if guided else []), *conditioning])  # type: ignore[list-item]
     x = x_last = (x * getattr(sampler, "init_noise_sigma", 1.0)).to(denoiser.device)
@@ -149,7 +147,7 @@ def generate(
     side: int,
     batches: Batches,
 ) -> Tensor:
-    """Finished latents of one prompt by a fast solver, ``(n, c, side, side)`` float32 on the CPU.
+    """Finished latents of one prompt, ``(n, c, side, side)`` float32 on the CPU.
 
     A batch never holds two prompts, see ``measure``.
 
@@ -160,7 +158,7 @@ def generate(
 
     def finished(batch: Sequence[int]) -> Tensor:
         x = initial_noise(denoiser, batch, side)
-        s = sample(denoiser, scheduler, sampling, x, [conditioning] * len(batch), unconditional, fast=True)
+        s = sample(denoiser, scheduler, sampling, x, [conditioning] * len(batch), unconditional)
         return s.latents.float().cpu()
 
     return torch.stack(batches.run(seeds, finished))

@@ -115,7 +115,7 @@ def test_a_transformers_trainer_resumes_the_watch(pretrained, tmp_path, caplog):
     first.args.save_steps = first.state.save_steps = 2
     first.train()
     saved = json.loads((tmp_path / "checkpoint-2" / "memwatch.json").read_text(encoding="utf-8"))
-    assert (saved["last_step"], saved["ledger"]) == (2, [0, 2])
+    assert (saved["last_step"], saved["ledger"]) == (2, [0])
     again = trainer(pretrained, tmp_path)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     rows = history(tmp_path)

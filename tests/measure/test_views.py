@@ -7,16 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from support.builders import assert_same, picture
 from support.families import PROMPT, adapted
-from support.oracles import ALPHAS, DiagonalGaussian, T, denoiser_of, generator, spread
+from support.oracles import ALPHAS, DiagonalGaussian, denoiser_of, generator, spread
 
 from memwatch import Probe
 from memwatch.config import LevelsConfig, SamplingConfig
-from memwatch.denoiser import StableDiffusion
-from memwatch.denoiser.flow import FlowDenoiser
-from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.batches import Batches
 from memwatch.measure.prepare import PreparedProbe, prepare
 from memwatch.measure.views import (
@@ -107,17 +104,10 @@ def setting(pipe, folder=None):
     return denoiser, parts, conditioning, denoiser.encode_unconditional(parts, 16), x
 
 
-def solver(pipe, fast=False):
-    """diffusers' own."""
-    config = pipe.scheduler.config
-    made = DPMSolverMultistepScheduler.from_config(config, timestep_spacing="linspace") if fast else None
-    return made or DDIMScheduler.from_config(config)
-
-
 @torch.no_grad()
-def obvious_loop(pipe, x, hidden, empty, fast=False):
+def obvious_loop(pipe, x, hidden, empty):
     """One row, two separate calls per step: the finished latents, those before the last step, and the guidance norm."""
-    scheduler = solver(pipe, fast)
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(SAMPLING.num_inference_steps)
     norms = []
     for t in scheduler.timesteps:
@@ -128,30 +118,28 @@ def obvious_loop(pipe, x, hidden, empty, fast=False):
     return x, before, t.item(), sum(norms) / len(norms)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_sampling_is_an_obvious_loop_per_row(fast, pipeline):
+def test_sampling_is_an_obvious_loop_per_row(pipeline):
     denoiser, parts, conditioning, empty, x = setting(pipeline)
-    found = sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, empty, fast)
+    found = sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, empty)
     assert found.guidance_norm.shape == (3,)
     assert found.guidance_norm.min() > 0
     for row in range(3):
         hidden = conditioning[row]["encoder_hidden_states"]
         without = empty["encoder_hidden_states"]
-        latents, before, t, norm = obvious_loop(pipeline, x[row : row + 1], hidden, without, fast)
+        latents, before, t, norm = obvious_loop(pipeline, x[row : row + 1], hidden, without)
         torch.testing.assert_close(found.latents[row], latents[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.x_last[row], before[0], rtol=1e-4, atol=1e-4)
         assert found.timestep == t
         assert found.guidance_norm[row].item() == pytest.approx(norm, rel=1e-4)
 
 
-@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux", "unconditional"])
-def test_sampling_a_batch_equals_sampling_one_by_one(name, fast, families, family_folders):
+def test_sampling_a_batch_equals_sampling_one_by_one(name, families, family_folders):
     denoiser, parts, conditioning, empty, x = setting(families[name], family_folders[name])
-    together = sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, empty, fast)
-    assert_same(vars(together), vars(sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, empty, fast)))
+    together = sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, empty)
+    assert_same(vars(together), vars(sample(denoiser, parts.scheduler, SAMPLING, x, conditioning, empty)))
     for row in range(3):
-        alone = sample(denoiser, parts.scheduler, SAMPLING, x[row : row + 1], conditioning[row : row + 1], empty, fast)
+        alone = sample(denoiser, parts.scheduler, SAMPLING, x[row : row + 1], conditioning[row : row + 1], empty)
         torch.testing.assert_close(together.latents[row], alone.latents[0], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(together.x_last[row], alone.x_last[0], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(together.guidance_norm[row], alone.guidance_norm[0], rtol=1e-3, atol=1e-4)
@@ -180,7 +168,7 @@ def test_generations_are_sampled_from_their_own_seeds(pipeline):
     )
     hidden, without = (c["encoder_hidden_states"] for c in (conditioning[0], empty))
     for i, seed in enumerate([5, 6, 7]):
-        finished = obvious_loop(pipeline, initial_noise(denoiser, [seed], 8), hidden, without, fast=True)[0]
+        finished = obvious_loop(pipeline, initial_noise(denoiser, [seed], 8), hidden, without)[0]
         torch.testing.assert_close(latents[i], finished[0], rtol=1e-4, atol=1e-4)
     assert_same(latents, generate(denoiser, parts.scheduler, SAMPLING, [5, 6, 7], *where, Batches(3)))
     torch.testing.assert_close(
@@ -206,70 +194,6 @@ def test_the_batch_is_halved_when_memory_runs_out(pipeline, monkeypatch):
     limit = 1
     with pytest.raises(torch.OutOfMemoryError):
         generate(*arguments, Batches(5))
-
-
-# --- the fast solver --------------------------------------------------------------------------------------------------
-
-
-class Flow(FlowDenoiser, StableDiffusion):
-    """Rectified flow whose network is called as Stable Diffusion's is."""
-
-
-def error(oracle, fast, steps):
-    """Root mean square distance of samples to the solution of the sampling equation for a Gaussian.
-
-    Along it a coordinate keeps its quantile.
-    """
-    kind, alphas = oracle.prediction_type, ALPHAS.clone()
-    alphas[0] = (1 + alphas[1]) / 2  # real schedules begin with some noise
-    if kind == "flow":
-        denoiser, scheduler = Flow(oracle, NoiseSchedule(None, T, kind)), FlowMatchEulerDiscreteScheduler()
-    else:
-        denoiser = StableDiffusion(oracle, NoiseSchedule(alphas, T, kind))
-        betas = denoiser.schedule.betas.tolist()
-        scheduler = DDIMScheduler(trained_betas=betas, prediction_type=kind, clip_sample=False, steps_offset=1)
-    x, text = torch.randn(4, 4, 8, 8, generator=generator(5)), {"encoder_hidden_states": torch.zeros(2, 8)}
-    once = SamplingConfig(num_inference_steps=steps)
-    found = sample(denoiser, scheduler, once, x, [text] * 4, None, fast).latents
-    alpha, sigma = oracle.alpha_sigma(denoiser.sampler(scheduler, steps, 8, fast).timesteps[:1])
-    quantile = (x - alpha * oracle.mean) / (alpha**2 * oracle.variance + sigma**2).sqrt()
-    return (found - oracle.mean - oracle.variance.sqrt() * quantile).square().mean().sqrt().item()
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_eight_fast_steps_are_nearer_to_the_exact_solution_than_fifty_of_ddim(prediction_type):
-    mean = 0.5 * torch.randn(4, 8, 8, generator=generator(3))
-    oracle = DiagonalGaussian(spread(), mean, prediction_type)
-    fast = {steps: error(oracle, True, steps) for steps in (8, 10, 20, 40)}
-    published = error(oracle, False, 50)
-    assert fast[8] < published < 0.03
-    assert fast[10] < published / 3
-    assert fast[40] < fast[20] / 2 < 0.005
-
-
-def test_fast_steps_of_rectified_flow_are_near_the_exact_solution():
-    oracle = DiagonalGaussian(spread(), 0.5 * torch.randn(4, 8, 8, generator=generator(3)), "flow")
-    assert error(oracle, True, 40) < error(oracle, True, 10) < 0.02
-
-
-def test_a_pipeline_s_own_random_scheduler_does_not_make_generations_random(pipeline):
-    denoiser, parts, conditioning, empty, _ = setting(pipeline)
-    noisy = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, algorithm_type="sde-dpmsolver++")
-    where = (SAMPLING, [5, 6], conditioning[0], empty, 8, Batches(2))
-    assert_same(generate(denoiser, noisy, *where), generate(denoiser, parts.scheduler, *where))
-
-
-def test_a_schedule_that_ends_in_pure_noise_is_sampled_fast_as_well(pipeline):
-    denoiser, _, conditioning, empty, x = setting(pipeline)
-    scheduler = DDIMScheduler.from_config(
-        pipeline.scheduler.config, rescale_betas_zero_snr=True, prediction_type="v_prediction"
-    )
-    assert scheduler.alphas_cumprod[-1] == 0
-    ends = type(denoiser)(denoiser.model, NoiseSchedule.from_scheduler(scheduler))
-    assert sample(ends, scheduler, SAMPLING, x, conditioning, empty, fast=True).latents.isfinite().all()
-
-
-# --- prompt probes ----------------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_view_is_the_sample_before_its_last_step(pipeline):
