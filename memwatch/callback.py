@@ -27,7 +27,7 @@ from memwatch.measure.fingerprint import fingerprints
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
-from memwatch.pace import choose_pace, planned_events, seconds_of_event
+from memwatch.pace import Prices, choose_pace, planned_events
 from memwatch.ranks import Ranks
 from memwatch.report.files import FileSink
 from memwatch.report.hello import say_hello, say_pace
@@ -181,8 +181,8 @@ class MemWatch:
         progress, observer = self._progress, self.observer
         step_seconds = progress.clock.step_seconds
         if self.config.every_steps is None and progress.every_steps is None and step_seconds is not None:
-            event = seconds_of_event(progress.clock.first, observer.passes, self.config.full_every)
-            pace = self.ranks.broadcast(choose_pace(step_seconds, progress.clock.first, event, self.config))
+            prices = Prices.of(step_seconds, progress.clock.first, observer.passes)
+            pace = self.ranks.broadcast(choose_pace(prices, self.config))
             progress.every_steps = pace.every_steps
             if self.accelerator.is_main_process:
                 say_pace(pace, self.config)

@@ -17,7 +17,7 @@ WARM_UP, TIMED = 2, 10  # of a run's first steps: how many are passed over, and 
 HORIZON = 2000  # steps over which the first event is paid off, where the run's length is not known
 OFTENEST, RAREST = 25, 500  # steps between events that are chosen without a word
 NEVER_RARER = 2000
-MIN_EVENTS = 5  # of a run whose length is known: an alert takes two, and it should be in time
+MIN_EVENTS = 4  # of a run whose length is known: an alert takes two, and it should be in time
 CHOSEN = 0.1  # share of probes and controls that the screen is expected to choose
 FIRST_AT_MOST = 0.5  # share of the budget that may pay off the first event; the rest is for the others
 
@@ -40,26 +40,58 @@ class Pace:
         return f"an event every {self.every_steps} steps, about {100 * self.overhead:.1f} % of training time"
 
 
-def choose_pace(step: float, first: float, event: float, config: MemWatchConfig) -> Pace:
+@dataclass(frozen=True)
+class Prices:
+    """Seconds of one rank.
+
+    Attributes:
+        step: of one optimizer step of the loop.
+        first: of the first event, which is paid off over the whole run.
+        event: of a later one, as it is to be expected.
+        full: of one that measures curvature on everything, besides.
+    """
+
+    step: float
+    first: float
+    event: float
+    full: float = 0.0
+
+    @classmethod
+    def of(cls, step: float, first: float, passes: Passes) -> Prices:
+        """What events will cost, judged by the first, which ran the screen alone, or without a screen everything.
+
+        Args:
+            passes: of one event.
+        """
+        if not passes.screen:
+            return cls(step, first, first)
+        a_pass = first / passes.of_event()
+        return cls(step, first, a_pass * passes.of_event(CHOSEN), a_pass * passes.full)
+
+
+def choose_pace(prices: Prices, config: MemWatchConfig) -> Pace:
     """As many events as ``overhead`` allows, within bounds.
 
     Never more often than every 25 steps. Rarer than every 500 where it must be, but never rarer than every 2,000, and
-    in a run of known length never fewer than 5 events; then more is spent than allowed.
+    in a run of known length never fewer than 4 events; then more is spent than allowed.
 
-    Args:
-        step: seconds of one optimizer step of the loop.
-        first: seconds of the first event, which is paid off over the whole run.
-        event: seconds that a later event is expected to take.
-
-    >>> choose_pace(1.0, 10.0, 4.0, MemWatchConfig(overhead=0.02)).every_steps
+    >>> choose_pace(Prices(step=1.0, first=10.0, event=4.0), MemWatchConfig(overhead=0.02)).every_steps
     270
     """
     horizon = config.max_train_steps or HORIZON
-    allowed = config.overhead * step  # seconds per step
-    left = allowed - min(first / horizon, FIRST_AT_MOST * allowed)
+    allowed = config.overhead * prices.step  # seconds per step
+    left = allowed - min(prices.first / horizon, FIRST_AT_MOST * allowed)
     rarest = max(1, horizon // MIN_EVENTS) if config.max_train_steps else NEVER_RARER
-    every = min(rounded(max(OFTENEST, event / left)), rarest)
-    overhead = (first / horizon + event / every) / step
+
+    def interval(event: float) -> int:
+        return min(rounded(max(OFTENEST, event / left)), rarest)
+
+    event = prices.event
+    every = interval(event)
+    if horizon // every >= config.full_every:
+        event += prices.full / config.full_every
+        every = interval(event)
+    overhead = (prices.first / horizon + event / every) / prices.step
     return Pace(every, overhead, overhead <= config.overhead)
 
 
@@ -76,19 +108,6 @@ def rounded(steps: float) -> int:
 def planned_events(max_train_steps: int | None, every_steps: int | None) -> int | None:
     """How many events a run will have after its first; ``None`` where that is not known."""
     return max(1, max_train_steps // every_steps) if max_train_steps and every_steps else None
-
-
-def seconds_of_event(first: float, passes: Passes, full_every: int) -> float:
-    """What a later event is expected to take, on average over full and screened ones.
-
-    Args:
-        first: seconds of the first event, which ran the screen alone, or without a screen everything.
-        passes: of one event.
-    """
-    if not passes.screen:
-        return first
-    a_pass = first / (passes.screen + passes.sampling)
-    return a_pass * passes.of_event(min(1.0, CHOSEN + 1 / full_every))
 
 
 @dataclass

@@ -12,7 +12,7 @@ import memwatch.callback
 import memwatch.pace
 from memwatch.config import MemWatchConfig
 from memwatch.measure.passes import Passes
-from memwatch.pace import NEVER_RARER, OFTENEST, Clock, choose_pace, planned_events, seconds_of_event
+from memwatch.pace import CHOSEN, NEVER_RARER, OFTENEST, Clock, Prices, choose_pace, planned_events
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,13 @@ from memwatch.pace import NEVER_RARER, OFTENEST, Clock, choose_pace, planned_eve
         (1.0, 0.0, 0.1, {}, OFTENEST, True),
         (1.0, 0.0, 100.0, {}, NEVER_RARER, False),
         (1.0, 0.0, 4.0, {"overhead": 0.2}, OFTENEST, True),
-        (1.0, 0.0, 4.0, {"max_train_steps": 600}, 120, False),  # five events must fit
+        (1.0, 0.0, 4.0, {"max_train_steps": 600}, 150, False),  # four events must fit
         (1.0, 0.0, 4.0, {"max_train_steps": 3}, 1, False),
         (1.0, 0.0, 4.0, {"max_train_steps": 20_000}, 200, True),
     ],
 )
 def test_the_choice(step, first, event, config, every, within):
-    pace = choose_pace(step, first, event, MemWatchConfig(**config))
+    pace = choose_pace(Prices(step, first, event), MemWatchConfig(**config))
     assert (pace.every_steps, pace.within) == (every, within)
     horizon = config.get("max_train_steps", 2000)
     assert pace.overhead == pytest.approx((first / horizon + event / every) / step)
@@ -39,7 +39,7 @@ def test_the_choice(step, first, event, config, every, within):
 def test_what_is_within_the_budget_stays_so_over_the_run():
     config = MemWatchConfig(max_train_steps=5000)
     for first, event in itertools.product((0.5, 5.0, 20.0), (0.5, 2.0, 8.0)):
-        pace = choose_pace(0.5, first, event, config)
+        pace = choose_pace(Prices(0.5, first, event), config)
         spent = first + 5000 // pace.every_steps * event
         assert (spent / (5000 * 0.5) <= config.overhead) or not pace.within
 
@@ -51,10 +51,18 @@ def test_planned_events():
 
 
 def test_a_later_event_is_priced_by_its_passes():
-    passes = Passes(screen=200, full=1600, sampling=0, probes=28)
-    assert seconds_of_event(2.0, passes, full_every=10) == pytest.approx(0.01 * (200 + 0.2 * 1600))
-    assert seconds_of_event(2.0, passes, full_every=1) == pytest.approx(0.01 * (200 + 1600))
-    assert seconds_of_event(2.0, Passes(0, 1600, 0, 28), full_every=10) == 2.0
+    prices = Prices.of(1.0, 2.0, Passes(screen=150, full=1600, sampling=50, probes=28))
+    assert prices.event == pytest.approx(0.01 * (200 + CHOSEN * 1600))
+    assert prices.full == pytest.approx(0.01 * 1600)
+    assert Prices.of(1.0, 2.0, Passes(screen=0, full=1600, sampling=0, probes=28)) == Prices(1.0, 2.0, 2.0)
+
+
+def test_full_events_count_where_a_run_is_long_enough_for_one():
+    prices = Prices(step=1.0, first=0.0, event=4.0, full=8.0)
+    short, long = (choose_pace(prices, MemWatchConfig(max_train_steps=n, full_every=8)) for n in (1500, 1700))
+    assert (short.every_steps, long.every_steps) == (200, 250)
+    assert short.within
+    assert long.within
 
 
 def ticking(*seconds: float) -> Clock:
@@ -80,24 +88,21 @@ def test_the_clock_waits_for_usual_steps():
     assert clock.step_seconds == 1.0  # the median, without the first two
 
 
-def timed(monkeypatch, first: float, step: float) -> None:
-    """Let every event seem to take ``first`` seconds, and every step ``step``."""
+def timed(monkeypatch, event: float, step: float) -> None:
+    """Let every event seem to take ``event`` seconds and every step ``step``; the first event is free."""
     monkeypatch.setattr(memwatch.pace.Clock, "step_seconds", property(lambda c: step if len(c.steps) >= 3 else None))
-    monkeypatch.setattr(memwatch.callback, "seconds_of_event", lambda *a: first)
-    monkeypatch.setattr(
-        memwatch.callback, "choose_pace", lambda step, _, event, config: choose_pace(step, 0.0, event, config)
-    )
+    monkeypatch.setattr(memwatch.callback.Prices, "of", lambda *a: Prices(step, 0.0, event))
 
 
 def test_the_interval_is_chosen_once_and_kept_in_checkpoints(pretrained, pipeline, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "memwatch")
     timed(monkeypatch, 0.5, 1.0)
-    settings = CONFIG | {"every_steps": None, "max_train_steps": 35}
+    settings = CONFIG | {"every_steps": None, "max_train_steps": 28}
     loop = Loop(pretrained, tmp_path)
     watch = loop.watch(pipeline, config=settings)
     assert watch.every_steps is None
     reports = loop.run(watch, 15)
-    assert [report.step for report in reports] == [7, 14]  # 35 / 5
+    assert [report.step for report in reports] == [7, 14]  # 28 / 4
     (said,) = [r.message for r in caplog.records if "an event every" in r.message]
     assert "an event every 7 steps, about 7.1 % of training time, more than overhead: 0.02 allows" in said
     loop.accelerator.save_state(str(tmp_path / "checkpoint"))

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,8 +138,14 @@ def encode(items: list[Item], accelerator: Accelerator) -> TensorDataset:
     return TensorDataset(latents.cpu(), hidden.cpu())
 
 
-def train(args: argparse.Namespace, items: list[Item], controls: list[Item]) -> tuple[list[Report], int, str | None]:
-    """An ordinary accelerate loop; memwatch's lines are marked."""
+def train(
+    args: argparse.Namespace, items: list[Item], controls: list[Item], **watching: Any
+) -> tuple[list[Report], int, str | None]:
+    """An ordinary accelerate loop; memwatch's lines are marked.
+
+    Args:
+        watching: further arguments of ``MemWatch``.
+    """
     loggers = {"none": [], "all": ["tensorboard", "wandb"]}.get(args.report_to, [args.report_to])
     folders = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs"))
     accelerator = Accelerator(log_with=loggers, project_config=folders)
@@ -155,6 +162,7 @@ def train(args: argparse.Namespace, items: list[Item], controls: list[Item]) -> 
     folder, config = args.output_dir / "memwatch", HERE.parent / "configs" / "quickstart.yaml"  # memwatch
     probes, held_out = probes_of(items), [Probe(c.caption, c.image, name=c.name) for c in controls]  # memwatch
     options |= {"config": config, "output_dir": folder, "probes": probes, "controls": held_out}  # memwatch
+    options |= {"max_train_steps": args.max_train_steps, **watching}  # memwatch
     watch = MemWatch(accelerator, unet, TINY_SD, **options)  # memwatch
     train_dataloader = watch.guard(train_dataloader)  # memwatch
 

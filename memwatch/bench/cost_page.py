@@ -210,6 +210,8 @@ def held_rows(held: Mapping[str, int], device: str) -> Iterator[dict[str, str]]:
         no_gpu = key == "gpu" and device == "cpu"
         met = "no GPU here" if no_gpu else "yes" if held[key] <= bar else "**no**"
         yield {"where": key.upper(), "MB": shown(held[key] / 1e6), "at most": f"{bar / 1e6:g}", "met": met}
+    mapped = "mapped from files that the system may let go of"
+    yield {"where": mapped, "MB": shown(held["mapped"] / 1e6), "at most": "-", "met": "-"}
     yield {"where": "disk", "MB": shown(held["disk"] / 1e6), "at most": "-", "met": "-"}
 
 

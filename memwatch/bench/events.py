@@ -27,7 +27,7 @@ from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components, Denoiser, dtype_of, family_of, load_components
 from memwatch.measure.passes import count_passes
 from memwatch.measure.probes import Probe
-from memwatch.pace import CHOSEN, Pace, choose_pace
+from memwatch.pace import CHOSEN, Pace, Prices, choose_pace
 
 FIRST, SCREENED, TENTH, FULL = "first", "screened, nothing chosen", f"screened, {CHOSEN:.0%} chosen", "full"
 LOOKED_AT = (1, 2)  # probes of each kind: what one more costs, and what an event costs in any case
@@ -80,22 +80,16 @@ class SettingCost:
     ledger: int
     weights: int
 
-    @property
-    def mean_seconds(self) -> float:
-        """Of a later event, on average over full and screened ones."""
-        full = self.events[FULL].seconds
-        if SCREENED not in self.events:
-            return full
-        screened, often = self.events[SCREENED].seconds, CHOSEN + 1 / self.setting.config.full_every
-        return screened + min(1.0, often) * max(0.0, full - screened)
-
     def pace(self, step_seconds: float, steps: int) -> Pace:
         """How often memwatch looks in a run of ``steps``, and the share of training time that this takes."""
         config = replace(self.setting.config, max_train_steps=steps)
         first, every = self.events[FIRST].seconds + self.baseline, config.every_steps
+        usual, full = self.events.get(TENTH, self.events[FULL]).seconds, self.events[FULL].seconds
+        more = full - self.events[SCREENED].seconds if SCREENED in self.events else 0.0
         if every is None:
-            return choose_pace(step_seconds, first, self.mean_seconds, config)
-        overhead = (first / steps + self.mean_seconds / every) / step_seconds
+            return choose_pace(Prices(step_seconds, first, usual, max(0.0, more)), config)
+        fulls = more / config.full_every if steps // every >= config.full_every else 0.0
+        overhead = (first / steps + (usual + fulls) / every) / step_seconds
         return Pace(every, overhead, overhead <= config.overhead)
 
 

@@ -24,13 +24,28 @@ WIDTH, TOKENS = 768, 77  # of what its text encoder says
 PASSED_OVER = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, types.FrameType)
 
 
+def mapped_files() -> list[tuple[int, int]]:
+    """Where files are mapped into this process, ``(start, end)``; none where the system does not tell."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text(encoding="utf-8").splitlines() if maps.is_file() else []
+    of_files = (line.split()[0].split("-") for line in lines if ".safetensors" in line)
+    return [(int(start, 16), int(end, 16)) for start, end in of_files]
+
+
 def bytes_held(root: Any, apart_from: Iterable[Any] = ()) -> dict[str, int]:
     """Bytes of all tensors and arrays that can be reached from an object: ``cpu``, ``gpu``; each storage once.
+
+    ``mapped`` are those that lie in a file, and take memory only while they are read.
 
     Args:
         apart_from: what belongs to others, and is not looked into.
     """
-    seen, sizes = {id(thing) for thing in apart_from}, {"cpu": 0, "gpu": 0}
+    files = mapped_files()
+
+    def place(address: int) -> str:
+        return "mapped" if any(start <= address < end for start, end in files) else "cpu"
+
+    seen, sizes = {id(thing) for thing in apart_from}, {"cpu": 0, "gpu": 0, "mapped": 0}
     storages: set[int] = set()
     stack = [root]
     while stack:
@@ -42,13 +57,13 @@ def bytes_held(root: Any, apart_from: Iterable[Any] = ()) -> dict[str, int]:
             storage = thing.untyped_storage()
             if storage.data_ptr() not in storages:
                 storages.add(storage.data_ptr())
-                sizes["gpu" if thing.is_cuda else "cpu"] += storage.nbytes()
+                sizes["gpu" if thing.is_cuda else place(storage.data_ptr())] += storage.nbytes()
         elif isinstance(thing, np.ndarray):
             base = thing if thing.base is None else thing.base
             whole = base if isinstance(base, np.ndarray) else thing
             if whole.ctypes.data not in storages:
                 storages.add(whole.ctypes.data)
-                sizes["cpu"] += whole.nbytes
+                sizes[place(whole.ctypes.data)] += whole.nbytes
         elif isinstance(thing, bytes):
             sizes["cpu"] += len(thing)
         else:
@@ -105,7 +120,7 @@ def stand_in(base: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def held_after_first_event(accelerator: Any, base: Path, config: MemWatchConfig | None = None) -> dict[str, int]:
-    """Bytes held by one ``MemWatch`` of ``NUM_PROBES`` reference probes: ``cpu``, ``gpu``, and ``disk`` in its folder.
+    """Bytes held by one ``MemWatch`` of ``NUM_PROBES`` reference probes: see ``bytes_held``, and ``disk`` in its folder.
 
     The network, the autoencoder and the text encoder are the loop's own, and do not count.
     """

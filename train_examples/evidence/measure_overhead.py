@@ -1,0 +1,86 @@
+"""The overhead that memwatch logs when it chooses its own interval, in the quickstart's loop.
+
+    python train_examples/evidence/measure_overhead.py
+
+Trains as the quickstart does, once for each length, with memwatch's defaults (all four noise levels; ``overhead: 0.02``)
+and without stopping, and writes what was logged as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import quickstart
+
+from memwatch import Probe
+from memwatch.bench.page import machine, markdown_table
+from memwatch.config import MemWatchConfig
+
+RESULTS = Path(__file__).parents[1] / "results" / "overhead.md"
+WATCHING = {"config": None, "every_steps": None, "stop": {"enabled": False}}
+TEXT = """# The overhead that is logged
+
+Written by `python train_examples/evidence/measure_overhead.py{options}`. {machine}.
+
+The quickstart's loop (batch {batch}, {controls} controls) with memwatch's defaults, which may take {allowed:.0%} of training
+time; it was not stopped. `quickstart`: its own set and 8 probes, of which five are being stored, so that far more is
+measured, and generated as proof, than in a quiet run. `nothing planted`: the same photos without what repeats, and 8 of
+them as probes. `interval`: what memwatch chose after the first steps; in a run of known length at least four events must
+fit, so a short run spends more. `logged`: `memwatch/overhead` at the last event, with everything counted (the screen,
+curvature, generations, files).
+
+{table}
+"""
+
+
+def measured(what: str, steps: int, folder: Path) -> dict[str, Any]:
+    """One run's line of the table."""
+    sys.argv = ["quickstart", "--max_train_steps", str(steps), "--report_to", "none"]
+    options = quickstart.parse_args()
+    options.output_dir = folder / f"{what.replace(' ', '-')}-{steps}"
+    items, controls = quickstart.photo_set(options.seed)
+    watching: dict[str, Any] = dict(WATCHING)
+    if what == "nothing planted":
+        items = [item for item in items if item.box is None]
+        watching["probes"] = [Probe(item.caption, item.image, name=item.name) for item in items[:8]]
+    reports, done, _ = quickstart.train(options, items, controls, **watching)
+    chosen = [sum(f.observation.now.rho is not None for f in r.judgement.everything) for r in reports]
+    return {
+        "set": what,
+        "steps": done,
+        "interval": reports[0].step,
+        "events": len(reports),
+        "measured with curvature, of 28": ", ".join(map(str, chosen)),
+        "seconds of events": ", ".join(f"{report.seconds:.1f}" for report in reports),
+        "logged": f"{100 * (reports[-1].overhead or 0):.1f} %",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, nargs=2, default=[600, 2000], help="of the two runs")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/overhead"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    given = " ".join(sys.argv[1:])
+    rows = [measured(*run, args.output_dir) for run in zip(("quickstart", "nothing planted"), args.steps, strict=True)]
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    text = TEXT.format(
+        options=f" {given}" if given else "",
+        machine=machine(),
+        batch=16,
+        controls=20,
+        allowed=MemWatchConfig().overhead,
+        table=markdown_table(rows),
+    )
+    args.results.write_text(text, encoding="utf-8")
+    print(args.results)
+
+
+if __name__ == "__main__":
+    main()
