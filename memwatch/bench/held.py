@@ -120,7 +120,7 @@ def stand_in(base: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def held_after_first_event(accelerator: Any, base: Path, config: MemWatchConfig | None = None) -> dict[str, int]:
-    """Bytes held by one ``MemWatch`` of ``NUM_PROBES`` reference probes: see ``bytes_held``, and ``disk`` in its folder.
+    """What one ``MemWatch`` of ``NUM_PROBES`` reference probes holds: see ``bytes_held``, and ``disk`` in its folder.
 
     The network, the autoencoder and the text encoder are the loop's own, and do not count.
     """

@@ -49,9 +49,12 @@ class Stage:
     @classmethod
     def of(cls, base: Path, runs: Path, num_items: int) -> Stage:
         """tiny-sd as the newest ``full`` run in ``runs`` has left it; as it is where there is none."""
+        unet: Any
         unet, parts = read_base(base)
-        for parameter in unet.parameters():
-            parameter.data = parameter.data.contiguous()  # channels last knows no forward mode
+        unet.to(memory_format=torch.contiguous_format)
+        for module in unet.modules():  # before PyTorch 2.14 its forward mode takes nothing else
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         file, checkpoint = runs / "base.safetensors", next(iter(sorted(runs.glob("full-*/checkpoint.pt"))), None)
         earlier, says, seed = None, "tiny-sd as it is, since no run lies there; there is no earlier model", 0
         if file.is_file() and checkpoint is not None:

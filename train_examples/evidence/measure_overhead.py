@@ -2,8 +2,8 @@
 
     python train_examples/evidence/measure_overhead.py
 
-Trains as the quickstart does, once for each length, with memwatch's defaults (all four noise levels; ``overhead: 0.02``)
-and without stopping, and writes what was logged as a table.
+Trains as the quickstart does, with memwatch's defaults (four noise levels; ``overhead: 0.02``) and without stopping.
+Writes what was logged as a table.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ TEXT = """# The overhead that is logged
 
 Written by `python train_examples/evidence/measure_overhead.py{options}`. {machine}.
 
-The quickstart's loop (batch {batch}, {controls} controls) with memwatch's defaults, which may take {allowed:.0%} of training
-time; it was not stopped. `quickstart`: its own set and 8 probes, of which five are being stored, so that far more is
-measured, and generated as proof, than in a quiet run. `nothing planted`: the same photos without what repeats, and 8 of
-them as probes. `interval`: what memwatch chose after the first steps; in a run of known length at least four events must
-fit, so a short run spends more. `logged`: `memwatch/overhead` at the last event, with everything counted (the screen,
-curvature, generations, files).
+The quickstart's loop (batch {batch}, {controls} controls) with memwatch's defaults, which may take {allowed:.0%} of
+training time; it was not stopped. `quickstart`: its own set and 8 probes, of which five are being stored, so that far
+more is measured, and generated as proof, than in a quiet run. `nothing planted`: the same photos without what repeats,
+and 8 of them as probes. `interval`: what memwatch chose after the first steps; in a run of known length at least four
+events must fit, so a short run spends more. `logged`: `memwatch/overhead` at the last event, with everything counted
+(the screen, curvature, generations, files).
 
 {table}
 """
