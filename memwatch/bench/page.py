@@ -47,7 +47,6 @@ class Extras:
     nulls: Sequence[Mapping[str, Any]] = ()
     prompts: Sequence[Mapping[str, Any]] = ()
     proofs: Sequence[Mapping[str, Any]] = ()
-    screens: Sequence[Mapping[str, Any]] = ()
 
 
 def write(rows: Sequence[Row], extras: Extras, folder: Path, command: str) -> None:
@@ -73,7 +72,6 @@ def page(rows: Sequence[Row], extras: Extras, command: str) -> str:
         worlds=markdown_table(world_table(product)),
         proofs=markdown_table(extras.proofs),
         nulls=markdown_table(extras.nulls),
-        screens=markdown_table(extras.screens),
         prompts=markdown_table(extras.prompts),
         stored=markdown_table(extras.stored),
         targets=markdown_table(list(targets(numbers))),

@@ -4,27 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from memwatch.bench.page import machine, markdown_table, plan_of
 from memwatch.bench.results import RunResult, run_product
+from memwatch.bench.runs import Finished
 from memwatch.config import MemWatchConfig
 from memwatch.judge.findings import Judgement
 from memwatch.measure.passes import count_passes
 
+PAGE = """# Screened against full
 
-def screen_table(results: Sequence[RunResult], config: MemWatchConfig) -> list[dict[str, Any]]:
-    """Run by run, the shipped way against measuring curvature on everything at every event.
+Written by `{command}`. {machine}.
 
-    ``same``: probe-events with the same verdict, of how many. ``lost``, ``gained``: those that only the full look, or
-    only the screened one, calls suspicious or memorized. ``chosen``: share of probes, and of controls, whose curvature
-    was measured. ``passes``: of a later event, mean over events, as a share of the full look's.
+{runs}
 
-    Args:
-        results: by ``run_product`` under ``config``, which screens.
+By default an event runs the network forward only, on everything, and measures curvature just where that shows more than
+chance (`screen`). Here the same runs are judged that way, and with curvature measured on everything at every event
+(`screen: false`).
+
+* `same`: probe-events with the same verdict, of how many. `lost`, `gained`: those that only the full look, or only the
+  screened one, calls suspicious or memorized. `called otherwise`: items that only one of the two calls memorized at any
+  event.
+* `chosen`: share of probes, and of controls, whose curvature was measured. Most items of these runs are planted,
+  learned or trained on, so that far more of them stand out than of the probes of an ordinary run.
+* `passes`: network passes of the screened events, relative to the full ones.
+
+{table}
+
+All together: {same} of {total} verdicts are the same ({share:.1%}).
+"""
+
+
+def write_screening(runs: Sequence[Finished], config: MemWatchConfig, folder: Path, command: str) -> Path:
+    """``screen.md`` in ``folder``.
+
+    Raises:
+        ValueError: ``config`` does not screen, or the runs did not measure what it asks for.
     """
     if not config.screens:
-        return []
-    return [row_of(result, run_product(replace(config, screen=False), result.run), config) for result in results]
+        raise ValueError("the configuration does not screen events, so there is nothing to compare")
+    rows = [row_of(run_product(config, run), run_product(replace(config, screen=False), run), config) for run in runs]
+    same, total = (sum(int(row["same"].split("/")[i]) for row in rows) for i in (0, 1))
+    text = PAGE.format(
+        command=command,
+        machine=machine(),
+        runs=markdown_table([plan_of(run) for run in runs if run.planted]),
+        table=markdown_table(rows),
+        same=same,
+        total=total,
+        share=same / total,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "screen.md"
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def row_of(screened: RunResult, full: RunResult, config: MemWatchConfig) -> dict[str, Any]:
@@ -54,7 +89,7 @@ def row_of(screened: RunResult, full: RunResult, config: MemWatchConfig) -> dict
 def chosen_share(events: Any, group: str) -> float:
     """The share of findings of a group whose curvature was measured."""
     measured = [f.observation.now.rho is not None for event in events for f in getattr(event, group)]
-    return sum(measured) / len(measured)
+    return sum(measured) / max(1, len(measured))
 
 
 def passes_share(screened: RunResult, config: MemWatchConfig) -> float:

@@ -17,7 +17,7 @@ from memwatch.bench.results import run_product
 from memwatch.bench.rivals import RIVALS
 from memwatch.bench.rows import all_rows
 from memwatch.bench.runs import finished_runs
-from memwatch.bench.screening import screen_table
+from memwatch.bench.screening import write_screening
 from memwatch.bench.sscd import read_sscd
 from memwatch.bench.tables import null_table, stored_table
 from memwatch.bench.train import Run, read_base, run_one
@@ -41,6 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, help="of torch; to run several of these side by side")
     add("--config", type=Path, help="what counts as the default (the shipped one)")
     add("--sscd", type=Path, help="TorchScript file of SSCD: a second opinion on copies, in the report")
+    help_ = "only judge the runs that are there screened and in full, and write what differs here (%(const)s)"
+    add("--screen", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
     help_ = "only measure what memwatch costs beside the published procedure, and write it here (%(const)s)"
     add("--cost", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
     help_ = "networks of --cost: tiny-sd, and of Stable Diffusion 1.5's size at 32x32 and 64x64 (default: all)"
@@ -56,6 +58,13 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{option}: got {value}, allowed: 1 or greater")
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.screen is not None:
+        runs = list(finished_runs(args.output))
+        if not runs:
+            raise ValueError(f"{args.output} holds no finished run; train with: memwatch bench --output {args.output}")
+        command = f"memwatch bench --output {args.output} --screen {args.screen}"
+        print(write_screening(runs, load_config(args.config), args.screen, command))
+        return 0
     if args.cost is not None:
         cost(args.output, args.cost, load_config(args.config), args.cost_models, args.base)
         return 0
@@ -145,7 +154,6 @@ def compare(
     prompts, proofs = prompt_table(product, config), proof_table(product, read_base(find_base(base))[1].vae)
     nulls = [run_product(config, run) for run in finished_runs(folder) if not run.planted]
     told = null_table(nulls) if nulls else ()
-    screens = screen_table([*product, *nulls], config)
-    extras = Extras(stored_table(product, descriptor), told, prompts, proofs, screens)
+    extras = Extras(stored_table(product, descriptor), told, prompts, proofs)
     write(rows, extras, results, f"memwatch bench --output {folder} --report {results}")
     print(f"{len(product)} planted runs, {len(nulls)} without, {len(rows)} rows: {results / 'README.md'}")

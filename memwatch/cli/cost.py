@@ -39,7 +39,7 @@ probes, since a batch never holds two.
 ONCE = """
 Once in a run the first full event takes {baseline} s longer, because it measures the baseline as well; a probe that the
 screen chooses before then measures its own. An event leaves {ledger} in the ledger, and the first one {weights} of
-weights, on disk; the ledger is held in CPU memory as well."""
+weights, on disk."""
 LOOP = """
 A step of the loop takes {step:.3g} s ({known}). In a run of {steps} steps memwatch looks every {every} steps under the
 settings as given; that takes {overhead} of training time (overhead: {allowed:g} is allowed{verdict}).
@@ -66,7 +66,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompts", type=int, metavar="N", help="prompt probes, controls included (default: %(default)s)")
     add("--resolution", type=int, metavar="PIXELS", help="side of the images (default: the model's own)")
     add("--config", metavar="FILE", help="settings as for training (YAML)")
-    add("--step-seconds", type=float, metavar="S", help="of an optimizer step of your loop; it is timed otherwise")
+    add(
+        "--step-seconds",
+        type=float,
+        metavar="S",
+        help="of an optimizer step of your loop; without it steps of this model are timed",
+    )
     help_ = "of the timed training steps: AdamW, gradients of all parameters (default: %(default)s)"
     add("--batch-size", type=int, metavar="N", help=help_)
     add("--steps", type=int, metavar="N", help="optimizer steps of the run (default: %(default)s)")
