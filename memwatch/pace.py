@@ -14,10 +14,10 @@ from memwatch.config import MemWatchConfig
 from memwatch.measure.passes import Passes
 
 WARM_UP, TIMED = 2, 10  # of a run's first steps: how many are passed over, and how many are timed then
-HORIZON = 2000  # steps over which the first event is paid off, where the run's length is not known
+HORIZON = 2000  # steps from which on a run can pay for its events, and over which it does if its length is not known
 OFTENEST, RAREST = 25, 500  # steps between events that are chosen without a word
-NEVER_RARER = 2000
-MIN_EVENTS = 4  # of a run whose length is known: an alert takes two, and it should be in time
+NEVER_RARER = 1000
+MIN_EVENTS = 4  # of a shorter run: an alert takes two, and it should be in time
 CHOSEN = 0.1  # share of probes and controls that the screen is expected to choose
 FIRST_AT_MOST = 0.5  # share of the budget that may pay off the first event; the rest is for the others
 
@@ -72,8 +72,8 @@ class Prices:
 def choose_pace(prices: Prices, config: MemWatchConfig) -> Pace:
     """As many events as ``overhead`` allows, within bounds.
 
-    Never more often than every 25 steps. Rarer than every 500 where it must be, but never rarer than every 2,000, and
-    in a run of known length never fewer than 4 events; then more is spent than allowed.
+    Never more often than every 25 steps. Rarer than every 500 where it must be, but never rarer than every 1,000; and a
+    run that is known to be shorter than 2,000 steps has 4 events at least. Then more is spent than allowed.
 
     >>> choose_pace(Prices(step=1.0, first=10.0, event=4.0), MemWatchConfig(overhead=0.02)).every_steps
     270
@@ -81,7 +81,7 @@ def choose_pace(prices: Prices, config: MemWatchConfig) -> Pace:
     horizon = config.max_train_steps or HORIZON
     allowed = config.overhead * prices.step  # seconds per step
     left = allowed - min(prices.first / horizon, FIRST_AT_MOST * allowed)
-    rarest = max(1, horizon // MIN_EVENTS) if config.max_train_steps else NEVER_RARER
+    rarest = NEVER_RARER if horizon >= HORIZON else max(1, horizon // MIN_EVENTS)
 
     def interval(event: float) -> int:
         return min(rounded(max(OFTENEST, event / left)), rarest)

@@ -30,8 +30,8 @@ Written by `python train_examples/evidence/measure_overhead.py{options}`. {machi
 The quickstart's loop (batch {batch}, {controls} controls) with memwatch's defaults, which may take {allowed:.0%} of
 training time; it was not stopped. `quickstart`: its own set and 8 probes, of which five are being stored, so that far
 more is measured, and generated as proof, than in a quiet run. `nothing planted`: the same photos without what repeats,
-and 8 of them as probes. `interval`: what memwatch chose after the first steps; in a run of known length at least four
-events must fit, so a short run spends more. `logged`: `memwatch/overhead` at the last event, with everything counted
+and 8 of them as probes. `interval`: what memwatch chose after the first steps; a run of less than 2,000 steps has four
+events at least, and spends more for it. `logged`: `memwatch/overhead` at the last event, with everything counted
 (the screen, curvature, generations, files).
 
 {table}
