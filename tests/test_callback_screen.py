@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.builders import CONFIG, Loop, assert_same, history, maps, picture, probes_of_both_kinds, without_time
 
@@ -126,6 +128,19 @@ def test_prompts_generate_once_per_event(pretrained, pipeline, tmp_path, monkeyp
     monkeypatch.setattr(memwatch.measure.observer, "generate", lambda *a, **k: calls.append(loop.step) or real(*a, **k))
     loop.run(loop.watch(pipeline, config=SCREENED, proof={"enabled": False}), 4)
     assert calls == [0, 2, 4]
+
+
+def test_where_weights_cannot_be_exchanged_the_baseline_is_measured_at_once(
+    pretrained, pipeline, tmp_path, monkeypatch
+):
+    choose(monkeypatch, "cat")
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, config=SCREENED, probes=probes_of_both_kinds()[:1])
+    watch.observer.ranks = replace(watch.observer.ranks, swappable=False)
+    reports = [watch.begin(), *loop.run(watch, 4)]
+    assert [measured(report) for report in reports] == [["cat"]] * 3
+    assert reports[-1].findings[0].signals.snapshot.variance is not None
+    assert watch.baselines.weights.steps == []
 
 
 def test_a_probe_that_comes_later_gets_a_baseline_of_its_own(pretrained, pipeline, tmp_path, monkeypatch):

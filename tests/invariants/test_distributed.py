@@ -13,9 +13,12 @@ from support.builders import CONFIG, EAGER, Loop, call_every_change, history, ma
 from support.processes import on_two_ranks
 
 import memwatch.callback
+import memwatch.judge.screen
 import memwatch.measure.snapshots
+import memwatch.pace
 from memwatch import ConfigError, Probe
 from memwatch.judge.stop import StopState
+from memwatch.pace import Pace
 from memwatch.report.files import FileSink
 from memwatch.report.sinks import Console
 
@@ -28,7 +31,8 @@ FIRST = {  # what fails on the first rank alone, at step 2
     "sink": (FileSink, "write"),
     "console": (Console, "write"),
 }
-STEPS = {"plain": 4, "stop": 4, "proof": 4, "failure": 4, "breakdown": 8} | dict.fromkeys(FIRST, 4)
+STEPS = {"plain": 4, "screened": 6, "stop": 4, "proof": 4, "failure": 4, "breakdown": 8} | dict.fromkeys(FIRST, 4)
+SCREENED = {"screen": True, "every_steps": None, "signals": {"baseline": "first"}}
 STRICT = ("failure", *FIRST)
 
 
@@ -56,6 +60,17 @@ def stopping(rank: int):
     return decide
 
 
+def unlike_on_the_ranks(patch, rank: int) -> None:
+    """Let the screen choose two probes, and each rank time its steps in its own way."""
+
+    def chosen(observations, config):
+        return {o.name for o in observations if o.baseline is not None} & {"cat", "poster"}
+
+    patch.setattr(memwatch.judge.screen, "chosen", chosen)
+    patch.setattr(memwatch.pace.Clock, "step_seconds", property(lambda clock: 1.0 if len(clock.steps) > 1 else None))
+    patch.setattr(memwatch.callback, "choose_pace", lambda prices, config: Pace(3 + 4 * rank, 0.01, True))
+
+
 def broken_on_the_first(patch, name: str, loop: Loop) -> None:
     owner, what = FIRST[name]
     real = getattr(owner, what)
@@ -76,7 +91,8 @@ def scenario(
     rank = loop.accelerator.process_index
     controls, baseline = [Probe("held out", picture(9), name="h")], {"baseline": "previous"}
     eager = EAGER | {"stop": {"enabled": False}} if name == "proof" else {}
-    watch = loop.watch(pipeline, probes(), controls=controls, signals=baseline, strict=strict, **eager)
+    options = {"signals": baseline} | eager | (SCREENED if name == "screened" else {})
+    watch = loop.watch(pipeline, probes(), controls=controls, strict=strict, **options)
     real, measured = watch.observer.measure, []
 
     def counting(view):
@@ -89,6 +105,8 @@ def scenario(
         patch.setattr(watch.observer, "measure", counting)
         if name == "proof":
             call_every_change(patch)
+        if name == "screened":
+            unlike_on_the_ranks(patch, rank)
         if name == "stop":
             patch.setattr(memwatch.callback, "decide_stop", stopping(rank))
         if name in FIRST:
@@ -179,6 +197,20 @@ def test_probes_are_shared_out(ranks):
     _, found = ranks
     shares = [{key for _, key in result["measured"]} for result in found["plain"]]
     assert shares == [{"cat", "dog"}, {"poster", "control/h"}]
+
+
+def test_ranks_agree_on_the_pace_and_on_whom_to_measure(ranks):
+    folder, found = ranks
+    first, second = found["screened"]
+    assert [report["step"] for report in first["reports"]] == [0, 3, 6]  # as the first rank chose
+    assert first["reports"] == second["reports"]
+    shares = [[key for _, key in result["measured"] if key != "control/h"] for result in (first, second)]
+    now, before = ["cat"] * 2, ["cat"] * 2  # with the prompt and without; of the baseline once
+    assert shares[0] == now + before + now
+    assert set(shares[1]) == {"poster"}
+    assert [f["baseline_step"] for f in first["reports"][-1]["findings"]] == [0, 0, 0]
+    assert "cat/collapse" in maps(folder / "screened", 6)
+    assert "dog/collapse" not in maps(folder / "screened", 6)
 
 
 def test_sharing_out_changes_no_number(ranks, pretrained, tmp_path):
