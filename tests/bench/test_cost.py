@@ -264,8 +264,8 @@ def test_every_storage_counts_once_and_what_belongs_to_others_not_at_all():
     array = np.zeros((10, 10))
     theirs = SimpleNamespace(big=torch.zeros(1000))
     thing = SimpleNamespace(a=whole[:10], b=[whole[50:], {"c": array[:5]}], d=array, e=theirs, f=lambda: None)
-    assert bytes_held(thing, [theirs]) == {"cpu": 400 + 800, "gpu": 0}
-    assert bytes_held(thing) == {"cpu": 400 + 800 + 4000, "gpu": 0}
+    assert bytes_held(thing, [theirs]) == {"cpu": 400 + 800, "gpu": 0, "mapped": 0}
+    assert bytes_held(thing) == {"cpu": 400 + 800 + 4000, "gpu": 0, "mapped": 0}
 
 
 # --- page ------------------------------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ def measured():
         "side_by_side": {"says": "tiny-sd", "items": 4, "published": published, "rows": rows},
         "large": [sd15 | {"faster": 5.0, "per_row": passes}],
         "curves": {"probes": points, "ranks": ranks},
-        "held": {"cpu": 70_000_000, "gpu": 0, "disk": 1_000_000},
+        "held": {"cpu": 70_000_000, "gpu": 0, "mapped": 0, "disk": 1_000_000},
     }
 
 

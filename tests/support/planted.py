@@ -20,7 +20,9 @@ from memwatch.measure.weights import write_safetensors
 
 SIDE = 16
 STEPS = (0, 10, 20, 30)
-CHOSEN = load_config(None, levels={"timesteps": [61, 141, 301], "draws": 8}, curvature={"vectors": 2, "tile": 2})
+CHOSEN = load_config(
+    None, screen=False, levels={"timesteps": [61, 141, 301], "draws": 8}, curvature={"vectors": 1, "tile": 4}
+)
 
 
 def pretend(home: Path, seed: int) -> None:
