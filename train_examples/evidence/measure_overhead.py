@@ -23,14 +23,15 @@ from memwatch.config import MemWatchConfig
 
 RESULTS = Path(__file__).parents[1] / "results" / "overhead.md"
 WATCHING = {"config": None, "every_steps": None, "stop": {"enabled": False}}
+NUM_PHOTOS = 2000  # so many that none is seen often
 TEXT = """# The overhead that is logged
 
 Written by `python train_examples/evidence/measure_overhead.py{options}`. {machine}.
 
 The quickstart's loop (batch {batch}, {controls} controls) with memwatch's defaults, which may take {allowed:.0%} of
 training time; it was not stopped. `quickstart`: its own set and 8 probes, of which five are being stored, so that far
-more is measured, and generated as proof, than in a quiet run. `nothing planted`: the same photos without what repeats,
-and 8 of them as probes. `interval`: what memwatch chose after the first steps; a run of less than 2,000 steps has four
+more is measured, and generated as proof, than in a quiet run. `nothing planted`: {photos} photos of the same kind, and
+8 of them as probes. `interval`: what memwatch chose after the first steps; a run of less than 2,000 steps has four
 events at least, and spends more for it. `logged`: `memwatch/overhead` at the last event, with everything counted
 (the screen, curvature, generations, files).
 
@@ -43,9 +44,10 @@ def measured(what: str, steps: int, folder: Path) -> dict[str, Any]:
     sys.argv = ["quickstart", "--max_train_steps", str(steps), "--report_to", "none"]
     options = quickstart.parse_args()
     options.output_dir = folder / f"{what.replace(' ', '-')}-{steps}"
-    items, controls = quickstart.photo_set(options.seed)
     watching: dict[str, Any] = dict(WATCHING)
+    items, controls = quickstart.photo_set(options.seed)
     if what == "nothing planted":
+        items, controls = quickstart.photo_set(options.seed, num_photos=NUM_PHOTOS)
         items = [item for item in items if item.box is None]
         watching["probes"] = [Probe(item.caption, item.image, name=item.name) for item in items[:8]]
     reports, done, _ = quickstart.train(options, items, controls, **watching)
@@ -74,6 +76,7 @@ def main() -> None:
         options=f" {given}" if given else "",
         machine=machine(),
         batch=16,
+        photos=NUM_PHOTOS,
         controls=20,
         allowed=MemWatchConfig().overhead,
         table=markdown_table(rows),
