@@ -143,7 +143,7 @@ def jacobian_columns(fn: Callable[[Tensor], Tensor], x: Tensor, columns: Tensor)
     ad: Any = forward_ad  # without annotations
     one_hot = torch.nn.functional.one_hot(columns, x[0].numel()).to(x).reshape(-1, *x.shape[1:])
     with torch.no_grad(), warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), ad.dual_level():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)  # torch's own use
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")  # torch's own use of it
         rows = x.expand_as(one_hot).contiguous()
         tangents: Tensor = ad.unpack_dual(fn(ad.make_dual(rows, one_hot))).tangent
     return tangents.flatten(1).T.contiguous()

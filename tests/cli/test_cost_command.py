@@ -58,7 +58,7 @@ def test_numbers_as_json(cost):
         assert all(event["seconds"] > 0 for event in setting["events"].values())
         assert setting["ledger_bytes"] > 0
         assert setting["weights_bytes"] > 0  # of the screened first event
-        assert 25 <= setting["pace"]["every_steps"] <= 60  # five events in 300 steps
+        assert 25 <= setting["pace"]["every_steps"] <= 75  # four events in 300 steps
 
 
 def test_without_a_screen_every_event_is_full(cost):

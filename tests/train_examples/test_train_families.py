@@ -135,7 +135,7 @@ def run(script, pretrained: Path, output_dir: Path, *flags: object) -> None:
     """Three steps with an event after the second; an event that fails is an error."""
     config = output_dir.parent / f"{output_dir.name}.yaml"
     cheap = "levels: {timesteps: [141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\nsignals: {unconditional: false}\n"
-    config.write_text(f"every_steps: 2\nstrict: true\n{cheap}", encoding="utf-8")
+    config.write_text(f"every_steps: 2\nscreen: false\nstrict: true\n{cheap}", encoding="utf-8")
     common = {
         "pretrained_model_name_or_path": pretrained,
         "output_dir": output_dir,
