@@ -33,13 +33,13 @@ HEAD = """# What memwatch costs here
 
 {probes} probes and {controls} controls ({references} reference, {prompts} prompt). Measured on {looked_at} of each
 kind, made up, at {levels} noise levels: what one more costs, times {times}, and what an event costs in any case.
-Passes are rows through the network, forward or backward. Peak memory is {memory}; it does not grow with the number of
-probes, since a batch never holds two.
+Passes are rows through the network, forward or backward. Peak memory is {memory};
+it does not grow with the number of probes, since a batch never holds two.
 """
 ONCE = """
 Once in a run the first full event takes {baseline} s longer, because it measures the baseline as well; a probe that the
-screen chooses before then measures its own. An event leaves {ledger} in the ledger, and the first one {weights} of
-weights, on disk."""
+screen chooses before then measures its own. On disk a baseline takes {ledger} in the ledger and {weights} of
+weights."""
 LOOP = """
 A step of the loop takes {step:.3g} s ({known}). In a run of {steps} steps memwatch looks every {every} steps under the
 settings as given; that takes {overhead} of training time (overhead: {allowed:g} is allowed{verdict}).
