@@ -178,15 +178,16 @@ class MemWatch:
 
         All ranks have timed the same steps by then, and take rank 0's choice.
         """
-        progress, observer = self._progress, self.observer
-        step_seconds = progress.clock.step_seconds
-        if self.config.every_steps is None and progress.every_steps is None and step_seconds is not None:
-            prices = Prices.of(step_seconds, progress.clock.first, observer.passes)
+        progress = self._progress
+        known = self.config.every_steps or progress.every_steps
+        if known is None and (step_seconds := progress.clock.step_seconds) is not None:
+            prices = Prices.of(step_seconds, progress.clock.first, self.observer.passes)
             pace = self.ranks.broadcast(choose_pace(prices, self.config))
             progress.every_steps = pace.every_steps
             if self.accelerator.is_main_process:
                 say_pace(pace, self.config)
-        return self.config.every_steps or progress.every_steps
+            return pace.every_steps
+        return known
 
     @property
     def should_stop(self) -> bool:
@@ -215,7 +216,7 @@ class MemWatch:
             return None
         started, together, progress = time.perf_counter(), self.ranks.together, self._progress
         judgement, failure = Judgement(), None
-        progress.last_step, full = step, self._is_full()
+        progress.last_step, full = step, self.config.is_full_event(progress.events)
         progress.events += 1
         try:
             seen = self._observe(step, full)
@@ -238,11 +239,6 @@ class MemWatch:
         progress.clock.first = progress.clock.first or seconds
         report = Report(step, self.config, judgement, calibrated, seconds, errors, self.stop_reason, failure=failure)
         return self._write(replace(report, overhead=progress.clock.overhead))
-
-    def _is_full(self) -> bool:
-        """Whether the coming event measures curvature on everything, whatever the screen says."""
-        events = self._progress.events
-        return not self.config.screens or (events > 0 and events % self.config.full_every == 0)
 
     def _observe(self, step: int, full: bool) -> list[Observation]:
         """What was seen of every probe, the same on every rank."""

@@ -388,6 +388,10 @@ class MemWatchConfig:
         has_loss = self.signals.terms != "variance" and self.sampling.look == "generation"
         return self.screen and stays and has_loss
 
+    def is_full_event(self, number: int) -> bool:
+        """Whether the run's event of that number, 0 the first, measures curvature on everything."""
+        return not self.screens or (number > 0 and number % self.full_every == 0)
+
     @property
     def seeds(self) -> int:
         """Generations of a prompt probe: a divisor of all draws."""

@@ -91,7 +91,12 @@ def choose_pace(prices: Prices, config: MemWatchConfig) -> Pace:
     if horizon // every >= config.full_every:
         event += prices.full / config.full_every
         every = interval(event)
-    overhead = (prices.first / horizon + event / every) / prices.step
+    return pace_of(every, event, prices, config)
+
+
+def pace_of(every: int, event: float, prices: Prices, config: MemWatchConfig) -> Pace:
+    """What an event of ``event`` seconds every ``every`` steps comes to."""
+    overhead = (prices.first / (config.max_train_steps or HORIZON) + event / every) / prices.step
     return Pace(every, overhead, overhead <= config.overhead)
 
 

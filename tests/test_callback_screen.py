@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.builders import CONFIG, Loop, assert_same, history, maps, picture, probes_of_both_kinds, without_time
+from support.builders import (
+    CONFIG,
+    Loop,
+    assert_same,
+    choose,
+    history,
+    maps,
+    picture,
+    probes_of_both_kinds,
+    without_time,
+)
 
-import memwatch.judge.screen
 import memwatch.measure.observer
 import memwatch.measure.views
 from memwatch import Probe
 
 SCREENED = CONFIG | {"screen": True, "strict": True}
 NAMES = ["cat", "poster"]
-
-
-def choose(monkeypatch, *names: str) -> None:
-    """Let the screen choose these, from the first event with a baseline on."""
-
-    def chosen(observations, config):
-        return {o.name for o in observations if o.baseline is not None} & set(names)
-
-    monkeypatch.setattr(memwatch.judge.screen, "chosen", chosen)
 
 
 def measured(report) -> list[str]:

@@ -51,10 +51,10 @@ def test_planned_events():
 
 
 def test_a_later_event_is_priced_by_its_passes():
-    prices = Prices.of(1.0, 2.0, Passes(screen=150, full=1600, sampling=50, probes=28))
+    prices = Prices.of(1.0, 2.0, Passes(screen=150, full=1600, sampling=50))
     assert prices.event == pytest.approx(0.01 * (200 + CHOSEN * 1600))
     assert prices.full == pytest.approx(0.01 * 1600)
-    assert Prices.of(1.0, 2.0, Passes(screen=0, full=1600, sampling=0, probes=28)) == Prices(1.0, 2.0, 2.0)
+    assert Prices.of(1.0, 2.0, Passes(screen=0, full=1600, sampling=0)) == Prices(1.0, 2.0, 2.0)
 
 
 def test_full_events_count_where_a_run_is_long_enough_for_one():

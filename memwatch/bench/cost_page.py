@@ -15,7 +15,7 @@ from memwatch.bench.cost_scale import curves, large
 from memwatch.bench.events import Numbers
 from memwatch.bench.held import NUM_PROBES, RESOLUTION, SIDE, held_after_first_event
 from memwatch.bench.meter import machine
-from memwatch.bench.page import markdown_table, shown
+from memwatch.bench.page import PACKAGES, markdown_table, shown
 from memwatch.bench.procedure import STEPS, VECTORS, published_rows
 from memwatch.bench.stage import NUM_PIXELS, Stage
 from memwatch.config import MemWatchConfig
@@ -45,7 +45,11 @@ def measure_all(
         stage = Stage.of(base, runs, num_items)
         stage.model.to(device)
         searches = search(stage, config)
-        found: dict[str, Any] = {"machine": machine(device), "device": device.type, "models": list(models)}
+        found: dict[str, Any] = {
+            "machine": machine(*PACKAGES, device=device),
+            "device": device.type,
+            "models": list(models),
+        }
         found |= {"timesteps": list(config.levels.timesteps), "seeds": config.seeds}
         found["side_by_side"] = side_by_side(stage, searches, config)
         found |= {"pixels": NUM_PIXELS, "coordinates": stage.denoiser.latent_channels * stage.side**2}

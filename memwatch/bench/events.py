@@ -27,7 +27,7 @@ from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components, Denoiser, dtype_of, family_of, load_components
 from memwatch.measure.passes import count_passes
 from memwatch.measure.probes import Probe
-from memwatch.pace import CHOSEN, Pace, Prices, choose_pace
+from memwatch.pace import CHOSEN, Pace, Prices, choose_pace, pace_of
 
 FIRST, SCREENED, TENTH, FULL = "first", "screened, nothing chosen", f"screened, {CHOSEN:.0%} chosen", "full"
 LOOKED_AT = (1, 2)  # probes of each kind: what one more costs, and what an event costs in any case
@@ -86,11 +86,11 @@ class SettingCost:
         first, every = self.events[FIRST].seconds + self.baseline, config.every_steps
         usual, full = self.events.get(TENTH, self.events[FULL]).seconds, self.events[FULL].seconds
         more = full - self.events[SCREENED].seconds if SCREENED in self.events else 0.0
+        prices = Prices(step_seconds, first, usual, max(0.0, more))
         if every is None:
-            return choose_pace(Prices(step_seconds, first, usual, max(0.0, more)), config)
+            return choose_pace(prices, config)
         fulls = more / config.full_every if steps // every >= config.full_every else 0.0
-        overhead = (first / steps + (usual + fulls) / every) / step_seconds
-        return Pace(every, overhead, overhead <= config.overhead)
+        return pace_of(every, usual + fulls, prices, config)
 
 
 def varied(config: MemWatchConfig) -> Iterator[Setting]:
@@ -243,8 +243,7 @@ class Workbench:
                 seconds[name] = min(event.seconds, seconds.get(name, event.seconds))
                 peaks[name] = _largest([event.peak, peaks.get(name)])
             ledger, weights = (size_of(watch.folder.folder / part) for part in ("ledger", "snapshots"))
-            branches = 1 if watch.observer.unconditional is None else 2
-        return _OfKind(seconds, peaks, ledger, weights, branches)
+        return _OfKind(seconds, peaks, ledger, weights, watch.observer.branches)
 
     def step_seconds(self, batch_size: int) -> float:
         """Of a training step of this very model: AdamW on all parameters, at ``batch_size``. Call it last.

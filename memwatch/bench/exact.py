@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from memwatch.bench.procedure import reference_rows
 from memwatch.config import CurvatureConfig
 from memwatch.denoiser import Conditioning, Denoiser
 from memwatch.denoiser.schedule import NoiseSchedule
@@ -43,7 +44,7 @@ class Design:
 
     def passes(self, levels: int, branches: int = 2) -> int:
         """Of one look at so many levels."""
-        return levels * self.draws * branches * (1 + self.vectors)
+        return reference_rows(levels * self.draws, self.vectors, branches).passes
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,9 @@ def bytes_held(root: Any, apart_from: Iterable[Any] = ()) -> dict[str, int]:
                 storages.add(storage.data_ptr())
                 sizes["gpu" if thing.is_cuda else place(storage.data_ptr())] += storage.nbytes()
         elif isinstance(thing, np.ndarray):
-            base = thing if thing.base is None else thing.base
-            whole = base if isinstance(base, np.ndarray) else thing
+            whole = thing
+            while isinstance(whole.base, np.ndarray):
+                whole = whole.base
             if whole.ctypes.data not in storages:
                 storages.add(whole.ctypes.data)
                 sizes[place(whole.ctypes.data)] += whole.nbytes

@@ -18,19 +18,21 @@ import torch
 from memwatch.pace import synchronize
 
 
+def timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds of one call, with the GPU waited for."""
+    synchronize()
+    began = clock()
+    work()
+    synchronize()
+    return clock() - began
+
+
 def median_seconds(
     work: Callable[[], object], repeats: int = 3, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """Of ``repeats`` calls, after one to warm up."""
     work()
-    seconds = []
-    for _ in range(repeats):
-        synchronize()
-        began = clock()
-        work()
-        synchronize()
-        seconds.append(clock() - began)
-    return statistics.median(seconds)
+    return statistics.median(timed(work, clock) for _ in range(repeats))
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
@@ -40,14 +42,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """The shorter of two calls, by ``clock_of``."""
-    clock, found = clock_of(device), []
-    for _ in range(2):
-        synchronize()
-        began = clock()
-        work()
-        synchronize()
-        found.append(clock() - began)
-    return min(found)
+    return min(timed(work, clock_of(device)) for _ in range(2))
 
 
 @dataclass
@@ -98,11 +93,16 @@ def _resident(key: str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
 
 
-def machine(device: torch.device) -> str:
-    """Versions and processor."""
-    versions = {name: version(name) for name in ("torch", "diffusers", "memwatch")}
-    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
-    cores, threads = f"{os.cpu_count()} CPU cores", torch.get_num_threads()
-    gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
-    where = ", ".join([*gpu, platform.machine(), cores, f"{threads} of them used" if not gpu else ""]).rstrip(", ")
-    return f"{packages}, Python {platform.python_version()}, {where}"
+def machine(*packages: str, device: torch.device | None = None) -> str:
+    """Versions and processor, as every result names them.
+
+    Args:
+        packages: what the numbers depend on.
+        device: adds the GPU, or how many of the processor's cores are used.
+    """
+    known = {"torch": torch.__version__}  # with the kind of build
+    versions = ", ".join(f"{name} {known.get(name) or version(name)}" for name in packages)
+    gpu = [torch.cuda.get_device_name(device)] if device is not None and device.type == "cuda" else []
+    used = [] if device is None or gpu else [f"{torch.get_num_threads()} of them used"]
+    cores = f"{os.cpu_count()} CPU cores"
+    return ", ".join([versions, f"Python {platform.python_version()}", *gpu, platform.machine(), cores, *used])

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from memwatch.bench.meter import machine
 from memwatch.bench.plots import plots
 from memwatch.bench.protocol import POOL
 from memwatch.bench.rows import Row
@@ -36,6 +32,7 @@ TARGETS |= {
     "called_constrained": 0.05,
 }  # at most
 TARGETS |= {"lead_fraction": 0.90}
+PACKAGES = ("torch", "diffusers", "transformers", "memwatch")  # that results depend on
 PAGE = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
 
 
@@ -65,7 +62,7 @@ def page(rows: Sequence[Row], extras: Extras, command: str) -> str:
     best = best_rows(numbers)
     return PAGE.format(
         command=command,
-        machine=machine(),
+        machine=machine(*PACKAGES),
         runs=markdown_table([plan_of(result.run) for result in product]),
         copy=COPY,
         pool=POOL,
@@ -95,15 +92,6 @@ def plan_of(run: Finished) -> dict[str, Any]:
         "batch": plan["batch_size"],
         "events": events,
     }
-
-
-def machine() -> str:
-    """Versions and processor, as every result names them."""
-    versions = {"torch": torch.__version__} | {
-        name: version(name) for name in ("diffusers", "transformers", "memwatch")
-    }
-    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return f"{packages}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPU cores"
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:

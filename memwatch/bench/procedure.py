@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STEPS, VECTORS, GUIDANCE = 50, 16, 7.5
+from memwatch.bench.protocol import PUBLISHED, PUBLISHED_VECTORS
+
+STEPS, VECTORS, GUIDANCE = PUBLISHED.num_inference_steps, PUBLISHED_VECTORS, PUBLISHED.guidance_scale
 BRANCHES = 2  # without the prompt, and with it
 Network = Callable[[Tensor, Tensor], Tensor]  # (2, c, h, w), without the prompt and with it, and timestep -> output
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from statistics import median
 
+from memwatch.bench.meter import machine
 from memwatch.bench.promise import STORED, TAILS, Cell, Outcome
 from memwatch.judge.calibration import MIN_CONTROLS
 
@@ -54,7 +52,7 @@ def page(outcomes: Sequence[Outcome], promised: float, command: str, minutes: fl
         settings=len(outcomes),
         runs=runs_text(outcomes),
         minutes=minutes,
-        machine=machine(),
+        machine=machine("memwatch", "numpy", "scipy"),
         promised=percent(promised),
         summary="\n".join(summary(by_tail, promised)),
         failing=FAILING.format(kinds="; ".join(failing), audited=MIN_CONTROLS + 1) if failing else KEPT,
@@ -62,12 +60,6 @@ def page(outcomes: Sequence[Outcome], promised: float, command: str, minutes: fl
     )
     tables = ["\n".join([f"\n## {NAMES[tail].capitalize()}\n", *rates(o, promised)]) for tail, o in by_tail.items()]
     return "\n".join([head.rstrip("\n"), *tables]) + "\n"
-
-
-def machine() -> str:
-    """Versions and processor."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("memwatch", "numpy", "scipy"))
-    return f"{packages}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPU cores"
 
 
 def percent(share: float) -> str:

@@ -103,7 +103,7 @@ def run_product(config: MemWatchConfig, run: Finished) -> RunResult:
             last_clean = states.get(item.name, ProbeState()).last_clean
             earlier = run.earlier_step(config.signals, step, last_clean)
             observations.append(run.observation(item.name, step, earlier, *sizes))
-        if config.screens and number % config.full_every:
+        if not config.is_full_event(number):
             observations = screened(observations, config)
         judgement = judge_event(observations, states, step, config)
         states = judgement.states

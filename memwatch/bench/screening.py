@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memwatch.bench.page import machine, markdown_table, plan_of
+from memwatch.bench.meter import machine
+from memwatch.bench.page import PACKAGES, markdown_table, plan_of
 from memwatch.bench.results import RunResult, run_product
 from memwatch.bench.runs import Finished
 from memwatch.config import MemWatchConfig
-from memwatch.judge.findings import Judgement
+from memwatch.judge.findings import Finding, Judgement
 from memwatch.measure.passes import count_passes
 
 PAGE = """# Screened against full
@@ -49,7 +50,7 @@ def write_screening(runs: Sequence[Finished], config: MemWatchConfig, folder: Pa
     same, total = (sum(int(row["same"].split("/")[i]) for row in rows) for i in (0, 1))
     text = PAGE.format(
         command=command,
-        machine=machine(),
+        machine=machine(*PACKAGES),
         runs=markdown_table([plan_of(run) for run in runs if run.planted]),
         table=markdown_table(rows),
         same=same,
@@ -72,6 +73,7 @@ def row_of(screened: RunResult, full: RunResult, config: MemWatchConfig) -> dict
             same += now[f.name] is f.verdict
             lost += f.verdict.is_evidence and not now[f.name].is_evidence
             gained += now[f.name].is_evidence and not f.verdict.is_evidence
+    events = screened.events.values()
     names = set(full.first_alert) | set(screened.first_alert)
     other = sorted(name for name in names if (name in full.first_alert) != (name in screened.first_alert))
     return {
@@ -80,15 +82,15 @@ def row_of(screened: RunResult, full: RunResult, config: MemWatchConfig) -> dict
         "lost": lost,
         "gained": gained,
         "called otherwise": ", ".join(other) or "none",
-        "chosen": chosen_share(screened.events.values(), "findings"),
-        "chosen controls": chosen_share(screened.events.values(), "controls"),
+        "chosen": chosen_share(f for event in events for f in event.findings),
+        "chosen controls": chosen_share(f for event in events for f in event.controls),
         "passes": passes_share(screened, config),
     }
 
 
-def chosen_share(events: Any, group: str) -> float:
-    """The share of findings of a group whose curvature was measured."""
-    measured = [f.observation.now.rho is not None for event in events for f in getattr(event, group)]
+def chosen_share(findings: Iterable[Finding]) -> float:
+    """The share of findings whose curvature was measured."""
+    measured = [f.observation.has_curvature for f in findings]
     return sum(measured) / max(1, len(measured))
 
 
@@ -96,8 +98,8 @@ def passes_share(screened: RunResult, config: MemWatchConfig) -> float:
     """Passes of the screened events, relative to those of the same events measured in full."""
 
     def cost(event: Judgement) -> float:
-        chosen = sum(f.observation.now.rho is not None for f in event.everything) / len(event.everything)
-        return count_passes(config, len(event.everything), 0).of_event(chosen)
+        number = len(event.everything)
+        return count_passes(config, number, 0).of_event(event.num_measured / number)
 
     spent = sum(cost(event) for event in screened.events.values())
     return spent / sum(count_passes(config, len(e.everything), 0).full for e in screened.events.values())

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             seconds = bench.step_seconds(args.batch_size)
             bar.update()
     known = f"timed: this model, batch {args.batch_size}, AdamW on all parameters" if timed else "--step-seconds"
-    loop, where = Loop(seconds, known, args.steps), machine(accelerator.device)
+    loop, where = Loop(seconds, known, args.steps), machine("torch", "diffusers", "memwatch", device=accelerator.device)
     if args.json:
         print(json.dumps(as_json(costs, args, numbers, loop, where), indent=1, allow_nan=False))
     else:

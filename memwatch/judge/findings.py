@@ -88,6 +88,11 @@ class Judgement:
         """Of probes, controls and peers."""
         return (*self.findings, *self.controls, *self.peers)
 
+    @property
+    def num_measured(self) -> int:
+        """How many were measured with curvature."""
+        return sum(f.observation.has_curvature for f in self.everything)
+
 
 @dataclass(frozen=True)
 class References:
@@ -130,9 +135,7 @@ def judge_event(
         return judge_probe(o, signals[o.name], references, state, step, config, num_probes, planned)
 
     def null(group: Sequence[Observation], like: Observation) -> Null:
-        """Of those of one kind; one that is judged itself is not among them."""
-        kind = like.probe.is_reference
-        return Null.of([profiles[o.name] for o in group if o.probe.is_reference is kind and o.name != like.name])
+        return null_of(profiles, group, like)
 
     nobody = Null.of([])
     audited = tuple(finding(o, References(null(controls, o), nobody, True)) for o in controls)
@@ -146,6 +149,16 @@ def judge_event(
     findings = tuple(capped(f, audit, states.get(f.name, ProbeState())) for f in findings)
     new_states = {f.name: f.state for f in (*findings, *audited)}
     return Judgement(findings, audited, judged_peers, audit, {**states, **new_states})
+
+
+def null_of(profiles: Mapping[str, np.ndarray], group: Sequence[Observation], like: Observation) -> Null:
+    """The null distribution of those of one kind (reference or prompt); ``like`` itself is not among them.
+
+    Args:
+        profiles: by name, see ``profile_of``.
+    """
+    kind = like.probe.is_reference
+    return Null.of([profiles[o.name] for o in group if o.probe.is_reference is kind and o.name != like.name])
 
 
 def profile_of(signals: Signals | None) -> np.ndarray:

@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults
 from memwatch.judge.alerts import ProbeState
-from memwatch.judge.calibration import Null
-from memwatch.judge.findings import profile_of
+from memwatch.judge.findings import null_of, profile_of
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
@@ -85,11 +84,10 @@ def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[s
     c = config.signals
     signals = compute_signals(observations, terms="loss", against=c.against, combine=c.combine, smooth=c.smooth)
     profiles = {name: profile_of(s) for name, s in signals.items()}
+    controls = [o for o in observations if o.probe.is_control]
 
     def stands_out(o: Observation) -> bool:
-        kind, profile = o.probe.is_reference, profiles[o.name]
-        others = [x for x in observations if x.probe.is_control and x.probe.is_reference is kind and x.name != o.name]
-        null = Null.of([profiles[x.name] for x in others])
+        profile, null = profiles[o.name], null_of(profiles, controls, o)
         if not null.is_enough:
             return bool(profile.max() >= math.log(MIN_FACTOR))
         return any(null.excess(mean, size) >= MIN_EXCESS for size, mean in enumerate(profile))

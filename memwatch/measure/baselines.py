@@ -170,7 +170,7 @@ class Baselines:
         only_new = self.signals.baseline_parts[0] == "first"
         kept = [o for o in observations if o.now.finite and not (only_new and o.baseline is not None)]
         references = [o for o in kept if o.probe.is_reference]
-        screened = {o.name for o in references} - {o.name for o in references if o.now.rho is not None}
+        screened = {o.name for o in references} - {o.name for o in references if o.has_curvature}
         needed = [o.name for o in kept if not o.probe.is_reference or o.name in screened]
         instead = "what it holds is kept in memory"
         if measured := measured_on(references):
@@ -229,7 +229,7 @@ def measured_on(observations: Sequence[Observation]) -> dict[str, Measurement]:
     """What was measured on the current model; ``UNCONDITIONAL`` without the prompt, ``SCREEN`` forward only."""
     found: dict[str, Measurement] = {}
     for o in observations:
-        end = SCREEN if o.now.rho is None else ""
+        end = "" if o.has_curvature else SCREEN
         found[o.name + end] = o.now
         if o.unconditional is not None and o.unconditional.finite:
             found[o.name + UNCONDITIONAL + end] = o.unconditional

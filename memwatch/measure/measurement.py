@@ -98,6 +98,11 @@ class Observation:
         return self.probe.name
 
     @property
+    def has_curvature(self) -> bool:
+        """Whether curvature was measured; otherwise the network was run forward only."""
+        return self.now.rho is not None
+
+    @property
     def finite(self) -> bool:
         return all(measurement.finite for measurement in self.measurements.values())
 

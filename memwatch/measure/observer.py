@@ -132,8 +132,12 @@ class Observer:
     def passes(self) -> Passes:
         """What an event costs, over all ranks."""
         references = sum(p.probe.is_reference for p in self.probes)
-        branches = 1 if self.unconditional is None else 2
-        return count_passes(self.config, references, len(self.probes) - references, branches=branches)
+        return count_passes(self.config, references, len(self.probes) - references, self.branches)
+
+    @property
+    def branches(self) -> int:
+        """Of the model: with the prompt and, where it knows that, without."""
+        return 1 if self.unconditional is None else 2
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ class Report:
     def _scalars_of_findings(self) -> dict[str, float | None]:
         audit = self.judgement.audit
         values: dict[str, float | None] = {
-            "memwatch/measured": sum(f.observation.now.rho is not None for f in self.judgement.everything),
+            "memwatch/measured": self.judgement.num_measured,
             "memwatch/max_severity": max((f.severity for f in self.findings), default=1.0),
             "memwatch/min_p": min((f.p for f in self.findings if f.p is not None), default=None),
             "memwatch/num_memorized": self.count(Verdict.MEMORIZED),

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from support.builders import CONFIG, EAGER, Loop, call_every_change, history, maps, picture, without_time
+from support.builders import CONFIG, EAGER, Loop, call_every_change, choose, history, maps, picture, without_time
 from support.processes import on_two_ranks
 
 import memwatch.callback
-import memwatch.judge.screen
 import memwatch.measure.snapshots
 import memwatch.pace
 from memwatch import ConfigError, Probe
@@ -62,11 +61,7 @@ def stopping(rank: int):
 
 def unlike_on_the_ranks(patch, rank: int) -> None:
     """Let the screen choose two probes, and each rank time its steps in its own way."""
-
-    def chosen(observations, config):
-        return {o.name for o in observations if o.baseline is not None} & {"cat", "poster"}
-
-    patch.setattr(memwatch.judge.screen, "chosen", chosen)
+    choose(patch, "cat", "poster")
     patch.setattr(memwatch.pace.Clock, "step_seconds", property(lambda clock: 1.0 if len(clock.steps) > 1 else None))
     patch.setattr(memwatch.callback, "choose_pace", lambda prices, config: Pace(3 + 4 * rank, 0.01, True))
 

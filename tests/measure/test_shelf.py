@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import pickle
-import types
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change
 
 import memwatch.measure.shelf
 from memwatch import Probe
+from memwatch.bench.held import bytes_held
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.observer import Observer
 from memwatch.measure.shelf import ShelvedNetwork, shelved
@@ -67,31 +67,6 @@ def is_mapped(tensor: torch.Tensor) -> bool:
     return False
 
 
-LEFT_OUT = (type, types.ModuleType, types.FunctionType, types.CodeType, types.FrameType)
-
-
-def bytes_held(root: object, without: list[object]) -> int:
-    """Bytes of all tensors and arrays in memory that can be reached from ``root``."""
-    seen, stack, held = {id(each) for each in without}, [root], {}
-    while stack:
-        each = stack.pop()
-        if id(each) in seen or isinstance(each, LEFT_OUT):
-            continue
-        seen.add(id(each))
-        if isinstance(each, torch.Tensor):
-            if each.numel() and not is_mapped(each):
-                held[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
-        elif isinstance(each, np.ndarray):
-            owner = each
-            while isinstance(owner.base, np.ndarray):
-                owner = owner.base
-            if not is_mapped(torch.from_numpy(each)):
-                held[owner.ctypes.data] = owner.nbytes
-        else:
-            stack += gc.get_referents(each)
-    return sum(held.values())
-
-
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux where memory lies")
 @pytest.mark.parametrize("baseline", ["first", "path"])
 def test_a_watch_holds_next_to_nothing_between_events(baseline, pretrained, tmp_path, monkeypatch):
@@ -111,7 +86,7 @@ def test_a_watch_holds_next_to_nothing_between_events(baseline, pretrained, tmp_
     del reports
     gc.collect()
     others = [loop.accelerator, loop.bare, loop.unet, watch.accelerator, watch.observer.parts.scheduler]
-    held = bytes_held(watch, others)
+    held = bytes_held(watch, others)["cpu"]
     assert isinstance(watch.observer, Observer)
     assert isinstance(watch.baselines, Baselines)
     image = 16 * 16 * 3

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import memwatch.judge.findings
+import memwatch.judge.screen
 from memwatch import MemWatch, Probe
 from memwatch.judge.alerts import Evidence
 from memwatch.measure.measurement import Observation
@@ -113,6 +114,15 @@ def call_every_change(monkeypatch: Any) -> None:
         return replace(evidence, **found, any_controls=True, num_controls=20)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)
+
+
+def choose(monkeypatch: Any, *names: str) -> None:
+    """Let the screen choose these, from the first event with a baseline on."""
+
+    def chosen(observations: list[Observation], config: Any) -> set[str]:
+        return {o.name for o in observations if o.baseline is not None} & set(names)
+
+    monkeypatch.setattr(memwatch.judge.screen, "chosen", chosen)
 
 
 class Loop:

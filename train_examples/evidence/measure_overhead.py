@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import quickstart
 
 from memwatch import Probe
-from memwatch.bench.page import machine, markdown_table
+from memwatch.bench.meter import machine
+from memwatch.bench.page import PACKAGES, markdown_table
 from memwatch.config import MemWatchConfig
 
 RESULTS = Path(__file__).parents[1] / "results" / "overhead.md"
@@ -51,7 +52,7 @@ def measured(what: str, steps: int, folder: Path) -> dict[str, Any]:
         items = [item for item in items if item.box is None]
         watching["probes"] = [Probe(item.caption, item.image, name=item.name) for item in items[:8]]
     reports, done, _ = quickstart.train(options, items, controls, **watching)
-    chosen = [sum(f.observation.now.rho is not None for f in r.judgement.everything) for r in reports]
+    chosen = [report.judgement.num_measured for report in reports]
     return {
         "set": what,
         "steps": done,
@@ -74,7 +75,7 @@ def main() -> None:
     args.results.parent.mkdir(parents=True, exist_ok=True)
     text = TEXT.format(
         options=f" {given}" if given else "",
-        machine=machine(),
+        machine=machine(*PACKAGES),
         batch=16,
         photos=NUM_PHOTOS,
         controls=20,
