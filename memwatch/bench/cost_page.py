@@ -18,6 +18,7 @@ from memwatch.bench.meter import machine
 from memwatch.bench.page import PACKAGES, markdown_table, shown
 from memwatch.bench.procedure import STEPS, VECTORS, published_rows
 from memwatch.bench.stage import NUM_PIXELS, Stage
+from memwatch.bench.variance import variance_rows, variances
 from memwatch.config import MemWatchConfig
 
 TEMPLATE = Path(__file__).with_name("cost.md").read_text(encoding="utf-8")
@@ -51,6 +52,7 @@ def measure_all(
             "models": list(models),
         }
         found |= {"timesteps": list(config.levels.timesteps), "seeds": config.seeds}
+        found["variances"] = variances(stage, config)
         found["side_by_side"] = side_by_side(stage, searches, config)
         found |= {"pixels": NUM_PIXELS, "coordinates": stage.denoiser.latent_channels * stage.side**2}
         sides = [int(name.rpartition("-")[2]) for name in models if name.startswith("sd15")]
@@ -105,6 +107,7 @@ def page(found: Mapping[str, Any], command: str) -> str:
         per_row="\n".join(per_row_lines(found["large"])),
         numbers=NUMBERS.references,
         curves="\n\n".join(curve_table(axis, points) for axis, points in found["curves"].items()),
+        variances=markdown_table(variance_rows(found["variances"])),
         held_probes=NUM_PROBES,
         resolution=RESOLUTION,
         side=SIDE,

@@ -171,11 +171,16 @@ def design_error(place: Place, design: Design, pooled: bool) -> np.ndarray:
     """
 
     def off(look: str) -> Tensor:
-        exact = place.exact(look)[:, : design.draws].mean(1)
-        found = torch.stack([place.estimated(look, design, seed) - exact for seed in range(REPEATS)])
+        found = design_off(place, look, design)
         return found.mean(1) if pooled else found
 
     return _squares({look: off(look) for look in (NOW, *DIFFERENCES) if look in place.jacobians})
+
+
+def design_off(place: Place, look: str, design: Design, repeats: int = REPEATS) -> Tensor:
+    """Estimate minus exact, mean over the design's draws: ``(repeats, levels, pixels)``."""
+    exact = place.exact(look)[:, : design.draws].mean(1)
+    return torch.stack([place.estimated(look, design, seed) - exact for seed in range(repeats)])
 
 
 def _squares(off: Mapping[str, Tensor]) -> np.ndarray:

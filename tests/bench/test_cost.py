@@ -40,6 +40,7 @@ from memwatch.bench.procedure import (
     published_rows,
     reference_rows,
 )
+from memwatch.bench.variance import ratios
 from memwatch.cli import main
 from memwatch.config import CurvatureConfig, LevelsConfig, MemWatchConfig
 from memwatch.config_file import load_config
@@ -228,6 +229,14 @@ def test_published_error_is_that_of_rademacher_vectors():
     assert found == pytest.approx(float(expected), rel=0.4)
 
 
+def test_blocks_vary_less_where_neighbours_cancel_and_no_less_where_nothing_does():
+    near, far = (ratios(place(decay, levels=2), Design(1, 4)) for decay in (2.0, 0.0))
+    assert len(near) == 2
+    assert min(near) > 2
+    assert max(far) < 2
+    assert ratios(place(2.0), Design(1, 4, tile=1)) == [1.0]
+
+
 def test_fewer_vectors_do_where_neighbours_cancel():
     """Known Jacobians that fall off quickly: blocks need fewer vectors than independent ones for the same error."""
     p = place(decay=2.0)
@@ -296,6 +305,7 @@ def measured():
         "seeds": 4,
         "coordinates": 1024,
         "pixels": 16,
+        "variances": [{"item": "a", "ratios": [3.0] * 6}, {"item": "b", "ratios": [3.0, 1.9, 3.0, 3.0, 1.0, 1.0]}],
         "side_by_side": {"says": "tiny-sd", "items": 4, "published": published, "rows": rows},
         "large": [sd15 | {"faster": 5.0, "per_row": passes}],
         "curves": {"probes": points, "ranks": ranks},
@@ -314,6 +324,8 @@ def test_a_missed_bar_is_said(measured):
     assert "| CPU | 70.000 | 64 | **no** |" in text
     assert "| GPU | 0.000 | 0 | no GPU here |" in text
     assert "all four | **598**" in text
+    assert "| a | 3.0 | 3.0 | 3.0 | 3.0 | 3.0 | 3.0 | met |" in text
+    assert "| b | 3.0 | 1.9 | 3.0 | 3.0 | 1.0 | 1.0 | **missed** |" in text
     measured["side_by_side"]["rows"][0]["error"] = [0.01, 0.03]
     assert f"| reference | {ONE} | **larger** | met" in page(measured, "memwatch bench --cost")
     assert "{" not in text
