@@ -36,6 +36,11 @@ ALL = {"screen": False, "signals": {"unconditional": False}, "proof": {"enabled"
 class OnGPU(Loop):
     """The same loop on the first GPU."""
 
+    def __init__(self, *args, **kind) -> None:
+        super().__init__(*args, **kind)
+        if self.ema is not None:
+            self.ema.to(self.accelerator.device)  # as diffusers' scripts do
+
     def make_accelerator(self, **options) -> Accelerator:
         return Accelerator(**options)
 
@@ -81,9 +86,9 @@ def test_a_model_compared_with_itself_reads_exactly_0(dtype, precision, pretrain
     "kind", [{}, {"lora": True}, {"precision": "bf16", "checkpointing": True}, {"precision": "fp16", "ema": True}]
 )
 def test_training_is_bit_identical_with_and_without(kind, pretrained, pipeline, tmp_path):
-    bare, loop = OnGPU(pretrained, **kind), OnGPU(pretrained, tmp_path, **kind)
     without, with_watch = [], []
-    bare.run(None, 3, each=lambda running: without.append(running.state()))
+    OnGPU(pretrained, **kind).run(None, 3, each=lambda running: without.append(running.state()))
+    loop = OnGPU(pretrained, tmp_path, **kind)  # only now: it seeds all streams anew
     loop.run(loop.watch(pipeline, CAT, config=SMALL, **ALL), 3, each=lambda running: with_watch.append(running.state()))
     assert_same(without, with_watch)
 
@@ -155,10 +160,10 @@ def test_nothing_is_left_on_the_gpu_between_events(pretrained, pipeline, tmp_pat
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_an_event_takes_less_than_a_training_step(checkpointing, pretrained, pipeline, tmp_path):
     loop = OnGPU(pretrained, tmp_path, lr=0.0, checkpointing=checkpointing)
-    watch = loop.watch(pipeline, CAT, config=SMALL, **ALL)
+    watch = loop.watch(pipeline, CAT, config=SMALL, resolution=128, **ALL)  # large enough for activations to decide
     loop.run(watch, 1)  # everything has been allocated once; ``guard`` has read the batch size
     loop.optimizer.zero_grad()
-    latents, hidden = (torch.randn(2, *shape, device="cuda") for shape in ((4, 8, 8), (TOKENS, 16)))
+    latents, hidden = (torch.randn(2, *shape, device="cuda") for shape in ((4, 64, 64), (TOKENS, 16)))
     step = peak_of(lambda: loop.accelerator.backward(loop.loss(latents, hidden)))
     loop.optimizer.zero_grad()
     assert peak_of(lambda: watch.on_step_end(2)) <= step
