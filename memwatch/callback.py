@@ -17,7 +17,7 @@ from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
 from memwatch.faults import Faults, PartError
-from memwatch.guard import GuardedLoader, hook_end_training, rows_per_device
+from memwatch.guard import GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.judge.proof import prove
 from memwatch.judge.screen import LOOKING, SCREENING, observe
@@ -29,6 +29,7 @@ from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
 from memwatch.pace import Prices, choose_pace, planned_events
 from memwatch.ranks import Ranks
+from memwatch.report.about import About
 from memwatch.report.files import FileSink
 from memwatch.report.hello import say_hello, say_pace
 from memwatch.report.report import Report
@@ -76,7 +77,8 @@ class MemWatch:
         overrides: top-level config keys.
 
     Attributes:
-        config: as it was read. ``observer``, ``baselines``, ``faults``, ``sinks``: the parts that do the work.
+        config: as it was read. about: what stays the same over the run.
+        observer, baselines, faults, sinks: the parts that do the work.
 
     Raises:
         ConfigError: wrong configuration, or another live run in ``output_dir``.
@@ -126,11 +128,13 @@ class MemWatch:
         self.baselines = Baselines(self.config.signals, *stores, fixed, marks)
         self.faults = Faults(strict=self.config.strict)
         self.sinks = Sinks(FileSink(self.folder.folder), self.faults)
+        self.about = About.of(self.observer)
         self._progress, self._closed = self._fresh(), False
         free = self.ranks.broadcast(self.folder.lock() if accelerator.is_main_process else True)
         require(free, "output_dir", self.config.output_dir, "a folder that no other live run uses (close() ends one)")
         self._unhook_checkpoints = hook_checkpoints(self)
         hook_end_training(accelerator, self.close)
+        hook_log(accelerator, self._note_losses)
         say_hello(self.config, self.observer)
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
@@ -139,6 +143,7 @@ class MemWatch:
         """``dataloader``, but the baseline comes before its first batch, and iteration ends when a stop is decided."""
         if (rows := rows_per_device(dataloader, self.accelerator.num_processes)) is not None:
             self.observer.limit_batches(rows)
+        self.about = replace(self.about, training_rows=rows_in(dataloader))
         return GuardedLoader(dataloader, self.begin, lambda: self.should_stop)
 
     def begin(self, step: int = 0) -> Report | None:
@@ -238,7 +243,7 @@ class MemWatch:
         seconds, calibrated, errors = time.perf_counter() - started, self.observer.has_controls, self.faults.count
         progress.clock.first = progress.clock.first or seconds
         report = Report(step, self.config, judgement, calibrated, seconds, errors, self.stop_reason, failure=failure)
-        return self._write(replace(report, overhead=progress.clock.overhead))
+        return self._write(replace(report, overhead=progress.clock.overhead, about=self.about))
 
     def _observe(self, step: int, full: bool) -> list[Observation]:
         """What was seen of every probe, the same on every rank."""
@@ -256,6 +261,12 @@ class MemWatch:
                     REPORTING, self.faults, lambda: self.sinks.write(report, accelerator.trackers) if main else report
                 )
         return report
+
+    def _note_losses(self, values: Mapping[str, Any], step: int) -> None:
+        """Validation losses among what the loop logs lie beside the severities in the report page."""
+        if self.accelerator.is_main_process and not self._closed:
+            with self.faults.surviving("noting a validation loss"):
+                self.sinks.files.note_losses(step, values)
 
     # --- run and resume ----------------------------------------------------------------------------------------------
 

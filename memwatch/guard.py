@@ -1,6 +1,6 @@
 """Guard: where memwatch meets the training loop.
 
-The guarded dataloader ends a run, and memwatch hears when accelerate ends training.
+The guarded dataloader ends a run, and memwatch hears what is logged and when accelerate ends training.
 """
 
 from __future__ import annotations
@@ -76,18 +76,52 @@ def rows_per_device(dataloader: Any, num_processes: int) -> int | None:
     return max(1, rows) if isinstance(rows, int) else None
 
 
+def rows_in(dataloader: Any) -> int | None:
+    """Rows of a dataloader's data set; ``None`` where it does not say.
+
+    >>> from torch.utils.data import DataLoader
+    >>> rows_in(DataLoader([1, 2, 3, 4], batch_size=2))
+    4
+    """
+    try:
+        return len(dataloader.dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
 def hook_end_training(accelerator: Any, close: Callable[[], None]) -> None:
     """Call the bound method ``close`` first when ``accelerator.end_training()`` is called, on every rank.
 
     accelerate has no hook for it. A tracker that hears it would live on the main process alone, and scripts that walk
     over their trackers warn of one that they do not know. Its object is held weakly.
     """
-    end_training, hook = accelerator.end_training, WeakMethod(close)
+    hook = WeakMethod(close)
 
-    @functools.wraps(end_training)
-    def closing_first(*args: Any, **kwargs: Any) -> Any:
+    def before(*args: Any, **kwargs: Any) -> None:
         if (alive := hook()) is not None:
             alive()
-        return end_training(*args, **kwargs)
 
-    accelerator.end_training = closing_first
+    call_before(accelerator, "end_training", before)
+
+
+def hook_log(accelerator: Any, note: Callable[[dict[str, Any], int], None]) -> None:
+    """Call the bound method ``note(values, step)`` first at every ``accelerator.log`` with a step; held weakly."""
+    hook = WeakMethod(note)
+
+    def before(values: dict[str, Any], step: int | None = None, *args: Any, **kwargs: Any) -> None:
+        if step is not None and (alive := hook()) is not None:
+            alive(values, step)
+
+    call_before(accelerator, "log", before)
+
+
+def call_before(accelerator: Any, name: str, before: Callable[..., None]) -> None:
+    """Let ``before`` hear every call of a method, with its arguments, ahead of the method itself."""
+    method = getattr(accelerator, name)
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        before(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    setattr(accelerator, name, wrapped)

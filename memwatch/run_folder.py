@@ -14,7 +14,8 @@ logger = logging.getLogger("memwatch")
 
 OWNER = "run.json"  # names the run whose files lie beside it
 SIGNS = ("history.jsonl", "ledger", "observations")  # without that file, one of these tells that memwatch was here
-OURS = (*SIGNS, "snapshots", "maps", "heatmaps", "decisive")
+PICTURES = ("heatmaps", "overview", "images", "generations")
+OURS = (*SIGNS, *PICTURES, "snapshots", "maps", "decisive", "about.json", "losses.jsonl", "report.html")
 
 
 class RunFolder:
@@ -114,7 +115,7 @@ def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")
     try:
-        part.write_text(json.dumps(value), encoding="utf-8")
+        part.write_text(json.dumps(value, default=str), encoding="utf-8")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,16 +1,13 @@
-"""Meter: seconds, memory, and the machine that they were measured on."""
+"""Meter: seconds and memory."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -91,18 +88,3 @@ def _resident(key: str) -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
-
-
-def machine(*packages: str, device: torch.device | None = None) -> str:
-    """Versions and processor, as every result names them.
-
-    Args:
-        packages: what the numbers depend on.
-        device: adds the GPU, or how many of the processor's cores are used.
-    """
-    known = {"torch": torch.__version__}  # with the kind of build
-    versions = ", ".join(f"{name} {known.get(name) or version(name)}" for name in packages)
-    gpu = [torch.cuda.get_device_name(device)] if device is not None and device.type == "cuda" else []
-    used = [] if device is None or gpu else [f"{torch.get_num_threads()} of them used"]
-    cores = f"{os.cpu_count()} CPU cores"
-    return ", ".join([versions, f"Python {platform.python_version()}", *gpu, platform.machine(), cores, *used])

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memwatch.bench.meter import machine
 from memwatch.bench.plots import plots
 from memwatch.bench.protocol import POOL
 from memwatch.bench.rows import Row
 from memwatch.bench.runs import Finished
 from memwatch.bench.tables import choice_table, first_alerts_table, mistakes, size_table, world_table
 from memwatch.measure.copies import COPY
+from memwatch.report.about import machine
 
 COLUMNS = (
     "method signal probe baseline level draws iou_fixed miou_fixed iou_oracle pixel_auroc auc_heldout tpr1_heldout "

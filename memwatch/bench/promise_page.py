@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from memwatch.bench.meter import machine
 from memwatch.bench.promise import STORED, TAILS, Cell, Outcome
 from memwatch.judge.calibration import MIN_CONTROLS
+from memwatch.report.about import machine
 
 NAMES = {"normal": "normal", "t5": "heavy tails (t, 5 degrees of freedom)", "lognormal": "skewed (lognormal)"}
 PAGE = """# The promise, simulated

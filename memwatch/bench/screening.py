@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memwatch.bench.meter import machine
 from memwatch.bench.page import PACKAGES, markdown_table, plan_of
 from memwatch.bench.results import RunResult, run_product
 from memwatch.bench.runs import Finished
 from memwatch.config import MemWatchConfig
 from memwatch.judge.findings import Finding, Judgement
 from memwatch.measure.passes import count_passes
+from memwatch.report.about import machine
 
 PAGE = """# Screened against full
 

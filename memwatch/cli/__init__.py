@@ -17,7 +17,9 @@ COMMANDS = {  # name: (module, what it does)
     "cost": ("memwatch.cli.cost", "what watching a model costs on this machine: seconds, memory, share of training"),
     "eval": ("memwatch.cli.evaluate", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
     "promise": ("memwatch.cli.promise", "simulate how often a run in which nothing is stored raises an alarm"),
+    "report": ("memwatch.cli.report", "one HTML page of a run or a scan; or its verdicts, for people and pipelines"),
     "scan": ("memwatch.cli.scan", "look for what finished checkpoints have stored"),
+    "status": ("memwatch.cli.status", "the newest event of a run as a table, while it trains"),
 }
 
 

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from memwatch.bench.events import LOOKED_AT, Numbers, Setting, SettingCost, Workbench, varied
-from memwatch.bench.meter import machine
 from memwatch.cli.scan import require_option
 from memwatch.config_file import load_config
+from memwatch.report.about import machine
 from memwatch.scan.checkpoints import CheckpointError, is_pipeline, load_model
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -53,5 +53,6 @@ def copied_row(finding: Finding) -> dict[str, Any] | None:
         "generations": len(proof.generations),
         "copies": proof.copied,
         "ratios": list(proof.ratios),
+        "is_copy": list(proof.is_copy),
         "of_others": copies_of_others(finding.name, proof),
     }

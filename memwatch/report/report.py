@@ -18,9 +18,12 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/loss_log_ratio/PROBE`` | scalar | image mean of the loss log ratio to the snapshot |
 | ``memwatch/retained_variance/PROBE`` | scalar | image mean of rho, 1 is free |
 | ``memwatch/control_severity`` | scalar | largest variance reduction factor over controls, each at its own region |
+| ``memwatch/control_severity_median``, ``memwatch/control_severity_least`` | scalar | median and least of them |
+| ``memwatch/alert_level`` | scalar | the factor from which a region may be called memorized (``alerts.min_severity``) |
 | ``memwatch/copied/PROBE`` | scalar | share of its generations that copy its region (when it was generated) |
 | ``memwatch/num_copied`` | scalar | probes that a generation copies (when any was generated) |
-| ``memwatch/heatmap/PROBE`` | image | the image beside its heatmap with regions; colours mean the same everywhere |
+| ``memwatch/overview`` | image | all probes of an event, the most severe first, beside the controls |
+| ``memwatch/heatmap/PROBE`` | image | the image, its heatmap and regions, what is generated; colours mean the same |
 | ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as boxes to switch on and off |
 | ``memwatch/alert`` | text | one paragraph per alert (TensorBoard: ``memwatch/alert/PROBE``) |
 | ``memwatch/seconds`` | scalar | what the event cost |
@@ -36,15 +39,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from PIL import Image
 
 from memwatch.config import MemWatchConfig
 from memwatch.judge.alerts import Verdict
+from memwatch.judge.calibration import top_means
 from memwatch.judge.findings import Finding, Judgement
+from memwatch.measure.signals import Signals, factor
+from memwatch.report.about import About
 from memwatch.report.copied import copied_row, copied_scalars, copied_text
+from memwatch.report.history import Event
 
+SIXTEENTH = 4  # index of that size among ``calibration.sizes_of``
 IMAGE_MEANS = ("collapse", "score", "collapse_null", "score_null", "loss_log_ratio")  # maps whose mean is logged
 
 
@@ -61,9 +70,11 @@ class Report:
         errors: failures of memwatch's parts so far.
         stop_reason: set from the event on that decided to stop.
         pictures: one per probe, drawn once for all sinks (see ``Sinks``); on the main process only.
+        overview: one picture of the whole event; likewise.
         failure: what failed, for people, and cost this event; then there are no findings.
         overhead: share of training time that memwatch has taken so far; ``None`` before the first step, and where
             nothing is trained.
+        about: the run that the event belongs to.
     """
 
     step: int
@@ -76,6 +87,8 @@ class Report:
     pictures: dict[str, Image.Image] = field(default_factory=dict)
     failure: str | None = None
     overhead: float | None = None
+    overview: Image.Image | None = None
+    about: About = About()  # noqa: RUF009  # frozen
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -118,8 +131,13 @@ class Report:
             "memwatch/num_inconclusive": self.count(Verdict.INCONCLUSIVE),
             "memwatch/controls_called": audit.called if audit.of else None,
             "memwatch/false_alarms_at_most": audit.at_most if audit.of else None,
-            "memwatch/control_severity": max(self.controls.values(), default=None),
+            "memwatch/alert_level": self.config.alerts.min_severity,
         }
+        if self.controls:
+            severities = list(self.controls.values())
+            values["memwatch/control_severity"] = max(severities)
+            values["memwatch/control_severity_median"] = median(severities)
+            values["memwatch/control_severity_least"] = min(severities)
         for f in self.findings:
             values[f"memwatch/severity/{f.name}"] = f.severity
             values[f"memwatch/p/{f.name}"] = f.p
@@ -166,8 +184,9 @@ class Report:
         """One line of ``history.jsonl``: plain numbers and text, no maps. Non-finite numbers become null."""
         data = {
             "step": self.step,
-            "findings": [_row(finding) for finding in self.findings],
+            "findings": [self._row(finding) for finding in self.findings],
             "controls": self.controls,
+            "calibrated": self.calibrated,
             "audit": str(self.judgement.audit),
             "scalars": self.scalars(),
             "seconds": self.seconds,
@@ -180,44 +199,44 @@ class Report:
         assert isinstance(plain, dict)
         return plain
 
-    def summary(self) -> str:
-        """One line for the console."""
-        stop = f"; STOP ({self.stop_reason})" if self.stop_reason else ""
-        share = "" if self.overhead is None else f", {100 * self.overhead:.1f} % of training time"
-        return f"memwatch step {self.step}: {self._said()}; {self.seconds:.1f} s{share}{stop}"
+    def to_event(self) -> Event:
+        """The same as it is read back from ``history.jsonl``."""
+        return Event.from_dict(self.to_dict())
 
-    def _said(self) -> str:
-        """The verdicts in a few words, or why there are none."""
-        if self.failure is not None:
-            return f"this event is lost, since {self.failure}"
-        parts = [f"{self.count(verdict)} {verdict}" for verdict in Verdict if self.count(verdict)]
-        worst = max(self.findings, key=lambda f: f.severity, default=None)
-        strongest = f"; strongest {worst.name} {worst.severity:.1f}x" if worst and worst.severity > 1 else ""
-        calibrated = f"; {self.judgement.audit}" if self.calibrated else "; uncalibrated (no controls)"
-        return f"{', '.join(parts) or 'nothing was looked at'}{strongest}{calibrated}"
+    def _row(self, finding: Finding) -> dict[str, Any]:
+        """A finding in ``history.jsonl``."""
+        o, evidence = finding.observation, finding.evidence
+        return {
+            "name": finding.name,
+            "prompt": o.probe.prompt,
+            "is_reference": o.probe.is_reference,
+            "reason": finding.reason,
+            "severity": evidence.severity,
+            "severity_low": evidence.severity_low,
+            "p": evidence.p,
+            "rank_p": evidence.rank_p,
+            "excess": evidence.excess,
+            "baseline": self.baseline_text(finding),
+            "baseline_step": o.baseline_step,
+            "since": finding.state.since,
+            "verdict": str(finding.verdict),
+            "alert": finding.is_alert,
+            "alert_text": self.alert_text(finding) if finding.is_alert else None,
+            "timesteps": list(o.timesteps),
+            "levels": level_factors(finding.signals),
+            "regions": [asdict(region) for region in finding.regions],
+            "copied": copied_row(finding),
+        }
 
 
-def _row(finding: Finding) -> dict[str, Any]:
-    """A finding in ``history.jsonl``."""
-    o, evidence = finding.observation, finding.evidence
-    return {
-        "name": finding.name,
-        "prompt": o.probe.prompt,
-        "is_reference": o.probe.is_reference,
-        "reason": finding.reason,
-        "severity": evidence.severity,
-        "severity_low": evidence.severity_low,
-        "p": evidence.p,
-        "rank_p": evidence.rank_p,
-        "excess": evidence.excess,
-        "baseline_step": o.baseline_step,
-        "since": finding.state.since,
-        "verdict": str(finding.verdict),
-        "alert": finding.is_alert,
-        "timesteps": list(o.timesteps),
-        "regions": [asdict(region) for region in finding.regions],
-        "copied": copied_row(finding),
-    }
+def level_factors(signals: Signals | None) -> list[float]:
+    """How strong a probe is at each noise level: the mean factor of the highest sixteenth of the level's map.
+
+    Empty where nothing was compared. It needs no region, so that it is one curve over all events.
+    """
+    if signals is None or signals.deciding is None:
+        return []
+    return [factor(float(top_means(level.numpy())[SIXTEENTH])) for level in signals.deciding.mean.clamp(min=0)]
 
 
 def _plain(value: Any) -> Any:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from tqdm.auto import tqdm
-
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink
 from memwatch.report.heatmap import pictures_of
 from memwatch.report.report import Report
+from memwatch.report.terminal import Console
 
 DRAWING = "drawing the pictures"
 
@@ -76,17 +75,6 @@ class Sinks:
         for sink in (self.files, *self._of_trackers.values()):
             with self.faults.surviving(f"closing the sink '{sink.name}'", "what it wrote before stays"):
                 sink.close()
-
-
-class Console:
-    """One line per event, above the progress bars."""
-
-    name = "console"
-
-    def write(self, report: Report) -> None:
-        tqdm.write(report.summary())
-
-    def close(self) -> None: ...
 
 
 def tracker_sink(tracker: Any) -> Sink:

@@ -31,6 +31,7 @@ from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.ranks import Ranks
+from memwatch.report.about import About
 from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
@@ -101,6 +102,7 @@ class Scan:
         self.faults, self.proof_faults = Faults(strict=True), Faults()
         self.sinks = Sinks(FileSink(folder), self.faults)
         self.sinks.files.rewind(-1)  # the history is written anew; what is expensive lies in observations/
+        self.about = About.of(self.observer)
         self._states: dict[str, ProbeState] = {}
 
     def run(self) -> Report | None:
@@ -130,7 +132,7 @@ class Scan:
         judgement = replace(judgement, findings=findings)
         self._states = dict(judgement.states)
         seconds, calibrated = time.perf_counter() - started, self.observer.has_controls
-        report = Report(step, self.config, judgement, calibrated, seconds, self.faults.count, stop_reason=None)
+        report = Report(step, self.config, judgement, calibrated, seconds, self.faults.count, None, about=self.about)
         if self.accelerator.is_main_process:
             report = self.sinks.write(report, self.accelerator.trackers)
             write_deciding(Path(self.config.output_dir) / "decisive" / f"step_{step:07d}", judgement.findings)

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import quickstart
 
 from memwatch import Probe
-from memwatch.bench.meter import machine
 from memwatch.bench.page import PACKAGES, markdown_table
 from memwatch.config import MemWatchConfig
+from memwatch.report.about import machine
 
 RESULTS = Path(__file__).parents[1] / "results" / "overhead.md"
 WATCHING = {"config": None, "every_steps": None, "stop": {"enabled": False}}

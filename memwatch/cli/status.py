@@ -1,0 +1,29 @@
+"""``memwatch status OUTPUT_DIR``: the newest event of a run, from another shell."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from memwatch.report.history import Run
+from memwatch.report.terminal import SHOWN, can_colour, summary
+
+EPILOG = "Exit code: 0, or 2 where there is no run. memwatch report shows more, and can gate on it."
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "The newest event of a run as a table; it may still be training."
+    parser.epilog = EPILOG
+    parser.add_argument("folder", metavar="OUTPUT_DIR", type=Path, help="output_dir of a run, or of a scan")
+    help_ = "probes that are shown, worst first (default: %(default)s)"
+    parser.add_argument("--probes", type=int, default=SHOWN, metavar="N", help=help_)
+
+
+def run(args: argparse.Namespace) -> int:
+    run_ = Run.read(args.folder)
+    newest = run_.events[-1]
+    print(summary(newest, run_.about, colour=can_colour(sys.stdout), shown=args.probes))
+    if newest is not run_.last and run_.last.rows:
+        print(f"the last event that was not lost is that of step {run_.last.step}: {run_.last.counts()}")
+    return 0
