@@ -13,6 +13,7 @@ from PIL import Image
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
 from memwatch.measure.probes import Probe, as_probes
+from memwatch.report.page import PAGE
 from memwatch.report.report import Report
 from memwatch.scan.checkpoints import is_pipeline, lora_file, numbered
 from memwatch.scan.scan import Checkpoint, Scan
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             print(findings_table(report))
         print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
         print(f"history, maps and pictures: {args.output}")
+        print(f"report: {Path(args.output) / PAGE}")
     accelerator.end_training()
     return 2 if report is None or not report.findings else 1 if problems else 0
 

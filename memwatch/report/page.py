@@ -1,0 +1,168 @@
+"""The report page: one HTML file that holds a whole run, and asks the network for nothing."""
+
+from __future__ import annotations
+
+import html
+import os
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from memwatch.config import HeatmapConfig
+from memwatch.judge.alerts import Verdict
+from memwatch.report.advice import advice_of, headline, not_watched, proof_words
+from memwatch.report.frames import Frames, frames_of
+from memwatch.report.heatmap import STOPS
+from memwatch.report.history import Event, Row, Run
+from memwatch.report.timeline import STYLES, level_curves, loss_timeline, rows_by_name, severity_timeline
+
+PAGE = "report.html"
+VERDICTS = list(Verdict)
+
+
+def write_page(folder: Path, file: Path | None = None, *, renew: float | None = None) -> Path:
+    """Write the page of a run or a scan, whole or not at all.
+
+    Args:
+        folder: its ``output_dir``.
+        file: where the page goes; ``report.html`` in the folder by default.
+        renew: seconds after which an open page reads itself again; ``None`` for never.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no run, see ``Run.read``.
+    """
+    file = file or folder / PAGE
+    text = render(Run.read(folder), renew=renew)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return file
+
+
+def render(run: Run, *, renew: float | None = None) -> str:
+    """The page as text."""
+    settings = run.about.settings
+    max_factor = float(settings.get("heatmap", {}).get("max_factor", HeatmapConfig().max_factor))
+    frames = frames_of(run, max_factor)
+    order = run.last.worst_first
+    return (
+        templates()
+        .get_template("page.html")
+        .render(
+            run=run,
+            last=run.last,
+            newest=run.events[-1],
+            order=order,
+            frames=frames,
+            headline=headline(run),
+            timeline=severity_timeline(run),
+            losses=loss_timeline(run),
+            curves={row.name: level_curves(run, row.name) for row in order},
+            histories={name: [(e.step, r) for e, r in pairs] for name, pairs in rows_by_name(run).items()},
+            advice=advice_of,
+            proof=proof_words,
+            not_watched=not_watched(run),
+            costs=costs(run),
+            controls=controls(run.last),
+            max_factor=max_factor,
+            gradient=", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*stop) for stop in STOPS),
+            styles=STYLES,
+            verdicts=VERDICTS,
+            data=script_data(run, order, frames),
+            settings=yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True) if settings else "",
+            renew=renew,
+        )
+    )
+
+
+def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
+    """What the page's script moves: by probe, pictures and numbers at every stop of the slider."""
+    by_step = {event.step: {row.name: row for row in event.rows} for event in run.events}
+
+    def numbers(name: str, step: int) -> list[Any] | None:
+        row = by_step[step].get(name)
+        if row is None:
+            return None
+        p = "no p" if row.p is None else f"p {row.p:.1g}"
+        return [VERDICTS.index(row.verdict), f"{row.severity:.1f}x", p, boxes(row)]
+
+    return {
+        "steps": frames.steps,
+        "pool": frames.pool,
+        "side": frames.side,
+        "styles": [STYLES[verdict] for verdict in VERDICTS],
+        "words": [str(verdict) for verdict in VERDICTS],
+        "probes": [
+            {
+                "images": frames.images[row.name],
+                "maps": frames.maps[row.name],
+                "rows": [numbers(row.name, step) for step in frames.steps],
+            }
+            for row in order
+        ],
+    }
+
+
+def boxes(row: Row) -> list[list[int]]:
+    """Regions in pixels of the image: left, top, right, bottom."""
+    return [list(region["box"]) for region in row.regions]
+
+
+def costs(run: Run) -> list[tuple[str, str]]:
+    """What the run's events have cost."""
+    seconds = [event.seconds for event in run.events]
+    last = run.events[-1]
+    found = [("events", str(len(seconds))), ("seconds of all events", f"{sum(seconds):.1f}")]
+    found.append(("seconds per event, median and largest", f"{median(seconds):.1f}, {max(seconds):.1f}"))
+    if last.overhead is not None:
+        found.append(("share of training time", f"{100 * last.overhead:.1f} %"))
+    if (measured := (run.last.scalars or {}).get("memwatch/measured")) is not None:
+        found.append(("curvature measured at the last event", f"{measured:.0f} pictures"))
+    found.append(("failures of memwatch's own parts", str(last.errors)))
+    return found
+
+
+def controls(event: Event) -> dict[str, Any]:
+    """The controls of one event, the strongest first."""
+    found = sorted((event.controls or {}).items(), key=lambda item: -item[1])
+    return {"number": len(found), "strongest": found[:5], "audit": event.audit}
+
+
+def plain(value: Any) -> Any:
+    """As YAML takes it: tuples are lists, and what it does not know is text."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+@cache
+def templates() -> Environment:
+    """The page's templates; everything that a run says is escaped."""
+    loader = PackageLoader("memwatch.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+    def inlined(name: str) -> Markup:
+        assert environment.loader is not None
+        return Markup(environment.loader.get_source(environment, name)[0])  # our own files
+
+    environment.globals["inlined"] = inlined
+    environment.filters["lines"] = lambda text: Markup("<br>").join(html_lines(text))
+    return environment
+
+
+def html_lines(text: str) -> list[Markup]:
+    """Lines of a text, escaped."""
+    return [Markup(html.escape(line)) for line in text.splitlines()]
