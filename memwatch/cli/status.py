@@ -21,9 +21,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    run_ = Run.read(args.folder)
-    newest = run_.events[-1]
-    print(summary(newest, run_.about, colour=can_colour(sys.stdout), shown=args.probes))
-    if newest is not run_.last and run_.last.rows:
-        print(f"the last event that was not lost is that of step {run_.last.step}: {run_.last.counts()}")
+    """Exit code 0. Raises a ``ValueError`` or ``OSError`` where there is no run."""
+    if args.probes < 0:
+        raise ValueError(f"--probes: got {args.probes}, allowed: 0 or greater")
+    found = Run.read(args.folder)
+    newest = found.events[-1]
+    print(summary(newest, found.about, colour=can_colour(sys.stdout), shown=args.probes))
+    if newest is not found.last:
+        print(f"the last event that was not lost is that of step {found.last.step}: {found.last.counts()}")
     return 0

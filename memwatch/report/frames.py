@@ -22,7 +22,7 @@ from memwatch.report.history import Event, Run
 LEVELS = 16  # colours of a map
 MAP_SIDE = 64  # pixels of a map at most
 IMAGE_SIDE, GENERATION_SIDE = 192, 96  # pixels of a picture at most
-FEW, SMALL_PAGE, LARGE_PAGE = 800, 2_600_000, 13_500_000  # bytes of pictures: up to 800 maps, and at most
+FEW, SMALL_PAGE, LARGE_PAGE = 800, 2_500_000, 12_000_000  # bytes of pictures: up to 800 maps, and at most
 NOTHING = -1  # in place of a picture that does not exist
 
 

@@ -1,0 +1,45 @@
+"""Headless Chromium for what only a browser can tell. Debian's ``chromium`` is enough; its driver is playwright's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt install chromium)")
+
+
+@contextmanager
+def chromium(**options: Any) -> Iterator[Any]:
+    """A page of a browser that has just started. ``options``: of playwright's ``new_page``."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # also for root in containers
+        try:
+            yield browser.new_page(viewport={"width": 1280, "height": 900}, **options)
+        finally:
+            browser.close()
+
+
+@contextmanager
+def opened(file: Path, **options: Any) -> Iterator[Any]:
+    """A file in the browser; ``page.problems`` lists what its console says, and every request beyond the file."""
+    with chromium(**options) as page:
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("request", lambda r: problems.append(f"request: {r.url[:80]}") if outside(r.url, file) else None)
+        page.problems = problems
+        page.goto(file.as_uri())
+        yield page
+
+
+def outside(url: str, file: Path) -> bool:
+    """Whether a request leaves the file; reading the file itself and pictures within it do not."""
+    return not url.startswith("data:") and url.split("#")[0] != file.as_uri()

@@ -1,0 +1,111 @@
+"""Folders of runs that nobody has trained: events, maps and images as a run of that size would have left them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+SETTINGS: dict[str, Any] = {
+    "max_train_steps": 1000,
+    "alerts": {"min_severity": 1.5, "patience": 2},
+    "heatmap": {"max_factor": 6.0},
+    "levels": {"timesteps": [141, 501]},
+}
+BOX = [16, 8, 48, 40]
+
+
+def write_run(folder: Path, probes: list[dict[str, Any]], events: list[dict[str, Any]], **about: Any) -> Path:
+    """A run's folder from its parts.
+
+    Args:
+        probes: ``name`` and whatever differs from an image of the training set with a caption.
+        events: ``step``, ``rows`` by probe (what differs from ``row``), and what differs from a quiet event.
+        about: of ``about.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = [{"prompt": f"a photo of {p['name']}", "is_reference": True, "role": "probe"} | p for p in probes]
+    saved = {"model": "Stable Diffusion 1.x / 2.x, epsilon", "probes": known, "settings": SETTINGS} | about
+    (folder / "about.json").write_text(json.dumps(saved), encoding="utf-8")
+    with (folder / "history.jsonl").open("w", encoding="utf-8") as history:
+        for event in events:
+            rows = event.get("rows", {})
+            findings = [row(p, **rows.get(p["name"], {})) for p in known] if event.get("failure") is None else []
+            line = {"calibrated": True, "controls": {"control/0": 1.0, "control/1": 1.1, "control/2": 1.2}}
+            line |= {"audit": "0 of 20 controls called; at most 14 % at 95 % confidence", "seconds": 2.0, "errors": 0}
+            line |= {"overhead": 0.017, "stop_reason": None, "failure": None, "scalars": {"memwatch/measured": 3.0}}
+            line |= {key: value for key, value in event.items() if key != "rows"} | {"findings": findings}
+            history.write(json.dumps(line) + "\n")
+    return folder
+
+
+def row(probe: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    """A finding of a quiet event, with whatever differs."""
+    quiet = {"verdict": "no evidence", "severity": 1.05, "severity_low": 0.98, "p": 0.5, "since": None, "alert": False}
+    said = {"reason": "1.1x, p = 0.5: controls show as much", "baseline": "step 0", "alert_text": None}
+    measured = {"timesteps": [141, 501], "levels": [1.1, 1.2], "regions": [], "copied": None}
+    shared = {key: probe[key] for key in ("name", "prompt", "is_reference")}
+    return shared | quiet | said | measured | parts
+
+
+def memorized(severity: float = 2.0, since: int = 100, **parts: Any) -> dict[str, Any]:
+    """What differs in a finding that is memorized."""
+    region = {"box": BOX, "area": 0.25, "mean": 0.7, "effect": math.log(severity), "sem": 0.05, "low": 0.6}
+    region |= {"excess": 9.0, "p": 1e-9, "rank_p": 0.048, "rank_p_peers": None, "level": 501}
+    found = {"verdict": "memorized", "severity": severity, "p": 1e-9, "since": since, "regions": [region]}
+    return found | {"reason": f"{severity:.1f}x, p = 1e-09, since step {since}"} | parts
+
+
+def save_map(folder: Path, step: int, maps: dict[str, np.ndarray]) -> None:
+    """The maps that decide at one event, ``(h, w)`` log factors, by probe."""
+    (folder / "maps").mkdir(exist_ok=True)
+    tensors = {f"{name}/decisive": torch.from_numpy(m.astype(np.float32)) for name, m in maps.items()}
+    save_file(tensors, folder / "maps" / f"step_{step:07d}.safetensors")
+
+
+def save_image(folder: Path, *parts: str, side: int = 64, seed: int = 0, count: int = 1) -> Image.Image:
+    """An image that looks like a photo to a codec: a few smooth waves and some noise. ``count`` side by side."""
+    rng, grid = np.random.default_rng(seed), np.linspace(0, 2 * np.pi, side)
+    pictures = []
+    for _ in range(count):
+        waves = [
+            np.sin(rng.uniform(0, 4) * grid[:, None] + rng.uniform(0, 4) * grid + rng.uniform(0, 6)) for _ in range(3)
+        ]
+        noise = rng.normal(0, 0.08, (side, side, 3))
+        pictures.append(((np.stack(waves, -1) + noise + 1.2) / 2.4 * 255).clip(0, 255).astype(np.uint8))
+    picture = Image.fromarray(np.concatenate(pictures, 1))
+    file = folder.joinpath(*parts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(file)
+    return picture
+
+
+def large_run(folder: Path, num_probes: int, num_events: int, *, side: int = 512, map_side: int = 64) -> Path:
+    """As many probes and events as asked for, one in ten memorized from the middle on; noisy maps everywhere."""
+    names, steps = [f"probe-{i:03d}" for i in range(num_probes)], [100 * (i + 1) for i in range(num_events)]
+    rng, bad, middle = np.random.default_rng(0), names[::10], steps[num_events // 2]
+    events = []
+    for step in steps:
+        late = step >= middle
+        rows = {name: memorized(1.6 + step / 1e5, middle, alert=step == middle) for name in bad if late}
+        rows |= {n: {"severity": float(rng.uniform(1, 1.2)), "levels": [1.05, 1.1]} for n in names if n not in rows}
+        events.append({"step": step, "rows": rows})
+        noise = rng.normal(0, 0.15, (num_probes, map_side, map_side))
+        for i, name in enumerate(names):
+            if late and name in bad:
+                noise[i, : map_side // 2, : map_side // 2] += 0.8
+        save_map(folder_of(folder), step, dict(zip(names, noise, strict=True)))
+    for i, name in enumerate(names):
+        save_image(folder, "images", f"{name}.png", side=side, seed=i)
+    return write_run(folder, [{"name": name} for name in names], events)
+
+
+def folder_of(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
