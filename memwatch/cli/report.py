@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             "--format",
             args.format,
             args.format == "html" or not (args.watch or args.serve),
-            "html with --watch, --serve",
+            "html with --watch and --serve",
         ),
     ):
         if not ok:

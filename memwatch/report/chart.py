@@ -90,7 +90,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     rough = (high - low) / max(1, count - 1)
     power = 10 ** math.floor(math.log10(rough))
-    unit = next(u * power for u in (1, 2, 2.5, 5, 10) if u * power >= rough * 0.99)
+    unit = next(u * power for u in (1, 2, 2.5, 5, 10) if u * power >= 0.8 * rough)
     first = math.ceil(low / unit - 1e-9)
     return [round(i * unit, 12) for i in range(first, math.floor(high / unit + 1e-9) + 1)]
 
@@ -125,7 +125,8 @@ def line(axes: Axes, one: Line) -> Markup:
 
 def labels(axes: Axes, lines: Sequence[Line]) -> Markup:
     """The first few lines' names at their right ends, moved apart where they would overlap."""
-    ended = [one for one in lines[:MOST_LABELS] if one.points]
+    room = int((axes.height - TOP - BOTTOM) // LABEL)
+    ended = [one for one in lines if one.points][: min(room, MOST_LABELS)]
     ended.sort(key=lambda one: axes.y(one.points[-1][1]))
     heights = apart([axes.y(one.points[-1][1]) for one in ended], TOP, axes.height - BOTTOM)
     texts, x = [], axes.width - RIGHT + 8

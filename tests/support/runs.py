@@ -40,6 +40,7 @@ def write_run(folder: Path, probes: list[dict[str, Any]], events: list[dict[str,
             line = {"calibrated": True, "controls": {"control/0": 1.0, "control/1": 1.1, "control/2": 1.2}}
             line |= {"audit": "0 of 20 controls called; at most 14 % at 95 % confidence", "seconds": 2.0, "errors": 0}
             line |= {"overhead": 0.017, "stop_reason": None, "failure": None, "scalars": {"memwatch/measured": 3.0}}
+            line |= {"controls": {}, "scalars": {}} if event.get("failure") else {}
             line |= {key: value for key, value in event.items() if key != "rows"} | {"findings": findings}
             history.write(json.dumps(line) + "\n")
     return folder
