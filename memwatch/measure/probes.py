@@ -122,7 +122,7 @@ def _named(probes: Iterable[Probe]) -> list[Probe]:
     named = []
     for probe in probes:
         base = probe.name or (Path(probe.image).stem if isinstance(probe.image, str | Path) else probe.prompt)
-        base = re.sub(r"[^\w.-]+", "-", base).strip("-")[:60] or "probe"
+        base = re.sub(r"[^\w.-]+", "-", base).strip("-.")[:60] or "probe"
         name, number = base, 2
         while name in used:
             name, number = f"{base}-{number}", number + 1

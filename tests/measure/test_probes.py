@@ -63,8 +63,8 @@ def test_rows_of_a_dataset(key):
 
 
 def test_names_are_unique_and_safe_for_files():
-    found = as_probes(["a/../b", "a/../b", Probe("x", name="a/../b"), "語", "!!!", "w" * 99])
-    assert [p.name for p in found] == ["a-..-b", "a-..-b-2", "a-..-b-3", "語", "probe", "w" * 60]
+    found = as_probes(["a/../b", "a/../b", Probe("x", name="a/../b"), "語", "!!!", "..", "w" * 99])
+    assert [p.name for p in found] == ["a-..-b", "a-..-b-2", "a-..-b-3", "語", "probe", "probe-2", "w" * 60]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from support.trackers import Recorder
 
 import memwatch.measure.snapshots
 import memwatch.report.files
-import memwatch.report.scalars
 import memwatch.report.sinks
+import memwatch.report.terminal
+import memwatch.report.trackers
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink
-from memwatch.report.scalars import ScalarSink
 from memwatch.report.sinks import Sinks, tracker_sink
 from memwatch.report.tensorboard import TensorBoardSink
+from memwatch.report.trackers import TrackerSink
 from memwatch.report.wandb import WandbSink
 
 FAILED = "memwatch: the sink 'recorder' failed (ConnectionError('the server is gone')); "
@@ -121,8 +122,8 @@ def test_every_tracker_has_a_sink():
     def tracker(name):
         return type("Tracker", (), {"name": name, "tracker": Run()})()
 
-    sinks = [tracker_sink(tracker(name)) for name in ("wandb", "tensorboard", "mlflow")]
-    assert [type(sink) for sink in sinks] == [WandbSink, TensorBoardSink, ScalarSink]
+    sinks = [tracker_sink(tracker(name), Faults()) for name in ("wandb", "tensorboard", "mlflow")]
+    assert [type(sink) for sink in sinks] == [WandbSink, TensorBoardSink, TrackerSink]
     assert [sink.name for sink in sinks] == ["wandb", "tensorboard", "mlflow"]
 
 
@@ -130,14 +131,14 @@ def test_a_tracker_whose_sink_cannot_be_made_costs_its_rows_alone(pretrained, pi
     """W&B's adapter asks the server when it is made. The old sinks were made outside of every try: training ended."""
     made = []
 
-    class Gone(ScalarSink):
-        def __init__(self, tracker):
+    class Gone(TrackerSink):
+        def __init__(self, tracker, faults):
             made.append(tracker)
             if len(made) == 1:
                 raise ConnectionError("the server is gone")
-            super().__init__(tracker)
+            super().__init__(tracker, faults)
 
-    monkeypatch.setattr(memwatch.report.scalars, "ScalarSink", Gone)
+    monkeypatch.setattr(memwatch.report.trackers, "TrackerSink", Gone)
     recorder = Recorder()
     loop = Loop(pretrained, tmp_path, log_with=recorder)
     with caplog.at_level(logging.WARNING, "memwatch"):
@@ -180,7 +181,7 @@ def test_pictures_that_cannot_be_drawn_cost_no_numbers(pretrained, pipeline, tmp
 
 
 def test_a_console_that_is_gone_costs_nothing_else(pretrained, pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(memwatch.report.sinks.tqdm, "write", no_space)
+    monkeypatch.setattr(memwatch.report.terminal.tqdm, "write", no_space)
     loop = Loop(pretrained, tmp_path)
     reports = loop.run(loop.watch(pipeline), 4)
     assert [report.failure for report in reports] == [None, None]

@@ -1,0 +1,113 @@
+"""What trackers have written on this machine, read back by their own libraries where these can read.
+
+Every reader takes the folder that the run was in, and returns the scalars and the pixels of the pictures by key and
+step, and the texts.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Written = tuple[dict[tuple[str, int], float], dict[tuple[str, int], np.ndarray], set[str]]
+
+
+def pixels(picture: Any) -> np.ndarray:
+    """RGB uint8 ``(h, w, 3)`` of a picture or a file."""
+    return np.asarray((picture if isinstance(picture, Image.Image) else Image.open(picture)).convert("RGB"))
+
+
+def read_aim(folder: Path) -> Written:
+    import aim
+    from aim.storage.context import Context
+
+    gc.collect()  # a run lets go of its files when it is collected
+    repo = aim.Repo(str(folder))
+    (name,) = repo.list_all_runs()
+    run = aim.Run(name, repo=repo)
+
+    def rows(kind: str, get: Any) -> dict[tuple[str, int], Any]:
+        found = {}
+        for known in run.collect_sequence_info((kind,))[kind]:
+            steps, (values, *_) = get(known["name"], Context(known["context"])).data.items_list()
+            found |= {(known["name"], step): value for step, value in zip(steps, values, strict=True)}
+        return found
+
+    scalars = {key: value for key, value in rows("metric", run.get_metric).items() if key[0].startswith("memwatch/")}
+    images = {key: pixels(image.to_pil_image()) for key, image in rows("images", run.get_image_sequence).items()}
+    texts = {text.data for text in rows("texts", run.get_text_sequence).values()}
+    run.close()
+    return scalars, images, texts
+
+
+def read_dvclive(folder: Path) -> Written:
+    plots = folder / "dvclive" / "plots"
+    scalars = {}
+    for file in (plots / "metrics").rglob("*.tsv"):
+        key = str(file.relative_to(plots / "metrics").with_suffix(""))
+        for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+            step, *value = line.split("\t")  # DVCLive joins the columns of a metric whose last part is "step"
+            scalars[key, int(float(step))] = float(value[0] if value else step)
+    files = (plots / "images").rglob("*.png")
+    images = {(str(f.parent.relative_to(plots / "images")), int(f.stem)): pixels(f) for f in files}
+    return scalars, images, set()
+
+
+def read_mlflow(folder: Path) -> Written:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("run").experiment_id])
+    run_id, metrics = run.info.run_id, run.data.metrics
+    assert run.data.tags["mlflow.loggedImages"] == "True"  # its page shows them beside the metrics
+    scalars = {(key, m.step): m.value for key in metrics for m in client.get_metric_history(run_id, key)}
+    artifacts = Path(client.download_artifacts(run_id, ""))
+    images = {}
+    for file in (artifacts / "images").glob("*.png"):
+        name, _, step, *_ = file.name.replace("%", "+").split("+")
+        images[name.replace("~", "/").replace("#", "/"), int(step)] = pixels(file)
+    texts = {file.read_text(encoding="utf-8") for file in (artifacts / "memwatch" / "alert").rglob("*.txt")}
+    return scalars, images, texts
+
+
+def read_swanlab(folder: Path) -> Written:
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.sdk.internal.core_python.store import DataStoreReader
+
+    (file,) = folder.glob("run-*/run-*.swanlab")
+    reader = DataStoreReader()
+    reader.open(file)
+    scalars, images, texts = {}, {}, set()
+    for data in reader:
+        record = Record.FromString(data)
+        if record.HasField("scalar"):
+            scalars[record.scalar.key, record.scalar.step] = record.scalar.value.number
+        elif record.HasField("media"):
+            (item,) = record.media.value.items
+            if (image := file.parent / "media" / "image" / item.filename).is_file():
+                images[record.media.key, record.media.step] = pixels(image)
+            else:
+                texts.add((file.parent / "media" / "text" / item.filename).read_text(encoding="utf-8"))
+    reader.close()
+    return scalars, images, texts
+
+
+def read_trackio(folder: Path) -> Written:
+    database = sqlite3.connect(folder / "run.db")
+    scalars, images = {}, {}
+    for step, row in database.execute("select step, metrics from metrics"):
+        for key, value in json.loads(row).items():
+            if isinstance(value, dict):
+                assert value["_type"] == "trackio.image"
+                images[key, step] = pixels(folder / "media" / value["file_path"])
+            else:
+                scalars[key, step] = value
+    texts = {text for (text,) in database.execute("select text from alerts")}
+    database.close()
+    return scalars, images, texts
