@@ -41,7 +41,7 @@ logger = logging.getLogger("memwatch")
 
 ENTERING, KEEPING = "making room in output_dir", "keeping what was seen"
 JUDGING, STOPPING, REPORTING = "judging what was seen", "deciding whether to stop", "writing the report"
-RESUMING = "going on from the checkpoint"
+RESUMING, NOTING = "going on from the checkpoint", "noting a validation loss"
 
 
 class MemWatch:
@@ -134,7 +134,7 @@ class MemWatch:
         require(free, "output_dir", self.config.output_dir, "a folder that no other live run uses (close() ends one)")
         self._unhook_checkpoints = hook_checkpoints(self)
         hook_end_training(accelerator, self.close)
-        hook_log(accelerator, self._note_losses)
+        hook_log(accelerator, self.note_losses)
         say_hello(self.config, self.observer)
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
@@ -210,6 +210,15 @@ class MemWatch:
             self.folder.release()
             self.sinks.close()
 
+    def note_losses(self, values: Mapping[str, Any], step: int) -> None:
+        """Keep the validation losses among what the loop logs; ``losses.jsonl`` and the report page hold them.
+
+        Whatever ``accelerator.log`` gets comes here by itself. A loop that logs elsewhere may call it.
+        """
+        if self.accelerator.is_main_process and not self._closed and not self.faults.is_off(NOTING):
+            with self.faults.surviving(NOTING):
+                self.sinks.losses.note(values, step)
+
     # --- one event ---------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> Report | None:
@@ -262,12 +271,6 @@ class MemWatch:
                 )
         return report
 
-    def _note_losses(self, values: Mapping[str, Any], step: int) -> None:
-        """Validation losses among what the loop logs lie beside the severities in the report page."""
-        if self.accelerator.is_main_process and not self._closed:
-            with self.faults.surviving("noting a validation loss"):
-                self.sinks.files.note_losses(step, values)
-
     # --- run and resume ----------------------------------------------------------------------------------------------
 
     def _fresh(self) -> Progress:
@@ -282,7 +285,8 @@ class MemWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only; measurements and weights lie in ``output_dir``."""
-        return self._progress.to_dict() | self.baselines.state_dict() | {"faults": self.faults.state_dict()}
+        noted = {"faults": self.faults.state_dict(), "losses": self.sinks.losses.count}
+        return self._progress.to_dict() | self.baselines.state_dict() | noted
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, on every rank; what was written after it is forgotten.
@@ -309,3 +313,4 @@ class MemWatch:
         if self._progress.last_step is not None:
             with self.faults.surviving("rewinding the history", "it keeps the events after this checkpoint"):
                 self.sinks.files.rewind(self._progress.last_step)
+                self.sinks.losses.rewind(state.get("losses", 0))

@@ -1,14 +1,18 @@
-"""The guard after a stop: a loop over epochs ends quietly, and one that can never end is told how to."""
+"""The guard after a stop: a loop over epochs ends quietly, and one that can never end is told how to.
+
+What the accelerator is asked to do is heard first, and done as ever.
+"""
 
 from __future__ import annotations
 
+import gc
 import logging
 from types import SimpleNamespace
 
 import pytest
 from torch.utils.data import DataLoader
 
-from memwatch.guard import MANY, TOO_MANY, GuardedLoader, rows_per_device
+from memwatch.guard import MANY, TOO_MANY, GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
 
 FIX = "write 'while global_step < max_steps and not watch.should_stop:'"
 
@@ -55,3 +59,87 @@ def test_rows_per_device():
     assert rows_per_device(iter(rows), 1) is None
     assert rows_per_device(SimpleNamespace(total_batch_size=8), 4) == 2  # accelerate's, over all processes
     assert rows_per_device(SimpleNamespace(total_batch_size=2), 4) == 1
+
+
+def test_rows_in_a_data_set():
+    assert rows_in(DataLoader(list(range(8)), batch_size=3)) == 8
+    assert rows_in([1, 2]) is None
+    assert rows_in(SimpleNamespace(dataset=iter([1]))) is None  # a stream has no length
+
+
+# --- hearing the accelerator -----------------------------------------------------------------------------------------
+
+
+class Accelerator:
+    """Notes what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def log(self, values, step=None, log_kwargs=None):
+        """Logs."""
+        self.asked.append((values, step, log_kwargs))
+        return "logged"
+
+    def end_training(self):
+        self.asked.append("end")
+        return "ended"
+
+
+class Hearer:
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator, self.heard = accelerator, []
+
+    def note(self, values, step):
+        self.heard.append((values, step, len(self.accelerator.asked)))
+
+    def close(self):
+        self.heard.append(("close", len(self.accelerator.asked)))
+
+
+def test_a_log_is_heard_first_and_logged_unchanged():
+    accelerator = Accelerator()
+    hearer, values = Hearer(accelerator), {"val_loss": 0.5}
+    hook_log(accelerator, hearer.note)
+    assert accelerator.log(values, 3, {"wandb": 1}) == "logged"
+    assert accelerator.log(step=4, values=values) == "logged"
+    assert accelerator.log(values) == "logged"  # without a step nobody knows where it belongs
+    assert accelerator.asked == [(values, 3, {"wandb": 1}), (values, 4, None), (values, None, None)]
+    assert all(asked[0] is values for asked in accelerator.asked)
+    assert hearer.heard == [(values, 3, 0), (values, 4, 1)]
+    assert accelerator.log.__doc__ == "Logs."
+
+
+def test_several_hear_the_same_accelerator_and_none_is_kept_alive():
+    accelerator = Accelerator()
+    hearers = [Hearer(accelerator) for _ in range(2)]
+    for hearer in hearers:
+        hook_log(accelerator, hearer.note)
+    accelerator.log({}, 1)
+    first = hearers.pop(0)
+    heard = first.heard
+    del first, hearer
+    gc.collect()
+    accelerator.log({}, 2)
+    assert [step for _, step, _ in heard] == [1]
+    assert [step for _, step, _ in hearers[0].heard] == [1, 2]
+    assert [step for _, step, _ in accelerator.asked] == [1, 2]
+
+
+def test_what_the_accelerator_raises_comes_out():
+    accelerator = Accelerator()
+    hearer = Hearer(accelerator)
+    hook_log(accelerator, hearer.note)
+    with pytest.raises(TypeError, match="values"):
+        accelerator.log(step=1)
+    accelerator.asked = None
+    with pytest.raises(AttributeError):
+        accelerator.log({})
+
+
+def test_the_end_of_training_is_heard_first():
+    accelerator = Accelerator()
+    hearer = Hearer(accelerator)
+    hook_end_training(accelerator, hearer.close)
+    assert accelerator.end_training() == "ended"
+    assert (hearer.heard, accelerator.asked) == ([("close", 0)], ["end"])

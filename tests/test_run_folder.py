@@ -122,16 +122,18 @@ def test_a_fresh_run_moves_the_files_of_another_aside(pretrained, pipeline, tmp_
         caplog.clear()
         with caplog.at_level(logging.WARNING, "memwatch"):
             loop.run(watch, 2)
+            watch.close()
         said = [m for m in caplog.messages if "another run" in m]
         assert (
             said
             == [f"memwatch: {folder} held the files of another run; they are in {folder}/earlier/{seed:04d} now"][:seed]
         )
         found = {name: data for name, data in ours(folder).items() if name != "notes.txt"}
-        assert {"history.jsonl", "ledger/step_0000000.safetensors", "snapshots/step_0000000.safetensors"} <= set(found)
+        names = {"history.jsonl", "about.json", "report.html", "images/cat.png", "heatmaps/cat/step_0000002.png"}
+        names |= {"ledger/step_0000000.safetensors", "snapshots/step_0000000.safetensors"}
+        assert names <= set(found)
         assert [row["step"] for row in history(tmp_path)] == [0, 2]
         kept.append(found)
-        watch.close()
     assert files_of(folder / "earlier" / "0001") == kept[0]
     assert files_of(folder / "earlier" / "0002") == kept[1]
     assert (folder / "notes.txt").read_text(encoding="utf-8") == "the user's own"

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from memwatch.denoiser.quiet import quietly
+
 
 @dataclass
 class Components:
@@ -145,6 +147,7 @@ def _read_pipeline(pretrained: Any, names: Sequence[str], dtype: torch.dtype) ->
         options |= {name: None for name in names if (config.get(name) or [None])[0] is None}
         options |= {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
         options[dtype_key] = {"default": dtype, "vae": torch.float32}
-        return DiffusionPipeline.from_pretrained(pretrained, **options)
+        with quietly():
+            return DiffusionPipeline.from_pretrained(pretrained, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"pretrained {str(pretrained)!r} cannot be loaded: {error}") from error

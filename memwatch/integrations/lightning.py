@@ -16,7 +16,7 @@ from memwatch.callback import MemWatch
 class MemWatchCallback(Callback):  # type: ignore[misc]
     """Watches the denoiser of a ``LightningModule``, on one process or with DDP.
 
-    Scalars go to the trainer's loggers, pictures to ``output_dir``::
+    Scalars go to the trainer's loggers, pictures and the module's validation losses to ``output_dir``::
 
         Trainer(callbacks=[MemWatchCallback(lambda module: module.unet, "path/to/pipeline", probes=..., controls=...)])
 
@@ -47,6 +47,10 @@ class MemWatchCallback(Callback):  # type: ignore[misc]
         assert self.watch is not None
         self._log(trainer, self.watch.on_step_end(trainer.global_step))
         trainer.should_stop = trainer.should_stop or self.watch.should_stop
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.watch is not None:  # Lightning's sanity check comes before training
+            self.watch.note_losses(trainer.callback_metrics, trainer.global_step)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if self.watch is not None:

@@ -62,6 +62,7 @@ class MemWatchTracker(GeneralTracker):  # type: ignore[misc]
                 why = "only the main one logs; call watch.on_step_end instead"
                 raise ValueError(f"MemWatchTracker works with one process, not {count}: {why}")
             self.watch = self._make()
+            self.watch.note_losses(values, step)  # those that come later it hears by itself
         stopped = self.watch.should_stop
         self.watch.on_step_end(step)
         if self.watch.should_stop and not stopped:

@@ -19,7 +19,7 @@ logger = logging.getLogger("memwatch")
 class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
     """Watches the model of a ``Trainer``.
 
-    Scalars go wherever the trainer reports, pictures to ``output_dir``::
+    Scalars go wherever the trainer reports, pictures and the trainer's evaluation losses to ``output_dir``::
 
         trainer.add_callback(MemWatchCallback(trainer, "path/to/pipeline", probes=..., controls=...))
 
@@ -66,6 +66,10 @@ class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
         self._log(self.watch.on_step_end(state.global_step))
         control.should_training_stop = control.should_training_stop or self.watch.should_stop
         return control
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if self.watch is not None and metrics:
+            self.watch.note_losses(metrics, state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.watch is not None and state.is_world_process_zero:

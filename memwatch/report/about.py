@@ -95,6 +95,6 @@ def machine(*packages: str, device: torch.device | None = None) -> str:
         packages: what the numbers depend on.
         device: adds the GPU, or how many of the processor's cores are used.
     """
-    named = ", ".join(f"{name} {number}" for name, number in versions(packages).items())
+    named = [f"{name} {number}" for name, number in versions(packages).items()]
     used = [f"{torch.get_num_threads()} of them used"] if device is not None and device.type != "cuda" else []
-    return ", ".join([named, f"Python {platform.python_version()}", processor(device), *used])
+    return ", ".join([*named, f"Python {platform.python_version()}", processor(device), *used])

@@ -34,14 +34,6 @@ def verb(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def proof_words(row: Row) -> str | None:
-    """How many generations copy the region; ``None`` without a proof."""
-    if not row.copied:
-        return None
-    copies, of = row.copied["copies"], row.copied["generations"]
-    return f"{copies} of {of} generations {'copies' if copies == 1 else 'copy'} it"
-
-
 def advice_of(row: Row) -> str:
     """What to do about one probe."""
     if row.verdict is Verdict.MEMORIZED:

@@ -84,7 +84,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers in ``[low, high]``, about ``count`` of them.
 
     >>> ticks(0, 200)
-    [0.0, 50.0, 100.0, 150.0, 200.0]
+    [0, 50, 100, 150, 200]
     """
     if high <= low:
         return [low]

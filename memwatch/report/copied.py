@@ -10,6 +10,7 @@ import numpy as np
 
 from memwatch.judge.findings import Finding
 from memwatch.measure.copies import Proof
+from memwatch.report.history import Row
 
 
 def copied_text(finding: Finding) -> str | None:
@@ -56,3 +57,19 @@ def copied_row(finding: Finding) -> dict[str, Any] | None:
         "is_copy": list(proof.is_copy),
         "of_others": copies_of_others(finding.name, proof),
     }
+
+
+def proof_words(row: Row, *, brief: bool = False) -> str | None:
+    """What a probe's generations show, read back from the history; ``None`` where nothing was generated.
+
+    Args:
+        brief: for a column that says already that it is about generations.
+    """
+    proof = row.copied
+    if proof is None:
+        return None
+    if all(ratio is None for ratio in proof.get("ratios", [0.0])):  # nothing to tell a copy from
+        return "nobody can tell" if brief else f"{proof['generations']} generations, but nobody can tell a copy here"
+    one, noun = proof["copies"] == 1, "" if brief else "generations "
+    verb = ("copies" if one else "copy") if row.is_reference else ("shows" if one else "show")
+    return f"{proof['copies']} of {proof['generations']} {noun}{verb} it"

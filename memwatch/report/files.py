@@ -5,13 +5,7 @@ What the report page and every command that reads a run rest on.
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +14,10 @@ from PIL import Image
 from memwatch.judge.findings import Finding
 from memwatch.measure.weights import write_safetensors
 from memwatch.report.about import About
-from memwatch.report.history import ABOUT, HISTORY, LOSSES, read_lines
+from memwatch.report.history import ABOUT, HISTORY
+from memwatch.report.lines import append, read_lines, rewrite
 from memwatch.report.report import Report
 from memwatch.run_folder import write_json
-
-HELD_OUT = r"(val|valid|validation|eval|test)"  # how loops name what is not trained on
-VALIDATION_LOSS = re.compile(rf"(^|[^a-z]){HELD_OUT}[^a-z].*loss|loss[^a-z](.*[^a-z])?{HELD_OUT}($|[^a-z])")
 
 
 class FileSink:
@@ -35,7 +27,6 @@ class FileSink:
     |---|---|
     | ``about.json`` | the run: see ``About`` |
     | ``history.jsonl`` | one line per event: see ``Report.to_dict`` |
-    | ``losses.jsonl`` | validation losses that the loop logged, one per line: ``step``, ``key``, ``value`` |
     | ``maps/step_NNNNNNN.safetensors`` | ``PROBE/SIGNAL`` and its error ``PROBE/SIGNAL.sem``, ``(levels, h, w)`` |
     | ``heatmaps/PROBE/step_NNNNNNN.png``, ``overview/step_NNNNNNN.png`` | the pictures of people's dashboards |
     | ``images/PROBE.png``, of prompt probes ``images/PROBE/step_NNNNNNN.png`` | what was looked at |
@@ -50,14 +41,12 @@ class FileSink:
         self.folder = folder
         self._about: About | None = None
         self._images: set[str] = set()
-        self._losses: list[dict[str, Any]] = []
 
     def write(self, report: Report) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if report.about != self._about:
             write_json(self.folder / ABOUT, report.about.to_dict())
             self._about = report.about
-        self._write_losses()
         append(self.folder / HISTORY, [report.to_dict()])
         self._write_maps(report)
         for name, picture in report.pictures.items():
@@ -93,35 +82,10 @@ class FileSink:
         file.parent.mkdir(parents=True, exist_ok=True)
         picture.save(file)
 
-    def note_losses(self, step: int, values: Mapping[str, Any]) -> None:
-        """Keep the validation losses among what the loop logs; they are written with the next report."""
-        for key, value in values.items():
-            if VALIDATION_LOSS.search(key.lower()) and isinstance(value, int | float) and math.isfinite(value):
-                self._losses.append({"step": step, "key": key, "value": float(value)})
-
-    def _write_losses(self) -> None:
-        if self._losses:
-            append(self.folder / LOSSES, self._losses)
-            self._losses = []
-
     def rewind(self, step: int) -> None:
         """Forget events after ``step``: training goes on from an earlier checkpoint."""
-        self._losses = [row for row in self._losses if row["step"] <= step]
-        for path in (self.folder / HISTORY, self.folder / LOSSES):
-            if path.is_file():
-                kept = [json.dumps(row) + "\n" for row in read_lines(path) if row["step"] <= step]
-                part = path.with_suffix(".part")
-                part.write_text("".join(kept), encoding="utf-8")
-                os.replace(part, path)
+        if (path := self.folder / HISTORY).is_file():
+            rewrite(path, [row for row in read_lines(path) if row["step"] <= step])
 
     def close(self) -> None:
         """Every file is closed after its write."""
-        if self._losses and (self.folder / HISTORY).is_file():
-            self._write_losses()
-
-
-def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines of JSON to a file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-        file.flush()

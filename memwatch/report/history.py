@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from memwatch.judge.alerts import Verdict
 from memwatch.report.about import About
+from memwatch.report.lines import read_lines
 
 HISTORY, ABOUT, LOSSES = "history.jsonl", "about.json", "losses.jsonl"
 
@@ -54,7 +55,7 @@ class Row:
         """A finding of a line; what an older version did not write keeps its default."""
         known: dict[str, Any] = {f.name: saved[f.name] for f in fields(cls) if saved.get(f.name) is not None}
         known |= {key: tuple(known[key]) for key in ("timesteps", "levels", "regions") if key in known}
-        return cls(**known | {"verdict": Verdict(saved["verdict"])})
+        return cls(**known | {"verdict": Verdict(saved.get("verdict", Verdict.INCONCLUSIVE))})
 
     @property
     def area(self) -> float:
@@ -87,7 +88,6 @@ class Event:
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """A line; what an older version did not write keeps its default."""
         known: dict[str, Any] = {f.name: saved[f.name] for f in fields(cls) if saved.get(f.name) is not None}
-        known.setdefault("calibrated", bool(saved.get("controls")))
         return cls(**known | {"rows": tuple(map(Row.from_dict, saved.get("findings", ())))})
 
     def count(self, verdict: Verdict) -> int:
@@ -125,8 +125,12 @@ class Run:
             FileNotFoundError: there is no history. ValueError: it holds no event.
         """
         if not (folder / HISTORY).is_file():
-            raise FileNotFoundError(f"{folder} holds no {HISTORY}; allowed: the output_dir of a run or of a scan")
-        events = tuple(map(Event.from_dict, read_lines(folder / HISTORY)))
+            inside = [str(file.parent) for file in sorted(folder.glob(f"*/{HISTORY}"))]
+            allowed = " or ".join(inside) or "the output_dir of a run or of a scan, after its first event"
+            raise FileNotFoundError(f"{folder} holds no {HISTORY}; allowed: {allowed}")
+        lines = read_lines(folder / HISTORY)
+        has_controls = any(line.get("controls") for line in lines)  # an older version did not say
+        events = tuple(Event.from_dict({"calibrated": has_controls} | line) for line in lines)
         if not events:
             raise ValueError(f"{folder / HISTORY} holds no event yet")
         about = About()
@@ -155,18 +159,3 @@ class Run:
         """The same run as it was after this step."""
         losses = tuple(loss for loss in self.losses if loss[0] <= step)
         return replace(self, events=tuple(e for e in self.events if e.step <= step), losses=losses)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file's lines; ``[]`` without the file, and a line cut off by a crash is passed over."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            found.append(row)
-    return found

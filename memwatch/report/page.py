@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from memwatch.config import HeatmapConfig
 from memwatch.judge.alerts import Verdict
-from memwatch.report.advice import advice_of, headline, not_watched, proof_words
+from memwatch.report.advice import advice_of, headline, not_watched
+from memwatch.report.copied import proof_words
 from memwatch.report.frames import Frames, frames_of
 from memwatch.report.heatmap import STOPS
 from memwatch.report.history import Event, Row, Run

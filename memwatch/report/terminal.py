@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from typing import Any
+from unicodedata import combining, east_asian_width
 
 from tqdm.auto import tqdm
 
 from memwatch.judge.alerts import Verdict
 from memwatch.report.about import About
+from memwatch.report.copied import proof_words
 from memwatch.report.history import Event, Row
 from memwatch.report.report import Report
 
@@ -22,6 +24,7 @@ ANSI = {
 }
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 HEAD = ("probe", "verdict", "effect", "p", "region, px", "generations")
+VERDICT = 1  # index of that column
 
 
 class Console:
@@ -36,8 +39,9 @@ class Console:
 
 
 def can_colour(stream: Any) -> bool:
-    """Whether a stream is a terminal whose user wants colours (https://no-color.org)."""
-    return bool(getattr(stream, "isatty", lambda: False)()) and "NO_COLOR" not in os.environ
+    """Whether a stream is a terminal that knows colours, and whose user wants them (https://no-color.org)."""
+    is_terminal = bool(getattr(stream, "isatty", lambda: False)()) and os.environ.get("TERM") != "dumb"
+    return is_terminal and not os.environ.get("NO_COLOR")
 
 
 def summary(event: Event, about: About, *, colour: bool = False, shown: int = SHOWN) -> str:
@@ -45,48 +49,63 @@ def summary(event: Event, about: About, *, colour: bool = False, shown: int = SH
 
     Args:
         colour: ANSI colours.
-        shown: how many probes.
+        shown: how many probes, at least 0.
     """
     planned = about.settings.get("max_train_steps")
     head = f"memwatch, step {event.step}{f' of {planned}' if planned else ''}"
-    cost = f"{event.seconds:.1f} s"
-    if event.overhead is not None:
-        cost += f", {100 * event.overhead:.1f} % of training time"
-    if event.errors:
-        cost += f", {event.errors} failures of memwatch"
     if event.failure is not None:
         lines = [f"{head}: this event is lost, since {event.failure}"]
     else:
-        calibrated = event.audit if event.calibrated else "uncalibrated: there are no controls"
-        lines = [f"{head}: {event.counts()}", *table(event.worst_first[:shown], colour), f"  {calibrated}"]
-        if (left := len(event.rows) - shown) > 0:
-            lines.insert(-1, f"  and {left} more")
-    lines.append(f"  {cost}")
-    if event.stop_reason is not None:
-        lines.append(f"  STOP: {event.stop_reason}")
+        lines = [f"{head}: {event.counts()}", *table(event.worst_first[:shown], colour)]
+        lines += [f"  and {left} more"] if (left := len(event.rows) - shown) > 0 else []
+        lines.append(f"  {event.audit if event.calibrated else 'uncalibrated: there are no controls'}")
+    lines.append(f"  {cost(event)}")
     if colour:
         lines[0] = f"{BOLD}{lines[0]}{PLAIN}"
+    if event.stop_reason is not None:
+        stop = f"STOP: {event.stop_reason}"
+        lines.append(f"  {ANSI[Verdict.MEMORIZED]}{stop}{PLAIN}" if colour else f"  {stop}")
     return "\n".join(lines)
+
+
+def cost(event: Event) -> str:
+    """Seconds, share of training time, and what has failed so far."""
+    parts = [f"{event.seconds:.1f} s"]
+    if event.overhead is not None:
+        parts.append(f"{100 * event.overhead:.1f} % of training time")
+    if event.errors:
+        parts.append(f"{event.errors} failure{'s' if event.errors > 1 else ''} of memwatch so far")
+    return ", ".join(parts)
 
 
 def table(rows: list[Row], colour: bool) -> list[str]:
     """Aligned lines under a header; none without rows. A column that holds nothing is left out."""
     if not rows:
         return []
-    cells = [HEAD, *(cells_of(row) for row in rows)]
+    cells = [HEAD, *map(cells_of, rows)]
     kept = [i for i in range(len(HEAD)) if any(line[i] for line in cells[1:])]
-    width = {i: max(len(line[i]) for line in cells) for i in kept}
-    lines = ["  " + "  ".join(line[i].ljust(width[i]) for i in kept).rstrip() for line in cells]
-    if colour:
-        for n, row in enumerate(rows, start=1):
-            lines[n] = lines[n].replace(f"  {row.verdict} ", f"  {ANSI[row.verdict]}{row.verdict}{PLAIN} ", 1)
+    widths = {i: max(columns(line[i]) for line in cells) for i in kept}
+    lines = []
+    for line, row in zip(cells, [None, *rows], strict=True):
+        padded = {i: line[i] + " " * (widths[i] - columns(line[i])) for i in kept}
+        if colour and row is not None:
+            padded[VERDICT] = f"{ANSI[row.verdict]}{padded[VERDICT]}{PLAIN}"
+        lines.append(f"  {'  '.join(padded.values())}".rstrip())
     return lines
+
+
+def columns(text: str) -> int:
+    """How wide a terminal shows a text; East Asian characters take two columns.
+
+    >>> columns("cat"), columns("猫")
+    (3, 2)
+    """
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def cells_of(row: Row) -> tuple[str, ...]:
     """A probe under ``HEAD``."""
+    name = row.name if len(row.name) <= 40 else f"{row.name[:24]}...{row.name[-13:]}"
     p = "" if row.p is None else f"{row.p:.2g}"
     where = "{},{} to {},{}".format(*row.regions[0]["box"]) if row.regions else ""
-    copied = f"{row.copied['copies']} of {row.copied['generations']} copy it" if row.copied else ""
-    name = row.name if len(row.name) <= 40 else f"{row.name[:24]}...{row.name[-13:]}"
-    return name, str(row.verdict), f"{row.severity:.1f}x", p, where, copied
+    return name, str(row.verdict), f"{row.severity:.1f}x", p, where, proof_words(row, brief=True) or ""

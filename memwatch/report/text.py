@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from memwatch.report.advice import advice_of, headline, not_watched, proof_words
+from memwatch.report.advice import advice_of, headline, not_watched
+from memwatch.report.copied import proof_words
 from memwatch.report.history import Row, Run
 
 
@@ -37,7 +38,7 @@ def cells(row: Row) -> list[str]:
         p,
         box,
         f"{row.area:.0%}",
-        proof_words(row) or "-",
+        proof_words(row, brief=True) or "-",
         since,
     ]
 

@@ -16,6 +16,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from memwatch.denoiser.quiet import quietly
+
 logger = logging.getLogger("memwatch")
 
 PARTS = ("unet", "transformer")
@@ -126,7 +128,7 @@ def read_text_encoder(source: str, name: str, like: nn.Module) -> dict[str, Tens
         CheckpointError: unreadable, or of another size than ``like``.
     """
     family: Any = type(like)
-    with _reading(source):
+    with _reading(source), quietly():
         weights = dict(family.from_pretrained(Path(source) / name).float().named_parameters())
     check_fit(weights, like, f"{source}: {name}", partly=False)
     return weights
@@ -176,7 +178,7 @@ def _part(source: str) -> str | None:
 def _from_diffusers(source: str) -> nn.Module:
     from diffusers import AutoModel
 
-    with _reading(source):
+    with _reading(source), quietly():
         model: nn.Module = AutoModel.from_pretrained(source, subfolder=_part(source))
     return model.float().eval()
 

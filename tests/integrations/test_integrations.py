@@ -18,6 +18,7 @@ import memwatch.integrations.tracker
 from memwatch import MemWatch, Probe
 from memwatch.integrations.tracker import MemWatchTracker
 from memwatch.judge.stop import StopState
+from memwatch.report.history import Run
 
 OPTIONS = {
     "probes": [Probe("a cat", picture(0), name="cat")],
@@ -60,7 +61,7 @@ def stop_at(step, monkeypatch):
 # --- transformers ----------------------------------------------------------------------------------------------------
 
 
-def trainer(pretrained, folder, steps=4, watch=True, **arguments):
+def trainer(pretrained, folder, steps=4, watch=True, held_out=None, **arguments):
     from transformers import Trainer, TrainingArguments
 
     from memwatch.integrations.transformers import MemWatchCallback
@@ -79,7 +80,7 @@ def trainer(pretrained, folder, steps=4, watch=True, **arguments):
         remove_unused_columns=False,
         **arguments,
     )
-    made = Trainer(Trained(pretrained), args, train_dataset=data())
+    made = Trainer(Trained(pretrained), args, train_dataset=data(), eval_dataset=held_out)
     if watch:
         options = OPTIONS | {"output_dir": folder / "memwatch"}
         made.add_callback(MemWatchCallback(made, pretrained, denoiser=lambda model: model.unet, **options))
@@ -123,10 +124,30 @@ def test_a_transformers_trainer_resumes_the_watch(pretrained, tmp_path, caplog):
     assert rows[-1]["findings"][0]["baseline_step"] == 0  # from before the interruption
 
 
+def test_a_transformers_trainers_evaluation_losses_are_kept(pretrained, tmp_path):
+    held_out = {"cats": data()[:2], "dogs": data()[2:4]}
+    made = trainer(pretrained, tmp_path, steps=3, held_out=held_out, eval_strategy="steps", eval_steps=1)
+    made.label_names, made.can_return_loss = [], True  # the model's loss needs no labels
+    made.evaluate()  # before training there is no watch
+    made.train()
+    expected = [
+        (row["step"], key, value)
+        for row in made.state.log_history
+        for key, value in row.items()
+        if key in ("eval_cats_loss", "eval_dogs_loss")
+    ]
+    assert [(step, key) for step, key, _ in expected] == [
+        (step, f"eval_{name}_loss") for step in (1, 2, 3) for name in held_out
+    ]
+    assert Run.read(tmp_path / "memwatch").losses == tuple(expected)
+    made.evaluate()  # after training the watch is closed
+    assert len(Run.read(tmp_path / "memwatch").losses) == 6
+
+
 # --- Lightning -------------------------------------------------------------------------------------------------------
 
 
-def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None):
+def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None, held_out=None):
     lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
     from torch.utils.data import DataLoader
 
@@ -139,6 +160,10 @@ def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None):
 
         def training_step(self, batch, index):
             return self.unet(**batch)["loss"]
+
+        def validation_step(self, batch, index):
+            self.log("val_loss", self.unet(**batch)["loss"])
+            self.log("val_time", 1.0)
 
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=1e-2)
@@ -159,9 +184,11 @@ def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None):
         enable_model_summary=False,
         default_root_dir=str(folder),
         accumulate_grad_batches=2,
+        val_check_interval=4,
+        limit_val_batches=1.0 if held_out else 0,
     )
     module = Module()
-    made.fit(module, DataLoader(data(), batch_size=1), ckpt_path=checkpoint)
+    made.fit(module, DataLoader(data(), batch_size=1), held_out, ckpt_path=checkpoint)
     return made, module
 
 
@@ -178,6 +205,17 @@ def test_a_lightning_trainer_is_watched_left_as_it_was_resumed_and_stopped(pretr
     rows = history(tmp_path)
     assert [row["step"] for row in rows] == [0, 2, 4, 6]
     assert rows[-1]["findings"][0]["baseline_step"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_a_lightning_modules_validation_losses_are_kept(pretrained, tmp_path):
+    from torch.utils.data import DataLoader
+
+    made, _ = lightning_fit(pretrained, tmp_path, held_out=DataLoader(data()[:2], batch_size=1))
+    losses = Run.read(tmp_path / "memwatch").losses
+    assert [(step, key) for step, key, _ in losses] == [(2, "val_loss"), (4, "val_loss")]  # not Lightning's own check
+    assert losses[-1][-1] == pytest.approx(float(made.callback_metrics["val_loss"]))
+    assert all(value > 0 for *_, value in losses)
 
 
 # --- a tracker -------------------------------------------------------------------------------------------------------
@@ -220,8 +258,10 @@ def test_a_tracker_that_hears_of_odd_steps_only_still_looks(pretrained, tmp_path
     loop = Tracked(pretrained, tmp_path, log_with="memwatch", lr=0.0)
     loop.pretrained = pretrained
     for step in (1, 5, 9):
-        loop.accelerator.log({"loss": 1.0}, step=step)
+        loop.accelerator.log({"val_loss": 1.0 / step}, step=step)
     assert [row["step"] for row in history(tmp_path)] == [1, 5, 9]
+    losses = Run.read(tmp_path / "memwatch").losses
+    assert losses == tuple((step, "val_loss", 1.0 / step) for step in (1, 5, 9))  # each once, the first included
 
 
 def test_a_tracker_refuses_several_processes_before_it_waits_for_them(monkeypatch):

@@ -58,6 +58,6 @@ def test_scalars_are_of_what_was_generated():
 
 def test_the_row_of_the_history():
     row = copied_row(found(0.1, 0.9, others=["b"]))
-    assert row == {"generations": 2, "copies": 1, "ratios": [0.1, 0.9], "of_others": {"b": 1}}
+    assert row == {"generations": 2, "copies": 1, "ratios": [0.1, 0.9], "is_copy": [True, False], "of_others": {"b": 1}}
     assert json.loads(json.dumps(row)) == row
     assert copied_row(found()) is None

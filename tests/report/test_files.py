@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.builders import Loop, history, maps, picture
+from support.builders import EAGER, SMALL, Loop, history, maps, picture
 
 from memwatch import Probe
 from memwatch.judge.calibration import MIN_CONTROLS
@@ -44,3 +45,48 @@ def test_a_line_cut_off_by_a_crash_is_forgotten_on_rewinding(tmp_path):
     (tmp_path / "history.jsonl").write_text('{"step": 0}\n{"step": 3}\n{"step": 6}\n{"ste', encoding="utf-8")
     sink.rewind(3)
     assert (tmp_path / "history.jsonl").read_text(encoding="utf-8") == '{"step": 0}\n{"step": 3}\n'
+
+
+def images_below(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*.png"))
+
+
+def test_what_was_looked_at_lies_there_once_for_images_and_per_event_for_prompts(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, config=SMALL)
+    reports = [watch.begin(), *loop.run(watch, 2)]
+    folder = tmp_path / "memwatch" / "images"
+    assert images_below(folder) == ["cat.png", "poster/step_0000000.png", "poster/step_0000002.png"]
+    for report in reports:
+        cat, poster = (finding.observation.image for finding in report.findings)
+        assert np.array_equal(np.asarray(Image.open(folder / "cat.png")), cat)
+        assert np.array_equal(np.asarray(Image.open(folder / "poster" / f"step_{report.step:07d}.png")), poster)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_proofs_generations_lie_side_by_side(pretrained, pipeline, images, tmp_path):
+    loop = Loop(pretrained, tmp_path, lr=3e-2)
+    watch = loop.watch(pipeline, config=SMALL, controls=images, **EAGER | {"stop": {"enabled": False}})
+    (report,) = loop.run(watch, 2)
+    proofs = {finding.name: finding.proof for finding in report.findings if finding.proof is not None}
+    assert "cat" in proofs
+    folder = tmp_path / "memwatch" / "generations"
+    assert images_below(folder) == [f"{name}/step_0000002.png" for name in sorted(proofs)]
+    for name, proof in proofs.items():
+        saved = np.asarray(Image.open(folder / name / "step_0000002.png"))
+        assert saved.shape == (16, 16 * len(proof.generations), 3)
+        assert np.array_equal(saved[:, 16:32], proof.generations[1])
+
+
+def test_about_is_written_again_only_when_it_has_changed(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, config=SMALL)
+    sink, report = FileSink(tmp_path / "files"), watch.begin()
+    sink.write(report)
+    file = tmp_path / "files" / "about.json"
+    file.write_text("{}", encoding="utf-8")
+    sink.write(report)
+    assert file.read_text(encoding="utf-8") == "{}"
+    sink.write(replace(report, about=replace(report.about, training_rows=7)))
+    assert json.loads(file.read_text(encoding="utf-8"))["training_rows"] == 7
+    assert len((tmp_path / "files" / "history.jsonl").read_text(encoding="utf-8").splitlines()) == 3

@@ -229,7 +229,7 @@ def test_both_colour_schemes_can_be_read(scheme, small):
         for chip in page.eval_on_selector_all(
             ".chip", "n => n.map(x => [getComputedStyle(x).color, getComputedStyle(x).backgroundColor])"
         ):
-            assert contrast(*chip) > 3.5
+            assert contrast(*chip) > 4.5
         assert page.problems == []
 
 

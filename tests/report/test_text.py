@@ -7,7 +7,8 @@ import json
 import pytest
 from support.runs import memorized, write_run
 
-from memwatch.report.advice import advice_of, headline, not_watched, proof_words
+from memwatch.report.advice import advice_of, headline, not_watched
+from memwatch.report.copied import proof_words
 from memwatch.report.history import Row, Run
 from memwatch.report.text import as_json, as_markdown
 
@@ -57,6 +58,10 @@ def test_a_proof_in_words():
     assert proof_words(Row.from_dict(row)) is None
     assert proof_words(Row.from_dict(row | {"copied": PROOF})) == "1 of 4 generations copies it"
     assert proof_words(Row.from_dict(row | {"copied": PROOF | {"copies": 0}})) == "0 of 4 generations copy it"
+    prompt = Row.from_dict(row | {"copied": PROOF | {"copies": 2}, "is_reference": False})
+    assert proof_words(prompt, brief=True) == "2 of 4 show it"
+    flat = Row.from_dict(row | {"copied": PROOF | {"copies": 0, "ratios": [None]}})
+    assert proof_words(flat) == "4 generations, but nobody can tell a copy here"
 
 
 def test_what_was_not_watched_is_said(tmp_path):
@@ -79,9 +84,7 @@ def test_markdown_is_a_table_that_nothing_breaks(tmp_path):
     lines = as_markdown(run).splitlines()
     assert lines[0] == "# 1 of 2 probes is memorized, since step 1."
     table = [line for line in lines if line.startswith("|")]
-    assert table[2] == (
-        "| a\\|b &lt;i> | memorized | 2.00x | 1e-09 | 16, 8 to 48, 40 | 25% | 1 of 4 generations copies it | 1 |"
-    )
+    assert table[2] == ("| a\\|b &lt;i> | memorized | 2.00x | 1e-09 | 16, 8 to 48, 40 | 25% | 1 of 4 copies it | 1 |")
     assert table[3].startswith("| dog | no evidence | 1.05x | 0.5 | - | 0% | - | - |")
     assert "- step 1: a\\|b &lt;i> is memorized. 2.0x, p = 1e-09, since step 1." in lines
     assert "## What to do" in lines

@@ -1,0 +1,164 @@
+"""What other libraries say while memwatch loads is shown once, and whatever was changed for that is given back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from contextlib import contextmanager
+
+import diffusers.utils.logging
+import pytest
+import transformers.utils.logging
+from support.builders import Loop
+from support.processes import ROOT
+
+import memwatch.denoiser.quiet
+from memwatch.denoiser.quiet import LIBRARIES, quietly
+
+BARS = (diffusers.utils.logging, transformers.utils.logging)
+LOG = logging.getLogger("diffusers.models.some_model")  # as its files name theirs
+CONSTRUCT = """
+import sys
+from support.builders import Loop
+from pathlib import Path
+loop = Loop(Path(sys.argv[1]), Path(sys.argv[2]))
+for number in range(2):
+    print(f"=== {number}", file=sys.stderr)
+    loop.watch(sys.argv[1]).close()
+"""
+
+
+@pytest.fixture
+def noisy(pretrained, tmp_path):
+    """The pipeline with settings that diffusers comments on at every load, by its log and by a warning."""
+    folder = tmp_path / "noisy"
+    shutil.copytree(pretrained, folder)
+    for file, setting in (("vae/config.json", {"odd": 1}), ("scheduler/scheduler_config.json", {"steps_offset": 0})):
+        settings = json.loads((folder / file).read_text(encoding="utf-8")) | setting
+        (folder / file).write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_yet(monkeypatch):
+    monkeypatch.setattr(memwatch.denoiser.quiet, "_said", set())
+
+
+@pytest.fixture
+def heard():
+    """What two handlers of diffusers and one for everybody else show."""
+    texts: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record):
+            texts.append(record.getMessage())
+
+    ears = [(logging.getLogger(name), Ear()) for name in ("diffusers", "diffusers", None)]
+    for log, ear in ears:
+        log.addHandler(ear)
+    yield texts
+    for log, ear in ears:
+        log.removeHandler(ear)
+
+
+def settings():
+    """All that ``quietly`` could leave behind."""
+    loggers = [logging.getLogger(name) for name in (None, *LIBRARIES, LOG.name)]
+    logs = [(log.level, log.propagate, list(log.filters), list(log.handlers)) for log in loggers]
+    handlers = [(h.level, list(h.filters)) for log in loggers for h in log.handlers]
+    bars = [log.is_progress_bar_enabled() for log in BARS]
+    return logs, handlers, bars, warnings.showwarning, list(warnings.filters)
+
+
+@contextmanager
+def every_warning():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
+
+
+def test_two_constructions_of_one_process_speak_once(noisy, tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "train_examples")))
+    }
+    command = [sys.executable, "-W", "always::FutureWarning", "-c", CONSTRUCT, str(noisy), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    _, first, second = done.stderr.split("=== ")
+    for said in ("{'odd': 1} were passed to AutoencoderKL", "`steps_offset` should be set to 1"):
+        assert (first.count(said), second.count(said)) == (1, 0), said
+    assert "Loading" not in first + second  # the loop's own loading comes before
+    assert "memwatch has no controls" in second  # memwatch's own words are not held back
+
+
+def test_a_construction_leaves_everything_as_it_was(noisy, tmp_path, heard):
+    loop = Loop(noisy, tmp_path)
+    with every_warning() as caught:
+        before = settings()
+        for _ in range(2):
+            loop.watch(str(noisy)).close()
+        assert settings() == before
+    assert sum("'odd': 1" in text for text in heard) == 2  # handlers
+    assert len([w for w in caught if "steps_offset" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_the_user_chose_comes_back_also_after_an_exception(shown, monkeypatch):
+    for log in BARS:
+        monkeypatch.setattr(log, "_tqdm_active", shown)
+    before, inside = settings(), []
+
+    def load():
+        with quietly():
+            inside.append([log.is_progress_bar_enabled() for log in BARS])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        load()
+    assert inside == [[False, False]]
+    assert settings() == before
+
+
+def test_a_message_passes_every_handler_once(heard):
+    for _ in range(2):
+        with quietly():
+            LOG.warning("the attribute %s is not used", "a")
+            LOG.warning("the attribute %s is not used", "b")
+    assert sorted(heard) == [f"the attribute {name} is not used" for name in "aabb"]
+    LOG.warning("the attribute %s is not used", "a")  # outside, everything is shown as ever
+    assert len(heard) == 6
+
+
+def test_errors_and_other_peoples_messages_are_always_shown(heard):
+    for _ in range(2):
+        with quietly():
+            LOG.error("broken")
+            logging.getLogger("somebody.else").warning("theirs")
+    assert heard.count("theirs") == 2
+    assert heard.count("broken") == 2 * 2
+
+
+def test_a_warning_is_shown_once_and_one_made_an_error_is_raised():
+    with every_warning() as caught:
+        for _ in range(2):
+            with quietly():
+                warnings.warn("old name", FutureWarning, stacklevel=1)
+        warnings.warn("old name", FutureWarning, stacklevel=1)
+    assert [str(w.message) for w in caught] == ["old name", "old name"]  # inside, and outside
+    for _ in range(2):
+        with pytest.raises(FutureWarning, match="old name"), quietly():
+            warnings.warn("old name", FutureWarning, stacklevel=1)
+
+
+def test_a_load_that_fails_gives_everything_back(pretrained, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(pretrained, folder)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    loop, before = Loop(pretrained, tmp_path), settings()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        loop.watch(str(folder))
+    assert settings() == before
