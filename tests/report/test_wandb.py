@@ -1,25 +1,52 @@
-"""W&B: what its own process has written, beside the rows of a script that logs without a step."""
+"""W&B: what its own process has written offline, read back by its own reader."""
 
 from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.builders import EAGER, Loop
-from support.trackers import wandb_rows
+from safetensors.numpy import load_file
+from support.builders import EAGER, Loop, call_every_change
+from support.observations import seen
+from support.wandb_runs import OfflineRun
+from support.wandb_writing import ABOUT, Tracker, offline, report_of, reports_of_a_run, write
+
+from memwatch.config_file import load_config
+from memwatch.judge.alerts import ProbeState, Verdict
+from memwatch.judge.findings import Judgement
+from memwatch.report.report import Report
+from memwatch.report.wandb import SINGLE, WandbSink, alerts_of
 
 
 @pytest.fixture(autouse=True)
-def _offline(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def _offline(monkeypatch, tmp_path):
+    offline(monkeypatch, tmp_path)
 
 
-@pytest.mark.usefixtures("eager")
-def test_wandb_keeps_its_rows_and_the_scripts(pretrained, pipeline, tmp_path):
+@pytest.fixture(scope="module")
+def reports() -> list[Report]:
+    return reports_of_a_run()
+
+
+@pytest.fixture(scope="module")
+def written(reports, tmp_path_factory) -> OfflineRun:
+    """Those reports in a run of a script that logs without a step."""
+    folder = tmp_path_factory.mktemp("written")
+    with pytest.MonkeyPatch.context() as patch:
+        offline(patch, folder)
+        write(reports, lambda run: [run.log({"train_loss": 0.5}) for _ in range(4)], id="run1")
+        (run,) = OfflineRun.all(folder)
+    return run
+
+
+def test_a_run_keeps_our_rows_and_the_scripts(pretrained, pipeline, tmp_path, monkeypatch):
     import wandb
 
+    call_every_change(monkeypatch)
     loop = Loop(pretrained, tmp_path, log_with="wandb")
     run = loop.accelerator.get_tracker("wandb", unwrap=True)
     watch = loop.watch(pipeline, **EAGER | {"stop": {"enabled": False}})
@@ -30,21 +57,210 @@ def test_wandb_keeps_its_rows_and_the_scripts(pretrained, pipeline, tmp_path):
 
     reports = loop.run(watch, 4, each=log_without_a_step)
     loop.accelerator.end_training()
-    wandb.teardown()  # W&B's own process has written everything
-    rows = wandb_rows(tmp_path)
-    losses = [row["train_loss"] for row in rows if "train_loss" in row]
+    wandb.teardown()
+    (run,) = OfflineRun.all(tmp_path)
+    losses = [row["train_loss"] for row in run.rows if "train_loss" in row]
     assert losses == [step + part / 10 for step in range(1, 5) for part in range(3)]
-    ours = {row["memwatch/step"]: row for row in rows if "memwatch/step" in row}
-    assert list(ours) == [0, 2, 4]
-    for report in reports:
+    assert [row["memwatch/step"] for row in run.ours] == [0, 2, 4]
+    for report, row in zip(reports, run.ours[1:], strict=True):
+        assert report.alerts or report.step > 2
         for key, value in report.scalars().items():
-            assert ours[report.step][key] == pytest.approx(value), key
+            assert row[key] == pytest.approx(value), key
         for name in ("cat", "poster"):
-            shown = ours[report.step][f"memwatch/heatmap/{name}"]
-            assert shown["_type"] == "image-file"
-            (file,) = (tmp_path / "wandb").glob(f"offline-run-*/files/{shown['path']}")
-            assert np.array_equal(np.asarray(Image.open(file)), np.asarray(report.pictures[name]))
-    assert any(report.alerts for report in reports)
-    assert any("memwatch/alert" in row for row in ours.values())
-    steps = [row["_step"] for row in rows]
-    assert steps == sorted(steps)
+            assert np.array_equal(Image.open(run.media(row, f"memwatch/heatmap/{name}")), report.pictures[name])
+    steps = [row["_step"] for row in run.rows]
+    assert steps == sorted(set(steps))
+    assert [cells["probe"] for cells in run.table()] == ["cat", "poster"] * 3
+    assert run.config["memwatch"]["about"] == {
+        "model": watch.about.model,
+        "machine": watch.about.machine,
+        "versions": watch.about.versions,
+        "watched": {"probe": 2},
+        "training_rows": 8,
+    }
+
+
+def test_every_event_is_a_row_of_its_own(written, reports):
+    assert [row["memwatch/step"] for row in written.ours] == [0, 2, 4, 6]
+    for report, row in zip(reports, written.ours, strict=True):
+        assert {key: row[key] for key in report.scalars()} == pytest.approx(report.scalars())
+        assert row.get("memwatch/alert") == (report.alert_text(report.findings[0]) if report.alerts else None)
+    assert sum("train_loss" in row for row in written.rows) == 16
+
+
+def test_events_without_a_row_of_the_script_between_them_are_rows_as_well(tmp_path, reports):
+    """At the same step of W&B's own, the second event would have replaced the first one's values."""
+    ahead = [True]
+
+    def only_at_the_start(run):
+        for _ in range(100 if ahead else 0):
+            run.log({"validation": 1.0})
+        ahead.clear()
+
+    write(reports, only_at_the_start)
+    (run,) = OfflineRun.all(tmp_path)
+    assert [row["memwatch/step"] for row in run.ours] == [0, 2, 4, 6]
+    assert [row["_step"] for row in run.ours] == [100, 101, 102, 103]
+    assert sum("validation" in row for row in run.rows) == 100
+
+
+def test_a_failed_event_is_a_row_of_its_few_scalars(tmp_path, reports):
+    failed = Report(4, load_config(None), Judgement(), True, 0.5, 1, None, failure="out of memory", about=ABOUT)
+    write([reports[0], failed])
+    (run,) = OfflineRun.all(tmp_path)
+    row = run.ours[-1]
+    assert {key for key in row if not key.startswith("_")} == set(failed.scalars())
+    assert (row["memwatch/step"], row["memwatch/errors"], len(run.table())) == (4, 1, 1)
+
+
+def test_the_summary_keeps_the_highest_severity_and_the_lowest_p(written, reports):
+    severities, ps = ([getattr(report.findings[0], key) for report in reports] for key in ("severity", "p"))
+    assert severities[-1] < max(severities)
+    assert ps[-1] > min(ps)
+    for key in ("memwatch/max_severity", "memwatch/severity/cat"):
+        assert written.summary[key] == pytest.approx({"last": severities[-1], "max": max(severities)})
+    for key in ("memwatch/min_p", "memwatch/p/cat"):
+        assert written.summary[key] == pytest.approx({"last": ps[-1], "min": min(ps)})
+    assert written.summary["memwatch/step"] == 6
+
+
+def test_a_name_with_a_dot_has_its_summary_too(tmp_path, reports):
+    named = [replace(r.findings[0], observation=seen("a.cat v1.5")) for r in reports]
+    write([replace(r, judgement=Judgement((f,)), pictures={}) for r, f in zip(reports, named, strict=True)])
+    (run,) = OfflineRun.all(tmp_path)
+    severities = [f.severity for f in named]
+    last = {"last": severities[-1], "max": max(severities)}
+    assert run.summary["memwatch/severity/a.cat v1.5"] == pytest.approx(last)
+
+
+def test_every_series_has_memwatchs_step_as_its_axis(written):
+    metrics = written.of_type("metric")
+    assert {"name": "memwatch/step", "options": {"defined": True, "hidden": True}} in metrics
+    by_key = {metric.get("name") or metric["glob_name"]: metric.get("step_metric") for metric in metrics}
+    assert by_key["memwatch/*"] == by_key["memwatch/severity/cat"] == by_key["memwatch/p/cat"] == "memwatch/step"
+    assert [key for key in by_key if key.endswith("*")] == ["memwatch/*"]  # of two patterns W&B would take either
+
+
+def test_alerts_have_a_level_and_a_rate_limit(written, reports):
+    found = [(a["title"], a["level"], a["text"], int(a["wait_duration"])) for a in written.of_type("alert")]
+    texts = [report.alert_text(report.alerts[0]) for report in reports[1:3]]
+    assert found == [
+        ("memwatch: suspicious: cat", "WARN", texts[0], 600_000),
+        ("memwatch: memorized: cat", "ERROR", texts[1], 600_000),
+    ]
+
+
+def test_many_alerts_of_one_event_are_sent_as_one_that_names_them_all():
+    (finding,) = report_of(2).alerts
+    name = "n" * 60
+    findings = tuple(replace(finding, observation=seen(f"{name}{i}")) for i in range(SINGLE + 1))
+    report = replace(report_of(2), judgement=Judgement(findings))
+    ((title, text, level),) = alerts_of(report)
+    assert (title, level) == ("memwatch: several probes at once", "WARN")
+    assert all(report.alert_text(f) in text for f in findings)
+    assert text.startswith(f"memwatch, step 2: {SINGLE + 1} probes: {name}0 (suspicious), ")
+    worst = replace(findings[0], state=ProbeState(verdict=Verdict.MEMORIZED))
+    ((_, _, level),) = alerts_of(replace(report, judgement=Judgement((*findings, worst))))
+    assert level == "ERROR"
+    few = alerts_of(replace(report, judgement=Judgement(findings[:SINGLE])))
+    assert [len(title) for title, *_ in few] == [63] * SINGLE  # W&B takes less than 64 characters
+
+
+def test_maps_are_uploaded_with_alerts_and_on_closing(written, reports):
+    uploaded = written.artifacts("memwatch-maps")
+    assert {artifact["name"] for artifact in uploaded} == {"memwatch-maps-run1"}
+    assert [set(artifact["aliases"]) for artifact in uploaded] == [{"latest", f"step-{step}"} for step in (2, 4, 6)]
+    for artifact, report in zip(uploaded, reports[1:], strict=True):
+        assert artifact["metadata"] == {"step": report.step}
+        ((path, file),) = artifact["files"].items()
+        assert path == f"step_{report.step:07d}.safetensors"
+        maps, decisive = load_file(file), report.findings[0].signals.decisive
+        assert np.array_equal(maps["cat/decisive"], decisive.mean.numpy())
+        assert np.array_equal(maps["cat/decisive.sem"], decisive.sem.numpy())
+
+
+def test_the_settings_lie_in_the_runs_config_beside_the_scripts(tmp_path, reports):
+    later = replace(reports[1], about=replace(ABOUT, training_rows=9))
+    write([reports[0], later], config={"learning_rate": 1e-4})
+    (run,) = OfflineRun.all(tmp_path)
+    assert run.config["memwatch"] == {
+        "every_steps": 2,
+        "levels": {"timesteps": [61, 301]},
+        "max_train_steps": None,
+        "about": {
+            "model": "StableDiffusion, epsilon",
+            "machine": "x86_64, 2 CPU cores",
+            "versions": {"torch": "2.13.0"},
+            "watched": {"probe": 1, "control": 2},
+            "training_rows": 9,
+        },
+    }
+    assert run.config["learning_rate"] == 1e-4
+
+
+def test_a_run_resumed_from_a_checkpoint_goes_on_without_a_second_row(pretrained, pipeline, tmp_path, monkeypatch):
+    """Offline, W&B resumes nothing: the second process writes a file of its own, which is synced to the same run."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_RUN_ID", "same")
+    monkeypatch.setenv("WANDB_RESUME", "allow")
+    for steps in (4, 8):
+        loop = Loop(pretrained, tmp_path, log_with="wandb")
+        watch = loop.watch(pipeline)
+        if steps == 8:
+            loop.accelerator.load_state(str(tmp_path / "checkpoint"))
+            loop.step = 4
+        loop.run(watch, steps)
+        loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+        loop.accelerator.end_training()
+        wandb.teardown()
+    runs = OfflineRun.all(tmp_path)
+    assert [run.of_type("run")[0]["run_id"] for run in runs] == ["same", "same"]
+    assert [[(row["memwatch/step"], row["_step"]) for row in run.ours] for run in runs] == [
+        [(0, 0), (2, 2), (4, 4)],
+        [(6, 6), (8, 8)],
+    ]
+    assert [[row["step"] for row in run.table()] for run in runs] == [[0, 0, 2, 2, 4, 4], [6, 6, 8, 8]]
+
+
+class Resumed:
+    """A run that W&B has resumed on its server: it holds events up to step 4, and its own step is 90."""
+
+    resumed, id, step = True, "run1", 90
+
+    def __init__(self, mode="online"):
+        self.settings = SimpleNamespace(mode=mode)
+        self.rows, self.alerts, self.summary, self.config = [], [], {"memwatch/step": 4}, {}
+
+    def define_metric(self, name, **options): ...
+
+    def log(self, row, step=None):
+        self.rows.append((step, row["memwatch/step"]))
+
+    def log_artifact(self, artifact, aliases): ...
+
+    def alert(self, title, **options):
+        self.alerts.append(title)
+
+
+def test_events_that_a_resumed_run_holds_already_are_not_written_again(reports, caplog):
+    run = Resumed()
+    sink = WandbSink(Tracker(run))
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        for report in reports:
+            sink.write(report)
+    assert run.rows == [(90, 6)]
+    assert run.alerts == []
+    assert caplog.messages == [
+        f"the W&B run holds memwatch's event of step {step} already and keeps it as it is" for step in (0, 2, 4)
+    ]
+
+
+def test_a_run_that_several_processes_share_counts_no_steps(reports):
+    """W&B takes no step there, and raises when it is asked for its own."""
+    run = Resumed("shared")
+    run.resumed, run.step = False, None  # no number, so that max() would raise
+    sink = WandbSink(Tracker(run))
+    sink.write(reports[0])
+    sink.write(reports[1])
+    assert run.rows == [(None, 0), (None, 2)]
