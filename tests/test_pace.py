@@ -13,6 +13,7 @@ import memwatch.pace
 from memwatch.config import MemWatchConfig
 from memwatch.measure.passes import Passes
 from memwatch.pace import CHOSEN, NEVER_RARER, OFTENEST, Clock, Prices, choose_pace, planned_events
+from memwatch.report.terminal import summary
 
 
 @pytest.mark.parametrize(
@@ -132,5 +133,5 @@ def test_the_overhead_is_logged_and_said(pretrained, pipeline, tmp_path):
     assert first.overhead is None
     assert "memwatch/overhead" not in first.scalars()
     assert later.scalars()["memwatch/overhead"] == later.overhead > 0
-    assert f"{100 * later.overhead:.1f} % of training time" in later.summary()
+    assert f"{100 * later.overhead:.1f} % of training time" in summary(later.to_event(), later.about)
     assert [row["overhead"] for row in history(tmp_path)] == [None, later.overhead]

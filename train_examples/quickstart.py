@@ -33,7 +33,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from memwatch import Finding, MemWatch, Probe, Report
 from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
 from memwatch.judge.alerts import Verdict
-from memwatch.report.heatmap import contact_sheet
 
 HERE = Path(__file__).parent
 TINY_SD = HERE / "assets" / "tiny-sd"
@@ -206,7 +205,7 @@ def iou(finding: Finding, item: Item) -> float:
 
 
 def show(reports: list[Report], items: list[Item], args: argparse.Namespace) -> None:
-    """Print what was found at the last event against what was planted, and draw one sheet of pictures."""
+    """Print what was found at the last event against what was planted, and save the overview of that event."""
     by_name = {item.name: item for item in items}
     last = reports[-1]
     print(f"\n{'probe':<24}{'planted':<14}{'verdict':<14}{'severity':>9}{'p':>8}{'IoU':>7}")
@@ -216,9 +215,11 @@ def show(reports: list[Report], items: list[Item], args: argparse.Namespace) -> 
         p = "-" if f.p is None else f"{f.p:.1g}"
         overlap = f"{iou(f, item):.2f}" if item.box else "-"
         print(f"{f.name:<24}{planted:<14}{f.verdict:<14}{f.severity:>8.1f}x{p:>8}{overlap:>7}")
-    sheet, history = args.output_dir / "heatmaps.png", args.output_dir / "memwatch" / "history.jsonl"
-    contact_sheet([last.pictures[f.name] for f in last.findings]).save(sheet)
-    print(f"\nheatmaps      {sheet}\nhistory       {history}")
+    overview, history = args.output_dir / "overview.png", args.output_dir / "memwatch" / "history.jsonl"
+    if last.overview is not None:
+        last.overview.save(overview)
+        print(f"\noverview      {overview}")
+    print(f"history       {history}")
     if args.report_to in ("tensorboard", "all"):
         print(f"TensorBoard   tensorboard --samples_per_plugin images=1000 --logdir {args.output_dir / 'logs'}")
 

@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from memwatch.config import MemWatchConfig
-from memwatch.judge.findings import Finding
 from memwatch.judge.regions import Region
-from memwatch.measure.copies import Proof
+from memwatch.report.strip import INK, PAPER, font_of
 
 # Nine stops from black over red to pale yellow, rising in lightness: readable in grey and by colour-blind people.
 STOPS = np.array(
@@ -28,9 +26,8 @@ STOPS = np.array(
     ],
     dtype=np.float64,
 )
-SHOWN = 384  # pixels; smaller pictures are enlarged until boxes and text can be read
-FRAME = (230, 60, 50)  # of a generation that is a copy
 BAR = 74  # pixels, width of the colour bar with its labels
+SHOWN = 384  # pixels: the longer side of a panel
 
 
 def colours(values: np.ndarray) -> np.ndarray:
@@ -50,27 +47,23 @@ def scaled(log_values: np.ndarray, max_factor: float) -> np.ndarray:
     return share
 
 
-def pictures_of(findings: Sequence[Finding], config: MemWatchConfig) -> dict[str, Image.Image]:
-    """The picture of every finding that has an image, by the probe's name."""
-    pictures = {f.name: picture_of(f, config.heatmap.max_factor) for f in findings}
-    return {name: picture for name, picture in pictures.items() if picture is not None}
-
-
-def picture_of(finding: Finding, max_factor: float) -> Image.Image | None:
-    """The probe's image beside its heatmap, and its generations; ``None`` where there is no image. See ``overlay``."""
-    image, signals = finding.observation.image, finding.signals
-    if image is None:
-        return None
-    if signals is None or signals.decisive is None:
-        return overlay(image, np.zeros(image.shape[:2]), max_factor=max_factor)
-    picture = overlay(image, signals.decisive.mean.numpy(), finding.regions, max_factor=max_factor)
-    return picture if finding.proof is None else with_generations(picture, finding.proof)
+def fitted(image: np.ndarray, width: int = SHOWN, height: int = SHOWN) -> Image.Image:
+    """An image, RGB uint8 ``(H, W, 3)``, as large as fits into ``width`` x ``height``; its own pixels stay visible."""
+    zoom = min(width / image.shape[1], height / image.shape[0])
+    size = (max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom)))
+    how = Image.Resampling.NEAREST if zoom >= 2 else Image.Resampling.LANCZOS
+    return Image.fromarray(image).resize(size, how)
 
 
 def overlay(
-    image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, max_factor: float = 8.0
+    image: np.ndarray,
+    log_values: np.ndarray,
+    regions: Sequence[Region] = (),
+    *,
+    max_factor: float = 8.0,
+    side: int = SHOWN,
 ) -> Image.Image:
-    """Three things side by side: the image, the image under its heatmap with region boxes, and the colour bar.
+    """The image, ``fitted`` into a square, under its heatmap with region boxes.
 
     The higher a value, the more opaque the heatmap: where nothing was stored, the image shows unchanged.
 
@@ -79,66 +72,42 @@ def overlay(
         log_values: natural log of reduction factors, ``(h, w)``; enlarged to the image without smoothing.
         regions: their boxes are in pixels of ``image``.
         max_factor: the reduction factor at the top of the scale.
+        side: pixels of the square.
     """
-    height, width = image.shape[:2]
-    zoom = max(1, -(-SHOWN // max(height, width)))
-    size = (width * zoom, height * zoom)
-    plain = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
-    share = np.asarray(
-        Image.fromarray(scaled(log_values, max_factor).astype(np.float32)).resize(size, Image.Resampling.NEAREST)
-    )
+    plain = fitted(image, side, side)
+    small = Image.fromarray(scaled(log_values, max_factor).astype(np.float32))
+    share = np.asarray(small.resize(plain.size, Image.Resampling.NEAREST))
     opacity = np.sqrt(share)[..., None] * 0.85
     mixed = np.asarray(plain) * (1 - opacity) + colours(share) * opacity
     marked = Image.fromarray(mixed.round().astype(np.uint8))
-    draw, font = ImageDraw.Draw(marked), ImageFont.load_default(max(11, size[1] // 28))
+    draw, font, zoom = ImageDraw.Draw(marked), font_of(max(18, side // 18)), plain.width / image.shape[1]
     for region in regions:
-        left, top, right, bottom = (edge * zoom for edge in region.box)
-        draw.rectangle((left, top, right - 1, bottom - 1), outline=(255, 255, 255), width=2)
-        text = f"{np.exp(region.mean):.1f}x"
-        draw.text((left + 4, top + 2), text, fill=(255, 255, 255), font=font, stroke_width=2, stroke_fill=(0, 0, 0))
-    picture = Image.new("RGB", (2 * size[0] + BAR + 8, size[1]), (255, 255, 255))
-    picture.paste(plain, (0, 0))
-    picture.paste(marked, (size[0] + 4, 0))
-    picture.paste(colour_bar(size[1], max_factor), (2 * size[0] + 8, 0))
-    return picture
+        left, top, right, bottom = (round(edge * zoom) for edge in region.box)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline="#FFFFFF", width=2)
+        text = f"{math.exp(region.effect):.1f}x"
+        draw.text((left + 5, top + 3), text, fill="#FFFFFF", font=font, stroke_width=2, stroke_fill="#000000")
+    return marked
 
 
-def with_generations(picture: Image.Image, proof: Proof) -> Image.Image:
-    """The picture, and on its right all generations in a square; those that copy the region are framed."""
-    side, rows = picture.height, math.ceil(math.sqrt(len(proof.generations)))
-    cell, first = side // rows, picture.width + 4
-    wide = Image.new("RGB", (first + cell * rows, side), (255, 255, 255))
-    wide.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(wide)
-    for i, (generation, is_copy) in enumerate(zip(proof.generations, proof.is_copy, strict=True)):
-        left, top = first + cell * (i % rows), cell * (i // rows)
-        small = Image.fromarray(generation).resize((cell - 4, cell - 4), Image.Resampling.BICUBIC)
-        wide.paste(small, (left + 2, top + 2))
-        if is_copy:
-            draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=FRAME, width=3)
-    return wide
+def height_of(factor: float, height: int, max_factor: float, pad: int = 14) -> float:
+    """How far below the top of a ``colour_bar`` a factor lies, pixels; outside its scale, at its end."""
+    share = min(1.0, max(0.0, math.log(factor) / math.log(max_factor)))
+    return pad + (height - 2 * pad - 1) * (1 - share)
 
 
-def colour_bar(height: int, max_factor: float) -> Image.Image:
-    """The vertical scale of reduction factors, labelled at 1x, 2x, 4x ... and at the top."""
-    bar = Image.new("RGB", (BAR, height), (255, 255, 255))
-    pad = 14
-    column = colours(np.linspace(1, 0, height - 2 * pad)[:, None].repeat(18, 1))
-    bar.paste(Image.fromarray(column), (6, pad))
-    draw, font = ImageDraw.Draw(bar), ImageFont.load_default(13)
-    ticks = [*(2.0**i for i in range(int(np.log2(max_factor - 1e-9)) + 1)), max_factor]
-    for tick in ticks:
-        y = pad + (height - 2 * pad - 1) * (1 - np.log(tick) / np.log(max_factor))
-        draw.line((24, y, 28, y), fill=(0, 0, 0))
-        draw.text((31, y - 8), f"{tick:g}x", fill=(0, 0, 0), font=font)
+def colour_bar(height: int, max_factor: float, size: int = 20) -> Image.Image:
+    """The vertical scale of reduction factors, labelled at 1x, 2x, 4x ... and at the top.
+
+    Args:
+        size: of the labels' letters, pixels.
+    """
+    bar = Image.new("RGB", (BAR, height), PAPER)
+    column = colours(np.linspace(1, 0, height - 2 * 14)[:, None].repeat(18, 1))
+    bar.paste(Image.fromarray(column), (6, 14))
+    draw = ImageDraw.Draw(bar)
+    powers = [2.0**i for i in range(int(np.log2(max_factor - 1e-9)) + 1)]
+    for tick in [*(power for power in powers if power * 1.2 < max_factor), max_factor]:
+        y = height_of(tick, height, max_factor)
+        draw.line((24, y, 28, y), fill=INK)
+        draw.text((31, y), f"{tick:g}x", fill=INK, font=font_of(size), anchor="lm")
     return bar
-
-
-def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2) -> Image.Image:
-    """Several pictures of one size on one sheet, row by row."""
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + 6) - 6, rows * (height + 6) - 6), (255, 255, 255))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, ((i % columns) * (width + 6), (i // columns) * (height + 6)))
-    return sheet

@@ -20,6 +20,7 @@ from memwatch.report.copied import proof_words
 from memwatch.report.frames import Frames, frames_of
 from memwatch.report.heatmap import STOPS
 from memwatch.report.history import Event, Row, Run
+from memwatch.report.strip import VERDICT_COLOURS
 from memwatch.report.timeline import STYLES, level_curves, loss_timeline, rows_by_name, severity_timeline
 
 PAGE = "report.html"
@@ -77,6 +78,7 @@ def render(run: Run, *, renew: float | None = None) -> str:
             max_factor=max_factor,
             gradient=", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*stop) for stop in STOPS),
             styles=STYLES,
+            colours=VERDICT_COLOURS,
             verdicts=VERDICTS,
             data=script_data(run, order, frames),
             settings=yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True) if settings else "",

@@ -24,8 +24,11 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/num_copied`` | scalar | probes that a generation copies (when any was generated) |
 | ``memwatch/overview`` | image | all probes of an event, the most severe first, beside the controls |
 | ``memwatch/heatmap/PROBE`` | image | the image, its heatmap and regions, what is generated; colours mean the same |
-| ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as boxes to switch on and off |
-| ``memwatch/alert`` | text | one paragraph per alert (TensorBoard: ``memwatch/alert/PROBE``) |
+| ``memwatch/map/PROBE`` | histogram | TensorBoard only: the reduction factors of the map that decides, 1 is none |
+| ``memwatch/alerts`` | text | TensorBoard only: all alerts so far, one table; written at each event with news |
+| ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as a mask and as boxes to switch on and off |
+| ``memwatch/probes`` | table | W&B only: a row per probe and event, see ``ProbeTable`` |
+| ``memwatch/alert`` | text | one paragraph per alert (TensorBoard: ``memwatch/alerts``) |
 | ``memwatch/seconds`` | scalar | what the event cost |
 | ``memwatch/overhead`` | scalar | share of training time that memwatch has taken so far (0.02 is 2 %) |
 | ``memwatch/measured`` | scalar | probes, controls and peers whose curvature was measured at this event |

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink
-from memwatch.report.heatmap import pictures_of
+from memwatch.report.history import HISTORY
+from memwatch.report.losses import LossSink
+from memwatch.report.overview import overview_of
+from memwatch.report.picture import pictures_of
 from memwatch.report.report import Report
 from memwatch.report.terminal import Console
 
@@ -35,7 +38,7 @@ class Sinks:
     """
 
     def __init__(self, files: FileSink, faults: Faults) -> None:
-        self.files, self.faults = files, faults
+        self.files, self.losses, self.faults = files, LossSink(files.folder), faults
         self._trackers: list[Any] | None = None
         self._of_trackers: dict[int, Sink] = {}
 
@@ -52,8 +55,10 @@ class Sinks:
             self._trackers = [tracker for tracker in trackers if tracker.name != "memwatch"]
         if not self.faults.is_off(DRAWING):
             with self.faults.surviving(DRAWING):
-                report = replace(report, pictures=pictures_of(report.findings, report.config))
+                report = replace(report, pictures=pictures_of(report))
+                report = replace(report, overview=overview_of(report))
         self._write(self.files.name, lambda: self.files, report)
+        self._write(self.losses.name, lambda: self.losses, report)
         for i, tracker in enumerate(self._trackers):
             self._write(tracker.name, partial(self._of_tracker, i, tracker), report)
         self._write(Console.name, Console, report)
@@ -68,20 +73,27 @@ class Sinks:
     def _of_tracker(self, i: int, tracker: Any) -> Sink:
         """The tracker's sink, made at its first report or, where that failed, at a later one."""
         if i not in self._of_trackers:
-            self._of_trackers[i] = tracker_sink(tracker)
+            self._of_trackers[i] = tracker_sink(tracker, self.faults)
         return self._of_trackers[i]
 
     def close(self) -> None:
-        for sink in (self.files, *self._of_trackers.values()):
+        """Close every sink, and write the report page of what this process has written."""
+        sinks: list[Sink] = [self.files, self.losses, *self._of_trackers.values()]
+        for sink in sinks:
             with self.faults.surviving(f"closing the sink '{sink.name}'", "what it wrote before stays"):
                 sink.close()
+        if self._trackers is not None and (self.files.folder / HISTORY).is_file():
+            from memwatch.report.page import write_page  # jinja2 waits until it is needed
+
+            with self.faults.surviving("writing the report page", "'memwatch report' writes it at any time"):
+                write_page(self.files.folder)
 
 
-def tracker_sink(tracker: Any) -> Sink:
-    """The sink of an accelerate tracker: TensorBoard and W&B by their own adapters, any other by its scalars."""
-    from memwatch.report.scalars import ScalarSink
+def tracker_sink(tracker: Any, faults: Faults) -> Sink:
+    """The sink of an accelerate tracker: TensorBoard and W&B by their own adapters, any other by ``TrackerSink``."""
     from memwatch.report.tensorboard import TensorBoardSink
+    from memwatch.report.trackers import TrackerSink
     from memwatch.report.wandb import WandbSink
 
     known: dict[str, Callable[[Any], Sink]] = {"tensorboard": TensorBoardSink, "wandb": WandbSink}
-    return known.get(tracker.name, ScalarSink)(tracker)
+    return known[tracker.name](tracker) if tracker.name in known else TrackerSink(tracker, faults)

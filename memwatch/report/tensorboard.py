@@ -1,16 +1,35 @@
-"""TensorBoard: scalars, one image tag per probe (so that the step slider scrubs one probe), alerts as text.
+"""TensorBoard: scalars and their charts, one image tag per probe (so that the step slider scrubs one probe), one for
+the overview, histograms of the maps, and all alerts as one table.
 
-TensorBoard shows ten steps an image tag unless started with ``--samples_per_plugin images=1000``; the files in
+TensorBoard shows ten steps per image tag unless started with ``--samples_per_plugin images=1000``; the files in
 ``output_dir`` hold all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
+from memwatch.report.history import HISTORY, Event, Row
+from memwatch.report.lines import read_lines
 from memwatch.report.report import Report
+from memwatch.report.terminal import HEAD, cells_of
+
+CONTROLS = [f"memwatch/control_severity{end}" for end in ("_median", "_least", "")]  # the line, and the band's ends
+LAYOUT = {  # of the tab "Custom Scalars"; a multiline chart's tags are regular expressions
+    "memwatch": {
+        "severity of every probe, and the alert level": [
+            "Multiline",
+            ["memwatch/severity/.+", "memwatch/alert_level$"],
+        ],
+        "severity of the controls: least, median, largest": ["Margin", CONTROLS],
+        "share of training time that memwatch takes": ["Multiline", ["memwatch/overhead$"]],
+    }
+}
 
 
 class TensorBoardSink:
@@ -18,16 +37,58 @@ class TensorBoardSink:
 
     def __init__(self, tracker: Any) -> None:
         self._writer = tracker.tracker
+        self._has_layout = False
 
     def write(self, report: Report) -> None:
+        writer, step = self._writer, report.step
+        if not self._has_layout:
+            self._begin()
         for key, value in report.scalars().items():
-            self._writer.add_scalar(key, value, report.step)
-        for name, picture in report.pictures.items():
-            self._writer.add_image(f"memwatch/heatmap/{name}", np.asarray(picture), report.step, dataformats="HWC")
-        for finding in report.alerts:
-            text = report.alert_text(finding).replace("\n", "  \n")  # markdown's line break
-            self._writer.add_text(f"memwatch/alert/{finding.name}", text, report.step)
-        self._writer.flush()
+            writer.add_scalar(key, value, step)
+        pictures = {f"memwatch/heatmap/{name}": picture for name, picture in report.pictures.items()}
+        if report.overview is not None:
+            pictures["memwatch/overview"] = report.overview
+        for tag, picture in pictures.items():
+            writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
+        for name, factors in factors_of(report).items():
+            writer.add_histogram(f"memwatch/map/{name}", factors, step)
+        if report.alerts:
+            writer.add_text("memwatch/alerts", table(alerts_until(report)), step)
+        writer.flush()
+
+    def _begin(self) -> None:
+        """The charts' layout, and how to start TensorBoard so that it shows every picture."""
+        self._writer.add_custom_scalars(LAYOUT)
+        self._has_layout = True
+        folder = getattr(self._writer, "log_dir", None) or self._writer.logdir  # torch's writer, or tensorboardX's
+        command = f"tensorboard --samples_per_plugin images=1000 --logdir {folder}"
+        tqdm.write(f"memwatch: TensorBoard keeps ten pictures of each probe unless it is started by\n  {command}")
 
     def close(self) -> None:
         """accelerate finishes its trackers itself."""
+
+
+def factors_of(report: Report) -> dict[str, np.ndarray]:
+    """By name, the reduction factors of the deciding map, finite ones only; none where nothing was compared."""
+    found = {}
+    for f in report.findings:
+        if f.signals is not None and f.signals.decisive is not None:
+            factors = np.exp(f.signals.decisive.mean.double().numpy().ravel())
+            if len(finite := factors[np.isfinite(factors)]):
+                found[f.name] = finite
+    return found
+
+
+def alerts_until(report: Report) -> list[tuple[int, Row]]:
+    """Every alert of the run with its step: those of the history, also from before a resume, and the report's."""
+    rows = read_lines(Path(report.config.output_dir) / HISTORY)
+    earlier = [Event.from_dict(row) for row in rows if row["step"] < report.step]
+    return [(event.step, row) for event in [*earlier, report.to_event()] for row in event.rows if row.alert]
+
+
+def table(alerts: Sequence[tuple[int, Row]]) -> str:
+    """A markdown table, oldest first."""
+    head = ("step", *HEAD, "reason")
+    rows = [(str(step), row.name, *cells_of(row)[1:], row.reason) for step, row in alerts]  # the whole name
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

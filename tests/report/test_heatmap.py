@@ -6,37 +6,18 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
-from support.observations import controls, seen
 
-from memwatch.config_file import load_config
-from memwatch.judge.findings import judge_event
 from memwatch.judge.regions import Region
-from memwatch.measure.copies import Proof
-from memwatch.report.heatmap import (
-    BAR,
-    FRAME,
-    STOPS,
-    colour_bar,
-    colours,
-    contact_sheet,
-    overlay,
-    picture_of,
-    pictures_of,
-    scaled,
-    with_generations,
-)
+from memwatch.report.heatmap import BAR, SHOWN, STOPS, colour_bar, colours, fitted, height_of, overlay, scaled
 
 
 def photo(side=64, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
-def panels(picture):
-    """The plain image and the marked one."""
-    side = picture.height
-    pixels = np.asarray(picture)
-    return pixels[:, :side], pixels[:, side + 4 : 2 * side + 4]
+def both(image, values, regions=(), **options):
+    """The plain image, and the same under its heatmap."""
+    return np.asarray(fitted(image)), np.asarray(overlay(image, values, regions, **options))
 
 
 def test_colours_run_from_the_first_stop_to_the_last():
@@ -58,13 +39,25 @@ def test_scaled_by_hand():
 
 
 @pytest.mark.parametrize("value", [0.0, -2.0, math.nan])
-@pytest.mark.parametrize("side", [16, 64, 512])
+@pytest.mark.parametrize("side", [16, 64, 300, 512])
 def test_nothing_stored_leaves_the_image_unchanged(value, side):
-    image = photo(side)
-    plain, marked = panels(overlay(image, np.full((8, 8), value)))
+    plain, marked = both(photo(side), np.full((8, 8), value))
     assert np.array_equal(plain, marked)
-    zoom = plain.shape[0] // side
-    assert np.array_equal(plain, image.repeat(zoom, 0).repeat(zoom, 1))
+
+
+@pytest.mark.parametrize("side", [16, 64, 128])
+def test_small_images_keep_their_pixels(side):
+    image, zoom = photo(side), SHOWN // side
+    assert np.array_equal(np.asarray(fitted(image)), image.repeat(zoom, 0).repeat(zoom, 1))
+
+
+@pytest.mark.parametrize(("shape", "size"), [((64, 32), (192, 384)), ((100, 800), (384, 48)), ((1, 999), (384, 1))])
+def test_images_of_any_shape_fit_into_the_square(shape, size):
+    image = np.zeros((*shape, 3), np.uint8)
+    assert fitted(image).size == size
+    assert overlay(image, np.zeros((4, 4))).size == size
+    assert fitted(image, 40, 20).size[0] <= 40
+    assert fitted(image, 40, 20).size[1] <= 20
 
 
 def test_scale_is_absolute():
@@ -72,7 +65,7 @@ def test_scale_is_absolute():
     image, alone, beside = np.zeros((64, 64, 3), np.uint8), np.zeros((8, 8)), np.zeros((8, 8))
     alone[0, 0] = beside[0, 0] = math.log(3)
     beside[7, 7] = math.log(50)
-    first, second = (panels(overlay(image, values))[1] for values in (alone, beside))
+    first, second = (both(image, values)[1] for values in (alone, beside))
     corner = first.shape[0] // 8
     assert np.array_equal(first[:corner, :corner], second[:corner, :corner])
     assert first[0, 0].any()
@@ -82,29 +75,30 @@ def test_scale_is_absolute():
 def test_heat_is_where_the_map_says():
     values = np.zeros((8, 8))
     values[2:4, 5:7] = math.log(8)
-    plain, marked = panels(overlay(photo(), values))
+    plain, marked = both(photo(), values)
     cell = plain.shape[0] // 8
     rows, columns = np.nonzero((plain != marked).any(-1))
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (2 * cell, 4 * cell, 5 * cell, 7 * cell)
 
 
 def test_full_heat_by_hand():
-    _, marked = panels(overlay(np.zeros((64, 64, 3), np.uint8), np.full((8, 8), 10.0)))
+    _, marked = both(np.zeros((64, 64, 3), np.uint8), np.full((8, 8), 10.0))
     expected = (STOPS[-1] * 0.85).round()
     assert (np.abs(marked - expected) <= 1).all()
 
 
 def test_top_of_the_scale_is_an_argument():
     image, values = np.zeros((64, 64, 3), np.uint8), np.full((8, 8), math.log(4))
-    low, high = (panels(overlay(image, values, max_factor=top))[1].mean() for top in (4.0, 64.0))
+    low, high = (both(image, values, max_factor=top)[1].mean() for top in (4.0, 64.0))
     assert low > high > 0
 
 
-def test_boxes_are_in_image_pixels():
-    image = np.zeros((64, 64, 3), np.uint8)
-    _, marked = panels(overlay(image, np.zeros((8, 8)), [Region((16, 8, 48, 40), 0.25, 1.0, math.log(5), 0.1, 1.2)]))
-    zoom = marked.shape[0] // 64
-    left, top, right, bottom = (edge * zoom for edge in (16, 8, 48, 40))
+@pytest.mark.parametrize("side", [64, 512])
+def test_boxes_are_in_image_pixels(side):
+    image, zoom = np.zeros((side, side, 3), np.uint8), SHOWN / side
+    box = tuple(edge * side // 64 for edge in (16, 8, 48, 40))
+    _, marked = both(image, np.zeros((8, 8)), [Region(box, 0.25, 1.0, math.log(5), 0.1, 1.2)])
+    left, top, right, bottom = (round(edge * zoom) for edge in box)
     for row, column in [(top, left), (top, right - 1), (bottom - 1, left), (bottom - 1, right - 1)]:
         assert marked[row, column].tolist() == [255, 255, 255]
     outside = np.ones(marked.shape[:2], bool)
@@ -120,11 +114,6 @@ def test_the_given_arrays_are_not_changed():
     assert (values == 1).all()
 
 
-def test_small_pictures_are_enlarged_and_large_ones_are_not():
-    assert overlay(photo(64), np.zeros((8, 8))).size == (2 * 384 + BAR + 8, 384)
-    assert overlay(photo(512), np.zeros((64, 64))).size == (2 * 512 + BAR + 8, 512)
-
-
 @pytest.mark.parametrize("top", [1.5, 2.0, 8.0, 10.0])
 def test_colour_bar(top):
     pixels = np.asarray(colour_bar(200, top))
@@ -133,48 +122,9 @@ def test_colour_bar(top):
     assert pixels[185, 10].tolist() == STOPS[0].astype(int).tolist()
 
 
-def test_contact_sheet():
-    colour = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    sheet = contact_sheet([Image.new("RGB", (10, 6), c) for c in colour], columns=2)
-    assert sheet.size == (26, 18)
-    assert [sheet.getpixel(at) for at in [(0, 0), (16, 0), (0, 12), (16, 12)]] == [*colour, (255, 255, 255)]
-
-
-def test_a_finding_is_shown_by_its_own_map_and_regions():
-    config, image = load_config(None), photo(32)
-    observation = seen(image=image)
-    (finding,) = judge_event([observation, *controls(20, 1.0)], {}, 1, config).findings
-    assert finding.regions
-    expected = overlay(image, finding.signals.decisive.mean.numpy(), finding.regions, max_factor=6.0)
-    assert np.array_equal(np.asarray(picture_of(finding, 6.0)), np.asarray(expected))
-    assert not np.array_equal(*panels(picture_of(finding, 6.0)))
-
-
-def test_generations_lie_on_the_right_and_copies_are_framed():
-    colour = [(0, 0, 255), (0, 255, 0), (0, 0, 0)]
-    generations = np.stack([np.full((8, 8, 3), c, np.uint8) for c in colour])
-    proof = Proof(generations, (0.1, 0.9, 0.2), (("a",), (), ("a",)), 3)
-    plain = overlay(photo(64), np.zeros((8, 8)))
-    shown = with_generations(plain, proof)
-    assert shown.height == plain.height
-    assert np.array_equal(np.asarray(shown)[:, : plain.width], np.asarray(plain))
-    cell, first = plain.height // 2, plain.width + 4
-    for i, (column, row) in enumerate([(0, 0), (1, 0), (0, 1)]):
-        left, top = first + column * cell, row * cell
-        assert shown.getpixel((left + cell // 2, top + cell // 2)) == colour[i]
-        assert (shown.getpixel((left, top)) == FRAME) == proof.is_copy[i]
-    assert shown.getpixel((first + cell + cell // 2, cell + cell // 2)) == (255, 255, 255)
-    alone = with_generations(plain, Proof(generations[:1], (0.1,), (("a",),), 3))
-    assert alone.width == first + plain.height
-
-
-def test_a_finding_with_nothing_to_compare_shows_the_image_and_one_without_image_is_not_shown():
-    config, image = load_config(None), photo(32)
-    first, unseen = seen("first", image=image, baseline=None, baseline_step=None), seen("unseen")
-    findings = judge_event([first, unseen], {}, 1, config).findings
-    assert np.array_equal(*panels(picture_of(findings[0], 6.0)))
-    assert picture_of(findings[1], 6.0) is None
-    pictures = pictures_of(findings, config)
-    assert list(pictures) == ["first"]
-    top = picture_of(findings[0], config.heatmap.max_factor)
-    assert np.array_equal(np.asarray(pictures["first"]), np.asarray(top))
+def test_a_factor_lies_beside_its_colour():
+    pixels = np.asarray(colour_bar(400, 6.0)).astype(int)
+    for factor in (1.0, 1.5, 2.0, 3.7, 6.0):
+        beside = pixels[round(height_of(factor, 400, 6.0)), 10]
+        assert np.abs(beside - colours(scaled(np.log([[factor]]), 6.0))[0, 0]).max() <= 3
+    assert [height_of(factor, 400, 6.0) for factor in (0.5, 99.0)] == [385, 14]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from support.observations import controls, measured, peers, seen
 
 from memwatch.config_file import load_config
-from memwatch.judge.alerts import Evidence, ProbeState, Verdict
-from memwatch.judge.audit import Audit
-from memwatch.judge.findings import Finding, Judgement, judge_event
-from memwatch.report.report import Report
+from memwatch.judge.alerts import Verdict
+from memwatch.judge.findings import Judgement, judge_event
+from memwatch.report.history import Event
+from memwatch.report.report import Report, level_factors
 
 
 def report_of(observations, step: int = 7, **signals) -> Report:
@@ -112,7 +114,6 @@ def test_output_that_is_not_finite_has_no_maps_and_no_holes():
 def test_stop_is_one_from_then_on():
     report = replace(report_of([seen("cat")]), stop_reason="step 7: 1 probe(s) memorized: cat")
     assert report.scalars()["memwatch/stop"] == 1
-    assert report.summary().endswith("; STOP (step 7: 1 probe(s) memorized: cat)")
 
 
 def test_an_alert_explains_itself():
@@ -157,40 +158,11 @@ def test_what_a_probe_was_compared_with_in_words(signals, parts, words):
     assert report.baseline_text(report.findings[0]) == words
 
 
-def finding_with(verdict: Verdict, severity: float, name: str = "cat") -> Finding:
-    evidence = Evidence(severity=severity, severity_low=severity)
-    return Finding(seen(name), None, evidence, ProbeState(verdict=verdict), "", (), None, False)
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "calibrated", "expected"),
-    [
-        ([(Verdict.NO_EVIDENCE, 1.0)], True, "memwatch step 7: 1 no evidence; AUDIT; 1.5 s"),
-        (
-            [(Verdict.NO_EVIDENCE, 1.0), (Verdict.MEMORIZED, 4.0), (Verdict.MEMORIZED, 3.0)],
-            True,
-            "memwatch step 7: 2 memorized, 1 no evidence; strongest cat1 4.0x; AUDIT; 1.5 s",
-        ),
-        (
-            [(Verdict.INCONCLUSIVE, 1.0), (Verdict.SUSPICIOUS, 2.0)],
-            False,
-            "memwatch step 7: 1 suspicious, 1 inconclusive; strongest cat1 2.0x; uncalibrated (no controls); 1.5 s",
-        ),
-    ],
-)
-def test_the_line_for_the_console(verdicts, calibrated, expected):
-    findings = tuple(finding_with(*values, name=f"cat{i}") for i, values in enumerate(verdicts))
-    audit = Audit(called=1, of=20)
-    report = replace(report_of([seen("cat")]), judgement=Judgement(findings, audit=audit), calibrated=calibrated)
-    audited = "1 of 20 controls called; at most 22 % at 95 % confidence"
-    assert report.summary() == expected.replace("AUDIT", audited)
-
-
 def test_the_line_of_the_history_is_plain_and_complete():
     report = report_of([seen("cat"), seen("new", baseline=None), *controls(20, 1.0, spread=0.3)])
     row = report.to_dict()
     assert json.loads(json.dumps(row, allow_nan=False)) == row | {"findings": json.loads(json.dumps(row["findings"]))}
-    keys = {"step", "findings", "controls", "audit", "scalars", "seconds", "overhead", "errors"}
+    keys = {"step", "findings", "controls", "calibrated", "audit", "scalars", "seconds", "overhead", "errors"}
     keys |= {"stop_reason", "failure"}
     assert set(row) == keys
     assert row["audit"] == "0 of 20 controls called; at most 14 % at 95 % confidence"
@@ -208,11 +180,14 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "p": found.p,
         "rank_p": 1 / 21,
         "excess": found.evidence.excess,
+        "baseline": "step 0",
         "baseline_step": 0,
         "since": 7,
         "verdict": "suspicious",
         "alert": True,
+        "alert_text": report.alert_text(found),
         "timesteps": [61],
+        "levels": [pytest.approx(math.exp(found.signals.deciding.mean.max()))],  # a sixteenth of 16 pixels is one
         "regions": [
             {
                 "box": [0, 0, 2, 4],
@@ -231,12 +206,13 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "copied": None,
     }
     assert (new["excess"], new["p"], new["rank_p"], new["verdict"]) == (None, None, None, "inconclusive")
+    assert (new["baseline"], new["alert_text"], new["levels"]) == ("none yet", None, [])
+    assert row["calibrated"] is True
 
 
 def test_a_report_of_a_failed_event_says_so_and_claims_nothing():
     config, failure = load_config(None), "looking at the model failed: OutOfMemoryError('8 GiB')"
     report = Report(8, config, Judgement(), True, 0.25, 1, None, failure=failure)
-    assert report.summary() == f"memwatch step 8: this event is lost, since {failure}; 0.2 s"
     assert report.scalars() == {
         "memwatch/step": 8,
         "memwatch/seconds": 0.25,
@@ -246,10 +222,23 @@ def test_a_report_of_a_failed_event_says_so_and_claims_nothing():
     row = json.loads(json.dumps(report.to_dict()))
     assert (row["step"], row["errors"], row["failure"], row["findings"]) == (8, 1, failure, [])
     assert (report.alerts, report.pictures) == ((), {})
-    stopped = replace(report, stop_reason="enough").summary()
-    assert stopped.endswith("; 0.2 s; STOP (enough)")
 
 
-def test_a_report_without_findings_reads_well():
-    said = Report(8, load_config(None), Judgement(), False, 1.0, 0, None).summary()
-    assert said == "memwatch step 8: nothing was looked at; uncalibrated (no controls); 1.0 s"
+def test_the_line_read_back_is_the_event():
+    report = report_of([seen("cat"), seen("new", baseline=None), *controls(20, 1.0, spread=0.3)])
+    event = Event.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert event == report.to_event()
+    assert [row.name for row in event.rows] == ["cat", "new"]
+    assert (event.rows[0].verdict, event.rows[0].severity) == (Verdict.SUSPICIOUS, report.findings[0].severity)
+    assert event.rows[0].area == report.scalars()["memwatch/area/cat"] == 0.5
+    assert event.controls == report.controls
+    assert (event.calibrated, event.step, event.errors) == (True, 7, 2)
+
+
+def test_the_curve_of_a_level_is_the_mean_of_its_highest_sixteenth():
+    levels = torch.full((2, 8, 8), -1.0)  # more freedom than before counts as none lost
+    levels[0, 3, 2:6] = torch.tensor([0.4, 0.6, 0.8, 1.0])  # 4 of 64 pixels
+    levels[1, 0, 0] = 2.0
+    signals = SimpleNamespace(deciding=SimpleNamespace(mean=levels))
+    assert level_factors(signals) == pytest.approx([math.exp(0.7), math.exp(0.5)])
+    assert level_factors(None) == level_factors(SimpleNamespace(deciding=None)) == []
