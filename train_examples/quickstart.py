@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from memwatch import Finding, MemWatch, Probe, Report
@@ -44,6 +44,7 @@ BOXES = {"banner": (0, 0, 64, 24), "sticker": (32, 28, 64, 64)}  # the fixed par
 # A region that fills the picture reaches the box's share of it and fails the second, in every template.
 MIN_IOU = 0.25  # of every probe of a template
 MIN_MEAN_IOU = {"banner": 0.42, "sticker": 0.33}  # of a template's probes on average; the boxes cover 0.38 and 0.28
+VALIDATION_STEPS = 20
 SMOKE_TRAINING = {
     "max_train_steps": 200,
     "every_steps": 20,
@@ -153,14 +154,16 @@ def train(
     num_timesteps = noise_scheduler.config.num_train_timesteps
     unet = UNet2DConditionModel.from_pretrained(TINY_SD, subfolder="unet", dtype=torch.float32)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=1e-2)
-    train_dataloader = DataLoader(encode(items, accelerator), args.train_batch_size, shuffle=True, drop_last=True)
+    rows, count = encode([*items, *controls], accelerator), sum(item.copies for item in items)
+    train_dataset, held_out = Subset(rows, range(count)), rows[count:]
+    train_dataloader = DataLoader(train_dataset, args.train_batch_size, shuffle=True, drop_last=True)
     unet, optimizer, train_dataloader = accelerator.prepare(unet, optimizer, train_dataloader)
     accelerator.init_trackers("memwatch-quickstart")
 
     options = {"every_steps": args.every_steps, **(SMOKE_WATCH if args.smoke else {})}  # memwatch
     folder, config = args.output_dir / "memwatch", HERE.parent / "configs" / "quickstart.yaml"  # memwatch
-    probes, held_out = probes_of(items), [Probe(c.caption, c.image, name=c.name) for c in controls]  # memwatch
-    options |= {"config": config, "output_dir": folder, "probes": probes, "controls": held_out}  # memwatch
+    probes, not_trained = probes_of(items), [Probe(c.caption, c.image, name=c.name) for c in controls]  # memwatch
+    options |= {"config": config, "output_dir": folder, "probes": probes, "controls": not_trained}  # memwatch
     options |= {"max_train_steps": args.max_train_steps, **watching}  # memwatch
     watch = MemWatch(accelerator, unet, TINY_SD, **options)  # memwatch
     train_dataloader = watch.guard(train_dataloader)  # memwatch
@@ -181,10 +184,24 @@ def train(
             if report := watch.on_step_end(global_step):  # memwatch
                 reports.append(report)
             accelerator.log({"train_loss": loss.item()}, step=global_step)
+            if global_step % VALIDATION_STEPS == 0:
+                val_loss = validation_loss(unet, noise_scheduler, *held_out)
+                accelerator.log({"val_loss": val_loss}, step=global_step)
             if global_step >= args.max_train_steps:
                 break
     accelerator.end_training()
     return reports, global_step, watch.stop_reason
+
+
+def validation_loss(unet: Any, noise_scheduler: Any, latents: torch.Tensor, hidden: torch.Tensor) -> float:
+    """Denoising loss on images that nobody trains on, under the same noise every time."""
+    generator, device = torch.Generator().manual_seed(0), next(unet.parameters()).device
+    timesteps = torch.linspace(50, 950, len(latents)).long()
+    eps = torch.randn(latents.shape, generator=generator)
+    noisy_latents = noise_scheduler.add_noise(latents, eps, timesteps)
+    with torch.no_grad():
+        prediction = unet(noisy_latents.to(device), timesteps.to(device), hidden.to(device)).sample
+    return F.mse_loss(prediction, eps.to(device)).item()
 
 
 def probes_of(items: list[Item]) -> list[Probe]:
@@ -219,7 +236,7 @@ def show(reports: list[Report], items: list[Item], args: argparse.Namespace) -> 
     if last.overview is not None:
         last.overview.save(overview)
         print(f"\noverview      {overview}")
-    print(f"history       {history}")
+    print(f"history       {history}\nreport page   {history.with_name('report.html')}")
     if args.report_to in ("tensorboard", "all"):
         print(f"TensorBoard   tensorboard --samples_per_plugin images=1000 --logdir {args.output_dir / 'logs'}")
 

@@ -53,19 +53,21 @@ class Axes:
 
     Attributes:
         steps, values: the smallest and largest that are shown.
-        width, height: of the whole chart. is_log: whether the value axis is logarithmic.
+        width, height: of the whole chart. right: margin for the names at the ends of the lines.
+        is_log: whether the value axis is logarithmic.
     """
 
     steps: tuple[float, float]
     values: tuple[float, float]
     width: int = 960
     height: int = 300
+    right: int = RIGHT
     is_log: bool = False
 
     def x(self, step: float) -> float:
         first, last = self.steps
         share = (step - first) / (last - first) if last > first else 0.5
-        return round(LEFT + share * (self.width - LEFT - RIGHT), 1)
+        return round(LEFT + share * (self.width - LEFT - self.right), 1)
 
     def y(self, value: float) -> float:
         low, high = self.values
@@ -99,7 +101,7 @@ def frame(axes: Axes, unit: str = "") -> Markup:
     """Grid and numbers of both axes. ``unit``: behind every number of the value axis."""
     low, high = axes.values
     numbers = [v for v in FACTORS if low <= v <= high] if axes.is_log else ticks(low, high)
-    right, bottom = axes.width - RIGHT, axes.height - BOTTOM
+    right, bottom = axes.width - axes.right, axes.height - BOTTOM
     parts = []
     for value in numbers:
         y = axes.y(value)
@@ -129,7 +131,7 @@ def labels(axes: Axes, lines: Sequence[Line]) -> Markup:
     ended = [one for one in lines if one.points][: min(room, MOST_LABELS)]
     ended.sort(key=lambda one: axes.y(one.points[-1][1]))
     heights = apart([axes.y(one.points[-1][1]) for one in ended], TOP, axes.height - BOTTOM)
-    texts, x = [], axes.width - RIGHT + 8
+    texts, x = [], axes.width - axes.right + 8
     for y, one in zip(heights, ended, strict=True):
         name = one.label if len(one.label) <= 20 else f"{one.label[:11]}…{one.label[-8:]}"
         key = "" if one.key is None else Markup(f' data-probe="{one.key}"')
@@ -175,7 +177,7 @@ def mark(axes: Axes, one: Mark) -> Markup:
 def across(axes: Axes, value: float, text: str, style: str) -> Markup:
     """A level: a horizontal line with its name above its left end."""
     y = axes.y(value)
-    rule = Markup(f'<path class="{style}" d="M{LEFT} {y}H{axes.width - RIGHT}"/>')
+    rule = Markup(f'<path class="{style}" d="M{LEFT} {y}H{axes.width - axes.right}"/>')
     return rule + Markup('<text class="tick {}" x="{}" y="{}">{}</text>').format(style, LEFT + 4, y - 4, text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 from unicodedata import combining, east_asian_width
 
@@ -56,8 +57,9 @@ def summary(event: Event, about: About, *, colour: bool = False, shown: int = SH
     if event.failure is not None:
         lines = [f"{head}: this event is lost, since {event.failure}"]
     else:
-        lines = [f"{head}: {event.counts()}", *table(event.worst_first[:shown], colour)]
-        lines += [f"  and {left} more"] if (left := len(event.rows) - shown) > 0 else []
+        why = unjudged(event.rows)
+        lines = [f"{head}: {event.counts()}", *([f"  {why}"] if why else table(event.worst_first[:shown], colour))]
+        lines += [f"  and {left} more"] if (left := len(event.rows) - shown) > 0 and not why else []
         lines.append(f"  {event.audit if event.calibrated else 'uncalibrated: there are no controls'}")
     lines.append(f"  {cost(event)}")
     if colour:
@@ -76,6 +78,13 @@ def cost(event: Event) -> str:
     if event.errors:
         parts.append(f"{event.errors} failure{'s' if event.errors > 1 else ''} of memwatch so far")
     return ", ".join(parts)
+
+
+def unjudged(rows: Sequence[Row]) -> str | None:
+    """Why no probe could be judged, where one reason fits all, as at the first event; ``None`` otherwise."""
+    reasons = {row.reason for row in rows}
+    alike = len(reasons) == 1 and all(row.verdict is Verdict.INCONCLUSIVE for row in rows)
+    return reasons.pop() if alike and len(rows) > 1 else None
 
 
 def table(rows: list[Row], colour: bool) -> list[str]:

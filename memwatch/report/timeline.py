@@ -9,6 +9,7 @@ from memwatch.report.chart import Axes, Line, Mark, across, band, frame, labels,
 from memwatch.report.history import Event, Row, Run
 
 STYLES = {verdict: str(verdict).replace(" ", "-") for verdict in Verdict}  # CSS classes
+HEIGHT, WIDTH, WITH_LOSSES = 240, 960, (740, 460)  # of the timelines; the last: where they lie side by side
 LOWEST_TOP = 2.0  # factor: the severity axis reaches at least this far, so that noise does not look like news
 
 
@@ -18,7 +19,8 @@ def severity_timeline(run: Run) -> Markup:
     rows = [pair for pairs in by_name.values() for pair in pairs]
     level = float(run.about.settings.get("alerts", {}).get("min_severity", 1.5))
     found = [row.severity for _, row in rows] + [v for e in run.events for v in (e.controls or {}).values()]
-    axes = Axes(span(run), (1.0, max(LOWEST_TOP, 1.1 * level, *found) * 1.05), height=240, is_log=True)
+    width = WITH_LOSSES[0] if run.losses else WIDTH
+    axes = Axes(span(run), (1.0, max(LOWEST_TOP, 1.1 * level, *found) * 1.05), width=width, height=HEIGHT, is_log=True)
     curves = [
         Line([(e.step, r.severity) for e, r in by_name[row.name]], row.name, STYLES[row.verdict], key)
         for key, row in enumerate(run.last.worst_first)
@@ -56,7 +58,7 @@ def loss_timeline(run: Run) -> Markup | None:
     keys = list(dict.fromkeys(key for _, key, _ in run.losses))
     values = [value for _, _, value in run.losses]
     room = 0.05 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1.0
-    axes = Axes(span(run), (min(values) - room, max(values) + room), height=170)
+    axes = Axes(span(run), (min(values) - room, max(values) + room), width=WITH_LOSSES[1], height=HEIGHT, right=110)
     curves = [
         Line([(step, value) for step, k, value in run.losses if k == key], key, f"series-{i % 6}")
         for i, key in enumerate(keys)

@@ -183,3 +183,12 @@ def test_every_event_of_a_run_is_printed(pretrained, pipeline, tmp_path, capsys)
 
 def test_a_run_without_controls_says_so():
     assert "  uncalibrated: there are no controls\n" in summary(replace(EVENT, calibrated=False), ABOUT)
+
+
+def test_where_no_probe_could_be_judged_one_reason_is_enough():
+    new = {"name": "a", "verdict": "inconclusive", "reason": "nothing earlier to compare with"}
+    rows = tuple(Row.from_dict(new | {"name": name}) for name in "abcd")
+    lines = summary(Event(0, rows, calibrated=True, audit="no controls could be audited"), ABOUT).splitlines()
+    assert lines[1:3] == ["  nothing earlier to compare with", "  no controls could be audited"]
+    other = Row.from_dict(new | {"reason": "non-finite values in the model's output"})
+    assert len(summary(Event(0, (*rows, other)), ABOUT).splitlines()) > len(lines) + 3  # a table

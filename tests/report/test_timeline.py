@@ -71,7 +71,7 @@ def test_validation_losses_share_the_steps(tmp_path, run):
     again = Run.read(tmp_path)
     losses, severities = drawn(loss_timeline(again)), drawn(severity_timeline(again))
     assert losses.attrib["data-steps"] == severities.attrib["data-steps"] == "0,400"
-    assert losses.attrib["data-x"] == severities.attrib["data-x"]
+    assert [root.attrib["viewBox"] for root in (severities, losses)] == ["0 0 740 240", "0 0 460 240"]  # side by side
     assert [node.find("title").text for node in by_class(losses, "line")] == ["val_loss", "eval/loss"]
 
 

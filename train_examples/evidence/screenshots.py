@@ -27,8 +27,7 @@ from memwatch.report.page import write_page
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SIZE = {"width": 1280, "height": 1120}
-COLOURS = 128  # of a PNG: the pictures stay small, and what is written in them can be read
-SHOWN_TAGS = "overview|heatmap/(banner-0|sticker-0)|severity/(banner|photo)"
+SHOWN_TAGS = "banner-0|sticker-0|photo-00|overview"
 PORT = 6016
 PATIENCE = 60  # seconds until TensorBoard answers
 
@@ -82,10 +81,10 @@ def report(chromium: Any, folder: Path, scheme: str, file: Path) -> None:
 
 
 def dashboard(chromium: Any, address: str, file: Path) -> None:
-    """TensorBoard's pictures of the run: the overview and two probes."""
+    """TensorBoard's pictures of a run."""
     page = chromium.new_page(viewport=SIZE)
-    page.goto(f"{address}/?darkMode=false#timeseries")
-    page.get_by_role("combobox", name="Filter tags (regex)").fill(SHOWN_TAGS)
+    page.goto(f"{address}/?darkMode=false#images")
+    page.locator("tf-tag-filterer input").fill(SHOWN_TAGS)
     page.wait_for_timeout(6000)  # TensorBoard loads card by card, and has no sign for the last one
     page.screenshot(path=file)
     page.close()
@@ -125,9 +124,9 @@ def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def shrink(file: Path) -> None:
-    """Fewer colours, for a picture that lies in a repository."""
+    """As small as the format can be without losing anything."""
     with Image.open(file) as opened:
-        picture = opened.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        picture = opened.convert("RGB")
     picture.save(file, optimize=True)
 
 
