@@ -114,7 +114,7 @@ class Observer:
         self._sampling = Batches(max(1, size // 2))
 
     def limit_batches(self, rows: int) -> None:
-        """On a GPU an event needs no more memory than a step of the loop, which has ``rows`` rows per device.
+        """On a GPU an event needs about as much memory as a step of the loop, which has ``rows`` rows per device.
 
         A row of a look keeps what a row of training does, less the gradients of the weights; twice as much in float32
         beside a loop in mixed precision. Forward only, activations are not kept at all.
