@@ -166,6 +166,6 @@ def test_an_event_takes_about_as_much_as_a_training_step(checkpointing, pretrain
     latents, hidden = (torch.randn(2, *shape, device="cuda") for shape in ((4, 64, 64), (TOKENS, 16)))
     step = peak_of(lambda: loop.accelerator.backward(loop.loss(latents, hidden)))
     loop.optimizer.zero_grad()
-    # One noisy latent keeps what one row of training keeps, and its test vector and gradient besides. Training keeps the
-    # gradients of the weights; a network this small hardly has any. Measured on an H100: 1.09 and, sparing, 1.12.
+    # One noisy latent keeps what one row of training keeps, and its test vector and gradient besides. Training keeps
+    # the gradients of the weights; a network this small hardly has any. On an H100: 1.09 and, with checkpointing, 1.12.
     assert peak_of(lambda: watch.on_step_end(2)) <= 1.25 * step
