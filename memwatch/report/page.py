@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,7 @@ from markupsafe import Markup
 
 from memwatch.config import HeatmapConfig
 from memwatch.judge.alerts import Verdict
+from memwatch.measure.signals import factor
 from memwatch.report.advice import advice_of, headline, not_watched
 from memwatch.report.copied import proof_words
 from memwatch.report.frames import Frames, frames_of
@@ -52,7 +54,7 @@ def write_page(folder: Path, file: Path | None = None, *, renew: float | None = 
 
 def render(run: Run, *, renew: float | None = None) -> str:
     """The page as text."""
-    settings = run.about.settings
+    about, settings = run.about, run.about.settings
     max_factor = float(settings.get("heatmap", {}).get("max_factor", HeatmapConfig().max_factor))
     frames = frames_of(run, max_factor)
     order = run.last.worst_first
@@ -72,6 +74,7 @@ def render(run: Run, *, renew: float | None = None) -> str:
             histories={name: [(e.step, r) for e, r in pairs] for name, pairs in rows_by_name(run).items()},
             advice=advice_of,
             proof=proof_words,
+            cells=region_cells,
             not_watched=not_watched(run),
             costs=costs(run),
             controls=controls(run.last),
@@ -82,6 +85,7 @@ def render(run: Run, *, renew: float | None = None) -> str:
             verdicts=VERDICTS,
             data=script_data(run, order, frames),
             settings=yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True) if settings else "",
+            versions=[*filter(None, [about.machine]), *(f"{name} {number}" for name, number in about.versions.items())],
             renew=renew,
         )
     )
@@ -113,6 +117,15 @@ def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
             for row in order
         ],
     }
+
+
+def region_cells(region: Mapping[str, Any]) -> list[str]:
+    """A region under the page's header: box, area, effect, its logarithm and error, p, rank p, noise level."""
+    error = "" if region["sem"] is None else f" ± {region['sem']:.2f}"
+    p, rank_p = ("-" if region[key] is None else f"{region[key]:.2g}" for key in ("p", "rank_p"))
+    level = "-" if region["level"] is None else f"t = {region['level']:g}"
+    box, effect = ", ".join(map(str, region["box"])), region["effect"]
+    return [box, f"{region['area']:.0%}", f"{factor(effect):.2f}x", f"{effect:.2f}{error}", p, rank_p, level]
 
 
 def boxes(row: Row) -> list[list[int]]:

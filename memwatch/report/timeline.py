@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
+from memwatch.config import AlertsConfig
 from memwatch.judge.alerts import Verdict
 from memwatch.report.chart import Axes, Line, Mark, across, band, frame, labels, line, mark, svg, upright
 from memwatch.report.history import Event, Row, Run
@@ -17,7 +18,7 @@ def severity_timeline(run: Run) -> Markup:
     """Every probe's severity by step, the controls' band and the alert level; alerts, proofs and the stop as signs."""
     by_name = rows_by_name(run)
     rows = [pair for pairs in by_name.values() for pair in pairs]
-    level = float(run.about.settings.get("alerts", {}).get("min_severity", 1.5))
+    level, words = alert_level(run)
     found = [row.severity for _, row in rows] + [v for e in run.events for v in (e.controls or {}).values()]
     width = WITH_LOSSES[0] if run.losses else WIDTH
     axes = Axes(span(run), (1.0, max(LOWEST_TOP, 1.1 * level, *found) * 1.05), width=width, height=HEIGHT, is_log=True)
@@ -29,7 +30,7 @@ def severity_timeline(run: Run) -> Markup:
     limits = [(step, values[0], values[-1]) for step, values in held]
     middle = Line([(step, values[len(values) // 2]) for step, values in held], "median of the controls", "median")
     parts = [frame(axes, "x"), band(axes, limits), line(axes, middle)]
-    parts += [across(axes, level, f"alert level {level:g}x", "level")]
+    parts += [across(axes, level, words, "level")]
     parts += [line(axes, one) for one in reversed(curves)]  # the worst on top
     parts += [mark(axes, one) for event, row in rows for one in marks_of(event, row)]
     stop = next((event for event in run.events if event.stop_reason), None)
@@ -37,6 +38,16 @@ def severity_timeline(run: Run) -> Markup:
         parts.append(upright(axes, stop.step, f"stop, step {stop.step}", "stop"))
     parts += [labels(axes, curves), cursor(axes, run)]
     return svg(axes, "Severity of every probe by optimizer step", *parts, style="timeline")
+
+
+def alert_level(run: Run) -> tuple[float, str]:
+    """The factor that an alert takes, and what that alert is."""
+    given, rule = run.about.settings.get("alerts", {}), AlertsConfig()
+    if run.last.calibrated:
+        level = float(given.get("min_severity", rule.min_severity))
+        return level, f"alert level {level:g}x"
+    level = float(given.get("uncalibrated_severity", rule.uncalibrated_severity))
+    return level, f"suspicious from {level:g}x, without controls"
 
 
 def marks_of(event: Event, row: Row) -> list[Mark]:

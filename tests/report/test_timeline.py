@@ -61,7 +61,9 @@ def test_the_band_holds_the_events_that_have_controls(run):
 
 def test_without_controls_there_is_no_band(tmp_path):
     run = Run.read(write_run(tmp_path, [{"name": "cat"}], [{"step": 0, "controls": {}, "calibrated": False}]))
-    assert by_class(drawn(severity_timeline(run)), "band") == []
+    root = drawn(severity_timeline(run))
+    assert by_class(root, "band") == []
+    assert "suspicious from 2x, without controls" in [node.text for node in root.iter("text")]
 
 
 def test_validation_losses_share_the_steps(tmp_path, run):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from support.builders import EAGER, Loop, call_every_change
 from support.observations import seen
 from support.wandb_runs import OfflineRun
-from support.wandb_writing import ABOUT, Tracker, offline, report_of, reports_of_a_run, write
+from support.wandb_writing import ABOUT, Tracker, offline, report_of, write
 
 from memwatch.config_file import load_config
 from memwatch.judge.alerts import ProbeState, Verdict
@@ -25,22 +25,6 @@ from memwatch.report.wandb import SINGLE, WandbSink, alerts_of
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch, tmp_path):
     offline(monkeypatch, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def reports() -> list[Report]:
-    return reports_of_a_run()
-
-
-@pytest.fixture(scope="module")
-def written(reports, tmp_path_factory) -> OfflineRun:
-    """Those reports in a run of a script that logs without a step."""
-    folder = tmp_path_factory.mktemp("written")
-    with pytest.MonkeyPatch.context() as patch:
-        offline(patch, folder)
-        write(reports, lambda run: [run.log({"train_loss": 0.5}) for _ in range(4)], id="run1")
-        (run,) = OfflineRun.all(folder)
-    return run
 
 
 def test_a_run_keeps_our_rows_and_the_scripts(pretrained, pipeline, tmp_path, monkeypatch):
@@ -80,15 +64,15 @@ def test_a_run_keeps_our_rows_and_the_scripts(pretrained, pipeline, tmp_path, mo
     }
 
 
-def test_every_event_is_a_row_of_its_own(written, reports):
-    assert [row["memwatch/step"] for row in written.ours] == [0, 2, 4, 6]
-    for report, row in zip(reports, written.ours, strict=True):
+def test_every_event_is_a_row_of_its_own(wandb_run, wandb_reports):
+    assert [row["memwatch/step"] for row in wandb_run.ours] == [0, 2, 4, 6]
+    for report, row in zip(wandb_reports, wandb_run.ours, strict=True):
         assert {key: row[key] for key in report.scalars()} == pytest.approx(report.scalars())
         assert row.get("memwatch/alert") == (report.alert_text(report.findings[0]) if report.alerts else None)
-    assert sum("train_loss" in row for row in written.rows) == 16
+    assert sum("train_loss" in row for row in wandb_run.rows) == 16
 
 
-def test_events_without_a_row_of_the_script_between_them_are_rows_as_well(tmp_path, reports):
+def test_events_without_a_row_of_the_script_between_them_are_rows_as_well(tmp_path, wandb_reports):
     """At the same step of W&B's own, the second event would have replaced the first one's values."""
     ahead = [True]
 
@@ -97,53 +81,53 @@ def test_events_without_a_row_of_the_script_between_them_are_rows_as_well(tmp_pa
             run.log({"validation": 1.0})
         ahead.clear()
 
-    write(reports, only_at_the_start)
+    write(wandb_reports, only_at_the_start)
     (run,) = OfflineRun.all(tmp_path)
     assert [row["memwatch/step"] for row in run.ours] == [0, 2, 4, 6]
     assert [row["_step"] for row in run.ours] == [100, 101, 102, 103]
     assert sum("validation" in row for row in run.rows) == 100
 
 
-def test_a_failed_event_is_a_row_of_its_few_scalars(tmp_path, reports):
+def test_a_failed_event_is_a_row_of_its_few_scalars(tmp_path, wandb_reports):
     failed = Report(4, load_config(None), Judgement(), True, 0.5, 1, None, failure="out of memory", about=ABOUT)
-    write([reports[0], failed])
+    write([wandb_reports[0], failed])
     (run,) = OfflineRun.all(tmp_path)
     row = run.ours[-1]
     assert {key for key in row if not key.startswith("_")} == set(failed.scalars())
     assert (row["memwatch/step"], row["memwatch/errors"], len(run.table())) == (4, 1, 1)
 
 
-def test_the_summary_keeps_the_highest_severity_and_the_lowest_p(written, reports):
-    severities, ps = ([getattr(report.findings[0], key) for report in reports] for key in ("severity", "p"))
+def test_the_summary_keeps_the_highest_severity_and_the_lowest_p(wandb_run, wandb_reports):
+    severities, ps = ([getattr(report.findings[0], key) for report in wandb_reports] for key in ("severity", "p"))
     assert severities[-1] < max(severities)
     assert ps[-1] > min(ps)
     for key in ("memwatch/max_severity", "memwatch/severity/cat"):
-        assert written.summary[key] == pytest.approx({"last": severities[-1], "max": max(severities)})
+        assert wandb_run.summary[key] == pytest.approx({"last": severities[-1], "max": max(severities)})
     for key in ("memwatch/min_p", "memwatch/p/cat"):
-        assert written.summary[key] == pytest.approx({"last": ps[-1], "min": min(ps)})
-    assert written.summary["memwatch/step"] == 6
+        assert wandb_run.summary[key] == pytest.approx({"last": ps[-1], "min": min(ps)})
+    assert wandb_run.summary["memwatch/step"] == 6
 
 
-def test_a_name_with_a_dot_has_its_summary_too(tmp_path, reports):
-    named = [replace(r.findings[0], observation=seen("a.cat v1.5")) for r in reports]
-    write([replace(r, judgement=Judgement((f,)), pictures={}) for r, f in zip(reports, named, strict=True)])
+def test_a_name_with_a_dot_has_its_summary_too(tmp_path, wandb_reports):
+    named = [replace(r.findings[0], observation=seen("a.cat v1.5")) for r in wandb_reports]
+    write([replace(r, judgement=Judgement((f,)), pictures={}) for r, f in zip(wandb_reports, named, strict=True)])
     (run,) = OfflineRun.all(tmp_path)
     severities = [f.severity for f in named]
     last = {"last": severities[-1], "max": max(severities)}
     assert run.summary["memwatch/severity/a.cat v1.5"] == pytest.approx(last)
 
 
-def test_every_series_has_memwatchs_step_as_its_axis(written):
-    metrics = written.of_type("metric")
+def test_every_series_has_memwatchs_step_as_its_axis(wandb_run):
+    metrics = wandb_run.of_type("metric")
     assert {"name": "memwatch/step", "options": {"defined": True, "hidden": True}} in metrics
     by_key = {metric.get("name") or metric["glob_name"]: metric.get("step_metric") for metric in metrics}
     assert by_key["memwatch/*"] == by_key["memwatch/severity/cat"] == by_key["memwatch/p/cat"] == "memwatch/step"
     assert [key for key in by_key if key.endswith("*")] == ["memwatch/*"]  # of two patterns W&B would take either
 
 
-def test_alerts_have_a_level_and_a_rate_limit(written, reports):
-    found = [(a["title"], a["level"], a["text"], int(a["wait_duration"])) for a in written.of_type("alert")]
-    texts = [report.alert_text(report.alerts[0]) for report in reports[1:3]]
+def test_alerts_have_a_level_and_a_rate_limit(wandb_run, wandb_reports):
+    found = [(a["title"], a["level"], a["text"], int(a["wait_duration"])) for a in wandb_run.of_type("alert")]
+    texts = [report.alert_text(report.alerts[0]) for report in wandb_reports[1:3]]
     assert found == [
         ("memwatch: suspicious: cat", "WARN", texts[0], 600_000),
         ("memwatch: memorized: cat", "ERROR", texts[1], 600_000),
@@ -166,11 +150,11 @@ def test_many_alerts_of_one_event_are_sent_as_one_that_names_them_all():
     assert [len(title) for title, *_ in few] == [63] * SINGLE  # W&B takes less than 64 characters
 
 
-def test_maps_are_uploaded_with_alerts_and_on_closing(written, reports):
-    uploaded = written.artifacts("memwatch-maps")
+def test_maps_are_uploaded_with_alerts_and_on_closing(wandb_run, wandb_reports):
+    uploaded = wandb_run.artifacts("memwatch-maps")
     assert {artifact["name"] for artifact in uploaded} == {"memwatch-maps-run1"}
     assert [set(artifact["aliases"]) for artifact in uploaded] == [{"latest", f"step-{step}"} for step in (2, 4, 6)]
-    for artifact, report in zip(uploaded, reports[1:], strict=True):
+    for artifact, report in zip(uploaded, wandb_reports[1:], strict=True):
         assert artifact["metadata"] == {"step": report.step}
         ((path, file),) = artifact["files"].items()
         assert path == f"step_{report.step:07d}.safetensors"
@@ -179,9 +163,9 @@ def test_maps_are_uploaded_with_alerts_and_on_closing(written, reports):
         assert np.array_equal(maps["cat/decisive.sem"], decisive.sem.numpy())
 
 
-def test_the_settings_lie_in_the_runs_config_beside_the_scripts(tmp_path, reports):
-    later = replace(reports[1], about=replace(ABOUT, training_rows=9))
-    write([reports[0], later], config={"learning_rate": 1e-4})
+def test_the_settings_lie_in_the_runs_config_beside_the_scripts(tmp_path, wandb_reports):
+    later = replace(wandb_reports[1], about=replace(ABOUT, training_rows=9))
+    write([wandb_reports[0], later], config={"learning_rate": 1e-4})
     (run,) = OfflineRun.all(tmp_path)
     assert run.config["memwatch"] == {
         "every_steps": 2,
@@ -243,11 +227,11 @@ class Resumed:
         self.alerts.append(title)
 
 
-def test_events_that_a_resumed_run_holds_already_are_not_written_again(reports, caplog):
+def test_events_that_a_resumed_run_holds_already_are_not_written_again(wandb_reports, caplog):
     run = Resumed()
     sink = WandbSink(Tracker(run))
     with caplog.at_level(logging.WARNING, "memwatch"):
-        for report in reports:
+        for report in wandb_reports:
             sink.write(report)
     assert run.rows == [(90, 6)]
     assert run.alerts == []
@@ -256,11 +240,11 @@ def test_events_that_a_resumed_run_holds_already_are_not_written_again(reports, 
     ]
 
 
-def test_a_run_that_several_processes_share_counts_no_steps(reports):
+def test_a_run_that_several_processes_share_counts_no_steps(wandb_reports):
     """W&B takes no step there, and raises when it is asked for its own."""
     run = Resumed("shared")
     run.resumed, run.step = False, None  # no number, so that max() would raise
     sink = WandbSink(Tracker(run))
-    sink.write(reports[0])
-    sink.write(reports[1])
+    sink.write(wandb_reports[0])
+    sink.write(wandb_reports[1])
     assert run.rows == [(None, 0), (None, 2)]

@@ -11,9 +11,8 @@ from PIL import Image
 from support.builders import picture
 from support.observations import seen
 from support.wandb_runs import OfflineRun
-from support.wandb_writing import offline, report_of, reports_of_a_run, write
+from support.wandb_writing import offline, report_of, write
 
-from memwatch.report.report import Report
 from memwatch.report.wandb_media import COLUMNS, PICTURED, mask_of, pictured
 
 SUSPICIOUS, MEMORIZED = 1, 2
@@ -24,28 +23,14 @@ def _offline(monkeypatch, tmp_path):
     offline(monkeypatch, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def reports() -> list[Report]:
-    return reports_of_a_run()
-
-
-@pytest.fixture(scope="module")
-def written(reports, tmp_path_factory) -> OfflineRun:
-    """Those reports in a run of a script that logs without a step."""
-    folder = tmp_path_factory.mktemp("written")
-    with pytest.MonkeyPatch.context() as patch:
-        offline(patch, folder)
-        write(reports, lambda run: [run.log({"train_loss": 0.5}) for _ in range(4)], id="run1")
-        (run,) = OfflineRun.all(folder)
-    return run
-
-
-def test_regions_are_a_mask_and_boxes_with_scores(written, reports):
-    for report, row, number in zip(reports, written.ours, (None, SUSPICIOUS, MEMORIZED, MEMORIZED), strict=True):
+def test_regions_are_a_mask_and_boxes_with_scores(wandb_run, wandb_reports):
+    for report, row, number in zip(
+        wandb_reports, wandb_run.ours, (None, SUSPICIOUS, MEMORIZED, MEMORIZED), strict=True
+    ):
         (finding,) = report.findings
         key = "memwatch/regions/cat"
-        assert np.array_equal(Image.open(written.media(row, key)), finding.observation.image)
-        mask = np.asarray(Image.open(written.media(row, f"{key}.masks.regions")))
+        assert np.array_equal(Image.open(wandb_run.media(row, key)), finding.observation.image)
+        mask = np.asarray(Image.open(wandb_run.media(row, f"{key}.masks.regions")))
         expected = np.zeros((32, 32), np.uint8)
         boxes = []
         if number is not None:
@@ -61,8 +46,8 @@ def test_regions_are_a_mask_and_boxes_with_scores(written, reports):
                 }
             ]
         assert np.array_equal(mask, expected)
-        assert boxes_in(written, row, key) == boxes
-    labels = written.config["_wandb"]["mask/class_labels"]["memwatch/regions/cat_wandb_delimeter_regions"]["value"]
+        assert boxes_in(wandb_run, row, key) == boxes
+    labels = wandb_run.config["_wandb"]["mask/class_labels"]["memwatch/regions/cat_wandb_delimeter_regions"]["value"]
     assert labels == {"1": "suspicious", "2": "memorized"}
 
 
@@ -70,10 +55,10 @@ def boxes_in(run: OfflineRun, row: dict, key: str) -> list[dict]:
     return json.loads(run.media(row, f"{key}.boxes.regions").read_text(encoding="utf-8"))["box_data"]
 
 
-def test_the_table_has_a_row_per_probe_and_event(written, reports):
-    rows = written.table()
+def test_the_table_has_a_row_per_probe_and_event(wandb_run, wandb_reports):
+    rows = wandb_run.table()
     assert [tuple(row) for row in rows] == [COLUMNS] * 4
-    for row, report in zip(rows, reports, strict=True):
+    for row, report in zip(rows, wandb_reports, strict=True):
         (f,) = report.findings
         assert (row["step"], row["probe"], row["prompt"]) == (report.step, "cat", "a photo of cat")
         assert (row["verdict"], row["reason"], row["copied"]) == (f.verdict, f.reason, None)
@@ -82,7 +67,7 @@ def test_the_table_has_a_row_per_probe_and_event(written, reports):
         assert np.array_equal(Image.open(row["image"]["file"]), f.observation.image)
         assert np.array_equal(Image.open(row["heatmap"]["file"]), report.pictures["cat"])
     assert [len(row["image"]["boxes"]["regions"]) for row in rows] == [0, 1, 1, 1]
-    assert [row["memwatch/probes.nrows"] for row in written.ours] == [1, 2, 3, 4]
+    assert [row["memwatch/probes.nrows"] for row in wandb_run.ours] == [1, 2, 3, 4]
 
 
 def test_a_probe_without_evidence_has_its_pictures_in_the_tables_first_row_alone(tmp_path):
@@ -109,9 +94,9 @@ def test_a_mask_needs_an_image():
     assert not mask_of(replace(finding, labels=None)).any()
 
 
-def test_an_overview_is_logged_where_there_is_one(tmp_path, reports):
+def test_an_overview_is_logged_where_there_is_one(tmp_path, wandb_reports):
     overview = picture(9, 40)
-    write([reports[0], replace(reports[1], overview=overview)])
+    write([wandb_reports[0], replace(wandb_reports[1], overview=overview)])
     (run,) = OfflineRun.all(tmp_path)
     first, second = run.ours
     assert "memwatch/overview.path" not in first

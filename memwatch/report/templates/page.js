@@ -50,12 +50,14 @@ function render() {
     const [x0, x1] = chart.dataset.x.split(",").map(Number), [s0, s1] = chart.dataset.steps.split(",").map(Number);
     const x = s1 > s0 ? x0 + (x1 - x0) * (data.steps[i] - s0) / (s1 - s0) : (x0 + x1) / 2;
     const cursor = chart.querySelector("path.cursor");
-    if (cursor && Number.isFinite(x)) cursor.setAttribute("d", cursor.getAttribute("d").replace(/^M[\d.-]+/, `M${x.toFixed(1)}`));
+    if (!cursor || !Number.isFinite(x)) return;
+    cursor.setAttribute("d", cursor.getAttribute("d").replace(/^M[\d.-]+/, `M${x.toFixed(1)}`));
   });
 }
 
 const go = (i) => { slider.value = Math.max(0, Math.min(last, i)); render(); };
-const nearest = (step) => data.steps.reduce((best, s, i) => Math.abs(s - step) < Math.abs(data.steps[best] - step) ? i : best, 0);
+const distance = (i, step) => Math.abs(data.steps[i] - step);
+const nearest = (step) => data.steps.reduce((best, _, i) => distance(i, step) < distance(best, step) ? i : best, 0);
 
 function play(on = timer === null) {
   clearInterval(timer);
@@ -84,7 +86,8 @@ all(".line[data-probe]").forEach((node) => node.addEventListener("keydown", (eve
   if (event.key === "Enter") $(`probe-${node.dataset.probe}`).scrollIntoView();
 }));
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|BUTTON|SUMMARY|A)$/.test(event.target.tagName)) return;
+  const has_own_keys = /^(INPUT|SELECT|BUTTON|SUMMARY|A)$/.test(event.target.tagName);
+  if (event.ctrlKey || event.metaKey || event.altKey || has_own_keys) return;
   const to = {ArrowLeft: +slider.value - 1, ArrowRight: +slider.value + 1, Home: 0, End: last}[event.key];
   if (to !== undefined) go(to); else if (event.key === " ") play(); else return;
   event.preventDefault();
@@ -108,7 +111,8 @@ if (renew) {
     const state = Object.fromEntries(kept.map((id) => [id, $(id).value]));
     const filter = all("#filter input:checked").map((box) => box.value);
     try {
-      sessionStorage.setItem("memwatch", JSON.stringify({...state, filter, scroll: scrollY, atEnd: +slider.value === last}));
+      const more = {filter, scroll: scrollY, atEnd: +slider.value === last};
+      sessionStorage.setItem("memwatch", JSON.stringify({...state, ...more}));
     } catch { /* it comes back as new */ }
     location.reload();
   }, 1000 * renew);
