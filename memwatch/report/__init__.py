@@ -1,3 +1,9 @@
-"""Report: one event for people. ``report`` holds the numbers and the table of logged keys, ``heatmap`` draws, ``sinks``
-says what a sink is and writes to all of them; ``files``, ``scalars``, ``tensorboard`` and ``wandb`` are the sinks.
+"""Report: what people see.
+
+One event goes out: ``report`` holds its numbers and the table of logged keys; ``strip``, ``heatmap``, ``picture``,
+``band`` and ``overview`` draw it; ``sinks`` writes it to ``files``, ``losses``, ``tensorboard``, ``wandb``, ``trackers``
+and the ``terminal``.
+
+A whole run is read back: ``about``, ``lines`` and ``history`` read its folder; ``advice``, ``chart``, ``timeline`` and
+``frames`` make of it what ``page`` and ``text`` show, and ``serve`` keeps the page going.
 """

@@ -28,14 +28,15 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/alerts`` | text | TensorBoard only: all alerts so far, one table; written at each event with news |
 | ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as a mask and as boxes to switch on and off |
 | ``memwatch/probes`` | table | W&B only: a row per probe and event, see ``ProbeTable`` |
-| ``memwatch/alert`` | text | one paragraph per alert (TensorBoard: ``memwatch/alerts``) |
+| ``memwatch/alert`` | text | one paragraph per alert (other trackers than W&B: ``memwatch/alert/PROBE``) |
 | ``memwatch/seconds`` | scalar | what the event cost |
 | ``memwatch/overhead`` | scalar | share of training time that memwatch has taken so far (0.02 is 2 %) |
 | ``memwatch/measured`` | scalar | probes, controls and peers whose curvature was measured at this event |
 | ``memwatch/errors`` | scalar | parts of memwatch that failed so far |
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
 
-An event that failed logs ``memwatch/step``, ``seconds``, ``overhead``, ``errors`` and ``stop`` alone.
+W&B takes pictures of up to 16 probes per event, other trackers than it and TensorBoard those of probes with evidence or
+news. An event that failed logs ``memwatch/step``, ``seconds``, ``overhead``, ``errors`` and ``stop`` alone.
 """
 
 from __future__ import annotations
