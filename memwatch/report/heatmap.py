@@ -75,11 +75,10 @@ def overlay(
         side: pixels of the square.
     """
     plain = fitted(image, side, side)
-    small = Image.fromarray(scaled(log_values, max_factor).astype(np.float32))
-    share = np.asarray(small.resize(plain.size, Image.Resampling.NEAREST))
-    opacity = np.sqrt(share)[..., None] * 0.85
-    mixed = np.asarray(plain) * (1 - opacity) + colours(share) * opacity
-    marked = Image.fromarray(mixed.round().astype(np.uint8))
+    share = scaled(log_values, max_factor)
+    small = colours(share), (np.sqrt(share) * 0.85 * 255).round().astype(np.uint8)  # heat, and how opaque it is
+    heat, opacity = (Image.fromarray(part).resize(plain.size, Image.Resampling.NEAREST) for part in small)
+    marked = Image.composite(heat, plain, opacity)
     draw, font, zoom = ImageDraw.Draw(marked), font_of(max(18, side // 18)), plain.width / image.shape[1]
     for region in regions:
         left, top, right, bottom = (round(edge * zoom) for edge in region.box)

@@ -114,12 +114,13 @@ def region_panels(finding: Finding, max_factor: float) -> list[Panel]:
 
 
 def heated(finding: Finding, max_factor: float) -> np.ndarray:
-    """The image in its own size under its heatmap, without boxes."""
+    """The image under its heatmap, without boxes; a large one no larger than its parts are shown."""
     image, signals = finding.observation.image, finding.signals
     assert image is not None
     if signals is None or signals.decisive is None:
         return image
-    return np.asarray(overlay(image, signals.decisive.mean.numpy(), max_factor=max_factor, side=max(image.shape)))
+    side = min(max(image.shape), 2 * SHOWN)
+    return np.asarray(overlay(image, signals.decisive.mean.numpy(), max_factor=max_factor, side=side))
 
 
 def cropped(picture: np.ndarray, box: Sequence[int], shape: Sequence[int]) -> np.ndarray:
