@@ -111,11 +111,16 @@ def owner_of(folder: Path) -> str | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write whole or not at all."""
+    """Write whole or not at all; what JSON does not know is text."""
+    write_whole(path, json.dumps(value, default=str))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")
     try:
-        part.write_text(json.dumps(value, default=str), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -56,6 +56,11 @@ class Finding:
         return self.state.verdict
 
     @property
+    def is_worth_a_look(self) -> bool:
+        """Whether it has evidence or news."""
+        return self.verdict.is_evidence or self.is_alert
+
+    @property
     def severity(self) -> float:
         """The reduction factor of the region that decides; 1 when there is none."""
         return self.evidence.severity

@@ -20,8 +20,7 @@ def headline(run: Run) -> str:
         said = f"No evidence of anything stored on {last.count(Verdict.NO_EVIDENCE)} of {count} probes"
     else:
         said = "Nothing can be said yet: every probe is inconclusive"
-    stop = next((event for event in run.events if event.stop_reason), None)
-    return f"{said}; memwatch stopped the training at step {stop.step}." if stop else f"{said}."
+    return f"{said}; memwatch stopped the training at step {run.stop.step}." if run.stop else f"{said}."
 
 
 def since(run: Run) -> int:
@@ -37,10 +36,8 @@ def verb(count: int) -> str:
 def advice_of(row: Row) -> str:
     """What to do about one probe."""
     if row.verdict is Verdict.MEMORIZED:
-        before = (
-            f" Events before step {row.since} showed nothing that counts: a checkpoint from there can be gone back to."
-        )
-        before = before if row.since else ""
+        nothing = "showed nothing that counts: a checkpoint from there can be gone back to"
+        before = f" Events before step {row.since} {nothing}." if row.since else ""
         what = "Find its duplicates, and the images that share this region; keep one of them, or none."
         if not row.is_reference:
             what = "Look for training images with this caption or a similar one; keep one of them, or none."

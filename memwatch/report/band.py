@@ -8,6 +8,7 @@ from statistics import median
 
 from PIL import Image, ImageDraw
 
+from memwatch.report.chart import apart
 from memwatch.report.heatmap import BAR, colour_bar, height_of
 from memwatch.report.report import Report
 from memwatch.report.strip import INK, PAPER, QUIET, VERDICT_COLOURS, fitting, font_of
@@ -90,19 +91,8 @@ def swarm(heights: Sequence[float]) -> list[tuple[float, float]]:
 def write(draw: ImageDraw.ImageDraw, labels: Sequence[Label], width: int, height: int) -> None:
     """Labels beside what they name, moved apart where they are too close, each with a line to it."""
     ordered = sorted(labels)
-    for (y, x, text), written in zip(ordered, apart([y for y, _, _ in ordered], height), strict=True):
+    moved = apart([y for y, _, _ in ordered], LINE / 2, height - LINE / 2, LINE)
+    for (y, x, text), written in zip(ordered, moved, strict=True):
         draw.line((x + 2, y, RIGHT + 2, y, LABELS - 6, written), QUIET, 1)
         short, font = fitting(text, width - LABELS, LETTERS)
         draw.text((LABELS, written), short, INK, font, anchor="lm")
-
-
-def apart(heights: Sequence[float], height: int) -> list[float]:
-    """Heights in their order, moved as far apart as a line of text needs, inside ``height`` if they fit into it."""
-    moved: list[float] = []
-    for y in heights:
-        moved.append(max(y, moved[-1] + LINE if moved else LINE / 2))
-    limit = height - LINE / 2
-    for i in reversed(range(len(moved))):
-        moved[i] = min(moved[i], limit)
-        limit = moved[i] - LINE
-    return moved

@@ -139,17 +139,20 @@ def labels(axes: Axes, lines: Sequence[Line]) -> Markup:
     return Markup("").join(texts)
 
 
-def apart(heights: Sequence[float], highest: float, lowest: float) -> list[float]:
+def apart(heights: Sequence[float], highest: float, lowest: float, gap: float = LABEL) -> list[float]:
     """Rising heights moved so that lines of text do not overlap: down first, and what runs out moves up again.
+
+    Args:
+        gap: from one line to the next, in the unit of the heights.
 
     >>> apart([10, 11, 90], 0, 100)
     [10, 23, 90]
     """
     placed: list[float] = []
     for y in heights:
-        placed.append(max(y, placed[-1] + LABEL if placed else highest))
+        placed.append(max(y, placed[-1] + gap if placed else highest))
     for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], placed[i + 1] - LABEL if i + 1 < len(placed) else lowest)
+        placed[i] = min(placed[i], placed[i + 1] - gap if i + 1 < len(placed) else lowest)
     return placed
 
 

@@ -144,6 +144,11 @@ class Run:
         """The last event; the last one with findings where there is one."""
         return next((event for event in reversed(self.events) if event.rows), self.events[-1])
 
+    @property
+    def stop(self) -> Event | None:
+        """The event that decided to stop the training."""
+        return next((event for event in self.events if event.stop_reason is not None), None)
+
     @cached_property
     def alerts(self) -> tuple[tuple[int, Row], ...]:
         """Every alert with its step."""

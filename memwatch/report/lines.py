@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from memwatch.run_folder import write_whole
+
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects that have a ``step``; ``[]`` without the file. A line that is not whole is passed over."""
@@ -40,9 +42,7 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Put these objects in the place of all others; whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(to_text(rows), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, to_text(rows))
 
 
 def to_text(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -24,6 +22,7 @@ from memwatch.report.heatmap import STOPS
 from memwatch.report.history import Event, Row, Run
 from memwatch.report.strip import VERDICT_COLOURS
 from memwatch.report.timeline import STYLES, level_curves, loss_timeline, rows_by_name, severity_timeline
+from memwatch.run_folder import write_whole
 
 PAGE = "report.html"
 VERDICTS = list(Verdict)
@@ -41,14 +40,7 @@ def write_page(folder: Path, file: Path | None = None, *, renew: float | None = 
         FileNotFoundError, ValueError: there is no run, see ``Run.read``.
     """
     file = file or folder / PAGE
-    text = render(Run.read(folder), renew=renew)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(file, render(Run.read(folder), renew=renew))
     return file
 
 
@@ -57,7 +49,7 @@ def render(run: Run, *, renew: float | None = None) -> str:
     about, settings = run.about, run.about.settings
     max_factor = float(settings.get("heatmap", {}).get("max_factor", HeatmapConfig().max_factor))
     frames = frames_of(run, max_factor)
-    order = run.last.worst_first
+    order, by_name = run.last.worst_first, rows_by_name(run)
     return (
         templates()
         .get_template("page.html")
@@ -70,8 +62,8 @@ def render(run: Run, *, renew: float | None = None) -> str:
             headline=headline(run),
             timeline=severity_timeline(run),
             losses=loss_timeline(run),
-            curves={row.name: level_curves(run, row.name) for row in order},
-            histories={name: [(e.step, r) for e, r in pairs] for name, pairs in rows_by_name(run).items()},
+            curves={row.name: level_curves(run, by_name[row.name]) for row in order},
+            histories={name: [(e.step, r) for e, r in pairs] for name, pairs in by_name.items()},
             advice=advice_of,
             proof=proof_words,
             cells=region_cells,
@@ -175,10 +167,5 @@ def templates() -> Environment:
         return Markup(environment.loader.get_source(environment, name)[0])  # our own files
 
     environment.globals["inlined"] = inlined
-    environment.filters["lines"] = lambda text: Markup("<br>").join(html_lines(text))
+    environment.filters["lines"] = lambda text: Markup("<br>").join(text.splitlines())  # it escapes each line
     return environment
-
-
-def html_lines(text: str) -> list[Markup]:
-    """Lines of a text, escaped."""
-    return [Markup(html.escape(line)) for line in text.splitlines()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from markupsafe import Markup
 
 from memwatch.config import AlertsConfig
@@ -33,9 +35,8 @@ def severity_timeline(run: Run) -> Markup:
     parts += [across(axes, level, words, "level")]
     parts += [line(axes, one) for one in reversed(curves)]  # the worst on top
     parts += [mark(axes, one) for event, row in rows for one in marks_of(event, row)]
-    stop = next((event for event in run.events if event.stop_reason), None)
-    if stop is not None:
-        parts.append(upright(axes, stop.step, f"stop, step {stop.step}", "stop"))
+    if run.stop is not None:
+        parts.append(upright(axes, run.stop.step, f"stop, step {run.stop.step}", "stop"))
     parts += [labels(axes, curves), cursor(axes, run)]
     return svg(axes, "Severity of every probe by optimizer step", *parts, style="timeline")
 
@@ -78,9 +79,13 @@ def loss_timeline(run: Run) -> Markup | None:
     return svg(axes, "Validation loss by optimizer step", *parts, style="timeline")
 
 
-def level_curves(run: Run, name: str) -> Markup | None:
-    """How strong one probe is at each noise level, by step; ``None`` where nothing was compared."""
-    rows = [(event.step, row) for event, row in rows_by_name(run)[name] if row.levels]
+def level_curves(run: Run, history: Sequence[tuple[Event, Row]]) -> Markup | None:
+    """How strong one probe is at each noise level, by step; ``None`` where nothing was compared.
+
+    Args:
+        history: the probe's own of ``rows_by_name``.
+    """
+    rows = [(event.step, row) for event, row in history if row.levels]
     if not rows:
         return None
     timesteps = rows[-1][1].timesteps
@@ -91,7 +96,7 @@ def level_curves(run: Run, name: str) -> Markup | None:
     top = max(value for one in curves for _, value in one.points)
     axes = Axes(span(run), (1.0, max(LOWEST_TOP, 1.05 * top)), width=560, height=210, is_log=True)
     parts = [frame(axes, "x"), *(line(axes, one) for one in curves), labels(axes, curves), cursor(axes, run)]
-    return svg(axes, f"{name}: factor at each noise level by optimizer step", *parts)
+    return svg(axes, f"{rows[-1][1].name}: factor at each noise level by optimizer step", *parts)
 
 
 def span(run: Run) -> tuple[float, float]:

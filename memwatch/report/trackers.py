@@ -44,7 +44,7 @@ def shown_of(report: Report) -> list[Shown]:
         caption = f"step {report.step}: {report.to_event().counts()}"
         shown.append(Shown("memwatch/overview", caption, report.overview, folder / "overview" / file))
     for f in report.findings:
-        if (f.is_alert or f.verdict.is_evidence) and f.name in report.pictures:
+        if f.is_worth_a_look and f.name in report.pictures:
             key, caption = f"memwatch/heatmap/{f.name}", f"{f.verdict}: {f.reason}"
             shown.append(Shown(key, caption, report.pictures[f.name], folder / "heatmaps" / f.name / file))
     return shown

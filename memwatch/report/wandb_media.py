@@ -48,14 +48,9 @@ def pictured(findings: Sequence[Finding]) -> list[Finding]:
 
     So a run of many probes stays small. The overview and the table have every probe, and ``output_dir`` every picture.
     """
-    sure = [f for f in findings if is_worth_a_look(f)]
-    others = [f for f in findings if not is_worth_a_look(f)]
+    sure = [f for f in findings if f.is_worth_a_look]
+    others = [f for f in findings if not f.is_worth_a_look]
     return sure + others[: max(0, PICTURED - len(sure))]
-
-
-def is_worth_a_look(finding: Finding) -> bool:
-    """Whether it has evidence or news."""
-    return finding.verdict.is_evidence or finding.is_alert
 
 
 def class_of(finding: Finding) -> int:
@@ -127,7 +122,7 @@ class ProbeTable:
         if self._table is None:
             self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
         for f in report.findings:
-            has_pictures = f.name not in self._shown or is_worth_a_look(f)
+            has_pictures = f.name not in self._shown or f.is_worth_a_look
             pictures = [images.get(f"memwatch/{kind}/{f.name}") for kind in ("regions", "heatmap")]
             self._table.add_data(*row_of(f, report.step, *(pictures if has_pictures else (None, None))))
             if any(pictures):

@@ -13,7 +13,8 @@ from support.observations import controls, measured, seen
 from memwatch.config_file import load_config
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import judge_event
-from memwatch.report.band import DOT, LEFT, LINE, RIGHT, SHADE, apart, band, swarm
+from memwatch.report.band import DOT, LEFT, LINE, RIGHT, SHADE, band, swarm
+from memwatch.report.chart import apart
 from memwatch.report.heatmap import height_of
 from memwatch.report.report import Report
 from memwatch.report.strip import VERDICT_COLOURS
@@ -73,9 +74,9 @@ def test_dots_at_one_height_lie_side_by_side():
 
 
 def test_labels_are_moved_apart_and_stay_inside():
-    moved = apart([5.0, 100.0, 101.0, 102.0, 590.0, 595.0], 600)
+    moved = apart([5.0, 100.0, 101.0, 102.0, 590.0, 595.0], LINE / 2, 600 - LINE / 2, LINE)
     assert all(b - a >= LINE for a, b in itertools.pairwise(moved))
     assert moved[0] >= LINE / 2
     assert moved[-1] <= 600 - LINE / 2
     assert moved[1] == 100.0
-    assert apart([], 600) == []
+    assert apart([], LINE / 2, 600 - LINE / 2, LINE) == []

@@ -14,6 +14,7 @@ from support.builders import EAGER, Loop
 from support.runs import large_run, memorized, save_image, save_map, write_run
 
 from memwatch.report.page import write_page
+from memwatch.report.strip import contrast
 
 NAMES = ("cat", "poster", "tree")
 STEPS = (100, 200, 300)
@@ -231,18 +232,6 @@ def test_both_colour_schemes_can_be_read(scheme, small):
         ):
             assert contrast(*chip) > 4.5
         assert page.problems == []
-
-
-def contrast(a: str, b: str) -> float:
-    """WCAG's contrast of two CSS colours."""
-
-    def luminance(colour: str) -> float:
-        parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 @needs_chromium

@@ -9,7 +9,7 @@ import pytest
 from support.runs import memorized, write_run
 
 from memwatch.report.history import Run
-from memwatch.report.timeline import level_curves, loss_timeline, severity_timeline
+from memwatch.report.timeline import level_curves, loss_timeline, rows_by_name, severity_timeline
 
 PROOF = {"generations": 4, "copies": 3, "ratios": [0.1] * 3 + [0.9], "is_copy": [True] * 3 + [False], "of_others": {}}
 
@@ -78,12 +78,12 @@ def test_validation_losses_share_the_steps(tmp_path, run):
 
 
 def test_one_probe_by_noise_level(run):
-    root = drawn(level_curves(run, "cat"))
+    root = drawn(level_curves(run, rows_by_name(run)["cat"]))
     assert [node.find("title").text for node in by_class(root, "line")] == ["t = 141", "t = 501"]
     assert [len(node.find("polyline").attrib["points"].split()) for node in by_class(root, "line")] == [3, 3]
 
 
 def test_a_probe_that_was_never_compared_has_no_curves(tmp_path):
     run = Run.read(write_run(tmp_path, [{"name": "cat"}], [{"step": 0, "rows": {"cat": {"levels": []}}}]))
-    assert level_curves(run, "cat") is None
+    assert level_curves(run, rows_by_name(run)["cat"]) is None
     assert "cat" in severity_timeline(run)  # one event: a dot
