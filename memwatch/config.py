@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 TERMS = ("variance", "loss", "both")
 AGAINST = ("snapshot", "unconditional", "both")
 COMBINATIONS = ("adjacent_min", "mean", "max")
 LOOKS = ("generation", "last_step")
+ENDS = ("stop", "drop")
 
 
 class ConfigError(ValueError):
@@ -23,6 +25,38 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raise a ``ConfigError`` unless ``holds``."""
     if not holds:
         raise ConfigError(f"config key '{key}': got {value!r}, allowed: {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickConfig:
+    """What memwatch picks from a ``dataset``: probes, controls where none are given, and rows that take turns.
+
+    Attributes:
+        hold_out: rows that are held out from training as controls where none are given, at least 0. A set of fewer than
+            five times as many rows gives a fifth of them; none where that is too few to judge by.
+        set_aside: pictures of a set too small for that which are held out all the same, at least 0. For a subject that
+            is meant to be learned (DreamBooth) they are its only siblings; its class images are the other controls.
+        peers: ordinary training rows, drawn at random, where none are given; at least 0.
+        places: rows per event that take turns, at least 0. They are screened; what stands out keeps its place.
+        rotation: how many rows take turns in all, at least 0. They are encoded once, before training.
+        image_column: column of the images; null looks for the names that training scripts use.
+        caption_column: column of the captions; likewise.
+        workers: processes that hash the images, at least 1; null takes one per core, 8 at most.
+    """
+
+    hold_out: int = 20
+    set_aside: int = 0
+    peers: int = 8
+    places: int = 8
+    rotation: int = 256
+    image_column: str | None = None
+    caption_column: str | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("hold_out", "set_aside", "peers", "places", "rotation"):
+            require(getattr(self, key) >= 0, f"pick.{key}", getattr(self, key), "0 or greater")
+        require(self.workers is None or self.workers >= 1, "pick.workers", self.workers, "1 or greater, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +234,8 @@ class AlertsConfig:
         uncalibrated_severity: from which factor a probe is suspicious where there are no controls to judge by, greater
             than 1.
         patience: events in a row until suspicious becomes memorized, at least 1.
+        webhook: where alerts are posted as JSON, in words that Slack and Discord take: a URL, or ``$NAME`` for the URL
+            in that environment variable. Logs and files show its host alone.
     """
 
     false_alarms_per_run: float = 0.05
@@ -207,6 +243,7 @@ class AlertsConfig:
     min_severity: float = 1.5
     uncalibrated_severity: float = 2.0
     patience: int = 2
+    webhook: str | None = None
 
     def __post_init__(self) -> None:
         rate = self.false_alarms_per_run
@@ -216,6 +253,9 @@ class AlertsConfig:
         key = "alerts.uncalibrated_severity"
         require(self.uncalibrated_severity > 1, key, self.uncalibrated_severity, "greater than 1")
         require(self.patience >= 1, "alerts.patience", self.patience, "1 or greater")
+        url = self.webhook
+        ok = url is None or url.startswith(("https://", "http://")) or (url.startswith("$") and url[1:].isidentifier())
+        require(ok, "alerts.webhook", None if ok else shown_url(url or ""), "https://..., http://... or $NAME, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +270,9 @@ class StopConfig:
         max_p: only memorized probes with at most this p-value count, in (0, 1].
         require_copy: only memorized probes that a generation has copied count, at this event or an earlier one; see
             ``proof``.
+        verdict: ``memorized``, or ``suspicious`` to count those as well.
+        checkpoint: whether a stop saves a checkpoint first, by ``accelerator.save_state`` into
+            ``output_dir/stopped``. Trainers (transformers, Lightning) save their own in any case.
     """
 
     enabled: bool = True
@@ -238,8 +281,11 @@ class StopConfig:
     min_severity: float = 1.5
     max_p: float = 0.05
     require_copy: bool = False
+    verdict: str = "memorized"
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        require(self.verdict in ("memorized", "suspicious"), "stop.verdict", self.verdict, "memorized, suspicious")
         require(self.num_probes >= 1, "stop.num_probes", self.num_probes, "1 or greater")
         require(self.patience >= 1, "stop.patience", self.patience, "1 or greater")
         require(self.min_severity > 1, "stop.min_severity", self.min_severity, "greater than 1")
@@ -320,8 +366,10 @@ class MemWatchConfig:
             that stays (``first``, ``base``, ``path:FILE``); with other settings everything is measured as well.
         full_every: every so many events everything is measured with curvature all the same, at least 1.
         output_dir: where history, maps, pictures, ledger and snapshots go.
+        dataset: the training images, from which probes and controls are picked: an image folder with captions. The
+            ``dataset`` argument goes first; without either the prepared dataloader's own is taken where it can be read.
         probes: an image folder, a text file with one prompt per line, or a list of prompts. The ``probes`` argument
-            goes first.
+            goes first. A number, at least 1, is how many are picked from the dataset; null picks 16.
         controls: the same, held out from training. Without them alerts are uncalibrated.
         peers: the same, ordinary images of the training set, drawn at random. What is no stronger than they are is not
             called memorized, unless they are being stored as well.
@@ -330,6 +378,10 @@ class MemWatchConfig:
         weights: ``live``, or ``ema`` to watch the averaged weights (needs the ``ema`` argument).
         precision: ``full`` looks in the type of the model's weights, ``loop`` in the mixed precision of the loop's
             accelerator. In bf16 log ratios differ by 0.01 from float32, at most an eighth of their standard error.
+        on_memorized: ``stop`` ends training by the rule of ``stop``; ``drop`` leaves the dataset's rows behind a
+            memorized probe out of the guarded dataloader from then on, and training goes on.
+        rollback: keep the newest weights of before anything counted towards memorized, on disk, and write them into
+            ``output_dir/last_clean`` for diffusers to load when the run ends after an alert.
         strict: raise on failures that would otherwise cost memwatch a look or a row, with a warning.
     """
 
@@ -339,14 +391,18 @@ class MemWatchConfig:
     screen: bool = True
     full_every: int = 8
     output_dir: str = "memwatch"
-    probes: str | tuple[str, ...] | None = None
+    dataset: str | None = None
+    probes: int | str | tuple[str, ...] | None = None
     controls: str | tuple[str, ...] | None = None
     peers: str | tuple[str, ...] | None = None
     resolution: int | None = None
     seed: int = 0
     weights: str = "live"
     precision: str = "full"
+    on_memorized: str = "stop"
+    rollback: bool = True
     strict: bool = False
+    pick: PickConfig = field(default_factory=PickConfig)
     levels: LevelsConfig = field(default_factory=LevelsConfig)
     curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
     signals: SignalsConfig = field(default_factory=SignalsConfig)
@@ -367,6 +423,9 @@ class MemWatchConfig:
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder's path")
         ok = self.resolution is None or self.resolution >= 8
         require(ok, "resolution", self.resolution, "8 or greater, or null")
+        ok = not isinstance(self.probes, int) or self.probes >= 1
+        require(ok, "probes", self.probes, "1 or greater, an image folder, a text file or a list of prompts, or null")
+        require(self.on_memorized in ENDS, "on_memorized", self.on_memorized, ", ".join(ENDS))
         require(self.weights in ("live", "ema"), "weights", self.weights, "live, ema")
         require(self.precision in ("full", "loop"), "precision", self.precision, "full, loop")
         copied = self.stop.require_copy
@@ -401,3 +460,20 @@ class MemWatchConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as YAML would hold it."""
         return asdict(self)
+
+    def to_show(self) -> dict[str, Any]:
+        """The same for logs and files: of a webhook's URL, which is a secret, the host alone."""
+        plain = self.to_dict()
+        if self.alerts.webhook is not None:
+            plain["alerts"]["webhook"] = shown_url(self.alerts.webhook)
+        return plain
+
+
+def shown_url(url: str) -> str:
+    """A URL without what may be secret in it; ``$NAME`` stays.
+
+    >>> shown_url("https://hooks.example.com/services/T0/B0/x1?key=2")
+    'https://hooks.example.com/...'
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}/..." if parts.hostname else url if url.startswith("$") else "..."

@@ -30,6 +30,8 @@ class Probe:
         is_control: held out from training; memwatch sets it on whatever comes as ``controls``.
         is_peer: an ordinary training image that probes are compared with; memwatch sets it on whatever comes as
             ``peers``.
+        takes_turns: one of many training images that are looked at in turns, a few per event; see ``pick.places``.
+        row: its number in the training set that it was picked from; ``None`` where it came otherwise.
     """
 
     prompt: str
@@ -38,6 +40,8 @@ class Probe:
     name: str = ""
     is_control: bool = False
     is_peer: bool = False
+    takes_turns: bool = False
+    row: int | None = None
 
     @property
     def is_reference(self) -> bool:

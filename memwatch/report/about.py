@@ -45,7 +45,7 @@ class About:
         return cls(
             model=f"{denoiser.name}, {denoiser.schedule.prediction_type}",
             probes=watched(observer),
-            settings=asdict(observer.config),
+            settings=observer.config.to_show(),
             machine=processor(device),
             versions=versions(PACKAGES),
         )
