@@ -19,6 +19,8 @@ MANY, TOO_MANY = 10_000, 100_000  # passes without a batch after a stop; an epoc
 class GuardedLoader:
     """A dataloader that takes the baseline before its first batch and ends as soon as a stop is decided.
 
+    ``count`` is called with every batch.
+
     After a stop a pass over it gives no batch. A loop that counts steps and not epochs would go round for ever: the
     loader warns after ``MANY`` such passes. Everything else is the wrapped dataloader's own, its type for
     ``isinstance`` included. Wrap it *after* ``skip_first_batches``, which makes a new dataloader.
@@ -27,19 +29,34 @@ class GuardedLoader:
         RuntimeError: when it is iterated over, after ``TOO_MANY`` passes without a batch.
     """
 
-    def __init__(self, dataloader: Any, begin: Callable[[], object], should_stop: Callable[[], bool]) -> None:
-        self._dataloader, self._begin, self._should_stop = dataloader, begin, should_stop
-        self._empty_passes = 0
+    def __init__(
+        self,
+        dataloader: Any,
+        begin: Callable[[], object],
+        should_stop: Callable[[], bool],
+        count: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._dataloader, self._begin, self._should_stop, self._count = dataloader, begin, should_stop, count
+        self._empty_passes = self._given = 0
 
     def __iter__(self) -> Iterator[Any]:
         self._begin()
+        self._given = 0
         if self._should_stop():
             self._count_empty_pass()
             return
         for batch in self._dataloader:
+            self._given += 1
+            self._count()
             yield batch
             if self._should_stop():
                 return
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the current pass has given its last batch."""
+        ended = getattr(self._dataloader, "end_of_dataloader", None)  # accelerate's loaders look one batch ahead
+        return bool(ended) if ended is not None else self._given >= len(self._dataloader)
 
     def _count_empty_pass(self) -> None:
         """A stop is never taken back, so that all passes after it are empty."""

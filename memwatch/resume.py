@@ -36,6 +36,7 @@ class Progress:
         every_steps: optimizer steps between events, as memwatch chose them; ``None`` until then.
         states: by probe, what the judge remembers.
         has_entered: whether ``output_dir`` holds this run's files already. A checkpoint does not keep it.
+        has_ended_well: whether what follows from a stop is done; likewise.
         clock: seconds of training and of memwatch.
     """
 
@@ -46,6 +47,7 @@ class Progress:
     stop: StopState = StopState()  # noqa: RUF009  # frozen
     states: dict[str, ProbeState] = field(default_factory=dict)
     has_entered: bool = False
+    has_ended_well: bool = False
     clock: Clock = field(default_factory=Clock)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +69,11 @@ class Progress:
             states,
             clock=Clock(**saved.get("clock", {})),
         )
+
+
+def with_evidence(states: Mapping[str, ProbeState]) -> set[str]:
+    """The names of those with evidence at the last event."""
+    return {name for name, state in states.items() if state.verdict.is_evidence}
 
 
 class Resumable(Protocol):

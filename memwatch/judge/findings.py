@@ -80,6 +80,7 @@ class Judgement:
         controls: of the controls, each judged by the others. peers: of the ordinary training images.
         audit: how often the rule has called a control.
         states: by name, of probes and controls after this event.
+        num_turned: how many rows had their turn at this event; only those with evidence or news are findings.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -87,6 +88,7 @@ class Judgement:
     peers: tuple[Finding, ...] = ()
     audit: Audit = field(default_factory=Audit)
     states: Mapping[str, ProbeState] = field(default_factory=dict)
+    num_turned: int = 0
 
     @property
     def everything(self) -> tuple[Finding, ...]:
@@ -120,24 +122,28 @@ def judge_event(
     step: int,
     config: MemWatchConfig,
     planned: int | None = None,
+    num_turns: int = 0,
 ) -> Judgement:
     """Judge all probes of one event, and run the same rule on every control against the others.
+
+    Where rows take turns, all of them together have half of the run's false-alarm budget, and the probes the other.
 
     Args:
         observations: of probes, controls and peers.
         states: by name, what was remembered before this event.
         planned: how many events the run will have, if known.
+        num_turns: how many rows take turns during the run.
     """
     c = config.signals
     signals = compute_signals(observations, terms=c.terms, against=c.against, combine=c.combine, smooth=c.smooth)
     profiles = {name: profile_of(s) for name, s in signals.items()}
     watched = [o for o in observations if not o.probe.is_control and not o.probe.is_peer]
     controls = [o for o in observations if o.probe.is_control]
-    num_probes = max(1, len(watched))
+    halves, num_fixed = 2 if num_turns else 1, sum(not o.probe.takes_turns for o in watched)
 
     def finding(o: Observation, references: References) -> Finding:
-        state = states.get(o.name, ProbeState())
-        return judge_probe(o, signals[o.name], references, state, step, config, num_probes, planned)
+        state, sharing = states.get(o.name, ProbeState()), num_turns if o.probe.takes_turns else max(1, num_fixed)
+        return judge_probe(o, signals[o.name], references, state, step, config, halves * sharing, planned)
 
     def null(group: Sequence[Observation], like: Observation) -> Null:
         return null_of(profiles, group, like)
@@ -152,8 +158,9 @@ def judge_event(
         finding(o, References(null(controls, o), null(peers, o), bool(controls), typical)) for o in watched
     )
     findings = tuple(capped(f, audit, states.get(f.name, ProbeState())) for f in findings)
-    new_states = {f.name: f.state for f in (*findings, *audited)}
-    return Judgement(findings, audited, judged_peers, audit, {**states, **new_states})
+    new_states = {**states} | {f.name: f.state for f in (*findings, *audited)}
+    told = tuple(f for f in findings if not f.observation.probe.takes_turns or f.is_worth_a_look)
+    return Judgement(told, audited, judged_peers, audit, new_states, len(watched) - num_fixed)
 
 
 def null_of(profiles: Mapping[str, np.ndarray], group: Sequence[Observation], like: Observation) -> Null:

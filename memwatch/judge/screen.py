@@ -41,7 +41,7 @@ def observe(
 
     Args:
         states: by name; they say when a probe was clean last.
-        full: whether curvature is measured on everything.
+        full: whether curvature is measured on everything but what takes turns.
     """
     ranks, config = observer.ranks, observer.config
     hidden = not ranks.accelerator.is_main_process
@@ -63,13 +63,13 @@ def observe(
         return ranks.gather(ranks.together(LOOKING, faults, lambda: look(names, curvature)))
 
     observer.forget_generations()
-    everything = {p.name for p in observer.probes}
-    screened = looked(everything, curvature=False) if config.screens else []
+    screened = looked({p.name for p in observer.probes}, curvature=False) if config.screens else []
+    names = ranks.together(SCREENING, faults, lambda: chosen(screened, config)) if screened else set()
     if full:
-        return screened + looked(everything, curvature=True)
-    now_or_never = set() if ranks.swappable else {o.name for o in screened if o.baseline is None}
-    names = ranks.together(SCREENING, faults, lambda: chosen(screened, config))
-    return screened + looked(names | now_or_never, curvature=True)
+        names = names | {p.name for p in observer.fixed}
+    elif not ranks.swappable:  # now or never
+        names = names | {o.name for o in screened if o.baseline is None}
+    return screened + looked(names, curvature=True)
 
 
 def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[str]:

@@ -31,8 +31,8 @@ def decide_stop(state: StopState, findings: Sequence[Finding], step: int, rule: 
 
     Args:
         findings: of this event.
-        rule: how many probes it takes, of which severity and p-value, for how many events in a row, and whether a
-            generation must have copied them.
+        rule: how many probes it takes, of which verdict, severity and p-value, for how many events in a row, and
+            whether a generation must have copied them.
     """
     if state.reason is not None or not rule.enabled:
         return state
@@ -44,9 +44,12 @@ def decide_stop(state: StopState, findings: Sequence[Finding], step: int, rule: 
     streak = state.streak + 1
     if streak < rule.patience:
         return StopState(streak, copied=copied)
-    return StopState(streak, f"step {step}: {len(counted)} probe(s) memorized: {', '.join(counted)}", copied)
+    return StopState(streak, f"step {step}: {len(counted)} probe(s) {rule.verdict}: {', '.join(counted)}", copied)
 
 
 def _counts(finding: Finding, rule: StopConfig) -> bool:
     p = finding.p if finding.p is not None else math.inf
-    return finding.verdict is Verdict.MEMORIZED and finding.severity >= rule.min_severity and p <= rule.max_p
+    enough = finding.verdict is Verdict.MEMORIZED or (
+        finding.verdict.is_evidence and rule.verdict == Verdict.SUSPICIOUS
+    )
+    return enough and finding.severity >= rule.min_severity and p <= rule.max_p

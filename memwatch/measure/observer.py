@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -91,7 +91,8 @@ class Observer:
             found = adapt(self.model, self.forward_module, pretrained, given, config, ranks, has_prompts)
             self.denoiser, parts = found.denoiser, found.parts
             self.resolution, self.side = found.resolution, found.side
-            self.probes = on_shelf(prepare(everything, self.denoiser, parts, self.resolution), self._folder)
+            self.prepared = on_shelf(prepare(everything, self.denoiser, parts, self.resolution), self._folder)
+            self._on_turn: frozenset[str] = frozenset()
             self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
         ok = self.unconditional is not None or config.signals.against != "unconditional"
         allowed = "snapshot or both, because this model has no unconditional branch"
@@ -103,7 +104,7 @@ class Observer:
         is_ours = given.vae is None and isinstance(pretrained, str | os.PathLike)
         rests = is_ours and not has_prompts and self.parts.vae is not None
         self._resting = ShelvedNetwork(self.parts.vae, self._folder) if rests else None
-        self._pictures: dict[str, np.ndarray] | None = None
+        self._pictures: dict[str, np.ndarray] = {}
         self._generated: dict[tuple[str, int], tuple[Tensor, np.ndarray]] = {}  # latents and pictures
         self._set_batches(config.curvature.batch_size)
 
@@ -128,11 +129,52 @@ class Observer:
         self._forward_only.limit(max(1, FORWARD * rows))
         self._sampling.limit(max(1, FORWARD * rows // 2))
 
+    # --- who is looked at ---------------------------------------------------------------------------------------------
+
+    @property
+    def probes(self) -> list[PreparedProbe]:
+        """What is looked at at this event: everything but the rows whose turn it is not."""
+        return [p for p in self.prepared if not p.probe.takes_turns or p.name in self._on_turn]
+
+    @property
+    def fixed(self) -> list[PreparedProbe]:
+        """What is looked at at every event."""
+        return [p for p in self.prepared if not p.probe.takes_turns]
+
+    @property
+    def turns(self) -> list[PreparedProbe]:
+        """What takes turns, in their order."""
+        return [p for p in self.prepared if p.probe.takes_turns]
+
+    def take_turns(self, event: int, kept: Collection[str]) -> None:
+        """Choose whose turn it is at the run's event of that number; 0 is the first, the baseline, and nobody's.
+
+        Args:
+            kept: names of those that keep their place, of which there may be as many as there are places.
+        """
+        rows, places = [p.name for p in self.turns], self.config.pick.places
+        begin = (event - 1) * places
+        new = [rows[i % len(rows)] for i in range(begin, begin + places)] if rows and event > 0 else []
+        stay = [name for name in rows if name in kept and event > 0]
+        self._on_turn = frozenset(new + stay[:places])
+
+    def num_turns(self, planned: int | None) -> int:
+        """How many rows will have had their turn at the end of the run.
+
+        Args:
+            planned: how many events it will have after its first, if known.
+        """
+        rows = len(self.turns)
+        return rows if planned is None else min(rows, planned * self.config.pick.places)
+
     @property
     def passes(self) -> Passes:
-        """What an event costs, over all ranks."""
-        references = sum(p.probe.is_reference for p in self.probes)
-        return count_passes(self.config, references, len(self.probes) - references, self.branches)
+        """What an event costs, over all ranks. What takes turns is screened, now and under the first weights."""
+        fixed, branches = [p.probe for p in self.fixed], self.branches
+        references = sum(probe.is_reference for probe in fixed)
+        passes = count_passes(self.config, references, len(fixed) - references, branches)
+        places = min(self.config.pick.places, len(self.turns))
+        return replace(passes, screen=passes.screen + 2 * count_passes(self.config, places, 0, branches).screen)
 
     @property
     def branches(self) -> int:
@@ -280,11 +322,11 @@ class Observer:
 
         What the autoencoder loses is nobody's copying error.
         """
-        if self._pictures is None:
-            known = {p.name: p.latents for p in self.probes if p.latents is not None}
-            decoded = self._decoded(torch.stack(list(known.values()))) if known else ()
+        known = {p.name: p.latents for p in self.probes if p.latents is not None and p.name not in self._pictures}
+        if known:
+            decoded = self._decoded(torch.stack(list(known.values())))
             tensors = {name: torch.from_numpy(picture.copy()) for name, picture in zip(known, decoded, strict=True)}
-            self._pictures = {name: kept.numpy() for name, kept in shelved(tensors, self._folder).items()}
+            self._pictures |= {name: kept.numpy() for name, kept in shelved(tensors, self._folder).items()}
         return self._pictures
 
     def _sampled(self, conditioning: Conditioning, sampling: SamplingConfig, seeds: Sequence[int]) -> Tensor:
@@ -320,7 +362,7 @@ class Observer:
     def trainable_weights(self) -> dict[str, Tensor]:
         """What later events need to look at this one again: trainable tensors, and what a trained text encoder says."""
         with self.watched_weights():
-            said = {p.name: p.conditioning for p in self.probes} if self.trains_text else {}
+            said = {p.name: p.conditioning for p in self.prepared} if self.trains_text else {}
             if self.trains_text and self.unconditional is not None:
                 said[NO_PROMPT] = self.unconditional
             return with_conditioning(trainable(self.forward_module), said)
@@ -337,15 +379,20 @@ class Observer:
             return with_conditioning(weights, self.encoded_by(self.parts))
 
     def _encode_again(self) -> None:
-        """All probes on all ranks, since any rank may have to remember what they mean now."""
+        """All probes of this event on all ranks, since any rank may have to look at them."""
         if self.trains_text:
-            said = self.encoded_by(self.parts)
+            said = self.encoded_by(self.parts, self.probes)
             self.unconditional = said.get(NO_PROMPT)
-            self.probes = [replace(p, conditioning=said[p.name]) for p in self.probes]
+            self.prepared = [replace(p, conditioning=said.get(p.name, p.conditioning)) for p in self.prepared]
 
-    def encoded_by(self, parts: Components) -> dict[str, Conditioning]:
-        """The conditioning of every probe, and of ``NO_PROMPT`` where there is that branch, by these text encoders."""
-        said = {p.name: self.denoiser.encode(p.probe.prompt, parts, self.resolution) for p in self.probes}
+    def encoded_by(self, parts: Components, probes: Sequence[PreparedProbe] | None = None) -> dict[str, Conditioning]:
+        """The conditioning of ``probes`` and of ``NO_PROMPT``, where there is that branch, by these text encoders.
+
+        Args:
+            probes: ``None`` for everything that is ever looked at.
+        """
+        asked = self.prepared if probes is None else probes
+        said = {p.name: self.denoiser.encode(p.probe.prompt, parts, self.resolution) for p in asked}
         without = self.denoiser.encode_unconditional(parts, self.resolution)
         return said if without is None else said | {NO_PROMPT: without}
 

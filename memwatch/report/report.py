@@ -32,7 +32,9 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/seconds`` | scalar | what the event cost |
 | ``memwatch/overhead`` | scalar | share of training time that memwatch has taken so far (0.02 is 2 %) |
 | ``memwatch/measured`` | scalar | probes, controls and peers whose curvature was measured at this event |
+| ``memwatch/turned`` | scalar | training rows that had their turn at this event (where rows take turns) |
 | ``memwatch/errors`` | scalar | parts of memwatch that failed so far |
+| ``memwatch/dropped`` | scalar | rows of the training set that have been dropped so far (where any have) |
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
 
 W&B takes pictures of up to 16 probes per event, other trackers than it and TensorBoard those of probes with evidence or
@@ -79,6 +81,7 @@ class Report:
         overhead: share of training time that memwatch has taken so far; ``None`` before the first step, and where
             nothing is trained.
         about: the run that the event belongs to.
+        dropped: rows of the training set that have been dropped so far.
     """
 
     step: int
@@ -93,6 +96,7 @@ class Report:
     overhead: float | None = None
     overview: Image.Image | None = None
     about: About = About()  # noqa: RUF009  # frozen
+    dropped: int = 0
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -119,6 +123,7 @@ class Report:
             "memwatch/overhead": self.overhead,
             "memwatch/errors": self.errors,
             "memwatch/stop": float(self.stop_reason is not None),
+            "memwatch/dropped": self.dropped or None,
         }
         if self.failure is None:
             values |= self._scalars_of_findings()
@@ -128,6 +133,7 @@ class Report:
         audit = self.judgement.audit
         values: dict[str, float | None] = {
             "memwatch/measured": self.judgement.num_measured,
+            "memwatch/turned": self.judgement.num_turned or None,
             "memwatch/max_severity": max((f.severity for f in self.findings), default=1.0),
             "memwatch/min_p": min((f.p for f in self.findings if f.p is not None), default=None),
             "memwatch/num_memorized": self.count(Verdict.MEMORIZED),

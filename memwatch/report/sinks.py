@@ -35,10 +35,11 @@ class Sinks:
     Args:
         files: always written first.
         faults: counts what fails.
+        more: written last.
     """
 
-    def __init__(self, files: FileSink, faults: Faults) -> None:
-        self.files, self.losses, self.faults = files, LossSink(files.folder), faults
+    def __init__(self, files: FileSink, faults: Faults, more: Sequence[Sink] = ()) -> None:
+        self.files, self.losses, self.faults, self.more = files, LossSink(files.folder), faults, tuple(more)
         self._trackers: list[Any] | None = None
         self._of_trackers: dict[int, Sink] = {}
 
@@ -62,6 +63,8 @@ class Sinks:
         for i, tracker in enumerate(self._trackers):
             self._write(tracker.name, partial(self._of_tracker, i, tracker), report)
         self._write(Console.name, Console, report)
+        for sink in self.more:
+            self._write(sink.name, lambda sink=sink: sink, report)
         return report
 
     def _write(self, name: str, sink: Callable[[], Sink], report: Report) -> None:
@@ -78,7 +81,7 @@ class Sinks:
 
     def close(self) -> None:
         """Close every sink, and write the report page of what this process has written."""
-        sinks: list[Sink] = [self.files, self.losses, *self._of_trackers.values()]
+        sinks: list[Sink] = [self.files, self.losses, *self._of_trackers.values(), *self.more]
         for sink in sinks:
             with self.faults.surviving(f"closing the sink '{sink.name}'", "what it wrote before stays"):
                 sink.close()
