@@ -34,7 +34,7 @@ from memwatch.report.files import FileSink
 from memwatch.report.hello import say_hello, say_pace
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
-from memwatch.resume import Progress, hook_checkpoints, warn_of_baselines
+from memwatch.resume import Progress, hook_checkpoints, warn_of_baselines, with_evidence
 from memwatch.run_folder import RunFolder
 
 logger = logging.getLogger("memwatch")
@@ -124,7 +124,7 @@ class MemWatch:
         self.folder = RunFolder(Path(self.config.output_dir))
         stores = open_stores(self.folder.folder, self.config.snapshots, self.ranks)
         fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(Path(file))
-        marks = fingerprints(self.config, self.observer.probes, str(accelerator.mixed_precision))
+        marks = fingerprints(self.config, self.observer.prepared, str(accelerator.mixed_precision))
         self.baselines = Baselines(self.config.signals, *stores, fixed, marks)
         self.faults = Faults(strict=self.config.strict)
         self.sinks = Sinks(FileSink(self.folder.folder), self.faults)
@@ -231,17 +231,22 @@ class MemWatch:
         started, together, progress = time.perf_counter(), self.ranks.together, self._progress
         judgement, failure = Judgement(), None
         progress.last_step, full = step, self.config.is_full_event(progress.events)
+        self.observer.take_turns(progress.events, with_evidence(progress.states))
         progress.events += 1
         try:
             seen = self._observe(step, full)
             read = self.observer.trainable_weights
-            together(KEEPING, self.faults, lambda: self.baselines.remember(step, seen, read, self.faults))
+            turns = [p.name for p in self.observer.turns]
+            together(KEEPING, self.faults, lambda: self.baselines.remember(step, seen, read, self.faults, turns))
             self.baselines.settle()
             observations = self.observer.in_order(seen)
             planned = planned_events(self.config.max_train_steps, self.every_steps)
-            judgement = together(
-                JUDGING, self.faults, lambda: judge_event(observations, progress.states, step, self.config, planned)
-            )
+            of_turns = self.observer.num_turns(planned)
+
+            def judged() -> Judgement:
+                return judge_event(observations, progress.states, step, self.config, planned, of_turns)
+
+            judgement = together(JUDGING, self.faults, judged)
             found = prove(judgement.findings, observations, self.observer, self.faults, progress.stop.copied)
             judgement = replace(judgement, findings=found)
             stop = together(STOPPING, self.faults, lambda: decide_stop(progress.stop, found, step, self.config.stop))
@@ -309,7 +314,7 @@ class MemWatch:
         complete = self.baselines.load_state_dict(state)
         if not self.accelerator.is_main_process:
             return
-        warn_of_baselines(self.baselines, [p.probe for p in self.observer.probes], complete, self.config.output_dir)
+        warn_of_baselines(self.baselines, [p.probe for p in self.observer.fixed], complete, self.config.output_dir)
         if self._progress.last_step is not None:
             with self.faults.surviving("rewinding the history", "it keeps the events after this checkpoint"):
                 self.sinks.files.rewind(self._progress.last_step)
