@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakMethod
 
@@ -16,10 +16,62 @@ logger = logging.getLogger("memwatch")
 MANY, TOO_MANY = 10_000, 100_000  # passes without a batch after a stop; an epoch loop of 10,000 ends quietly
 
 
+class Place:
+    """How far the guarded dataloader has come.
+
+    Attributes:
+        batches: given so far in all. passes: begun so far. in_pass: batches of the current one.
+    """
+
+    def __init__(self) -> None:
+        self.batches = self.passes = self.in_pass = 0
+        self._dataloader: Any = None
+        self._of_this = 0  # batches that this dataloader has given
+        self._goes_on = False  # the next pass is one that a checkpoint was taken in
+
+    def begin_pass(self, dataloader: Any) -> None:
+        """A pass over this dataloader begins; after a resume it is the rest of one."""
+        self._dataloader, self._of_this = dataloader, 0
+        if not self._goes_on:
+            self.passes, self.in_pass = self.passes + 1, 0
+        self._goes_on = False
+
+    def count(self) -> None:
+        """A batch is given."""
+        self.batches, self.in_pass, self._of_this = self.batches + 1, self.in_pass + 1, self._of_this + 1
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the current pass has given its last batch."""
+        if self._dataloader is None:
+            return False
+        ended = getattr(self._dataloader, "end_of_dataloader", None)  # accelerate's loaders look one batch ahead
+        return bool(ended) if ended is not None else self._of_this >= len(self._dataloader)
+
+    @property
+    def next(self) -> tuple[int, int]:
+        """The pass that the next batch belongs to, 0 is the first, and how many batches of it were given already."""
+        if self.is_at_end or self.passes == 0:
+            return self.passes, 0
+        return self.passes - 1, self.in_pass
+
+    def state_dict(self) -> dict[str, int]:
+        """Plain values."""
+        number, given = self.next
+        return {"batches": self.batches, "pass": number, "in_pass": given}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from ``state``: the next pass is the one that it was taken in, less what was given of it."""
+        self.batches, self.in_pass = state.get("batches", 0), state.get("in_pass", 0)
+        self._goes_on, self._dataloader = self.in_pass > 0, None
+        self.passes = state.get("pass", 0) + self._goes_on
+
+
 class GuardedLoader:
     """A dataloader that takes the baseline before its first batch and ends as soon as a stop is decided.
 
-    ``count`` is called with every batch.
+    Args:
+        place: keeps count of passes and batches, over all guarded dataloaders of a run.
 
     After a stop a pass over it gives no batch. A loop that counts steps and not epochs would go round for ever: the
     loader warns after ``MANY`` such passes. Everything else is the wrapped dataloader's own, its type for
@@ -34,29 +86,22 @@ class GuardedLoader:
         dataloader: Any,
         begin: Callable[[], object],
         should_stop: Callable[[], bool],
-        count: Callable[[], object] = lambda: None,
+        place: Place | None = None,
     ) -> None:
-        self._dataloader, self._begin, self._should_stop, self._count = dataloader, begin, should_stop, count
-        self._empty_passes = self._given = 0
+        self._dataloader, self._begin, self._should_stop = dataloader, begin, should_stop
+        self._place, self._empty_passes = place or Place(), 0
 
     def __iter__(self) -> Iterator[Any]:
         self._begin()
-        self._given = 0
         if self._should_stop():
             self._count_empty_pass()
             return
+        self._place.begin_pass(self._dataloader)
         for batch in self._dataloader:
-            self._given += 1
-            self._count()
+            self._place.count()
             yield batch
             if self._should_stop():
                 return
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether the current pass has given its last batch."""
-        ended = getattr(self._dataloader, "end_of_dataloader", None)  # accelerate's loaders look one batch ahead
-        return bool(ended) if ended is not None else self._given >= len(self._dataloader)
 
     def _count_empty_pass(self) -> None:
         """A stop is never taken back, so that all passes after it are empty."""

@@ -113,12 +113,14 @@ def leave_out(dataloader: Any, left_out: LeftOut, source: Any, num_rows: int) ->
 def rows_by_index(dataset: Any, source: Any, num_rows: int) -> Callable[[int], int] | None:
     """The row of ``source`` that an index of ``dataset`` stands for; ``None`` where that cannot be known.
 
+    A data set whose attribute ``rows`` is the source is taken to give its row i at index i.
+
     >>> from torch.utils.data import Subset
     >>> rows = ["a", "b", "c"]
     >>> rows_by_index(Subset(rows, [2, 0]), rows, 3)(0)
     2
     """
-    if is_same(dataset, source):
+    if is_same(dataset, source) or (source is not None and getattr(dataset, "rows", None) is source):
         return lambda index: index % num_rows
     indices, inner = getattr(dataset, "indices", None), getattr(dataset, "dataset", None)
     if indices is None or inner is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
@@ -9,7 +11,7 @@ from datasets import Dataset
 from support.processes import new_process
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from memwatch.guard import GuardedLoader
+from memwatch.guard import GuardedLoader, Place
 from memwatch.left_out import LeavingOut, LeftOut, holder_of_sampler, is_same, leave_out, rows_by_index
 
 ROWS = list(range(12))
@@ -97,13 +99,36 @@ def test_a_prepared_dataloader_leaves_out_as_well_and_so_does_one_that_skips_bat
     assert 1 not in {row for batch in found for row in batch}
 
 
-def test_the_guarded_loader_knows_the_last_batch_and_counts():
+@pytest.mark.parametrize("prepares", [False, True])
+def test_the_place_is_that_of_the_next_batch(prepares):
     new_process()
-    count, loader = [], shuffled(size=5)
-    for each in (loader, Accelerator(cpu=True).prepare(shuffled(size=5))):
-        guarded = GuardedLoader(each, lambda: None, lambda: False, lambda: count.append(1))
-        assert [guarded.is_at_end for _ in guarded] == [False, False, True]
-    assert len(count) == 6
+    loader = Accelerator(cpu=True).prepare(shuffled(size=5)) if prepares else shuffled(size=5)
+    place = Place()
+    guarded = GuardedLoader(loader, lambda: None, lambda: False, place)
+    assert place.next == (0, 0)
+    assert [(place.next, place.is_at_end) for _ in guarded] == [((0, 1), False), ((0, 2), False), ((1, 0), True)]
+    assert [place.next for _ in guarded] == [(1, 1), (1, 2), (2, 0)]
+    assert place.batches == 6
+
+
+def test_a_resumed_place_goes_on_where_it_was():
+    def run(loader, place, saved=None):
+        for _ in GuardedLoader(loader, lambda: None, lambda: False, place):
+            if place.batches == saved:
+                return place.state_dict()
+        return {}
+
+    place = Place()
+    run(shuffled(size=5), place)
+    state = run(shuffled(size=5), place, saved=5)
+    assert state == {"batches": 5, "pass": 1, "in_pass": 2}
+    resumed = Place()
+    resumed.load_state_dict(state)
+    assert resumed.next == (1, 2)
+    run(skip_first_batches(shuffled(size=1), 2), resumed, saved=8)
+    assert (resumed.batches, resumed.next, resumed.passes) == (8, (1, 5), 2)
+    run(shuffled(size=5), resumed)
+    assert (resumed.batches, resumed.next) == (11, (3, 0))
 
 
 def test_which_row_an_index_stands_for():
@@ -112,6 +137,7 @@ def test_which_row_an_index_stands_for():
     assert [rows_by_index(Subset(subset, [2, 0]), ROWS, 12)(i) for i in range(2)] == [9, 5]
     assert [rows_by_index(subset, subset, 3)(i) for i in range(3)] == [0, 1, 2]
     assert [rows_by_index(ROWS, ROWS, 4)(i) for i in (3, 4, 9)] == [3, 0, 1]  # each row three times over
+    assert rows_by_index(SimpleNamespace(rows=ROWS), ROWS, 12)(4) == 4
     assert rows_by_index(list(ROWS), ROWS, 12) is None
     assert rows_by_index(Subset([1, 2], [0]), ROWS, 12) is None
 
