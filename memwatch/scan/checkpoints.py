@@ -1,38 +1,38 @@
 """Finished weights on disk or hub: which model they are, and their tensors by parameter name.
 
 Known forms: a diffusers pipeline (folder or hub id); a folder with ``unet/`` or ``transformer/`` inside, as diffusers'
-training scripts write into ``checkpoint-N``; a folder of one model; LoRA (``pytorch_lora_weights.safetensors``, or the
-file itself) on a base; and safetensors named as the model's own parameters are (``model.safetensors`` of accelerate).
+training scripts write into ``checkpoint-N``; a folder of one model; LoRA of every trainer (``lora.py``: a file, or a
+folder with ``pytorch_lora_weights.safetensors`` or PEFT's ``adapter_model.safetensors``) on a base; full checkpoints in
+one file (``single_file.py``) beside a base that describes them; and safetensors named as the model's own parameters are
+(``model.safetensors`` of accelerate).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from memwatch.denoiser.quiet import quietly
-
-logger = logging.getLogger("memwatch")
+from memwatch.scan.found import found_in as found_in  # this module is the door to all that is said of checkpoints
+from memwatch.scan.found import is_complete as is_complete
+from memwatch.scan.found import numbered as numbered
+from memwatch.scan.lora import PEFT_FILE, add_lora, lora_weights
+from memwatch.scan.lora_keys import DENOISER, is_lora, parts_in
+from memwatch.scan.reading import CheckpointError as CheckpointError
+from memwatch.scan.reading import names_in, reading, tensors_in
+from memwatch.scan.single_file import (
+    encoders_in,
+    is_original,
+    single_file_encoder,
+    single_file_like,
+    single_file_model,
+)
 
 PARTS = ("unet", "transformer")
 LORA_FILE = "pytorch_lora_weights.safetensors"
-ADAPTER = "default"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names it and says why."""
-
-
-def numbered(folder: Path) -> list[tuple[int, Path]]:
-    """``checkpoint-N`` folders with their N, smallest first."""
-    found = [(path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*") if path.is_dir()]
-    return sorted((int(number), path) for number, path in found if number.isdecimal())
 
 
 def is_pipeline(source: str) -> bool:
@@ -41,14 +41,28 @@ def is_pipeline(source: str) -> bool:
 
 
 def lora_file(source: str) -> Path | None:
-    """The LoRA file of a source, or ``None`` when it is no LoRA."""
+    """The LoRA file of a source, or ``None`` when it is no LoRA.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+    """
     path = Path(source)
     if path.is_dir():
-        return path / LORA_FILE if (path / LORA_FILE).is_file() else None
-    if path.suffix != ".safetensors":
+        return next((path / name for name in (LORA_FILE, PEFT_FILE) if (path / name).is_file()), None)
+    return path if _is_safetensors(path) and is_lora(names_in(path)) else None
+
+
+def single_file(source: str) -> Path | None:
+    """The file of a full checkpoint under its original repository's names, or ``None`` when it is none.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+    """
+    path = Path(source)
+    if not _is_safetensors(path):
         return None
-    with _reading(source), safe_open(path, "pt") as file:
-        return path if any("lora" in name.lower() for name in file.keys()) else None  # noqa: SIM118 (no mapping)
+    names = names_in(path)
+    return path if is_original(names) and not is_lora(names) else None
 
 
 def load_model(source: str, pretrained: Any = None) -> nn.Module:
@@ -56,44 +70,44 @@ def load_model(source: str, pretrained: Any = None) -> nn.Module:
 
     Args:
         source: see above.
-        pretrained: the pipeline whose denoiser a LoRA or bare tensors belong to.
+        pretrained: the pipeline whose denoiser a LoRA, a single file or bare tensors belong to.
 
     Raises:
         CheckpointError: unknown form, unreadable, or the base is missing or does not fit.
     """
-    lora, tensors = lora_file(source), _bare_tensors(source)
-    if lora is None and tensors is None:
+    lora, whole, tensors = lora_file(source), single_file(source), _bare_tensors(source)
+    if lora is None and whole is None and tensors is None:
         return _from_diffusers(source)
     if pretrained is None:
         raise CheckpointError(
             f"{source}: these are weights of a model that is described elsewhere; pass its pipeline as --pretrained"
         )
-    model: Any = _from_diffusers(str(pretrained))
-    if tensors is not None:
-        copy_into(model, read_weights(source, model))
-    elif lora is not None:
-        with _reading(source):
-            model.load_lora_adapter(
-                str(lora.parent), weight_name=lora.name, prefix=_part(str(pretrained)), adapter_name=ADAPTER
-            )
-        read_weights(source, model)  # every one of them is in the model now, or this raises
-    loaded: nn.Module = model.eval()
-    return loaded
+    if whole is not None:
+        part = _part(str(pretrained))
+        return single_file_model(whole, _class_of(str(pretrained), part), str(pretrained), part)
+    model = _from_diffusers(str(pretrained))
+    if lora is not None:
+        make_room(model, source, DENOISER)
+    copy_into(model, read_weights(source, model))
+    return model.eval()
 
 
 def read_weights(source: str, like: nn.Module) -> dict[str, Tensor]:
     """Tensors of ``source`` under the names of ``like``'s parameters: all of them, or those of a LoRA.
 
     Raises:
-        CheckpointError: unreadable, or of another family or size than ``like``.
+        CheckpointError: unreadable, or of another family, size or rank than ``like``.
     """
-    lora, tensors = lora_file(source), _bare_tensors(source)
+    lora, whole, tensors = lora_file(source), single_file(source), _bare_tensors(source)
     if lora is not None:
-        weights = {_parameter_name(name): tensor for name, tensor in _lora_tensors(lora).items()}
+        weights = lora_weights(lora, DENOISER, like)
     elif tensors is not None:
-        weights = {name: tensor for name, tensor in _load(tensors).items() if name in dict(like.named_parameters())}
+        names = dict(like.named_parameters())
+        weights = tensors_in(tensors, names.__contains__)
+        if not weights:
+            raise CheckpointError(f"{source}: none of its tensors is a parameter of the {type(like).__name__}")
     else:
-        model = _from_diffusers(source)
+        model = single_file_like(whole, like) if whole is not None else _from_diffusers(source)
         if type(model) is not type(like):
             raise CheckpointError(
                 f"{source}: holds a {type(model).__name__}, expected a {type(like).__name__} as the model is"
@@ -117,21 +131,54 @@ def check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, *, p
 
 
 def text_encoders(source: str) -> list[str]:
-    """Names of the text encoders that lie beside the denoiser, as where both were trained."""
+    """Names of the text encoders that come with the denoiser: in folders beside it, in its file, or as a LoRA.
+
+    None of a file that cannot be read; whoever reads its weights says so.
+    """
+    try:
+        lora, whole = lora_file(source), single_file(source)
+        if lora is not None:
+            return sorted(parts_in(names_in(lora)) - {DENOISER})
+        if whole is not None:
+            return encoders_in(names_in(whole))
+    except CheckpointError:
+        return []
     return sorted(path.name for path in Path(source).glob("text_encoder*") if path.is_dir())
 
 
 def read_text_encoder(source: str, name: str, like: nn.Module) -> dict[str, Tensor]:
-    """Weights of a text encoder that lies beside the denoiser, under the names of ``like``'s parameters.
+    """Weights of a text encoder that comes with the denoiser, under the names of ``like``'s parameters.
+
+    Those of a LoRA want ``make_room`` first.
 
     Raises:
-        CheckpointError: unreadable, or of another size than ``like``.
+        CheckpointError: unreadable, or of another size or rank than ``like``.
     """
     family: Any = type(like)
-    with _reading(source), quietly():
-        weights = dict(family.from_pretrained(Path(source) / name).float().named_parameters())
-    check_fit(weights, like, f"{source}: {name}", partly=False)
+    lora, whole = lora_file(source), single_file(source)
+    if lora is not None:
+        weights = lora_weights(lora, name, like)
+    elif whole is not None:
+        weights = single_file_encoder(whole, name, like)
+    else:
+        with reading(source), quietly():
+            weights = dict(family.from_pretrained(Path(source) / name).float().named_parameters())
+    check_fit(weights, like, f"{source}: {name}", partly=lora is not None)
     return weights
+
+
+def make_room(model: nn.Module, source: str, part: str) -> None:
+    """Add the layers that the LoRA of ``source`` needs to one part of its base, in place, where it has none yet.
+
+    Args:
+        part: ``memwatch.scan.lora_keys.DENOISER``, or the name of a text encoder.
+
+    Raises:
+        CheckpointError: unreadable, or of another base than ``model``.
+    """
+    file = lora_file(source)
+    if file is not None and not any(".lora_" in name for name, _ in model.named_parameters()):
+        add_lora(model, lora_weights(file, part, model), source)
 
 
 def copy_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -141,11 +188,15 @@ def copy_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         parameters[name].data.copy_(tensor)
 
 
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors" and not path.is_dir()  # one that is not there is told so by whoever reads it
+
+
 def _bare_tensors(source: str) -> Path | None:
-    """Safetensors that no ``config.json`` describes."""
+    """Safetensors that no ``config.json`` describes, and that are neither a LoRA nor a single file."""
     path = Path(source)
-    if path.is_file() and path.suffix == ".safetensors":
-        return path if lora_file(source) is None else None
+    if _is_safetensors(path):
+        return path if lora_file(source) is None and single_file(source) is None else None
     described = path / "config.json", *(path / part for part in PARTS)
     file = path / "model.safetensors"
     return file if file.is_file() and not any(item.exists() for item in described) else None
@@ -163,59 +214,32 @@ def _part(source: str) -> str | None:
     if (path / "config.json").is_file():
         return None
     if is_pipeline(source):
-        with _reading(source):
+        with reading(source):
             names = list(DiffusionPipeline.load_config(source))
     else:
         names = [item.name for item in path.iterdir()] if path.is_dir() else []
     part = next((part for part in PARTS if part in names), None)
     if part is None:
+        wanted = f"no {' or '.join(PARTS)} inside, no config.json, no {LORA_FILE} and no model.safetensors"
         raise CheckpointError(
-            f"{source}: no {' or '.join(PARTS)} inside, no config.json, no {LORA_FILE} and no model.safetensors"
+            f"{source}: {wanted if path.is_dir() else 'no safetensors file and no folder of a model'}"
         )
     return part
+
+
+def _class_of(pretrained: str, part: str | None) -> type[Any]:
+    """The class of a base's denoiser."""
+    import diffusers
+
+    with reading(pretrained):
+        config = diffusers.UNet2DConditionModel.load_config(pretrained, subfolder=part)  # of any model
+        kind: type[Any] = getattr(diffusers, config["_class_name"])
+    return kind
 
 
 def _from_diffusers(source: str) -> nn.Module:
     from diffusers import AutoModel
 
-    with _reading(source), quietly():
+    with reading(source), quietly():
         model: nn.Module = AutoModel.from_pretrained(source, subfolder=_part(source))
     return model.float().eval()
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    with _reading(str(file)):
-        return load_file(file)
-
-
-def _lora_tensors(file: Path) -> dict[str, Tensor]:
-    """Of the denoiser alone, in PEFT's names without the adapter's."""
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
-    named = convert_unet_state_dict_to_peft(_load(file))
-    tensors = {
-        name: tensor
-        for name, tensor in named.items()
-        if not name.startswith("text_encoder") and not name.endswith(".alpha")
-    }
-    if any(name.startswith("text_encoder") for name in named):
-        logger.warning("%s: its LoRA of the text encoder is left out; prompts are encoded by the base's own", file)
-    return {name.removeprefix("unet.").removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-
-
-def _parameter_name(name: str) -> str:
-    return name.removesuffix(".weight") + f".{ADAPTER}.weight"
-
-
-@contextmanager
-def _reading(source: str) -> Iterator[None]:
-    """Whatever a library raises while reading becomes one line that names the source."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{source}: cannot be read: {text}") from error

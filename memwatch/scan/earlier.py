@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -10,19 +11,24 @@ import torch
 from torch import Tensor
 
 from memwatch.denoiser import Components, Denoiser, load_components
+from memwatch.denoiser.quiet import is_new
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.observer import Observer
 from memwatch.measure.snapshots import SnapshotStore
-from memwatch.measure.weights import with_conditioning, without_conditioning
+from memwatch.measure.weights import lora_off, with_conditioning, without_conditioning
 from memwatch.scan.checkpoints import (
     CheckpointError,
     copy_into,
     is_pipeline,
+    make_room,
     read_text_encoder,
     read_weights,
+    single_file,
     text_encoders,
 )
 from memwatch.scan.kept import stamp
+
+logger = logging.getLogger("memwatch")
 
 
 class CheckpointWeights(SnapshotStore):
@@ -85,7 +91,28 @@ def text_parts(pretrained: Any, family: Denoiser | type[Denoiser], device: torch
 
 
 def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -> None:
-    """Overwrite those that ``source`` has of its own."""
+    """Overwrite those that ``source`` has of its own, or their LoRA; the LoRA of an earlier source goes where not.
+
+    Raises:
+        CheckpointError: one of them is unreadable, or does not fit.
+    """
+    theirs = text_encoders(source)
     for name, encoder in zip(family.text_encoders, encoders, strict=False):  # none at all where none is trained
-        if encoder is not None and name in text_encoders(source):
+        if encoder is None:
+            continue
+        if name not in theirs:
+            copy_into(encoder, lora_off(encoder))
+            continue
+        make_room(encoder, source, name)
+        try:
             copy_into(encoder, read_text_encoder(source, name, encoder))
+        except CheckpointError as error:
+            if single_file(source) is None:
+                raise
+            _say_left_out(error)
+
+
+def _say_left_out(error: CheckpointError) -> None:
+    """Once for each, as scans come back to the same file."""
+    if is_new("memwatch", str(error)):
+        logger.warning("memwatch: %s; prompts are encoded by the base's own", error)

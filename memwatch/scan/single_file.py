@@ -1,0 +1,89 @@
+"""Full checkpoints in one file, under the names of the original repositories (SD 1.x, 2.x, XL, 3, Flux).
+
+diffusers converts them. Every configuration comes from the base, so nothing is asked of the network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor, nn
+
+from memwatch.denoiser.quiet import quietly
+from memwatch.scan.reading import CheckpointError, reading, tensors_in
+
+NETWORK = re.compile(r"(model\.diffusion_model\.|(joint_blocks|double_blocks|input_blocks)\.\d)")
+ENCODERS = {  # prefixes of text encoders, and which one of the pipeline each of them is
+    "cond_stage_model.": "text_encoder",
+    "conditioner.embedders.0.": "text_encoder",
+    "conditioner.embedders.1.": "text_encoder_2",
+    "text_encoders.clip_l.": "text_encoder",
+    "text_encoders.clip_g.": "text_encoder_2",
+}
+
+
+def is_original(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are a denoiser as its original repository names it."""
+    return any(NETWORK.match(name) for name in names)
+
+
+def encoders_in(names: Iterable[str]) -> list[str]:
+    """Names of the text encoders that lie in the same file; T5, which is the base's own there, is not looked for."""
+    return sorted({part for name in names for prefix, part in ENCODERS.items() if name.startswith(prefix)})
+
+
+def single_file_model(file: Path, kind: type[Any], config: str, subfolder: str | None) -> nn.Module:
+    """The denoiser of a file, float32, in eval mode, on the CPU.
+
+    Args:
+        kind: its class in diffusers.
+        config, subfolder: where its ``config.json`` lies.
+
+    Raises:
+        CheckpointError: unreadable, or of another family or size than ``kind`` and ``config``.
+    """
+    tensors = tensors_in(file, lambda name: not name.startswith((*ENCODERS, "text_encoders.", "first_stage_model.")))
+    with reading(file, f"cannot be converted to the base, a {kind.__name__} that may be of another family"), quietly():
+        try:
+            model: Any = kind.from_single_file(tensors, config=config, subfolder=subfolder)
+        except NotImplementedError as error:  # what the file lacks has no value, and so cannot be moved
+            raise CheckpointError(f"{file}: lacks some parameters of the base ({kind.__name__})") from error
+    _require_whole(model, file)
+    loaded: nn.Module = model.float().eval()
+    return loaded
+
+
+def single_file_like(file: Path, like: Any) -> nn.Module:
+    """The same, of the class and configuration of ``like``."""
+    with TemporaryDirectory() as folder:
+        like.save_config(folder)
+        return single_file_model(file, type(like), folder, None)
+
+
+def single_file_encoder(file: Path, name: str, like: Any) -> dict[str, Tensor]:
+    """Weights of a text encoder in the file, float32, under the names of ``like``'s parameters.
+
+    Raises:
+        CheckpointError: unreadable, or of another size than ``like``.
+    """
+    prefixes = tuple(prefix for prefix, part in ENCODERS.items() if part == name)
+    tensors = tensors_in(file, lambda key: key.startswith(prefixes))  # alone: two of one width are confused otherwise
+    with TemporaryDirectory() as folder, reading(file, f"its {name} cannot be converted to the base's"), quietly():
+        from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+
+        like.config.save_pretrained(folder)
+        encoder: Any = create_diffusers_clip_model_from_ldm(type(like), checkpoint=tensors, config=folder)
+    _require_whole(encoder, file)
+    return dict(encoder.float().named_parameters())
+
+
+def _require_whole(model: nn.Module, file: Path) -> None:
+    """What the file lacks has stayed without a value."""
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        kind = type(model).__name__
+        raise CheckpointError(f"{file}: {len(missing)} parameters of the {kind} are missing, {missing[0]} first")

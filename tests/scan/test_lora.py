@@ -1,0 +1,411 @@
+"""LoRA files of every trainer, on every family: what is loaded predicts what the trained model predicts."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+from support import trainers as by
+from support.builders import maps
+from support.families import PROMPT, SIZE, adapted, network
+from torch import nn
+
+from memwatch.scan.checkpoints import (
+    CheckpointError,
+    copy_into,
+    load_model,
+    make_room,
+    read_text_encoder,
+    read_weights,
+    text_encoders,
+)
+from memwatch.scan.earlier import copy_text_encoders
+from memwatch.scan.lora import lora_weights
+from memwatch.scan.lora_keys import DENOISER
+
+FAMILIES = ("sd1", "sdxl", "sd3", "flux")
+LAYERS = {
+    "sd1": [*by.WIDE, "proj_in", "conv1", "conv2", "time_emb_proj", "conv_shortcut", "downsamplers.0.conv", "linear_1"],
+    "sdxl": [*by.WIDE, "proj_in", "conv1", "conv2", "time_emb_proj", "conv_shortcut", "upsamplers.0.conv", "linear_1"],
+    "sd3": [
+        *by.WIDE,
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+        "ff_context.net.0.proj",
+        "norm1.linear",
+        "norm1_context.linear",
+    ],
+    "flux": [
+        "norm1.linear",
+        "norm1_context.linear",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+        "norm.linear",
+    ],
+}
+LAYERS["sd3"] += ["norm_out.linear", "pos_embed.proj", "timestep_embedder.linear_1"]
+LAYERS["flux"] += [f"transformer_blocks.0.attn.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0")]
+LAYERS["flux"] += ["ff.net.0.proj", "ff.net.2", "ff_context.net.2", "x_embedder", "context_embedder", "norm_out.linear"]
+LAYERS["flux"] += ["proj_out", "timestep_embedder.linear_1", "guidance_embedder.linear_2", "text_embedder.linear_1"]
+RANK, ALPHA = 2, 3  # a scale of 1.5
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def trained(request, families):
+    """Name of the family, and its denoiser with a LoRA in it; tests must not change it."""
+    model = copy.deepcopy(network(families[request.param]))
+    return request.param, by.with_lora(model, LAYERS[request.param], rank=RANK, alpha=ALPHA).eval()
+
+
+def kohya(model: nn.Module, name: str):
+    factors = by.factors_of(model)
+    return by.kohya(factors if name == "sd1" else by.joined(factors, model), "lora_unet_")
+
+
+WRITERS = {
+    "kohya": kohya,
+    "comfyui": lambda model, _: by.dotted(by.joined(by.factors_of(model), model), "diffusion_model.", alphas=True),
+    "comfyui-down-up": lambda model, _: by.dotted(
+        by.joined(by.factors_of(model), model), "diffusion_model.", alphas=True, names="down/up"
+    ),
+    "onetrainer": lambda model, name: by.kohya(
+        by.factors_of(model), "lora_unet_" if name in ("sd1", "sdxl") else "lora_transformer_"
+    ),
+    "ai-toolkit": lambda model, name: by.dotted(
+        by.factors_of(model), "unet." if name in ("sd1", "sdxl") else "transformer."
+    ),
+    "peft": lambda model, _: by.dotted(by.factors_of(model), "base_model.model."),
+}
+
+
+def predicted(model: nn.Module, pipe: DiffusionPipeline, encoders=None) -> torch.Tensor:
+    """Epsilon of fixed noise and a fixed prompt; ``encoders`` in place of the pipeline's."""
+    denoiser, parts = adapted(pipe)
+    denoiser.model = model
+    if encoders is not None:
+        parts.text_encoders = encoders
+    noisy = torch.randn(1, denoiser.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    said = denoiser.stack([denoiser.encode(PROMPT, parts, SIZE)])
+    with torch.no_grad():
+        return denoiser(noisy, torch.tensor([301]), said)
+
+
+def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Equal but for the order in which alpha / rank is multiplied."""
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=5e-5)
+
+
+def assert_equal_output(a: torch.Tensor, b: torch.Tensor, base: torch.Tensor) -> None:
+    """Equal to float tolerance, and far from what the base says."""
+    assert_close(a, b)
+    assert (a - base).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_trainers_names(trained, writer, families, family_folders, tmp_path):
+    name, model = trained
+    save_file(WRITERS[writer](model, name), tmp_path / "lora.safetensors")
+    loaded = load_model(str(tmp_path / "lora.safetensors"), family_folders[name])
+    base = predicted(network(families[name]), families[name])
+    assert_equal_output(predicted(loaded, families[name]), predicted(model, families[name]), base)
+    assert len(by.factors_of(loaded)) == len(by.factors_of(model))
+
+
+def test_peft_folder_with_its_alpha(trained, families, family_folders, tmp_path):
+    name, model = trained
+    folder = by.save_peft(tmp_path / "lora", model, ALPHA, RANK)
+    loaded = load_model(str(folder), family_folders[name])
+    assert_close(predicted(loaded, families[name]), predicted(model, families[name]))
+
+
+@pytest.mark.parametrize("with_metadata", [True, False])
+def test_diffusers_own_file(trained, with_metadata, families, family_folders, tmp_path):
+    from peft import get_peft_model_state_dict
+
+    name, model = trained
+    part = "unet" if name in ("sd1", "sdxl") else "transformer"
+    layers = {f"{part}_lora_layers": get_peft_model_state_dict(model, adapter_name="default")}
+    settings = {f"{part}_lora_adapter_metadata": model.peft_config["default"].to_dict()} if with_metadata else {}
+    families[name].save_lora_weights(tmp_path, **layers, **settings)
+    loaded = load_model(str(tmp_path), family_folders[name])
+    ours, theirs = predicted(loaded, families[name]), predicted(model, families[name])
+    if with_metadata:
+        assert_close(ours, theirs)
+    else:  # nothing says alpha, which diffusers takes as the rank
+        assert not torch.allclose(ours, theirs, atol=1e-3)
+
+
+def test_diffusers_conversion_to_kohya(families, family_folders, tmp_path):
+    """Another's inverse: what diffusers writes for other programs."""
+    from diffusers.utils import convert_state_dict_to_kohya
+    from peft import get_peft_model_state_dict
+
+    model = by.with_lora(copy.deepcopy(network(families["sd1"])), by.WIDE).eval()  # its alpha is the rank
+    named = {f"unet.{name}": tensor for name, tensor in get_peft_model_state_dict(model).items()}
+    save_file(convert_state_dict_to_kohya(named), tmp_path / "lora.safetensors")
+    loaded = load_model(str(tmp_path / "lora.safetensors"), family_folders["sd1"])
+    assert torch.equal(predicted(loaded, families["sd1"]), predicted(model, families["sd1"]))
+
+
+def test_names_that_diffusers_gave_once(families, family_folders, tmp_path):
+    model = by.with_lora(copy.deepcopy(network(families["sd1"])), ["to_q", "to_out.0"]).eval()
+    tensors = {}
+    for layer, (down, up, _) in by.factors_of(model).items():
+        processor, _, projection = layer.removesuffix(".0").rpartition(".")
+        tensors[f"unet.{processor}.processor.{projection}_lora.down.weight"] = down
+        tensors[f"unet.{processor}.processor.{projection}_lora.up.weight"] = up
+    save_file(tensors, tmp_path / "lora.safetensors")
+    loaded = load_model(str(tmp_path / "lora.safetensors"), family_folders["sd1"])
+    torch.testing.assert_close(predicted(loaded, families["sd1"]), predicted(model, families["sd1"]))
+
+
+def test_flux_single_blocks_of_the_real_width(tmp_path):
+    """Queries, keys, values and the MLP are one layer there; diffusers cuts them at the width of the real model."""
+    down, up = torch.randn(2, 8), torch.randn(3 * 3072 + 12288, 2)
+    shapes = {"to_q": 3072, "to_k": 3072, "to_v": 3072, "proj_mlp": 12288}
+
+    class FluxTransformer2DModel(nn.Module):  # the layers alone: a whole one is too large
+        def __init__(self):
+            super().__init__()
+            block = nn.Module()
+            block.attn = nn.Module()
+            for name, width in shapes.items():
+                setattr(block if name == "proj_mlp" else block.attn, name, nn.Linear(8, width))
+            self.single_transformer_blocks = nn.ModuleList([block])
+
+    file = tmp_path / "lora.safetensors"
+    save_file(by.kohya({"single_blocks.0.linear1": (down, up, 2.0)}, "lora_unet_"), file)
+    weights = lora_weights(file, DENOISER, FluxTransformer2DModel())
+    cut = dict(zip(shapes, up.split(list(shapes.values())), strict=True))
+    assert len(weights) == 8
+    for name, rows in cut.items():
+        layer = f"single_transformer_blocks.0.{'' if name == 'proj_mlp' else 'attn.'}{name}"
+        assert torch.equal(weights[f"{layer}.lora_A.default.weight"], down)
+        assert torch.equal(weights[f"{layer}.lora_B.default.weight"], rows)
+
+
+# --- text encoders ----------------------------------------------------------------------------------------------------
+
+PREFIXES = {
+    "sd1": ("lora_te_",),
+    "sdxl": ("lora_te1_", "lora_te2_"),
+    "sd3": ("lora_te1_", "lora_te2_"),
+    "flux": ("lora_te1_", "lora_te3_"),
+}
+
+
+def encoder_names(name: str) -> list[str]:
+    return ["text_encoder", "text_encoder_2"][: len(PREFIXES[name])]
+
+
+def trained_encoders(pipe: DiffusionPipeline, names: list[str]) -> list[nn.Module]:
+    encoders = []
+    for name in names:
+        encoder = copy.deepcopy(getattr(pipe, name))
+        targets = ["q", "wo"] if type(encoder).__name__.startswith("T5") else by.TEXT
+        encoders.append(by.with_lora(encoder, targets, rank=RANK, alpha=ALPHA, seed=1).eval())
+    return encoders
+
+
+@pytest.mark.parametrize("writer", ["kohya", "diffusers", "comfyui"])
+def test_the_text_encoders_lora(trained, writer, families, family_folders, tmp_path):
+    """kohya trains them by default; prompts are encoded with it, and without it where a later file has none."""
+    name, model = trained
+    pipe, names = families[name], encoder_names(name)
+    encoders = trained_encoders(pipe, names)
+    tensors = kohya(model, name)
+    comfy = {"text_encoder": "clip_l", "text_encoder_2": "t5xxl" if name == "flux" else "clip_g"}
+    for encoder, part, prefix in zip(encoders, names, PREFIXES[name], strict=True):
+        factors = by.factors_of(encoder)
+        if not type(encoder).__name__.startswith("T5"):
+            factors = by.text_prefixed(factors)
+        if writer == "kohya":
+            tensors |= by.kohya(factors, prefix)
+        elif writer == "diffusers":
+            tensors |= by.dotted(factors, f"{part}.")
+        else:
+            tensors |= by.dotted(factors, f"text_encoders.{comfy[part]}.transformer.", alphas=True)
+    source = str(tmp_path / "lora.safetensors")
+    save_file(tensors, source)
+    assert text_encoders(source) == names
+
+    denoiser, parts = adapted(pipe)
+    ours = tuple(copy.deepcopy(encoder) for encoder in parts.text_encoders)
+    copy_text_encoders(source, denoiser, ours)
+    theirs = (*encoders, *parts.text_encoders[len(encoders) :])
+    loaded = load_model(source, family_folders[name])
+    base = predicted(loaded, pipe)
+    assert_close(predicted(loaded, pipe, ours), predicted(model, pipe, theirs))
+    assert (predicted(loaded, pipe, ours) - base).abs().max() > 1e-4
+
+    save_file(kohya(model, name), tmp_path / "without.safetensors")
+    copy_text_encoders(str(tmp_path / "without.safetensors"), denoiser, ours)
+    assert torch.equal(predicted(loaded, pipe, ours), base)
+
+
+def test_weights_of_a_text_encoder_want_room(families, tmp_path):
+    encoder = trained_encoders(families["sd1"], ["text_encoder"])[0]
+    source = str(tmp_path / "lora.safetensors")
+    save_file(by.kohya(by.text_prefixed(by.factors_of(encoder)), "lora_te_"), source)
+    bare = copy.deepcopy(families["sd1"].text_encoder)
+    with pytest.raises(CheckpointError, match="no such parameter"):
+        read_text_encoder(source, "text_encoder", bare)
+    make_room(bare, source, "text_encoder")
+    copy_into(bare, read_text_encoder(source, "text_encoder", bare))
+    for layer, (down, _, _) in by.factors_of(encoder).items():
+        assert torch.equal(by.factors_of(bare)[layer][0], down)
+    with pytest.raises(CheckpointError, match="holds no LoRA of the denoiser"):
+        load_model(source, families["sd1"].config._name_or_path)
+
+
+def test_embeddings_in_the_file_are_left_out_and_said(families, family_folders, tmp_path, caplog):
+    model = by.with_lora(copy.deepcopy(network(families["sd1"])), ["to_q"])
+    tensors = kohya(model, "sd1") | {"bundle_emb.<cat>.clip_l": torch.zeros(1, 16)}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        load_model(str(tmp_path / "lora.safetensors"), family_folders["sd1"])
+        load_model(str(tmp_path / "lora.safetensors"), family_folders["sd1"])
+    assert caplog.text.count("its embeddings (bundle_emb.<cat>.clip_l) are left out") == 1
+
+
+# --- one after the other ----------------------------------------------------------------------------------------------
+
+
+def test_a_later_file_replaces_the_earlier_one(families, family_folders, tmp_path):
+    """Also where alpha has changed; never where the rank has."""
+    base = network(families["sd1"])
+    files, models = [], []
+    for number, (rank, alpha) in enumerate(((2, 2), (2, 1), (3, 3))):
+        models.append(by.with_lora(copy.deepcopy(base), ["to_q"], rank=rank, alpha=alpha, seed=number).eval())
+        files.append(str(tmp_path / f"lora-{number:06d}.safetensors"))
+        save_file(kohya(models[-1], "sd1"), files[-1])
+    loaded = load_model(files[0], family_folders["sd1"])
+    copy_into(loaded, read_weights(files[1], loaded))
+    assert torch.equal(predicted(loaded, families["sd1"]), predicted(models[1], families["sd1"]))
+    with pytest.raises(CheckpointError, match=r"lora-000002.safetensors: .*has shape \(3, 16\), the model \(2, 16\)"):
+        read_weights(files[2], loaded)
+
+
+def test_other_layers_than_before(families, family_folders, tmp_path):
+    for number, layers in enumerate((["to_q"], ["to_q", "to_k"])):
+        model = by.with_lora(copy.deepcopy(network(families["sd1"])), layers)
+        save_file(kohya(model, "sd1"), tmp_path / f"{number}.safetensors")
+    small, large = (str(tmp_path / f"{number}.safetensors") for number in (0, 1))
+    with pytest.raises(CheckpointError, match="no such parameter"):
+        read_weights(large, load_model(small, family_folders["sd1"]))
+    with pytest.raises(CheckpointError, match="of the model's parameters are missing"):
+        read_weights(small, load_model(large, family_folders["sd1"]))
+
+
+def test_ranks_that_differ_from_layer_to_layer(families, family_folders, tmp_path):
+    model = by.with_lora(copy.deepcopy(network(families["sd1"])), ["to_q", "to_k"], rank=2, alpha=3).eval()
+    factors = by.factors_of(model)
+    first = next(iter(factors))
+    down, up, alpha = factors[first]
+    wider = torch.cat([down, torch.zeros_like(down)]), torch.cat([up, torch.zeros_like(up)], dim=1), 2 * alpha
+    save_file(by.kohya(factors | {first: wider}, "lora_unet_"), tmp_path / "lora.safetensors")
+    loaded = load_model(str(tmp_path / "lora.safetensors"), family_folders["sd1"])
+    assert len(by.factors_of(loaded)[first][0]) == 4
+    torch.testing.assert_close(predicted(loaded, families["sd1"]), predicted(model, families["sd1"]))
+
+
+def test_the_command_turns_both_loras_off_for_the_base(scan, pretrained, pipeline, prompts, tmp_path):
+    """Only the text encoder's LoRA does anything: the base is told what the base's own encoder says."""
+    idle = by.with_lora(copy.deepcopy(pipeline.unet), ["to_q"])
+    still = {layer: (down, 0 * up, alpha) for layer, (down, up, alpha) in by.factors_of(idle).items()}
+    encoder = by.with_lora(copy.deepcopy(pipeline.text_encoder), by.TEXT)
+    text = by.text_prefixed(by.factors_of(encoder))
+    run = tmp_path / "run"
+    run.mkdir()
+    for step, factors in ((1, {layer: (down, 0 * up, alpha) for layer, (down, up, alpha) in text.items()}), (2, text)):
+        save_file(
+            by.kohya(still, "lora_unet_") | by.kohya(factors, "lora_te_"), run / f"cat-step{step:08d}.safetensors"
+        )
+    arguments = ("--baseline", "base", "--pretrained", pretrained, "--prompts", prompts)
+    for step, changed in ((1, False), (2, True)):
+        assert scan(run / f"cat-step{step:08d}.safetensors", *arguments)[0] == 0
+        assert (maps(tmp_path, 0)["a-red-poster/score"].max() > 0) == changed
+
+
+# --- what cannot be read ----------------------------------------------------------------------------------------------
+
+LAYER = "lora_unet_mid_block_attentions_0_proj_in"
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["dora_scale", "lora_down.weight"], "a DoRA"),
+        (["lora_magnitude_vector.weight", "lora_A.weight"], "a DoRA"),
+        (["hada_w1_a"], "a LoHa"),
+        (["lokr_w1"], "a LoKr"),
+        (["oft_blocks"], "an OFT"),
+        (["lora_mid.weight", "lora_down.weight"], "a LoRA with a Tucker decomposition"),
+        (["diff_b", "lora_down.weight"], "a difference of whole weights"),
+    ],
+)
+def test_relatives_of_lora_are_refused_by_name(names, kind, family_folders, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    save_file({f"{LAYER}.{name}": torch.zeros(2, 2) for name in names}, file)
+    with pytest.raises(CheckpointError, match=f"lora.safetensors: is {kind} .*{names[0]}.*merge it"):
+        load_model(str(file), family_folders["sd1"])
+
+
+def test_a_lora_of_another_base(families, family_folders, tmp_path):
+    for name, base in (("sd1", "sdxl"), ("sdxl", "sd1"), ("flux", "sd3"), ("sd3", "flux"), ("flux", "sd1")):
+        model = by.with_lora(copy.deepcopy(network(families[name])), LAYERS[name])
+        source = str(tmp_path / f"{name}.safetensors")
+        save_file(kohya(model, name), source)
+        with pytest.raises(CheckpointError, match=rf"^\S+{name}.safetensors: ") as caught:
+            load_model(source, family_folders[base])
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_with_a_file_is_said(families, family_folders, tmp_path):
+    model = by.with_lora(copy.deepcopy(network(families["sd1"])), ["to_q"])
+    good, file = kohya(model, "sd1"), tmp_path / "lora.safetensors"
+    layer = next(iter(good)).partition(".")[0]
+    wrong = {
+        "is no LoRA tensor that memwatch knows": {f"{layer}.lora_down.bias": torch.zeros(2)},
+        "lacks one half of its LoRA; it has alpha": {"lora_unet_mid_block_attentions_0_proj_in.alpha": torch.ones(())},
+        "has A (2, 5), B (16, 2), the base's layer": {f"{layer}.lora_down.weight": torch.zeros(2, 5)},
+        "of its layers are not in the model": {
+            "unet.nothing.lora_A.weight": torch.zeros(2, 5),
+            "unet.nothing.lora_B.weight": torch.zeros(5, 2),
+        },
+    }
+    for text, more in wrong.items():
+        save_file(good | more, file)
+        with pytest.raises(CheckpointError) as caught:
+            load_model(str(file), family_folders["sd1"])
+        assert text in str(caught.value) or "cannot be converted" in str(caught.value), text
+    save_file(good, file)
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match="lora.safetensors: cannot be read: "):
+        load_model(str(file), family_folders["sd1"])
+    assert text_encoders(str(file)) == []
+
+
+def test_the_base_is_asked_for(families, tmp_path):
+    save_file(kohya(by.with_lora(copy.deepcopy(network(families["sd1"])), ["to_q"]), "sd1"), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="pass its pipeline as --pretrained"):
+        load_model(str(tmp_path / "a.safetensors"))
+
+
+def test_alphas_are_inside_the_weights(families, tmp_path):
+    model = by.with_lora(copy.deepcopy(network(families["sd1"])), ["to_q"], rank=2, alpha=8)
+    file = tmp_path / "a.safetensors"
+    save_file(kohya(model, "sd1"), file)
+    weights = lora_weights(file, DENOISER, network(families["sd1"]))
+    for layer, (down, up, _) in by.factors_of(model).items():
+        assert torch.equal(weights[f"{layer}.lora_A.default.weight"], down)
+        assert torch.equal(weights[f"{layer}.lora_B.default.weight"], 4 * up)
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
