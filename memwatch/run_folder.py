@@ -15,7 +15,8 @@ logger = logging.getLogger("memwatch")
 OWNER = "run.json"  # names the run whose files lie beside it
 SIGNS = ("history.jsonl", "ledger", "observations")  # without that file, one of these tells that memwatch was here
 PICTURES = ("heatmaps", "overview", "images", "generations")
-OURS = (*SIGNS, *PICTURES, "snapshots", "maps", "decisive", "about.json", "losses.jsonl", "report.html")
+WEIGHTS = ("snapshots", "rollback", "last_clean")
+OURS = (*SIGNS, *PICTURES, *WEIGHTS, "maps", "decisive", "about.json", "losses.jsonl", "report.html")
 
 
 class RunFolder:

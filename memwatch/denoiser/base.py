@@ -25,6 +25,7 @@ class Denoiser(ABC):
 
     Attributes:
         name: the family's name, for people.
+        part: the network's name in the pipeline. pipeline: the diffusers class, whose LoRA files others can load.
         text_encoders: the text encoders that the family needs, by their names in the pipeline.
         optional: those of them that a pipeline may lack.
         in_pixels: whether the latents are the pixels themselves, in [-1, 1]; then there is no VAE.
@@ -36,6 +37,8 @@ class Denoiser(ABC):
     """
 
     name: str
+    part: str = "unet"
+    pipeline: str
     text_encoders: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     in_pixels: bool = False

@@ -18,6 +18,7 @@ class FlowDenoiser(Denoiser):
         even_sigmas: whether sampling starts from evenly spaced sigmas instead of the scheduler's own timesteps.
     """
 
+    part = "transformer"
     even_sigmas = False
 
     def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:

@@ -23,6 +23,7 @@ class Flux(FlowDenoiser):
     """
 
     name = "Flux.1"
+    pipeline = "FluxPipeline"
     text_encoders = ("text_encoder", "text_encoder_2")
     guided = False
     even_sigmas = True

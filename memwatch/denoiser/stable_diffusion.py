@@ -29,6 +29,7 @@ class StableDiffusion(Denoiser):
     """
 
     name = "Stable Diffusion 1.x / 2.x"
+    pipeline = "StableDiffusionPipeline"
     text_encoders = ("text_encoder",)
 
     @classmethod

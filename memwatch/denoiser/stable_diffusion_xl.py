@@ -19,6 +19,7 @@ class StableDiffusionXL(Denoiser):
     """
 
     name = "Stable Diffusion XL"
+    pipeline = "StableDiffusionXLPipeline"
     text_encoders = ("text_encoder", "text_encoder_2")
 
     @classmethod

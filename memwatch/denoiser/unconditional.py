@@ -15,6 +15,7 @@ class Unconditional(Denoiser):
     """
 
     name = "unconditional UNet2DModel"
+    pipeline = "DDPMPipeline"
     in_pixels = True
     guided = False
 

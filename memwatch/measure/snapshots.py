@@ -13,7 +13,7 @@ from memwatch.measure.weights import read_safetensors, write_safetensors
 
 
 class SnapshotStore:
-    """Named tensors of earlier steps: the first is pinned, of the others the latest ``keep`` stay.
+    """Named tensors of earlier steps: the first ``pinned`` stay, and of the others the latest ``keep``.
 
     Each step has *marks*, texts by name, that tell later what its tensors may be compared with. In a file they are its
     metadata.
@@ -24,10 +24,14 @@ class SnapshotStore:
         writes: whether this process writes (one a machine); the others only read.
         waits: whether a process that does not write holds its tensors until ``settle`` finds them on disk (small
             things).
+        pinned: how many of the first steps stay for good. With 0 the latest are all that there is: they go only once
+            newer ones are written, and what a full disk refuses is not kept.
     """
 
-    def __init__(self, folder: Path | None, keep: int, *, writes: bool = True, waits: bool = False) -> None:
-        self.folder, self.keep, self.writes, self.waits = folder, keep, writes, waits
+    def __init__(
+        self, folder: Path | None, keep: int, *, writes: bool = True, waits: bool = False, pinned: int = 1
+    ) -> None:
+        self.folder, self.keep, self.writes, self.waits, self.pinned = folder, keep, writes, waits, pinned
         self.steps: list[int] = []
         self._protected: set[int] = set()
         self._held: dict[int, dict[str, Tensor]] = {}
@@ -41,20 +45,33 @@ class SnapshotStore:
         """Keep ``tensors`` as those of ``step``.
 
         Raises:
-            OSError: the disk refused; the tensors are held in memory instead, nothing is lost.
+            OSError: the disk refused; the tensors are held in memory instead, nothing is lost. Where no step is pinned,
+                they are not kept, and what was kept before stays.
         """
-        self.steps = [s for s in self.steps if s < step] + [step]
+        earlier = [s for s in self.steps if s < step]
+        self.steps = [*earlier, step]
         self._marks[step] = dict(marks or {})
-        for old in self.steps[1 : -self.keep]:
-            self._held.pop(old, None)
-            if old not in self._protected:
-                self._forget(old)
-        self.steps = self.steps[:1] + self.steps[1:][-self.keep :]
+        if self.pinned:
+            self._turn()
         try:
             self._keep(step, tensors)
         except OSError:
             self._forget(step)  # what lay there before is of a past that was left
+            if not self.pinned:
+                self._held.pop(step)
+                self.steps = earlier
             raise
+        if not self.pinned:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Turn the ring: forget what is neither pinned nor among the latest, and whose file no checkpoint needs."""
+        first, others = self.steps[: self.pinned], self.steps[self.pinned :]
+        for old in others[: -self.keep]:
+            self._held.pop(old, None)
+            if old not in self._protected:
+                self._forget(old)
+        self.steps = first + others[-self.keep :]
 
     def _keep(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Hold the tensors, and write them if this process does."""
@@ -89,6 +106,15 @@ class SnapshotStore:
             self._forget(old)
         self._protected = set(self.steps)
         return list(self.steps)
+
+    def sweep(self) -> None:
+        """Delete files that neither this store nor the last checkpoint knows: of a past that a resume has left."""
+        if self.folder is None or not self.writes:
+            return
+        known = {self._file(step) for step in {*self.steps, *self._protected}}
+        for file in set(self.folder.glob("step_*.safetensors")) - known:
+            with suppress(OSError):
+                file.unlink()
 
     def _forget(self, step: int) -> None:
         if self.folder is not None and self.writes:

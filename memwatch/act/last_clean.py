@@ -1,0 +1,215 @@
+"""Last clean: the newest weights of before anything counted towards memorized, kept to roll back to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from memwatch.act.formats import Part, write_parts
+from memwatch.faults import Faults, PartError
+from memwatch.judge.alerts import ProbeState, Verdict
+from memwatch.judge.findings import Finding
+from memwatch.measure.observer import Observer
+from memwatch.measure.snapshots import SnapshotStore
+from memwatch.report.about import PACKAGES, versions
+from memwatch.run_folder import write_json
+
+logger = logging.getLogger("memwatch")
+
+KEEPING, WRITING = "keeping the weights to roll back to", "writing the weights to roll back to"
+
+
+def is_clean(states: Mapping[str, ProbeState], findings: Sequence[Finding]) -> bool:
+    """Whether nothing counts towards ``memorized`` at this event, and all output is finite.
+
+    Args:
+        states: by name, after the event.
+        findings: of the watched probes; controls and peers do not count.
+    """
+    watched = [states.get(finding.name, finding.state) for finding in findings]
+    return all(s.streak == 0 and s.verdict is not Verdict.MEMORIZED and s.finite for s in watched)
+
+
+def is_memorized(findings: Sequence[Finding]) -> bool:
+    """Whether a watched probe is called memorized: from then on no later weights are good to roll back to."""
+    return any(finding.verdict is Verdict.MEMORIZED for finding in findings)
+
+
+class LastClean:
+    """The newest weights of before anything counted towards memorized, one file in ``output_dir/rollback``.
+
+    What is kept is what training changes: of the denoiser, its averages where MemWatch was given an ``ema``; and of the
+    text encoders that it was given. Lives on every rank; the main process reads, writes and deletes.
+
+    Args:
+        folder: ``output_dir``; nothing is written there until the first clean event.
+
+    Attributes:
+        step: whose weights are kept; ``None`` where none are.
+        unclean_since: step of the first event after it that was not clean; ``None`` where there is none, and so nothing
+            to roll back to.
+        final: whether something was memorized, so that nothing later is kept.
+    """
+
+    def __init__(self, observer: Observer, folder: Path, faults: Faults) -> None:
+        self.ranks, self.pipeline, self._faults = observer.ranks, observer.denoiser.pipeline, faults
+        self._is_main = bool(self.ranks.accelerator.is_main_process)
+        self.folder, self._kept_in = folder / "last_clean", folder / "rollback"
+        self._store = SnapshotStore(self._kept_in, keep=1, pinned=0, writes=self._is_main)
+        self._parts = parts_of(observer)
+        self._trained: dict[str, set[str]] = {part.name: set() for part in self._parts}
+        self.step: int | None = None
+        self.unclean_since: int | None = None
+        self.final = False
+        self._written: int | None = None
+        self._ema, why = usable_ema(observer)
+        if self.ranks.lockstep:
+            shards = f"{self.ranks.sharding} holds the model in shards, which memwatch does not put together"
+            instead = "keep accelerate's checkpoints, and go back to one from before the step that the report names"
+            why = f"no weights are kept to roll back to: {shards}; {instead}"
+        if self._is_main and why:
+            logger.warning("memwatch: %s", why)
+
+    # --- at each event -----------------------------------------------------------------------------------------------
+
+    def note(self, step: int, clean: bool, *, final: bool = False) -> None:
+        """Keep the weights of a clean event in place of those kept before; call it at each event, on every rank.
+
+        Where that fails, those kept before stay, also on disk.
+
+        Args:
+            clean: see ``is_clean``.
+            final: see ``is_memorized``; it holds for the rest of the run.
+        """
+        if self.ranks.lockstep:
+            return
+        self.final = self.final or final
+        if not clean or self.final:
+            self.unclean_since = step if self.unclean_since is None else self.unclean_since
+            return
+        for part in self._parts:  # a script may train a part for some of its steps only
+            self._trained[part.name] |= {name for name, p in part.network.named_parameters() if p.requires_grad}
+        if any(self._trained.values()) and not self._faults.is_off(KEEPING):
+            with suppress(PartError):
+                self.ranks.together(KEEPING, self._faults, lambda: self._keep(step))
+                self.step, self.unclean_since = step, None
+
+    def _keep(self, step: int) -> None:
+        if self._is_main:
+            self._store.add(step, self._weights())
+            self._store.sweep()
+
+    def _weights(self) -> dict[str, Tensor]:
+        """CPU copies of what is trained, as ``PART/PARAMETER``."""
+        found: dict[str, Tensor] = {}
+        for i, part in enumerate(self._parts):
+            now: dict[str, Tensor] = dict(part.network.named_parameters())
+            now |= averages(part.network, self._ema) if i == 0 and self._ema is not None else {}
+            for name in sorted(self._trained[part.name] & now.keys()):
+                found[f"{part.name}/{name}"] = now[name].detach().to("cpu", copy=True)
+        return found
+
+    # --- at the end --------------------------------------------------------------------------------------------------
+
+    def write(self) -> Path | None:
+        """Write ``output_dir/last_clean``, as diffusers loads it, and say how; on every rank, again is safe.
+
+        It waits for no other rank. Where nothing is to be rolled back, what was kept is deleted.
+
+        Returns:
+            The folder; ``None`` where there is nothing to roll back to, nothing that calls for it, or it failed.
+        """
+        if self.ranks.lockstep or self.step is None:
+            return None
+        if self.unclean_since is None:
+            self._forget()
+            return None
+        if self._is_main and self._written != self.step:
+            file = self._kept_in / f"step_{self.step:07d}.safetensors"
+            with self._faults.surviving(WRITING, f"those of step {self.step} stay in {file}"):
+                how = self._write(self.step)
+                self._written = self.step
+                since = f"since step {self.unclean_since} something has counted towards memorized or was not finite"
+                where = f"the weights of step {self.step}, before that, are in {self.folder}"
+                logger.warning("memwatch: %s; %s. To load them: %s", since, where, how)
+            return self.folder if self._written == self.step else None
+        return self.folder
+
+    def _write(self, step: int) -> str:
+        """The folder, whole or not at all. Returns the Python line that loads it."""
+        weights: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self._store.get(step).items():
+            part, _, parameter = name.partition("/")
+            weights.setdefault(part, {})[parameter] = tensor
+        new = self.folder.with_name(f".last_clean.part{os.getpid()}")
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir(parents=True)
+            how = write_parts(self._parts, weights, self.pipeline, new, self.folder)
+            about = {"step": step, "unclean_since": self.unclean_since, "ema": self._ema is not None}
+            write_json(new / "memwatch.json", about | {"load": how, "versions": versions((*PACKAGES, "peft"))})
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.replace(new, self.folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return how
+
+    def _forget(self) -> None:
+        """The model of now is clean."""
+        self.step = None
+        self._store.resume([])
+        if self._is_main:
+            shutil.rmtree(self._kept_in, ignore_errors=True)
+
+    # --- resume ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values. The file of now outlasts newer ones until the next checkpoint."""
+        self._store.protect()
+        return {"step": self.step, "unclean_since": self.unclean_since, "final": self.final}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``, on every rank; from an empty one afresh."""
+        self.step, self.unclean_since = state.get("step"), state.get("unclean_since")
+        self.final, self._written = bool(state.get("final", False)), None
+        self._store.resume([] if self.step is None else [self.step])
+        if self._is_main and self.step is not None and not self._store.steps:
+            what = f"the weights of step {self.step}, kept to roll back to, are missing from {self._kept_in}"
+            logger.warning("memwatch: %s; those of the next clean event are kept", what)
+            self.step = None
+
+
+def parts_of(observer: Observer) -> list[Part]:
+    """The denoiser, and the text encoders that the caller passed."""
+    denoiser, encoders = observer.denoiser, observer.text_encoders
+    names = denoiser.text_encoders
+    given = zip(names, encoders, observer.parts.tokenizers, strict=False)  # not every text encoder need be given
+    found = [Part(name, network, tokenizer) for name, network, tokenizer in given if network is not None]
+    return [Part(denoiser.part, observer.model), *found]
+
+
+def usable_ema(observer: Observer) -> tuple[Any, str]:
+    """The averages that were given, or ``None``, and why they cannot be used, where they are of other tensors."""
+    if (ema := observer.ema) is None:
+        return None, ""
+    averaged, parameters = len(ema.shadow_params), list(observer.model.parameters())
+    trained = sum(p.requires_grad for p in parameters)
+    if averaged in (len(parameters), trained):
+        return ema, ""
+    what = f"the EMA averages {averaged} tensors, and the model has {len(parameters)}, {trained} of them trained"
+    return None, f"{what}; live weights are kept to roll back to"
+
+
+def averages(network: nn.Module, ema: Any) -> dict[str, Tensor]:
+    """What diffusers' ``EMAModel`` has averaged, by parameter name: of all parameters, or of those that are trained."""
+    named = list(network.named_parameters())
+    if len(ema.shadow_params) != len(named):
+        named = [(name, p) for name, p in named if p.requires_grad]
+    return {name: average for (name, _), average in zip(named, ema.shadow_params, strict=True)}
