@@ -1,0 +1,52 @@
+"""Behind: the training rows that a finding is about."""
+
+from __future__ import annotations
+
+from memwatch.pick.choice import Choice
+from memwatch.pick.rows import TrainingSet
+from memwatch.pick.survey import Box, Group, GroupKind
+from memwatch.pick.words import counted
+
+COVERED = 0.5  # share of the smaller of part and region that both have in common, from which they are about the same
+
+
+def rows_behind(choice: Choice | None, row: int | None, region: Box | None) -> tuple[tuple[int, ...], str]:
+    """The training rows behind a finding, rising, and what they are in words.
+
+    All near-duplicates of the row are behind it. The rows of a shared part are behind it where the finding is about
+    that part: at least half of the region lies in the part, or half of the part in the region.
+
+    Args:
+        row: of the probe. region: the box that decides, in fractions of the picture.
+    """
+    if choice is None or row is None or not 0 <= row < choice.survey.size:
+        return (), "not picked from the training set"
+    rows, words = {row}, []
+    for group in choice.behind(row):
+        if group.kind is GroupKind.DUPLICATES:
+            words.append(counted(len(group.rows), "near-duplicate"))
+        elif region is not None and is_about(region, group, row):
+            words.append(f"{counted(len(group.rows), 'row')} that share the part")
+        else:
+            continue
+        rows |= set(group.rows)
+    return tuple(sorted(rows)), ", ".join(words) or "this row alone"
+
+
+def is_about(region: Box, group: Group, row: int) -> bool:
+    """Whether a region of a row's picture is about the part that the row shares."""
+    boxes = [box for member, box in zip(group.rows, group.boxes, strict=True) if member == row]
+    return any(_overlap(region, box) >= COVERED for box in boxes)
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """The area that two boxes share, as a share of the smaller one."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(0.0, width) * max(0.0, height) / smaller if smaller > 0 else 0.0
+
+
+def file_name(rows: TrainingSet, row: int) -> str:
+    """How a row is named in ``flagged.jsonl``."""
+    file = rows.file(row) if rows.folder is None else None
+    return rows.name(row) if file is None else str(file)

@@ -1,0 +1,194 @@
+"""Flagged rows: all that lie behind a finding, in a file that is always up to date, and exact on resume."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.finding import event, found
+from support.picked import duplicates, part, photo, plain_rows, save_folder, surveyed
+
+from memwatch.act.behind import rows_behind
+from memwatch.act.flagged import FLAGGED, Flagged, FlaggedSink, Look, flagged_of, read_flagged, told
+from memwatch.config import PickConfig
+from memwatch.pick.choice import choose_from
+from memwatch.pick.rows import as_training_set
+
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+
+
+@pytest.fixture
+def choice():
+    """120 rows, of which 0 to 3 are near-duplicates, and row 0 shares its left with 10 to 14, its right with 20, 21."""
+    survey = surveyed(120, duplicates(0, 1, 2, 3), part(0, *range(10, 15), box=LEFT), part(0, 20, 21, box=RIGHT))
+    return choose_from(plain_rows(120), survey, PickConfig(), budget=16, seed=0)
+
+
+@pytest.fixture
+def sink(choice, tmp_path):
+    return FlaggedSink(tmp_path / "memwatch", choice, lambda: 1000)
+
+
+def lines(sink):
+    return [json.loads(line) for line in sink.file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("region", "rows"),
+    [
+        (LEFT, {0, 1, 2, 3, *range(10, 15)}),
+        (RIGHT, {0, 1, 2, 3, 20, 21}),
+        ((0.0, 0.0, 1.0, 1.0), {0, 1, 2, 3, *range(10, 15), 20, 21}),  # both parts lie in it
+        ((0.6, 0.4, 0.7, 0.5), {0, 1, 2, 3, 20, 21}),  # it lies in one of them
+        ((0.3, 0.0, 0.9, 1.0), {0, 1, 2, 3, 20, 21}),  # 40 % of the left part, 80 % of the right
+        (None, {0, 1, 2, 3}),
+    ],
+)
+def test_of_shared_parts_those_are_behind_it_that_the_region_lies_on(choice, region, rows):
+    assert rows_behind(choice, 0, region)[0] == tuple(sorted(rows))
+
+
+def test_why_names_what_the_rows_are(choice):
+    assert rows_behind(choice, 0, LEFT)[1] == "6 rows that share the part, 4 near-duplicates"
+    assert rows_behind(choice, 50, LEFT) == ((50,), "this row alone")
+    assert rows_behind(choice, None, LEFT) == ((), "not picked from the training set")
+    assert rows_behind(None, 3, LEFT) == ((), "not picked from the training set")
+
+
+def test_a_line_says_all_that_there_is_to_say(sink):
+    sink.write(event(200, found("cat", row=0, severity=2.4, box=(0, 0, 14, 32))))
+    (line,) = lines(sink)
+    rows = [0, 1, 2, 3, 10, 11, 12, 13, 14]
+    assert line["rows"] == rows
+    assert line["files"] == [f"row-{row:05d}" for row in rows]
+    assert (line["probe"], line["verdict"], line["step"], line["row"]) == ("cat", "memorized", 200, 0)
+    assert (line["box"], line["severity"]) == ([0, 0, 14, 32], 2.4)
+    assert line["exposures"] == pytest.approx(1000 * 9 / 100)  # of 120 rows 20 are held out
+    assert read_flagged(sink.file) == sink.flagged
+    assert sink.rows_behind(found("cat", row=0, box=(20, 0, 32, 32))) == (0, 1, 2, 3, 20, 21)
+
+
+def test_names_are_those_of_the_folder_or_of_the_files(tmp_path):
+    folder = save_folder(tmp_path / "train", {f"in/{i}.png": photo(i) for i in range(3)})
+    survey = surveyed(3, duplicates(0, 2))
+    looks = {"a": [Look.of(found("a", row=2), 100, None)]}
+    for rows, names in (
+        (as_training_set(folder), ("in/0.png", "in/2.png")),
+        (
+            as_training_set([(folder / f"in/{i}.png", "") for i in range(3)]),
+            tuple(f"{folder}/in/{i}.png" for i in (0, 2)),
+        ),
+    ):
+        (flagged,) = flagged_of(looks, choose_from(rows, survey, PickConfig(), budget=2, seed=0))
+        assert flagged.files == names
+        assert flagged.exposures is None
+
+
+def test_worst_first_and_only_with_evidence(sink):
+    sink.write(
+        event(
+            100,
+            found("weak", "suspicious", row=50, severity=9.0),
+            found("none", "no evidence", row=51),
+            found("bad", row=52, severity=1.6),
+            found("worst", row=53, severity=3.0),
+            found("blind", "inconclusive", row=54),
+        )
+    )
+    assert [line["probe"] for line in lines(sink)] == ["worst", "bad", "weak"]
+
+
+def test_nothing_is_written_without_evidence(sink):
+    sink.write(event(100, found("cat", "no evidence", row=0)))
+    assert not sink.file.parent.exists()
+    assert sink.flagged == []
+
+
+def test_the_newest_event_of_the_worst_verdict_is_told(sink):
+    for step, verdict, severity in (
+        (100, "suspicious", 1.4),
+        (200, "memorized", 2.0),
+        (300, "memorized", 2.6),
+        (400, "suspicious", 1.2),
+        (500, "no evidence", 1.0),
+    ):
+        sink.write(event(step, found("cat", verdict, row=50, severity=severity)))
+    (line,) = lines(sink)
+    assert (line["step"], line["verdict"], line["severity"]) == (300, "memorized", 2.6)
+    assert told(sink._looks["cat"]).step == 300
+
+
+def test_probes_from_elsewhere_have_no_rows(tmp_path):
+    sink = FlaggedSink(tmp_path)
+    sink.write(event(100, found("poster"), found("cat", row=3)))
+    for line in lines(sink):
+        assert (line["row"], line["rows"], line["files"], line["exposures"]) == (None, [], [], None)
+
+
+def test_a_resumed_run_ends_with_the_same_file(choice, tmp_path):
+    """Events at 100 to 500; one run goes on from 200 in a new process, and sees the same again."""
+    events = [
+        event(100, found("cat", "suspicious", row=0, box=(0, 0, 16, 32))),
+        event(200, found("cat", row=0, box=(18, 0, 32, 32)), found("dog", "suspicious", row=60)),
+        event(300, found("cat", row=0, box=(0, 0, 32, 32)), found("fox", row=61)),
+        event(400, found("dog", row=60)),
+        event(500, found("cat", "suspicious", row=0)),
+    ]
+    seen = iter(range(100, 10_000, 100))
+    whole = FlaggedSink(tmp_path / "whole", choice, lambda: next(seen))
+    for report in events:
+        whole.write(report)
+    seen = iter(range(100, 10_000, 100))
+    first = FlaggedSink(tmp_path / "parts", choice, lambda: next(seen))
+    for report in events[:4]:
+        first.write(report)
+    seen = iter(range(300, 10_000, 100))
+    second = FlaggedSink(tmp_path / "parts", choice, lambda: next(seen))
+    second.rewind(200)
+    assert [(f.probe, f.step) for f in second.flagged] == [("cat", 200), ("dog", 200)]
+    assert [line["probe"] for line in lines(second)] == ["cat", "dog"]
+    for report in events[2:]:
+        second.write(report)
+    assert second.file.read_bytes() == whole.file.read_bytes()
+
+
+def test_rewinding_to_before_everything_leaves_nothing(sink):
+    sink.rewind(100)  # there is no file yet
+    assert not sink.file.exists()
+    sink.write(event(200, found("cat", row=0)))
+    sink.rewind(100)
+    assert (sink.flagged, lines(sink)) == ([], [])
+
+
+def test_a_new_run_forgets_and_leaves_the_file_alone(sink):
+    sink.write(event(200, found("cat", row=0)))
+    before = sink.file.read_bytes()
+    sink.forget()
+    assert sink.flagged == []
+    assert sink.file.read_bytes() == before
+
+
+def test_a_full_disk_loses_nothing_that_was_seen(sink, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("memwatch.act.flagged.rewrite", full)
+        with pytest.raises(OSError, match="no space"):
+            sink.write(event(100, found("cat", row=0)))
+    sink.write(event(200, found("dog", row=50)))
+    assert {line["probe"] for line in lines(sink)} == {"cat", "dog"}
+
+
+def test_what_is_no_file_of_flagged_rows_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=FLAGGED):
+        read_flagged(tmp_path / "nothing")
+    file = tmp_path / FLAGGED
+    file.write_text('{"step": 3, "findings": []}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="it has no 'probe'"):
+        read_flagged(file)
+    file.write_text(json.dumps(Flagged("a", "memorized", 1, 0, (0,), ("a",), "", None, None, 2.0).to_dict()) + "\n")
+    assert read_flagged(file)[0].is_memorized
+    file.write_text(file.read_text().replace("[0]", "0"), encoding="utf-8")
+    with pytest.raises(ValueError, match="no line of flagged.jsonl"):
+        read_flagged(file)

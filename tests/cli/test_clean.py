@@ -1,0 +1,170 @@
+"""``memwatch clean``: what was found goes, everything else stays as it is, and the original is only read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.picked import photo, save_folder
+
+from memwatch.act.flagged import Flagged
+from memwatch.cli import main
+from memwatch.pick.rows import as_training_set
+
+
+def contents(folder):
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def flagged(file, *probes):
+    """A file of flagged rows: pairs of probe and files, and the verdict where it is not ``memorized``."""
+    with file.open("w", encoding="utf-8") as lines:
+        for name, files, *verdict in probes:
+            rows = tuple(range(len(files)))
+            f = Flagged(name, *(verdict or ["memorized"]), 300, 0, rows, files, "near-duplicates", 9.0, None, 2.4)
+            lines.write(json.dumps(f.to_dict() | {"looks": []}) + "\n")
+    return file
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Ten images, two of them in a folder of their own, with ``metadata.jsonl``."""
+    names = [*(f"{i}.png" for i in range(8)), "deep/8.png", "deep/9.png"]
+    return save_folder(tmp_path / "train", {n: photo(i) for i, n in enumerate(names)}, {n: f"the {n}" for n in names})
+
+
+def clean(train, file, *more):
+    return main(["clean", str(train), "--flagged", str(file), "--out", str(train.parent / "out"), *more])
+
+
+def test_flagged_images_go_and_all_else_is_kept(train, tmp_path, capsys):
+    before = contents(train)
+    file = flagged(tmp_path / "f", ("cat", ("1.png", "3.png", "deep/8.png")), ("dog", ("5.png",)))
+    assert clean(train, file) == 0
+    after = contents(tmp_path / "out")
+    gone = {"1.png", "3.png", "deep/8.png", "5.png"}
+    assert set(before) - set(after) == gone
+    assert {n: d for n, d in after.items() if n != "metadata.jsonl"} == {
+        n: d for n, d in before.items() if n not in gone | {"metadata.jsonl"}
+    }
+    kept = [
+        line for line in before["metadata.jsonl"].decode().splitlines() if json.loads(line)["file_name"] not in gone
+    ]
+    assert after["metadata.jsonl"].decode().splitlines() == kept  # with the key that memwatch does not know
+    assert contents(train) == before
+    assert capsys.readouterr().out.splitlines() == [
+        "cat: memorized at step 300, 2.4x; near-duplicates: 3 left out",
+        "dog: memorized at step 300, 2.4x; near-duplicates: 1 left out",
+        f"4 of 10 images left out; the others are in {tmp_path / 'out'}",
+    ]
+    rows = as_training_set(tmp_path / "out")
+    assert [rows.caption(row) for row in range(len(rows))] == [
+        f"the {n}" for n in sorted(set(before) - gone) if "png" in n
+    ]
+
+
+def test_one_of_each_group_is_kept(train, tmp_path, capsys):
+    """Two groups that share an image are one; what has no group goes."""
+    file = flagged(
+        tmp_path / "f",
+        ("cat", ("1.png", "3.png")),
+        ("dog", ("3.png", "4.png")),
+        ("fox", ("6.png", "7.png")),
+        ("owl", ("0.png",)),
+    )
+    assert clean(train, file, "--keep", "one") == 0
+    left = {name for name in contents(tmp_path / "out") if name.endswith("png")}
+    assert left == {"1.png", "2.png", "5.png", "6.png", "deep/8.png", "deep/9.png"}
+    assert "cat: memorized at step 300, 2.4x; near-duplicates: 1 left out, 1 kept" in capsys.readouterr().out
+
+
+def test_suspicious_ones_count_when_asked(train, tmp_path):
+    file = flagged(tmp_path / "f", ("cat", ("1.png",)), ("dog", ("2.png",), "suspicious"))
+    assert clean(train, file) == 0
+    assert "2.png" in contents(tmp_path / "out")
+    file.write_text(file.read_text().splitlines()[1] + "\n", encoding="utf-8")
+    main(["clean", str(train), "--flagged", str(file), "--out", str(tmp_path / "both"), "--verdict", "suspicious"])
+    assert "2.png" not in contents(tmp_path / "both")
+
+
+def test_captions_beside_images_go_with_them(tmp_path):
+    train = save_folder(tmp_path / "train", {f"{i}.png": photo(i) for i in range(3)} | {"1.jpg": photo(9)})
+    for i in range(3):
+        (train / f"{i}.txt").write_text(f"number {i}", encoding="utf-8")
+        (train / f"{i}.caption").write_text("other", encoding="utf-8")
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("0.png", "1.png")))) == 0
+    assert set(contents(tmp_path / "out")) == {"1.jpg", "1.txt", "1.caption", "2.png", "2.txt", "2.caption"}
+
+
+def test_every_folder_keeps_its_own_metadata(tmp_path):
+    train = tmp_path / "train"
+    save_folder(train / "a", {f"{i}.png": photo(i) for i in range(2)}, {f"{i}.png": f"a{i}" for i in range(2)})
+    save_folder(train / "b", {f"{i}.png": photo(9 + i) for i in range(2)}, {f"{i}.png": f"b{i}" for i in range(2)})
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("b/0.png",)))) == 0
+    rows = as_training_set(tmp_path / "out")
+    assert [rows.caption(row) for row in range(3)] == ["a0", "a1", "b1"]
+
+
+def test_files_are_found_by_their_paths_too(train, tmp_path):
+    """A run on a dataset that was loaded from the folder knows paths, not names."""
+    assert clean(train, flagged(tmp_path / "f", ("cat", (str(train / "deep" / "9.png"),)))) == 0
+    assert "deep/9.png" not in contents(tmp_path / "out")
+
+
+def test_an_image_that_is_missing_stays_missing(train, tmp_path):
+    (train / "7.png").unlink()
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 0
+    assert "7.png" not in contents(tmp_path / "out")
+
+
+def test_probes_from_elsewhere_are_said(train, tmp_path, capsys):
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)), ("poster", ()))) == 0
+    assert "not of the training set, so nothing is left out for them: poster" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("probes", "more", "said"),
+    [
+        (
+            [("cat", ("1.png", "other.png", "row-00003"))],
+            [],
+            "names files that are not in {train}: other.png, row-00003",
+        ),
+        ([("cat", ("1.png",), "suspicious")], [], "no probe from a training set is memorized"),
+        ([("poster", ())], ["--verdict", "suspicious"], "no probe from a training set is suspicious or memorized"),
+        ([], [], "so there is nothing to leave out"),
+        ([("cat", (*(f"{i}.png" for i in range(8)), "deep/8.png", "deep/9.png"))], [], "every image of"),
+        ([("cat", ("1.png",))], ["--out", "{train}/deep/out"], "which is only read"),
+        ([("cat", ("1.png",))], ["--out", "{train}"], "which is only read"),
+        ([("cat", ("1.png",))], ["--out", "{tmp}"], "--out: got"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_writes_nothing(probes, more, said, train, tmp_path, capsys):
+    file, before = flagged(tmp_path / "f", *probes), contents(tmp_path)
+    assert clean(train, file, *(m.format(train=train, tmp=tmp_path) for m in more)) == 2
+    err = capsys.readouterr().err
+    assert said.format(train=train) in err
+    assert err.count("\n") == 1
+    assert contents(tmp_path) == before | {"f": file.read_bytes()}
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_that_cannot_be_kept_are_refused(train, tmp_path, capsys):
+    (train / "metadata.csv").write_text("file_name,text\n", encoding="utf-8")
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 2
+    assert "metadata.csv cannot be kept" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_a_set(train, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("memwatch.cli.clean.copy_lines", full)
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "train"]
+
+
+def test_there_is_no_file(train, tmp_path, capsys):
+    assert clean(train, tmp_path / "nothing") == 2
+    assert "is no file; a run writes flagged.jsonl" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""Training sets and surveys made by hand: what the choice is made from, without a pixel being looked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from memwatch.pick.hashes import CELLS, Hashes
+from memwatch.pick.rows import TrainingSet, as_training_set
+from memwatch.pick.survey import Group, GroupKind, Survey
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+def duplicates(*rows: int) -> Group:
+    return Group(GroupKind.DUPLICATES, rows, (WHOLE,) * len(rows))
+
+
+def part(*rows: int, box: tuple[float, float, float, float] = (0.0, 0.0, 0.5, 0.5)) -> Group:
+    """A part that rows share, at the same place in each."""
+    return Group(GroupKind.PART, rows, (box,) * len(rows))
+
+
+def surveyed(size: int, *groups: Group, **parts: Any) -> Survey:
+    """A survey of so many rows, which grow stranger by their number; ``parts`` go to ``Survey``."""
+    strangeness = np.arange(size, dtype=float)
+    unreadable = parts.pop("unreadable", {})
+    strangeness[list(unreadable)] = np.nan
+    thumbnails = np.random.default_rng(0).integers(0, 256, (size, CELLS, CELLS, 3), dtype=np.uint8)
+    bits = np.zeros((size, 8), np.uint8)
+    hashes = Hashes(bits, bits, thumbnails, np.isfinite(strangeness))
+    known: dict[str, Any] = {"digest": "d", "captions": (), "rare_captions": (), "hashes": hashes}
+    ordered = tuple(sorted(groups, key=lambda g: (-len(g.rows), g.kind != GroupKind.DUPLICATES)))
+    return Survey(size=size, unreadable=unreadable, groups=ordered, strangeness=strangeness, **known | parts)
+
+
+def plain_rows(size: int, captions: Sequence[str] | None = None) -> TrainingSet:
+    """Rows in memory, each of a colour of its own."""
+    texts = captions or [f"a photo of number {i}" for i in range(size)]
+    return as_training_set([(shade(i), text) for i, text in zip(range(size), texts, strict=True)])
+
+
+def shade(i: int, side: int = 16) -> Image.Image:
+    return Image.new("RGB", (side, side), (i * 7 % 256, i * 13 % 256, i * 29 % 256))
+
+
+def photo(seed: int, side: int = 64) -> Image.Image:
+    """A smooth picture with texture that is like no other seed's."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
+    noise = rng.normal(0, 12, (side, side, 3))
+    return Image.fromarray((np.asarray(coarse, float) + noise).clip(0, 255).astype(np.uint8))
+
+
+def with_logo(picture: Image.Image, left: int = 4, top: int = 4) -> Image.Image:
+    """The picture with a mark that has corners."""
+    rng, logo = np.random.default_rng(99), Image.new("RGB", (20, 20), (250, 220, 40))
+    for _ in range(4):
+        x, y = (int(v) for v in rng.integers(0, 13, 2))
+        logo.paste(tuple(int(v) for v in rng.integers(0, 256, 3)), (x, y, x + 7, y + 7))
+    marked = picture.copy()
+    marked.paste(logo, (left, top))
+    return marked
+
+
+def save_folder(folder: Path, pictures: dict[str, Image.Image], captions: dict[str, str] | None = None) -> Path:
+    """An image folder; ``captions`` go into ``metadata.jsonl`` with a key that nobody knows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name)
+    if captions is not None:
+        lines = [{"file_name": name, "text": text, "score": i} for i, (name, text) in enumerate(captions.items())]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    return folder
