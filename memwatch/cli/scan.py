@@ -4,25 +4,45 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from PIL import Image
 
+from memwatch.act.flagged import FlaggedSink
+from memwatch.act.webhook import WebhookSink
+from memwatch.cli.watched import Watched, watched_by
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
-from memwatch.measure.probes import Probe, as_probes
+from memwatch.measure.probes import as_probes
+from memwatch.ranks import Ranks
 from memwatch.report.page import PAGE
-from memwatch.report.report import Report
-from memwatch.scan.checkpoints import is_pipeline, lora_file, numbered
-from memwatch.scan.scan import Checkpoint, Scan
+from memwatch.report.sinks import Sink
+from memwatch.report.terminal import SHOWN, can_colour, summary
+from memwatch.run_folder import RunFolder
+from memwatch.scan.checkpoints import found_in, is_pipeline, lora_file
+from memwatch.scan.follow import Follow, Waits
+from memwatch.scan.reading import reading
+from memwatch.scan.scan import Scan
+from memwatch.scan.seen import Checkpoint
 
-EPILOG = """\
-MODEL and EARLIER: a diffusers pipeline (folder or hub id), a checkpoint with unet/ or transformer/ inside, a LoRA file
-or folder, or safetensors named as the model's parameters. A folder of checkpoint-N folders gives a history; the
-earliest is the first baseline. Several GPUs: accelerate launch -m memwatch scan ...  A scan that was cut off goes on
-when started again. Exit code: 0 all done, 1 some probes or checkpoints failed (they are named), 2 nothing done.
+STOPPED = 3  # exit code, as that of memwatch report where anything is memorized
+EPILOG = f"""\
+MODEL and EARLIER: a diffusers pipeline (folder or hub id), a checkpoint with unet/ or transformer/ inside, a LoRA of
+any trainer (file or folder), a full checkpoint in one file, or safetensors named as the model's parameters. A folder of
+checkpoints gives a history; the earliest is the first baseline. Several GPUs: accelerate launch -m memwatch scan ...
+A scan that was cut off goes on when started again.
+
+--follow works beside every trainer that saves: it looks at the checkpoints of a folder as they appear, renews the
+report page after each, and writes STOP into the folder once an event decides to stop, by the rule of 'stop' in the
+configuration. Step 0 of the history is --pretrained, with the LoRA off. It needs memory for one more model beside the
+trainer's, on the same GPU unless CUDA_VISIBLE_DEVICES names another; ACCELERATE_USE_CPU=true takes none of it. Images
+of a trainer's own dataset were all trained on, so that controls come from --controls alone; 'memwatch pick --hold-out'
+sets some aside before the training.
+
+Exit code: 0 all done; 1 some probes or checkpoints failed (they are named); 2 nothing done; {STOPPED} with --follow
+a stop was decided. It is the same however the waiting ended: at the stop, by --idle or by Ctrl-C.
 """
 
 
@@ -32,13 +52,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("model", metavar="MODEL", help="the model, or a folder of checkpoint-N folders")
+    add("model", metavar="MODEL", help="the model, or a folder of checkpoints")
     help_ = "compared with: another model, 'unconditional', or 'base' (LoRA off); for a folder also first, previous, "
     add(
         "--baseline", metavar="EARLIER", help=help_ + "lag:N, last_clean (default: first for a folder, base for a LoRA)"
     )
     add("--prompts", metavar="FILE", help="one prompt per line: what the model generates from them")
     add("--images", metavar="DIR", help="training images with metadata.jsonl, or NAME.txt beside NAME.png")
+    add("--dataset", metavar="DIR", help="the training images, of which memwatch picks some to look at")
     help_ = "prompts or images of the same kind, held out from training; without them nothing is calibrated"
     add("--controls", metavar="FILE|DIR", help=help_)
     help_ = "text encoder, VAE, scheduler and the base of a LoRA; default: MODEL, when it is a pipeline"
@@ -46,44 +67,129 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     settings = parser.add_mutually_exclusive_group()
     settings.add_argument("--config", metavar="FILE", help="settings as for training (YAML)")
     settings.add_argument("--preset", metavar="NAME", help="one of memwatch's own: " + ", ".join(sorted(presets())))
-    add("--output", metavar="DIR", default="memwatch-scan", help="default: %(default)s")
+    add("--output", metavar="DIR", help="default: memwatch-scan; with --follow MODEL/memwatch")
     add("--report-to", metavar="NAME", help="tensorboard, wandb or another accelerate tracker, beside the files")
+    follow = parser.add_argument_group("beside a training")
+    follow.add_argument("--follow", action="store_true", help="look at checkpoints of the folder MODEL as they appear")
+    help_ = "between two looks at the folder (default: %(default)s)"
+    follow.add_argument("--poll", metavar="SECONDS", type=float, default=10.0, help=help_)
+    help_ = "end when nothing new has come for so long (default: wait until Ctrl-C)"
+    follow.add_argument("--idle", metavar="MINUTES", type=float, help=help_)
+    follow.add_argument("--keep-going", action="store_true", help="go on after a stop was decided")
+    help_ = "where alerts are posted as JSON, also for Slack and Discord: a URL, or '$NAME' of an environment variable"
+    follow.add_argument("--webhook", metavar="URL", help=help_)
 
 
 def run(args: argparse.Namespace) -> int:
-    history = numbered(Path(args.model)) if Path(args.model).is_dir() else []
-    checkpoints = [Checkpoint(step, str(path)) for step, path in history]
-    checkpoints = checkpoints or [Checkpoint(step_of(args.model), args.model)]
-    config = settings(args, is_history=bool(history))
-    pretrained = args.pretrained or (args.model if not history and is_pipeline(args.model) else None)
+    check(args)
+    history = found_in(Path(args.model)) if Path(args.model).is_dir() and not args.follow else []
+    checkpoints = [Checkpoint.of(step, path) for step, path in history]
+    checkpoints = checkpoints or [Checkpoint.of(step_of(args.model), args.model)]
+    config = settings(args, is_history=args.follow or bool(history))
+    is_one_pipeline = not args.follow and not history and is_pipeline(args.model)
+    pretrained = args.pretrained or (args.model if is_one_pipeline else None)
     if pretrained is None:
         why = f"{args.model} is no pipeline, so text encoder, VAE and scheduler must come from one"
         raise ValueError(f"--pretrained: missing; {why}")
     problems: list[str] = []
-    probes = [*usable(args.prompts, config.seed, problems), *usable(args.images, config.seed, problems)]
-    if not probes:
-        raise ValueError("; ".join(["nothing to look at; pass --prompts FILE or --images DIR", *problems]))
-    controls = usable(args.controls, config.seed, problems)
-
-    accelerator = Accelerator(log_with=args.report_to, project_dir=args.output)
+    watched = watched_by(args, config, problems)
+    accelerator = Accelerator(log_with=args.report_to, project_dir=config.output_dir)
     if args.report_to:
         accelerator.init_trackers("memwatch-scan")
-    held_out = as_probes(controls) if controls else None
-    scan = Scan(accelerator, checkpoints, pretrained, config=config, probes=as_probes(probes), controls=held_out)
+
+    def opened(checkpoints: Sequence[Checkpoint], **beside: Any) -> Scan:
+        probes, controls = as_probes(watched.probes), as_probes(watched.controls) if watched.controls else None
+        return Scan(accelerator, checkpoints, pretrained, config=config, probes=probes, controls=controls, **beside)
+
+    if args.follow:
+        return follow(args, config, accelerator, opened, watched, problems)
+    scan = opened(checkpoints)
     report = scan.run()
     problems += [f"step {step}, {name}: {why}" for step, name, why in scan.failed]
     if accelerator.is_main_process:
-        if report is not None:
-            print(findings_table(report))
-        print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
-        print(f"history, maps and pictures: {args.output}")
-        print(f"report: {Path(args.output) / PAGE}")
+        if report is not None and len(report.findings) > SHOWN:  # the console has shown the worst few
+            everything = len(report.findings)
+            print(summary(report.to_event(), report.about, colour=can_colour(sys.stdout), shown=everything))
+        tell(problems, config.output_dir)
     accelerator.end_training()
     return 2 if report is None or not report.findings else 1 if problems else 0
 
 
+def follow(
+    args: argparse.Namespace,
+    config: MemWatchConfig,
+    accelerator: Any,
+    opened: Callable[..., Scan],
+    watched: Watched,
+    problems: list[str],
+) -> int:
+    """Follow the folder; the exit code."""
+    folder, output, main = Path(args.model), Path(config.output_dir), accelerator.is_main_process
+    more: list[Sink] = [FlaggedSink(output, watched.choice)] if watched.choice is not None else []
+    more += [WebhookSink(config.alerts.webhook, folder.name)] if config.alerts.webhook is not None and main else []
+    require_pipeline(args.pretrained)
+    lock = RunFolder(output)
+
+    def open_scan(first: Checkpoint) -> Scan:
+        lock.release()  # a first checkpoint that cannot be read is tried again
+        free = Ranks.of(accelerator).broadcast(not main or lock.lock())
+        require_option(free, "--output", config.output_dir, "a folder that no other live run uses")
+        return opened([first], stop=config.stop, more=more)
+
+    waits = Waits(poll=args.poll, idle=None if args.idle is None else 60 * args.idle)
+    base = Checkpoint.of(0, args.pretrained)
+    following = Follow(accelerator, folder, open_scan, base=base, waits=waits, keep_going=args.keep_going)
+    try:
+        following.run()
+    finally:
+        lock.release()
+    problems += [f"step {step}, {name}: {why}" for step, name, why in following.failed]
+    nothing = following.scan is None or following.scan.progress.last_step is None
+    if main:
+        tell(problems, None if nothing else config.output_dir)
+    accelerator.end_training()
+    return STOPPED if following.stop_reason is not None else 2 if nothing else 1 if problems else 0
+
+
+def tell(problems: Sequence[str], output: str | None) -> None:
+    """What was skipped, and where everything else is."""
+    print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
+    if output is not None:
+        print(f"history, maps and pictures: {output}")
+        print(f"report: {Path(output) / PAGE}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that cannot be meant, and fill in where the output goes."""
+    require_option(args.poll > 0, "--poll", args.poll, "greater than 0")
+    require_option(args.idle is None or args.idle > 0, "--idle", args.idle, "greater than 0")
+    for option in ("idle", "keep_going", "webhook"):
+        value, name = getattr(args, option), f"--{option.replace('_', '-')}"
+        require_option(args.follow or not value, name, value, "with --follow only")
+    model = Path(args.model)
+    require_option(not args.follow or not model.is_file(), "MODEL", args.model, "a folder, with --follow")
+    is_missing = model.suffix == ".safetensors" and not model.exists()
+    require_option(not is_missing, "MODEL", args.model, "a file that is there")
+    args.output = args.output or (str(Path(args.model) / "memwatch") if args.follow else "memwatch-scan")
+
+
+def require_pipeline(pretrained: str) -> None:
+    """Say at once what would fail only at the first checkpoint.
+
+    Raises:
+        ValueError: there is no such pipeline.
+    """
+    from diffusers import DiffusionPipeline
+
+    with reading(pretrained):
+        DiffusionPipeline.load_config(pretrained)
+
+
 def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
-    """The configuration with what the command line says about the baseline; one look at one model needs no patience."""
+    """The configuration with what the command line says; one look at one model needs no patience.
+
+    What fails in a scan ends it; beside a training it costs that part alone.
+    """
     source = presets().get(args.preset) if args.preset else args.config
     require_option(source is not None or not args.preset, "--preset", args.preset, ", ".join(sorted(presets())))
     config = load_config(source)
@@ -92,15 +198,14 @@ def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
     within = name in ("first", "previous", "lag", "last_clean")
     allowed = "an earlier model, unconditional or base; this one needs a folder of checkpoints"
     require_option(is_history or not within, "--baseline", baseline, allowed)
-    overrides: dict[str, Any] = {"output_dir": args.output, "strict": True}
+    overrides: dict[str, Any] = {"output_dir": args.output, "strict": not args.follow}
     if baseline == "unconditional":
         branch = {"unconditional": True}
         overrides["signals"] = {"terms": "variance", "against": "unconditional", **branch}
     else:
         overrides["signals"] = {"baseline": baseline if within or name in ("base", "path") else f"path:{baseline}"}
-    if not is_history:
-        overrides["alerts"] = {"patience": 1}
-    return load_config(config, **overrides)
+    alerts = {} if is_history else {"patience": 1}
+    return load_config(config, **overrides, alerts=alerts | ({"webhook": args.webhook} if args.webhook else {}))
 
 
 def default_baseline(config: MemWatchConfig, is_history: bool, is_lora: bool) -> str:
@@ -132,25 +237,3 @@ def step_of(model: str) -> int:
     """N of ``checkpoint-N``, else 0."""
     name, _, number = Path(model).name.rpartition("-")
     return int(number) if name == "checkpoint" and number.isdecimal() else 0
-
-
-def usable(source: str | None, seed: int, problems: list[str]) -> list[Probe]:
-    """Probes of a source whose image can be read; the others are added to ``problems``."""
-    good = []
-    for probe in as_probes(source, seed=seed):
-        try:
-            if isinstance(probe.image, str | Path):
-                Image.open(probe.image).convert("RGB").close()
-            good.append(probe)
-        except (OSError, SyntaxError, ValueError) as error:
-            problems.append(f"{probe.name}: cannot read image {probe.image}: {error}")
-    return good
-
-
-def findings_table(report: Report) -> str:
-    """One line per probe, the strongest first."""
-    lines = [f"{'probe':<40}{'verdict':<14}{'severity':>9}{'p':>8}{'area':>7}"]
-    for f in sorted(report.findings, key=lambda f: f.severity, reverse=True):
-        p, area = "-" if f.p is None else f"{f.p:.3f}", sum(region.area for region in f.regions)
-        lines.append(f"{f.name[:38]:<40}{f.verdict:<14}{f.severity:>8.1f}x{p:>8}{area:>7.0%}")
-    return "\n".join(lines)

@@ -1,53 +1,52 @@
 """``memwatch scan``: finished checkpoints through the observer, judge and sinks of training, without its loop.
 
 One model is one event, compared with an earlier model, with its own unconditional branch, or with its base (LoRA off).
-A folder of ``checkpoint-N`` folders is a history, as if the callback had been there. Each observation is kept in
-``observations/``, under a name that stands for everything it depends on: a scan that was cut off goes on, and one with
-other settings measures anew.
+Several checkpoints are a history, as if the callback had been there; they come as a list, or one by one (``follow``).
+Each observation is kept in ``observations/``, under a name that stands for everything it depends on: a scan that was
+cut off goes on, and one with other settings measures anew.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from memwatch.config import MemWatchConfig
-from memwatch.denoiser import Components, family_of
+from memwatch.act.flagged import FlaggedSink
+from memwatch.config import MemWatchConfig, StopConfig
+from memwatch.denoiser import Components
 from memwatch.faults import Faults
-from memwatch.judge.alerts import ProbeState
-from memwatch.judge.findings import Finding, judge_event
+from memwatch.judge.findings import judge_event
 from memwatch.judge.proof import due, prove
+from memwatch.judge.stop import decide_stop
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.prepare import PreparedProbe
+from memwatch.pace import planned_events
 from memwatch.ranks import Ranks
 from memwatch.report.about import About
 from memwatch.report.files import FileSink
 from memwatch.report.report import Report
-from memwatch.report.sinks import Sinks
-from memwatch.scan.checkpoints import CheckpointError, copy_into, load_model, read_weights, text_encoders
-from memwatch.scan.earlier import CheckpointWeights, EarlierModel, copy_text_encoders, text_parts
-from memwatch.scan.kept import KeptObservations, stamp
+from memwatch.report.sinks import Sink, Sinks
+from memwatch.resume import Progress, warn_of_baselines
+from memwatch.scan.checkpoints import CheckpointError, load_model
+from memwatch.scan.deciding import DecidingSink
+from memwatch.scan.earlier import EarlierModel
+from memwatch.scan.kept import KeptObservations
+from memwatch.scan.seen import Checkpoint, KeptWeights, Seen, own_text_encoders
 
 logger = logging.getLogger("memwatch")
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights of one step; ``source`` is anything that ``memwatch.scan.checkpoints`` knows."""
-
-    step: int
-    source: str
+OBSERVATIONS = "observations"
+NO_STOP = StopConfig(enabled=False)  # finished models cannot be stopped
 
 
 class Scan:
@@ -56,12 +55,17 @@ class Scan:
     Args:
         accelerator: gives device, ranks and trackers; nothing is prepared with it.
         checkpoints: by step, smallest first. Those that cannot be read are named and skipped.
-        pretrained: the pipeline that text encoder, VAE and scheduler come from, and the base of a LoRA.
+        pretrained: the pipeline that text encoder, VAE and scheduler come from, and the base of a LoRA. As a checkpoint
+            of its own it is the base: its network, or the LoRA's with the LoRA off.
         config, probes, controls: as for ``MemWatch``; ``signals.baseline`` may be ``path:SOURCE`` with any source of
             ``memwatch.scan.checkpoints``.
+        stop: the rule by which an event decides that training is to end.
+        more: sinks beside the files, the trackers and the console.
 
     Attributes:
         failed: (step, probe or source, why) of everything skipped; the same on every rank.
+        progress: what the scan has come to.
+        seen: the checkpoints of its events.
 
     Raises:
         CheckpointError: no checkpoint can be read, or the baseline is of another family or size.
@@ -77,66 +81,110 @@ class Scan:
         config: MemWatchConfig,
         probes: Any,
         controls: Any = None,
+        stop: StopConfig = NO_STOP,
+        more: Sequence[Sink] = (),
     ) -> None:
-        self.accelerator, self.config, self.pretrained = accelerator, config, pretrained
+        self.accelerator, self.config, self.pretrained, self._stop = accelerator, config, pretrained, stop
         self.failed: list[tuple[int, str, str]] = []
-        folder = Path(config.output_dir)
-        if (folder / "history.jsonl").exists() and not (folder / "observations").is_dir():
+        self.progress, folder = Progress(""), Path(config.output_dir)
+        if (folder / "history.jsonl").exists() and not (folder / OBSERVATIONS).is_dir():
             raise ValueError(f"{folder} holds a history that no scan wrote; choose another output folder")
         self.checkpoints = list(checkpoints)
-        stamps = {c.step: stamp(c.source) for c in checkpoints}
         self.model = self._first_readable().to(accelerator.device)
-        self._loaded: int | None = None
         self.ranks = Ranks.of(accelerator)
-        given = Components(None, text_encoders=self._own_text_encoders())
+        given = Components(None, text_encoders=own_text_encoders(self.checkpoints, pretrained, self.model))
         self.observer = Observer(
             self.ranks, self.model, pretrained, given, config=config, probes=probes, controls=controls
         )
         kind, source = config.signals.baseline_parts
         earlier = EarlierModel(source, self.observer, pretrained) if kind == "path" else None
         fixed = earlier.weights if earlier is not None else self.observer.weights_without_lora
+        self.seen = Seen(self.observer, str(pretrained))
         ledger, _ = open_stores(folder, config.snapshots, self.ranks)
-        self.baselines = Baselines(config.signals, ledger, CheckpointWeights(self._read), fixed)
+        weights = KeptWeights(self.seen, folder / OBSERVATIONS / "weights", writes=self.ranks.writes_weights)
+        self.baselines = Baselines(config.signals, ledger, weights, fixed)
         depends = [str(pretrained), None if earlier is None else earlier.stamp]
-        self.kept = KeptObservations(folder / "observations", config, depends, stamps)
-        self.faults, self.proof_faults = Faults(strict=True), Faults()
-        self.sinks = Sinks(FileSink(folder), self.faults)
-        self.sinks.files.rewind(-1)  # the history is written anew; what is expensive lies in observations/
+        self.kept = KeptObservations(folder / OBSERVATIONS, config, depends, self.seen.stamps)
+        self.faults, self.proof_faults = Faults(strict=config.strict), Faults()
+        self.sinks = Sinks(FileSink(folder), self.faults, [DecidingSink(folder / "decisive"), *more])
         self.about = About.of(self.observer)
-        self._states: dict[str, ProbeState] = {}
 
     def run(self) -> Report | None:
         """All events; the last one's report."""
         report = None
-        for checkpoint in list(self.checkpoints):
+        self.begin()
+        for checkpoint in self.checkpoints:
             try:
-                if self.observer.trains_text or not self._has_everything(checkpoint.step):
-                    self._load(checkpoint.step)
+                report = self.look(checkpoint)
             except CheckpointError as error:
-                self._skip(checkpoint, error)
-                self.checkpoints.remove(checkpoint)
-                continue
-            report = self._event(checkpoint.step)
-        self.sinks.close()
+                self.skip(checkpoint, error)
+        self.close()
         return report
 
+    def begin(self) -> None:
+        """The history is written anew; what is expensive lies in ``observations/``."""
+        self._rewind(-1)
+
+    def look(self, checkpoint: Checkpoint) -> Report:
+        """One event. Checkpoints come in order of step.
+
+        Raises:
+            CheckpointError: it cannot be read, or no probe could be measured; the scan is as it was before.
+        """
+        failed = len(self.failed)
+        self.seen.add(checkpoint)
+        try:
+            return self._event(checkpoint.step)
+        except BaseException:
+            self.seen.remove(checkpoint)
+            del self.failed[failed:]
+            raise
+
+    def skip(self, checkpoint: Checkpoint, error: Exception) -> None:
+        """Name a checkpoint that has no event."""
+        logger.error("memwatch: checkpoint %d is skipped: %s", checkpoint.step, error)
+        self.failed.append((checkpoint.step, checkpoint.source, str(error)))
+
+    def close(self) -> None:
+        """Close the sinks, and write the report page."""
+        self.sinks.close()
+
+    # --- one event ----------------------------------------------------------------------------------------------------
+
     def _event(self, step: int) -> Report:
-        """One checkpoint: the same line as in training, without the stop."""
-        started = time.perf_counter()
-        observations = self._observe(step)
+        """One checkpoint: the same line as in training."""
+        started, config, progress = time.perf_counter(), self.config, self.progress
+        self._load_on_all_ranks(step)
+        failed, observations = len(self.failed), self._observe(step)
+        if not observations:
+            raise CheckpointError(f"no probe could be measured; {self.failed[failed][1]}: {self.failed[failed][2]}")
         self.baselines.remember(step, observations, self.observer.trainable_weights, self.faults)
-        judgement = judge_event(observations, self._states, step, self.config)
-        if due(judgement.findings, self.config):
-            self._load(step)
-        findings = prove(judgement.findings, observations, self.observer, self.proof_faults)
-        judgement = replace(judgement, findings=findings)
-        self._states = dict(judgement.states)
+        planned = planned_events(config.max_train_steps, config.every_steps)
+        judgement = judge_event(observations, progress.states, step, config, planned)
+        if due(judgement.findings, config, progress.stop.copied):
+            self.seen.load(step)
+        found = prove(judgement.findings, observations, self.observer, self.proof_faults, progress.stop.copied)
+        judgement = replace(judgement, findings=found)
+        progress.states, progress.stop = dict(judgement.states), decide_stop(progress.stop, found, step, self._stop)
+        progress.last_step, progress.events = step, progress.events + 1
         seconds, calibrated = time.perf_counter() - started, self.observer.has_controls
-        report = Report(step, self.config, judgement, calibrated, seconds, self.faults.count, None, about=self.about)
-        if self.accelerator.is_main_process:
-            report = self.sinks.write(report, self.accelerator.trackers)
-            write_deciding(Path(self.config.output_dir) / "decisive" / f"step_{step:07d}", judgement.findings)
-        return report
+        errors = self.faults.count + self.proof_faults.count
+        report = Report(step, config, judgement, calibrated, seconds, errors, progress.stop.reason, about=self.about)
+        return self.sinks.write(report, self.accelerator.trackers) if self.accelerator.is_main_process else report
+
+    def _load_on_all_ranks(self, step: int) -> None:
+        """Load the checkpoint unless everything of it is kept already; one rank's failure is that of all.
+
+        A trained text encoder has to say anew what each prompt means, whatever is kept.
+        """
+        error = None
+        try:
+            if self.observer.trains_text or not self._has_everything(step):
+                self.seen.load(step)
+        except CheckpointError as caught:
+            error = str(caught)
+        if (failed := self.ranks.agree(error)) is not None:
+            raise CheckpointError(failed)
 
     def _observe(self, step: int) -> list[Observation]:
         """Probe by probe: each is kept as soon as it is measured, and one that fails fails alone."""
@@ -154,16 +202,17 @@ class Scan:
         return self.observer.in_order(self.ranks.gather(mine))
 
     def _kept_or_new(self, step: int, p: PreparedProbe) -> Observation:
-        kept = self.kept.read(step, p, self._sources(step))
+        kept = self.kept.read(step, p, self.seen.sources)
         if kept is not None:
             return kept
-        self._load(step)
-        last_clean = {name: state.last_clean for name, state in self._states.items()}
+        self.seen.load(step)
+        last_clean = {name: state.last_clean for name, state in self.progress.states.items()}
         (observation,) = self.observer.observe([p], self.baselines, last_clean)
-        self.kept.write(step, p, self._sources(step), observation)
+        self.kept.write(step, p, self.seen.sources, observation)
         return observation
 
-    # --- checkpoints --------------------------------------------------------------------------------------------------
+    def _has_everything(self, step: int) -> bool:
+        return all(self.kept.has(step, p, self.seen.sources) for p in self.observer.probes)
 
     def _first_readable(self) -> torch.nn.Module:
         """The first checkpoint's model; those before it that cannot be read are dropped."""
@@ -173,46 +222,27 @@ class Scan:
             except CheckpointError as error:
                 if len(self.checkpoints) == 1:
                     raise
-                self._skip(self.checkpoints.pop(0), error)
+                self.skip(self.checkpoints.pop(0), error)
 
-    def _own_text_encoders(self) -> tuple[Any, ...]:
-        """Text encoders that change between checkpoints, marked as trained so that they are asked at every event."""
-        if not any(text_encoders(c.source) and c.source != str(self.pretrained) for c in self.checkpoints):
-            return ()
-        parts = text_parts(self.pretrained, family_of(self.model), self.accelerator.device)
-        for encoder in parts.text_encoders:
-            if encoder is not None:
-                encoder.requires_grad_(True)
-        return parts.text_encoders
+    # --- going on -----------------------------------------------------------------------------------------------------
 
-    def _has_everything(self, step: int) -> bool:
-        return all(self.kept.has(step, p, self._sources(step)) for p in self.observer.probes)
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values; measurements lie in ``output_dir``."""
+        return self.progress.to_dict() | self.baselines.state_dict() | {"seen": self.seen.to_list()}
 
-    def _sources(self, step: int) -> list[tuple[int, str]]:
-        """What an observation at this step may depend on: its own checkpoint and all earlier ones."""
-        return [(c.step, c.source) for c in self.checkpoints if c.step <= step]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``, on every rank; what was written after it is forgotten."""
+        self.progress = Progress.from_dict(state)
+        self.seen.restore(state["seen"])
+        complete = self.baselines.load_state_dict(state)
+        self._rewind(-1 if self.progress.last_step is None else self.progress.last_step)
+        if self.accelerator.is_main_process:
+            probes = [p.probe for p in self.observer.probes]
+            warn_of_baselines(self.baselines, probes, complete, self.config.output_dir)
 
-    def _read(self, step: int) -> dict[str, torch.Tensor]:
-        return read_weights(self._source(step), self.model)
-
-    def _source(self, step: int) -> str:
-        return next(c.source for c in self.checkpoints if c.step == step)
-
-    def _load(self, step: int) -> None:
-        if self._loaded != step:
-            copy_into(self.model, self._read(step))
-            copy_text_encoders(self._source(step), self.observer.denoiser, self.observer.text_encoders)
-            self.observer.forget_generations()
-            self._loaded = step
-
-    def _skip(self, checkpoint: Checkpoint, error: Exception) -> None:
-        logger.error("memwatch: checkpoint %d is skipped: %s", checkpoint.step, error)
-        self.failed.append((checkpoint.step, checkpoint.source, str(error)))
-
-
-def write_deciding(folder: Path, findings: Sequence[Finding]) -> None:
-    """``PROBE.npy`` for each finding: the deciding map, natural log of a factor, as ``memwatch eval`` reads it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for finding in findings:
-        if finding.signals is not None and finding.signals.decisive is not None:
-            np.save(folder / f"{finding.name}.npy", finding.signals.decisive.mean.numpy())
+    def _rewind(self, step: int) -> None:
+        """Forget what was written of later steps."""
+        if self.accelerator.is_main_process:
+            for sink in (self.sinks.files, *self.sinks.more):
+                if isinstance(sink, FileSink | FlaggedSink):
+                    sink.rewind(step)

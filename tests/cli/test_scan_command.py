@@ -11,6 +11,7 @@ import pytest
 from diffusers import UNet2DConditionModel, UNet2DModel
 from PIL import Image
 from support.builders import TOKENS, history, maps
+from support.followed import save_loras
 
 from memwatch.cli import main
 from memwatch.measure.observer import Observer
@@ -78,6 +79,23 @@ def test_a_truncated_first_checkpoint_makes_the_next_one_the_baseline(scan, trai
     cut(tmp_path / "run" / "checkpoint-0" / "unet" / "diffusion_pytorch_model.safetensors")
     assert scan(tmp_path / "run", "--images", images, "--pretrained", pretrained)[0] == 1
     assert [f["baseline_step"] for f in history(tmp_path)[1]["findings"]] == [2, 2, 2]
+
+
+def test_a_folder_of_loras_in_kohyas_names_is_a_history(scan, pretrained, prompts, tmp_path):
+    save_loras(pretrained, tmp_path / "run", (500, 1000))
+    assert scan(tmp_path / "run", "--pretrained", pretrained, "--prompts", prompts)[0] == 0
+    assert [row["step"] for row in history(tmp_path)] == [500, 1000]
+
+
+def test_the_terminal_shows_every_probe_of_the_last_event_once(scan, trained, pretrained, prompts, images, capsys):
+    arguments = (trained / "pipeline", "--baseline", pretrained)
+    assert scan(*arguments, "--images", images)[0] == 0
+    assert capsys.readouterr().out.count("memwatch, step 0") == 1  # three probes are what an event shows anyway
+    assert scan(*arguments, "--images", images, "--prompts", prompts)[0] == 0
+    shown = capsys.readouterr().out.rpartition("memwatch, step 0")[2]
+    assert [shown.count(name) for name in ("a-red-poster", "a-cat-on-a-sofa", *(f"control{i}" for i in range(3)))] == (
+        [1] * 5
+    )
 
 
 def cut(file):
@@ -155,7 +173,10 @@ class Sources(dict):
         ("{pipeline} --baseline {other_prediction}", "predicts v_prediction, the model epsilon"),
         ("{pipeline} --baseline unconditional --prompts {empty}", "holds no image and no prompt"),
         ("{pipeline} --baseline unconditional --prompts {folder}/none.txt", "neither a folder nor a file"),
-        ("{folder}/gone.safetensors --pretrained {pipeline}", "gone.safetensors: cannot be read"),
+        (
+            "{folder}/gone.safetensors --pretrained {pipeline}",
+            "MODEL: got .*gone.safetensors', allowed: a file that is there",
+        ),
         ("{pipeline}", "--baseline: missing, allowed: an earlier model, unconditional, or base"),
         ("{pipeline} --baseline previous", "--baseline: got 'previous', allowed: .*needs a folder of checkpoints"),
         ("{pipeline} --baseline base", "signals.baseline.*no LoRA layers"),
@@ -176,7 +197,7 @@ def test_bad_input_is_one_clear_line(scan, trained, prompts, tmp_path, capsys, c
 
 def test_without_probes_there_is_nothing_to_look_at(scan, trained, capsys):
     assert scan(trained / "pipeline", "--baseline", "unconditional")[0] == 2
-    said = "memwatch scan: nothing to look at; pass --prompts FILE or --images DIR"
+    said = "memwatch scan: nothing to look at; pass --prompts FILE, --images DIR or --dataset DIR"
     assert said in capsys.readouterr().err.splitlines()
 
 

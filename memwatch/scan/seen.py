@@ -1,0 +1,154 @@
+"""Seen: the checkpoints that a scan has looked at, and the model with the weights of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from memwatch.denoiser import family_of
+from memwatch.measure.observer import Observer
+from memwatch.measure.weights import lora_off
+from memwatch.scan.checkpoints import CheckpointError, copy_into, read_weights, text_encoders
+from memwatch.scan.earlier import CheckpointWeights, copy_text_encoders, text_parts
+from memwatch.scan.kept import Stamp, stamp
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of one step.
+
+    Attributes:
+        step: optimizer step, or epoch where the trainer's names count those.
+        source: anything that ``memwatch.scan.checkpoints`` knows.
+        stamp: names, sizes and times of its weight files as they were found; others mean other weights.
+    """
+
+    step: int
+    source: str
+    stamp: tuple[tuple[str, int, int], ...] = ()
+
+    @classmethod
+    def of(cls, step: int, source: object) -> Self:
+        """The checkpoint as it lies there now; a hub id has no files."""
+        return cls(step, str(source), tuple(stamp(str(source))))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its files are still those that were found."""
+        return tuple(stamp(self.source)) == self.stamp
+
+
+def own_text_encoders(checkpoints: Sequence[Checkpoint], pretrained: Any, model: nn.Module) -> tuple[Any, ...]:
+    """Text encoders that change between checkpoints, marked as trained so that they are asked at every event.
+
+    Args:
+        model: a denoiser, on the device that the encoders go to as well.
+    """
+    if not any(text_encoders(c.source) and c.source != str(pretrained) for c in checkpoints):
+        return ()
+    parts = text_parts(pretrained, family_of(model), next(model.parameters()).device)
+    for encoder in parts.text_encoders:
+        if encoder is not None:
+            encoder.requires_grad_(True)
+    return parts.text_encoders
+
+
+class Seen:
+    """Checkpoints in order of step, of which the observer's model holds one at a time.
+
+    Args:
+        observer: its model and its trained text encoders are written over.
+        base: the pipeline. As a checkpoint it is the model before training: of a LoRA, the LoRA off.
+
+    Attributes:
+        stamps: by step.
+    """
+
+    def __init__(self, observer: Observer, base: str) -> None:
+        self.observer, self.base = observer, base
+        self.stamps: dict[int, Stamp] = {}
+        self._checkpoints: list[Checkpoint] = []
+        self._loaded: int | None = None
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        """One more, of a greater step than all others."""
+        assert not self._checkpoints or checkpoint.step > self._checkpoints[-1].step
+        self._checkpoints.append(checkpoint)
+        self.stamps[checkpoint.step] = list(checkpoint.stamp)
+
+    def remove(self, checkpoint: Checkpoint) -> None:
+        """Its event did not come about; what the model holds now counts as nothing."""
+        self._checkpoints.remove(checkpoint)
+        self._loaded = None
+
+    @property
+    def sources(self) -> list[tuple[int, str]]:
+        """(step, source) of all: what an observation at the last of them may depend on."""
+        return [(c.step, c.source) for c in self._checkpoints]
+
+    def is_there(self, step: int) -> bool:
+        """Whether the weights of that step can still be read."""
+        return any(c.step == step and c.is_there for c in self._checkpoints)
+
+    def load(self, step: int) -> None:
+        """Give the model the weights of that step, and trained text encoders theirs.
+
+        Raises:
+            CheckpointError: they cannot be read, or are gone.
+        """
+        if self._loaded == step:
+            return
+        self._loaded = None
+        copy_into(self.observer.model, self.read(step))
+        copy_text_encoders(self._at(step).source, self.observer.denoiser, self.observer.text_encoders)
+        self.observer.forget_generations()
+        self._loaded = step
+
+    def read(self, step: int) -> dict[str, Tensor]:
+        """The network's weights of that step, by parameter name.
+
+        Raises:
+            CheckpointError: they cannot be read, or are gone.
+        """
+        checkpoint = self._at(step)
+        if checkpoint.source == self.base and (off := lora_off(self.observer.model)):
+            return off
+        if not checkpoint.is_there:
+            raise CheckpointError(f"{checkpoint.source}: was deleted or written over after it had been found")
+        return read_weights(checkpoint.source, self.observer.model)
+
+    def _at(self, step: int) -> Checkpoint:
+        return next(c for c in self._checkpoints if c.step == step)
+
+    def to_list(self) -> list[Any]:
+        """Plain values."""
+        return [[c.step, c.source, [list(part) for part in c.stamp]] for c in self._checkpoints]
+
+    def restore(self, saved: Sequence[Any]) -> None:
+        """The inverse of ``to_list``."""
+        self._checkpoints, self._loaded = from_list(saved), None
+        self.stamps.update({c.step: list(c.stamp) for c in self._checkpoints})
+
+
+def from_list(saved: Sequence[Any]) -> list[Checkpoint]:
+    """Checkpoints as ``Seen.to_list`` wrote them."""
+    return [Checkpoint(step, source, tuple((n, s, t) for n, s, t in parts)) for step, source, parts in saved]
+
+
+class KeptWeights(CheckpointWeights):
+    """Weights that lie in checkpoints, as long as those are there; what a trained text encoder said then lies beside.
+
+    Args:
+        folder: for that, and for the marks of each step.
+    """
+
+    def __init__(self, seen: Seen, folder: Path, *, writes: bool) -> None:
+        super().__init__(seen.read)
+        self.folder, self.writes, self._seen = folder, writes, seen
+
+    def has(self, step: int) -> bool:
+        return super().has(step) and self._seen.is_there(step)

@@ -1,0 +1,503 @@
+"""Following a trainer's folder: each checkpoint as it appears, whatever happens to the folder meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from support import trainers as by
+from support.builders import CONFIG, EAGER, history, maps, picture, without_time
+from support.followed import (
+    QUICK,
+    Script,
+    following,
+    interrupt,
+    nothing,
+    probes,
+    rows_in,
+    save_kohya,
+    save_loras,
+    steps_in,
+)
+
+import memwatch.scan.follow
+from memwatch import MemWatch, Probe
+from memwatch.act.hooks import as_hooks
+from memwatch.cli import main
+from memwatch.measure.observer import Observer
+from memwatch.report.history import Run
+
+ALERTING = QUICK | EAGER  # with ``call_every_change`` the first event that compares calls both probes, and stops
+
+
+@pytest.fixture(scope="module")
+def loras(pretrained, tmp_path_factory) -> dict[int, Path]:
+    """Three LoRA files of kohya's format, by step; tests copy them."""
+    return save_loras(pretrained, tmp_path_factory.mktemp("loras"))
+
+
+@pytest.fixture
+def run(pretrained, loras, tmp_path):
+    """A trainer's folder, and what happens in it."""
+
+    class TrainersFolder:
+        folder, output = tmp_path / "run", tmp_path / "run" / "memwatch"
+
+        def file(self, step: int) -> Path:
+            return self.folder / loras[step].name
+
+        def save(self, *steps: int):
+            def happens():
+                self.folder.mkdir(exist_ok=True)
+                for step in steps:
+                    shutil.copy2(loras[step], self.file(step))
+
+            return happens
+
+        def write(self, step: int, data: bytes):
+            def happens():
+                self.folder.mkdir(exist_ok=True)
+                self.file(step).write_bytes(data)
+
+            return happens
+
+        def delete(self, *steps: int):
+            return lambda: [self.file(step).unlink() for step in steps]
+
+        def follow(self, *happens, **options):
+            follower = following(self.folder, pretrained, self.output, Script(*happens), **options)
+            follower.run()
+            return follower
+
+        def failed(self, follower) -> list[int]:
+            return [step for step, _, _ in follower.failed]
+
+    return TrainersFolder()
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[str]:
+    """Names of probes in the order in which they are measured."""
+    names: list[str] = []
+    real = Observer.measure
+
+    def counting(self, view):
+        names.append(view.key)
+        return real(self, view)
+
+    monkeypatch.setattr(Observer, "measure", counting)
+    return names
+
+
+# --- the same history as training's -----------------------------------------------------------------------------------
+
+
+def test_kohyas_files_give_the_history_of_the_callback(pretrained, tmp_path):
+    """A LoRA is trained under the callback, and what a trainer would have saved meanwhile is followed."""
+    config = QUICK | {
+        "every_steps": 10,
+        "levels": {"timesteps": [301, 501], "draws": 2},
+        "signals": {"against": "snapshot"},  # the tiny network hardly knows prompts
+        "regions": {"min_factor": 1.01},
+        "alerts": {"max_p": 1.0, "patience": 1},
+    }
+    watched = [*probes(), Probe("a red poster", name="poster", seed=3)]
+    controls = [Probe(f"a photo of number {i}", picture(20 + i), name=f"c{i}") for i in range(11)]
+    run, given = tmp_path / "run", {"config": config, "probes": watched, "controls": controls}
+    train_lora(pretrained, tmp_path / "training" / "memwatch", run, 20, **given)
+    following(run, pretrained, tmp_path / "memwatch", Script(), **given).run()
+    theirs, ours = history(tmp_path / "training"), history(tmp_path)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [0, 10, 20]
+    found = [finding for row in ours[1:] for finding in row["findings"] if finding["regions"]]
+    assert {finding["verdict"] for finding in found} == {"suspicious"}
+    assert len({finding["excess"] for finding in found}) == len(found) >= 3
+    assert_close(without_time(ours), without_time(theirs))
+
+
+def train_lora(pretrained: Path, output: Path, run: Path, steps: int, **given) -> None:
+    """Train on one picture under the callback, and save at every event but the first as kohya's scripts do."""
+    layers = ["conv_in", "conv_out", "conv2", "time_emb_proj", "to_v", "to_out.0"]
+    unet = by.with_lora(UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet"), layers, alpha=3)
+    trained = {name: parameter for name, parameter in unet.named_parameters() if ".lora_" in name}
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.mul_(".lora_A." in name)  # the LoRA does nothing yet
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.Adam(trained.values(), lr=0.1)
+    scheduler = DDIMScheduler.from_pretrained(pretrained, subfolder="scheduler")
+    watch = MemWatch(accelerator, accelerator.prepare(unet), str(pretrained), output_dir=str(output), **given)
+    shown, generator = watch.observer.probes[0], torch.Generator().manual_seed(0)
+    latents, hidden = (t.expand(4, *t.shape) for t in (shown.latents, shown.conditioning["encoder_hidden_states"]))
+    watch.begin()
+    for step in range(1, steps + 1):
+        noise, t = torch.randn(latents.shape, generator=generator), torch.randint(200, 600, (4,), generator=generator)
+        (unet(scheduler.add_noise(latents, noise, t), t, hidden).sample - noise).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if watch.on_step_end(step) is not None:
+            save_kohya(unet, run / f"tiny-step{step:08d}.safetensors", step)
+    watch.close()
+
+
+def assert_close(a, b, path=""):
+    """Equal, numbers to a relative 1e-4."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_close(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_close(x, y, f"{path}/{i}")
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5), path
+    else:
+        assert a == b, path
+
+
+def test_full_checkpoints_begin_with_the_pipeline(trained, pretrained, images, tmp_path):
+    """Step 0 of the history is what the training began with, which no trainer saves."""
+    for step in (2, 4):
+        shutil.copytree(trained / f"checkpoint-{step}", tmp_path / "run" / f"checkpoint-{step}")
+    given = {"config": CONFIG, "probes": str(images), "controls": [Probe("held out", picture(9), name="h")]}
+    following(tmp_path / "run", pretrained, tmp_path / "memwatch", Script(), **given).run()
+    assert without_time(history(tmp_path)) == without_time(history(trained))
+
+
+# --- what happens in the folder ---------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_looked_at_as_they_come_in_order_of_step(run):
+    follower = run.follow(run.save(4, 2), nothing, nothing, run.save(6))
+    assert steps_in(run.output) == [0, 2, 4, 6]
+    assert follower.failed == []
+    assert follower.stop_reason is None
+
+
+def test_a_folder_that_is_not_there_yet_is_waited_for(run):
+    assert not run.folder.exists()
+    run.follow(nothing, nothing, run.save(2))
+    assert steps_in(run.output) == [0, 2]
+
+
+def test_a_file_that_is_still_written_is_waited_for(run, loras):
+    data = loras[2].read_bytes()
+    writes = [run.write(2, data[:size]) for size in (100, 1000, 2000, 3000, 4000)]
+    follower = run.follow(*writes, run.save(2, 4))
+    assert len(data) > 4000
+    assert steps_in(run.output) == [0, 2, 4]
+    assert follower.failed == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "of another model"])
+def test_what_cannot_be_read_is_named_and_the_next_ones_are_looked_at(run, loras, damage, caplog):
+    data = loras[4].read_bytes()
+    broken = data[: len(data) // 2] if damage == "truncated" else data.replace(b"to_q", b"to_z")
+    follower = run.follow(run.save(2, 6), run.write(4, broken))
+    assert steps_in(run.output) == [0, 2, 6]
+    assert run.failed(follower) == [4]
+    assert follower.failed[0][2].endswith("(tried 3 times)")
+    assert sum("checkpoint 4 is skipped" in message for message in caplog.messages) == 1
+
+
+def test_the_first_one_may_be_the_one_that_cannot_be_read(run):
+    follower = run.follow(run.write(2, b"no safetensors"), run.save(4))
+    assert steps_in(run.output) == [0, 4]
+    assert run.failed(follower) == [2]
+
+
+def test_what_is_deleted_before_its_turn_is_named(run, measured, monkeypatch):
+    """The trainer keeps the newest two, and saves faster than memwatch looks."""
+    run.save(2, 4)()
+    real, deletions = Observer.measure, [run.delete(4)]
+
+    def measure(self, view):
+        if deletions:
+            deletions.pop()()
+        return real(self, view)
+
+    monkeypatch.setattr(Observer, "measure", measure)
+    follower = run.follow(nothing, nothing, nothing, run.save(6))
+    assert steps_in(run.output) == [0, 2, 6]
+    assert run.failed(follower) == [4]
+    assert "deleted before it could be read" in follower.failed[0][2]
+
+
+def test_a_step_that_comes_too_late_is_named(run):
+    follower = run.follow(run.save(4), nothing, nothing, run.save(2))
+    assert steps_in(run.output) == [0, 4]
+    assert follower.failed == [(2, str(run.file(2)), f"{run.file(2)}: came after step 4 had been looked at")]
+
+
+def test_a_look_that_fails_is_tried_again(run, monkeypatch):
+    """The GPU may be full at this moment, because a trainer works on it."""
+    real, views = Observer.view, []
+
+    def view(self, p):
+        views.append(p.name)
+        if len(views) in (1, 2, 3, 4, 7, 8):  # the base twice, and the first checkpoint once
+            raise RuntimeError("out of memory")
+        return real(self, p)
+
+    monkeypatch.setattr(Observer, "view", view)
+    follower = run.follow(run.save(2, 4))
+    assert steps_in(run.output) == [0, 2, 4]
+    assert follower.failed == []
+
+
+def test_a_look_that_never_works_is_named(run, monkeypatch):
+    def view(self, p):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Observer, "view", view)
+    follower = run.follow(run.save(2))
+    assert not (run.output / "history.jsonl").exists()
+    assert run.failed(follower) == [0, 2]
+    assert "no probe could be measured; cat: out of memory" in follower.failed[1][2]
+
+
+def test_a_base_of_another_size_is_named_and_the_first_checkpoint_is_the_baseline(pretrained, tmp_path, caplog):
+    small = {"layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
+    blocks = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    unet = UNet2DConditionModel(sample_size=8, cross_attention_dim=16, attention_head_dim=4, **small, **blocks)
+    for step in (3, 6):
+        unet.save_pretrained(tmp_path / "run" / f"checkpoint-{step}" / "unet")
+    follower = following(tmp_path / "run", pretrained, tmp_path / "memwatch", Script())
+    follower.run()
+    assert steps_in(tmp_path / "memwatch") == [3, 6]
+    assert [f["baseline_step"] for f in rows_in(tmp_path / "memwatch")[1]["findings"]] == [3, 3]
+    assert [step for step, _, _ in follower.failed] == [0]
+
+
+def test_it_ends_when_nothing_has_come_for_long_enough(run, caplog):
+    caplog.set_level("INFO", logger="memwatch")
+    script = Script(nothing, nothing, run.save(2))
+    follower = following(run.folder, run.folder, run.output, script, idle=3.0)
+    follower._open_scan = lambda first: pytest.fail("it never looks at anything")
+    script.happens = []
+    follower.run()
+    assert script.now == 3.0
+    assert follower.scan is None
+    assert any("nothing new in" in message for message in caplog.messages)
+
+
+def test_prompts_are_compared_with_a_checkpoint_that_is_still_there(run):
+    """With ``previous``, the weights of the event before are asked for; a trainer may have deleted them."""
+    config = QUICK | {"signals": {"unconditional": False, "baseline": "previous"}}
+    script = (run.save(2), nothing, nothing, run.delete(2), run.save(4))
+    follower = run.follow(*script, config=config, probes=[Probe("a red poster", name="poster")])
+    assert [row["findings"][0]["baseline_step"] for row in rows_in(run.output)] == [None, 0, 0]
+    assert follower.failed == []
+
+
+def save_with_text_encoder(pretrained: Path, file: Path, step: int) -> None:
+    """A LoRA that leaves the network as it is, and changes what its text encoder says."""
+    pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
+    unet, encoder = by.with_lora(pipeline.unet, ["to_q"]), by.with_lora(pipeline.text_encoder, by.TEXT, seed=step)
+    factors = {layer: (down, 0 * up, alpha) for layer, (down, up, alpha) in by.factors_of(unet).items()}
+    tensors = by.kohya(factors, "lora_unet_") | by.kohya(by.text_prefixed(by.factors_of(encoder)), "lora_te_")
+    file.parent.mkdir(exist_ok=True)
+    save_file(tensors, file, {"ss_steps": str(step)})
+
+
+def test_a_text_encoder_that_is_trained_along_is_asked_at_every_event(pretrained, tmp_path):
+    """Also after a restart, when the files of earlier events are gone."""
+    files = {step: tmp_path / "run" / f"run-step{step:08d}.safetensors" for step in (2, 4)}
+    for step, file in files.items():
+        save_with_text_encoder(pretrained, file, step)
+    given = {"probes": of_both_kinds(), "config": QUICK | {"sampling": CONFIG["sampling"]}}
+    following(tmp_path / "run", pretrained, tmp_path / "memwatch", Script(), **given).run()
+    scores = [[maps(tmp_path, step)[f"{p.name}/score"].max() for p in of_both_kinds()] for step in (2, 4)]
+    assert all(score > 0 for row in scores for score in row)  # against step 0, where the LoRA is off
+    assert scores[0] != scores[1]
+    later = tmp_path / "later" / "run"
+    later.mkdir(parents=True)
+    first = shutil.copy2(files[2], later)
+    following(later, pretrained, tmp_path / "later" / "memwatch", Script(), **given).run()
+    Path(first).unlink()
+    shutil.copy2(files[4], later)
+    following(later, pretrained, tmp_path / "later" / "memwatch", Script(), **given).run()
+    assert without_time(history(tmp_path / "later")) == without_time(history(tmp_path))
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unbroken(run, pretrained, loras, tmp_path):
+    """The rows of a follower that was never ended."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    for file in loras.values():
+        shutil.copy2(file, whole / file.name)
+    following(whole, pretrained, tmp_path / "unbroken", Script(), probes=of_both_kinds()).run()
+    return without_time(rows_in(tmp_path / "unbroken"))
+
+
+def of_both_kinds() -> list[Probe]:
+    return [*probes(), Probe("a red poster", name="poster", seed=3)]
+
+
+def test_a_restart_goes_on_as_if_it_had_never_ended(run, unbroken, measured):
+    """Although the trainer has deleted by then what was looked at."""
+    run.follow(run.save(2, 4), nothing, nothing, nothing, interrupt, probes=of_both_kinds())
+    assert steps_in(run.output) == [0, 2, 4]
+    measured.clear()
+    run.delete(2, 4)()
+    follower = run.follow(run.save(6), probes=of_both_kinds())
+    assert follower.failed == []
+    assert without_time(rows_in(run.output)) == unbroken
+    assert measured == ["cat", "dog", "poster", "poster"]  # the last one now, and under the first weights
+
+
+def test_what_was_measured_of_an_unfinished_event_is_kept(run, unbroken, measured, monkeypatch):
+    real = Observer.measure
+    with monkeypatch.context() as patch:
+
+        def measure(self, view):
+            if len(measured) == 5:  # in the middle of step 2
+                interrupt()
+            return real(self, view)
+
+        patch.setattr(Observer, "measure", measure)
+        run.follow(run.save(2, 4, 6), probes=of_both_kinds())
+    assert steps_in(run.output) == [0]
+    assert measured == ["cat", "dog", "poster", "cat", "dog"]
+    run.follow(probes=of_both_kinds())
+    assert measured[5:9] == ["poster", "poster", "cat", "dog"]  # the rest of step 2, then step 4
+    assert without_time(rows_in(run.output)) == unbroken
+
+
+def test_what_was_written_after_the_last_note_is_forgotten(run):
+    run.follow(run.save(2))
+    with (run.output / "history.jsonl").open("a", encoding="utf-8") as history_file:
+        history_file.write('{"step": 4, "findings": []}\n')  # the follower died before it noted that event
+    run.follow(run.save(4))
+    assert steps_in(run.output) == [0, 2, 4]
+    assert all(row["findings"] for row in rows_in(run.output))
+
+
+@pytest.mark.parametrize("other", ["setting", "probe", "file", "record"])
+def test_what_does_not_fit_begins_anew(run, caplog, measured, other):
+    caplog.set_level("INFO", logger="memwatch")
+    run.follow(run.save(2, 4))
+    measured.clear()
+    options = {}
+    if other == "setting":
+        options = {"config": QUICK | {"seed": 7}}
+    elif other == "probe":
+        options = {"probes": probes()[:1]}
+    elif other == "file":
+        os.utime(run.file(2), ns=(0, 0))
+    else:
+        (run.output / "observations" / "followed.json").write_text("{", encoding="utf-8")
+    run.follow(**options)
+    assert steps_in(run.output) == [0, 2, 4]
+    assert any("the history is written anew" in message for message in caplog.messages)
+    again = {"setting": [0, 2, 4], "probe": [], "file": [2, 4], "record": []}[other]  # the rest is kept
+    assert measured == ["cat", "dog"] * len(again)
+
+
+# --- what follows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("eager")
+class TestAlerts:
+    def test_a_stop_is_written_into_the_folder_and_ends_it(self, run):
+        follower = run.follow(run.save(2, 4, 6), config=ALERTING)
+        assert follower.stop_reason == "step 2: 2 probe(s) memorized: cat, dog"
+        assert (run.folder / "STOP").read_text(encoding="utf-8") == f"memwatch: {follower.stop_reason}\n"
+        assert [row["stop_reason"] for row in rows_in(run.output)] == [None, follower.stop_reason]
+
+    def test_a_restart_ends_at_once_and_writes_no_stop_again(self, run, measured):
+        run.follow(run.save(2, 4), config=ALERTING)
+        (run.folder / "STOP").unlink()  # whoever trains on has removed it
+        measured.clear()
+        follower = run.follow(config=ALERTING)
+        assert follower.stop_reason == "step 2: 2 probe(s) memorized: cat, dog"
+        assert measured == []
+        assert not (run.folder / "STOP").exists()
+
+    def test_it_can_go_on_after_a_stop(self, run):
+        run.follow(run.save(2, 4), config=ALERTING, keep_going=True)
+        reason = "step 2: 2 probe(s) memorized: cat, dog"
+        assert [row["stop_reason"] for row in rows_in(run.output)] == [None, reason, reason]
+        run.follow(run.save(6), config=ALERTING, keep_going=True)
+        assert steps_in(run.output) == [0, 2, 4, 6]
+
+    def test_a_stop_that_is_switched_off_is_none(self, run):
+        follower = run.follow(run.save(2, 4), config=ALERTING | {"stop": {"enabled": False}})
+        assert follower.stop_reason is None
+        assert steps_in(run.output) == [0, 2, 4]
+        assert not (run.folder / "STOP").exists()
+
+    def test_a_foreign_file_of_that_name_stays_and_is_said(self, run, caplog):
+        run.folder.mkdir()
+        (run.folder / "STOP").write_text("the night shift", encoding="utf-8")
+        run.follow(run.save(2), config=ALERTING)
+        assert (run.folder / "STOP").read_text(encoding="utf-8") == "the night shift"
+        assert any("is not memwatch's, and is left as it is" in message for message in caplog.messages)
+
+    def test_our_own_of_an_earlier_follower_stays(self, run, caplog):
+        caplog.set_level("INFO", logger="memwatch")
+        run.folder.mkdir()
+        (run.folder / "STOP").write_text("memwatch: step 9: 1 probe(s) memorized: cat\n", encoding="utf-8")
+        run.follow(run.save(2), config=ALERTING)
+        assert (run.folder / "STOP").read_text(encoding="utf-8").startswith("memwatch: step 9")
+        assert any("a trainer that looks for it ends at once" in message for message in caplog.messages)
+
+    def test_a_stop_that_cannot_be_written_is_said(self, run, caplog, monkeypatch):
+        def refused(file, text):
+            raise PermissionError("read-only")
+
+        monkeypatch.setattr(memwatch.scan.follow, "write_whole", refused)
+        follower = run.follow(run.save(2), config=ALERTING)
+        assert follower.stop_reason is not None
+        assert any("the trainer has to be stopped by hand" in message for message in caplog.messages)
+
+    def test_hooks_are_called_once_also_over_a_restart(self, run):
+        told = []
+        options = {"config": ALERTING, "keep_going": True, "more": as_hooks(lambda a: told.append((a.step, a.probe)))}
+        run.follow(run.save(2, 4), **options)
+        run.follow(run.save(6), **options)
+        assert told == [(2, "cat"), (2, "dog")]
+
+    def test_a_hook_that_fails_is_counted_and_nothing_else(self, run):
+        def failing(alert):
+            raise RuntimeError("no phone")
+
+        run.follow(run.save(2, 4), config=ALERTING, keep_going=True, more=as_hooks(failing))
+        assert steps_in(run.output) == [0, 2, 4]
+        assert [row["errors"] for row in rows_in(run.output)] == [0, 0, 1]
+
+    def test_patience_counts_events(self, run):
+        follower = run.follow(run.save(2, 4), config=ALERTING | {"alerts": {"patience": 2}})
+        verdicts = [{f["verdict"] for f in row["findings"]} for row in rows_in(run.output)]
+        assert verdicts == [{"inconclusive"}, {"suspicious"}, {"memorized"}]
+        assert follower.stop_reason.startswith("step 4")
+
+    def test_every_command_reads_what_it_leaves(self, run, capsys):
+        run.follow(run.save(2), config=ALERTING)
+        capsys.readouterr()
+        assert main(["status", str(run.output)]) == 0
+        assert "STOP: step 2: 2 probe(s) memorized" in capsys.readouterr().out
+        assert main(["report", str(run.output), "--format", "md"]) == 3
+        assert Run.read(run.output).stop.step == 2
+
+
+def test_the_page_is_renewed_after_each_event_and_reads_itself_again_until_the_end(run):
+    pages = []
+    read = lambda: pages.append((run.output / "report.html").read_text(encoding="utf-8"))  # noqa: E731
+    run.follow(run.save(2), nothing, read, run.save(4), nothing, read)
+    last = (run.output / "report.html").read_text(encoding="utf-8")
+    assert len(set(pages)) == 2
+    assert ['data-renew="1.0"' in page for page in (*pages, last)] == [True, True, False]

@@ -1,0 +1,102 @@
+"""What a follower meets: a trainer that saves while it waits, on a clock that stands still otherwise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from support import trainers as by
+from support.builders import SMALL, picture
+from support.processes import new_process
+
+from memwatch import Probe, load_config
+from memwatch.scan.follow import Follow, Waits
+from memwatch.scan.scan import Scan
+from memwatch.scan.seen import Checkpoint
+
+QUICK = SMALL | {"strict": False, "proof": {"enabled": False}}
+
+
+class Script:
+    """Time that passes by waiting alone; at each wait the next thing happens."""
+
+    def __init__(self, *happens: Callable[[], object]) -> None:
+        self.happens, self.now, self.naps = list(happens), 0.0, 0
+
+    def sleep(self, seconds: float) -> None:
+        self.now, self.naps = self.now + seconds, self.naps + 1
+        if self.happens:
+            self.happens.pop(0)()
+
+    def waits(self, poll: float = 1.0, idle: float | None = 5.0) -> Waits:
+        return Waits(poll, idle, lambda: self.now, self.sleep)
+
+
+def nothing() -> None:
+    """A wait in which nothing happens."""
+
+
+def interrupt() -> None:
+    """Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def save_kohya(model: UNet2DConditionModel, file: Path, step: int | None = None) -> Path:
+    """The LoRA of a UNet as kohya's scripts save it, with the step in the metadata where it is given."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    metadata = None if step is None else {"ss_steps": str(step)}
+    save_file(by.kohya(by.factors_of(model), "lora_unet_"), file, metadata)
+    return file
+
+
+def save_loras(pretrained: Path, folder: Path, steps: tuple[int, ...] = (2, 4, 6)) -> dict[int, Path]:
+    """Random LoRAs by step, as kohya names them."""
+    unet = by.with_lora(UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet"), ["to_q", "to_v"])
+    files = {}
+    for step in steps:
+        by.fill(unet, seed=step)
+        files[step] = save_kohya(unet, folder / f"run-step{step:08d}.safetensors", step)
+    return files
+
+
+def probes() -> list[Probe]:
+    return [Probe("a photo of a cat", picture(0), name="cat"), Probe("a photo of a dog", picture(1), name="dog")]
+
+
+def following(
+    folder: Path,
+    pretrained: Path,
+    output: Path,
+    script: Script,
+    *,
+    config: dict[str, Any] = QUICK,
+    base: bool = True,
+    keep_going: bool = False,
+    idle: float | None = 5.0,
+    **given: Any,
+) -> Follow:
+    """A follower as the command makes it, in a process of its own; it has not begun."""
+    new_process()
+    settings = load_config(config, output_dir=str(output))
+    given = {"probes": probes(), "stop": settings.stop} | given
+    accelerator = Accelerator(cpu=True)
+
+    def open_scan(first: Checkpoint) -> Scan:
+        return Scan(accelerator, [first], str(pretrained), config=settings, **given)
+
+    start = Checkpoint.of(0, pretrained) if base else None
+    return Follow(accelerator, folder, open_scan, base=start, waits=script.waits(idle=idle), keep_going=keep_going)
+
+
+def steps_in(output: Path) -> list[int]:
+    """Of the events in a history."""
+    return [row["step"] for row in rows_in(output)]
+
+
+def rows_in(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "history.jsonl").read_text(encoding="utf-8").splitlines()]
