@@ -13,6 +13,8 @@ from uuid import uuid4
 
 from torch import nn
 
+from memwatch.act.actions import Actions
+from memwatch.act.flagged import Flagged
 from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
@@ -28,6 +30,7 @@ from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
 from memwatch.pace import Prices, choose_pace, planned_events
+from memwatch.pick.run import choice_for, sources
 from memwatch.ranks import Ranks
 from memwatch.report.about import About
 from memwatch.report.files import FileSink
@@ -39,9 +42,11 @@ from memwatch.run_folder import RunFolder
 
 logger = logging.getLogger("memwatch")
 
+STOPPED = 3  # exit code
 ENTERING, KEEPING = "making room in output_dir", "keeping what was seen"
 JUDGING, STOPPING, REPORTING = "judging what was seen", "deciding whether to stop", "writing the report"
 RESUMING, NOTING = "going on from the checkpoint", "noting a validation loss"
+SAVING = "saving a checkpoint before the stop"
 
 
 class MemWatch:
@@ -50,7 +55,7 @@ class MemWatch:
     Construct it after ``accelerator.prepare`` and ``init_trackers`` and before ``load_state``. The loop that it
     expects::
 
-        watch = MemWatch(accelerator, unet, path, probes=..., controls=...)
+        watch = MemWatch(accelerator, unet, path, dataset=train_dataset)
         for batch in watch.guard(train_dataloader):
             ...                                # one optimizer step
             watch.on_step_end(global_step)     # on every rank
@@ -67,17 +72,23 @@ class MemWatch:
         pretrained: folder, hub id or ``DiffusionPipeline``. Parts that are not passed are loaded from it, used, and
             freed.
         config: YAML file, dict or ``MemWatchConfig``.
+        dataset: the training set, from which memwatch picks what is not given below: an image folder, a
+            ``datasets.Dataset``, anything indexable whose rows have image and text, or a ``Choice``. Without it, and
+            without probes, the prepared dataloader's own data set is taken, where its rows can be read.
         probes: prompts, ``Probe``s, image folder, text file of prompts, or a dataset; goes before the config's.
-        controls: the same, of the training data's own kind but held out; without them alerts are uncalibrated.
+        controls: the same, of the training data's own kind but held out; without them, and without ``dataset``, alerts
+            are uncalibrated.
         peers: the same, ordinary training images, as a second reference.
         vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Several text encoders are a list in
             the pipeline's order, with ``None`` for those to be loaded. If any is trained (also a textual inversion's
             embedding), prompts are encoded afresh at every event.
-        ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``.
+        ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``, and for what is rolled back to.
+        on_alert: called with every ``Alert`` on the main process: one callable or several. What it raises is counted.
         overrides: top-level config keys.
 
     Attributes:
         config: as it was read. about: what stays the same over the run.
+        choice: what was picked from ``dataset``; ``None`` without it.
         observer, baselines, faults, sinks: the parts that do the work.
 
     Raises:
@@ -93,6 +104,7 @@ class MemWatch:
         pretrained: Any = None,
         *,
         config: Any = None,
+        dataset: Any = None,
         probes: Any = None,
         controls: Any = None,
         peers: Any = None,
@@ -101,6 +113,7 @@ class MemWatch:
         tokenizer: Any = None,
         scheduler: Any = None,
         ema: Any = None,
+        on_alert: Any = None,
         **overrides: Any,
     ) -> None:
         self.accelerator = accelerator
@@ -110,6 +123,10 @@ class MemWatch:
         kind, file = self.config.signals.baseline_parts
         allowed = "path: and an existing safetensors file"
         require(kind != "path" or Path(file).is_file(), "signals.baseline", self.config.signals.baseline, allowed)
+        self.choice = choice_for(self.ranks, self.config, dataset, probes, controls, peers)
+        if self.choice is not None:
+            turns = self.config.screens and self.ranks.swappable
+            probes, controls, peers = sources(self.choice, self.config, probes, controls, peers, turns=turns)
         self.observer = Observer(
             self.ranks,
             model,
@@ -127,7 +144,8 @@ class MemWatch:
         marks = fingerprints(self.config, self.observer.prepared, str(accelerator.mixed_precision))
         self.baselines = Baselines(self.config.signals, *stores, fixed, marks)
         self.faults = Faults(strict=self.config.strict)
-        self.sinks = Sinks(FileSink(self.folder.folder), self.faults)
+        self.actions = Actions(self.config, self.observer, self.faults, self.choice, on_alert)
+        self.sinks = Sinks(FileSink(self.folder.folder), self.faults, self.actions.sinks)
         self.about = About.of(self.observer)
         self._progress, self._closed = self._fresh(), False
         free = self.ranks.broadcast(self.folder.lock() if accelerator.is_main_process else True)
@@ -144,7 +162,8 @@ class MemWatch:
         if (rows := rows_per_device(dataloader, self.accelerator.num_processes)) is not None:
             self.observer.limit_batches(rows)
         self.about = replace(self.about, training_rows=rows_in(dataloader))
-        return GuardedLoader(dataloader, self.begin, lambda: self.should_stop)
+        self.actions.guard(dataloader)
+        return GuardedLoader(dataloader, self.begin, lambda: self.should_stop, self.actions.place)
 
     def begin(self, step: int = 0) -> Report | None:
         """Take the first baseline, unless there is one. ``guard`` calls it; a loop without it may, on every rank."""
@@ -202,10 +221,42 @@ class MemWatch:
     def stop_reason(self) -> str | None:
         return self._progress.stop.reason
 
+    @property
+    def exit_code(self) -> int:
+        """For ``sys.exit`` at the end of a script: 3 where memwatch has decided to stop, else 0."""
+        return STOPPED if self.should_stop else 0
+
+    @property
+    def training_indices(self) -> list[int]:
+        """The rows of ``dataset`` to train on: all but the controls that memwatch holds out.
+
+        Raises:
+            ValueError: there is no dataset.
+        """
+        if self.choice is None:
+            raise ValueError("training_indices: memwatch picked from no dataset; pass dataset= to MemWatch")
+        return self.choice.training_indices
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where a resumed run goes on: the pass over the guarded dataloader, and how many batches of it were given.
+
+        A script whose passes become shorter, because rows are dropped, skips by this and not by its number of steps.
+        """
+        return self.actions.place.next
+
+    def flagged(self) -> list[Flagged]:
+        """The rows of ``dataset`` behind every alert so far, worst first; the main process knows them."""
+        return self.actions.flagged()
+
     def close(self) -> None:
-        """End the events, leave ``output_dir`` to others, and close the sinks. Call it on every rank; again is safe."""
+        """End the events, write ``last_clean``, leave ``output_dir`` to others, and close the sinks.
+
+        Call it on every rank; again is safe.
+        """
         if not self._closed:
             self._closed = True
+            self.actions.end()
             self._unhook_checkpoints()
             self.folder.release()
             self.sinks.close()
@@ -249,15 +300,31 @@ class MemWatch:
             judgement = together(JUDGING, self.faults, judged)
             found = prove(judgement.findings, observations, self.observer, self.faults, progress.stop.copied)
             judgement = replace(judgement, findings=found)
-            stop = together(STOPPING, self.faults, lambda: decide_stop(progress.stop, found, step, self.config.stop))
+            rule = replace(self.config.stop, enabled=self.config.stop.enabled and not self.actions.drops)
+            stop = together(STOPPING, self.faults, lambda: decide_stop(progress.stop, found, step, rule))
             progress.states, progress.stop = dict(judgement.states), self.ranks.broadcast(stop)
+            self.actions.follow(step, judgement)
         except PartError as failed:
             judgement, failure = Judgement(), str(failed)
         self.faults.count = self.ranks.largest(self.faults.count)  # a disk may be full on one machine only
         seconds, calibrated, errors = time.perf_counter() - started, self.observer.has_controls, self.faults.count
         progress.clock.first = progress.clock.first or seconds
         report = Report(step, self.config, judgement, calibrated, seconds, errors, self.stop_reason, failure=failure)
-        return self._write(replace(report, overhead=progress.clock.overhead, about=self.about))
+        dropped = len(self.actions.left_out.since)
+        report = self._write(replace(report, overhead=progress.clock.overhead, about=self.about, dropped=dropped))
+        if progress.stop.reason is not None:
+            self._end_well()
+        return report
+
+    def _end_well(self) -> None:
+        """Once a stop is decided: write the weights of before the first alert, and the checkpoint that is wanted."""
+        if self._progress.has_ended_well:
+            return
+        self._progress.has_ended_well = True
+        self.actions.end()
+        if self.config.stop.checkpoint:
+            with self.faults.surviving(SAVING, "the last one before it is the newest"):
+                self.accelerator.save_state(str(self.folder.folder / "stopped"))  # waits for all ranks
 
     def _observe(self, step: int, full: bool) -> list[Observation]:
         """What was seen of every probe, the same on every rank."""
@@ -291,7 +358,7 @@ class MemWatch:
     def state_dict(self) -> dict[str, Any]:
         """Plain values only; measurements and weights lie in ``output_dir``."""
         noted = {"faults": self.faults.state_dict(), "losses": self.sinks.losses.count}
-        return self._progress.to_dict() | self.baselines.state_dict() | noted
+        return self._progress.to_dict() | self.baselines.state_dict() | noted | {"actions": self.actions.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, on every rank; what was written after it is forgotten.
@@ -304,6 +371,7 @@ class MemWatch:
                 return self.ranks.together(RESUMING, self.faults, lambda: self._restore(state))
         self._progress = self._fresh()
         self.baselines.load_state_dict({"ledger": [], "weights": []})
+        self.actions.load_state_dict({}, None)
         if self.accelerator.is_main_process:
             afresh = "it starts afresh from the checkpoint's weights, and its next event takes a new baseline"
             logger.warning("memwatch has no state of its own in this checkpoint; %s", afresh)
@@ -311,6 +379,7 @@ class MemWatch:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._progress = replace(Progress.from_dict(state), has_entered=True)
         self.faults.load_state_dict(state["faults"])
+        self.actions.load_state_dict(state.get("actions", {}), self._progress.last_step)
         complete = self.baselines.load_state_dict(state)
         if not self.accelerator.is_main_process:
             return

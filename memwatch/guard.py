@@ -51,7 +51,8 @@ class Place:
     @property
     def next(self) -> tuple[int, int]:
         """The pass that the next batch belongs to, 0 is the first, and how many batches of it were given already."""
-        if self.is_at_end or self.passes == 0:
+        between = self._dataloader is None and not self._goes_on  # before the first pass, and after a resume there
+        if between or self.is_at_end:
             return self.passes, 0
         return self.passes - 1, self.in_pass
 

@@ -16,7 +16,7 @@ OWNER = "run.json"  # names the run whose files lie beside it
 SIGNS = ("history.jsonl", "ledger", "observations")  # without that file, one of these tells that memwatch was here
 PICTURES = ("heatmaps", "overview", "images", "generations")
 WEIGHTS = ("snapshots", "rollback", "last_clean")
-OURS = (*SIGNS, *PICTURES, *WEIGHTS, "maps", "decisive", "about.json", "losses.jsonl", "report.html")
+OURS = (*SIGNS, *PICTURES, *WEIGHTS, "maps", "decisive", "about.json", "losses.jsonl", "flagged.jsonl", "report.html")
 
 
 class RunFolder:

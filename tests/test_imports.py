@@ -11,7 +11,7 @@ import memwatch
 
 PACKAGE = Path(memwatch.__file__).parent
 LAYERS = [  # each knows itself and those before it
-    {"config", "config_file", "config_table", "faults", "guard", "run_folder"},
+    {"config", "config_file", "config_table", "faults", "guard", "left_out", "run_folder"},
     {"denoiser"},
     {"ranks"},
     {"measure"},

@@ -111,6 +111,18 @@ def test_the_place_is_that_of_the_next_batch(prepares):
     assert place.batches == 6
 
 
+def test_a_place_between_two_passes_is_the_beginning_of_the_next_one():
+    place = Place()
+    for _ in GuardedLoader(shuffled(size=5), lambda: None, lambda: False, place):
+        state = place.state_dict()
+    assert state == {"batches": 3, "pass": 1, "in_pass": 0}
+    resumed = Place()
+    resumed.load_state_dict(state)
+    assert resumed.next == (1, 0)
+    for _ in GuardedLoader(shuffled(size=5), lambda: None, lambda: False, resumed):
+        assert resumed.next[0] == (1 if resumed.batches < 6 else 2)
+
+
 def test_a_resumed_place_goes_on_where_it_was():
     def run(loader, place, saved=None):
         for _ in GuardedLoader(loader, lambda: None, lambda: False, place):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from memwatch.bench.forecasts import write_forecasts
 from memwatch.bench.methods import Method, all_methods
 from memwatch.bench.page import Extras, write
+from memwatch.bench.picking import write_picking
 from memwatch.bench.prompts import prompt_table
 from memwatch.bench.proofs import proof_table
 from memwatch.bench.results import run_product
@@ -43,6 +45,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--sscd", type=Path, help="TorchScript file of SSCD: a second opinion on copies, in the report")
     help_ = "only judge the runs that are there screened and in full, and write what differs here (%(const)s)"
     add("--screen", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
+    help_ = "only fine-tune with an event every 20 steps, and write how well forecasts hold here (%(const)s)"
+    add("--forecast", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
+    help_ = "only measure what is found in training sets before training, and write it here (%(const)s)"
+    add("--pick", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
     help_ = "only measure what memwatch costs beside the published procedure, and write it here (%(const)s)"
     add("--cost", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
     help_ = "networks of --cost: tiny-sd, and of Stable Diffusion 1.5's size at 32x32 and 64x64 (default: all)"
@@ -64,6 +70,14 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.output} holds no finished run; train with: memwatch bench --output {args.output}")
         command = f"memwatch bench --output {args.output} --screen {args.screen}"
         print(write_screening(runs, load_config(args.config), args.screen, command))
+        return 0
+    if args.forecast is not None:
+        level, command = load_config(args.config).alerts.min_severity, f"memwatch bench --output {args.output}"
+        command += f" --forecast {args.forecast}"
+        print(write_forecasts(find_base(args.base), args.output, args.forecast, level, command))
+        return 0
+    if args.pick is not None:
+        print(write_picking(args.pick, f"memwatch bench --pick {args.pick}"))
         return 0
     if args.cost is not None:
         cost(args.output, args.cost, load_config(args.config), args.cost_models, args.base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,7 +19,10 @@ class MemWatchCallback(Callback):  # type: ignore[misc]
 
     Scalars go to the trainer's loggers, pictures and the module's validation losses to ``output_dir``::
 
-        Trainer(callbacks=[MemWatchCallback(lambda module: module.unet, "path/to/pipeline", probes=..., controls=...)])
+        Trainer(callbacks=[MemWatchCallback(lambda module: module.unet, "path/to/pipeline", dataset=train_dataset)])
+
+    Rows of that dataset that are held out, or dropped, are left out of the trainer's dataloader where it has the same
+    dataset. A stop saves ``stopped.ckpt`` in the trainer's ``default_root_dir`` first.
 
     Args:
         denoiser: picks the denoiser out of the module.
@@ -41,12 +45,16 @@ class MemWatchCallback(Callback):  # type: ignore[misc]
         self.watch = MemWatch(accelerator, self.denoiser(pl_module), self.pretrained, **options)
         if self._restored is not None:
             self.watch.load_state_dict(self._restored)
+        if trainer.train_dataloader is not None:
+            self.watch.guard(trainer.train_dataloader)  # the trainer keeps its own, whose sampler leaves rows out
         self._log(trainer, self.watch.begin(trainer.global_step))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self.watch is not None
         self._log(trainer, self.watch.on_step_end(trainer.global_step))
-        trainer.should_stop = trainer.should_stop or self.watch.should_stop
+        if self.watch.should_stop and not trainer.should_stop:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "stopped.ckpt")
+            trainer.should_stop = True
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if self.watch is not None:  # Lightning's sanity check comes before training

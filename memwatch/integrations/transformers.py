@@ -21,10 +21,12 @@ class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
 
     Scalars go wherever the trainer reports, pictures and the trainer's evaluation losses to ``output_dir``::
 
-        trainer.add_callback(MemWatchCallback(trainer, "path/to/pipeline", probes=..., controls=...))
+        trainer.add_callback(MemWatchCallback(trainer, "path/to/pipeline", dataset=train_dataset))
 
-    The state is saved in every checkpoint as ``memwatch.json``. It is read when training resumes from a checkpoint in
-    the trainer's ``output_dir``. With FSDP or DeepSpeed, the trained model must be the denoiser itself.
+    Rows of that dataset that are held out, or dropped, are left out of the trainer's dataloader where it has the same
+    dataset. A stop asks the trainer for a checkpoint first. The state is saved in every checkpoint as
+    ``memwatch.json``, and read when training resumes from a checkpoint in the trainer's ``output_dir``. With FSDP or
+    DeepSpeed, the trained model must be the denoiser itself.
 
     Args:
         trainer: the ``Trainer``.
@@ -59,12 +61,15 @@ class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
                 self.watch.load_state_dict(json.loads(saved.read_text(encoding="utf-8")))
             else:
                 logger.warning("memwatch: %s not found; the baseline is the model that training resumes from", saved)
+        if (loader := kwargs.get("train_dataloader")) is not None:
+            self.watch.guard(loader)  # the trainer keeps its own loader, whose sampler leaves rows out from now on
         self._log(self.watch.begin(state.global_step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         assert self.watch is not None
         self._log(self.watch.on_step_end(state.global_step))
-        control.should_training_stop = control.should_training_stop or self.watch.should_stop
+        if self.watch.should_stop:
+            control.should_save = control.should_training_stop = True
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:

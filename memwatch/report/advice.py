@@ -36,9 +36,10 @@ def verb(count: int) -> str:
 def advice_of(row: Row) -> str:
     """What to do about one probe."""
     if row.verdict is Verdict.MEMORIZED:
-        nothing = "showed nothing that counts: a checkpoint from there can be gone back to"
+        nothing = "showed nothing that counts: last_clean/, or a checkpoint from there, can be gone back to"
         before = f" Events before step {row.since} {nothing}." if row.since else ""
-        what = "Find its duplicates, and the images that share this region; keep one of them, or none."
+        known = "flagged.jsonl names those that memwatch knows"
+        what = f"Find its duplicates, and the images that share this region ({known}); keep one of them, or none."
         if not row.is_reference:
             what = "Look for training images with this caption or a similar one; keep one of them, or none."
         return f"Stop training on it. {what}{before} Fewer steps, a lower rate or a smaller LoRA rank store less."
@@ -57,7 +58,10 @@ def not_watched(run: Run) -> list[str]:
     said = []
     if about.training_rows is not None:
         rows = about.training_rows
-        said.append(f"The training set has {rows} rows, and {images} images are watched. The rest is not looked at.")
+        turns = sum(int((event.scalars or {}).get("memwatch/turned", 0)) for event in run.events)
+        also = f"; others had {turns} turns" if turns else ""
+        watched = f"{images} images are watched{also}"
+        said.append(f"The training set has {rows} rows, and {watched}. The rest is not looked at.")
     else:
         count = images or len(last.rows)
         said.append(f"{count} probes are watched. Whatever else is in the training set is not looked at.")

@@ -32,7 +32,8 @@ class FileSink:
     | ``images/PROBE.png``, of prompt probes ``images/PROBE/step_NNNNNNN.png`` | what was looked at |
     | ``generations/PROBE/step_NNNNNNN.png`` | a proof's generations, side by side |
 
-    The map that decides, ``PROBE/decisive``, is ``(h, w)``.
+    The map that decides, ``PROBE/decisive``, is ``(h, w)``. ``memwatch/act`` adds ``flagged.jsonl``, the rows behind
+    every alert, and ``last_clean/``, the weights of before the first one, where a run has ended after one.
     """
 
     name = "files"

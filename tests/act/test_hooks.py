@@ -1,0 +1,79 @@
+"""Hooks: every alert reaches every function, whatever another one does."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import pytest
+from support.alerting import alerting
+
+from memwatch.act.alert import Alert
+from memwatch.act.hooks import HookSink, as_hooks
+from memwatch.config import ConfigError
+from memwatch.faults import Faults
+
+
+def notify(alert: Alert) -> None:
+    """Does nothing."""
+
+
+class Notifier:
+    def __init__(self):
+        self.told: list[str] = []
+
+    def __call__(self, alert):
+        self.told.append(alert.probe)
+
+
+def test_a_hook_is_called_once_per_alert():
+    told: list[Alert] = []
+    report = alerting("cat", "dog")
+    HookSink(told.append).write(report)
+    assert told == [Alert.of(report, finding) for finding in report.alerts]
+    assert [(alert.probe, alert.step, alert.verdict) for alert in told] == [
+        ("cat", 7, "suspicious"),
+        ("dog", 7, "suspicious"),
+    ]
+
+
+def test_a_report_without_news_calls_nothing():
+    told: list[Alert] = []
+    HookSink(told.append).write(alerting())
+    assert told == []
+
+
+def test_an_alert_that_fails_keeps_none_from_being_told():
+    told = []
+
+    def hook(alert):
+        told.append(alert.probe)
+        if alert.probe != "dog":
+            raise OSError(f"no line for {alert.probe}")
+
+    with pytest.raises(OSError, match="no line for cat"):
+        HookSink(hook).write(alerting("cat", "dog", "fox"))
+    assert told == ["cat", "dog", "fox"]
+
+
+def test_a_failure_is_counted_and_names_the_function(caplog):
+    (sink,), faults = as_hooks(lambda alert: 1 / 0), Faults()
+    with caplog.at_level(logging.WARNING), faults.surviving(f"the sink '{sink.name}'"):
+        sink.write(alerting("cat"))
+    assert faults.count == 1
+    assert "on_alert" in caplog.text
+    assert "<lambda>" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_is_a_hook():
+    notifier = Notifier()
+    assert as_hooks(None) == as_hooks([]) == []
+    names = [sink.name for sink in as_hooks((notify, notifier, functools.partial(notify), notifier.told.append))]
+    assert names == ["on_alert notify", "on_alert Notifier", "on_alert notify (2)", "on_alert list.append"]
+
+
+@pytest.mark.parametrize("wrong", ["notify", 3, [notify, None], {"a": notify}, Notifier, [[notify]]])
+def test_anything_else_is_an_error_that_names_the_argument(wrong):
+    with pytest.raises(ConfigError, match="'on_alert'.*a function that takes an Alert"):
+        as_hooks(wrong)
