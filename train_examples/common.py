@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,9 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from memwatch import MemWatch  # memwatch
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -62,9 +64,10 @@ def argument_parser(description: str | None, *, output_dir: str) -> argparse.Arg
     add("--checkpoints_total_limit", type=int, help="how many to keep; the oldest are deleted first")
     add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
     add("--memwatch_config", default=CONFIGS / "default.yaml", help="YAML file")  # memwatch
-    probes = "image folder, or text file of prompts; default: the first 8 training images"  # memwatch
+    probes = "image folder, or text file of prompts; default: picked from the training images"  # memwatch
     add("--memwatch_probes", type=Path, help=probes)  # memwatch
-    add("--memwatch_controls", type=Path, help="folder of images of the same kind, not trained on")  # memwatch
+    controls = "folder of images of the same kind, not trained on; default: held out"  # memwatch
+    add("--memwatch_controls", type=Path, help=controls)  # memwatch
     return parser
 
 
@@ -130,7 +133,7 @@ def read_images(folder: Path, text: str) -> list[dict[str, Any]]:
 
 
 class ImageFolder(Dataset[dict[str, Tensor]]):
-    """Training images, shuffled and cropped. Order, crops and flips depend on seed, epoch and position alone.
+    """Training images, cropped. Crops and flips depend on seed, epoch and row alone.
 
     Args:
         rows: each with the path of its image as ``image``.
@@ -143,17 +146,14 @@ class ImageFolder(Dataset[dict[str, Tensor]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the prepared dataloader's ``set_epoch``."""
         self.epoch = epoch
-        self.order = np.random.default_rng((self.args.seed, epoch)).permutation(len(self.rows))
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.args.seed, self.epoch, position))
-        index, size = int(self.order[position]), self.args.resolution
-        with opened(self.rows[index]["image"]) as file:
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        rng, size = np.random.default_rng((self.args.seed, self.epoch, row)), self.args.resolution
+        with opened(self.rows[row]["image"]) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
         side = min(picture.size)
         left, top = (share * (length - side) for share, length in zip(rng.random(2), picture.size, strict=True))
@@ -163,7 +163,28 @@ class ImageFolder(Dataset[dict[str, Tensor]]):
         if self.args.random_flip and rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
-        return {"pixel_values": pixels} | {name: tensor[index] for name, tensor in self.tensors.items()}
+        return {"pixel_values": pixels} | {name: tensor[row] for name, tensor in self.tensors.items()}
+
+
+class Shuffled(Sampler[int]):
+    """All rows in an order that depends on seed and epoch alone, and not on any random stream.
+
+    So the start of an epoch leaves noise and timesteps as they are, and a resumed run repeats the unbroken one.
+    """
+
+    def __init__(self, data: ImageFolder, seed: int) -> None:
+        self.data, self.seed, self.epoch = data, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the prepared dataloader's ``set_epoch``."""
+        self.epoch = epoch
+        self.data.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng((self.seed, self.epoch)).permutation(len(self.data)).tolist()
 
 
 def tokenize(texts: list[str], tokenizer: Any) -> Tensor:
@@ -189,13 +210,9 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
 
 
 def make_dataloader(data: ImageFolder, args: argparse.Namespace, **options: Any) -> DataLoader[dict[str, Tensor]]:
-    """The images in batches.
-
-    The dataloader has a generator of its own. Otherwise the start of an epoch would draw from the stream of noise and
-    timesteps, and a resumed run would not repeat the unbroken one.
-    """
+    """The images in batches. Its generator, from which workers are seeded, is its own; see ``Shuffled``."""
     options |= {"num_workers": args.dataloader_num_workers, "generator": torch.Generator()}
-    return DataLoader(data, args.train_batch_size, **options)
+    return DataLoader(data, args.train_batch_size, sampler=Shuffled(data, args.seed), **options)
 
 
 @dataclass(frozen=True)
@@ -214,18 +231,30 @@ class Plan:
         return cls(steps_per_epoch, args.max_train_steps or args.num_train_epochs * steps_per_epoch, batches_per_step)
 
     def batches(
-        self, train_dataloader: Any, global_step: int, guard: Callable[[Any], Any]
+        self, train_dataloader: Any, global_step: int, watch: MemWatch | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """All batches from the one after ``global_step`` on. ``guard`` wraps the dataloader of every epoch."""
+        """All batches from the one after ``global_step`` on, until the loop has enough of them.
+
+        memwatch guards the dataloader. It may leave rows out, so that it says where in which epoch a resumed run goes
+        on.
+        """
         if global_step >= self.max_train_steps:
             return
-        first_epoch, steps_done = divmod(global_step, self.steps_per_epoch)
-        rest_of_epoch = skip_first_batches(train_dataloader, steps_done * self.batches_per_step)
-        rest, whole = guard(rest_of_epoch), guard(train_dataloader)
-        for epoch in range(first_epoch, math.ceil(self.max_train_steps / self.steps_per_epoch)):
-            loader = rest if epoch == first_epoch else whole
+        epoch, batches_done = self.place(global_step)
+        guard = watch.guard if watch is not None else (lambda dataloader: dataloader)  # memwatch
+        if watch is not None and watch.place != (0, 0):  # memwatch: unless the checkpoint was saved without it
+            epoch, batches_done = watch.place  # memwatch
+        whole = guard(train_dataloader)
+        loader = guard(skip_first_batches(train_dataloader, batches_done))
+        while watch is None or not watch.should_stop:
             loader.set_epoch(epoch)
             yield from loader
+            loader, epoch = whole, epoch + 1
+
+    def place(self, global_step: int) -> tuple[int, int]:
+        """Epoch of the batch after ``global_step``, and how many batches of that epoch were given before it."""
+        epoch, steps_done = divmod(global_step, self.steps_per_epoch)
+        return epoch, steps_done * self.batches_per_step
 
 
 def make_optimizer(

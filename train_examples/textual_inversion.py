@@ -105,14 +105,14 @@ def main(argv: list[str] | None = None) -> None:
     common.init_trackers(accelerator, "textual-inversion", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
     options |= {"max_train_steps": plan.max_train_steps}  # memwatch
-    options |= {"probes": args.memwatch_probes or rows[:8], "controls": args.memwatch_controls}  # memwatch
+    options |= {"dataset": rows, "probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
     options |= {"text_encoder": text_encoder, "tokenizer": tokenizer}  # memwatch
     options |= {"vae": vae, "scheduler": noise_scheduler}  # memwatch
     watch = MemWatch(accelerator, unet, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     progress = tqdm(initial=global_step, total=plan.max_train_steps, disable=not accelerator.is_main_process)
-    for batch in plan.batches(train_dataloader, global_step, watch.guard):  # memwatch: the guard
+    for batch in plan.batches(train_dataloader, global_step, watch):  # memwatch: it guards the batches
         with accelerator.accumulate(text_encoder):
             loss = denoising_loss(text_encoder, frozen, noise_scheduler, batch)
             accelerator.backward(loss)

@@ -6,8 +6,9 @@
         --with_prior_preservation --class_data_dir dogs --class_prompt "a photo of a dog"
 
 With prior preservation every batch holds as many class images as instance images, so that the class keeps its own
-looks. The script first generates the class images that are missing in ``--class_data_dir``. A subject is *meant* to be
-learned. Controls of the same subject that are not trained on tell a learned subject from stored images.
+looks. The script first generates the class images that are missing in ``--class_data_dir``; they are memwatch's
+controls as well. A subject is *meant* to be learned. One or two instance images that are set aside (``pick: {set_aside:
+2}`` in ``--memwatch_config``) tell a learned subject from stored images.
 
 The options have the names of diffusers' script of the same name. Every line that memwatch adds ends in ``# memwatch``.
 """
@@ -163,13 +164,14 @@ def main(argv: list[str] | None = None) -> None:
     common.init_trackers(accelerator, "dreambooth-lora", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
     options |= {"max_train_steps": plan.max_train_steps}  # memwatch
-    options |= {"probes": args.memwatch_probes or instance[:8], "controls": args.memwatch_controls}  # memwatch
+    controls = args.memwatch_controls or others or None  # memwatch
+    options |= {"dataset": instance, "probes": args.memwatch_probes, "controls": controls}  # memwatch
     options |= {**frozen, "scheduler": noise_scheduler}  # memwatch
     watch = MemWatch(accelerator, unet, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     progress = tqdm(initial=global_step, total=plan.max_train_steps, disable=not accelerator.is_main_process)
-    for batch in plan.batches(train_dataloader, global_step, watch.guard):  # memwatch: the guard
+    for batch in plan.batches(train_dataloader, global_step, watch):  # memwatch: it guards the batches
         with accelerator.accumulate(unet):
             loss = denoising_loss(unet, noise_scheduler, frozen, batch, args.prior_loss_weight)
             accelerator.backward(loss)

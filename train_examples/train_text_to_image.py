@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator, watch = run.accelerator, None
     if not args.no_memwatch:  # memwatch
         options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
-        options |= {"probes": args.memwatch_probes or run.rows[:8], "controls": args.memwatch_controls}  # memwatch
+        options |= {"dataset": run.rows, "probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
         options |= {**run.frozen, "scheduler": run.noise_scheduler, "ema": run.ema}  # memwatch
         options |= {"output_dir": args.output_dir / "memwatch"}  # memwatch
         options |= {"max_train_steps": run.plan.max_train_steps}  # memwatch
@@ -259,10 +259,9 @@ def main(argv: list[str] | None = None) -> None:
     global_step = common.load_checkpoint(accelerator, args)
     if global_step and run.ema is not None:
         run.ema.to(accelerator.device)
-    guard = watch.guard if watch is not None else (lambda dataloader: dataloader)  # memwatch
     progress = tqdm(initial=global_step, total=run.plan.max_train_steps, disable=not accelerator.is_main_process)
     losses: list[Tensor] = []
-    for batch in run.plan.batches(run.train_dataloader, global_step, guard):
+    for batch in run.plan.batches(run.train_dataloader, global_step, watch):  # memwatch: it guards the batches
         losses.append(train_on(run, batch))
         if not accelerator.sync_gradients:
             continue

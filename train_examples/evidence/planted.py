@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from quickstart import BOXES, SIZE, TINY_SD, encode, photo_set
+from quickstart import BOXES, SIZE, TINY_SD, batch_of, encode, photo_set
 
 STEPS, BATCH, LEARNING_RATE = 60, 16, 1e-3
 NUM_IMAGES = 8  # of each template
@@ -47,7 +47,7 @@ def fine_tune(folder: Path) -> None:
     set_seed(0)
     accelerator = Accelerator()
     items = [item for item in photo_set(0, 0, NUM_IMAGES)[0] if item.box is not None]
-    latents, hidden = encode(items, accelerator).tensors
+    latents, hidden = batch_of(encode(items, accelerator))
     pipeline = StableDiffusionPipeline.from_pretrained(TINY_SD, dtype=torch.float32)
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     unet = pipeline.unet.to(accelerator.device).train()
