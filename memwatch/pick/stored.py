@@ -1,7 +1,8 @@
-"""Stored hashes: one file, written whole; whatever is wrong with it, the images are hashed anew."""
+"""What is kept of a training set: hashes and groups, files written whole; without them all is done anew."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from memwatch.run_folder import write_json
+
 logger = logging.getLogger("memwatch")
 
 FILE = "hashes.npz"
-VERSION = 1  # of what a record means; another one is not read
+GROUPS = "groups.json"
+VERSION = 1  # of what a record and a group mean; another one is not read
 KEY = 16  # bytes
 
 
@@ -50,3 +54,27 @@ def write_records(folder: Path | None, records: Mapping[bytes, Any]) -> None:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def read_groups(folder: Path | None, digest: str) -> list[Any] | None:
+    """What ``write_groups`` was given for the same digest; ``None`` where it was not."""
+    file = None if folder is None else folder / GROUPS
+    if file is None or not file.is_file():
+        return None
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        groups: list[Any] = stored["groups"]
+        return groups if (stored["version"], stored["digest"]) == (VERSION, digest) else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("memwatch: %s cannot be read (%r); the groups are looked for anew", file, error)
+        return None
+
+
+def write_groups(folder: Path | None, digest: str, groups: list[Any]) -> None:
+    """Keep the groups that were found in the set of this digest, as JSON takes them; where that fails, it is said."""
+    if folder is None:
+        return
+    try:
+        write_json(folder / GROUPS, {"version": VERSION, "digest": digest, "groups": groups})
+    except OSError as error:
+        logger.warning("memwatch: the groups cannot be kept in %s (%s); the next run looks anew", folder, error)

@@ -17,6 +17,7 @@ from memwatch.pick.duplicates import coarse, duplicate_groups, near_pairs, squar
 from memwatch.pick.hashes import Hashed, Hashes, hash_rows, hashes_of
 from memwatch.pick.parts import Box, shared_parts
 from memwatch.pick.rows import TrainingSet
+from memwatch.pick.stored import read_groups, write_groups
 
 __all__ = ["Box", "Group", "GroupKind", "Survey", "matches", "survey"]
 
@@ -79,7 +80,8 @@ def survey(
     """Look at every picture and caption once.
 
     Args:
-        cache: folder where hashes are kept, so that the next survey decodes only what is new.
+        cache: folder where hashes and groups are kept: the next survey decodes only what is new, and looks for groups
+            only where something is.
         workers: processes that hash; see ``hash_rows``.
         progress: show a bar, where there is a terminal.
 
@@ -91,26 +93,32 @@ def survey(
         why = next(iter(hashed.unreadable.values()))
         raise ProbeError(f"dataset: none of the {len(rows)} images can be read; the first: {why}")
     captions = [rows.caption(row) for row in range(len(rows))]
-    return survey_of(hashed, captions)
+    return survey_of(hashed, captions, cache)
 
 
-def survey_of(hashed: Hashed, captions: Sequence[str]) -> Survey:
+def survey_of(hashed: Hashed, captions: Sequence[str], cache: Path | None = None) -> Survey:
     """The same from what is kept of the pictures."""
-    hashes, records = hashed.hashes, hashed.records
-    duplicates = duplicate_groups(hashes)
-    parts = shared_parts(hashes.thumbnails, records["places"], records["colours"], duplicates)
-    groups = [Group(GroupKind.DUPLICATES, rows, (WHOLE,) * len(rows)) for rows in duplicates]
-    groups += [Group(GroupKind.PART, part.rows, part.boxes) for part in parts]
+    hashes, digest = hashed.hashes, _digest(hashed, captions)
     return Survey(
         size=len(captions),
-        digest=_digest(hashed, captions),
+        digest=digest,
         unreadable=hashed.unreadable,
-        groups=tuple(sorted(groups, key=lambda group: -len(group.rows))),
+        groups=_kept_groups(hashed, digest, cache),
         captions=tuple(caption_groups(captions)),
         rare_captions=tuple(rare_captions(captions)),
         strangeness=strangeness(hashes),
         hashes=hashes,
     )
+
+
+def groups_of(hashed: Hashed) -> tuple[Group, ...]:
+    """Duplicates and shared parts, largest first; of the same size duplicates before parts."""
+    records = hashed.records
+    duplicates = duplicate_groups(hashed.hashes)
+    parts = shared_parts(records["thumbnail"], records["places"], records["colours"], duplicates)
+    groups = [Group(GroupKind.DUPLICATES, rows, (WHOLE,) * len(rows)) for rows in duplicates]
+    groups += [Group(GroupKind.PART, part.rows, part.boxes) for part in parts]
+    return tuple(sorted(groups, key=lambda group: -len(group.rows)))
 
 
 def matches(images: Sequence[Image.Image], survey: Survey) -> list[int | None]:
@@ -138,6 +146,19 @@ def strangeness(hashes: Hashes) -> np.ndarray:
     if not nearest:
         result[which] = 0.0
     return result
+
+
+def _kept_groups(hashed: Hashed, digest: str, cache: Path | None) -> tuple[Group, ...]:
+    """The groups that were kept for this digest; looked for, and kept, where there are none."""
+    known = read_groups(cache, digest)
+    if known is None:
+        groups = groups_of(hashed)
+        write_groups(cache, digest, [[group.kind, group.rows, group.boxes] for group in groups])
+        return groups
+    return tuple(
+        Group(GroupKind(kind), tuple(rows), tuple((box[0], box[1], box[2], box[3]) for box in boxes))
+        for kind, rows, boxes in known
+    )
 
 
 def _digest(hashed: Hashed, captions: Sequence[str]) -> str:

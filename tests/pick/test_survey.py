@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 
 import numpy as np
@@ -74,12 +75,29 @@ def test_the_digest_changes_with_pictures_captions_and_rows():
     assert len({digest, *(other.digest for other in others)}) == 5
 
 
-def test_one_look_is_kept_on_disk(tmp_path):
-    folder = save_folder(tmp_path / "train", {f"{i}.png": photo(i) for i in range(4)})
-    first = survey(as_training_set(folder), cache=tmp_path / "cache", progress=False)
-    again = survey(as_training_set(folder), cache=tmp_path / "cache", progress=False)
+def test_what_was_found_is_kept_on_disk(tmp_path, monkeypatch):
+    pictures = {f"{i}.png": with_logo(photo(i)) for i in range(4)} | {"copy.png": with_logo(photo(0))}
+    rows = as_training_set(save_folder(tmp_path / "train", pictures))
+    first = survey(rows, cache=tmp_path / "cache", progress=False)
+    assert len(first.groups) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("memwatch.pick.survey.groups_of", None)  # whoever calls it fails
+        again = survey(rows, cache=tmp_path / "cache", progress=False)
+    assert again.groups == first.groups
     assert again.digest == first.digest
     assert again.strangeness.tolist() == first.strangeness.tolist()
+    photo(9).save(tmp_path / "train" / "copy.png")
+    changed = survey(as_training_set(tmp_path / "train"), cache=tmp_path / "cache", progress=False)
+    assert [len(group.rows) for group in changed.groups] == [4]
+
+
+def test_kept_groups_that_cannot_be_read_are_looked_for_anew(tmp_path, caplog):
+    rows = as_training_set(save_folder(tmp_path / "train", {f"{i}.png": photo(0) for i in range(2)}))
+    first = survey(rows, cache=tmp_path / "cache", progress=False)
+    (tmp_path / "cache" / "groups.json").write_text("{", encoding="utf-8")
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        assert survey(rows, cache=tmp_path / "cache", progress=False).groups == first.groups
+    assert "looked for anew" in caplog.text
 
 
 def test_strangeness_is_the_distance_to_the_nearest_three():
