@@ -91,41 +91,40 @@ class LeavingOut:
         return getattr(self.sampler, name)
 
 
-def leave_out(dataloader: Any, left_out: LeftOut, source: Any, num_rows: int) -> bool:
+def leave_out(dataloader: Any, left_out: LeftOut, source: Any, row_of: Callable[[int], int] = int) -> bool:
     """Let a dataloader leave out rows of the training set ``source``. Returns whether it can.
 
     It can where its data set is ``source``, another view of the same ``datasets.Dataset``, or a ``Subset`` of it, and
     where a sampler chooses the rows. A second call for the same sampler changes nothing.
 
     Args:
-        num_rows: of the training set. A data set that gives each row several times over counts on: its index modulo
-            this number is the row.
+        row_of: the row that an index of ``source`` stands for, where it gives its rows several times over.
     """
-    row_of = rows_by_index(getattr(dataloader, "dataset", None), source, num_rows)
+    found = rows_by_index(getattr(dataloader, "dataset", None), source, row_of)
     holder = holder_of_sampler(dataloader)
-    if row_of is None or holder is None:
+    if found is None or holder is None:
         return False
     if not isinstance(holder.sampler, LeavingOut):
-        holder.sampler = LeavingOut(holder.sampler, left_out, row_of)
+        holder.sampler = LeavingOut(holder.sampler, left_out, found)
     return True
 
 
-def rows_by_index(dataset: Any, source: Any, num_rows: int) -> Callable[[int], int] | None:
+def rows_by_index(dataset: Any, source: Any, row_of: Callable[[int], int] = int) -> Callable[[int], int] | None:
     """The row of ``source`` that an index of ``dataset`` stands for; ``None`` where that cannot be known.
 
     A data set whose attribute ``rows`` is the source is taken to give its row i at index i.
 
     >>> from torch.utils.data import Subset
     >>> rows = ["a", "b", "c"]
-    >>> rows_by_index(Subset(rows, [2, 0]), rows, 3)(0)
+    >>> rows_by_index(Subset(rows, [2, 0]), rows)(0)
     2
     """
     if is_same(dataset, source) or (source is not None and getattr(dataset, "rows", None) is source):
-        return lambda index: index % num_rows
+        return row_of
     indices, inner = getattr(dataset, "indices", None), getattr(dataset, "dataset", None)
     if indices is None or inner is None:
         return None
-    outer = rows_by_index(inner, source, num_rows)
+    outer = rows_by_index(inner, source, row_of)
     return None if outer is None else lambda index: outer(int(indices[index]))
 
 

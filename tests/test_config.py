@@ -9,7 +9,10 @@ import pytest
 from memwatch.config import ConfigError, MemWatchConfig, SignalsConfig, require
 from memwatch.config_file import load_config
 
-SECTIONS = ("levels", "curvature", "signals", "sampling", "regions", "alerts", "proof", "stop", "snapshots", "heatmap")
+SECTIONS = (
+    *("pick", "levels", "curvature", "signals", "sampling", "regions"),
+    *("alerts", "proof", "stop", "snapshots", "heatmap"),
+)
 
 
 def nested(key, value):
@@ -28,6 +31,16 @@ def test_configurations_are_frozen():
 
 BAD = {
     "every_steps": [0, -1],
+    "probes": [0, -3],
+    "on_memorized": ["", "go on"],
+    "pick.hold_out": [-1],
+    "pick.set_aside": [-1],
+    "pick.peers": [-1],
+    "pick.places": [-1],
+    "pick.rotation": [-1],
+    "pick.workers": [0],
+    "alerts.webhook": ["$", "$no-name"],
+    "stop.verdict": ["", "inconclusive"],
     "output_dir": [""],
     "resolution": [0, 7],
     "weights": ["EMA", ""],
@@ -160,3 +173,13 @@ def test_require():
     require(True, "a", 1, "b")
     with pytest.raises(ValueError, match=r"^config key 'a': got 1, allowed: b$"):
         require(False, "a", 1, "b")
+
+
+def test_a_webhook_is_a_secret():
+    config = load_config({"alerts": {"webhook": "https://hooks.example.com/services/T0/secret?key=1"}})
+    assert config.to_show()["alerts"]["webhook"] == "https://hooks.example.com/..."
+    assert load_config({"alerts": {"webhook": "$HOOK"}}).to_show()["alerts"]["webhook"] == "$HOOK"
+    assert MemWatchConfig().to_show() == MemWatchConfig().to_dict()
+    with pytest.raises(ConfigError) as caught:
+        load_config({"alerts": {"webhook": "ftp://host/secret"}})
+    assert "secret" not in str(caught.value)

@@ -28,7 +28,7 @@ def shuffled(seed: int = 0, size: int = 2, rows=ROWS, **options) -> DataLoader:
 def test_rows_that_are_held_out_never_come_and_the_others_keep_their_order():
     plain = [row for batch in batches(shuffled()) for row in batch]
     loader = shuffled()
-    assert leave_out(loader, LeftOut([3, 7]), ROWS, len(ROWS))
+    assert leave_out(loader, LeftOut([3, 7]), ROWS)
     found = batches(loader)
     assert [row for batch in found for row in batch] == [row for row in plain if row not in (3, 7)]
     assert len(loader) == len(found) == 5
@@ -36,7 +36,7 @@ def test_rows_that_are_held_out_never_come_and_the_others_keep_their_order():
 
 def test_dropped_rows_are_gone_from_that_position_on_and_from_all_later_passes():
     left_out, loader, first, dropped = LeftOut(), shuffled(size=1), [], []
-    leave_out(loader, left_out, ROWS, len(ROWS))
+    leave_out(loader, left_out, ROWS)
     for batch in loader:
         first.append(batch.item())
         if len(first) == 4:
@@ -53,7 +53,7 @@ def test_dropped_rows_are_gone_from_that_position_on_and_from_all_later_passes()
 def test_a_resumed_pass_is_the_one_that_was_broken_off(seen):
     def run(stop_at: int | None) -> tuple[list, dict]:
         left_out, loader, found = LeftOut([0]), shuffled(size=2), []
-        leave_out(loader, left_out, ROWS, len(ROWS))
+        leave_out(loader, left_out, ROWS)
         for number, batch in enumerate(loader, start=1):
             found.append(batch.tolist())
             if number == 2:
@@ -66,7 +66,7 @@ def test_a_resumed_pass_is_the_one_that_was_broken_off(seen):
     begun, state = run(seen) if seen < len(unbroken) else (unbroken, run(None)[1])
     left_out, loader = LeftOut([0]), shuffled(size=2)
     left_out.load_state_dict(state)
-    leave_out(loader, left_out, ROWS, len(ROWS))
+    leave_out(loader, left_out, ROWS)
     assert begun + batches(loader)[len(begun) :] == unbroken
     assert not {4, 5, 6} & {row for batch in batches(loader) for row in batch}  # the next pass is without them
 
@@ -88,10 +88,10 @@ def test_a_prepared_dataloader_leaves_out_as_well_and_so_does_one_that_skips_bat
     new_process()
     prepared = Accelerator(cpu=True).prepare(shuffled())
     left_out = LeftOut([1])
-    assert leave_out(prepared, left_out, ROWS, len(ROWS))
+    assert leave_out(prepared, left_out, ROWS)
     sampler = holder_of_sampler(prepared).sampler
     rest = skip_first_batches(prepared, skip)
-    assert leave_out(rest, left_out, ROWS, len(ROWS))
+    assert leave_out(rest, left_out, ROWS)
     assert holder_of_sampler(rest).sampler is sampler  # once is enough
     assert isinstance(sampler, LeavingOut)
     found = batches(rest)
@@ -145,13 +145,13 @@ def test_a_resumed_place_goes_on_where_it_was():
 
 def test_which_row_an_index_stands_for():
     subset = Subset(ROWS, [5, 2, 9])
-    assert [rows_by_index(subset, ROWS, 12)(i) for i in range(3)] == [5, 2, 9]
-    assert [rows_by_index(Subset(subset, [2, 0]), ROWS, 12)(i) for i in range(2)] == [9, 5]
-    assert [rows_by_index(subset, subset, 3)(i) for i in range(3)] == [0, 1, 2]
-    assert [rows_by_index(ROWS, ROWS, 4)(i) for i in (3, 4, 9)] == [3, 0, 1]  # each row three times over
-    assert rows_by_index(SimpleNamespace(rows=ROWS), ROWS, 12)(4) == 4
-    assert rows_by_index(list(ROWS), ROWS, 12) is None
-    assert rows_by_index(Subset([1, 2], [0]), ROWS, 12) is None
+    assert [rows_by_index(subset, ROWS)(i) for i in range(3)] == [5, 2, 9]
+    assert [rows_by_index(Subset(subset, [2, 0]), ROWS)(i) for i in range(2)] == [9, 5]
+    assert [rows_by_index(subset, subset)(i) for i in range(3)] == [0, 1, 2]
+    assert [rows_by_index(ROWS, ROWS, lambda index: index % 4)(i) for i in (3, 4, 9)] == [3, 0, 1]  # three times over
+    assert rows_by_index(SimpleNamespace(rows=ROWS), ROWS)(4) == 4
+    assert rows_by_index(list(ROWS), ROWS) is None
+    assert rows_by_index(Subset([1, 2], [0]), ROWS) is None
 
 
 def test_two_views_of_one_dataset_are_the_same_rows():
@@ -167,7 +167,7 @@ def test_what_has_no_sampler_of_rows_cannot_leave_out():
         def __iter__(self):
             return iter(ROWS)
 
-    assert not leave_out(DataLoader(Stream(), 2), LeftOut([1]), ROWS, 12)
-    assert not leave_out(DataLoader(ROWS, None), LeftOut([1]), ROWS, 12)
-    assert not leave_out(ROWS, LeftOut([1]), ROWS, 12)
-    assert not leave_out(DataLoader(list(ROWS), 2), LeftOut([1]), ROWS, 12)
+    assert not leave_out(DataLoader(Stream(), 2), LeftOut([1]), ROWS)
+    assert not leave_out(DataLoader(ROWS, None), LeftOut([1]), ROWS)
+    assert not leave_out(ROWS, LeftOut([1]), ROWS)
+    assert not leave_out(DataLoader(list(ROWS), 2), LeftOut([1]), ROWS)

@@ -64,7 +64,8 @@ class Actions:
         if self.choice is None:
             return
         source = self.choice.rows
-        first, self._leaves_out = self._leaves_out, leave_out(loader, self.left_out, source.source, len(source))
+        row_of = {index: row for row in range(len(source)) for index in source.indices(row)}
+        first, self._leaves_out = self._leaves_out, leave_out(loader, self.left_out, source.source, row_of.__getitem__)
         if accelerator.is_main_process and not self._leaves_out:
             warn_of_loader(self.choice, self.config)
         elif accelerator.is_main_process and not first and self.left_out.held_out:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from memwatch.report.forecasts import ahead
 from memwatch.report.history import Run
 from memwatch.report.terminal import SHOWN, can_colour, summary
 
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     found = Run.read(args.folder)
     newest = found.events[-1]
     print(summary(newest, found.about, colour=can_colour(sys.stdout), shown=args.probes))
+    for sentence in ahead(found):
+        print(f"  forecast: {sentence}")
     if newest is not found.last:
         print(f"the last event that was not lost is that of step {found.last.step}: {found.last.counts()}")
     return 0

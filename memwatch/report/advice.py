@@ -20,7 +20,7 @@ def headline(run: Run) -> str:
         said = f"No evidence of anything stored on {last.count(Verdict.NO_EVIDENCE)} of {count} probes"
     else:
         said = "Nothing can be said yet: every probe is inconclusive"
-    return f"{said}; memwatch stopped the training at step {run.stop.step}." if run.stop else f"{said}."
+    return f"{said}; memwatch decided to stop the training at step {run.stop.step}." if run.stop else f"{said}."
 
 
 def since(run: Run) -> int:

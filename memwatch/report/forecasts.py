@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.forecast import Forecast, forecast
-from memwatch.report.history import Event, Row
+from memwatch.report.history import Event, Row, Run
 
 Curve = tuple[list[float], list[float]]  # steps, and a log factor each
 
@@ -49,6 +50,17 @@ def forecasts(events: Sequence[Event], level: float) -> dict[str, Forecast]:
     open_ = {name: curve for name, curve in curves(events).items() if name not in memorized}
     found = {name: forecast(steps, values, math.log(level)) for name, (steps, values) in open_.items()}
     return {name: one for name, one in found.items() if one is not None}
+
+
+def ahead(run: Run) -> list[str]:
+    """What the run's probes are heading for, one sentence each; none where nothing significant can be said."""
+    level = run.about.settings.get("alerts", {}).get("min_severity")
+    steps = [event.step for event in run.events]
+    gaps = sorted(b - a for a, b in pairwise(steps) if b > a)
+    if level is None or not gaps or run.stop is not None:
+        return []
+    every = gaps[len(gaps) // 2]
+    return [f"{name} {forecast_text(one, every, level)}" for name, one in forecasts(run.events, level).items()]
 
 
 def forecast_text(forecast: Forecast, every_steps: int, level: float) -> str:

@@ -17,6 +17,7 @@ from memwatch.judge.alerts import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.advice import advice_of, headline, not_watched
 from memwatch.report.copied import proof_words
+from memwatch.report.forecasts import ahead
 from memwatch.report.frames import Frames, frames_of
 from memwatch.report.heatmap import STOPS
 from memwatch.report.history import Event, Row, Run
@@ -68,6 +69,7 @@ def render(run: Run, *, renew: float | None = None) -> str:
             proof=proof_words,
             cells=region_cells,
             not_watched=not_watched(run),
+            forecasts=ahead(run),
             costs=costs(run),
             controls=controls(run.last),
             max_factor=max_factor,

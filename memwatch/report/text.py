@@ -6,6 +6,7 @@ from typing import Any
 
 from memwatch.report.advice import advice_of, headline, not_watched
 from memwatch.report.copied import proof_words
+from memwatch.report.forecasts import ahead
 from memwatch.report.history import Row, Run
 
 
@@ -23,6 +24,8 @@ def as_markdown(run: Run) -> str:
     if worst := [row for row in last.worst_first if row.verdict.is_evidence]:
         lines += ["", "## What to do", ""]
         lines += [f"- {escaped(row.name)}: {escaped(advice_of(row))}" for row in worst]
+    if coming := ahead(run):
+        lines += ["", "## Forecast", "", *(f"- {escaped(sentence)}" for sentence in coming)]
     lines += ["", "## What was not watched", "", *(f"- {sentence}" for sentence in not_watched(run))]
     return "\n".join(lines)
 
@@ -68,6 +71,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "errors": run.events[-1].errors,
         "probes": [_probe(row) for row in last.worst_first],
         "alerts": [{"step": step} | _probe(row) for step, row in run.alerts],
+        "forecasts": ahead(run),
         "not_watched": not_watched(run),
     }
 

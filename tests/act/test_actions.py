@@ -65,7 +65,7 @@ def test_training_is_that_on_the_rows_that_are_left(pretrained, pipeline, tmp_pa
     watch = loop.watch(pipeline, dataset=loop.rows, config=screened)
     loop.run(watch, 30)
     alone = RowsLoop(pretrained)
-    leave_out(alone.loader, LeftOut(watch.choice.held_out), alone.rows, 60)
+    leave_out(alone.loader, LeftOut(watch.choice.held_out), alone.rows)
     alone.run(None, 30)
     assert alone.seen == loop.seen
     assert_same(alone.state(), loop.state())

@@ -52,7 +52,7 @@ def test_the_state_is_one_small_plain_file(saved):
     assert not [name for name in files if name.startswith("custom_checkpoint")]
     state = json.loads((saved / "memwatch.json").read_text(encoding="utf-8"))
     progress = {"run", "last_step", "events", "every_steps", "clock", "stop", "states"}
-    assert set(state) == progress | {"ledger", "weights", "faults", "losses"}
+    assert set(state) == progress | {"ledger", "weights", "faults", "losses", "actions"}
     assert state["run"] == json.loads((saved.parent / "memwatch" / "run.json").read_text(encoding="utf-8"))["run"]
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from support.runs import memorized, write_run
 
+from memwatch.cli import main
 from memwatch.judge.forecast import Forecast, forecast
-from memwatch.report.forecasts import curves, forecast_text, forecasts, strength
+from memwatch.report.about import About
+from memwatch.report.forecasts import ahead, curves, forecast_text, forecasts, strength
 from memwatch.report.history import Event, Row, Run
+from memwatch.report.page import write_page
+from memwatch.report.text import as_json, as_markdown
 
 FACTORS = [1.03, 1.09, 1.11, 1.2, 1.26]
 
@@ -73,3 +78,19 @@ def test_a_forecast_in_words(said, words):
 def test_the_next_event_is_the_first_that_can_show_it():
     said = forecast([0, 20, 40, 60, 80], [0.0, 0.12, 0.17, 0.33, 0.35], 0.36)
     assert forecast_text(said, 20, math.exp(0.36)).startswith("crosses 1.43333x at about step 100 (100 to ")
+
+
+def test_what_lies_ahead_is_said_by_every_reader_of_the_folder(tmp_path, capsys):
+    rows = [{"cat": {"levels": [factor**1.5]}} for factor in FACTORS]
+    write_run(tmp_path, [{"name": "cat"}], [{"step": 20 * i, "rows": r} for i, r in enumerate(rows)])
+    run = Run.read(tmp_path)
+    assert ahead(replace(run, about=About())) == []  # an older version kept no settings
+    (said,) = ahead(run)
+    assert said.startswith("cat crosses 1.5x at about step ")
+    assert f"## Forecast\n\n- {said}" in as_markdown(run)
+    assert as_json(run)["forecasts"] == [said]
+    assert said in write_page(tmp_path).read_text(encoding="utf-8")
+    assert main(["status", str(tmp_path)]) == 0
+    assert f"  forecast: {said}\n" in capsys.readouterr().out
+    stopped = replace(run.events[-1], stop_reason="step 80: cat")
+    assert ahead(replace(run, events=(*run.events[:-1], stopped))) == []

@@ -201,7 +201,7 @@ def test_generations_that_copy_are_framed(page):
 @needs_chromium
 def test_the_page_answers_the_five_questions(page):
     top = page.text_content(".top")
-    assert "1 of 3 probes is memorized, since step 100; memwatch stopped the training at step 300." in top
+    assert "1 of 3 probes is memorized, since step 100; memwatch decided to stop the training at step 300." in top
     assert "cat is strongest: 2.4x, p = 1e-09, since step 100" in " ".join(top.split())
     assert "Find its duplicates" in top
     assert "The training set has 97 rows, and 2 images are watched." in page.text_content("body")

@@ -31,7 +31,7 @@ def run_of(folder, *events, names=("cat", "dog"), **about) -> Run:
         ([{"rows": {"cat": memorized(since=5)}}, {}], "1 of 2 probes is memorized, since step 5."),
         (
             [{"rows": {"cat": memorized(since=7), "dog": memorized(since=9)}, "stop_reason": "enough"}] * 2,
-            "2 of 2 probes are memorized, since step 7; memwatch stopped the training at step 0.",
+            "2 of 2 probes are memorized, since step 7; memwatch decided to stop the training at step 0.",
         ),
         ([{"failure": "out of memory"}], "Step 0: no probe has been judged yet."),
     ],
