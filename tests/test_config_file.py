@@ -119,7 +119,7 @@ def test_unknown_key_far_from_all_lists_them():
         ("every_steps", True, "integer or null"),
         ("full_every", None, "integer"),
         ("output_dir", 3, "text"),
-        ("probes", 3, "text or list of text or null"),
+        ("probes", 3.5, "integer or text or list of text or null"),
         ("resolution", "big", "integer or null"),
         ("strict", 1, "true or false"),
         ("levels.timesteps", 61, "list of integer"),

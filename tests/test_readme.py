@@ -16,10 +16,11 @@ from memwatch.report import report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", ".github/CONTRIBUTING.md", "configs/README.md", "train_examples/README.md"]
+PAGES = ["README.md", ".github/CONTRIBUTING.md", "configs/README.md"]
+PAGES += ["train_examples/README.md", "train_examples/dashboards.md"]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 SPANS = sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))))
-FILES = {"metadata.jsonl", "history.jsonl"}  # spans with a dot that are files of the user's
+FILES = {"metadata.jsonl", "flagged.jsonl", "train_network.py"}  # spans with a dot that are files
 THEIRS = {"accelerator.load_state", "torch.compile"}
 OURS = {f"{k}.{n}" for k, section in MemWatchConfig().to_dict().items() if isinstance(section, dict) for n in section}
 
@@ -94,7 +95,12 @@ def test_named_keys_exist():
     dotted = {span for span in dotted if not span.startswith(("watch.", "memwatch."))}
     assert dotted >= {"alerts.min_severity", "alerts.max_p", "alerts.patience"}
     assert dotted - OURS == set()
-    logged = {span for span in SPANS if span.startswith("memwatch/") and not span.endswith(".py")}
+    dashboards = (ROOT / "train_examples" / "dashboards.md").read_text(encoding="utf-8")
+    spans = {
+        *SPANS,
+        *re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", dashboards, flags=re.DOTALL | re.MULTILINE)),
+    }
+    logged = {span for span in spans if span.startswith("memwatch/") and not span.endswith(".py")}
     assert "memwatch/heatmap/PROBE" in logged
     assert [key for key in logged if f"``{key.replace('.*', 'PROBE')}``" not in report.__doc__] == []
 

@@ -74,8 +74,9 @@ class Actions:
 
     def rows_seen(self) -> int | None:
         """How many rows training has seen so far, over all ranks; ``None`` where that is not known."""
-        known = self._rows_per_batch is not None and self.place.batches
-        return self.place.batches * self._rows_per_batch if known else None
+        if self._rows_per_batch is None or not self.place.batches:
+            return None
+        return self.place.batches * self._rows_per_batch
 
     @property
     def drops(self) -> bool:

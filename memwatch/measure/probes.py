@@ -89,9 +89,9 @@ def _from_folder(folder: Path) -> list[Probe]:
                 continue
             try:
                 row = json.loads(line)
-                text, number = str(row.get("text", row.get("caption", ""))), row.get("row")
-                number = number if isinstance(number, int) else None  # 'memwatch pick' writes it
-                probes.append(Probe(text, folder / row["file_name"], row=number))
+                text, picked = str(row.get("text", row.get("caption", ""))), row.get("row")
+                picked = picked if isinstance(picked, int) else None  # 'memwatch pick' writes it
+                probes.append(Probe(text, folder / row["file_name"], row=picked))
             except (json.JSONDecodeError, KeyError, AttributeError) as error:
                 raise ProbeError(
                     f"{metadata}, line {number}: expected an object with 'file_name' and 'text' ({error!r})"

@@ -34,23 +34,36 @@ def choice_for(
     source = dataset if dataset is not None else config.dataset
     budget = config.probes if isinstance(config.probes, int) else BUDGET
     picks = probes is None and (config.probes is None or isinstance(config.probes, int))
-    if source is None and picks:
+    if implied := source is None and picks:
         source = prepared_dataset(ranks.accelerator)
     allowed = "prompts or images, because there is no dataset to pick from"
     require(source is not None or not isinstance(config.probes, int), "probes", config.probes, allowed)
     if source is None or isinstance(source, Choice):
         return source
+    try:
+        return _agreed(ranks, source, config, budget if picks else 0, controls, peers)
+    except ProbeError as error:
+        if not implied:
+            raise
+        if ranks.accelerator.is_main_process:
+            what = "memwatch cannot pick from the prepared dataloader's data set"
+            logger.warning("%s: %s; pass dataset=, or probes=", what, error)
+        return None
+
+
+def _agreed(ranks: Ranks, source: Any, config: MemWatchConfig, budget: int, controls: Any, peers: Any) -> Choice:
+    """The main process chooses, and all ranks have the same choice, or raise the same error."""
     rows = as_training_set(source, image_column=config.pick.image_column, caption_column=config.pick.caption_column)
     made, error = None, None
     if ranks.accelerator.is_main_process:
         try:
-            made = chosen(rows, config, budget if picks else 0, controls, peers)
+            made = chosen(rows, config, budget, controls, peers)
         except ProbeError as caught:
             error = caught
     if (failed := ranks.agree(None if error is None else str(error))) is not None:
         raise ProbeError(failed) from error
-    theirs = ranks.broadcast(None if made is None else replace(made, rows=None))  # type: ignore[arg-type]
-    return replace(theirs, rows=rows)
+    sent: Any = None if made is None else replace(made, rows=None)  # type: ignore[arg-type]  # each has its own
+    return replace(ranks.broadcast(sent), rows=rows)  # type: ignore[no-any-return]
 
 
 def chosen(rows: TrainingSet, config: MemWatchConfig, budget: int, controls: Any, peers: Any) -> Choice:

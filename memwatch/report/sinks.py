@@ -64,7 +64,7 @@ class Sinks:
             self._write(tracker.name, partial(self._of_tracker, i, tracker), report)
         self._write(Console.name, Console, report)
         for sink in self.more:
-            self._write(sink.name, lambda sink=sink: sink, report)
+            self._write(sink.name, partial(self._same, sink), report)
         return report
 
     def _write(self, name: str, sink: Callable[[], Sink], report: Report) -> None:
@@ -72,6 +72,10 @@ class Sinks:
         if not self.faults.is_off(part):
             with self.faults.surviving(part):
                 sink().write(replace(report, errors=self.faults.count))
+
+    @staticmethod
+    def _same(sink: Sink) -> Sink:
+        return sink
 
     def _of_tracker(self, i: int, tracker: Any) -> Sink:
         """The tracker's sink, made at its first report or, where that failed, at a later one."""

@@ -278,7 +278,7 @@ def test_what_fails_on_the_main_process_alone_keeps_nobody_waiting(name, ranks):
     folder, found = ranks
     first, second = found[name]
     assert first["reports"] == second["reports"] or name in ("sink", "console")  # those fail after the report
-    assert first["errors"] == second["errors"] == (2 if name == "ledger" else 1)  # the ledger, and the weights
+    assert first["errors"] == second["errors"] == (3 if name == "ledger" else 1)  # ledger, weights, rollback
     lost = name in ("judge", "stop-rule")
     for result in (first, second):
         assert result["step"] == 4

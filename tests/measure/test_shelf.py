@@ -85,7 +85,7 @@ def test_a_watch_holds_next_to_nothing_between_events(baseline, pretrained, tmp_
     assert any(f.proof is not None for f in reports[-1].findings)
     del reports
     gc.collect()
-    others = [loop.accelerator, loop.bare, loop.unet, watch.accelerator, watch.observer.parts.scheduler]
+    others = [loop.accelerator, loop.bare, loop.unet, loop.loader, watch.accelerator, watch.observer.parts.scheduler]
     held = bytes_held(watch, others)["cpu"]
     assert isinstance(watch.observer, Observer)
     assert isinstance(watch.baselines, Baselines)

@@ -16,14 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
 import quickstart
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from drop_and_go_on import GENERATIONS, copies
+from drop_and_go_on import GENERATIONS, by_chance, copies
 
 from memwatch.bench.page import PACKAGES, markdown_table
-from memwatch.measure.copies import views_of
 from memwatch.report.about import machine
 
 RESULTS = Path(__file__).parents[1] / "results" / "roll_back.md"
@@ -49,7 +47,7 @@ def measured(seed: int, every: int, folder: Path) -> dict[str, Any]:
     clean = run.watch.folder.folder / "last_clean"
     if not clean.is_dir():
         return {"seed": seed, "stopped at": run.steps, "last clean": "-"}
-    others = np.concatenate([views_of(np.asarray(item.image), 20) for item in validation])
+    others = by_chance(validation)
     held_out = quickstart.batch_of(quickstart.encode(validation, Accelerator()))
     scheduler = DDPMScheduler.from_pretrained(quickstart.TINY_SD, subfolder="scheduler")
     models = {"stop": run.unet, "last clean": UNet2DConditionModel.from_pretrained(clean / "unet").to(run.unet.device)}
