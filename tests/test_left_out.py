@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
-from datasets import Dataset
 from support.processes import new_process
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
@@ -155,6 +154,7 @@ def test_which_row_an_index_stands_for():
 
 
 def test_two_views_of_one_dataset_are_the_same_rows():
+    Dataset = pytest.importorskip("datasets").Dataset  # the lowest versions are tested without it
     dataset = Dataset.from_dict({"text": ["a", "b", "c"]})
     assert is_same(dataset.with_transform(lambda row: row), dataset)
     assert not is_same(dataset.select([2, 0]), dataset)

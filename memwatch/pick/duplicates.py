@@ -39,7 +39,8 @@ def near_pairs(first: Hashes, second: Hashes) -> tuple[np.ndarray, np.ndarray]:
 
 def components(size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The number of each element's component, given pairs that belong together."""
-    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(size, size))
+    pairs = a.astype(np.int32), b.astype(np.int32)  # scipy before 1.13 asks for that, and finds nothing otherwise
+    graph = coo_array((np.ones(len(a), dtype=bool), pairs), shape=(size, size))
     labels: np.ndarray = connected_components(graph, directed=False)[1]
     return labels
 

@@ -6,7 +6,6 @@ import io
 import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,8 @@ from torch.utils.data import Dataset, Subset
 
 from memwatch.measure.probes import ProbeError
 from memwatch.pick.rows import RowError, TrainingSet, as_training_set
+
+datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
 
 PHOTOS = [photo(i, 32) for i in range(4)]
 TEXTS = [f"a photo of number {i}" for i in range(4)]
@@ -37,7 +38,7 @@ def folder_of(path: Path, captions: bool = True) -> Path:
     return save_folder(path, pictures, dict(zip(pictures, TEXTS, strict=True)) if captions else None)
 
 
-def hugging_face(**columns) -> datasets.Dataset:
+def hugging_face(**columns):
     known = {"image": PHOTOS, "text": TEXTS} | columns
     return datasets.Dataset.from_dict({key: value for key, value in known.items() if value is not None}).cast_column(
         "image", datasets.Image()
