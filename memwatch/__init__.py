@@ -3,10 +3,10 @@
 One event is one straight line, readable in ``MemWatch._event``:
 
     due? -> borrow the model -> observe every probe (now, unconditional, baseline) -> maps -> regions -> calibration
-    -> verdicts -> report -> sinks -> stop flag
+    -> verdicts -> stop flag -> what follows -> report -> sinks
 
-The folders are the way the data takes: ``measure`` -> ``judge`` -> ``report``; ``callback`` conducts, ``denoiser`` is
-the one door to foreign models.
+The folders are the way the data takes: ``pick`` -> ``measure`` -> ``judge`` -> ``report`` -> ``act``; ``callback``
+conducts, ``denoiser`` is the one door to foreign models.
 """
 
 from memwatch.callback import MemWatch
