@@ -146,7 +146,8 @@ def candidates_of(survey: Survey, rng: np.random.Generator) -> dict[Why, list[in
 def turns_of(survey: Survey, watched: Sequence[int], without: Sequence[int], rng: np.random.Generator) -> list[int]:
     """The rows that take turns, in order: one of each group without a place, then all others in random order.
 
-    Near-duplicates of what comes before them are last, and so is what shares a part with a picked row.
+    Near-duplicates of what comes before them have no turn, nor has what shares a part with a picked row: both are
+    looked at in it.
 
     Args:
         watched: rows that are picked. without: rows that are looked at otherwise, or not trained on.
@@ -158,13 +159,12 @@ def turns_of(survey: Survey, watched: Sequence[int], without: Sequence[int], rng
     seen = {near[row] for row in watched if row in near}
     parts = (g for g in survey.groups if g.kind is GroupKind.PART and not set(watched).isdisjoint(g.rows))
     shown = {row for group in parts for row in group.rows}
-    new: list[int] = []
-    again: list[int] = []
+    found: list[int] = []
     for row in dict.fromkeys(order):  # each once
-        if row not in excluded:
-            (again if near.get(row) in seen or row in shown else new).append(row)
+        if row not in excluded and row not in shown and near.get(row) not in seen:
+            found.append(row)
             seen |= {near[row]} if row in near else set()
-    return new + again
+    return found
 
 
 def _near(survey: Survey) -> dict[int, int]:

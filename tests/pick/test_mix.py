@@ -110,5 +110,5 @@ def test_groups_without_a_place_have_their_turn_first_and_near_duplicates_last()
     survey = surveyed(12, duplicates(0, 1, 2), part(3, 4, 10), duplicates(5, 6), unreadable={11: "broken"})
     turns = turns_of(survey, watched=[0], without=[9], rng=np.random.default_rng(0))
     assert turns[:2] == [3, 5]
-    assert set(turns[-3:]) == {1, 2, 6}  # of the watched row, and of one before
+    assert not {1, 2, 6} & set(turns)  # of the watched row, and of one before
     assert sorted(turns) == [1, 2, 3, 4, 5, 6, 7, 8, 10]
