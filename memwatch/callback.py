@@ -23,7 +23,7 @@ from memwatch.guard import GuardedLoader, hook_end_training, hook_log, rows_in, 
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.judge.proof import prove
 from memwatch.judge.screen import LOOKING, SCREENING, observe
-from memwatch.judge.stop import decide_stop
+from memwatch.judge.stop import EXIT_CODE, decide_stop
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.fingerprint import fingerprints
 from memwatch.measure.measurement import Observation
@@ -42,7 +42,6 @@ from memwatch.run_folder import RunFolder
 
 logger = logging.getLogger("memwatch")
 
-STOPPED = 3  # exit code
 ENTERING, KEEPING = "making room in output_dir", "keeping what was seen"
 JUDGING, STOPPING, REPORTING = "judging what was seen", "deciding whether to stop", "writing the report"
 RESUMING, NOTING = "going on from the checkpoint", "noting a validation loss"
@@ -224,7 +223,7 @@ class MemWatch:
     @property
     def exit_code(self) -> int:
         """For ``sys.exit`` at the end of a script: 3 where memwatch has decided to stop, else 0."""
-        return STOPPED if self.should_stop else 0
+        return EXIT_CODE if self.should_stop else 0
 
     @property
     def training_indices(self) -> list[int]:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memwatch.act.behind import rows_behind
-from memwatch.act.flagged import Flagged, FlaggedSink, Look
+from memwatch.act.flagged import Flagged, FlaggedSink
 from memwatch.act.hooks import as_hooks
 from memwatch.act.last_clean import LastClean, is_clean, is_memorized
 from memwatch.act.webhook import WebhookSink
@@ -64,8 +63,7 @@ class Actions:
         if self.choice is None:
             return
         source = self.choice.rows
-        row_of = {index: row for row in range(len(source)) for index in source.indices(row)}
-        first, self._leaves_out = self._leaves_out, leave_out(loader, self.left_out, source.source, row_of.__getitem__)
+        first, self._leaves_out = self._leaves_out, leave_out(loader, self.left_out, source.source, source.row_of)
         if accelerator.is_main_process and not self._leaves_out:
             warn_of_loader(self.choice, self.config)
         elif accelerator.is_main_process and not first and self.left_out.held_out:
@@ -95,8 +93,7 @@ class Actions:
         position = self.ranks.largest(self.left_out.position)  # workers may have read ahead on one rank only
         for finding in judgement.findings:
             if finding.verdict is Verdict.MEMORIZED:
-                look = Look.of(finding, step, None)
-                new = self.left_out.drop(rows_behind(self.choice, look.row, look.region)[0], position)
+                new = self.left_out.drop(self._flagged.rows_behind(finding), position)
                 if new and self.ranks.accelerator.is_main_process:
                     left = len(self.choice.rows) - len(self.left_out.held_out) - len(self.left_out.since)
                     said = "memwatch, step %d: %s is memorized; the %d rows behind it are dropped, %d are left"

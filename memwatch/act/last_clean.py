@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from memwatch.act.formats import Part, write_parts
 from memwatch.faults import Faults, PartError
@@ -18,6 +18,7 @@ from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.findings import Finding
 from memwatch.measure.observer import Observer
 from memwatch.measure.snapshots import SnapshotStore
+from memwatch.measure.weights import averages
 from memwatch.report.about import PACKAGES, versions
 from memwatch.run_folder import write_json
 
@@ -205,11 +206,3 @@ def usable_ema(observer: Observer) -> tuple[Any, str]:
         return ema, ""
     what = f"the EMA averages {averaged} tensors, and the model has {len(parameters)}, {trained} of them trained"
     return None, f"{what}; live weights are kept to roll back to"
-
-
-def averages(network: nn.Module, ema: Any) -> dict[str, Tensor]:
-    """What diffusers' ``EMAModel`` has averaged, by parameter name: of all parameters, or of those that are trained."""
-    named = list(network.named_parameters())
-    if len(ema.shadow_params) != len(named):
-        named = [(name, p) for name, p in named if p.requires_grad]
-    return {name: average for (name, _), average in zip(named, ema.shadow_params, strict=True)}

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from memwatch.judge.stop import EXIT_CODE
 from memwatch.report.history import Run
 from memwatch.report.page import PAGE, write_page
 from memwatch.report.serve import serve, stamp
 from memwatch.report.text import as_json, as_markdown
 
-MEMORIZED = 3  # exit code
 EPILOG = f"""\
 html writes {PAGE} into the folder (or to --output): one file that asks the network for nothing. md and json are
-printed. Exit code, whatever the format: 0; {MEMORIZED} when any event has called a probe memorized, so that a
+printed. Exit code, whatever the format: 0; {EXIT_CODE} when any event has called a probe memorized, so that a
 pipeline can stop there; 2 where there is no run. --watch and --serve go on until Ctrl-C, and end with 0.
 """
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             args.output.write_text(text + "\n", encoding="utf-8")
         else:
             print(text)
-    return MEMORIZED if found.memorized else 0
+    return EXIT_CODE if found.memorized else 0
 
 
 def watch(folder: Path, file: Path | None, every: float, wait: Callable[[float], Any] = time.sleep) -> None:

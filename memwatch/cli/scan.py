@@ -15,6 +15,7 @@ from memwatch.act.webhook import WebhookSink
 from memwatch.cli.watched import Watched, watched_by
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
+from memwatch.judge.stop import EXIT_CODE
 from memwatch.measure.probes import as_probes
 from memwatch.ranks import Ranks
 from memwatch.report.page import PAGE
@@ -27,7 +28,6 @@ from memwatch.scan.reading import reading
 from memwatch.scan.scan import Scan
 from memwatch.scan.seen import Checkpoint
 
-STOPPED = 3  # exit code, as that of memwatch report where anything is memorized
 EPILOG = f"""\
 MODEL and EARLIER: a diffusers pipeline (folder or hub id), a checkpoint with unet/ or transformer/ inside, a LoRA of
 any trainer (file or folder), a full checkpoint in one file, or safetensors named as the model's parameters. A folder of
@@ -41,7 +41,7 @@ trainer's, on the same GPU unless CUDA_VISIBLE_DEVICES names another; ACCELERATE
 of a trainer's own dataset were all trained on, so that controls come from --controls alone; 'memwatch pick --hold-out'
 sets some aside before the training.
 
-Exit code: 0 all done; 1 some probes or checkpoints failed (they are named); 2 nothing done; {STOPPED} with --follow
+Exit code: 0 all done; 1 some probes or checkpoints failed (they are named); 2 nothing done; {EXIT_CODE} with --follow
 a stop was decided. It is the same however the waiting ended: at the stop, by --idle or by Ctrl-C.
 """
 
@@ -148,7 +148,7 @@ def follow(
     if main:
         tell(problems, None if nothing else config.output_dir)
     accelerator.end_training()
-    return STOPPED if following.stop_reason is not None else 2 if nothing else 1 if problems else 0
+    return EXIT_CODE if following.stop_reason is not None else 2 if nothing else 1 if problems else 0
 
 
 def tell(problems: Sequence[str], output: str | None) -> None:

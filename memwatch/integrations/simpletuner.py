@@ -64,7 +64,7 @@ from memwatch.config import MemWatchConfig, StopConfig
 from memwatch.config_file import load_config
 from memwatch.integrations.runner import read_settings, refuse, watch_or_refuse
 from memwatch.integrations.tracker import MemWatchTracker
-from memwatch.judge.stop import StopState, decide_stop
+from memwatch.judge.stop import EXIT_CODE, StopState, decide_stop
 from memwatch.report.history import HISTORY, Event, Run
 from memwatch.resume import FIRST, load
 from memwatch.run_folder import write_whole
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"memwatch would stop training: {reason}", file=sys.stderr)
     if args.stop_training:
         os.kill(os.getppid(), signal.SIGINT)
-    return 3
+    return EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from memwatch.config import StopConfig
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
 
+EXIT_CODE = 3  # of scripts and commands: training is to end, or something is memorized
+
 
 @dataclass(frozen=True)
 class StopState:

@@ -27,7 +27,15 @@ from memwatch.measure.prepare import PreparedProbe, named_as_controls, named_as_
 from memwatch.measure.probes import Probe, as_probes
 from memwatch.measure.shelf import ShelvedNetwork, shelved
 from memwatch.measure.views import View, generate, noised, prompt_view, reference_view
-from memwatch.measure.weights import lora_off, reshard, swapped, trainable, with_conditioning, without_conditioning
+from memwatch.measure.weights import (
+    averages,
+    lora_off,
+    reshard,
+    swapped,
+    trainable,
+    with_conditioning,
+    without_conditioning,
+)
 from memwatch.ranks import Ranks
 
 NO_PROMPT = "/no prompt"  # stands for the unconditional branch among the names of probes
@@ -353,11 +361,7 @@ class Observer:
         """Inside, the EMA weights are in place of the live ones, where the configuration says so."""
         if self.config.weights == "live":
             return nullcontext()
-        named = list(self.forward_module.named_parameters())
-        if len(self.ema.shadow_params) != len(named):  # an average of what is trained only, as for LoRA
-            named = [(name, p) for name, p in named if p.requires_grad]
-        names = [name for name, _ in named]
-        return swapped(self.forward_module, dict(zip(names, self.ema.shadow_params, strict=True)))
+        return swapped(self.forward_module, averages(self.forward_module, self.ema))
 
     def trainable_weights(self) -> dict[str, Tensor]:
         """What later events need to look at this one again: trainable tensors, and what a trained text encoder says."""

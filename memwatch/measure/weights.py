@@ -29,6 +29,14 @@ def lora_off(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def averages(model: nn.Module, ema: Any) -> dict[str, Tensor]:
+    """What diffusers' ``EMAModel`` has averaged, by parameter name: of all parameters, or of those that are trained."""
+    named = list(model.named_parameters())
+    if len(ema.shadow_params) != len(named):  # an average of what is trained only, as for LoRA
+        named = [(name, p) for name, p in named if p.requires_grad]
+    return {name: average for (name, _), average in zip(named, ema.shadow_params, strict=True)}
+
+
 # What a trained text encoder said at that step is kept beside the weights under this prefix. No parameter has it.
 PROMPTS = "conditioning/"
 

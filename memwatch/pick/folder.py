@@ -12,13 +12,14 @@ from typing import Any
 
 from memwatch.measure.probes import Probe
 from memwatch.pick.choice import Choice
+from memwatch.pick.folder_rows import METADATA
 from memwatch.pick.hold_out import picture_of
 from memwatch.pick.page import render
 from memwatch.pick.survey import Group
 from memwatch.run_folder import write_whole
 
 MADE_BY = "memwatch pick"  # by this in ``choice.json`` a folder is known as one of ours
-CHOICE, PAGE, METADATA = "choice.json", "index.html", "metadata.jsonl"
+CHOICE, PAGE = "choice.json", "index.html"
 HASHES = "hashes"  # what was computed of the training images; a renewed choice need not read them again
 
 Files = list[tuple[str, Probe]]

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from memwatch.config import PickConfig
 from memwatch.measure.probes import Probe
+from memwatch.pick.pictures import decoded
 from memwatch.pick.rows import RowError, TrainingSet
 from memwatch.pick.survey import Survey, matches
 from memwatch.pick.words import counted, listed
@@ -169,10 +169,7 @@ def not_trained_on(given: Sequence[Probe], rows: TrainingSet, survey: Survey) ->
 def picture_of(probe: Probe) -> Image.Image | None:
     """The image of a probe as RGB; ``None`` where it has none, or none that can be read."""
     try:
-        if isinstance(probe.image, str | Path):
-            with Image.open(probe.image) as picture:
-                return ImageOps.exif_transpose(picture).convert("RGB")
-        return None if probe.image is None else probe.image.convert("RGB")
+        return None if probe.image is None else decoded(probe.image)
     except (OSError, SyntaxError, ValueError):  # PIL raises SyntaxError on some broken files
         return None
 

@@ -104,6 +104,10 @@ class TrainingSet:
         length = len(self.source) if hasattr(self.source, "__len__") else len(self)
         return list(range(row, max(length, len(self)), len(self)))
 
+    def row_of(self, index: int) -> int:
+        """The row that an index of ``source`` shows, see ``indices``."""
+        return index % len(self)
+
 
 def column_of(names: Sequence[str], given: str | None, known: Sequence[str], key: str) -> str | None:
     """The column that is meant; ``None`` where none is given and no known name is there.

@@ -58,24 +58,24 @@ class Sinks:
             with self.faults.surviving(DRAWING):
                 report = replace(report, pictures=pictures_of(report))
                 report = replace(report, overview=overview_of(report))
-        self._write(self.files.name, lambda: self.files, report)
-        self._write(self.losses.name, lambda: self.losses, report)
+        self._write_to(self.files, report)
+        self._write_to(self.losses, report)
         for i, tracker in enumerate(self._trackers):
             self._write(tracker.name, partial(self._of_tracker, i, tracker), report)
         self._write(Console.name, Console, report)
         for sink in self.more:
-            self._write(sink.name, partial(self._same, sink), report)
+            self._write_to(sink, report)
         return report
+
+    def _write_to(self, sink: Sink, report: Report) -> None:
+        """To a sink that is there already."""
+        self._write(sink.name, lambda: sink, report)
 
     def _write(self, name: str, sink: Callable[[], Sink], report: Report) -> None:
         part = f"the sink '{name}'"
         if not self.faults.is_off(part):
             with self.faults.surviving(part):
                 sink().write(replace(report, errors=self.faults.count))
-
-    @staticmethod
-    def _same(sink: Sink) -> Sink:
-        return sink
 
     def _of_tracker(self, i: int, tracker: Any) -> Sink:
         """The tracker's sink, made at its first report or, where that failed, at a later one."""

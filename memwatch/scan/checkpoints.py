@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from memwatch.act.formats import LORA_FILE
 from memwatch.denoiser.quiet import quietly
 from memwatch.scan.found import found_in as found_in  # this module is the door to all that is said of checkpoints
 from memwatch.scan.found import is_complete as is_complete
@@ -32,7 +33,6 @@ from memwatch.scan.single_file import (
 )
 
 PARTS = ("unet", "transformer")
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def is_pipeline(source: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +14,7 @@ from memwatch.denoiser import Components, Denoiser, load_components
 from memwatch.denoiser.quiet import is_new
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.observer import Observer
-from memwatch.measure.snapshots import SnapshotStore
-from memwatch.measure.weights import lora_off, with_conditioning, without_conditioning
+from memwatch.measure.weights import lora_off, with_conditioning
 from memwatch.scan.checkpoints import (
     CheckpointError,
     copy_into,
@@ -29,20 +28,6 @@ from memwatch.scan.checkpoints import (
 from memwatch.scan.kept import stamp
 
 logger = logging.getLogger("memwatch")
-
-
-class CheckpointWeights(SnapshotStore):
-    """Weights that lie in checkpoints already: only their steps are kept, and what a trained text encoder said then."""
-
-    def __init__(self, read: Callable[[int], dict[str, Tensor]]) -> None:
-        super().__init__(None, keep=1_000_000)
-        self._read = read
-
-    def add(self, step: int, tensors: dict[str, Tensor], marks: Mapping[str, str] | None = None) -> None:
-        super().add(step, with_conditioning({}, without_conditioning(tensors)[1]), marks)
-
-    def get(self, step: int) -> dict[str, Tensor]:
-        return self._read(step) | super().get(step)
 
 
 class EarlierModel:

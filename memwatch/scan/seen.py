@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from memwatch.denoiser import family_of
 from memwatch.measure.observer import Observer
-from memwatch.measure.weights import lora_off
+from memwatch.measure.snapshots import SnapshotStore
+from memwatch.measure.weights import lora_off, with_conditioning, without_conditioning
 from memwatch.scan.checkpoints import CheckpointError, copy_into, read_weights, text_encoders
-from memwatch.scan.earlier import CheckpointWeights, copy_text_encoders, text_parts
+from memwatch.scan.earlier import copy_text_encoders, text_parts
 from memwatch.scan.kept import Stamp, stamp
 
 
@@ -139,7 +140,7 @@ def from_list(saved: Sequence[Any]) -> list[Checkpoint]:
     return [Checkpoint(step, source, tuple((n, s, t) for n, s, t in parts)) for step, source, parts in saved]
 
 
-class KeptWeights(CheckpointWeights):
+class KeptWeights(SnapshotStore):
     """Weights that lie in checkpoints, as long as those are there; what a trained text encoder said then lies beside.
 
     Args:
@@ -147,8 +148,14 @@ class KeptWeights(CheckpointWeights):
     """
 
     def __init__(self, seen: Seen, folder: Path, *, writes: bool) -> None:
-        super().__init__(seen.read)
-        self.folder, self.writes, self._seen = folder, writes, seen
+        super().__init__(folder, keep=1_000_000, writes=writes)
+        self._seen = seen
+
+    def add(self, step: int, tensors: dict[str, Tensor], marks: Mapping[str, str] | None = None) -> None:
+        super().add(step, with_conditioning({}, without_conditioning(tensors)[1]), marks)
+
+    def get(self, step: int) -> dict[str, Tensor]:
+        return self._seen.read(step) | super().get(step)
 
     def has(self, step: int) -> bool:
         return super().has(step) and self._seen.is_there(step)

@@ -9,13 +9,11 @@ import weakref
 
 import pytest
 import torch
-from support.builders import SMALL, choose, history, picture
+from support.builders import SMALL, choose, history, picture, stop_at
 from support.mini_ai_toolkit import MODULES, DiffusionTrainer, LoRASpecialNetwork, run_job
 
-import memwatch.callback
 import memwatch.integrations.ai_toolkit as ai_toolkit
 from memwatch.config import ConfigError
-from memwatch.judge.stop import StopState
 from memwatch.measure.observer import Observer
 from memwatch.report.history import Run
 
@@ -54,15 +52,6 @@ def weights(made):
 
 def events(tmp_path, name="job"):
     return history(tmp_path / name)
-
-
-def stop_at(step, monkeypatch):
-    """A rule that stops at that step."""
-
-    def decide(state, findings, now, rule):
-        return StopState(1, "enough") if now >= step else state
-
-    monkeypatch.setattr(memwatch.callback, "decide_stop", decide)
 
 
 def collapse(row):

@@ -11,13 +11,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from support.builders import CONFIG, TOKENS, Loop, history, picture
+from support.builders import CONFIG, TOKENS, Loop, history, picture, stop_at
 
 import memwatch.callback
 import memwatch.integrations.tracker
 from memwatch import MemWatch, Probe
 from memwatch.integrations.tracker import MemWatchTracker
-from memwatch.judge.stop import StopState
 from memwatch.report.history import Run
 
 OPTIONS = {
@@ -47,15 +46,6 @@ def data():
         {"latents": torch.randn(4, 8, 8, generator=generator), "hidden": torch.randn(TOKENS, 16, generator=generator)}
         for _ in range(8)
     ]
-
-
-def stop_at(step, monkeypatch):
-    """A rule that stops at that step."""
-
-    def decide(state, findings, now, rule):
-        return StopState(1, "enough") if now >= step else state
-
-    monkeypatch.setattr(memwatch.callback, "decide_stop", decide)
 
 
 # --- transformers ----------------------------------------------------------------------------------------------------

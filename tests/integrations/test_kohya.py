@@ -19,16 +19,14 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support import families as tiny
-from support.builders import SMALL, choose, history, maps, picture
+from support.builders import SMALL, choose, history, maps, picture, stop_at
 from support.processes import new_process
 
-import memwatch.callback
 from memwatch.denoiser import Components, StableDiffusion, StableDiffusionXL
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.integrations import kohya
 from memwatch.integrations.kohya_model import PatchedSDXL, encoders_of, pipeline_of_run
 from memwatch.integrations.wrapped import Patched
-from memwatch.judge.stop import StopState
 from memwatch.report.history import Run
 
 SCRIPTS = Path(__file__).parents[1] / "support" / "sd_scripts"
@@ -81,15 +79,6 @@ def bare(theirs, pretrained, folder, *more):
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / "last.safetensors")
-
-
-def stop_at(step, monkeypatch):
-    """A rule that stops at that step."""
-
-    def decide(state, findings, now, rule):
-        return StopState(1, "enough") if now >= step else state
-
-    monkeypatch.setattr(memwatch.callback, "decide_stop", decide)
 
 
 @pytest.mark.parametrize(

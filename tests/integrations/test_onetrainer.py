@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file
 from support import families as tiny
 from support import mini_onetrainer as mini
-from support.builders import SMALL, choose, history, maps, picture
+from support.builders import SMALL, choose, history, maps, picture, stop_at
 from support.processes import new_process
 
 import memwatch.callback
@@ -25,7 +25,6 @@ from memwatch.denoiser import StableDiffusionXL
 from memwatch.faults import StrictError
 from memwatch.integrations import onetrainer
 from memwatch.integrations.onetrainer_model import scheduler_of
-from memwatch.judge.stop import StopState
 from memwatch.report.history import Run
 
 LENIENT = {"strict": False}
@@ -73,15 +72,6 @@ def bare(pretrained, folder, **config):
 
 def steps_of(folder):
     return [row["step"] for row in history(folder)]
-
-
-def stop_at(step, monkeypatch):
-    """A rule that stops at that step."""
-
-    def decide(state, findings, now, rule):
-        return StopState(1, "enough") if now >= step else state
-
-    monkeypatch.setattr(memwatch.callback, "decide_stop", decide)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.builders import SMALL, history, picture
+from support.builders import SMALL, history, picture, stop_at
 from support.mini_simpletuner import Trainer, modules
 
-import memwatch.callback
 import memwatch.integrations.simpletuner as simpletuner
 from memwatch.config import StopConfig
-from memwatch.judge.stop import StopState
 from memwatch.measure.observer import Observer
 from memwatch.report.history import Event, Row
 
@@ -61,15 +59,6 @@ def train(pretrained, tmp_path, monkeypatch):
 
 def weights(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.params])
-
-
-def stop_at(step, monkeypatch):
-    """A rule that stops at that step."""
-
-    def decide(state, findings, now, rule):
-        return StopState(1, "enough") if now >= step else state
-
-    monkeypatch.setattr(memwatch.callback, "decide_stop", decide)
 
 
 # --- the tracker -----------------------------------------------------------------------------------------------------

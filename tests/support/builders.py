@@ -21,10 +21,12 @@ from support.processes import new_process
 from torch.utils.data import DataLoader
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import memwatch.callback
 import memwatch.judge.findings
 import memwatch.judge.screen
 from memwatch import MemWatch, Probe
 from memwatch.judge.alerts import Evidence
+from memwatch.judge.stop import StopState
 from memwatch.measure.measurement import Observation
 
 SIZE = 16  # pixels; latents are 8x8
@@ -123,6 +125,15 @@ def choose(monkeypatch: Any, *names: str) -> None:
         return {o.name for o in observations if o.baseline is not None} & set(names)
 
     monkeypatch.setattr(memwatch.judge.screen, "chosen", chosen)
+
+
+def stop_at(step: int, monkeypatch: Any) -> None:
+    """Let every watch stop at that step, whatever it has found."""
+
+    def decide(state: StopState, findings: Any, now: int, rule: Any) -> StopState:
+        return StopState(1, "enough") if now >= step else state
+
+    monkeypatch.setattr(memwatch.callback, "decide_stop", decide)
 
 
 class Loop:
