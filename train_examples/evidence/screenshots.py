@@ -27,7 +27,7 @@ from memwatch.report.page import write_page
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SIZE = {"width": 1280, "height": 1120}
-SHOWN_TAGS = "banner-0|sticker-0|photo-00|overview"
+SHOWN_TAGS = "row-00105|row-00135|row-00002|overview"
 PORT = 6016
 PATIENCE = 60  # seconds until TensorBoard answers
 
