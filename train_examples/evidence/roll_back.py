@@ -70,10 +70,11 @@ def main() -> None:
     parser.add_argument("--every_steps", type=int, default=20)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/roll-back"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    args, given = parser.parse_args(), " ".join(sys.argv[1:])
+    args = parser.parse_args()
+    given = f"--seeds {' '.join(map(str, args.seeds))} --every_steps {args.every_steps}"
     rows = [measured(seed, args.every_steps, args.output_dir) for seed in args.seeds]
     text = TEXT.format(
-        options=f" {given}" if given else "",
+        options=f" {given}",
         machine=machine(*PACKAGES),
         every=args.every_steps,
         generations=GENERATIONS,
