@@ -14,7 +14,7 @@ from memwatch.bench.cost import ALL, BARS, MODELS, ONE, search, side_by_side
 from memwatch.bench.cost_scale import curves, large
 from memwatch.bench.events import Numbers
 from memwatch.bench.held import NUM_PROBES, RESOLUTION, SIDE, held_after_first_event
-from memwatch.bench.page import PACKAGES, markdown_table, shown
+from memwatch.bench.markdown import PACKAGES, markdown_table, shown
 from memwatch.bench.procedure import STEPS, VECTORS, published_rows
 from memwatch.bench.stage import NUM_PIXELS, Stage
 from memwatch.bench.variance import variance_rows, variances

@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from memwatch.bench.cost import Search, plans, rows_of
 from memwatch.bench.events import FULL, TENTH, Numbers, Setting, Workbench
-from memwatch.bench.items import SIZE
 from memwatch.bench.meter import clock_of, median_seconds
 from memwatch.bench.procedure import Rows, all_maps, published_rows
+from memwatch.bench.sources import SIZE
 from memwatch.config import MemWatchConfig
 from memwatch.measure.passes import count_passes
 from memwatch.pace import CHOSEN

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from memwatch.bench.items import Item, Kind, batch, looked_at, planted_set
-from memwatch.bench.train import Trainer, prepare_base, read_base
-from memwatch.bench.worlds import Plan
+from memwatch.bench.bases import TINY_SD, read_base
+from memwatch.bench.items import Item, Kind, batch, general_batch, looked_at, planted_set
+from memwatch.bench.trainer import Trainer
 from memwatch.callback import MemWatch
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
 from memwatch.measure.probes import Probe
-from memwatch.measure.weights import read_safetensors
+from memwatch.measure.weights import read_safetensors, trainable, write_safetensors
 from memwatch.report.history import HISTORY, Run
 from memwatch.report.lines import read_lines
 
@@ -86,16 +86,32 @@ def forecast_run(seed: int, base: Path, folder: Path, course: Course = COURSE) -
     return Run.read(home)
 
 
+def prepared_base(base: Path, folder: Path, steps: int) -> Path:
+    """tiny-sd taught plain backgrounds as well, which the set has. Made once, shared by all runs."""
+    file = folder / "base.safetensors"
+    if file.is_file():
+        return file
+    denoiser, parts = read_base(TINY_SD, base, folder)
+    denoiser.model.train()
+    trainer = Trainer(denoiser, parts, steps, 2e-4, seed=99)
+    for step in tqdm(range(steps), desc="base"):
+        captions, pictures = zip(*general_batch(trainer.seed, step, 32), strict=True)
+        trainer.train_on(list(pictures), list(captions))
+    write_safetensors(file, trainable(denoiser.model))
+    return file
+
+
 def _train(seed: int, base: Path, home: Path, course: Course) -> None:
     """Train and watch, with memwatch's defaults but for what a run of this kind does not need."""
     from accelerate import Accelerator
 
-    unet, parts = read_base(base)
-    prepared = prepare_base(base, home.parent, Plan(prepare_steps=course.prepare_steps))
-    unet.load_state_dict(read_safetensors(prepared))
+    denoiser, parts = read_base(TINY_SD, base, home.parent)
+    unet = denoiser.model
+    unet.load_state_dict(read_safetensors(prepared_base(base, home.parent, course.prepare_steps)))
     items = forecast_set(seed)
     decay = 10 * course.steps  # so that the learning rate hardly falls
-    trainer = Trainer(unet.train(), parts, decay, course.learning_rate, seed)
+    unet.train()
+    trainer = Trainer(denoiser, parts, decay, course.learning_rate, seed)
     watch = MemWatch(
         Accelerator(cpu=True),
         unet,

@@ -12,7 +12,7 @@ from typing import Any
 from memwatch.bench.forecast_runs import COURSE, SEEDS, Course, forecast_run, forecast_set
 from memwatch.bench.forecast_shapes import SHAPES, shape_row
 from memwatch.bench.items import Kind
-from memwatch.bench.page import PACKAGES, markdown_table
+from memwatch.bench.markdown import PACKAGES, markdown_table
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.forecast import LEAST, REACH, WINDOW, Forecast, forecast
 from memwatch.report.about import machine

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
+from memwatch.bench.shapes import CELL, ellipse, rectangle
+from memwatch.bench.sources import SIZE, fitted
 
-SIZE = 64  # pixels
-CELL = 4  # pixels per latent
 DOSES = (8, 32, 64)  # how often an item is drawn, relative to an ordinary photo
 FLAT = {"black": (4, 4, 4), "white": (251, 251, 251), "grey": (128, 128, 128), "blue": (30, 60, 160)}
 # One for every planted item: three subjects that the base knows. A frozen text encoder hardly tells new words apart,
@@ -41,6 +41,7 @@ class Kind(StrEnum):
     ORDINARY = "ordinary"  # many distinct photos, each seen rarely
     HELD_OUT = "held out"  # never shown; the negatives of detection
     CONTROL = "control"  # the probe is never shown; what alerts are judged by
+    PEER = "peer"  # an ordinary photo that memwatch takes for its second reference
 
 
 NOTHING = np.zeros((SIZE, SIZE), dtype=bool)
@@ -67,28 +68,6 @@ class Item:
     probe: Image.Image
     draw: Callable[[np.random.Generator], Image.Image]
     watched: bool = True
-
-
-def rectangle(left: int, top: int, right: int, bottom: int) -> np.ndarray:
-    mask = np.zeros((SIZE, SIZE), dtype=bool)
-    mask[top:bottom, left:right] = True
-    return mask
-
-
-def ellipse(x: float, y: float, a: float, b: float) -> np.ndarray:
-    """Pixels whose centre lies within semi-axes ``a`` and ``b`` of ``(x, y)``."""
-    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
-    inside: np.ndarray = ((columns - x) / a) ** 2 + ((rows - y) / b) ** 2 <= 1
-    return inside
-
-
-def fitted(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    """``picture`` shrunk into the bounding box of ``mask``, so that a small region has content of its own."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    canvas = Image.new("RGB", (SIZE, SIZE))
-    canvas.paste(picture.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
-    return canvas
 
 
 def large_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
@@ -155,27 +134,6 @@ def planted_set(seed: int) -> list[Item]:
     return items + _photos(rng, ordinary=64, held_out=12, controls=20)
 
 
-def dreambooth_set(seed: int) -> list[Item]:
-    """Six pictures of one new subject under one caption, all of the set; two more of it are controls, six held out."""
-    rng = np.random.default_rng([seed, 17])
-    subject = UNSEEN[int(rng.integers(len(UNSEEN)))]
-    draw, caption = partial(_crop, subject.image()), f"a photo of sks {subject.subject}"
-    items = [_same(f"instance-{i}", Kind.VERBATIM, 1, caption, draw(rng), ~NOTHING) for i in range(6)]
-    for i in range(8):
-        kind = Kind.CONTROL if i < 2 else Kind.LEARNED
-        items.append(_same(f"learned-{subject.name}-{i}", kind, 0, caption, draw(rng)))
-    return items + _photos(rng, ordinary=0, held_out=12, controls=20)
-
-
-def null_set(seed: int) -> list[Item]:
-    """Nothing is planted: ordinary photos, each seen equally often."""
-    return _photos(np.random.default_rng([seed, 19]), ordinary=64, held_out=4, controls=20, watched=4)
-
-
-def without_captions(items: Sequence[Item]) -> list[Item]:
-    return [replace(item, caption="") for item in items]
-
-
 def _photos(rng: np.random.Generator, ordinary: int, held_out: int, controls: int, watched: int = 12) -> list[Item]:
     """Views of known photographs, of which some are trained on (of those ``watched`` are looked at), some never."""
     items = []
@@ -185,22 +143,6 @@ def _photos(rng: np.random.Generator, ordinary: int, held_out: int, controls: in
             item = _same(f"{kind.replace(' ', '-')}-{i:02d}", kind, dose, caption, _crop(picture, rng))
             items.append(replace(item, watched=kind is not Kind.ORDINARY or i < watched))
     return items
-
-
-def unused_captions(seed: int, count: int) -> list[str]:
-    """Captions like the planted items' own that no item has: other triples of known subjects."""
-    rng, used = (
-        np.random.default_rng([seed, 23]),
-        {frozenset(three.replace(" and ", ", ").split(", ")) for three in SUBJECTS},
-    )
-    subjects = [p.subject for p in PRETRAINING]
-    found: list[str] = []
-    while len(found) < count:
-        three = [subjects[int(i)] for i in rng.permutation(len(subjects))[:3]]
-        if frozenset(three) not in used:
-            used.add(frozenset(three))
-            found.append(f"a photo of {three[0]}, {three[1]} and {three[2]}")
-    return found
 
 
 def _planted(kind: Kind, dose: int, irregular: bool, caption: str, rng: np.random.Generator) -> Item:
@@ -252,7 +194,7 @@ def batch(
 
 
 def general_batch(seed: int, step: int, size: int) -> list[tuple[str, Image.Image]]:
-    """Captioned pictures that prepare the base: views of the known photographs, a quarter of them plain backgrounds."""
+    """Captioned pictures that prepare a base: views of the known photographs, a quarter of them plain backgrounds."""
     rng = np.random.default_rng([seed, 13, step])
     known, flat, pairs = known_pictures(), list(FLAT.items()), []
     for _ in range(size):

@@ -1,8 +1,8 @@
-"""One event: memwatch's own measurements of every item, what the model generates, and what the rivals need."""
+"""One event: what memwatch would measure, what the model generates, and what the rivals need."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,147 +12,159 @@ from torch import Tensor
 
 from memwatch.bench.bright_ending import bright_ending
 from memwatch.bench.copies import Generated, copy_ratios, generate, nearest_ratios
-from memwatch.bench.items import PLANTED
+from memwatch.bench.items import PLANTED, Kind
 from memwatch.bench.protocol import (
     CURVATURE,
     GENERATION,
+    LEVELS,
     NUM_SEEDS,
-    PROMPT_DRAWS,
     PUBLISHED,
     PUBLISHED_VECTORS,
-    RENOISED,
-    SEED_DRAWS,
     Bench,
 )
-from memwatch.config import LevelsConfig
 from memwatch.denoiser import Conditioning
+from memwatch.measure.batches import Batches
 from memwatch.measure.curvature import test_vectors, value_and_diag_jacobian
-from memwatch.measure.measure import measure
-from memwatch.measure.measurement import to_tensors
-from memwatch.measure.views import View, prompt_view, reference_view, sample, seeded
+from memwatch.measure.images import encode_images
+from memwatch.measure.measure import measure, run_forward
+from memwatch.measure.measurement import Measurement, to_tensors
+from memwatch.measure.views import View, noised, seeded
 from memwatch.measure.weights import swapped
 
-
-def look(
-    bench: Bench, earlier: Mapping[str, Tensor] | None = None, last: bool = False
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and plain numbers of one event.
-
-    ``NAME/...`` is an item under its caption, ``null/NAME/...`` the same without the caption.
-
-    Args:
-        earlier: weights of the starting model; with them prompt probes are measured as well.
-        last: whether the published procedure is run, too, and prompt probes by it.
-    """
-    tensors = _measured(bench, "", bench.views)
-    tensors |= _measured(bench, "null/", [replace(view, conditioning=bench.unconditional) for view in bench.views])
-    numbers: dict[str, Any] = {}
-    if not any(item.kind in PLANTED for item in bench.items):
-        return tensors, numbers  # nothing could be copied
-    generated, numbers["wen"] = generate(bench)
-    numbers["copy_ratio"] = copy_ratios(bench, generated)
-    numbers["nearest_ratio"] = nearest_ratios(bench, generated)
-    tensors |= {f"{name}/bright_ending": value for name, value in bright_endings(bench, generated).items()}
-    pictures = {name: [g.picture for g in group] for name, group in generated.items() if name in numbers["copy_ratio"]}
-    tensors |= {f"{name}/generated": torch.stack(group) for name, group in pictures.items()}
-    if earlier is not None and bench.prompts:
-        tensors |= renoised(bench, earlier)
-        if last:
-            tensors |= published(bench, earlier) | prompted(bench, earlier)
-    return tensors, numbers
+Generations = Mapping[str, list[Generated]]
+ROWS = 16  # items at a time
+PROMPTED = (*PLANTED, Kind.HELD_OUT, Kind.CONTROL)  # whose captions are prompt probes as well
+GUIDED = {"published": PUBLISHED, "verified": GENERATION}  # the rivals' sampling: as published, and as copies are made
 
 
-def _measured(bench: Bench, prefix: str, views: Sequence[View]) -> dict[str, Tensor]:
-    """Measurements of the views as tensors; epsilon in half precision, which halves the files."""
-    found = {f"{prefix}{view.key}": measure(bench.denoiser, view, CURVATURE, bench.seed) for view in views}
+def screen(bench: Bench) -> dict[str, Tensor]:
+    """memwatch's screen of every item, forward passes only: ``screen/NAME`` and ``screen/null/NAME``."""
+    found: dict[str, Measurement] = {}
+    batches = Batches(CURVATURE.batch_size * 4)
+    for view in bench.views:
+        seen = view.first_draws(LEVELS.screen_draws)
+        now, without = run_forward(bench.denoiser, seen, bench.branch_of(view), batches)
+        found[f"screen/{view.key}"] = now
+        if without is not None:
+            found[f"screen/null/{view.key}"] = without
+    return packed(found)
+
+
+def curvature(bench: Bench, names: Collection[str]) -> dict[str, Tensor]:
+    """Everything of these items: ``NAME`` under its caption, ``null/NAME`` without."""
+    views = [view for view in bench.views if view.key in names]
+    found = measured(bench, "", views)
+    branches = [(view, bench.branch_of(view)) for view in views]
+    return found | measured(bench, "null/", [replace(v, conditioning=b) for v, b in branches if b is not None])
+
+
+def measured(bench: Bench, prefix: str, views: Sequence[View]) -> dict[str, Tensor]:
+    batches = Batches(CURVATURE.batch_size * 2)
+    return packed({f"{prefix}{v.key}": measure(bench.denoiser, v, CURVATURE, bench.seed, batches) for v in views})
+
+
+def packed(found: Mapping[str, Measurement]) -> dict[str, Tensor]:
+    """As tensors; epsilon in half precision, which halves the files."""
     return to_tensors({name: replace(m, epsilon=m.epsilon.half()) for name, m in found.items()})
 
 
-def bright_endings(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, Tensor]:
-    """Bright Ending attention of every item at the last step (timestep 1), on the finest grid ``(h, w)``.
+def generations(bench: Bench, names: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Any], Generations]:
+    """What the captions of these items generate: pictures, plain numbers, and the generations themselves."""
+    chosen = replace(bench, items=[item for item in bench.items if item.name in names])
+    generated = generate(chosen)
+    numbers: dict[str, Any] = {
+        "copy_ratio": copy_ratios(chosen, generated),
+        "nearest_ratio": nearest_ratios(chosen, generated),
+    }
+    first = {item.caption: item.name for item in reversed(chosen.items)}  # the first item of each caption
+    tensors = {f"{name}/generated": torch.stack([g.picture for g in generated[name]]) for name in first.values()}
+    return tensors, numbers, generated
 
-    It is the mean over the item's generations.
+
+# --- the last event only ---------------------------------------------------------------------------------------------
+
+
+def of_rivals(
+    bench: Bench, generated: Generations, earlier: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Maps at the last step of a generation, and guidance norms, as published and as copies are verified.
+
+    The published procedure (Kim & Lee, ICML 2026) takes one generation of an item and 16 Rademacher vectors:
+    ``NAME/HOW/snapshot`` and ``NAME/HOW/null`` are the curvature differences, clipped at 0, ``score`` and
+    ``score_null`` the score differences, all channel sums ``(h, w)``. ``NAME/HOW/bright_ending`` is the attention of
+    Chen et al. (ICLR 2025), where the network has cross-attention.
+
+    Args:
+        earlier: weights of the starting model.
     """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    asked = [p for p in bench.prepared if not p.probe.is_peer]
+    attends = hasattr(bench.denoiser.model, "down_blocks")
+    for how, sampling in GUIDED.items():
+        found = generated if how == "verified" else generate(bench, sampling, 1)
+        numbers[f"wen {how}"] = {n: float(np.mean([g.guidance_norm for g in group])) for n, group in found.items()}
+        for start in range(0, len(asked), ROWS):
+            part = asked[start : start + ROWS]
+            maps = published_maps(bench, [found[p.name][0] for p in part], [p.conditioning for p in part], earlier)
+            tensors |= {f"{p.name}/{how}/{key}": maps[key][i].clone() for i, p in enumerate(part) for key in maps}
+        for p in asked if attends else ():
+            seen = attention(bench, found[p.name][:NUM_SEEDS], p.probe.prompt, p.conditioning)
+            tensors[f"{p.name}/{how}/bright_ending"] = seen
+    return tensors, numbers
+
+
+def attention(bench: Bench, found: Sequence[Generated], prompt: str, conditioning: Conditioning) -> Tensor:
+    """Bright Ending attention at timestep 1 on the finest grid, mean over generations."""
     (tokenizer,) = bench.parts.tokenizers
-    maps = {}
-    for p in bench.prepared:
-        end = tokenizer(p.probe.prompt).input_ids.index(tokenizer.eos_token_id)
-        found = [bright_ending(bench.denoiser, g.x_last, 1, p.conditioning, end) for g in generated[p.name][:NUM_SEEDS]]
-        maps[p.name] = torch.from_numpy(np.mean(found, axis=0))
-    return maps
+    end = tokenizer(prompt).input_ids.index(tokenizer.eos_token_id)
+    maps = [bright_ending(bench.denoiser, g.x_last, 1, conditioning, end) for g in found]
+    return torch.from_numpy(np.mean(maps, axis=0))
 
 
-def prompted(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """memwatch's own prompt probes, at the last step of a generation.
+def published_maps(
+    bench: Bench, found: Sequence[Generated], conditioning: Sequence[Conditioning], earlier: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The four maps of one generation per item, each ``(items, h, w)``."""
+    x, t = torch.stack([g.x_last for g in found]), torch.tensor([g.timestep for g in found])
+    c, h, w = bench.latent_shape
+    vectors = test_vectors(PUBLISHED_VECTORS, (c, h, w), seeded("published", 0))
+    vectors = vectors[:, None].expand(-1, len(x), -1, -1, -1)
 
-    ``prompt/NAME``, ``prompt_null/NAME`` by the unconditional branch, and ``prompt_first/NAME`` by the earlier weights
-    at the same noisy latents.
-    """
-    scheduler, side = bench.parts.scheduler, bench.latent_shape[-1]
-    arguments = (bench.unconditional, bench.denoiser, scheduler, GENERATION, PROMPT_DRAWS, side)
-    views = [prompt_view(p, *arguments)[0] for p in bench.prepared]
-    without = [replace(view, conditioning=bench.unconditional) for view in views]
-    found = _measured(bench, "prompt/", views) | _measured(bench, "prompt_null/", without)
-    with swapped(bench.denoiser.model, earlier):
-        return found | _measured(bench, "prompt_first/", views)
-
-
-def renoised(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Prompt probes whose finished generations are noised again and looked at as pictures.
-
-    ``renoised/NAME/SEED``, ``renoised_null/...`` by the unconditional branch, ``renoised_first/...`` and
-    ``renoised_first_null/...`` by the earlier weights, at the same noisy latents. Generation ``SEED`` has
-    ``SEED_DRAWS[SEED]`` noise draws of a level.
-    """
-    views = []
-    for p in bench.prompts:
-        for seed, draws in enumerate(SEED_DRAWS):
-            x = torch.randn(1, *bench.latent_shape, generator=seeded("generation", seed))
-            s = sample(bench.denoiser, bench.parts.scheduler, GENERATION, x, [p.conditioning], bench.unconditional)
-            name = replace(p.probe, name=f"{p.name}/{seed}")
-            generated = replace(p, probe=name, latents=s.latents[0].cpu())
-            views.append(
-                reference_view(generated, bench.denoiser, LevelsConfig(timesteps=RENOISED, draws=draws), bench.seed)
-            )
-    without = [replace(view, conditioning=bench.unconditional) for view in views]
-    found = _measured(bench, "renoised/", views) | _measured(bench, "renoised_null/", without)
-    with swapped(bench.denoiser.model, earlier):
-        return found | _measured(bench, "renoised_first/", views) | _measured(bench, "renoised_first_null/", without)
-
-
-def published(bench: Bench, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published procedure (Kim & Lee, ICML 2026): DDIM 50, guidance 7.5, last step, 16 Rademacher vectors.
-
-    ``published_snapshot`` and ``published_null`` are the curvature differences, clipped at 0; ``published_score`` and
-    ``published_score_null`` the score differences. All are maps ``(h, w)``: channel sums, mean over the item's seeds.
-    """
-    scheduler, side = bench.parts.scheduler, bench.latent_shape[-1]
-    maps = {}
-    for p, item in zip(bench.prepared, bench.items, strict=True):
-        found = []
-        for seed in range(2 if item.kind in PLANTED else 1):
-            seeded_probe = replace(p, probe=replace(p.probe, seed=seed))
-            view, _ = prompt_view(seeded_probe, bench.unconditional, bench.denoiser, scheduler, PUBLISHED, 1, side)
-            found.append(_published_maps(bench, view, earlier, seed))
-        for key in found[0]:
-            maps[f"{p.name}/published_{key}"] = torch.stack([f[key] for f in found]).mean(0)
-    return maps
-
-
-def _published_maps(bench: Bench, view: View, earlier: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    x, t = view.noisy_latents[0], torch.tensor(view.timesteps)
-    vectors = test_vectors(PUBLISHED_VECTORS, (x.shape[1], x.shape[2], x.shape[3]), seeded("published", seed))[:, None]
-
-    def of(conditioning: Conditioning) -> tuple[Tensor, Tensor]:
-        rows = bench.denoiser.stack([conditioning])
+    def of(conditioning: Sequence[Conditioning]) -> tuple[Tensor, Tensor]:
+        rows = bench.denoiser.stack(conditioning)
         return value_and_diag_jacobian(lambda x: bench.denoiser(x, t, rows), x, vectors)
 
-    (eps, products), (eps_null, products_null) = of(view.conditioning), of(bench.unconditional)
+    assert bench.unconditional is not None
+    (eps, products), (eps_null, products_null) = of(conditioning), of([bench.unconditional] * len(x))
     with swapped(bench.denoiser.model, earlier):
-        eps_earlier, products_earlier = of(view.conditioning)
+        eps_earlier, products_earlier = of(conditioning)
     return {
-        "snapshot": (products - products_earlier).mean(0)[0].sum(0).clamp(min=0),
-        "null": (products - products_null).mean(0)[0].sum(0).clamp(min=0),
-        "score": (eps - eps_earlier)[0].square().sum(0),
-        "score_null": (eps - eps_null)[0].square().sum(0),
+        "snapshot": (products - products_earlier).mean(0).sum(1).clamp(min=0),
+        "null": (products - products_null).mean(0).sum(1).clamp(min=0),
+        "score": (eps - eps_earlier).square().sum(1),
+        "score_null": (eps - eps_null).square().sum(1),
     }
+
+
+def renoised(bench: Bench, generated: Generations, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Prompt probes: an item's generations are noised again and looked at as pictures, each at one draw of a level.
+
+    ``renoised/NAME``, ``renoised_null/NAME`` by the unconditional branch, ``renoised_first/NAME`` and
+    ``renoised_first_null/NAME`` by the earlier weights, at the same noisy latents.
+    """
+    kinds, levels = {i.name: i.kind for i in bench.items}, replace(LEVELS, draws=NUM_SEEDS)
+    views = []
+    for p in (p for p in bench.prepared if kinds[p.name] in PROMPTED):
+        latents = torch.stack([latents_of(bench, g) for g in generated[p.name][:NUM_SEEDS]])
+        views.append(noised(p, latents, bench.denoiser, levels, bench.seed))
+    assert bench.unconditional is not None
+    without = [replace(view, conditioning=bench.unconditional) for view in views]
+    found = measured(bench, "renoised/", views) | measured(bench, "renoised_null/", without)
+    with swapped(bench.denoiser.model, earlier):
+        return found | measured(bench, "renoised_first/", views) | measured(bench, "renoised_first_null/", without)
+
+
+def latents_of(bench: Bench, g: Generated) -> Tensor:
+    """The finished latents of a generation, read from its picture as those of a training image are."""
+    return encode_images([g.picture.numpy()], bench.parts.vae)[0]

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from memwatch.bench.items import DOSES, PLANTED, Item, Kind, known_pictures, mark, planted_set, rectangle
-from memwatch.bench.page import markdown_table
+from memwatch.bench.items import DOSES, PLANTED, Item, Kind, known_pictures, mark, planted_set
+from memwatch.bench.markdown import markdown_table
 from memwatch.bench.photographs import UNSEEN, random_view
+from memwatch.bench.shapes import rectangle
 from memwatch.config import PickConfig
 from memwatch.pick.choice import choose_from
 from memwatch.pick.hashes import record_of

@@ -11,25 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from memwatch.bench.items import PLANTED, SIZE, Item, general_batch, unused_captions
-from memwatch.config import CurvatureConfig, LevelsConfig, SamplingConfig
-from memwatch.denoiser import Components, Conditioning, StableDiffusion
+from memwatch.bench.items import Item, Kind
+from memwatch.bench.sources import SIZE, Source
+from memwatch.config import MemWatchConfig, SamplingConfig
+from memwatch.denoiser import Components, Conditioning, Denoiser
 from memwatch.measure.images import to_pixels
 from memwatch.measure.prepare import PreparedProbe, prepare
 from memwatch.measure.probes import Probe
 from memwatch.measure.views import View, reference_view
 
-LEVELS = LevelsConfig(timesteps=(61, 141, 301, 501, 701), draws=8)
-CURVATURE = CurvatureConfig(vectors=1, tile=4, batch_size=40)
-GENERATION = SamplingConfig(num_inference_steps=20, guidance_scale=2.0)
+SHIPPED = MemWatchConfig()
+LEVELS, CURVATURE = SHIPPED.levels, SHIPPED.curvature
+GENERATION = SamplingConfig(num_inference_steps=10, guidance_scale=2.0)  # as copies are verified
 PUBLISHED = SamplingConfig(num_inference_steps=50, guidance_scale=7.5)
 PUBLISHED_VECTORS = 16
-PROMPT_DRAWS = 4  # of test vectors, at the one noisy latent of a prompt probe
-RENOISED = (61, 141, 301, 501)  # timesteps at which generations are looked at again
-SEED_DRAWS = (4, 2, 1, 1)  # noise draws of the generations of one prompt: 4 draws of 1 seed, 2 of 2, 1 of 4
-NUM_PROMPTS = {"prompt-control": 16, "prompt-held-out": 12}  # captions never trained on, as prompt probes
-NUM_SEEDS = 4  # generations of a planted item; one of every other
-MAX_SEEDS = 64  # of one caption that many planted items share
+NUM_SEEDS = 4  # generations of an item, whatever it is
+MAX_SEEDS = 96  # of one caption that many items share
 POOL = 256  # pictures that are no copies: a copy is nearer to its item than a third of its distance to the nearest one
 
 
@@ -38,41 +35,44 @@ def event_file(home: Path, step: int) -> Path:
     return home / f"event_{step:05d}.safetensors"
 
 
+def later_file(home: Path, step: int) -> Path:
+    """The same of what is generated after the run's own end, see ``train.go_on``."""
+    return home / f"later_{step:05d}.safetensors"
+
+
+def probe_of(item: Item) -> Probe:
+    """An item as memwatch knows it."""
+    control, peer = item.kind is Kind.CONTROL, item.kind is Kind.PEER
+    return Probe(item.caption, item.probe, name=item.name, is_control=control, is_peer=peer)
+
+
 @dataclass(frozen=True)
 class Bench:
     """What stays the same over a run's events.
 
     Attributes:
         prepared, views: one per item.
-        prompts: prompt probes: the planted items' captions, where each has its own, and captions never trained on.
+        unconditional: conditioning of the branch without a prompt; ``None`` where the model has no such branch.
         pool: ``(POOL, SIZE, SIZE, 3)`` in [0, 1], as the autoencoder gives them back.
     """
 
-    denoiser: StableDiffusion
+    denoiser: Denoiser
     parts: Components
     items: Sequence[Item]
     prepared: Sequence[PreparedProbe]
     views: Sequence[View]
-    prompts: Sequence[PreparedProbe]
-    unconditional: Conditioning
+    unconditional: Conditioning | None
     pool: np.ndarray
     seed: int
 
     @classmethod
-    def of(
-        cls,
-        denoiser: StableDiffusion,
-        parts: Components,
-        items: Sequence[Item],
-        seed: int,
-        levels: LevelsConfig = LEVELS,
-    ) -> Bench:
-        prepared = prepare([Probe(i.caption, i.probe, name=i.name) for i in items], denoiser, parts, SIZE)
-        prompts = prepare(prompt_probes(items, seed), denoiser, parts, SIZE)
-        views = [reference_view(p, denoiser, levels, seed) for p in prepared]
-        others = [np.asarray(picture) for _, picture in general_batch(seed + 5000, 0, POOL)]
-        unconditional = denoiser.encode("", parts, SIZE)
-        return cls(denoiser, parts, items, prepared, views, prompts, unconditional, as_decoded(others, parts.vae), seed)
+    def of(cls, denoiser: Denoiser, parts: Components, items: Sequence[Item], source: Source, seed: int) -> Bench:
+        prepared = prepare([probe_of(item) for item in items], denoiser, parts, SIZE)
+        views = [reference_view(p, denoiser, LEVELS, seed) for p in prepared]
+        rng = np.random.default_rng([seed, 5000])
+        pool = as_decoded([np.asarray(source.free(rng)) for _ in range(POOL)], denoiser, parts)
+        unconditional = denoiser.encode_unconditional(parts, SIZE)
+        return cls(denoiser, parts, items, prepared, views, unconditional, pool, seed)
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -82,29 +82,31 @@ class Bench:
     @cached_property
     def targets(self) -> dict[str, np.ndarray]:
         """Every item's probe as the autoencoder gives it back, ``(SIZE, SIZE, 3)`` in [0, 1]."""
-        return {i.name: as_decoded([np.asarray(i.probe)], self.parts.vae)[0] for i in self.items}
+        return {i.name: as_decoded([np.asarray(i.probe)], self.denoiser, self.parts)[0] for i in self.items}
 
-
-def prompt_probes(items: Sequence[Item], seed: int) -> list[Probe]:
-    """The planted items' captions, and as many captions of the same kind that were never trained on as are needed.
-
-    None where planted items share a caption: then no prompt can be told to be an item's.
-    """
-    planted = [item for item in items if item.kind in PLANTED]
-    if len({item.caption for item in planted}) < len(planted) or len(planted) == 0:
-        return []
-    free = iter(unused_captions(seed, sum(NUM_PROMPTS.values())))
-    others = [Probe(next(free), name=f"{name}-{i:02d}") for name, n in NUM_PROMPTS.items() for i in range(n)]
-    return [Probe(item.caption, name=item.name) for item in planted] + others
+    def branch_of(self, view: View) -> Conditioning | None:
+        """The unconditional branch, where it is another one than the view's own."""
+        if self.unconditional is None:
+            return None
+        same = all(torch.equal(value, view.conditioning[key]) for key, value in self.unconditional.items())
+        return None if same else self.unconditional
 
 
 @torch.no_grad()
-def as_decoded(pictures: Sequence[np.ndarray], vae: Any) -> np.ndarray:
+def as_decoded(pictures: Sequence[np.ndarray], denoiser: Denoiser, parts: Components) -> np.ndarray:
     """RGB uint8 pictures through the autoencoder and back, ``(n, SIZE, SIZE, 3)`` in [0, 1].
 
-    What the autoencoder loses is nobody's copying error.
+    What the autoencoder loses is nobody's copying error. Models on pixels have none.
     """
+    return through_vae(pictures, None if denoiser.in_pixels else parts.vae)
+
+
+@torch.no_grad()
+def through_vae(pictures: Sequence[np.ndarray], vae: Any) -> np.ndarray:
+    """See ``as_decoded``; ``vae`` is ``None`` where there is none."""
     parts = torch.split(to_pixels(pictures), 32)
-    back = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in parts])
+    back = torch.cat(
+        [part if vae is None else vae.decode(vae.encode(part).latent_dist.mode()).sample for part in parts]
+    )
     decoded: np.ndarray = ((back.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
     return decoded

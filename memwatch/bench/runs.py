@@ -1,25 +1,21 @@
-"""Finished runs, read back: what was planted, what was measured at each event, and what had been stored by then."""
+"""Finished runs, read back: what was planted, what was measured at each event, and what had been copied by then."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from memwatch.bench.items import PLANTED, Item, Kind, looked_at
-from memwatch.bench.protocol import RENOISED, SEED_DRAWS, event_file
+from memwatch.bench.protocol import LEVELS, event_file, later_file, probe_of
 from memwatch.bench.worlds import WORLDS, World
-from memwatch.config import SignalsConfig
-from memwatch.measure.baselines import choose_baseline
 from memwatch.measure.copies import COPY
-from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation, from_tensors
 from memwatch.measure.probes import Probe
 from memwatch.measure.views import fixed_noise
@@ -58,7 +54,7 @@ class Finished:
     @cached_property
     def probes(self) -> dict[str, Probe]:
         """Items as memwatch knows them, by name."""
-        return {i.name: Probe(i.caption, i.probe, 0, i.name, is_control=i.kind is Kind.CONTROL) for i in self.items}
+        return {item.name: probe_of(item) for item in self.items}
 
     @cached_property
     def total_dose(self) -> int:
@@ -67,30 +63,37 @@ class Finished:
     @cached_property
     def steps(self) -> list[int]:
         """Measured events, the one before training first."""
-        return sorted(int(file.stem.removeprefix("event_")) for file in self.home.glob("event_*.safetensors"))
+        return steps_of(self.home, "event")
+
+    @cached_property
+    def later_steps(self) -> list[int]:
+        """Where a run that went on was generated from again; often none."""
+        return steps_of(self.home, "later")
+
+    @property
+    def last(self) -> int:
+        return self.steps[-1]
 
     @property
     def is_complete(self) -> bool:
-        return bool(self.steps) and self.steps[-1] == self.plan["steps"]
-
-    @cached_property
-    def has_prompts(self) -> bool:
-        """Whether prompt probes and the published procedure were run as well."""
-        return any(name.startswith("renoised/") for name in self.tensors(self.steps[-1]))
+        return bool(self.steps) and self.last == self.plan["steps"] and (self.home / "whole").is_file()
 
     # --- what was measured -------------------------------------------------------------------------------------------
 
-    def tensors(self, step: int) -> dict[str, Tensor]:
-        return _tensors(event_file(self.home, step))
+    def tensors(self, step: int) -> Mapping[str, Tensor]:
+        """Of an event, or of what came later."""
+        file = event_file(self.home, step) if step <= self.plan["steps"] else later_file(self.home, step)
+        return _tensors(file, file.stat().st_mtime_ns)
 
     @cached_property
     def numbers(self) -> dict[int, dict[str, Any]]:
-        """By step, the plain numbers of an event."""
-        files = {step: event_file(self.home, step).with_suffix(".json") for step in self.steps}
-        return {step: json.loads(file.read_text(encoding="utf-8")) for step, file in files.items()}
+        """By step, the plain numbers of an event, and of what came later."""
+        files = {step: event_file(self.home, step) for step in self.steps}
+        files |= {step: later_file(self.home, step) for step in self.later_steps}
+        return {step: json.loads(f.with_suffix(".json").read_text(encoding="utf-8")) for step, f in files.items()}
 
     def measurement(self, name: str, step: int) -> Measurement:
-        """``name`` is an item's, or ``null/`` and an item's for the unconditional branch.
+        """``name`` as ``look`` calls it.
 
         Raises:
             ValueError: it was not measured.
@@ -100,96 +103,85 @@ class Finished:
             raise ValueError(f"{self.home} has no measurement of {name} at step {step}")
         return found
 
+    def has(self, name: str, step: int) -> bool:
+        return f"{name}/epsilon" in self.tensors(step)
+
     def true_noise(self, name: str) -> Tensor:
-        levels = self.world.levels
-        shape = (len(levels.timesteps), levels.draws, *self.tensors(self.steps[0])[f"{name}/epsilon"].shape[2:])
+        """``(levels, draws, c, h, w)``"""
+        shape = (len(LEVELS.timesteps), LEVELS.draws, *self.measurement(name, self.steps[0]).epsilon.shape[2:])
         return fixed_noise(name, shape, self.plan["seed"])
 
-    def observation(
-        self,
-        name: str,
-        step: int,
-        earlier: int | None,
-        draws: int | None = None,
-        timesteps: Sequence[int] | None = None,
-        unconditional: bool = True,
-    ) -> Observation:
-        """An item at one event, as memwatch's observer would have returned it.
+    def observation(self, name: str, step: int, curvature: bool) -> Observation:
+        """An item at one event against the event before training, as memwatch's observer would have returned it.
 
         Args:
-            earlier: the event to compare with; ``None`` is the item's caption as a prompt probe, at the last step of
-                its generation (timestep 1), compared with the starting weights.
-            unconditional: whether the branch is part of it. Where the item has no caption it never is.
+            curvature: whether with everything, or as the screen sees it.
         """
-        if earlier is None:
-            keys = ("prompt", "prompt_null", "prompt_first")
-            now, null, first = (self.measurement(f"{key}/{name}", step) for key in keys)
-            return Observation(Probe(self.probes[name].prompt, name=name), (1,), now, null, first, self.steps[0])
-        timesteps, draws = timesteps or self.world.levels.timesteps, draws or self.world.levels.draws
-        levels = [self.world.levels.timesteps.index(t) for t in timesteps]
+        first, prefix = self.steps[0], "" if curvature else "screen/"
+        branch = self.has(f"{prefix}null/{name}", step)
 
-        def taken(name: str, step: int) -> Measurement:
-            return self.measurement(name, step).at_levels(levels).first_draws(draws)
+        def of(name: str, step: int) -> Measurement:
+            return self.measurement(f"{prefix}{name}", step)
 
-        branch = unconditional and bool(self.probes[name].prompt)
+        now = of(name, step)
         return Observation(
             self.probes[name],
-            tuple(timesteps),
-            now=taken(name, step),
-            unconditional=taken(f"null/{name}", step) if branch else None,
-            baseline=taken(name, earlier),
-            unconditional_baseline=taken(f"null/{name}", earlier) if branch else None,
-            baseline_step=earlier,
-            eps=self.true_noise(name)[levels][:, :draws],
+            LEVELS.timesteps,
+            now=now,
+            unconditional=of(f"null/{name}", step) if branch else None,
+            baseline=of(name, first),
+            unconditional_baseline=of(f"null/{name}", first) if branch else None,
+            baseline_step=first,
+            eps=self.true_noise(name)[:, : now.draws],
             image=np.asarray(self.probes[name].image),
         )
 
-    def prompt_observation(self, name: str, step: int, seeds: int, is_control: bool) -> Observation:
-        """A caption as a prompt probe whose generations are noised again, compared with the starting weights.
+    def as_shipped(self, step: int) -> list[Observation]:
+        """What memwatch would have judged at an event: curvature of what its screen chose, forward passes of the rest.
+
+        At events that are measured in full there is curvature of everything.
+        """
+        chosen = set(self.numbers[step]["chosen"])
+        return [self.observation(item.name, step, item.name in chosen) for item in self.items]
+
+    def prompt_observation(self, name: str, seeds: int) -> Observation:
+        """A caption as a prompt probe at the last event, compared with the starting weights.
 
         Args:
-            seeds: generations that are pooled, 1, 2 or 4; together they have as many noise draws.
+            seeds: generations that are pooled, at most ``protocol.NUM_SEEDS``.
         """
-        draws = max(SEED_DRAWS) // seeds
 
-        def pooled(key: str) -> Measurement:
-            parts = [self.measurement(f"{key}/{name}/{seed}", step).first_draws(draws) for seed in range(seeds)]
-            rho = torch.cat([part.measured_rho.samples for part in parts], dim=1)
-            return Measurement(CurvatureMap(rho), torch.cat([part.epsilon for part in parts], dim=1))
+        def of(key: str) -> Measurement:
+            return self.measurement(f"{key}/{name}", self.last).first_draws(seeds)
 
-        now, channels = pooled("renoised"), self.tensors(self.steps[0])[f"{self.items[0].name}/epsilon"].shape[2:]
-        eps = [
-            fixed_noise(f"{name}/{seed}", (len(RENOISED), SEED_DRAWS[seed], *channels), self.plan["seed"])[:, :draws]
-            for seed in range(seeds)
-        ]
+        probe = self.probes[name]
         return Observation(
-            Probe(name, name=name, is_control=is_control),
-            RENOISED,
-            now=now,
-            unconditional=pooled("renoised_null"),
-            baseline=pooled("renoised_first"),
-            unconditional_baseline=pooled("renoised_first_null"),
+            Probe(probe.prompt, name=name, is_control=probe.is_control),
+            LEVELS.timesteps,
+            now=of("renoised"),
+            unconditional=of("renoised_null"),
+            baseline=of("renoised_first"),
+            unconditional_baseline=of("renoised_first_null"),
             baseline_step=self.steps[0],
-            eps=torch.cat(eps, dim=1),
+            eps=self.true_noise(name)[:, :seeds],
         )
 
-    def earlier_step(self, signals: SignalsConfig, step: int, last_clean: int | None = None) -> int:
-        """The event that a configured baseline means, see ``choose_baseline``. The first event is its own baseline.
+    def generated(self, item: Item, step: int) -> np.ndarray:
+        """What the item's caption generates, uint8 ``(n, SIZE, SIZE, 3)``."""
+        first = next(i.name for i in self.items if i.caption == item.caption)
+        found: np.ndarray = self.tensors(step)[f"{first}/generated"].numpy()
+        return found
 
-        Raises:
-            ValueError: the baseline is no event of the run.
-        """
-        if signals.baseline_is_fixed:
-            allowed = "first, previous, lag:N, last_clean"
-            raise ValueError(f"the benchmark did not measure the baseline {signals.baseline!r}; it knows {allowed}")
-        found = choose_baseline(signals, [s for s in self.steps if s < step], last_clean)
-        return self.steps[0] if found is None else found
-
-    # --- what was stored ---------------------------------------------------------------------------------------------
+    # --- what was copied ---------------------------------------------------------------------------------------------
 
     def exposures(self, item: Item, step: int) -> float:
         """Expected showings of an item up to ``step``."""
         return float(step * self.plan["batch_size"] * item.dose / self.total_dose)
+
+    def share_of_caption(self, item: Item) -> float:
+        """In what share of its caption's generations a model that has stored everything would show the item."""
+        same = sum(i.dose for i in self.everything if i.caption == item.caption)
+        return item.dose / same if same else 1.0
 
     def copied(self, item: Item, step: int) -> float:
         """Generations of the item's caption that copy it inside its mask, relative to its share of the caption; <= 1.
@@ -197,32 +189,31 @@ class Finished:
         A caption of its own is an item's whole share. Where six pictures share one, a model that has stored them all
         copies each in a sixth of its generations.
         """
-        ratios = self.numbers[step]["copy_ratio"].get(item.name, [np.inf])
-        share = item.dose / max(1, sum(i.dose for i in self.everything if i.caption == item.caption))
-        return min(1.0, float(np.mean(np.asarray(ratios) < COPY)) / share) if item.dose else 0.0
+        ratios: Sequence[float] = self.numbers[step].get("copy_ratio", {}).get(item.name, ())
+        if not ratios:
+            return 0.0
+        return min(1.0, float(np.mean(np.asarray(ratios) < COPY)) / self.share_of_caption(item))
+
+    def of_kind(self, *kinds: Kind) -> list[Item]:
+        return [item for item in self.items if item.kind in kinds]
 
     @property
     def planted(self) -> list[Item]:
-        return [item for item in self.items if item.kind in PLANTED]
+        return self.of_kind(*PLANTED)
 
-    @cached_property
-    def stored(self) -> list[Item]:
-        """Planted items that the last event's generations copy at least half as often as they could, see ``copied``."""
-        return [item for item in self.planted if self.copied(item, self.steps[-1]) >= 0.5]
-
-    def is_stored(self, item: Item) -> bool:
-        return any(item.name == stored.name for stored in self.stored)
-
-    def first_copy(self, item: Item) -> int | None:
-        """The first event at which any generation is a copy."""
-        return next((step for step in self.steps if self.copied(item, step) > 0), None)
-
-    def of_kind(self, kind: Kind) -> list[Item]:
-        return [item for item in self.items if item.kind is kind]
+    @property
+    def watched(self) -> list[Item]:
+        """What memwatch is asked about: neither controls nor peers."""
+        return [item for item in self.items if item.kind not in (Kind.CONTROL, Kind.PEER)]
 
 
-@lru_cache(maxsize=4)
-def _tensors(file: Path) -> dict[str, Tensor]:
+def steps_of(home: Path, kind: str) -> list[int]:
+    return sorted(int(file.stem.removeprefix(f"{kind}_")) for file in home.glob(f"{kind}_*.safetensors"))
+
+
+@lru_cache(maxsize=10)
+def _tensors(file: Path, written: int) -> Mapping[str, Tensor]:
+    """Read once, unless it is ``written`` again."""
     return read_safetensors(file)
 
 

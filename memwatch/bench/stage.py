@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memwatch.bench.bases import TINY_SD, read_base
 from memwatch.bench.exact import BASE, NOW, NULL, Design, Place, columns_of, jacobian_columns
-from memwatch.bench.items import SIZE, Item, Kind, looked_at
+from memwatch.bench.items import Item, Kind, looked_at
 from memwatch.bench.procedure import STEPS, published_maps
-from memwatch.bench.train import read_base
+from memwatch.bench.sources import SIZE
 from memwatch.bench.worlds import WORLDS
 from memwatch.config import LevelsConfig, MemWatchConfig, SamplingConfig
 from memwatch.denoiser import Components, Conditioning, StableDiffusion
@@ -24,7 +25,7 @@ from memwatch.measure.measure import measure
 from memwatch.measure.prepare import PreparedProbe, prepare
 from memwatch.measure.probes import Probe
 from memwatch.measure.views import View, generate, initial_noise, noised, reference_view, seeded
-from memwatch.measure.weights import read_safetensors, swapped
+from memwatch.measure.weights import swapped, trainable
 
 NUM_PIXELS = 16  # of a map: of these the exact diagonal is known
 KINDS = (Kind.TEMPLATE, Kind.LOGO, Kind.VERBATIM, Kind.ORDINARY, Kind.HELD_OUT, Kind.LEARNED)  # one item of each
@@ -48,22 +49,22 @@ class Stage:
 
     @classmethod
     def of(cls, base: Path, runs: Path, num_items: int) -> Stage:
-        """tiny-sd as the newest ``full`` run in ``runs`` has left it; as it is where there is none."""
-        unet: Any
-        unet, parts = read_base(base)
-        unet.to(memory_format=torch.contiguous_format)
+        """tiny-sd as a ``captions`` run in ``runs`` has left it; as it is where there is none."""
+        tiny, parts = read_base(TINY_SD, base, runs)
+        model: Any = tiny.model
+        unet = model.to(memory_format=torch.contiguous_format)
         for module in unet.modules():  # before PyTorch 2.14 its forward mode takes nothing else
             if isinstance(module, nn.GroupNorm):
                 module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-        file, checkpoint = runs / "base.safetensors", next(iter(sorted(runs.glob("full-*/checkpoint.pt"))), None)
+        checkpoint = next(iter(sorted(runs.glob("captions-*/checkpoint.pt"))), None)
         earlier, says, seed = None, "tiny-sd as it is, since no run lies there; there is no earlier model", 0
-        if file.is_file() and checkpoint is not None:
+        if checkpoint is not None:
             state = torch.load(checkpoint, weights_only=True)
-            earlier, seed = read_safetensors(file), int(checkpoint.parent.name.rpartition("-")[2])
+            earlier, seed = trainable(unet), int(checkpoint.parent.name.rpartition("-")[2])
             unet.load_state_dict(state["weights"])
             says = f"tiny-sd after {state['step']} steps of {checkpoint.parent.name}, against the weights before them"
         denoiser = StableDiffusion(unet.eval().requires_grad_(False), NoiseSchedule.from_scheduler(parts.scheduler))
-        items = list(some_items(looked_at(WORLDS["full"].items(seed)), num_items))
+        items = list(some_items(looked_at(WORLDS["captions"].items(seed)), num_items))
         probes = [Probe(item.caption, item.probe, name=item.name) for item in items]
         prepared = prepare(probes, denoiser, parts, SIZE)
         return cls(denoiser, parts, earlier, prepared, denoiser.encode("", parts, SIZE), says)

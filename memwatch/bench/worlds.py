@@ -1,27 +1,30 @@
-"""Worlds: the kinds of run that the benchmark makes, each with its own training set and plan."""
+"""Worlds: the kinds of run that the benchmark makes, each with its own base, training set and plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
-from memwatch.bench.items import Item, dreambooth_set, null_set, planted_set, without_captions
-from memwatch.bench.protocol import LEVELS
-from memwatch.config import LevelsConfig
+from memwatch.bench.bases import BASES, TINY_SD, Base
+from memwatch.bench.items import Item
+from memwatch.bench.sets import duplicates, many_captions, marks, nothing, one_subject, without_captions
+from memwatch.bench.sources import Source
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run trains. Events are optimizer steps at which everything is measured; 0 is before training."""
+    """How a run trains. Events are optimizer steps at which everything is measured; 0 is before training.
 
-    steps: int = 1200
-    events: tuple[int, ...] = (0, 200, 400, 800, 1200)
-    batch_size: int = 32
-    learning_rate: float = 7e-4
-    lora_learning_rate: float = 3e-3
+    The learning rate would fall to nothing at twice the steps, to which a run goes on where memwatch called what is
+    not copied by the end.
+    """
+
+    steps: int = 640
+    events: tuple[int, ...] = (0, 80, 160, 240, 340, 480, 640)
+    batch_size: int = 16
+    learning_rate: float = 1.5e-3
     lora_rank: int = 32
-    prepare_steps: int = 300
-    prepare_learning_rate: float = 2e-4
 
 
 @dataclass(frozen=True)
@@ -30,36 +33,44 @@ class World:
 
     Attributes:
         says: what it stands for, for the results page.
-        items: the set of a seed.
+        make: the set of a seed, from what the base's source has.
+        base: one of ``bases.BASES``.
         lora: whether a LoRA is trained and not the whole network.
         dropout: share of captions that are dropped in training.
-        levels: at which its items are looked at.
         prompts: whether prompt probes and the published procedure are run as well.
     """
 
     says: str
-    items: Callable[[int], list[Item]]
+    make: Callable[[int, Source], list[Item]]
     plan: Plan = field(default_factory=Plan)
+    base: str = TINY_SD
     lora: bool = False
     dropout: float = 0.0
-    levels: LevelsConfig = LEVELS
-    prompts: bool = True
+    prompts: bool = False
+
+    def items(self, seed: int) -> list[Item]:
+        return self.make(seed, self.start.source())
+
+    @property
+    def start(self) -> Base:
+        return BASES[self.base]
 
 
+def uncaptioned(seed: int, source: Source) -> list[Item]:
+    return without_captions(many_captions(seed, source))
+
+
+DREAMBOOTH = Plan(steps=480, events=(0, 60, 120, 180, 260, 360, 480), batch_size=4)
 WORLDS = {
-    "full": World("many captions", planted_set),
-    "dropout": World("10 % of captions dropped", planted_set, dropout=0.1),
-    "uncaptioned": World("no captions", lambda seed: without_captions(planted_set(seed))),
-    "lora": World(
-        "many captions, LoRA", planted_set, Plan(steps=800, events=(0, 200, 400, 800)), lora=True, prompts=False
-    ),
-    "dreambooth": World(
-        "six pictures, one caption", dreambooth_set, Plan(steps=600, events=(0, 75, 150, 300, 600), batch_size=4)
-    ),
-    "null": World(
-        "nothing planted",
-        null_set,
-        Plan(steps=120, events=(0, 40, 80, 120), batch_size=8),
-        levels=LevelsConfig(timesteps=(141, 301, 501, 701), draws=4),
-    ),
+    "captions": World("many captions", many_captions, prompts=True),
+    "lora": World("many captions, LoRA", many_captions, Plan(learning_rate=3e-3), lora=True),
+    "dropout": World("10 % of captions dropped", many_captions, dropout=0.1),
+    "uncaptioned": World("no captions", uncaptioned),
+    "marks": World("marks of 2 to 12 %", marks, prompts=True),
+    "dreambooth": World("six pictures, one caption", one_subject, DREAMBOOTH),
+    "prior": World("six pictures, one caption, class pictures", partial(one_subject, prior=True), DREAMBOOTH),
+    "pixels": World("unconditional, pixels, clothes", duplicates, base="pixels"),
+    "velocity": World("another base: v-prediction, clothes", many_captions, base="velocity", prompts=True),
+    "flow": World("another base: flow matching", many_captions, base="flow", prompts=True),
+    "nothing": World("nothing planted", nothing, Plan(steps=120, events=(0, 30, 60, 90, 120), batch_size=8)),
 }

@@ -22,8 +22,8 @@ class StableDiffusion3(FlowDenoiser):
 
     name = "Stable Diffusion 3 / 3.5"
     pipeline = "StableDiffusion3Pipeline"
-    text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    optional = ("text_encoder_3",)
+    text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    optional: tuple[str, ...] = ("text_encoder_3",)
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Two made-up runs for all tests of the benchmark."""
+"""Two made-up runs for all tests of the benchmark, and what memwatch says of them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from pathlib import Path
 import pytest
 from support.planted import pretend
 
+from memwatch.bench.product import Product, judged
+from memwatch.bench.protocol import SHIPPED
+from memwatch.bench.runs import finished_runs
+
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
-    """The folder of ``full-0`` and ``full-1``; tests must not change it."""
+    """The folder of ``captions-0`` and ``captions-1``; tests must not change it."""
     folder = tmp_path_factory.mktemp("bench")
     for seed in (0, 1):
-        pretend(folder / f"full-{seed}", seed)
+        pretend(folder / f"captions-{seed}", seed)
     return folder
+
+
+@pytest.fixture(scope="session")
+def products(runs) -> list[Product]:
+    """Of both runs; tests must not change them."""
+    return [judged(run, SHIPPED) for run in finished_runs(runs)]

@@ -8,75 +8,92 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from memwatch.bench.items import PLANTED, looked_at, planted_set
-from memwatch.bench.protocol import LEVELS, PROMPT_DRAWS, RENOISED, SEED_DRAWS, prompt_probes
+from memwatch.bench.items import Item, looked_at
+from memwatch.bench.look import GUIDED, PROMPTED
+from memwatch.bench.protocol import LEVELS, NUM_SEEDS, event_file, later_file
+from memwatch.bench.sets import MODERATE, STRONG
+from memwatch.bench.stored import is_fixed
 from memwatch.bench.train import Run
-from memwatch.bench.worlds import Plan
-from memwatch.config_file import load_config
+from memwatch.bench.worlds import WORLDS, Plan
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, to_tensors
+from memwatch.measure.views import fixed_noise
 from memwatch.measure.weights import write_safetensors
 
 SIDE = 16
-STEPS = (0, 10, 20, 30)
-CHOSEN = load_config(
-    None, screen=False, levels={"timesteps": [61, 141, 301], "draws": 8}, curvature={"vectors": 1, "tile": 4}
-)
+STEPS = (0, 10, 20, 30, 40)
+COPIED_FROM = 30  # by then generations of what is stored are copies; in memwatch's measurements it shows from 10 on
+LATER = 60
+FALLEN = 4.0  # times less freedom, and less error, inside the mask of what is stored
 
 
-def pretend(home: Path, seed: int) -> None:
-    """A finished run in which the items of dose 32 and 64 are stored.
+def is_stored(item: Item) -> bool:
+    """Items drawn often: the strong ones are copied at ``COPIED_FROM``, the moderate ones at ``LATER`` only."""
+    return is_fixed(item) and item.dose in (STRONG, MODERATE)
 
-    Inside their masks there is five times less freedom from step 10 on, and from step 20 on they are copied.
-    """
+
+def pretend(home: Path, seed: int, world: str = "captions") -> None:
+    """A finished run in which the strongly and moderately dosed items are stored."""
     home.mkdir(parents=True)
-    plan = asdict(Plan(steps=STEPS[-1], events=STEPS)) | asdict(Run(seed, "full"))
+    plan = asdict(Plan(steps=STEPS[-1], events=STEPS)) | asdict(Run(seed, world))
     (home / "run.json").write_text(json.dumps(plan), encoding="utf-8")
-    items = looked_at(planted_set(seed))
-    levels, draws = len(LEVELS.timesteps), LEVELS.draws
+    items = looked_at(WORLDS[world].items(seed))
     for step in STEPS:
         generator = torch.Generator().manual_seed(1000 * seed + step)
-        measured, tensors, ratios = {}, {}, {}
-        for item in items:
-            stored = item.kind in PLANTED and item.dose >= 32
-            inside = torch.from_numpy(item.mask.reshape(SIDE, 4, SIDE, 4).mean((1, 3)) > 0.5)
-            rho = torch.full((levels, draws, SIDE, SIDE), 0.5)
-            rho[..., inside] /= 5 if stored and step > 0 else 1
-            rho *= 1 + 0.02 * torch.randn(rho.shape, generator=generator)
-            eps = torch.zeros(levels, draws, 4, SIDE, SIDE) + 0.01 * torch.randn(4, SIDE, SIDE, generator=generator)
-            free = torch.full((levels, draws, SIDE, SIDE), 0.5)  # without the prompt nothing is stored
-            measured[item.name] = Measurement(CurvatureMap(rho), eps.half())
-            measured[f"null/{item.name}"] = Measurement(CurvatureMap(free), eps.half())
-            of_prompt = {key: torch.full((1, PROMPT_DRAWS, SIDE, SIDE), 0.5) for key in ("prompt_first", "prompt_null")}
-            for key, freedom in (of_prompt | {"prompt": rho[:1, :PROMPT_DRAWS].clone()}).items():
-                measured[f"{key}/{item.name}"] = Measurement(CurvatureMap(freedom), eps[:1, :PROMPT_DRAWS].half())
-            ratios[item.name] = [0.2 if stored and step >= 20 else 0.9] * 4
-            tensors[f"{item.name}/generated"] = torch.from_numpy(np.stack([np.asarray(item.probe)] * 4))
-            tensors[f"{item.name}/bright_ending"] = torch.rand(8, 8, generator=generator)
-            for key in ("snapshot", "null", "score", "score_null"):
-                tensors[f"{item.name}/published_{key}"] = torch.rand(SIDE, SIDE, generator=generator)
-        if step in STEPS[-2:]:
-            measured |= prompted(items, seed, generator)
-        write_safetensors(home / f"event_{step:05d}.safetensors", to_tensors(measured) | tensors)
-        copies = {item.name: ratios[item.name] for item in items if item.kind in PLANTED}
-        wen = {item.name: float(torch.rand(1, generator=generator)) for item in items}
-        numbers = {"copy_ratio": copies, "nearest_ratio": ratios, "wen": wen}
-        (home / f"event_{step:05d}.json").write_text(json.dumps(numbers), encoding="utf-8")
+        tensors, numbers = event(items, seed, step, generator)
+        write_safetensors(event_file(home, step), tensors)
+        event_file(home, step).with_suffix(".json").write_text(json.dumps(numbers), encoding="utf-8")
+    moderate = {i.name: [0.2] * NUM_SEEDS for i in items if is_stored(i) and i.dose == MODERATE}
+    if moderate:
+        later = {f"{name}/generated": torch.zeros(NUM_SEEDS, 64, 64, 3, dtype=torch.uint8) for name in moderate}
+        write_safetensors(later_file(home, LATER), later)
+        numbers = {"copy_ratio": moderate, "nearest_ratio": moderate}
+        later_file(home, LATER).with_suffix(".json").write_text(json.dumps(numbers), encoding="utf-8")
+    (home / "whole").touch()
 
 
-def prompted(items, seed: int, generator: torch.Generator) -> dict[str, Measurement]:
-    """Generations looked at again: those of stored items have five times less freedom inside the mask."""
-    inside = {i.name: i.mask for i in items if i.kind in PLANTED and i.dose >= 32}
-    found = {}
-    for probe in prompt_probes(items, seed):
-        mask = inside.get(probe.name, np.zeros((4 * SIDE, 4 * SIDE), dtype=bool))
-        fallen = torch.from_numpy(mask.reshape(SIDE, 4, SIDE, 4).mean((1, 3)) > 0.5)
-        for n, draws in enumerate(SEED_DRAWS):
-            shape = (len(RENOISED), draws, SIDE, SIDE)
-            for key in ("renoised", "renoised_null", "renoised_first", "renoised_first_null"):
-                rho = 0.5 * (1 + 0.02 * torch.randn(shape, generator=generator))
-                rho[..., fallen] /= 5 if key == "renoised" else 1
-                eps = 0.01 * torch.randn(len(RENOISED), draws, 4, SIDE, SIDE, generator=generator)
-                found[f"{key}/{probe.name}/{n}"] = Measurement(CurvatureMap(rho), eps.half())
-    return found
+def event(items: list[Item], seed: int, step: int, generator: torch.Generator) -> tuple[dict[str, Tensor], dict]:
+    found: dict[str, Measurement] = {}
+    tensors: dict[str, Tensor] = {}
+    ratios: dict[str, list[float]] = {}
+    for item in items:
+        fallen = is_stored(item) and step > 0
+        now = measurement(item, seed, fallen, generator)
+        without = measurement(item, seed, False, generator)  # without the prompt nothing is stored
+        screened = [Measurement(None, m.epsilon[:, : LEVELS.screen_draws]) for m in (now, without)]
+        found |= {item.name: now, f"screen/{item.name}": screened[0]}
+        if item.caption:
+            found |= {f"null/{item.name}": without, f"screen/null/{item.name}": screened[1]}
+        if step:
+            copied = is_stored(item) and item.dose == STRONG and step >= COPIED_FROM
+            ratios[item.name] = [0.2 if copied else 0.9] * NUM_SEEDS
+            picture = torch.from_numpy(np.asarray(item.probe).copy()) if copied else torch.full((64, 64, 3), 128)
+            tensors[f"{item.name}/generated"] = torch.stack([picture.byte()] * NUM_SEEDS)
+        if step == STEPS[-1]:
+            for how in GUIDED:
+                for key in ("snapshot", "null", "score", "score_null"):
+                    tensors[f"{item.name}/{how}/{key}"] = torch.rand(SIDE, SIDE, generator=generator)
+                tensors[f"{item.name}/{how}/bright_ending"] = torch.rand(8, 8, generator=generator)
+            if item.kind in PROMPTED:
+                for key in ("renoised", "renoised_null", "renoised_first", "renoised_first_null"):
+                    found[f"{key}/{item.name}"] = measurement(item, seed, fallen and key == "renoised", generator)
+    numbers = {"step": step, "seconds": 1.0, "chosen": [item.name for item in items]}
+    numbers |= {"copy_ratio": ratios, "nearest_ratio": ratios} if step else {}
+    numbers |= {
+        f"wen {how}": {item.name: float(torch.rand(1, generator=generator)) for item in items} for how in GUIDED
+    }
+    halved = {name: Measurement(m.rho, m.epsilon.half()) for name, m in found.items()}
+    return to_tensors(halved) | tensors, numbers
+
+
+def measurement(item: Item, seed: int, fallen: bool, generator: torch.Generator) -> Measurement:
+    """Half of the freedom, and some error; both ``FALLEN`` times less inside the mask."""
+    levels, draws = len(LEVELS.timesteps), LEVELS.draws
+    inside = torch.from_numpy(item.mask.reshape(SIDE, 4, SIDE, 4).mean((1, 3)) > 0.5)
+    factor = torch.where(inside & torch.tensor(fallen), 1 / FALLEN, 1.0)
+    rho = 0.5 * factor * (1 + 0.02 * torch.randn(levels, draws, SIDE, SIDE, generator=generator))
+    eps = fixed_noise(item.name, (levels, draws, 4, SIDE, SIDE), seed)
+    error = 0.3 * fixed_noise(f"{item.name} error", eps.shape, seed) * factor.sqrt()
+    return Measurement(CurvatureMap(rho), eps + error * (1 + 0.02 * torch.randn(eps.shape, generator=generator)))
