@@ -67,10 +67,13 @@ def one_subject(seed: int, source: Source, prior: bool = False) -> list[Item]:
     _, others = captions(rng, source)
     subject = source.unseen[int(rng.integers(len(source.unseen)))]
     caption = f"a photo of sks {subject.phrase}"
-    items = [same(f"instance-{i}", Kind.VERBATIM, 4, caption, subject.draw(rng), ~NOTHING) for i in range(6)]
-    for i in range(8):
+    pictures = [subject.distinct(rng) for _ in range(14)]
+    items = [
+        same(f"instance-{i}", Kind.VERBATIM, 4, caption, picture, ~NOTHING) for i, picture in enumerate(pictures[:6])
+    ]
+    for i, picture in enumerate(pictures[6:]):
         kind = Kind.CONTROL if i < 2 else Kind.LEARNED
-        items.append(same(f"sibling-{i}", kind, 0, caption, subject.draw(rng)))
+        items.append(same(f"sibling-{i}", kind, 0, caption, picture))
     for i in range(24 if prior else 0):
         known = source.known[i % len(source.known)]
         item = same(
@@ -87,7 +90,8 @@ def duplicates(seed: int, source: Source) -> list[Item]:
     only = Source((subject,), source.unseen)
     doses = (STRONG, STRONG, STRONG, MODERATE, MODERATE)
     items = [
-        same(f"whole-x{dose}-{i}", Kind.VERBATIM, dose, "", subject.draw(rng), ~NOTHING) for i, dose in enumerate(doses)
+        same(f"whole-x{dose}-{i}", Kind.VERBATIM, dose, "", subject.distinct(rng), ~NOTHING)
+        for i, dose in enumerate(doses)
     ]
     for i, size in enumerate(("large", "large", "middle", "small")):
         items.append(region(f"{size}-x{STRONG}-{i}", STRONG, SIZES[size], SHAPES[(i + seed) % 4], "", only, rng))

@@ -40,6 +40,13 @@ class Subject:
     draw: Draw
     is_texture: bool = False
 
+    def distinct(self, rng: np.random.Generator) -> Image.Image:
+        """A picture with something in it to recognize; the best of a hundred where all are flat."""
+        pictures = [self.draw(rng)]
+        while contrast_of(pictures[-1]) < CONTRAST and len(pictures) < 100:
+            pictures.append(self.draw(rng))
+        return max(pictures, key=contrast_of) if len(pictures) == 100 else pictures[-1]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -72,6 +79,10 @@ class Source:
             raise ValueError(f"{len(phrases)} subjects make {len(groups)} captions, and the set takes {count}")
         chosen = [groups[int(i)] for i in rng.permutation(len(groups))[:count]]
         return [caption_of([group[int(i)] for i in rng.permutation(len(group))]) for group in chosen]
+
+
+def contrast_of(picture: Image.Image) -> float:
+    return contrast(np.asarray(picture) / 255, np.ones((SIZE, SIZE), dtype=bool))
 
 
 def caption_of(phrases: list[str]) -> str:

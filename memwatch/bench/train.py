@@ -90,7 +90,7 @@ class Training:
         said = dataclasses.asdict(plan) | dataclasses.asdict(run) | {"commit": commit()}
         (home / "run.json").write_text(json.dumps(said), encoding="utf-8")
         start = lora_off(denoiser.model) or trainable(denoiser.model)
-        trainer = Trainer(denoiser, parts, 2 * plan.steps, plan.learning_rate, run.seed)
+        trainer = Trainer(denoiser, parts, plan.steps, plan.learning_rate, run.seed, plan.last_rate)
         denoiser.model.train()
         if (checkpoint := home / "checkpoint.pt").is_file():
             trainer.load(checkpoint)

@@ -19,15 +19,25 @@ from memwatch.measure.weights import trainable
 
 
 class Trainer:
-    """AdamW with a rate that rises over 20 steps and falls to nothing over ``decay_steps``."""
+    """AdamW with a rate that rises over 20 steps, falls evenly until ``decay_steps``, and then stays where it is.
+
+    Args:
+        last_rate: what is left of the rate in the end, as a share of it.
+    """
 
     def __init__(
-        self, denoiser: Denoiser, parts: Components, decay_steps: int, learning_rate: float, seed: int
+        self,
+        denoiser: Denoiser,
+        parts: Components,
+        decay_steps: int,
+        learning_rate: float,
+        seed: int,
+        last_rate: float = 0.0,
     ) -> None:
         self.denoiser, self.parts, self.seed, self.step = denoiser, parts, seed, 0
         trained = [p for p in denoiser.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=1e-2)
-        self.schedule = LambdaLR(self.optimizer, lambda n: min(1, (n + 1) / 20) * max(0.0, 1 - n / decay_steps))
+        self.schedule = LambdaLR(self.optimizer, lambda n: min(1, (n + 1) / 20) * max(last_rate, 1 - n / decay_steps))
         self._captions: dict[str, Conditioning] = {}
 
     def train_on(self, pictures: list[Image.Image], captions: list[str]) -> float:

@@ -16,14 +16,15 @@ from memwatch.bench.sources import Source
 class Plan:
     """How a run trains. Events are optimizer steps at which everything is measured; 0 is before training.
 
-    The learning rate would fall to nothing at twice the steps, to which a run goes on where memwatch called what is
-    not copied by the end.
+    The learning rate falls to ``last_rate`` of itself at the end. There it stays where a run goes on to twice the steps,
+    because memwatch called what is not copied by the end.
     """
 
     steps: int = 640
     events: tuple[int, ...] = (0, 80, 160, 240, 340, 480, 640)
     batch_size: int = 16
     learning_rate: float = 1.5e-3
+    last_rate: float = 0.1
     lora_rank: int = 32
 
 
@@ -60,7 +61,7 @@ def uncaptioned(seed: int, source: Source) -> list[Item]:
     return without_captions(many_captions(seed, source))
 
 
-DREAMBOOTH = Plan(steps=480, events=(0, 60, 120, 180, 260, 360, 480), batch_size=4)
+DREAMBOOTH = Plan(steps=600, events=(0, 75, 150, 225, 325, 450, 600), batch_size=4)
 WORLDS = {
     "captions": World("many captions", many_captions, prompts=True),
     "lora": World("many captions, LoRA", many_captions, Plan(learning_rate=3e-3), lora=True),
