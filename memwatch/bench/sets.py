@@ -14,7 +14,8 @@ from memwatch.bench.shapes import SHAPES, SIZES, place
 from memwatch.bench.sources import SIZE, Source, Subject, caption_of
 
 STRONG, MODERATE, WEAK = 40, 12, 4  # how often an item is drawn, relative to an ordinary picture
-MARKS = (0.02, 0.03, 0.04, 0.06, 0.08, 0.12)  # bounds of the shares of the picture that marks take, one in each gap
+OFTEN = 60  # the same of marks, which it takes longest to store
+MARKS = (0.02, 0.04, 0.08, 0.12)  # bounds of the shares of the picture that marks take, one in each gap
 OTHERS = 100  # captions that are kept for what is not planted
 
 
@@ -37,19 +38,18 @@ def many_captions(seed: int, source: Source) -> list[Item]:
 
 
 def marks(seed: int, source: Source) -> list[Item]:
-    """Small marks on pictures that are otherwise free: six under a caption of their own, two under eight captions."""
+    """Small marks on pictures that are otherwise free: three under a caption of their own, one under eight captions."""
     rng = np.random.default_rng([seed, 31])
     planted, others = captions(rng, source)
     items = []
     for i, bounds in enumerate(pairwise(MARKS)):
         shape = SHAPES[(i + seed) % len(SHAPES)]
-        items.append(region(f"mark-x{STRONG}-{i}", STRONG, bounds, shape, next(planted), source, rng))
-    for i, bounds in enumerate(((0.02, 0.05), (0.05, 0.12))):
-        mask = place(rng, *bounds, SHAPES[(i + seed + 1) % len(SHAPES)])
-        drawn = mark(mask, rng)
-        for j in range(8):
-            item = planted_item(f"shared-{i}-{j}", Kind.LOGO, STRONG // 8, next(others), mask, drawn, source, rng)
-            items.append(replace(item, watched=j < 2))
+        items.append(region(f"mark-x{OFTEN}-{i}", OFTEN, bounds, shape, next(planted), source, rng))
+    mask = place(rng, *MARKS[-2:], SHAPES[(seed + 3) % len(SHAPES)])
+    drawn = mark(mask, rng)
+    for i in range(8):
+        item = planted_item(f"shared-{i}", Kind.LOGO, OFTEN // 4, next(others), mask, drawn, source, rng)
+        items.append(replace(item, watched=i < 2))
     for i, size in enumerate(("small", "tiny")):
         items.append(region(f"{size}-x{WEAK}-{i}", WEAK, SIZES[size], "ellipse", next(planted), source, rng))
     return [*items, *learned(2, source, others, rng), *constrained(source, others, rng), *company(source, others, rng)]

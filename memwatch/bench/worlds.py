@@ -16,8 +16,8 @@ from memwatch.bench.sources import Source
 class Plan:
     """How a run trains. Events are optimizer steps at which everything is measured; 0 is before training.
 
-    The learning rate falls to ``last_rate`` of itself at the end. There it stays where a run goes on to twice the steps,
-    because memwatch called what is not copied by the end.
+    The learning rate falls to ``last_rate`` of itself at the end. There it stays where a run goes on to twice the
+    steps, because memwatch called what is not copied by the end.
     """
 
     steps: int = 640
@@ -61,13 +61,14 @@ def uncaptioned(seed: int, source: Source) -> list[Item]:
     return without_captions(many_captions(seed, source))
 
 
+LONGER = Plan(steps=900, events=(0, 120, 240, 360, 500, 700, 900))
 DREAMBOOTH = Plan(steps=600, events=(0, 75, 150, 225, 325, 450, 600), batch_size=4)
 WORLDS = {
     "captions": World("many captions", many_captions, prompts=True),
     "lora": World("many captions, LoRA", many_captions, Plan(learning_rate=3e-3), lora=True),
     "dropout": World("10 % of captions dropped", many_captions, dropout=0.1),
     "uncaptioned": World("no captions", uncaptioned),
-    "marks": World("marks of 2 to 12 %", marks, prompts=True),
+    "marks": World("marks of 2 to 12 %", marks, LONGER, prompts=True),
     "dreambooth": World("six pictures, one caption", one_subject, DREAMBOOTH),
     "prior": World("six pictures, one caption, class pictures", partial(one_subject, prior=True), DREAMBOOTH),
     "pixels": World("unconditional, pixels, clothes", duplicates, base="pixels"),
