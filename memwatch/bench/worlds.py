@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from memwatch.bench.bases import BASES, TINY_SD, Base
@@ -61,13 +61,13 @@ def uncaptioned(seed: int, source: Source) -> list[Item]:
     return without_captions(many_captions(seed, source))
 
 
-LONGER = Plan(steps=900, events=(0, 120, 240, 360, 500, 700, 900))
-DREAMBOOTH = Plan(steps=600, events=(0, 75, 150, 225, 325, 450, 600), batch_size=4)
+LONGER = Plan(steps=900, events=(0, 120, 240, 360, 500, 700, 900))  # where it takes longer until something is copied
+DREAMBOOTH = Plan(steps=1000, events=(0, 120, 240, 400, 560, 760, 1000), batch_size=4)
 WORLDS = {
     "captions": World("many captions", many_captions, prompts=True),
-    "lora": World("many captions, LoRA", many_captions, Plan(learning_rate=3e-3), lora=True),
+    "lora": World("many captions, LoRA", many_captions, replace(LONGER, learning_rate=3e-3), lora=True),
     "dropout": World("10 % of captions dropped", many_captions, dropout=0.1),
-    "uncaptioned": World("no captions", uncaptioned),
+    "uncaptioned": World("no captions", uncaptioned, LONGER),
     "marks": World("marks of 2 to 12 %", marks, LONGER, prompts=True),
     "dreambooth": World("six pictures, one caption", one_subject, DREAMBOOTH),
     "prior": World("six pictures, one caption, class pictures", partial(one_subject, prior=True), DREAMBOOTH),
