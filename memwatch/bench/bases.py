@@ -142,7 +142,9 @@ def read_parts(base: Base, tiny_sd: Path) -> Components:
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     names = StableDiffusion.text_encoders
-    parts = load_components(tiny_sd, Components(None), needs_vae=not base.family.in_pixels, text_encoders=names, device=torch.device("cpu"))
+    parts = load_components(
+        tiny_sd, Components(None), needs_vae=not base.family.in_pixels, text_encoders=names, device=torch.device("cpu")
+    )
     if base.new_words:
         from transformers import CLIPTextModel
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import beta, t
 
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -44,10 +45,7 @@ def share(groups: Sequence[Sequence[bool]]) -> Estimate:
     if not values:
         return Estimate(None)
     n = len(values) / design_effect(groups)
-    k = n * float(np.mean(values))
-    tail = (1 - LEVEL) / 2
-    low = float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
-    high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+    low, high = exact_interval(n * float(np.mean(values)), n)
     return Estimate(float(np.mean(values)), low, high, len(values))
 
 
@@ -71,12 +69,38 @@ def design_effect(groups: Groups) -> float:
 
 
 def mean(groups: Groups) -> Estimate:
-    """A mean: bootstrap of runs, and of the items within each."""
-    return bootstrap(groups, lambda drawn: float(np.mean(np.concatenate(drawn))))
+    """A mean of numbers in [0, 1]: the wider of a bootstrap of runs and items, and of Student's t on items.
+
+    The t counts as many items as would be worth the same if all were independent, and has the degrees of freedom of the
+    runs. One item says nothing of others.
+    """
+    found = bootstrap(groups, lambda drawn: float(np.mean(np.concatenate(drawn))))
+    if found.value is None or found.count < 2:
+        return replace(found, low=0.0, high=1.0)
+    values = np.concatenate([np.asarray(group, dtype=float) for group in groups])
+    n = max(2.0, found.count / design_effect(groups))
+    runs = sum(len(group) > 0 for group in groups)
+    freedom = min(n, runs if runs > 1 else n) - 1
+    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * float(values.std(ddof=1)) / math.sqrt(n)
+    low, high = min(found.low, found.value - half), max(found.high, found.value + half)
+    return replace(found, low=max(0.0, low), high=min(1.0, high))
+
+
+def at_least_exact(value: float, low: float, high: float, count: int) -> Estimate:
+    """A number in [0, 1] whose interval is no narrower than that of a share of so many independent items."""
+    exact = exact_interval(value * count, count)
+    return Estimate(value, min(low, exact[0]), max(high, exact[1]), count)
+
+
+def exact_interval(k: float, n: float) -> tuple[float, float]:
+    """Clopper and Pearson 1934: of ``k`` of ``n``, which need not be whole numbers."""
+    tail = (1 - LEVEL) / 2
+    low = float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
+    return low, float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
 
 
 def median(groups: Groups) -> Estimate:
-    """A median, in the same way."""
+    """A median: bootstrap of runs, and of the items within each."""
     return bootstrap(groups, lambda drawn: float(np.median(np.concatenate(drawn))))
 
 

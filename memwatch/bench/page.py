@@ -1,29 +1,134 @@
-"""The benchmark's page, from finished runs."""
+"""The benchmark's page: ``README.md`` (its prose is ``page.md``), ``bench.json`` and pictures, from finished runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from memwatch.bench.markdown import markdown_table
-from memwatch.bench.product import judged
+from tqdm import tqdm
+
+from memwatch.bench.agreement import agreement_table, called_table, compare_runs, disagreements
+from memwatch.bench.alternatives import chosen_elsewhere, grid_table, rejudged
+from memwatch.bench.bars import bar_table
+from memwatch.bench.bases import BASES, read_parts
+from memwatch.bench.contest import detection_table, first_table, localization_table
+from memwatch.bench.descriptor import read_descriptor
+from memwatch.bench.effort import effort_table
+from memwatch.bench.gallery import write_gallery
+from memwatch.bench.intervals import Estimate
+from memwatch.bench.markdown import PACKAGES, markdown_table
+from memwatch.bench.product import Product, judged
+from memwatch.bench.prompted import prompt_table
+from memwatch.bench.proofs import proof_table
 from memwatch.bench.runs import Finished
-from memwatch.bench.stored import state_of
+from memwatch.bench.stops import stop_table
+from memwatch.bench.verdicts import (
+    calibration_table,
+    lead_table,
+    mistakes,
+    null_table,
+    separation_table,
+    size_table,
+    world_table,
+)
 from memwatch.config import MemWatchConfig
+from memwatch.report.about import machine
+
+PAGE = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
+DETECTION = (
+    "way, sampling, score, AUC held out, AUC ordinary, AUC learned, AUC constrained, AUC planted, AUC all, TPR all"
+)
+DETECTION += ", called, false"
+COLUMNS = dict.fromkeys(("detection", "detection_prompts"), tuple(DETECTION.split(", ")))  # the rest is in bench.json
+Rows = Sequence[Mapping[str, Any]]
 
 
 def write_page(
-    runs: Sequence[Finished], config: MemWatchConfig, folder: Path, command: str, sscd: Path | None, base: Path
+    runs: Sequence[Finished], config: MemWatchConfig, folder: Path, command: str, sscd: Path | None, tiny_sd: Path
 ) -> Path:
-    """``README.md`` in ``folder``: what is stored and what was called, item by item."""
-    rows = []
-    for run in runs:
-        product = judged(run, config)
-        for item in run.watched:
-            called, state = product.first_alert.get(item.name), state_of(run, item)
-            if called is not None or item in run.planted:
-                rows.append({"run": run.name, "item": item.name, "state": str(state), "called": called})
+    """``README.md``, ``bench.json`` with the same tables, and ``items.md`` with its pictures, in ``folder``.
+
+    Args:
+        sscd: file of the descriptor that the second rule for copies takes; ``None`` compares patches.
+        tiny_sd: the pipeline that the runs' autoencoder comes from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    products = [judged(run, config) for run in tqdm(runs, desc="memwatch's own judge")]
+    rules = {"patches": read_descriptor(None)} | ({} if sscd is None else {"SSCD": read_descriptor(sscd)})
+    planted = [run for run in runs if run.planted]
+    compared = {
+        name: compare_runs(planted, rule, lambda base: read_parts(base, tiny_sd)) for name, rule in rules.items()
+    }
+    localization, alternatives = localization_table(products), rejudged(products)
+    tables: dict[str, Rows] = {
+        "worlds": world_table(products),
+        "sizes": size_table(products),
+        "separation": separation_table(products),
+        "chosen": chosen_elsewhere(alternatives),
+        "grid": grid_table(alternatives),
+        "localization": localization,
+        "detection_prompts": detection_table(products, prompts=True),
+        "detection": detection_table(products, prompts=False),
+        "prompts": prompt_table(products),
+        "leads": lead_table(products),
+        "first": first_table(products),
+        "stops": stop_table(products),
+        "nulls": null_table(products),
+        "calibration": calibration_table(products),
+        "agreement": [{"rule": name} | row for name, c in compared.items() for row in agreement_table(c)],
+        "called": [{"rule": name} | row for name, c in compared.items() for row in called_table(c, products)],
+        "proofs": proof_table(products, lambda run: read_parts(run.world.start, tiny_sd).vae),
+        "effort": effort_table(products),
+        "runs": [run_row(product) for product in products],
+    }
+    bars = bar_table(products, localization)
+    texts = {name: markdown_table(rows, COLUMNS.get(name, ())) for name, rows in tables.items()}
+    text = PAGE.format(
+        **texts,
+        command=command,
+        machine=machine(*PACKAGES),
+        commits=", ".join(sorted({f"`{run.plan['commit']}`" for run in runs})),
+        num_runs=len(runs),
+        num_planted=len(planted),
+        bars="\n".join(f"| {row['number']} | {row['bar']} | {row['measured']} | {row['met']} |" for row in bars),
+        mistakes=mistakes_text(products),
+        promise=config.alerts.false_alarms_per_run,
+        rules="\n".join(f"* `{name}`: {rule.says}." for name, rule in rules.items()),
+        disagreements="\n".join(f"* {name}: {'; '.join(disagreements(c)) or 'none'}." for name, c in compared.items()),
+        bases="; ".join(f"`{name}`: {BASES[name].says}" for name in sorted({run.world.base for run in runs})),
+    )
+    (folder / "bench.json").write_text(json.dumps({"bars": bars} | tables, indent=1, default=plain), encoding="utf-8")
+    write_gallery(products, folder, command)
     file = folder / "README.md"
-    file.write_text(f"Written by `{command}`.\n\n{markdown_table(rows)}\n", encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     return file
+
+
+def plain(value: Any) -> Any:
+    """What JSON does not know."""
+    if isinstance(value, Estimate):
+        return {"value": value.value, "low": value.low, "high": value.high, "count": value.count}
+    raise TypeError(f"no plain form of {type(value).__name__}")
+
+
+def run_row(product: Product) -> dict[str, Any]:
+    """How a run was trained."""
+    run = product.run
+    return {
+        "run": run.name,
+        "base": run.world.base,
+        "steps": run.plan["steps"],
+        "went on to": run.later_steps[-1] if run.later_steps else None,
+        "batch": run.plan["batch_size"],
+        "events": ", ".join(map(str, run.steps)),
+        "memwatch stops at": product.stop,
+        "commit": run.plan["commit"],
+    }
+
+
+def mistakes_text(products: Sequence[Product]) -> str:
+    return "\n".join(
+        f"{what.capitalize()}: {', '.join(names) or 'none'}.  " for what, names in mistakes(products).items()
+    )

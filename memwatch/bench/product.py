@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from memwatch.bench.items import Item, Kind
+from memwatch.bench.items import Item
 from memwatch.bench.runs import Finished
 from memwatch.bench.sources import SIZE
 from memwatch.config import MemWatchConfig
@@ -69,18 +69,18 @@ def judged(run: Finished, config: MemWatchConfig) -> Product:
     for step in run.steps[1:]:
         judgement = judge_event(run.as_shipped(step), states, step, config, planned=len(run.steps) - 1)
         states = judgement.states
-        product.events[step] = judgement
-        for f in judgement.findings:
-            if f.verdict is Verdict.MEMORIZED:
-                product.first_alert.setdefault(f.name, step)
-            if f.verdict.is_evidence:
-                product.first_suspicion.setdefault(f.name, step)
+        noted(product, step, judgement)
         stopping = decide_stop(stopping, judgement.findings, step, config.stop)
         if stopping.reason is not None and product.stop is None:
             product.stop = step
     return product
 
 
-def null_items(run: Finished) -> list[Item]:
-    """What nobody can have stored: never shown, or never shown twice the same."""
-    return run.of_kind(Kind.HELD_OUT, Kind.LEARNED, Kind.CONSTRAINED)
+def noted(product: Product, step: int, judgement: Judgement) -> None:
+    """Add an event, and who was called at it for the first time."""
+    product.events[step] = judgement
+    for f in judgement.findings:
+        if f.verdict is Verdict.MEMORIZED:
+            product.first_alert.setdefault(f.name, step)
+        if f.verdict.is_evidence:
+            product.first_suspicion.setdefault(f.name, step)

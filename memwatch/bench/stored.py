@@ -1,4 +1,7 @@
-"""Stored: what a run's generations copy, by two rules, and when: now, on its way, never."""
+"""Stored: what a run's generations copy by the region rule, and when: now, on its way, never.
+
+``agreement`` has a second opinion.
+"""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ def mean_iou(products: Sequence[Product], low: float = 0.0, high: float = 0.99) 
 def separation(products: Sequence[Product], *kinds: Kind) -> tuple[Estimate, Estimate]:
     """AUC, and TPR at 1 % FPR, of stored items against items of these kinds that are never copied.
 
-    Scores are distances from the controls at the last event. Intervals come from runs drawn with replacement.
+    Scores are distances from the controls at the last event. Intervals come from runs drawn with replacement, and are
+    no narrower than those of a share of as many items as the smaller side has.
     """
     pairs = [
         ([p.score(i) for i in stored(p)], [p.score(i) for i in never(*kinds)(p)]) for p in products if p.run.planted
@@ -109,7 +110,8 @@ def separation(products: Sequence[Product], *kinds: Kind) -> tuple[Estimate, Est
             found.append(Estimate(None))
         else:
             low, high = np.quantile(known, [(1 - intervals.LEVEL) / 2, (1 + intervals.LEVEL) / 2])
-            found.append(Estimate(value, float(low), float(high), len(pairs)))
+            count = min(sum(len(pair[side]) for pair in pairs) for side in (0, 1))
+            found.append(intervals.at_least_exact(value, float(low), float(high), count))
     return found[0], found[1]
 
 
@@ -170,16 +172,14 @@ def size_table(products: Sequence[Product]) -> list[dict[str, Any]]:
                 "IoU": mean_iou(planted, low, high) if partial else None,
                 "called": intervals.share([[p.called(i) for p, i in g] for g in groups]),
                 "before the first copy": intervals.share([[speaks_before(p, i) for p, i in g] for g in groups]),
-                "planted, never copied, and called": ratio_of(
-                    planted, lambda p, low=low, high=high: in_size(never(*PLANTED)(p), low, high)
-                ),
+                "planted, never copied, and called": ratio_of(planted, in_size(never(*PLANTED), low, high)),
             }
         )
     return rows
 
 
-def in_size(items: Iterable[Item], low: float, high: float) -> list[Item]:
-    return [item for item in items if low <= item.mask.mean() < high]
+def in_size(pick: Pick, low: float, high: float) -> Pick:
+    return lambda p: [item for item in pick(p) if low <= item.mask.mean() < high]
 
 
 def lead_table(products: Sequence[Product]) -> list[dict[str, Any]]:

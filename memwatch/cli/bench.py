@@ -13,12 +13,14 @@ from memwatch.bench.forecasts import write_forecasts
 from memwatch.bench.page import write_page
 from memwatch.bench.picking import write_picking
 from memwatch.bench.runs import finished_runs
+from memwatch.bench.summary import bars_of, rewrite
 from memwatch.bench.train import Run, run_one
 from memwatch.bench.worlds import WORLDS
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
 
 TINY_SD = Path("train_examples", "assets", "tiny-sd")  # in a clone
+CLONE = Path(__file__).resolve().parents[2]  # where memwatch is run from one
 RESULTS = Path("train_examples", "results")
 
 
@@ -32,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="shorter or longer runs; events are kept up to there")
     add("--threads", type=int, help="of torch; to run several of these side by side")
     add("--config", type=Path, help="what counts as the default (the shipped one)")
-    help_ = "of --report: model file of SSCD (.onnx or TorchScript) as the second rule; without it patches are compared"
+    help_ = "of --report: model file of SSCD (.onnx or TorchScript), as one more rule for what is a copy"
     add("--sscd", type=Path, help=help_)
     help_ = "only fine-tune with an event every 20 steps, and write how well forecasts hold here (%(const)s)"
     add("--forecast", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
@@ -95,8 +97,7 @@ def find_base(given: Path | None) -> Path:
     Raises:
         ValueError: there is none.
     """
-    clone = Path(__file__).resolve().parents[2]
-    places = [given] if given is not None else [clone / TINY_SD, Path.cwd() / TINY_SD]
+    places = [given] if given is not None else [CLONE / TINY_SD, Path.cwd() / TINY_SD]
     for place in places:
         if (place / "model_index.json").is_file():
             return place
@@ -139,3 +140,6 @@ def compare(folder: Path, results: Path, config: MemWatchConfig, sscd: Path | No
     named = f" --sscd {sscd.name}" if sscd is not None else ""
     command = f"memwatch bench --output {folder} --report {results}{named}"
     print(write_page(runs, config, results, command, sscd, find_base(base)))
+    readme = CLONE / "README.md"
+    if results.resolve() == (CLONE / RESULTS).resolve() and rewrite(readme, bars_of(results)):
+        print(readme)

@@ -1,21 +1,10 @@
-"""What is planted: masks, doses, and batches that follow from seed and step alone."""
+"""What the first planted set holds: masks, doses, and batches that follow from seed and step alone."""
 
 import math
 
 import numpy as np
 
-from memwatch.bench.items import (
-    DOSES,
-    PLANTED,
-    Kind,
-    batch,
-    dreambooth_set,
-    looked_at,
-    null_set,
-    planted_set,
-    unused_captions,
-)
-from memwatch.bench.worlds import WORLDS
+from memwatch.bench.items import DOSES, PLANTED, Kind, batch, planted_set
 
 
 def test_the_mask_is_exactly_what_stays_the_same():
@@ -69,27 +58,6 @@ def test_dropped_captions_leave_the_pictures_as_they_are():
     changed = [(a, b) for (a, _), (b, _) in zip(kept, dropped, strict=True) if a != b]
     assert {b for _, b in changed} == {""}
     assert abs(len(changed) / 400 - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 400)
-
-
-def test_other_worlds():
-    six = [item for item in dreambooth_set(0) if item.kind is Kind.VERBATIM]
-    assert len(six) == 6
-    assert {item.dose for item in dreambooth_set(0) if item.kind is not Kind.VERBATIM} == {0}
-    assert len({item.caption for item in six}) == 1
-    aside = [item for item in dreambooth_set(0) if item.caption == six[0].caption and item.kind is Kind.CONTROL]
-    assert len(aside) == 2
-    nothing = null_set(0)
-    assert {item.kind for item in nothing} == {Kind.ORDINARY, Kind.HELD_OUT, Kind.CONTROL}
-    assert [len([i for i in looked_at(nothing) if i.kind is kind]) for kind in (Kind.ORDINARY, Kind.HELD_OUT)] == [4, 4]
-    assert {item.caption for item in WORLDS["uncaptioned"].items(0)} == {""}
-
-
-def test_unused_captions_are_nobodys():
-    planted = {item.caption for item in planted_set(0)}
-    unused = unused_captions(0, 28)
-    assert len(set(unused)) == 28
-    assert not planted & set(unused)
-    assert unused != unused_captions(1, 28)
 
 
 def test_another_seed_plants_something_else():

