@@ -187,10 +187,10 @@ class Finished:
         """Generations of the item's caption that copy it inside its mask, relative to its share of the caption; <= 1.
 
         A caption of its own is an item's whole share. Where six pictures share one, a model that has stored them all
-        copies each in a sixth of its generations.
+        copies each in a sixth of its generations. What is never shown cannot be copied, but come near by chance.
         """
         ratios: Sequence[float] = self.numbers[step].get("copy_ratio", {}).get(item.name, ())
-        if not ratios:
+        if not ratios or not item.dose:
             return 0.0
         return min(1.0, float(np.mean(np.asarray(ratios) < COPY)) / self.share_of_caption(item))
 

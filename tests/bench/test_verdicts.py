@@ -160,3 +160,13 @@ def test_a_rule_is_chosen_on_the_other_worlds(products):
     (row,) = chosen_elsewhere(everything)  # there is no other world to choose on, so that all choices are as good
     assert row["world"] == "captions"
     assert row["recall as shipped"] == recall(products)
+
+
+def test_siblings_that_are_never_shown_are_no_copies(tmp_path):
+    pretend(tmp_path / "dreambooth-0", 0, "dreambooth")
+    run = Finished(tmp_path / "dreambooth-0")
+    instance, sibling = run.planted[0], run.of_kind(Kind.LEARNED)[0]
+    assert instance.caption == sibling.caption
+    assert run.share_of_caption(instance) == pytest.approx(1 / 6)
+    assert run.copied(sibling, STEPS[-1]) == 0
+    assert copies_by(run, STEPS[-1]) == 0

@@ -79,7 +79,9 @@ def event(items: list[Item], seed: int, step: int, generator: torch.Generator) -
             if item.kind in PROMPTED:
                 for key in ("renoised", "renoised_null", "renoised_first", "renoised_first_null"):
                     found[f"{key}/{item.name}"] = measurement(item, seed, fallen and key == "renoised", generator)
-    numbers = {"step": step, "seconds": 1.0, "chosen": [item.name for item in items]}
+    # what memwatch's screen would choose, and some more, as chance has it
+    chosen = [item.name for i, item in enumerate(items) if is_stored(item) or i % 3 == 0]
+    numbers = {"step": step, "seconds": 1.0, "chosen": chosen}
     numbers |= {"copy_ratio": ratios, "nearest_ratio": ratios} if step else {}
     numbers |= {
         f"wen {how}": {item.name: float(torch.rand(1, generator=generator)) for item in items} for how in GUIDED
