@@ -33,22 +33,19 @@ FALSE_RUNS, FALSE_RUNS_AT_MOST = 0.05, 0.10
 def bar_table(products: Sequence[Product], localization: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Number, bar, what was measured, and whether the bar is met; ``localization`` as ``contest`` makes it."""
     planted = [p for p in products if p.run.planted]
-    rows = [
-        at_least(f"IoU of stored regions, {size_name(*size)}", bar, mean_iou(planted, *size))
-        for size, bar in IOU.items()
-    ]
+    rows = [at_least(f"IoU, {size_name(*size)}", bar, mean_iou(planted, *size)) for size, bar in IOU.items()]
     rows.append(against_oracles(localization))
     rows += [
-        every_world("precision of `memorized`", precision, products),
-        every_world("recall of stored", recall, products),
+        every_world("precision", precision, products),
+        every_world("recall", recall, products),
     ]
     rows.append(false_runs(products))
     auc, rate = separation(products, Kind.ORDINARY, Kind.LEARNED)
     rows.append(at_least("AUC against ordinary and learned", RANKING, auc))
     rows.append(at_least("TPR at 1 % FPR against them", RATE, rate))
-    rows.append(at_least("stored items called before the first copy", BEFORE, before_copy(planted)))
-    rows.append(at_least("runs that memwatch stops with nothing copied", CLEAN, no_copies(planted)))
-    rows.append(at_least("runs that it stops within 2 % of the lowest held-out loss", NEAR, close_to_lowest(planted)))
+    rows.append(at_least("called before the first copy", BEFORE, before_copy(planted)))
+    rows.append(at_least("stops with nothing copied", CLEAN, no_copies(planted)))
+    rows.append(at_least("stops within 2 % of the lowest held-out loss", NEAR, close_to_lowest(planted)))
     return rows
 
 
@@ -75,7 +72,7 @@ def every_world(name: str, estimate: Any, products: Sequence[Product]) -> dict[s
 
 def false_runs(products: Sequence[Product]) -> dict[str, str]:
     name, bar = (
-        "runs with nothing planted that show any `memorized`",
+        "runs with nothing planted that call",
         f"<= {FALSE_RUNS:.2f}, at most {FALSE_RUNS_AT_MOST:.2f}",
     )
     rows = [row for row in null_table(products) if row["probes"] == "nothing planted, all probes"]
@@ -94,12 +91,14 @@ def false_runs(products: Sequence[Product]) -> dict[str, str]:
 
 def against_oracles(localization: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """memwatch's IoU at the shipped rule against the best oracle of any rival, in every world."""
-    name, bar = "IoU at the shipped rule, against every rival's oracle on the same items", "above, in every world"
+    name, bar = "IoU against every rival's oracle", "above, in every world"
     shipped = next((r for r in localization if r["way"] == "memwatch" and r["threshold"] == "as shipped"), None)
     oracles = [r for r in localization if r["way"] != "memwatch" and r["threshold"] == "oracle"]
     if shipped is None or not oracles:
         return {"number": name, "bar": bar, "measured": "-", "met": answer(None)}
     worlds = [key for key in shipped if key not in (PROMPTED, ALL) and isinstance(shipped[key], float)]
     best = {w: max(row[w] for row in oracles if isinstance(row[w], float)) for w in worlds}
-    measured = "; ".join(f"{w} {shipped[w]:.2f} against {best[w]:.2f}" for w in worlds)
-    return {"number": name, "bar": bar, "measured": measured, "met": answer(all(shipped[w] > best[w] for w in worlds))}
+    above = [w for w in worlds if shipped[w] > best[w]]
+    said = "; ".join(f"{w} {shipped[w]:.2f} against {best[w]:.2f}" for w in worlds)
+    measured = f"above in {len(above)} of {len(worlds)} worlds [{said}]"
+    return {"number": name, "bar": bar, "measured": measured, "met": answer(len(above) == len(worlds))}

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
 BEGIN, END = "<!-- evidence: written by memwatch bench --report -->", "<!-- end of evidence -->"
 WIDTH = 120
-GROUPS = {  # what begins a bullet: the words with which the numbers of its rows begin
-    "Where": ("IoU",),
-    "Which": ("precision", "recall"),
-    "False alarms": ("runs with nothing planted",),
-    "Apart from what is learned or seldom seen": ("AUC", "TPR"),
-    "In time": ("stored items called",),
-    "Stops": ("runs that",),
-}
 
 
 def summary_of(bars: Sequence[Mapping[str, str]]) -> str:
-    """A bullet for each group of numbers, with their bars; every number as ``bars.bar_table`` has it."""
-    bullets = []
-    for title, starts in GROUPS.items():
-        said = [sentence_of(row) for row in bars if row["number"].startswith(starts)]
-        if said:
-            bullets.append(fill(f"* **{title}**: {'; '.join(said)}.", WIDTH, subsequent_indent="  "))
-    return "\n".join(bullets)
+    """How many bars are met, and every number with its bar, as ``bars.bar_table`` has them; intervals are left out."""
+    judged = [row for row in bars if row["bar"] != "-" and row["measured"] != "-"]
+    met = sum(row["met"] == "yes" for row in judged)
+    said = "; ".join(f"{row['number']} {brief(row['measured'])} (bar {row['bar']})" for row in judged)
+    return fill(f"* **{met} of {len(judged)} bars are met.** {said}.", WIDTH, subsequent_indent="  ")
 
 
-def sentence_of(row: Mapping[str, str]) -> str:
+def brief(measured: str) -> str:
     """
-    >>> sentence_of({"number": "recall of stored", "bar": ">= 0.95", "measured": "0.90 [0.8, 0.9]", "met": "**no**"})
-    'recall of stored 0.90 [0.8, 0.9] (bar >= 0.95: **missed**)'
+    >>> brief("0.500 [0.21, 0.79]; lowest 0.000 (dreambooth)")
+    '0.500; lowest 0.000 (dreambooth)'
     """
-    judged = {"yes": f"bar {row['bar']}: met", "**no**": f"bar {row['bar']}: **missed**"}.get(row["met"], row["met"])
-    return f"{row['number']} {row['measured']} ({judged})"
+    return re.sub(r" \[[^]]*\]", "", measured)
 
 
 def rewrite(readme: Path, bars: Sequence[Mapping[str, str]]) -> bool:
