@@ -37,7 +37,7 @@ def is_stored(item: Item) -> bool:
 def pretend(home: Path, seed: int, world: str = "captions") -> None:
     """A finished run in which the strongly and moderately dosed items are stored."""
     home.mkdir(parents=True)
-    plan = asdict(Plan(steps=STEPS[-1], events=STEPS)) | asdict(Run(seed, world))
+    plan = asdict(Plan(steps=STEPS[-1], events=STEPS)) | asdict(Run(seed, world)) | {"commit": "made up"}
     (home / "run.json").write_text(json.dumps(plan), encoding="utf-8")
     items = looked_at(WORLDS[world].items(seed))
     for step in STEPS:
