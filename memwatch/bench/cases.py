@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from memwatch.bench.items import PLANTED, Item
+from memwatch.bench.metrics import threshold_at
 from memwatch.bench.product import Product
 from memwatch.bench.stored import State, state_of
 from memwatch.bench.worlds import WORLDS
 
 STORED = "stored"
 NEGATIVES = ("held out", "ordinary", "learned", "constrained", "planted")  # never copied, also when training goes on
-FPR = 0.01
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,6 @@ def worlds_of(cases: Sequence[Case]) -> list[str]:
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def threshold_of(negatives: np.ndarray, fpr: float = FPR) -> float:
-    """The lowest of the scores that no more than this share of the negatives exceeds; they are not empty."""
-    return float(np.sort(negatives)[::-1][math.floor(fpr * len(negatives) + 1e-9)])
-
-
 def above_elsewhere(scores: np.ndarray, is_negative: np.ndarray, worlds: np.ndarray) -> np.ndarray | None:
     """Whether each score exceeds the threshold that the negatives of the *other* worlds choose, bool ``(n,)``.
 
@@ -81,5 +75,5 @@ def above_elsewhere(scores: np.ndarray, is_negative: np.ndarray, worlds: np.ndar
         here, elsewhere = worlds == world, scores[is_negative & (worlds != world)]
         if not len(elsewhere):
             return None
-        above[here] = scores[here] > threshold_of(elsewhere)
+        above[here] = scores[here] > threshold_at(elsewhere)
     return above

@@ -18,10 +18,9 @@ from memwatch.bench.cases import (
     Case,
     above_elsewhere,
     cases_of,
-    threshold_of,
     with_prompts,
 )
-from memwatch.bench.metrics import auc, tpr_at_fpr
+from memwatch.bench.metrics import auc, threshold_at, tpr_at_fpr
 from memwatch.bench.places import ALL, Maps, decisive_map, lit, maps_of, row_of_counts, row_of_maps, row_of_regions
 from memwatch.bench.product import Product
 from memwatch.bench.rivals import ALL_ONES, F_MEM, HELD_OUT_LOSS, IMAGE_LOSS, RIVALS, Rival, scores_in
@@ -195,7 +194,7 @@ def rival_first_row(rival: Rival, stored: Sequence[Case], negatives: Sequence[Ca
         elsewhere = np.array([number for case, number in known if case.world != world])
         if not len(elsewhere):
             return first_row(rival.name, [], [])
-        bars[world] = threshold_of(elsewhere)
+        bars[world] = threshold_at(elsewhere)
     steps = [first_above(rival, case, bars[case.world]) for case in stored]
     return first_row(rival.name, stored, steps, [first_above(rival, c, bars[c.world]) is not None for c in negatives])
 

@@ -80,8 +80,3 @@ def failure_of(product: Product, item: Item) -> Failure | None:
         return Failure(product, item, Mistake.NEVER_CALLED, run.last)
     copy = first_copy(run, item)
     return None if copy is None or alert <= copy else Failure(product, item, Mistake.LATE, copy)
-
-
-def stored_of(product: Product) -> list[Item]:
-    """The items of a run that are stored by its end."""
-    return [item for item in product.run.watched if state_of(product.run, item) is State.STORED]

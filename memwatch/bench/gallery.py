@@ -9,12 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from memwatch.bench.failures import Failure, Mistake, failures_of, stored_of
-from memwatch.bench.item_strip import WIDTH, heading, iou_of, item_strip, scale, stacked
+from memwatch.bench.failures import Failure, Mistake, failures_of
+from memwatch.bench.item_strip import WIDTH, heading, item_strip, scale, stacked
 from memwatch.bench.items import Item
 from memwatch.bench.markdown import PACKAGES
 from memwatch.bench.product import Product
 from memwatch.bench.stored import first_copy
+from memwatch.bench.verdicts import region_iou, stored
 from memwatch.bench.worlds import WORLDS
 from memwatch.report.about import machine
 
@@ -64,13 +65,13 @@ def by_world(products: Sequence[Product]) -> Iterator[tuple[str, list[Product]]]
 def summary(products: Sequence[Product], failures: Sequence[Failure]) -> str:
     """How many there are, of how many, and how many are shown."""
     count = Counter(failure.mistake for failure in failures)
-    stored = [(product, item) for product in products for item in stored_of(product)]
-    at_once = sum(product.first_alert.get(item.name) == first_copy(product.run, item) for product, item in stored)
+    found = [(product, item) for product in products for item in stored(product)]
+    at_once = sum(product.first_alert.get(item.name) == first_copy(product.run, item) for product, item in found)
     watched = sum(len(product.run.watched) for product in products)
     never, late = count[Mistake.NEVER_CALLED], count[Mistake.LATE]
-    early = len(stored) - never - late - at_once
+    early = len(found) - never - late - at_once
     text = (
-        f"{runs_of(products)}, {watched} items, {len(stored)} of them stored. False calls (called memorized, and never "
+        f"{runs_of(products)}, {watched} items, {len(found)} of them stored. False calls (called memorized, and never "
         f"copied): {count[Mistake.FALSE_CALL]}. Of the stored ones memwatch called {early} before their first copy, "
         f"{at_once} at the event that shows it (no failure here), {late} later, and {never} never."
     )
@@ -96,14 +97,14 @@ def sheets(failures: Sequence[Failure], folder: Path) -> Iterator[str]:
 
 def section(world: str, products: Sequence[Product], folder: Path) -> str:
     """One world: its best, median and worst stored item."""
-    title, stored = f"\n## {world}: {WORLDS[world].says}\n\n", [item for p in products for item in stored_of(p)]
-    if not stored:
+    title, count = f"\n## {world}: {WORLDS[world].says}\n\n", sum(len(stored(p)) for p in products)
+    if not count:
         return f"{title}Nothing was stored in {runs_of(products)}.\n"
     name, found, by_overlap = f"items-{world}.png", *examples(products)
     save(stacked([heading(), *(item_strip(p, item, f"{which}: ") for which, p, item in found)]), folder / name)
     what = "the IoU of its regions with the mask, among masks that are part of a picture"
     what = what if by_overlap else "its score, since all are whole pictures"
-    words = f"{len(stored)} stored in {runs_of(products)}. The {', '.join(w for w, *_ in found)} one by {what}:"
+    words = f"{count} stored in {runs_of(products)}. The {', '.join(w for w, *_ in found)} one by {what}:"
     said = "; ".join(f"{which}: {item.name} in {p.run.name}" for which, p, item in found)
     return f"{title}{words}\n\n![{said}]({name})\n"
 
@@ -117,12 +118,12 @@ def examples(products: Sequence[Product]) -> tuple[list[Example], bool]:
 
     It is the IoU of those whose mask is a part of the picture; where there is none of these, the score of all.
     """
-    stored = [(p, item) for p in products for item in stored_of(p)]
-    partial = [(p, item) for p, item in stored if not item.mask.all()]
+    everything = [(p, item) for p in products for item in stored(p)]
+    partial = [(p, item) for p, item in everything if not item.mask.all()]
     if partial:
-        ranked = sorted(partial, key=lambda pair: iou_of(*pair), reverse=True)
+        ranked = sorted(partial, key=lambda pair: region_iou(*pair), reverse=True)
     else:
-        ranked = sorted(stored, key=lambda pair: pair[0].score(pair[1]), reverse=True)
+        ranked = sorted(everything, key=lambda pair: pair[0].score(pair[1]), reverse=True)
     chosen = {len(ranked) // 2: "median", len(ranked) - 1: "worst", 0: "best"}  # of two there is no median
     return [(chosen[place], *ranked[place]) for place in sorted(chosen)], bool(partial)
 

@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from memwatch.bench.items import Item
-from memwatch.bench.metrics import iou
 from memwatch.bench.product import Product
 from memwatch.bench.protocol import SHIPPED
 from memwatch.bench.stored import copied_at, first_copy
+from memwatch.bench.verdicts import region_iou
 from memwatch.measure.copies import COPY
 from memwatch.report.heatmap import colours, overlay
 from memwatch.report.picture import COPY as COPY_COLOUR
@@ -115,14 +115,8 @@ def planted(product: Product, item: Item) -> str:
     what = f"{item.kind}, dose {item.dose}"
     if not item.mask.any():
         return f"{what}, nothing is fixed"
-    found = "no region" if product.region(item) is None else f"IoU {iou_of(product, item):.2f}"
+    found = "no region" if product.region(item) is None else f"IoU {region_iou(product, item):.2f}"
     return f"{what}, mask: {100 * item.mask.mean():.0f} % of the picture, {found}"
-
-
-def iou_of(product: Product, item: Item) -> float:
-    """Of memwatch's regions with the mask; 0 where there is no region."""
-    region = product.region(item)
-    return 0.0 if region is None else iou(region, item.mask)
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

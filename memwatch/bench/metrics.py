@@ -93,11 +93,15 @@ def tpr_at_fpr(
     Raises:
         ValueError: either is empty, or ``fpr`` is not in [0, 1).
     """
-    p, n = np.asarray(positives, dtype=np.float64), np.sort(np.asarray(negatives, dtype=np.float64))[::-1]
+    p, n = np.asarray(positives, dtype=np.float64), np.asarray(negatives, dtype=np.float64)
     if not len(p) or not len(n) or not 0 <= fpr < 1:
         raise ValueError(f"TPR at FPR {fpr} needs positives, negatives and an FPR in [0, 1), got {len(p)} and {len(n)}")
-    allowed = math.floor(fpr * len(n) + 1e-9)  # false positives
-    return float(np.mean(p > n[allowed]))
+    return float(np.mean(p > threshold_at(n, fpr)))
+
+
+def threshold_at(negatives: np.ndarray, fpr: float = 0.01) -> float:
+    """The lowest of the scores that no more than this share of the negatives exceeds; they are not empty."""
+    return float(np.sort(negatives)[::-1][math.floor(fpr * len(negatives) + 1e-9)])
 
 
 def resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,8 @@ def write_page(
     products = [judged(run, config) for run in tqdm(runs, desc="memwatch's own judge")]
     rules = {"patches": read_descriptor(None)} | ({} if sscd is None else {"SSCD": read_descriptor(sscd)})
     planted = [run for run in runs if run.planted]
-    compared = {
-        name: compare_runs(planted, rule, lambda base: read_parts(base, tiny_sd)) for name, rule in rules.items()
-    }
+    parts_of = cache(partial(read_parts, tiny_sd=tiny_sd))
+    compared = {name: compare_runs(planted, rule, parts_of) for name, rule in rules.items()}
     localization, alternatives = localization_table(products), rejudged(products)
     tables: dict[str, Rows] = {
         "worlds": world_table(products),
@@ -79,7 +79,7 @@ def write_page(
         "calibration": calibration_table(products),
         "agreement": [{"rule": name} | row for name, c in compared.items() for row in agreement_table(c)],
         "called": [{"rule": name} | row for name, c in compared.items() for row in called_table(c, products)],
-        "proofs": proof_table(products, lambda run: read_parts(run.world.start, tiny_sd).vae),
+        "proofs": proof_table(products, lambda run: parts_of(run.world.start).vae),
         "effort": effort_table(products),
         "runs": [run_row(product) for product in products],
     }

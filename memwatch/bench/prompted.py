@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from memwatch.bench.cases import STORED, Case, with_prompts
-from memwatch.bench.items import Item, Kind
+from memwatch.bench.items import PLANTED, Item, Kind
 from memwatch.bench.look import PROMPTED
 from memwatch.bench.metrics import auc, resized, tpr_at_fpr
 from memwatch.bench.places import ALL, Maps, decisive_map, lit, row_of_maps, row_of_regions
@@ -21,7 +21,7 @@ from memwatch.bench.product import Product
 from memwatch.bench.protocol import NUM_SEEDS, SHIPPED
 from memwatch.bench.rivals import Rival, kept_map
 from memwatch.bench.runs import Finished
-from memwatch.bench.stored import State, state_of
+from memwatch.bench.stored import stored_items
 from memwatch.judge.findings import judge_event
 from memwatch.measure.measurement import Observation
 
@@ -52,7 +52,8 @@ def prompt_table(products: Sequence[Product]) -> list[dict[str, Any]]:
 
 
 def stored_of(run: Finished) -> list[Item]:
-    return [item for item in run.planted if state_of(run, item) is State.STORED]
+    """What is planted and stored."""
+    return [item for item in stored_items(run) if item.kind in PLANTED]
 
 
 def by_image(run: Finished, name: str) -> Observation:

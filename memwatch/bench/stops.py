@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from memwatch.bench import intervals
-from memwatch.bench.items import Kind
+from memwatch.bench.items import PLANTED, Kind
 from memwatch.bench.product import Product
+from memwatch.bench.rivals import loss_of
 from memwatch.bench.runs import Finished
-from memwatch.bench.stored import copied_at, first_copy
-from memwatch.bench.verdicts import by_world
+from memwatch.bench.stored import first_copy
+from memwatch.bench.verdicts import by_world, stored
 
 PATIENCE = 2  # events in a row above the lowest loss
 CLOSE = 1.02  # times the lowest loss: what counts as close to it
@@ -25,8 +26,9 @@ def held_out_loss(run: Finished, step: int) -> float:
     losses = []
     for item in run.of_kind(Kind.HELD_OUT, Kind.CONTROL):
         if item.dose == 0 and not item.name.startswith("sibling"):
-            m = run.measurement(f"screen/{item.name}", step)
-            losses.append(float((m.epsilon - run.true_noise(item.name)[:, : m.draws]).square().mean()))
+            loss = loss_of(run, f"screen/{item.name}", item.name, step)
+            assert loss is not None  # every event has the screen's passes of every item
+            losses.append(float(loss.mean()))
     return float(np.mean(losses))
 
 
@@ -75,7 +77,7 @@ RULES: dict[str, Callable[[Product], int | None]] = {
 
 def stop_table(products: Sequence[Product]) -> list[dict[str, Any]]:
     """Of runs in which something is stored by their end: what each rule leaves; without a stop that is the end."""
-    planted = [p for p in by_world(products)["all"] if any(is_stored_by_end(p, i.name) for i in p.run.planted)]
+    planted = [p for p in by_world(products)["all"] if any(i.kind in PLANTED for i in stored(p))]
     rows = []
     for name, rule in RULES.items():
         steps = [rule(p) for p in planted]
@@ -97,12 +99,6 @@ def stop_table(products: Sequence[Product]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def is_stored_by_end(product: Product, name: str) -> bool:
-    item = next(i for i in product.run.items if i.name == name)
-    step = copied_at(product.run, item)
-    return step is not None and step <= product.run.last
 
 
 def no_copies(products: Sequence[Product]) -> intervals.Estimate:

@@ -41,6 +41,11 @@ def state_of(run: Finished, item: Item) -> State:
     return State.STORED if step <= run.last else State.ON_ITS_WAY
 
 
+def stored_items(run: Finished) -> list[Item]:
+    """Of what memwatch is asked about, what is stored by the run's end."""
+    return [item for item in run.watched if state_of(run, item) is State.STORED]
+
+
 def is_fixed(item: Item) -> bool:
     """Whether there is something that every showing of an item has in common, and that can be copied."""
     return bool(item.mask.any()) and item.dose > 0

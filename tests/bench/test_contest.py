@@ -11,7 +11,7 @@ import torch
 from support.planted import COPIED_FROM, STEPS
 
 from memwatch.bench import contest, places
-from memwatch.bench.cases import NEGATIVES, STORED, Case, above_elsewhere, cases_of, threshold_of
+from memwatch.bench.cases import NEGATIVES, STORED, Case, above_elsewhere, cases_of, threshold_at
 from memwatch.bench.contest import detection_table, first_table, localization_table
 from memwatch.bench.items import Kind
 from memwatch.bench.metrics import auc, iou, resized
@@ -74,7 +74,7 @@ def test_what_is_on_its_way_is_neither_right_nor_wrong(products):
 @pytest.mark.parametrize(("number", "expected"), [(50, 49), (99, 98), (100, 98), (200, 197)])
 def test_a_threshold_calls_one_percent_at_most(number, expected):
     negatives = np.random.default_rng(0).permutation(number).astype(float)
-    assert threshold_of(negatives) == expected
+    assert threshold_at(negatives) == expected
     assert (negatives > expected).mean() <= 0.01
 
 

@@ -10,15 +10,16 @@ import pytest
 from PIL import Image, ImageColor
 
 from memwatch.bench import gallery
-from memwatch.bench.failures import Mistake, failures_of, stored_of
+from memwatch.bench.failures import Mistake, failures_of
 from memwatch.bench.gallery import examples, write_gallery
-from memwatch.bench.item_strip import NEAREST, TILE, WIDTH, facts, iou_of, item_strip, outlined, tiles
+from memwatch.bench.item_strip import NEAREST, TILE, WIDTH, facts, item_strip, outlined, tiles
 from memwatch.bench.items import Kind
 from memwatch.bench.metrics import iou
 from memwatch.bench.product import Product
 from memwatch.bench.proofs import counted, pool_of, proof_table, row
 from memwatch.bench.sets import MODERATE
 from memwatch.bench.stored import State, state_of
+from memwatch.bench.verdicts import region_iou, stored
 from memwatch.judge.alerts import Verdict
 from memwatch.measure.copies import COPY
 from memwatch.report.picture import COPY as COPY_COLOUR
@@ -26,7 +27,7 @@ from memwatch.report.picture import COPY as COPY_COLOUR
 
 def misjudged(product: Product) -> Product:
     """The same with one stored item that is never called, one called too late, and two false calls."""
-    never, late, *_ = stored_of(product)
+    never, late, *_ = stored(product)
     wrong = [item.name for item in product.run.of_kind(Kind.HELD_OUT)[:2]]
     said = {name: step for name, step in product.first_alert.items() if name != never.name}
     said |= {late.name: product.run.last} | dict.fromkeys(wrong, product.run.steps[1])
@@ -42,13 +43,13 @@ def test_what_is_stored_and_called_in_time_is_no_failure_nor_is_what_is_on_its_w
     moderate = [item for item in product.run.watched if state_of(product.run, item) is State.ON_ITS_WAY]
     assert {item.dose for item in moderate} == {MODERATE}
     assert all(product.called(item) for item in moderate)
-    silent = replace(product, first_alert={item.name: 20 for item in stored_of(product)})
+    silent = replace(product, first_alert={item.name: 20 for item in stored(product)})
     assert failures_of([silent]) == []
 
 
 def test_false_calls_come_first_then_what_was_never_called_then_what_was_late(products):
     product = misjudged(products[0])
-    never, late, *_ = stored_of(product)
+    never, late, *_ = stored(product)
     found = failures_of([product])
     assert [f.mistake for f in found] == [Mistake.FALSE_CALL] * 2 + [Mistake.NEVER_CALLED, Mistake.LATE]
     assert [f.item.name for f in found[2:]] == [never.name, late.name]
@@ -58,7 +59,7 @@ def test_false_calls_come_first_then_what_was_never_called_then_what_was_late(pr
 
 def test_a_call_at_the_event_of_the_first_copy_is_not_late(products):
     product = products[0]
-    item = stored_of(product)[0]
+    item = stored(product)[0]
     at_once = replace(product, first_alert=product.first_alert | {item.name: 30})
     assert failures_of([at_once]) == []
 
@@ -68,7 +69,7 @@ def test_a_call_at_the_event_of_the_first_copy_is_not_late(products):
 
 def test_a_strip_shows_probe_mask_map_region_and_framed_copies(products):
     product = products[0]
-    item = next(i for i in stored_of(product) if not i.mask.all())
+    item = next(i for i in stored(product) if not i.mask.all())
     image = np.asarray(item.probe)
     probe, mask, heat, region, *made = [np.asarray(tile) for tile in tiles(product, item)]
     assert len(made) == NEAREST
@@ -105,16 +106,16 @@ def test_what_is_never_shown_has_no_mask_and_no_frame(products):
 
 def test_facts_say_size_overlap_and_when(products):
     product = products[0]
-    item = stored_of(product)[0]
+    item = stored(product)[0]
     said = facts(product, item)
-    assert f"mask: {100 * item.mask.mean():.0f} % of the picture, IoU {iou_of(product, item):.2f}" in said
+    assert f"mask: {100 * item.mask.mean():.0f} % of the picture, IoU {region_iou(product, item):.2f}" in said
     assert "first called memorized at step 20 (exposure " in said
     assert "first copied at step 30 (exposure " in said
 
 
 def test_the_map_is_that_of_the_last_event_with_a_region(products):
     product = products[0]
-    item = stored_of(product)[0]
+    item = stored(product)[0]
     last = product.findings[item.name][40]
     quiet = replace(last, state=replace(last.state, verdict=Verdict.NO_EVIDENCE), labels=np.zeros_like(last.labels))
     faded = Product(product.run, product.events, product.first_alert, product.first_suspicion)
@@ -125,7 +126,7 @@ def test_the_map_is_that_of_the_last_event_with_a_region(products):
 
 def test_a_long_reason_is_broken_into_lines(products):
     product = products[0]
-    item = stored_of(product)[0]
+    item = stored(product)[0]
     short, long = (item_strip(product, item, failure=words) for words in ("few", "many words " * 40))
     assert short.width == long.width == WIDTH
     assert long.height > short.height
@@ -174,8 +175,8 @@ def test_a_world_is_shown_by_its_best_median_and_worst_item(products):
     found, by_overlap = examples(products)
     assert by_overlap
     assert [which for which, *_ in found] == ["best", "median", "worst"]
-    partial = sorted(iou(p.region(item), item.mask) for p in products for item in stored_of(p) if not item.mask.all())
-    assert [iou_of(p, item) for _, p, item in found] == [
+    partial = sorted(iou(p.region(item), item.mask) for p in products for item in stored(p) if not item.mask.all())
+    assert [region_iou(p, item) for _, p, item in found] == [
         partial[-1],
         np.sort(partial)[::-1][len(partial) // 2],
         partial[0],
@@ -185,8 +186,8 @@ def test_a_world_is_shown_by_its_best_median_and_worst_item(products):
 @pytest.mark.parametrize(("kept", "words"), [(1, ["best"]), (2, ["best", "worst"]), (0, [])])
 def test_few_stored_items_are_shown_once_each_and_whole_ones_by_their_score(products, monkeypatch, kept, words):
     product = products[0]
-    whole = [replace(item, mask=np.ones_like(item.mask)) for item in stored_of(product)[:kept]]
-    monkeypatch.setattr(gallery, "stored_of", lambda _: whole)
+    whole = [replace(item, mask=np.ones_like(item.mask)) for item in stored(product)[:kept]]
+    monkeypatch.setattr(gallery, "stored", lambda _: whole)
     found, by_overlap = examples([product]) if kept else ([], False)
     assert not by_overlap
     assert [which for which, *_ in found] == words
@@ -195,7 +196,7 @@ def test_few_stored_items_are_shown_once_each_and_whole_ones_by_their_score(prod
 
 
 def test_a_world_in_which_nothing_is_stored_says_so(products, tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "stored_of", lambda _: [])
+    monkeypatch.setattr(gallery, "stored", lambda _: [])
     page = write_gallery(products, tmp_path, "").read_text("utf-8")
     assert "Nothing was stored in 2 runs." in page
     assert pictures_in(page) == []
@@ -209,7 +210,7 @@ def test_exact_copies_are_copies_by_both_rules(products):
     found = proof_table(products, asked.append)
     assert len(asked) == 1  # both runs start from the same base
     assert [one["world"] for one in found] == ["captions", "all"]
-    copies = 4 * sum(len(stored_of(product)) for product in products)  # at the last event; news comes before them
+    copies = 4 * sum(len(stored(product)) for product in products)  # at the last event; news comes before them
     for one in found:
         assert one["copies by the benchmark"] == one["copies by memwatch"] == copies
         assert one["precision"] == one["recall"] == 1
@@ -218,7 +219,7 @@ def test_exact_copies_are_copies_by_both_rules(products):
 
 def test_precision_and_recall_count_what_only_one_rule_calls(products):
     product = products[0]
-    item = next(i for i in stored_of(product) if not i.mask.all())
+    item = next(i for i in stored(product) if not i.mask.all())
     finding, pool = product.findings[item.name][40], pool_of(product.run, None)
     made = product.run.generated(item, 40).copy()
     made[2:] = 128
