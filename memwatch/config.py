@@ -233,7 +233,8 @@ class AlertsConfig:
             matters less than what ordinary learning does.
         uncalibrated_severity: from which factor a probe is suspicious where there are no controls to judge by, greater
             than 1.
-        patience: events in a row until suspicious becomes memorized, at least 1.
+        patience: events in a row with evidence, the last of them enough to call, until a probe is memorized; at least
+            1. The promise is kept by p-values alone; this spares what flickers.
         webhook: where alerts are posted as JSON, in words that Slack and Discord take: a URL, or ``$NAME`` for the URL
             in that environment variable. Logs and files show its host alone.
     """

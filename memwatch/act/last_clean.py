@@ -28,14 +28,14 @@ KEEPING, WRITING = "keeping the weights to roll back to", "writing the weights t
 
 
 def is_clean(states: Mapping[str, ProbeState], findings: Sequence[Finding]) -> bool:
-    """Whether nothing counts towards ``memorized`` at this event, and all output is finite.
+    """Whether no evidence is enough for ``memorized`` at this event, and all output is finite.
 
     Args:
         states: by name, after the event.
         findings: of the watched probes; controls and peers do not count.
     """
     watched = [states.get(finding.name, finding.state) for finding in findings]
-    return all(s.streak == 0 and s.verdict is not Verdict.MEMORIZED and s.finite for s in watched)
+    return all(s.finite and not s.is_enough for s in watched)
 
 
 def is_memorized(findings: Sequence[Finding]) -> bool:

@@ -134,12 +134,14 @@ class Group:
         p: np.ndarray = np.minimum(1.0, NUM_SIZES * stats.t.sf(excess, self.references - 1))
         return p
 
-    def smallest_excess(self, event: int) -> float:
-        """What it takes at the n-th event; the p-value falls with the excess."""
-        budget = self.rule.false_alarms_per_run
-        allowed = largest_p(event, false_alarms_per_run=budget, patience=self.rule.patience, num_probes=self.probes)
-        p = min(allowed, self.rule.max_p)
+    def smallest_excess(self, p: float) -> float:
+        """What a p-value of ``p`` or less takes; it falls with the excess."""
         return float(stats.t.isf(p / NUM_SIZES, self.references - 1)) if p < 1 else -np.inf
+
+    def allowed(self, event: int) -> float:
+        """The p-value that the n-th event may have at most."""
+        budget = self.rule.false_alarms_per_run
+        return min(self.rule.max_p, largest_p(event, false_alarms_per_run=budget, num_probes=self.probes))
 
     def judge(self, event: int, x: np.ndarray, excess: np.ndarray, controls: np.ndarray) -> np.ndarray:
         """Whether the rule calls an object memorized at its n-th event, n = 1, 2, ...: bool ``(objects, runs)``.
@@ -148,15 +150,16 @@ class Group:
             x, excess: ``(NUM_SIZES, objects, runs)``.
             controls: ``(NUM_SIZES, N, runs)``; N is one more than ``references`` where they are the objects themselves.
         """
-        passes = excess.max(0) >= self.smallest_excess(event)
+        highest = excess.max(0)
+        self.streak = np.where(highest >= self.smallest_excess(self.rule.max_p), self.streak + 1, 0)
+        passes = (highest >= self.smallest_excess(self.allowed(event))) & (self.streak >= self.rule.patience)
         objects, runs = np.nonzero(passes)  # few, where nothing is stored
         size = excess[:, objects, runs].argmax(0)
         own = controls.shape[1] - self.references
         as_high = (controls[size, :, runs] >= x[size, objects, runs][:, None]).sum(1) - own
         rank_p = (1 + as_high) / (1 + self.references)
         passes[objects, runs] = rank_p <= max(RANK_P, 1 / (1 + self.references))
-        self.streak = np.where(passes, self.streak + 1, 0)
-        return np.asarray(self.streak >= self.rule.patience)
+        return np.asarray(passes)
 
 
 class AuditOfRuns:

@@ -61,8 +61,9 @@ class ProbeState:
 
     Attributes:
         events: at how many it was compared; the false-alarm budget is spent by this number.
-        streak: events in a row that count towards ``memorized``.
+        streak: events in a row that controls do not show, whatever their size.
         since: step at which the streak began.
+        is_enough: whether the last event's evidence is enough for ``memorized``, but perhaps for patience or the audit.
         last_clean: step of the last event without evidence.
         verdict: of the last event.
         finite: whether the last event's numbers were finite.
@@ -72,6 +73,7 @@ class ProbeState:
     events: int = 0
     streak: int = 0
     since: int | None = None
+    is_enough: bool = False
     last_clean: int | None = None
     verdict: Verdict = Verdict.INCONCLUSIVE
     finite: bool = True
@@ -92,8 +94,8 @@ def judge(
 ) -> tuple[ProbeState, str]:
     """The probe's next state, which holds the verdict, and the reason in words.
 
-    - memorized: an effect that matters, and one that the run's false-alarm budget allows to call, in ``patience``
-      events in a row.
+    - memorized: an effect that matters, and one that the run's false-alarm budget allows to call, after evidence in
+      ``patience`` events in a row, this one included. What only flickers is not called.
     - suspicious: more than controls show, but not by so much or not yet so often; without any controls, a large effect.
     - no evidence: no effect that its error bar tells from none, or controls show as much.
     - inconclusive: no judgement is possible.
@@ -102,7 +104,7 @@ def judge(
         num_probes: that share the run's budget.
         planned: how many events the run will have, if known.
     """
-    quiet = replace(state, streak=0, since=None, finite=evidence.finite)
+    quiet = replace(state, streak=0, since=None, is_enough=False, finite=evidence.finite)
     unknown = replace(quiet, verdict=Verdict.INCONCLUSIVE)
     if not evidence.finite:
         return unknown, "non-finite values in the model's output"
@@ -124,25 +126,20 @@ def judge(
     found = f"{effect}, p = {evidence.p:.2g}"
     if evidence.p > rule.max_p:
         return clean, f"{found}: controls show as much"
-    allowed = largest_p(
-        events,
-        false_alarms_per_run=rule.false_alarms_per_run,
-        patience=rule.patience,
-        num_probes=num_probes,
-        planned=planned,
-    )
-    if (short := _short_of_memorized(evidence, rule, allowed)) is not None:
-        return suspicious, f"{found}, {short}"
     streak, since = state.streak + 1, state.since if state.streak else step
     going = replace(suspicious, streak=streak, since=since)
+    allowed = largest_p(events, false_alarms_per_run=rule.false_alarms_per_run, num_probes=num_probes, planned=planned)
+    if (short := _short_of_memorized(evidence, rule, allowed)) is not None:
+        return going, f"{found}, {short}"
+    enough = replace(going, is_enough=True)
     if streak < rule.patience:
-        return going, f"{found}, event {streak} of {rule.patience}"
+        return enough, f"{found}, event {streak} of {rule.patience}"
     rarest = min(state.rarest_p, evidence.p)
-    return replace(going, verdict=Verdict.MEMORIZED, called=True, rarest_p=rarest), f"{found}, since step {since}"
+    return replace(enough, verdict=Verdict.MEMORIZED, called=True, rarest_p=rarest), f"{found}, since step {since}"
 
 
 def _short_of_memorized(evidence: Evidence, rule: AlertsConfig, allowed: float) -> str | None:
-    """Why one event does not count towards ``memorized``, for which p may be ``allowed``; ``None`` where it does."""
+    """Why one event is not enough for ``memorized``, for which p may be ``allowed``; ``None`` where it is."""
     assert evidence.p is not None
     assert evidence.rank_p is not None
     if evidence.severity < rule.min_severity:

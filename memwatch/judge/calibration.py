@@ -133,17 +133,13 @@ def share_of_budget(event: int, planned: int | None = None) -> float:
     return float(0.5 ** (block + 1) / (first * 2**block))
 
 
-def largest_p(
-    event: int, *, false_alarms_per_run: float, patience: int, num_probes: int, planned: int | None = None
-) -> float:
-    """The p-value that a probe may have at most, at its n-th event, to count towards ``memorized``.
+def largest_p(event: int, *, false_alarms_per_run: float, num_probes: int, planned: int | None = None) -> float:
+    """The p-value that a probe may have at most, at its n-th event, to be called ``memorized``.
 
-    If every probe stays below it in ``patience`` events in a row before anything is called, a run in which nothing is
-    stored calls something with probability ``false_alarms_per_run`` at most, however the events depend on each other:
-    any ``patience`` events in a row hold exactly one whose number is a multiple of ``patience``, so only those need to
-    be paid for, and the shares never rise.
+    A run in which nothing is stored calls something with probability ``false_alarms_per_run`` at most, however probes
+    and events depend on each other: what all of them are allowed sums to that (Bonferroni).
     """
-    return min(1.0, false_alarms_per_run * patience * share_of_budget(event, planned) / num_probes)
+    return min(1.0, false_alarms_per_run * share_of_budget(event, planned) / num_probes)
 
 
 def upper_bound(count: int, of: int, confidence: float = 0.95) -> float:
