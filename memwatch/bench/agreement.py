@@ -120,8 +120,8 @@ def second_states(compared: Compared) -> dict[str, bool]:
 
 def agreement_table(compared: Sequence[Compared]) -> list[dict[str, Any]]:
     """How far both rules agree: one row per world, seeds pooled, and one of all."""
-    worlds = list(dict.fromkeys(c.run.plan["world"] for c in compared))
-    rows = [agreement_row(world, [c for c in compared if c.run.plan["world"] == world]) for world in worlds]
+    worlds = list(dict.fromkeys(c.run.world_name for c in compared))
+    rows = [agreement_row(world, [c for c in compared if c.run.world_name == world]) for world in worlds]
     return [*rows, agreement_row(ALL, compared)]
 
 

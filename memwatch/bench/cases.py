@@ -31,7 +31,7 @@ class Case:
 
     @property
     def world(self) -> str:
-        return str(self.product.run.plan["world"])
+        return self.product.run.world_name
 
     @property
     def is_part(self) -> bool:

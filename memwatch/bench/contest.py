@@ -163,10 +163,10 @@ def counted(groups: np.ndarray) -> dict[str, Any]:
 def first_table(products: Sequence[Product]) -> Table:
     """Who speaks before the first copy, on stored items; shares are of all of them.
 
-    memwatch says ``memorized`` at the second event in a row. Rivals speak at the first event at which their published
-    score exceeds what 1 % of the negatives of the *other* worlds exceed at their last events. ``negatives called`` are
-    those at any event; f_mem looks at what was never shown at the last one only. ``exposures`` is the median over the
-    items that were called.
+    memwatch says ``memorized`` at the second event with evidence at the earliest. Rivals speak at the first event at
+    which their published score exceeds what 1 % of the negatives of the *other* worlds exceed at their last events.
+    ``negatives called`` are those at any event; f_mem looks at what was never shown at the last one only. ``exposures``
+    is the median over the items that were called.
     """
     cases = cases_of(products)
     stored = [case for case in cases if case.group == STORED]

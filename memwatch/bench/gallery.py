@@ -55,8 +55,8 @@ def write_gallery(products: Sequence[Product], folder: Path, command: str) -> Pa
 def by_world(products: Sequence[Product]) -> Iterator[tuple[str, list[Product]]]:
     """In the order of ``worlds.WORLDS``."""
     places = {world: place for place, world in enumerate(WORLDS)}
-    ordered = sorted(products, key=lambda p: (places[p.run.plan["world"]], p.run.plan["seed"]))
-    return ((world, list(group)) for world, group in groupby(ordered, key=lambda p: p.run.plan["world"]))
+    ordered = sorted(products, key=lambda p: (places[p.run.world_name], p.run.plan["seed"]))
+    return ((world, list(group)) for world, group in groupby(ordered, key=lambda p: p.run.world_name))
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

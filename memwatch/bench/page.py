@@ -83,7 +83,7 @@ def write_page(
         "effort": effort_table(products),
         "runs": [run_row(product) for product in products],
     }
-    bars = bar_table(products, localization)
+    bars = bar_table(products, localization, tables["called"])
     texts = {name: markdown_table(rows, COLUMNS.get(name, ())) for name, rows in tables.items()}
     text = PAGE.format(
         **texts,

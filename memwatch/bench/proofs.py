@@ -35,7 +35,7 @@ def proof_table(products: Sequence[Product], vae_of: Callable[[Finished], Any]) 
         world = product.run.world
         if world.base not in vaes:
             vaes[world.base] = vae_of(product.run)
-        name = product.run.plan["world"]
+        name = product.run.world_name
         counts[name] = counts.get(name, np.zeros(4, dtype=int)) + counts_of(product, vaes[world.base])
     total = sum(counts.values(), start=np.zeros(4, dtype=int))
     return [*(row(name, found) for name, found in counts.items()), row("all", total)]

@@ -180,17 +180,18 @@ def nearest(run: Finished, name: str, step: int) -> float | None:
 
 
 def risen_loss(run: Finished, name: str, step: int) -> float:
-    """How far the loss of the held-out photos is above its lowest so far: one number for the whole run."""
-    losses = [_held_out_loss(run, s) for s in run.steps if s <= step]
+    """How far the held-out loss is above its lowest so far: one number for the whole run."""
+    losses = [held_out_loss(run, s) for s in run.steps if s <= step]
     return losses[-1] - min(losses)
 
 
 @lru_cache(maxsize=1000)
-def _held_out_loss(run: Finished, step: int) -> float:
-    """Mean loss of the held-out photos by the screen's forward passes; every run holds some out."""
-    names = [item.name for item in run.of_kind(Kind.HELD_OUT)]
+def held_out_loss(run: Finished, step: int) -> float:
+    """Denoising loss under fixed noise of pictures that are never trained on and show nothing that is."""
+    held_out = [item for item in run.of_kind(Kind.HELD_OUT, Kind.CONTROL) if item.dose == 0]
+    names = [item.name for item in held_out if not item.name.startswith("sibling")]
     losses = [loss_of(run, f"screen/{name}", name, step) for name in names]
-    return float(torch.stack([loss for loss in losses if loss is not None]).mean())
+    return float(torch.stack([loss.mean() for loss in losses if loss is not None]).mean())
 
 
 KIM_LEE = {

@@ -38,8 +38,12 @@ class Finished:
         return self.home.name
 
     @property
+    def world_name(self) -> str:
+        return str(self.plan["world"])
+
+    @property
     def world(self) -> World:
-        return WORLDS[self.plan["world"]]
+        return WORLDS[self.world_name]
 
     @cached_property
     def everything(self) -> list[Item]:

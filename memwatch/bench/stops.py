@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from memwatch.bench import intervals
-from memwatch.bench.items import PLANTED, Kind
+from memwatch.bench.items import PLANTED
 from memwatch.bench.product import Product
-from memwatch.bench.rivals import loss_of
+from memwatch.bench.rivals import held_out_loss
 from memwatch.bench.runs import Finished
 from memwatch.bench.stored import first_copy
 from memwatch.bench.verdicts import by_world, stored
 
 PATIENCE = 2  # events in a row above the lowest loss
 CLOSE = 1.02  # times the lowest loss: what counts as close to it
-
-
-@lru_cache(maxsize=100)
-def held_out_loss(run: Finished, step: int) -> float:
-    """Denoising loss under fixed noise of pictures that are never trained on and show nothing that is."""
-    losses = []
-    for item in run.of_kind(Kind.HELD_OUT, Kind.CONTROL):
-        if item.dose == 0 and not item.name.startswith("sibling"):
-            loss = loss_of(run, f"screen/{item.name}", item.name, step)
-            assert loss is not None  # every event has the screen's passes of every item
-            losses.append(float(loss.mean()))
-    return float(np.mean(losses))
 
 
 def excess(run: Finished, step: int) -> float:

@@ -126,7 +126,7 @@ def by_world(products: Sequence[Product]) -> dict[str, list[Product]]:
 
 
 def world_of(product: Product) -> str:
-    return str(product.run.plan["world"])
+    return product.run.world_name
 
 
 def world_table(products: Sequence[Product]) -> list[dict[str, Any]]:

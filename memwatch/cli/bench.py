@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="shorter or longer runs; events are kept up to there")
     add("--threads", type=int, help="of torch; to run several of these side by side")
     add("--config", type=Path, help="what counts as the default (the shipped one)")
-    help_ = "of --report: model file of SSCD (.onnx or TorchScript), as one more rule for what is a copy"
+    help_ = "of --report: model file of SSCD (.onnx), as one more rule for what is a copy"
     add("--sscd", type=Path, help=help_)
     help_ = "only fine-tune with an event every 20 steps, and write how well forecasts hold here (%(const)s)"
     add("--forecast", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)

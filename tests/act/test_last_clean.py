@@ -54,14 +54,15 @@ def no_space(*args, **kwargs):
         (ProbeState(), True, False),  # nothing to compare with yet
         (ProbeState(verdict=Verdict.NO_EVIDENCE, events=3), True, False),
         (ProbeState(verdict=Verdict.SUSPICIOUS), True, False),
-        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=1, since=4), False, False),
-        (ProbeState(verdict=Verdict.MEMORIZED, streak=2, since=4), False, True),
+        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=2, since=4), True, False),  # a small effect, however often
+        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=1, since=4, is_enough=True), False, False),
+        (ProbeState(verdict=Verdict.MEMORIZED, streak=2, since=4, is_enough=True), False, True),
         (ProbeState(verdict=Verdict.INCONCLUSIVE, finite=False), False, False),
     ],
 )
-def test_what_counts_towards_memorized_is_not_clean(state, clean, memorized):
+def test_what_is_enough_for_memorized_is_not_clean(state, clean, memorized):
     quiet = ProbeState(verdict=Verdict.NO_EVIDENCE)
-    states = {"a": quiet, "b": state, "control/c": replace(quiet, streak=2, verdict=Verdict.MEMORIZED)}
+    states = {"a": quiet, "b": state, "control/c": replace(quiet, streak=2, is_enough=True, verdict=Verdict.MEMORIZED)}
     findings = [SimpleNamespace(name=name, state=states[name], verdict=states[name].verdict) for name in "ab"]
     assert is_clean(states, findings) is clean
     assert is_memorized(findings) is memorized

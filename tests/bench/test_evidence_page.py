@@ -41,7 +41,11 @@ def test_the_page_has_every_table_and_says_how_it_was_made(folder, products):
 
 
 def test_bars_are_met_or_missed_by_what_was_measured(products):
-    rows = {row["number"]: row for row in bar_table(products, localization_table(products))}
+    second = {"rule": "patches", "stored by": "the second rule", "precision": 0.75, "recall": None}
+    both = second | {"stored by": "both", "precision": 0.5}
+    rows = {row["number"]: row for row in bar_table(products, localization_table(products), [second, both])}
+    assert rows["precision"]["measured"].endswith("); by patches 0.750")
+    assert "by patches" not in rows["recall"]["measured"]
     assert rows["precision"]["met"] == "yes"
     assert rows["recall"]["met"] == answer(recall(products).value >= EVERY_WORLD)
     assert rows["runs with nothing planted that call"]["met"] == "not measured"

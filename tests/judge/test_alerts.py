@@ -18,7 +18,7 @@ MEMORIZED, SUSPICIOUS, NO_EVIDENCE, INCONCLUSIVE = (
 )
 PROBES = 8
 RULE = {"min_severity": 1.5, "max_p": 0.01, "false_alarms_per_run": 0.05, "patience": 2, "uncalibrated_severity": 2.0}
-ALLOWED = largest_p(1, false_alarms_per_run=0.05, patience=2, num_probes=PROBES)  # at the first 16 events: 0.00039
+ALLOWED = largest_p(1, false_alarms_per_run=0.05, num_probes=PROBES)  # at each of the first 16 events: 0.0002
 
 HIT = Evidence(4.0, 3.0, p=1e-5, rank_p=1 / 21, excess=8.0, num_controls=20, any_controls=True)
 EDGE = replace(HIT, severity=1.5, severity_low=1.01, p=ALLOWED, rank_p=0.05)  # the limits themselves count
@@ -63,7 +63,8 @@ def run(evidences, num_probes=PROBES, **rule):
         (2, [HIT, COMMON, HIT], [SUSPICIOUS, NO_EVIDENCE, SUSPICIOUS]),
         (2, [EDGE, EDGE], [SUSPICIOUS, MEMORIZED]),
         (2, [MILD, MILD, MILD], [SUSPICIOUS] * 3),  # real perhaps, but less than what ordinary learning does
-        (2, [HIT, MILD, HIT], [SUSPICIOUS] * 3),  # and it breaks the streak
+        (2, [MILD, HIT, MILD, HIT], [SUSPICIOUS, MEMORIZED, SUSPICIOUS, MEMORIZED]),  # but it is evidence
+        (3, [RARE, MILD, HIT], [SUSPICIOUS, SUSPICIOUS, MEMORIZED]),
         (1, [NOISY, COMMON], [NO_EVIDENCE] * 2),
         (2, [RARE, RARE, JUST, JUST], [SUSPICIOUS] * 4),
         (2, [TIED, TIED], [SUSPICIOUS] * 2),
@@ -85,14 +86,14 @@ def run(evidences, num_probes=PROBES, **rule):
     ],
 )
 def test_verdicts(patience, evidences, verdicts):
-    rule = {"patience": patience, "false_alarms_per_run": 0.05 * 2 / patience}  # so that ALLOWED is allowed
-    assert [state.verdict for state in run(evidences, **rule)[0]] == verdicts
+    assert [state.verdict for state in run(evidences, patience=patience)[0]] == verdicts
 
 
 def test_since_and_last_clean():
     states, _ = run([NOTHING, HIT, HIT, MILD, HIT])
-    assert [s.streak for s in states] == [0, 1, 2, 0, 1]
-    assert [s.since for s in states] == [None, 200, 200, None, 500]
+    assert [s.streak for s in states] == [0, 1, 2, 3, 4]
+    assert [s.since for s in states] == [None, 200, 200, 200, 200]
+    assert [s.is_enough for s in states] == [False, True, True, False, True]
     assert [s.last_clean for s in states] == [100] * 5
 
 
@@ -100,6 +101,7 @@ def test_inconclusive_is_not_clean():
     states, _ = run([NOTHING, HIT, BROKEN, FEW, FIRST])
     assert [s.last_clean for s in states] == [100] * 5
     assert [s.finite for s in states] == [True, True, False, True, True]
+    assert [s.is_enough for s in states] == [False, True, False, False, False]
     assert states[2].since is None
 
 
@@ -133,7 +135,7 @@ def test_called_is_never_taken_back():
         (MILD, "1.5x, p = 1e-05, an effect below 1.5x"),
         (NOISY, "variance reduction 4.0x: its error bar reaches 1x"),
         (COMMON, "4.0x, p = 0.011: controls show as much"),
-        (RARE, "4.0x, p = 0.01, not rare enough to call in a whole run (p <= 0.0004)"),
+        (RARE, "4.0x, p = 0.01, not rare enough to call in a whole run (p <= 0.0002)"),
         (TIED, "4.0x, p = 1e-05, but as many controls are as high (rank p = 0.10)"),
         (AS_PEERS, "4.0x, p = 1e-05, but no more than ordinary training images show (rank p = 0.15)"),
         (BLIND, "4.0x, uncalibrated (no controls)"),
@@ -156,7 +158,9 @@ def test_judge_is_pure():
     state = ProbeState(streak=1, since=100, events=1)
     found = [judge(state, HIT, 200, AlertsConfig(), PROBES) for _ in range(2)]
     assert found[0] == found[1]
-    assert found[0][0] == ProbeState(events=2, streak=2, since=100, verdict=MEMORIZED, called=True, rarest_p=1e-5)
+    assert found[0][0] == ProbeState(
+        events=2, streak=2, since=100, is_enough=True, verdict=MEMORIZED, called=True, rarest_p=1e-5
+    )
     assert state == ProbeState(streak=1, since=100, events=1)
 
 

@@ -192,28 +192,22 @@ def test_the_shares_of_a_run_sum_to_one_and_never_rise():
     assert blocks == pytest.approx([0.5 ** (i + 1) for i in range(12)])
 
 
-@pytest.mark.parametrize("patience", [1, 2, 3, 5, 16, 40])
 @pytest.mark.parametrize("num_probes", [1, 8])
-def test_the_p_values_that_a_run_allows_sum_to_its_budget(patience, num_probes):
-    """Any ``patience`` events in a row hold one multiple of ``patience``; over those the bounds of all probes sum up.
-
-    So does any other choice of one event in each ``patience`` that starts no earlier.
-    """
-    budget = {"false_alarms_per_run": 0.05, "patience": patience, "num_probes": num_probes}
-    allowed = [largest_p(event, **budget) for event in range(1, 5001)]
-    for first in range(1, 20):
-        assert sum(event % patience == 0 for event in range(first, first + patience)) == 1
-    total = num_probes * sum(allowed[patience - 1 :: patience])
-    assert total <= 0.05
-    assert total > 0.05 * 0.4  # it is spent
+@pytest.mark.parametrize("planned", [None, 5, 300])
+def test_the_p_values_that_a_run_allows_sum_to_its_budget(num_probes, planned):
+    """However long it is; a run that lasts twice as long as planned has half of what is left, and so on."""
+    budget = {"false_alarms_per_run": 0.05, "num_probes": num_probes, "planned": planned}
+    allowed = [num_probes * largest_p(event, **budget) for event in range(1, 5001)]
+    assert 0.05 * 0.9 < sum(allowed) <= 0.05
     assert all(a >= b for a, b in itertools.pairwise(allowed))
+    if planned is not None:
+        assert sum(allowed[:planned]) == pytest.approx(0.05 / 2)
 
 
 def test_what_an_event_allows_by_hand():
-    budget = {"false_alarms_per_run": 0.05, "num_probes": 8}
-    assert largest_p(1, patience=2, **budget) == pytest.approx(0.05 * 2 / 32 / 8)
-    assert largest_p(17, patience=2, **budget) == pytest.approx(0.05 * 2 / 128 / 8)
-    assert largest_p(1, patience=1000, false_alarms_per_run=0.9, num_probes=1) == 1.0
+    assert largest_p(1, false_alarms_per_run=0.05, num_probes=8) == pytest.approx(0.05 / 32 / 8)
+    assert largest_p(17, false_alarms_per_run=0.05, num_probes=8) == pytest.approx(0.05 / 128 / 8)
+    assert largest_p(1, false_alarms_per_run=0.05, num_probes=8, planned=5) == pytest.approx(0.05 / 10 / 8)
 
 
 @pytest.mark.parametrize(("count", "of"), [(0, 1), (0, 24), (1, 24), (3, 10), (23, 24)])

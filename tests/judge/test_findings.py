@@ -66,7 +66,7 @@ def test_a_finding_carries_what_its_verdict_rests_on():
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
     assert judgement.states["a"] == finding.state
-    assert finding.state == ProbeState(events=1, streak=1, since=7, verdict=Verdict.SUSPICIOUS)
+    assert finding.state == ProbeState(events=1, streak=1, since=7, is_enough=True, verdict=Verdict.SUSPICIOUS)
     evidence, (region,) = finding.evidence, finding.regions
     decisive = finding.signals.decisive
     assert region.mean == pytest.approx(decisive.mean.numpy()[finding.labels == 1].mean())
@@ -192,14 +192,16 @@ def test_every_control_is_judged_by_the_others():
     assert found.p == pytest.approx(expected.p_value(found.regions[0].excess))
     assert found.p < 1e-5
     assert judgement.states.keys() == {"a", *(o.name for o in observations)}
-    assert judgement.states[found.name] == ProbeState(events=1, streak=1, since=1, verdict=Verdict.SUSPICIOUS)
+    assert judgement.states[found.name] == ProbeState(
+        events=1, streak=1, since=1, is_enough=True, verdict=Verdict.SUSPICIOUS
+    )
     assert (judgement.audit.called, judgement.audit.of) == (0, 20)
 
 
 def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called():
     """It is as rare as the probe, and the rule would call it as well."""
     quiet = controls(20, 1.0, spread=0.05)
-    sibling = replace(quiet[0], now=seen(fallen=4.9).now)
+    sibling = replace(quiet[0], now=seen(fallen=4.5).now)
     states, verdicts = {}, []
     for step in (1, 2, 3):
         judgement = judge_event([seen(), sibling, *quiet[1:]], states, step, DEFAULT)
@@ -221,8 +223,8 @@ def test_the_budget_is_shared_by_the_watched_probes_alone():
     quiet, others = controls(20, 1.0, spread=0.4), [seen(f"other/{i}", 1.0) for i in range(19)]
     (alone,) = judged([seen(), *quiet, *peers(30, 1.0)])
     among = judged([seen(), *others, *quiet])[0]
-    assert 0.05 * 2 / 32 / 20 < alone.p == among.p < 0.05 * 2 / 32
-    assert (alone.state.streak, among.state.streak) == (1, 0)
+    assert 0.05 / 32 / 20 < alone.p == among.p < 0.05 / 32
+    assert (alone.state.is_enough, among.state.is_enough) == (True, False)
     assert "not rare enough to call in a whole run" in among.reason
 
 
@@ -342,7 +344,7 @@ def test_patience_is_counted_in_the_states_that_are_handed_on():
     before = dict(states)
     judgement = judge_event(observations, states, 2, DEFAULT)
     (finding,) = judgement.findings
-    expected = ProbeState(2, 2, 1, None, Verdict.MEMORIZED, called=True, rarest_p=finding.p)
+    expected = ProbeState(2, 2, 1, True, None, Verdict.MEMORIZED, called=True, rarest_p=finding.p)
     assert finding.state == judgement.states["a"] == expected
     assert states == before
 
