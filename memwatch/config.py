@@ -381,7 +381,7 @@ class MemWatchConfig:
             accelerator. In bf16 log ratios differ by 0.01 from float32, at most an eighth of their standard error.
         on_memorized: ``stop`` ends training by the rule of ``stop``; ``drop`` leaves the dataset's rows behind a
             memorized probe out of the guarded dataloader from then on, and training goes on.
-        rollback: keep the newest weights of before anything counted towards memorized, on disk, and write them into
+        rollback: keep the newest weights of before there was enough to call anything, on disk, and write them into
             ``output_dir/last_clean`` for diffusers to load when the run ends after an alert.
         strict: raise on failures that would otherwise cost memwatch a look or a row, with a warning.
     """

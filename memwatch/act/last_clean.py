@@ -1,4 +1,4 @@
-"""Last clean: the newest weights of before anything counted towards memorized, kept to roll back to."""
+"""Last clean: the newest weights of before there was enough evidence to call anything, kept to roll back to."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def is_memorized(findings: Sequence[Finding]) -> bool:
 
 
 class LastClean:
-    """The newest weights of before anything counted towards memorized, one file in ``output_dir/rollback``.
+    """The newest weights of before there was enough to call anything memorized, one file in ``output_dir/rollback``.
 
     What is kept is what training changes: of the denoiser, its averages where MemWatch was given an ``ema``; and of the
     text encoders that it was given. Lives on every rank; the main process reads, writes and deletes.
@@ -137,7 +137,9 @@ class LastClean:
             with self._faults.surviving(WRITING, f"those of step {self.step} stay in {file}"):
                 how = self._write(self.step)
                 self._written = self.step
-                since = f"since step {self.unclean_since} something has counted towards memorized or was not finite"
+                since = (
+                    f"from step {self.unclean_since} on there was enough to call something, or output was not finite"
+                )
                 where = f"the weights of step {self.step}, before that, are in {self.folder}"
                 logger.warning("memwatch: %s; %s. To load them: %s", since, where, how)
             return self.folder if self._written == self.step else None

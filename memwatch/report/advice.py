@@ -24,7 +24,7 @@ def headline(run: Run) -> str:
 
 
 def since(run: Run) -> int:
-    """The step of the first event that counts towards ``memorized``, of any probe."""
+    """The step of the first event with evidence of what is memorized, of any probe."""
     called = [(e.step, row) for e in run.events for row in e.rows if row.verdict is Verdict.MEMORIZED]
     return min(step if row.since is None else row.since for step, row in called)
 
@@ -36,8 +36,8 @@ def verb(count: int) -> str:
 def advice_of(row: Row) -> str:
     """What to do about one probe."""
     if row.verdict is Verdict.MEMORIZED:
-        nothing = "showed nothing that counts: last_clean/, or a checkpoint from there, can be gone back to"
-        before = f" Events before step {row.since} {nothing}." if row.since else ""
+        back = "one can go back to a checkpoint from there, or to last_clean/, of before there was enough to call"
+        before = f" Events before step {row.since} showed none of it: {back}." if row.since else ""
         known = "flagged.jsonl names those that memwatch knows"
         what = f"Find its duplicates, and the images that share this region ({known}); keep one of them, or none."
         if not row.is_reference:

@@ -23,7 +23,7 @@ class Row:
     Attributes:
         name, prompt, is_reference: the probe.
         verdict, severity, severity_low, p: as in ``Evidence``; ``reason`` says why in words.
-        since: step from which it counts towards memorized. alert: whether this event was news.
+        since: step from which on there is evidence. alert: whether this event was news.
         alert_text: the alert in words; ``None`` where it was no news.
         baseline: what it was compared with, in words.
         timesteps: noise levels. levels: the factor of each, see ``report.level_factors``; empty where nothing was

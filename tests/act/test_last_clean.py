@@ -111,7 +111,7 @@ def test_it_says_once_how_to_load_it(pipe, pretrained, tmp_path, caplog):
         assert keeper.write() == keeper.write() == tmp_path / "last_clean"
     (said_,) = caplog.messages
     about = json.loads((tmp_path / "last_clean" / "memwatch.json").read_text(encoding="utf-8"))
-    assert said_.startswith("memwatch: since step 4 something has counted towards memorized or was not finite; ")
+    assert said_.startswith("memwatch: from step 4 on there was enough to call something, or output was not finite; ")
     assert "; the weights of step 2, before that, are in" in said_
     assert said_.endswith(f"To load them: unet = UNet2DConditionModel.from_pretrained('{tmp_path}/last_clean/unet')")
     assert "\n" not in said_

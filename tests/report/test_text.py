@@ -44,7 +44,7 @@ def test_advice_follows_the_verdict(tmp_path):
     run = run_of(tmp_path, {"step": 3, "rows": {"cat": memorized(since=2), "dog": SUSPICIOUS}})
     cat, dog = run.last.worst_first
     assert "Find its duplicates" in advice_of(cat)
-    assert "Events before step 2 showed nothing that counts" in advice_of(cat)
+    assert "Events before step 2 showed none of it" in advice_of(cat)
     assert "Watch the next events" in advice_of(dog)
     prompt = Row.from_dict(memorized(since=0) | {"name": "p", "is_reference": False})
     assert "training images with this caption" in advice_of(prompt)
