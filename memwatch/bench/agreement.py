@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 
-from memwatch.bench.bases import Base
-from memwatch.bench.descriptor import Rule
+from memwatch.bench.by_rule import ByRule
 from memwatch.bench.items import NOTHING, Item, Kind
 from memwatch.bench.product import Product
-from memwatch.bench.protocol import through_vae
 from memwatch.bench.runs import Finished
 from memwatch.bench.stored import ENOUGH, is_fixed
-from memwatch.denoiser import Components
 from memwatch.measure.copies import COPY
 
-OTHERS = 32  # pictures that say what chance gives, at most
 ALL = "all"
 
 
@@ -64,50 +60,23 @@ class Compared:
     false_copies: np.ndarray
 
 
-def compare_runs(runs: Sequence[Finished], rule: Rule, parts_of: Callable[[Base], Components]) -> list[Compared]:
-    """Both rules on every run; half a minute of one core for five runs.
-
-    Args:
-        parts_of: the autoencoder of a base; it is asked once per base.
-    """
-    vaes = {name: parts_of(start).vae for name, start in {run.world.base: run.world.start for run in runs}.items()}
-    return [compare_run(run, rule, vaes[run.world.base]) for run in runs]
+def compare_runs(runs: Sequence[ByRule]) -> list[Compared]:
+    """Both rules on every run; half a minute of one core for five runs."""
+    return [compare_run(run) for run in runs]
 
 
-def compare_run(run: Finished, rule: Rule, vae: Any) -> Compared:
-    """Both rules on one run; ``vae`` is ``None`` where the model works on pixels."""
-    targets = decoded(run, vae)
-
-    def second(item: Item, mask: np.ndarray) -> np.ndarray:
-        made = run.generated(item, run.last)
-        return rule.copies(targets[item.name], made, never_shown(run, item, targets), mask)
-
+def compare_run(run: ByRule) -> Compared:
+    """Both rules on one run."""
     ratios = run.numbers[run.last]["copy_ratio"]
     opinions = [
-        Opinion(item, np.asarray(ratios[item.name]), second(item, item.mask), run.share_of_caption(item))
-        for item in run.watched
-        if is_fixed(item)
+        Opinion(i, np.asarray(ratios[i.name]), run.copies(i, run.last, i.mask), run.share_of_caption(i))
+        for i in run.watched
+        if is_fixed(i)
     ]
     masks = cycle([item.mask for item in run.planted] or [~NOTHING])
-    false_copies = [second(item, mask) for item, mask in zip(run.of_kind(Kind.HELD_OUT), masks, strict=False)]
+    held_out = zip(run.of_kind(Kind.HELD_OUT), masks, strict=False)
+    false_copies = [run.copies(item, run.last, mask) for item, mask in held_out]
     return Compared(run, opinions, np.concatenate(false_copies) if false_copies else np.zeros(0, dtype=bool))
-
-
-def decoded(run: Finished, vae: Any) -> dict[str, np.ndarray]:
-    """Every item's probe as the autoencoder gives it back, RGB uint8: what it loses is nobody's copying error."""
-    pictures = through_vae([np.asarray(item.probe) for item in run.items], vae)
-    shown = (pictures * 255).round().astype(np.uint8)
-    return {item.name: picture for item, picture in zip(run.items, shown, strict=True)}
-
-
-def never_shown(run: Finished, item: Item, pictures: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Pictures that were held out from training, uint8 ``(m, H, W, 3)``: what chance gives.
-
-    Generations of other captions are no such thing: a DreamBooth run of this benchmark shows its six pictures under
-    captions that it was never trained on.
-    """
-    unseen = [other for other in run.of_kind(Kind.HELD_OUT, Kind.CONTROL) if other.dose == 0]
-    return np.stack([pictures[other.name] for other in unseen if other.name != item.name][:OTHERS])
 
 
 # --- what both say ---------------------------------------------------------------------------------------------------

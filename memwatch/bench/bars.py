@@ -30,21 +30,14 @@ BEFORE, CLEAN, NEAR = 0.95, 0.95, 0.95
 FALSE_RUNS, FALSE_RUNS_AT_MOST = 0.05, 0.10
 
 
-def bar_table(
-    products: Sequence[Product], localization: Sequence[Mapping[str, Any]], called: Sequence[Mapping[str, Any]]
-) -> list[dict[str, str]]:
-    """Number, bar, what was measured, and whether the bar is met.
-
-    Args:
-        localization: as ``contest`` makes it.
-        called: as ``agreement`` makes it, with the name of each second rule for copies as ``rule``.
-    """
+def bar_table(products: Sequence[Product], localization: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Number, bar, what was measured, and whether the bar is met; ``localization`` as ``contest`` makes it."""
     planted = [p for p in products if p.run.planted]
     rows = [at_least(f"IoU, {size_name(*size)}", bar, mean_iou(planted, *size)) for size, bar in IOU.items()]
     rows.append(against_oracles(localization))
     rows += [
-        every_world("precision", precision, products, called),
-        every_world("recall", recall, products, called),
+        every_world("precision", precision, products),
+        every_world("recall", recall, products),
     ]
     rows.append(false_runs(products))
     auc, rate = separation(products, Kind.ORDINARY, Kind.LEARNED)
@@ -56,6 +49,16 @@ def bar_table(
     return rows
 
 
+def by_both_rules(
+    first: Sequence[Mapping[str, str]], second: Sequence[Mapping[str, str]], name: str
+) -> list[dict[str, str]]:
+    """Bars by the region rule, with what the same runs give by another rule for copies of that name."""
+    return [
+        {**row, f"by {name}": other["measured"], f"met by {name}": other["met"]}
+        for row, other in zip(first, second, strict=True)
+    ]
+
+
 def at_least(name: str, bar: float | None, found: Estimate) -> dict[str, str]:
     met = "reported" if bar is None else answer(None if found.value is None else found.value >= bar)
     return {"number": name, "bar": "-" if bar is None else f">= {bar:.2f}", "measured": str(found), "met": met}
@@ -65,18 +68,14 @@ def answer(met: bool | None) -> str:
     return {None: "not measured", True: "yes", False: "**no**"}[met]
 
 
-def every_world(
-    name: str, estimate: Any, products: Sequence[Product], called: Sequence[Mapping[str, Any]]
-) -> dict[str, str]:
-    """A number that every world must reach; all together, the lowest world, and by the second rules for copies."""
+def every_world(name: str, estimate: Any, products: Sequence[Product]) -> dict[str, str]:
+    """A number that every world must reach; all together, and the lowest world."""
     found = {world: estimate(group) for world, group in by_world(products).items()}
     known = {world: e.value for world, e in found.items() if e.value is not None and world != ALL}
     if not known:
         return {"number": name, "bar": f">= {EVERY_WORLD:.2f}, in every world", "measured": "-", "met": answer(None)}
     lowest = min(known, key=lambda world: known[world])
     measured = f"{found[ALL]}; lowest {known[lowest]:.3f} ({lowest})"
-    second = [row for row in called if row["stored by"] == "the second rule" and row[name] is not None]
-    measured += "".join(f"; by {row['rule']} {row[name]:.3f}" for row in second)
     met = answer(known[lowest] >= EVERY_WORLD)
     return {"number": name, "bar": f">= {EVERY_WORLD:.2f}, in every world", "measured": measured, "met": met}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,20 +41,27 @@ class Rule:
     similarity: Similarity
     least: float
 
-    def copies(self, target: np.ndarray, pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Which pictures copy the target inside the mask, bool ``(n,)``; none where the target is flat.
+    def chance(self, target: np.ndarray, others: np.ndarray, mask: np.ndarray) -> float:
+        """The highest similarity of pictures that cannot be copies; infinite where the target is flat.
 
         Args:
             target: RGB uint8 ``(H, W, 3)``, as the autoencoder gives it back.
-            pictures: RGB uint8 ``(n, H, W, 3)``.
-            others: RGB uint8 ``(m, H, W, 3)``: what cannot be copies, so that they say what chance gives.
-            mask: bool ``(H, W)``.
+            others: RGB uint8 ``(m, H, W, 3)``.
+            mask: bool ``(H, W)``, not empty.
         """
         if contrast(target / 255, mask) < FLAT:
-            return np.zeros(len(pictures), dtype=bool)
-        found = self.similarity(target, np.concatenate([pictures, others]), mask)
-        own, chance = found[: len(pictures)], found[len(pictures) :]
-        result: np.ndarray = (own >= self.least) & (own > chance.max(initial=-1.0))
+            return math.inf
+        return float(self.similarity(target, others, mask).max(initial=-1.0)) if len(others) else -1.0
+
+    def copies(self, target: np.ndarray, pictures: np.ndarray, mask: np.ndarray, chance: float) -> np.ndarray:
+        """Which pictures copy the target inside the mask, bool ``(n,)``; none where the target is flat.
+
+        Args:
+            pictures: RGB uint8 ``(n, H, W, 3)``.
+            chance: see there.
+        """
+        found = self.similarity(target, pictures, mask)
+        result: np.ndarray = (found >= self.least) & (found > chance)
         return result
 
 

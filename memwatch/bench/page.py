@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from tqdm import tqdm
 
 from memwatch.bench.agreement import agreement_table, called_table, compare_runs, disagreements
 from memwatch.bench.alternatives import chosen_elsewhere, grid_table, rejudged
-from memwatch.bench.bars import bar_table
+from memwatch.bench.bars import bar_table, by_both_rules
 from memwatch.bench.bases import BASES, read_parts
+from memwatch.bench.by_rule import by_rule
 from memwatch.bench.contest import detection_table, first_table, localization_table
 from memwatch.bench.descriptor import read_descriptor
 from memwatch.bench.effort import effort_table
@@ -42,6 +44,7 @@ DETECTION = (
     "way, sampling, score, AUC held out, AUC ordinary, AUC learned, AUC constrained, AUC planted, AUC all, TPR all"
 )
 DETECTION += ", called, false"
+PATCHES = "patches"  # the second rule that needs no model file
 COLUMNS = dict.fromkeys(("detection", "detection_prompts"), tuple(DETECTION.split(", ")))  # the rest is in bench.json
 Rows = Sequence[Mapping[str, Any]]
 
@@ -57,10 +60,11 @@ def write_page(
     """
     folder.mkdir(parents=True, exist_ok=True)
     products = [judged(run, config) for run in tqdm(runs, desc="memwatch's own judge")]
-    rules = {"patches": read_descriptor(None)} | ({} if sscd is None else {"SSCD": read_descriptor(sscd)})
-    planted = [run for run in runs if run.planted]
+    rules = {PATCHES: read_descriptor(None)} | ({} if sscd is None else {"SSCD": read_descriptor(sscd)})
+    planted = [product for product in products if product.run.planted]
     parts_of = cache(partial(read_parts, tiny_sd=tiny_sd))
-    compared = {name: compare_runs(planted, rule, parts_of) for name, rule in rules.items()}
+    again = {name: by_rule([p.run for p in planted], rule, parts_of) for name, rule in rules.items()}
+    compared = {name: compare_runs(found) for name, found in again.items()}
     localization, alternatives = localization_table(products), rejudged(products)
     tables: dict[str, Rows] = {
         "worlds": world_table(products),
@@ -83,7 +87,10 @@ def write_page(
         "effort": effort_table(products),
         "runs": [run_row(product) for product in products],
     }
-    bars = bar_table(products, localization, tables["called"])
+    nulls = [p for p in products if not p.run.planted]
+    patches = [replace(product, run=run) for product, run in zip(planted, again[PATCHES], strict=True)]
+    second = bar_table([*patches, *nulls], localization_table(patches))
+    bars = by_both_rules(bar_table(products, localization), second, PATCHES)
     texts = {name: markdown_table(rows, COLUMNS.get(name, ())) for name, rows in tables.items()}
     text = PAGE.format(
         **texts,
@@ -92,7 +99,7 @@ def write_page(
         commits=", ".join(sorted({f"`{run.plan['commit']}`" for run in runs})),
         num_runs=len(runs),
         num_planted=len(planted),
-        bars="\n".join(f"| {row['number']} | {row['bar']} | {row['measured']} | {row['met']} |" for row in bars),
+        bars="\n".join(f"| {' | '.join(row.values())} |" for row in bars),
         mistakes=mistakes_text(products),
         promise=config.alerts.false_alarms_per_run,
         rules="\n".join(f"* `{name}`: {rule.says}." for name, rule in rules.items()),

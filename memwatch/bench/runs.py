@@ -172,8 +172,9 @@ class Finished:
 
     def generated(self, item: Item, step: int) -> np.ndarray:
         """What the item's caption generates, uint8 ``(n, SIZE, SIZE, 3)``."""
-        first = next(i.name for i in self.items if i.caption == item.caption)
-        found: np.ndarray = self.tensors(step)[f"{first}/generated"].numpy()
+        tensors = self.tensors(step)
+        keys = (f"{other.name}/generated" for other in self.items if other.caption == item.caption)
+        found: np.ndarray = next(tensors[key] for key in keys if key in tensors).numpy()
         return found
 
     # --- what was copied ---------------------------------------------------------------------------------------------

@@ -13,19 +13,29 @@ WIDTH = 120
 
 
 def summary_of(bars: Sequence[Mapping[str, str]]) -> str:
-    """How many bars are met, and every number with its bar, as ``bars.bar_table`` has them; intervals are left out."""
+    """How many bars are met, and every number with its bar, as ``bars.by_both_rules`` has them, without intervals."""
     judged = [row for row in bars if row["bar"] != "-" and row["measured"] != "-"]
-    met = sum(row["met"] == "yes" for row in judged)
-    said = "; ".join(f"{row['number']} {brief(row['measured'])} (bar {row['bar']})" for row in judged)
-    return fill(f"* **{met} of {len(judged)} bars are met.** {said}.", WIDTH, subsequent_indent="  ")
+    first, second = (sum(row[key] == "yes" for row in judged) for key in ("met", "met by patches"))
+    said = "; ".join(f"{row['number']} {both(row)} (bar {row['bar']})" for row in judged)
+    head = f"* **{first} of {len(judged)} bars are met by the region rule for copies, {second} by patches.**"
+    return fill(f"{head} {said}.", WIDTH, subsequent_indent="  ")
+
+
+def both(row: Mapping[str, str]) -> str:
+    """What was measured by the region rule / by patches, or one of them where they agree."""
+    first, second = brief(row["measured"]), brief(row["by patches"])
+    return first if first == second else f"{first} / {second}"
 
 
 def brief(measured: str) -> str:
     """
     >>> brief("0.500 [0.21, 0.79]; lowest 0.000 (dreambooth)")
-    '0.500; lowest 0.000 (dreambooth)'
+    '0.50'
+    >>> brief("above in 3 of 5 worlds [captions 0.64 against 0.72]")
+    'above in 3 of 5 worlds'
     """
-    return re.sub(r" \[[^]]*\]", "", measured)
+    short = re.sub(r" \[[^]]*\]|;.*", "", measured)
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", short)
 
 
 def rewrite(readme: Path, bars: Sequence[Mapping[str, str]]) -> bool:

@@ -18,16 +18,15 @@ from memwatch.bench.agreement import (
     called_table,
     compare_runs,
     disagreements,
-    never_shown,
     second_states,
 )
+from memwatch.bench.by_rule import ByRule
 from memwatch.bench.descriptor import SIDE, Rule, cropped, read_descriptor
 from memwatch.bench.items import Kind
 from memwatch.bench.runs import finished_runs
 from memwatch.bench.sets import STRONG
 from memwatch.bench.shapes import ellipse, rectangle
 from memwatch.bench.stored import is_fixed
-from memwatch.denoiser import Components
 
 WHOLE = np.ones((64, 64), dtype=bool)
 DISC = ellipse(30, 25, 11, 9)
@@ -36,7 +35,7 @@ DISC = ellipse(30, 25, 11, 9)
 @pytest.fixture(scope="module")
 def compared(runs) -> list[Compared]:
     """The made-up runs by patches; their generations did not go through an autoencoder."""
-    return compare_runs(list(finished_runs(runs)), read_descriptor(None), lambda base: Components(None))
+    return compare_runs([ByRule(run.home, read_descriptor(None), None) for run in finished_runs(runs)])
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
@@ -49,18 +48,22 @@ def test_a_copy_is_similar_enough_and_more_similar_than_chance():
     def at(*values: int) -> np.ndarray:
         return np.stack([np.full((64, 64, 3), value, dtype=np.uint8) for value in values])
 
+    def copied(pictures: np.ndarray, others: np.ndarray) -> list[bool]:
+        found: list[bool] = rule.copies(target, pictures, WHOLE, rule.chance(target, others, WHOLE)).tolist()
+        return found
+
     rule, target = Rule("", brightness, 0.5), textures(1)[0]
-    assert rule.copies(target, at(40, 50, 90), at(10, 20), WHOLE).tolist() == [False, True, True]
-    assert rule.copies(target, at(40, 50, 90), at(10, 70), WHOLE).tolist() == [False, False, True]
-    assert rule.copies(target, at(70, 90), at(90), WHOLE).tolist() == [False, False]
-    assert rule.copies(target, at(40, 50), np.zeros((0, 64, 64, 3), np.uint8), WHOLE).tolist() == [False, True]
+    assert copied(at(40, 50, 90), at(10, 20)) == [False, True, True]
+    assert copied(at(40, 50, 90), at(10, 70)) == [False, False, True]
+    assert copied(at(70, 90), at(90)) == [False, False]
+    assert copied(at(40, 50), np.zeros((0, 64, 64, 3), np.uint8)) == [False, True]
 
 
 def test_nothing_copies_what_is_flat():
     flat = np.full((64, 64, 3), 90, dtype=np.uint8)
-    alike = Rule("", lambda target, pictures, mask: np.linspace(1, 0, len(pictures)), 0.5)
-    assert not alike.copies(flat, flat[None], textures(1), WHOLE).any()
-    assert alike.copies(textures(1)[0], flat[None], textures(1), WHOLE).all()
+    alike = Rule("", lambda target, pictures, mask: np.linspace(1, 0.9, len(pictures)), 0.5)
+    assert not alike.copies(flat, flat[None], WHOLE, alike.chance(flat, textures(1), WHOLE)).any()
+    assert alike.chance(textures(1)[0], flat[None], WHOLE) == 1
 
 
 def test_crops_show_the_mask_alone():
@@ -105,7 +108,8 @@ def test_a_model_file_compares_inside_the_mask(tmp_path):
     assert found[:2] == pytest.approx(1, abs=1e-4)
     assert found[2] < 0.99
     assert rule.similarity(target, made, DISC) == pytest.approx(found)  # from what it remembers
-    assert rule.copies(target, made, np.stack([other, *rest]), DISC).tolist() == [True, True, False]
+    chance = rule.chance(target, np.stack([other, *rest]), DISC)
+    assert rule.copies(target, made, DISC, chance).tolist() == [True, True, False]
     assert "sscd.onnx" in rule.says
 
 
@@ -137,17 +141,6 @@ def test_stored_by_the_second_rule_is_what_the_runs_copy(compared):
         assert {name for name, stored in states.items() if stored} == copied
         assert len(c.false_copies) == 4 * len(c.run.of_kind(Kind.HELD_OUT))
         assert not c.false_copies.any()
-
-
-def test_chance_is_what_was_never_shown(runs):
-    run = next(finished_runs(runs))
-    items = {item.name: item for item in run.items}
-    numbered = {name: np.full((1, 1, 3), i, dtype=np.uint8) for i, name in enumerate(items)}
-    held_out = run.of_kind(Kind.HELD_OUT)[0]
-    shown = [list(items)[i] for i in never_shown(run, held_out, numbered)[:, 0, 0, 0]]
-    assert held_out.name not in shown
-    assert {items[name].dose for name in shown} == {0}
-    assert {items[name].kind for name in shown} == {Kind.HELD_OUT, Kind.CONTROL}
 
 
 def test_a_table_where_both_agree(compared):
