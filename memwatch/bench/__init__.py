@@ -4,10 +4,10 @@ What runs train on: ``sources`` and ``photographs`` have the pictures, ``shapes`
 is planted, ``bases`` the models, ``worlds`` the kinds of run. ``train`` makes one run by its ``trainer``; ``protocol``
 says what is measured at an event, ``look`` measures it, ``copies`` what is generated, and ``runs`` reads it all back.
 
-What is made of them: ``product`` is memwatch itself, ``stored`` what is copied and when, ``descriptor`` and
-``agreement`` a second opinion on that. ``verdicts``, ``stops``, ``alternatives`` and ``bars`` judge memwatch,
-``rivals``, ``contest`` and ``prompted`` compare it, ``intervals`` say how sure that is. ``page``, ``gallery`` and
-``summary`` write it down.
+What is made of them: ``product`` is memwatch itself, ``stored`` what is copied and when, ``descriptor`` has other
+rules for that, ``by_rule`` asks them in its place, and ``agreement`` says where they part. ``verdicts``, ``stops``,
+``alternatives`` and ``bars`` judge memwatch, ``rivals``, ``contest`` and ``prompted`` compare it, ``intervals`` say how
+sure that is. ``page``, ``gallery`` and ``summary`` write it down.
 
 ``events`` times whole events, for ``memwatch cost`` as well; ``cost`` puts memwatch beside the ``procedure`` as
 published, against ``exact`` diagonals. ``picking``, ``forecasts`` and ``promise`` have pages of their own.

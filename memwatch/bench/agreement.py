@@ -69,13 +69,13 @@ def compare_run(run: ByRule) -> Compared:
     """Both rules on one run."""
     ratios = run.numbers[run.last]["copy_ratio"]
     opinions = [
-        Opinion(i, np.asarray(ratios[i.name]), run.copies(i, run.last, i.mask), run.share_of_caption(i))
+        Opinion(i, np.asarray(ratios[i.name]), run.copies(i, run.last), run.share_of_caption(i))
         for i in run.watched
         if is_fixed(i)
     ]
     masks = cycle([item.mask for item in run.planted] or [~NOTHING])
     held_out = zip(run.of_kind(Kind.HELD_OUT), masks, strict=False)
-    false_copies = [run.copies(item, run.last, mask) for item, mask in held_out]
+    false_copies = [run.copies_inside(item, run.last, mask) for item, mask in held_out]
     return Compared(run, opinions, np.concatenate(false_copies) if false_copies else np.zeros(0, dtype=bool))
 
 

@@ -21,7 +21,7 @@ OTHERS = 32  # pictures that say what chance gives, at most
 
 @dataclass(frozen=True)
 class ByRule(Finished):
-    """The same run, where ``copied`` is what another rule says of its generations.
+    """The same run, where ``copies`` is what another rule says of its generations.
 
     Attributes:
         vae: the autoencoder that its generations came through; ``None`` where the model works on pixels.
@@ -30,16 +30,15 @@ class ByRule(Finished):
     rule: Rule
     vae: Any
 
-    def copied(self, item: Item, step: int) -> float:
-        if not item.dose or not item.mask.any() or item.name not in self.numbers[step].get("copy_ratio", {}):
-            return 0.0
+    def copies(self, item: Item, step: int) -> np.ndarray:
+        if not item.mask.any() or item.name not in self.numbers[step].get("copy_ratio", {}):
+            return np.zeros(0, dtype=bool)
         if (item.name, step) not in self._known:
-            copies = self.copies(item, step, item.mask)
-            self._known[item.name, step] = min(1.0, float(copies.mean()) / self.share_of_caption(item))
+            self._known[item.name, step] = self.copies_inside(item, step, item.mask)
         return self._known[item.name, step]
 
-    def copies(self, item: Item, step: int, mask: np.ndarray) -> np.ndarray:
-        """Which generations of the item's caption copy it inside a bool mask ``(SIZE, SIZE)``; bool ``(n,)``."""
+    def copies_inside(self, item: Item, step: int, mask: np.ndarray) -> np.ndarray:
+        """The same inside another bool mask ``(SIZE, SIZE)``, which is not empty."""
         target, key = self._targets[item.name], (item.name, mask.tobytes())
         if key not in self._chance:
             self._chance[key] = self.rule.chance(target, self.never_shown(item), mask)
@@ -62,7 +61,7 @@ class ByRule(Finished):
         return {item.name: picture for item, picture in zip(self.items, shown, strict=True)}
 
     @cached_property
-    def _known(self) -> dict[tuple[str, int], float]:
+    def _known(self) -> dict[tuple[str, int], np.ndarray]:
         return {}
 
     @cached_property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, groupby
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +20,7 @@ from memwatch.bench.worlds import WORLDS
 from memwatch.report.about import machine
 
 TEMPLATE = Path(__file__).with_name("gallery.md").read_text(encoding="utf-8")
-SHOWN = 24  # failures, at most
+SHOWN = 18  # failures by one rule, at most
 PER_SHEET = 6  # strips in one file of failures
 MAX_BYTES = 300_000  # of one file
 SCALE = 64  # rows of the map's scale that take part when a palette is chosen
@@ -29,22 +29,27 @@ COLOURS = (256, 192, 128, 64, 32)  # of a file's palette: the first with which i
 Example = tuple[str, Product, Item]  # best, median or worst
 
 
-def write_gallery(products: Sequence[Product], folder: Path, command: str) -> Path:
+def write_gallery(by_rules: Mapping[str, Sequence[Product]], folder: Path, command: str) -> Path:
     """``items.md`` and its pictures in ``folder``: ``items-failures-N.png``, and ``items-WORLD.png`` per world.
 
     Pictures of those names that are there already are replaced.
 
     Args:
+        by_rules: the same runs by every rule for copies; worlds are shown by the last of them.
         command: how the page was made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("items-*.png"):
         old.unlink()
-    failures = failures_of(products)
+    numbers, parts = count(1), []
+    for rule, products in by_rules.items():
+        failures = failures_of(products)
+        parts += [f"## Failures by {rule}", summary(products, failures), *sheets(failures[:SHOWN], folder, numbers)]
     page = TEMPLATE.format(
         command=command,
         machine=machine(*PACKAGES),
-        failures="\n\n".join([summary(products, failures), *sheets(failures[:SHOWN], folder)]),
+        failures="\n\n".join(parts),
+        rule=rule,
         worlds="".join(section(world, group, folder) for world, group in by_world(products)),
     )
     file = folder / "items.md"
@@ -64,15 +69,15 @@ def by_world(products: Sequence[Product]) -> Iterator[tuple[str, list[Product]]]
 
 def summary(products: Sequence[Product], failures: Sequence[Failure]) -> str:
     """How many there are, of how many, and how many are shown."""
-    count = Counter(failure.mistake for failure in failures)
+    kinds = Counter(failure.mistake for failure in failures)
     found = [(product, item) for product in products for item in stored(product)]
     at_once = sum(product.first_alert.get(item.name) == first_copy(product.run, item) for product, item in found)
     watched = sum(len(product.run.watched) for product in products)
-    never, late = count[Mistake.NEVER_CALLED], count[Mistake.LATE]
+    never, late = kinds[Mistake.NEVER_CALLED], kinds[Mistake.LATE]
     early = len(found) - never - late - at_once
     text = (
         f"{runs_of(products)}, {watched} items, {len(found)} of them stored. False calls (called memorized, and never "
-        f"copied): {count[Mistake.FALSE_CALL]}. Of the stored ones memwatch called {early} before their first copy, "
+        f"copied): {kinds[Mistake.FALSE_CALL]}. Of the stored ones memwatch called {early} before their first copy, "
         f"{at_once} at the event that shows it (no failure here), {late} later, and {never} never."
     )
     if not failures:
@@ -81,11 +86,11 @@ def summary(products: Sequence[Product], failures: Sequence[Failure]) -> str:
     return f"{text}\n\n{many} failures, false calls first:"
 
 
-def sheets(failures: Sequence[Failure], folder: Path) -> Iterator[str]:
-    """Strips of failures, a few per file, as Markdown."""
+def sheets(failures: Sequence[Failure], folder: Path, numbers: Iterator[int]) -> Iterator[str]:
+    """Strips of failures, a few per file, as Markdown; ``numbers`` names the files."""
     for start in range(0, len(failures), PER_SHEET):
         part = failures[start : start + PER_SHEET]
-        name = f"items-failures-{start // PER_SHEET + 1}.png"
+        name = f"items-failures-{next(numbers)}.png"
         strips = [item_strip(f.product, f.item, failure=f.words) for f in part]
         save(stacked([heading(), *strips]), folder / name)
         said = "; ".join(f"{f.mistake}: {f.item.name} in {f.product.run.name}" for f in part)
@@ -97,14 +102,14 @@ def sheets(failures: Sequence[Failure], folder: Path) -> Iterator[str]:
 
 def section(world: str, products: Sequence[Product], folder: Path) -> str:
     """One world: its best, median and worst stored item."""
-    title, count = f"\n## {world}: {WORLDS[world].says}\n\n", sum(len(stored(p)) for p in products)
-    if not count:
+    title, number = f"\n## {world}: {WORLDS[world].says}\n\n", sum(len(stored(p)) for p in products)
+    if not number:
         return f"{title}Nothing was stored in {runs_of(products)}.\n"
     name, found, by_overlap = f"items-{world}.png", *examples(products)
     save(stacked([heading(), *(item_strip(p, item, f"{which}: ") for which, p, item in found)]), folder / name)
     what = "the IoU of its regions with the mask, among masks that are part of a picture"
     what = what if by_overlap else "its score, since all are whole pictures"
-    words = f"{count} stored in {runs_of(products)}. The {', '.join(w for w, *_ in found)} one by {what}:"
+    words = f"{number} stored in {runs_of(products)}. The {', '.join(w for w, *_ in found)} one by {what}:"
     said = "; ".join(f"{which}: {item.name} in {p.run.name}" for which, p, item in found)
     return f"{title}{words}\n\n![{said}]({name})\n"
 

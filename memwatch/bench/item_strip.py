@@ -13,7 +13,6 @@ from memwatch.bench.product import Product
 from memwatch.bench.protocol import SHIPPED
 from memwatch.bench.stored import copied_at, first_copy
 from memwatch.bench.verdicts import region_iou
-from memwatch.measure.copies import COPY
 from memwatch.report.heatmap import colours, overlay
 from memwatch.report.picture import COPY as COPY_COLOUR
 from memwatch.report.strip import INK, LEADING, PAPER, QUIET, draw_chip, font_of, in_words, wrapped
@@ -170,11 +169,11 @@ def heatmap(product: Product, item: Item, image: np.ndarray) -> Image.Image:
 def generation_tiles(product: Product, item: Item) -> list[Image.Image]:
     """The generations of the last event that are nearest to the item inside its mask; copies have a frame."""
     run = product.run
-    ratios = np.asarray(run.numbers[run.last]["copy_ratio"][item.name])
+    ratios, copies = run.numbers[run.last]["copy_ratio"][item.name], run.copies(item, run.last)
     made, found = run.generated(item, run.last), []
     for i in np.argsort(ratios, kind="stable")[:NEAREST]:
         tile = enlarged(made[i])
-        if ratios[i] < COPY:
+        if len(copies) and copies[i]:
             ImageDraw.Draw(tile).rectangle((0, 0, TILE - 1, TILE - 1), outline=COPY_COLOUR, width=4)
         found.append(tile)
     return found

@@ -107,7 +107,7 @@ def write_page(
         bases="; ".join(f"`{name}`: {BASES[name].says}" for name in sorted({run.world.base for run in runs})),
     )
     (folder / "bench.json").write_text(json.dumps({"bars": bars} | tables, indent=1, default=plain), encoding="utf-8")
-    write_gallery(products, folder, command)
+    write_gallery({"the region rule": products, PATCHES: [*patches, *nulls]}, folder, command)
     file = folder / "README.md"
     file.write_text(text, encoding="utf-8")
     return file

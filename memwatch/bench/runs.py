@@ -194,10 +194,13 @@ class Finished:
         A caption of its own is an item's whole share. Where six pictures share one, a model that has stored them all
         copies each in a sixth of its generations. What is never shown cannot be copied, but come near by chance.
         """
+        copies = self.copies(item, step) if item.dose else np.zeros(0)
+        return min(1.0, float(copies.mean()) / self.share_of_caption(item)) if len(copies) else 0.0
+
+    def copies(self, item: Item, step: int) -> np.ndarray:
+        """Which generations of the item's caption copy it, bool ``(n,)``; empty where nothing was generated."""
         ratios: Sequence[float] = self.numbers[step].get("copy_ratio", {}).get(item.name, ())
-        if not ratios or not item.dose:
-            return 0.0
-        return min(1.0, float(np.mean(np.asarray(ratios) < COPY)) / self.share_of_caption(item))
+        return np.asarray(ratios) < COPY
 
     def of_kind(self, *kinds: Kind) -> list[Item]:
         return [item for item in self.items if item.kind in kinds]

@@ -24,6 +24,8 @@ from memwatch.judge.alerts import Verdict
 from memwatch.measure.copies import COPY
 from memwatch.report.picture import COPY as COPY_COLOUR
 
+RULE = "a rule"
+
 
 def misjudged(product: Product) -> Product:
     """The same with one stored item that is never called, one called too late, and two false calls."""
@@ -141,8 +143,12 @@ def pictures_in(page: str) -> list[str]:
 
 def test_the_page_shows_failures_first_and_links_small_pictures(products, tmp_path):
     (tmp_path / "items-gone.png").write_bytes(b"")
-    page = write_gallery([misjudged(product) for product in products], tmp_path, "a command").read_text("utf-8")
-    assert page.index("## Failures") < page.index("items-failures-1.png") < page.index("## captions: many captions")
+    page = write_gallery({RULE: [misjudged(product) for product in products]}, tmp_path, "a command").read_text("utf-8")
+    assert (
+        page.index("## Failures by a rule")
+        < page.index("items-failures-1.png")
+        < page.index("# World by world, by a rule")
+    )
     assert "All 8 failures, false calls first:" in page
     assert "`a command`" in page
     assert "(called memorized, and never copied): 4." in page
@@ -155,19 +161,28 @@ def test_the_page_shows_failures_first_and_links_small_pictures(products, tmp_pa
             assert picture.width == WIDTH
 
 
+def test_every_rule_has_its_failures_and_the_last_one_shows_the_worlds(products, tmp_path):
+    wrong = [misjudged(product) for product in products]
+    page = write_gallery({"one": products, "two": wrong, "three": wrong}, tmp_path, "").read_text("utf-8")
+    sections = [page.index(f"## Failures by {rule}") for rule in ("one", "two", "three")]
+    assert sections == sorted(sections)
+    assert pictures_in(page) == [*(f"items-failures-{n}.png" for n in (1, 2, 3, 4)), "items-captions.png"]
+    assert page.index("# World by world, by three") < page.index("## captions: many captions")
+
+
 def test_only_the_worst_failures_are_shown(products, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "SHOWN", 3)
-    page = write_gallery([misjudged(product) for product in products], tmp_path, "").read_text("utf-8")
+    page = write_gallery({RULE: [misjudged(product) for product in products]}, tmp_path, "").read_text("utf-8")
     assert "The worst 3 of 8 failures" in page
     assert page.count("false call: ") == 3
     assert "never called: " not in page
 
 
 def test_a_picture_that_is_too_large_gets_fewer_colours(products, tmp_path, monkeypatch):
-    write_gallery(products, tmp_path / "large", "")
+    write_gallery({RULE: products}, tmp_path / "large", "")
     size = (tmp_path / "large" / "items-captions.png").stat().st_size
     monkeypatch.setattr(gallery, "MAX_BYTES", size * 3 // 4)
-    write_gallery(products, tmp_path / "small", "")
+    write_gallery({RULE: products}, tmp_path / "small", "")
     assert (tmp_path / "small" / "items-captions.png").stat().st_size <= size * 3 // 4
 
 
@@ -197,7 +212,7 @@ def test_few_stored_items_are_shown_once_each_and_whole_ones_by_their_score(prod
 
 def test_a_world_in_which_nothing_is_stored_says_so(products, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "stored", lambda _: [])
-    page = write_gallery(products, tmp_path, "").read_text("utf-8")
+    page = write_gallery({RULE: products}, tmp_path, "").read_text("utf-8")
     assert "Nothing was stored in 2 runs." in page
     assert pictures_in(page) == []
 
