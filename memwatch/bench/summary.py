@@ -30,12 +30,11 @@ def both(row: Mapping[str, str]) -> str:
 def brief(measured: str) -> str:
     """
     >>> brief("0.789 [0.71, 0.92]; lowest 0.000 (dreambooth)")
-    '0.79'
+    '0.789'
     >>> brief("above in 3 of 5 worlds [captions 0.64 against 0.72]")
     'above in 3 of 5 worlds'
     """
-    short = re.sub(r" \[[^]]*\]|;.*", "", measured)
-    return re.sub(r"\d\.\d{3}", lambda found: f"{float(found[0]):.2f}", short)
+    return re.sub(r" \[[^]]*\]|;.*", "", measured)
 
 
 def rewrite(readme: Path, bars: Sequence[Mapping[str, str]]) -> bool:
