@@ -60,13 +60,8 @@ class Compared:
     false_copies: np.ndarray
 
 
-def compare_runs(runs: Sequence[ByRule]) -> list[Compared]:
-    """Both rules on every run; half a minute of one core for five runs."""
-    return [compare_run(run) for run in runs]
-
-
 def compare_run(run: ByRule) -> Compared:
-    """Both rules on one run."""
+    """Both rules on one run; some seconds of one core."""
     ratios = run.numbers[run.last]["copy_ratio"]
     opinions = [
         Opinion(i, np.asarray(ratios[i.name]), run.copies(i, run.last), run.share_of_caption(i))

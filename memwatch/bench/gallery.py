@@ -41,7 +41,7 @@ def write_gallery(by_rules: Mapping[str, Sequence[Product]], folder: Path, comma
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("items-*.png"):
         old.unlink()
-    numbers, parts = count(1), []
+    numbers, last, parts = count(1), list(by_rules)[-1], []
     for rule, products in by_rules.items():
         failures = failures_of(products)
         parts += [f"## Failures by {rule}", summary(products, failures), *sheets(failures[:SHOWN], folder, numbers)]
@@ -49,8 +49,8 @@ def write_gallery(by_rules: Mapping[str, Sequence[Product]], folder: Path, comma
         command=command,
         machine=machine(*PACKAGES),
         failures="\n\n".join(parts),
-        rule=rule,
-        worlds="".join(section(world, group, folder) for world, group in by_world(products)),
+        rule=last,
+        worlds="".join(section(world, group, folder) for world, group in by_world(by_rules[last])),
     )
     file = folder / "items.md"
     file.write_text(page, encoding="utf-8")

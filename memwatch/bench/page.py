@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from memwatch.bench.agreement import agreement_table, called_table, compare_runs, disagreements
+from memwatch.bench.agreement import agreement_table, called_table, compare_run, disagreements
 from memwatch.bench.alternatives import chosen_elsewhere, grid_table, rejudged
 from memwatch.bench.bars import bar_table, by_both_rules
 from memwatch.bench.bases import BASES, read_parts
@@ -64,7 +64,7 @@ def write_page(
     planted = [product for product in products if product.run.planted]
     parts_of = cache(partial(read_parts, tiny_sd=tiny_sd))
     again = {name: by_rule([p.run for p in planted], rule, parts_of) for name, rule in rules.items()}
-    compared = {name: compare_runs(found) for name, found in again.items()}
+    compared = {name: [compare_run(run) for run in found] for name, found in again.items()}
     localization, alternatives = localization_table(products), rejudged(products)
     tables: dict[str, Rows] = {
         "worlds": world_table(products),

@@ -16,7 +16,7 @@ from memwatch.bench.agreement import (
     agreement_row,
     agreement_table,
     called_table,
-    compare_runs,
+    compare_run,
     disagreements,
     second_states,
 )
@@ -35,7 +35,7 @@ DISC = ellipse(30, 25, 11, 9)
 @pytest.fixture(scope="module")
 def compared(runs) -> list[Compared]:
     """The made-up runs by patches; their generations did not go through an autoencoder."""
-    return compare_runs([ByRule(run.home, read_descriptor(None), None) for run in finished_runs(runs)])
+    return [compare_run(ByRule(run.home, read_descriptor(None), None)) for run in finished_runs(runs)]
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
