@@ -30,7 +30,7 @@ from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
 from memwatch.pace import Prices, choose_pace, planned_events
-from memwatch.pick.run import choice_for, sources
+from memwatch.picking.run import choice_for, sources
 from memwatch.ranks import Ranks
 from memwatch.report.about import About
 from memwatch.report.files import FileSink

@@ -15,7 +15,7 @@ LAYERS = [  # each knows itself and those before it
     {"denoiser"},
     {"ranks"},
     {"measure"},
-    {"pick"},
+    {"picking"},
     {"judge"},
     {"pace"},
     {"report"},

@@ -18,7 +18,7 @@ from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Judgement
 from memwatch.left_out import LeftOut, leave_out
 from memwatch.measure.observer import Observer
-from memwatch.pick.choice import Choice
+from memwatch.picking.choice import Choice
 from memwatch.report.sinks import Sink
 
 logger = logging.getLogger("memwatch")

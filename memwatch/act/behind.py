@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from memwatch.pick.choice import Choice
-from memwatch.pick.rows import TrainingSet
-from memwatch.pick.survey import Box, Group, GroupKind
-from memwatch.pick.words import counted
+from memwatch.picking.choice import Choice
+from memwatch.picking.rows import TrainingSet
+from memwatch.picking.survey import Box, Group, GroupKind
+from memwatch.picking.words import counted
 
 COVERED = 0.5  # share of the smaller of part and region that both have in common, from which they are about the same
 

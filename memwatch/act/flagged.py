@@ -14,8 +14,8 @@ from typing import Any
 from memwatch.act.behind import file_name, rows_behind
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
-from memwatch.pick.choice import Choice
-from memwatch.pick.survey import Box
+from memwatch.picking.choice import Choice
+from memwatch.picking.survey import Box
 from memwatch.report.lines import read_lines, rewrite
 from memwatch.report.report import Report
 

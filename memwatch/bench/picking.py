@@ -17,11 +17,11 @@ from memwatch.bench.markdown import markdown_table
 from memwatch.bench.photographs import UNSEEN, random_view
 from memwatch.bench.shapes import rectangle
 from memwatch.config import PickConfig
-from memwatch.pick.choice import choose_from
-from memwatch.pick.hashes import record_of
-from memwatch.pick.pictures import decoded
-from memwatch.pick.rows import TrainingSet, as_training_set
-from memwatch.pick.survey import Group, Survey, survey
+from memwatch.picking.choice import choose_from
+from memwatch.picking.hashes import record_of
+from memwatch.picking.pictures import decoded
+from memwatch.picking.rows import TrainingSet, as_training_set
+from memwatch.picking.survey import Group, Survey, survey
 from memwatch.report.about import machine
 
 PACKAGES = ("numpy", "scipy", "pillow", "imagehash", "memwatch")  # that results depend on

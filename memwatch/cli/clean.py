@@ -13,9 +13,9 @@ from memwatch.act.flagged import FLAGGED, Flagged, read_flagged
 from memwatch.cli.scan import require_option
 from memwatch.judge.alerts import Verdict
 from memwatch.measure.probes import IMAGE_SUFFIXES
-from memwatch.pick.folder_rows import METADATA
-from memwatch.pick.rows import TrainingSet, as_training_set
-from memwatch.pick.words import counted, listed
+from memwatch.picking.folder_rows import METADATA
+from memwatch.picking.rows import TrainingSet, as_training_set
+from memwatch.picking.words import counted, listed
 
 OTHER_METADATA = ("metadata.csv", "metadata.parquet")
 VERDICTS = (str(Verdict.MEMORIZED), str(Verdict.SUSPICIOUS))

@@ -10,8 +10,8 @@ from typing import Any
 from memwatch.cli.scan import require_option
 from memwatch.config import PickConfig
 from memwatch.measure.probes import ProbeError
-from memwatch.pick.choice import choose, training_set
-from memwatch.pick.folder import HASHES, claim, write_folder
+from memwatch.picking.choice import choose, training_set
+from memwatch.picking.folder import HASHES, claim, write_folder
 
 DEFAULTS = PickConfig()
 EPILOG = """\

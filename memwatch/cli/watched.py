@@ -11,8 +11,8 @@ from PIL import Image
 
 from memwatch.config import MemWatchConfig
 from memwatch.measure.probes import Probe, as_probes
-from memwatch.pick.choice import Choice, choose
-from memwatch.pick.run import BUDGET, CACHE
+from memwatch.picking.choice import Choice, choose
+from memwatch.picking.run import BUDGET, CACHE
 
 logger = logging.getLogger("memwatch")
 

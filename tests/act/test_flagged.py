@@ -11,8 +11,8 @@ from support.picked import duplicates, part, photo, plain_rows, save_folder, sur
 from memwatch.act.behind import rows_behind
 from memwatch.act.flagged import FLAGGED, Flagged, FlaggedSink, Look, flagged_of, read_flagged, told
 from memwatch.config import PickConfig
-from memwatch.pick.choice import choose_from
-from memwatch.pick.rows import as_training_set
+from memwatch.picking.choice import choose_from
+from memwatch.picking.rows import as_training_set
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 

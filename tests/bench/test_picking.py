@@ -8,8 +8,8 @@ import pytest
 from memwatch.bench import picking
 from memwatch.bench.items import PLANTED, Kind, planted_set
 from memwatch.bench.picking import Planted, files_of, grouped, is_found, moved_marks, picked, write_picking
-from memwatch.pick.rows import as_training_set
-from memwatch.pick.survey import Group, GroupKind, survey
+from memwatch.picking.rows import as_training_set
+from memwatch.picking.survey import Group, GroupKind, survey
 
 
 def group(*rows: int) -> Group:

@@ -9,7 +9,7 @@ from support.picked import photo, save_folder
 
 from memwatch.act.flagged import Flagged
 from memwatch.cli import main
-from memwatch.pick.rows import as_training_set
+from memwatch.picking.rows import as_training_set
 
 
 def contents(folder):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from memwatch.pick.hashes import CELLS, Hashes
-from memwatch.pick.rows import TrainingSet, as_training_set
-from memwatch.pick.survey import Group, GroupKind, Survey
+from memwatch.picking.hashes import CELLS, Hashes
+from memwatch.picking.rows import TrainingSet, as_training_set
+from memwatch.picking.survey import Group, GroupKind, Survey
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 

@@ -1,0 +1,194 @@
+"""Shared parts: what otherwise different pictures of a set have in common, at the same place or moved."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from memwatch.picking.duplicates import components, difference
+from memwatch.picking.moved import shared_moved
+from memwatch.picking.same_place import shared_regions
+
+Box = tuple[float, float, float, float]
+OVERLAP = 0.5  # of two regions of one row (intersection over union), from which they are the same
+INSIDE = 0.5  # share of the smaller of two boxes that lies in the other, from which they may be the same
+LEADERS = 512  # regions of one row that are compared with each other at once
+FEWEST = 3  # different pictures with a part at the same place; two agree by chance too often
+FEWEST_MOVED = 4  # the same at any place, where there is more room for chance
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that two or more pictures show.
+
+    Attributes:
+        rows: in order.
+        boxes: where in each; left, top, right, bottom as fractions of the middle square.
+    """
+
+    rows: tuple[int, ...]
+    boxes: tuple[Box, ...]
+
+
+def shared_parts(
+    thumbnails: np.ndarray, places: np.ndarray, colours: np.ndarray, duplicates: Sequence[Sequence[int]]
+) -> list[Part]:
+    """Parts of a set, largest first.
+
+    Of near-duplicates only the first is looked at; the others are in its parts as well.
+
+    Args:
+        thumbnails: ``(n, cells, cells, 3)`` uint8; all 0 where a picture cannot be read.
+        places: ``(n, MOST, 2)`` uint8, see ``keypoints``.
+        colours: ``(n, MOST, 4, 4, 3)`` uint8.
+        duplicates: groups of rows that show the same picture.
+    """
+    others = {group[0]: group[1:] for group in duplicates}
+    left_out = {row for rows in others.values() for row in rows}
+    kept = np.array([row for row in range(len(thumbnails)) if row not in left_out], dtype=np.int64)
+    regions, moves = shared_regions(thumbnails[kept]), shared_moved(thumbnails[kept], places[kept], colours[kept])
+    fixed = parts_of(regions.a, regions.b, regions.masks, regions.masks)
+    moved = parts_of(moves.a, moves.b, *moves.masks(thumbnails.shape[1]))
+    fixed = [part for part in fixed if len(part.rows) >= FEWEST]
+    moved = [part for part in _merged(moved) if len(part.rows) >= FEWEST_MOVED]
+    found = []
+    for part in _joined(fixed, moved):
+        boxes = dict(zip(kept[list(part.rows)].tolist(), part.boxes, strict=True))
+        for row in list(boxes):
+            boxes |= {other: _box_in(thumbnails, row, other, boxes[row]) for other in others.get(row, ())}
+        found.append(_part(boxes))
+    return _sorted(found)
+
+
+def parts_of(a: np.ndarray, b: np.ndarray, masks_a: np.ndarray, masks_b: np.ndarray) -> list[Part]:
+    """Parts that hang together by pairs of rows that share a region.
+
+    Regions of one row that overlap are one; so a picture with a logo and a frame is in two parts.
+
+    Args:
+        a: rows, ``(k,)``.
+        b: rows, ``(k,)``.
+        masks_a: where in ``a``, ``(k, cells, cells)`` bool.
+        masks_b: where in ``b``.
+    """
+    rows, masks = np.concatenate([a, b]), np.concatenate([masks_a, masks_b])
+    nodes = _nodes(rows, masks)
+    labels = components(int(nodes.max(initial=-1)) + 1, nodes[: len(a)], nodes[len(a) :])[nodes]
+    found = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        by_row: dict[int, list[int]] = defaultdict(list)
+        for i in members:
+            by_row[int(rows[i])].append(int(i))
+        if len(by_row) > 1:
+            boxes = {row: box_of(_most(masks[of])) for row, of in sorted(by_row.items())}
+            found.append(_part(boxes))
+    return _sorted(found)
+
+
+def _most(masks: np.ndarray) -> np.ndarray:
+    """Cells that are in many of the regions of a row, compared with those that are in most."""
+    count = masks.sum(0)
+    result: np.ndarray = count >= count.max() / 2
+    return result
+
+
+def box_of(mask: np.ndarray) -> Box:
+    """The smallest box round the ``True`` cells."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = mask.shape
+    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return (float(left / width), float(top / height), float(right / width), float(bottom / height))
+
+
+def _part(boxes: dict[int, Box]) -> Part:
+    rows = sorted(boxes)
+    return Part(tuple(rows), tuple(boxes[row] for row in rows))
+
+
+def _sorted(parts: Iterable[Part]) -> list[Part]:
+    return sorted(parts, key=lambda part: (-len(part.rows), part.rows))
+
+
+def _merged(parts: Sequence[Part]) -> list[Part]:
+    """Parts without those that are pieces of another one: of a logo, pairs of pictures agree on different pieces."""
+    pairs = [(i, j) for i, part in enumerate(parts) if (j := _home(part, parts[:i])) is not None]
+    a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    labels = components(len(parts), a, b)
+    found = []
+    for label in np.unique(labels):
+        boxes: dict[int, Box] = {}
+        for i in np.flatnonzero(labels == label)[::-1]:  # the largest part's boxes count
+            boxes |= dict(zip(parts[i].rows, parts[i].boxes, strict=True))
+        found.append(_part(boxes))
+    return _sorted(found)
+
+
+def _joined(fixed: Sequence[Part], moved: Sequence[Part]) -> list[Part]:
+    """All parts, each once: what moves adds the rows where it lies elsewhere to what does not."""
+    found = list(fixed)
+    for part in moved:
+        home = _home(part, fixed)
+        if home is None:
+            found.append(part)
+            continue
+        boxes = dict(zip(part.rows, part.boxes, strict=True))
+        found[home] = _part(boxes | dict(zip(found[home].rows, found[home].boxes, strict=True)))
+    return found
+
+
+def _home(part: Part, others: Sequence[Part]) -> int | None:
+    """The number of the part that ``part`` overlaps in most rows, if those are half of its rows or more."""
+    mine, shared = dict(zip(part.rows, part.boxes, strict=True)), Counter[int]()
+    for i, other in enumerate(others):
+        for row, box in zip(other.rows, other.boxes, strict=True):
+            if row in mine and _inside(mine[row], box) >= INSIDE:
+                shared[i] += 1
+    best = shared.most_common(1)
+    return best[0][0] if best and best[0][1] >= max(2, len(part.rows) / 2) else None
+
+
+def _inside(a: Box, b: Box) -> float:
+    """How much of the smaller of two boxes lies in the other."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(0.0, width) * max(0.0, height) / smaller
+
+
+def _box_in(thumbnails: np.ndarray, row: int, other: int, box: Box) -> Box:
+    """Where a box of a picture lies in a near-duplicate, which may be mirrored."""
+    x, y = thumbnails[row][None], thumbnails[other][None]
+    is_mirrored = difference(x[:, :, ::-1], y)[0] < difference(x, y)[0]
+    return (1 - box[2], box[1], 1 - box[0], box[3]) if is_mirrored else box
+
+
+def _nodes(rows: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """A number for each region; regions of one row that overlap have the same."""
+    nodes, number = np.full(len(rows), -1, dtype=np.int64), 0
+    order = np.argsort(rows, kind="stable")
+    for of in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1) if len(order) else []:
+        rest = of
+        while len(rest):
+            leader = _most_typical(masks[rest[:LEADERS]])
+            same = _overlap(masks[rest], masks[rest[leader]]) >= OVERLAP
+            nodes[rest[same]] = number
+            rest, number = rest[~same], number + 1
+    return nodes
+
+
+def _most_typical(masks: np.ndarray) -> int:
+    """The one that overlaps most others."""
+    flat = masks.reshape(len(masks), -1).astype(np.float32)
+    shared = flat @ flat.T
+    area = np.diag(shared)
+    return int(((shared / (area[:, None] + area - shared)) >= OVERLAP).sum(1).argmax())
+
+
+def _overlap(masks: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Intersection over union of each with another one."""
+    shared, either = (masks & other).sum((1, 2)), (masks | other).sum((1, 2))
+    result: np.ndarray = shared / np.maximum(either, 1)
+    return result

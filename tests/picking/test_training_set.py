@@ -1,0 +1,314 @@
+"""Training sets of every kind: the same pictures and captions come out, and wrong ones are named."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.picked import photo, save_folder
+from torch.utils.data import Dataset, Subset
+
+from memwatch.measure.probes import ProbeError
+from memwatch.picking.rows import RowError, TrainingSet, as_training_set
+
+datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
+
+PHOTOS = [photo(i, 32) for i in range(4)]
+TEXTS = [f"a photo of number {i}" for i in range(4)]
+
+
+def same(rows: TrainingSet, photos=PHOTOS, texts=TEXTS, tolerance: int = 0) -> None:
+    assert len(rows) == len(photos)
+    for i, (picture, text) in enumerate(zip(photos, texts, strict=True)):
+        difference = np.abs(np.asarray(rows.image(i), int) - np.asarray(picture, int))
+        assert difference.max() <= tolerance
+        assert rows.image(i).mode == "RGB"
+        assert rows.caption(i) == text
+    names = [rows.name(i) for i in range(len(rows))]
+    assert len(set(names)) == len(names)
+
+
+def folder_of(path: Path, captions: bool = True) -> Path:
+    pictures = {f"{i}.png": picture for i, picture in enumerate(PHOTOS)}
+    return save_folder(path, pictures, dict(zip(pictures, TEXTS, strict=True)) if captions else None)
+
+
+def hugging_face(**columns):
+    known = {"image": PHOTOS, "text": TEXTS} | columns
+    return datasets.Dataset.from_dict({key: value for key, value in known.items() if value is not None}).cast_column(
+        "image", datasets.Image()
+    )
+
+
+# --- datasets --------------------------------------------------------------------------------------------------------
+
+
+def test_a_hugging_face_dataset_whatever_its_transform():
+    plain = hugging_face()
+    same(as_training_set(plain))
+    preprocessed = plain.with_transform(lambda rows: {"pixel_values": [0 for _ in rows["image"]]})
+    rows = as_training_set(preprocessed)
+    same(rows)
+    assert rows.source is preprocessed
+    assert rows.name(3) == "row-00003"
+    same(as_training_set(plain.with_format("torch")))
+    assert set(preprocessed[0]) == {"pixel_values"}  # what the loop reads is as it was
+
+
+def test_its_images_stay_encoded_until_they_are_looked_at(tmp_path):
+    assert isinstance(as_training_set(hugging_face()).raw(0), bytes)
+    folder = folder_of(tmp_path / "train")
+    paths = [str(folder / f"{i}.png") for i in range(4)]
+    rows = as_training_set(hugging_face(image=paths))
+    assert rows.file(2) == folder / "2.png"
+    same(rows)
+
+
+def test_columns_by_name_and_lists_of_captions():
+    several = hugging_face(text=[[text, "another one"] for text in TEXTS], other=["x"] * 4)
+    same(as_training_set(several))
+    assert as_training_set(several, caption_column="other").caption(0) == "x"
+    assert as_training_set(hugging_face(text=None)).caption(0) == ""
+    with pytest.raises(ProbeError, match="caption_column is 'txet', but its columns are: image, text"):
+        as_training_set(hugging_face(), caption_column="txet")
+    with pytest.raises(ProbeError, match="image_column is 'imgs', but its columns are: image, text"):
+        as_training_set(hugging_face(), image_column="imgs")
+    with pytest.raises(ProbeError, match="no column of images; set image_column to one of: text"):
+        as_training_set(hugging_face().remove_columns("image"))
+
+
+def test_no_split_and_no_stream():
+    with pytest.raises(ProbeError, match="several splits, give one of them: 'train', 'test'"):
+        as_training_set(datasets.DatasetDict(train=hugging_face(), test=hugging_face()))
+    with pytest.raises(ProbeError, match="IterableDataset cannot be read by row number"):
+        as_training_set(hugging_face().to_iterable_dataset())
+
+
+def test_a_subset_has_rows_of_its_own():
+    rows = as_training_set(Subset(hugging_face(), [3, 1]))
+    same(rows, [PHOTOS[3], PHOTOS[1]], [TEXTS[3], TEXTS[1]])
+    assert rows.name(0) == "row-00000"
+    nested = as_training_set(Subset(Subset(hugging_face(), [3, 1, 0]), [2]))
+    same(nested, PHOTOS[:1], TEXTS[:1])
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_metadata(tmp_path):
+    rows = as_training_set(folder_of(tmp_path / "train"))
+    same(rows)
+    assert rows.folder == rows.source == tmp_path / "train"
+    assert rows.name(1) == "1.png"
+    assert rows.file(1) == tmp_path / "train" / "1.png"
+    assert as_training_set(str(tmp_path / "train"), caption_column="file_name").caption(2) == "2.png"
+    with pytest.raises(ProbeError, match="caption_column is 'label'"):
+        as_training_set(tmp_path / "train", caption_column="label")
+
+
+def test_a_folder_of_folders_with_captions_beside(tmp_path):
+    pictures = {f"{'ab'[i % 2]}/{i}.png": picture for i, picture in enumerate(PHOTOS)}
+    folder = save_folder(tmp_path / "train", pictures)
+    for i in range(4):
+        (folder / f"{'ab'[i % 2]}/{i}.txt").write_text(TEXTS[i] + "\n", encoding="utf-8")
+    (folder / ".cache").mkdir()
+    PHOTOS[0].save(folder / ".cache" / "hidden.png")
+    rows = as_training_set(folder)
+    same(rows, [PHOTOS[i] for i in (0, 2, 1, 3)], [TEXTS[i] for i in (0, 2, 1, 3)])
+    assert [rows.name(i) for i in range(4)] == ["a/0.png", "a/2.png", "b/1.png", "b/3.png"]
+
+
+def test_metadata_in_a_folder_below_and_a_file_that_is_missing(tmp_path):
+    folder = folder_of(tmp_path / "train" / "below")
+    with (folder / "metadata.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"file_name": "gone.png", "text": "gone"}) + "\n")
+    rows = as_training_set(tmp_path / "train")
+    assert [rows.caption(i) for i in range(5)] == [*TEXTS, "gone"]
+    with pytest.raises(RowError, match="row 4 .*gone.png"):
+        rows.image(4)
+
+
+def test_broken_metadata_is_named(tmp_path):
+    folder = folder_of(tmp_path / "train")
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png"}\n{"text": "no name"}\n', encoding="utf-8")
+    with pytest.raises(ProbeError, match=r"metadata.jsonl, line 2: expected an object with 'file_name'"):
+        as_training_set(folder)
+
+
+def test_no_folder_and_no_image(tmp_path):
+    with pytest.raises(ProbeError, match="is no folder"):
+        as_training_set(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("nothing", encoding="utf-8")
+    with pytest.raises(ProbeError, match="holds no image"):
+        as_training_set(tmp_path)
+
+
+def test_pictures_are_turned_as_their_exif_data_say(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture = PHOTOS[0].resize((40, 20))
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    rows = as_training_set(tmp_path)
+    assert rows.image(0).size == (20, 40)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def encoded(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def signed(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda p: p,
+        np.asarray,
+        lambda p: np.asarray(p).tolist(),
+        encoded,
+        signed,
+        lambda p: (signed(p) + 1) / 2,
+        lambda p: torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1),
+        lambda p: np.asarray(p) / 255,
+    ],
+    ids=["picture", "array", "list", "bytes", "signed", "unit", "uint8 tensor", "floats"],
+)
+def test_rows_of_dicts_and_pairs(form):
+    same(as_training_set([{"image": form(p), "caption": t} for p, t in zip(PHOTOS, TEXTS, strict=True)]))
+    same(as_training_set([(form(p), t) for p, t in zip(PHOTOS, TEXTS, strict=True)]))
+
+
+def test_rows_that_name_files(tmp_path):
+    folder = folder_of(tmp_path)
+    rows = as_training_set([{"image": str(folder / f"{i}.png"), "prompt": TEXTS[i]} for i in range(4)])
+    same(rows)
+    assert rows.file(0) == folder / "0.png"
+    opened = as_training_set([(Image.open(folder / f"{i}.png"), TEXTS[i]) for i in range(4)])
+    same(opened)
+    assert opened.file(1) == folder / "1.png"
+    assert as_training_set(PHOTOS).caption(0) == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "is empty"),
+        (["a prompt", "another"], "rows of a list are each 'a prompt'"),
+        ([1, 2], "rows of a list are each a int"),
+        (({"image": p} for p in PHOTOS), "generator cannot be read by row number"),
+        (3, "a int is no training set"),
+        ([{"label": 1}], "no column of images; set image_column to one of: label"),
+    ],
+    ids=["empty", "prompts", "numbers", "generator", "number", "no image"],
+)
+def test_what_is_no_training_set(source, message):
+    with pytest.raises(ProbeError, match=message):
+        as_training_set(source)
+
+
+class Fragile(Dataset):
+    """Row 0 is broken; the others are pairs."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        if i == 0:
+            raise RuntimeError("disk on fire")
+        return PHOTOS[i], TEXTS[i]
+
+
+def test_a_row_that_fails_is_named_and_the_rest_is_there():
+    rows = as_training_set(Fragile())
+    with pytest.raises(RowError, match="row 0: .*disk on fire"):
+        rows.image(0)
+    assert rows.file(0) is None
+    assert rows.caption(1) == TEXTS[1]
+    with pytest.raises(RowError, match="row 0: .*a dict is no image"):
+        as_training_set([({}, "a caption")]).image(0)
+    with pytest.raises(IndexError):
+        rows.image(4)
+
+
+# --- diffusers' scripts ----------------------------------------------------------------------------------------------
+
+
+class Script(Dataset):
+    """Attributes as the scripts' classes have them; reading a row would need a tokenizer."""
+
+    def __init__(self, length: int, **attributes) -> None:
+        self._length = length
+        self.__dict__.update(attributes)
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, i):
+        raise AssertionError("read the pictures, not the tensors")
+
+
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    return sorted(folder_of(tmp_path / "instance", captions=False).iterdir())
+
+
+def test_dreambooth_with_prior_preservation(files, tmp_path):
+    classes = sorted(save_folder(tmp_path / "class", {f"c{i}.png": photo(50 + i, 32) for i in range(6)}).iterdir())
+    source = Script(
+        5,
+        instance_images_path=files,
+        instance_prompt="a photo of sks dog",
+        class_images_path=classes,
+        class_prompt="a photo of a dog",
+        num_class_images=5,
+    )
+    rows = as_training_set(source)
+    same(rows, texts=["a photo of sks dog"] * 4)
+    assert rows.folder == files[0].parent
+    assert rows.name(2) == "2.png"
+    assert rows.indices(0) == [0, 4]  # the dataset is as long as its class images
+    assert rows.indices(1) == [1]
+    assert rows.class_images is not None
+    assert len(rows.class_images) == 5
+    assert rows.class_images.caption(4) == "a photo of a dog"
+    assert rows.class_images.file(4) == classes[4]
+
+
+def test_newer_dreambooth_with_captions_of_its_own(files):
+    source = Script(
+        8,
+        instance_images=[Image.open(file) for file in files for _ in range(2)],
+        instance_prompt="a photo of sks dog",
+        custom_instance_prompts=[*TEXTS[:3], None] * 2,
+    )
+    rows = as_training_set(source)
+    same(rows, [p for p in PHOTOS for _ in range(2)], [*TEXTS[:3], "a photo of sks dog"] * 2)
+    assert rows.class_images is None
+    assert rows.file(3) == files[1]
+
+
+def test_other_scripts(files):
+    inversion = as_training_set(Script(400, image_paths=list(map(str, files)), placeholder_token="<cat-toy>"))
+    same(inversion, texts=["<cat-toy>"] * 4)
+    assert len(inversion.indices(3)) == 100
+    custom = as_training_set(Script(4, instance_images_path=list(zip(files, TEXTS, strict=True)), class_images_path=[]))
+    same(custom)
+    amused = as_training_set(Script(4, hf_dataset=hugging_face(), image_key="image", prompt_key="text"))
+    same(amused)
+    same(as_training_set(Subset(Script(4, instance_images_path=files, instance_prompt="x"), [2])), PHOTOS[2:3], ["x"])
+
+
+def test_a_training_set_is_one_already():
+    rows = as_training_set(PHOTOS)
+    assert as_training_set(rows) is rows
