@@ -5,7 +5,7 @@ One event is one straight line, readable in ``MemWatch._event``:
     due? -> borrow the model -> observe every probe (now, unconditional, baseline) -> maps -> regions -> calibration
     -> verdicts -> stop flag -> what follows -> report -> sinks
 
-The folders are the way the data takes: ``pick`` -> ``measure`` -> ``judge`` -> ``report`` -> ``act``; ``callback``
+The folders are the way the data takes: ``picking`` -> ``measure`` -> ``judge`` -> ``report`` -> ``act``; ``callback``
 conducts, ``denoiser`` is the one door to foreign models.
 """
 
@@ -15,6 +15,8 @@ from memwatch.config_file import load_config
 from memwatch.judge.findings import Finding
 from memwatch.judge.regions import Region
 from memwatch.measure.probes import Probe, ProbeError
+from memwatch.picking.pick import pick
+from memwatch.picking.picked import Picked
 from memwatch.report.report import Report
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "Finding",
     "MemWatch",
     "MemWatchConfig",
+    "Picked",
     "Probe",
     "ProbeError",
     "Region",
     "Report",
     "load_config",
+    "pick",
 ]
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from torch import nn
 
-from memwatch.act.actions import Actions
+from memwatch.act.actions import Actions, refuse_other_controls
 from memwatch.act.flagged import Flagged
 from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
@@ -30,7 +30,7 @@ from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
 from memwatch.pace import Prices, choose_pace, planned_events
-from memwatch.picking.run import choice_for, sources
+from memwatch.picking.for_run import for_run
 from memwatch.ranks import Ranks
 from memwatch.report.about import About
 from memwatch.report.files import FileSink
@@ -54,7 +54,9 @@ class MemWatch:
     Construct it after ``accelerator.prepare`` and ``init_trackers`` and before ``load_state``. The loop that it
     expects::
 
-        watch = MemWatch(accelerator, unet, path, dataset=train_dataset)
+        picked = memwatch.pick(dataset["train"])       # before transforms and DataLoader; train on picked.train
+        ...
+        watch = MemWatch(accelerator, unet, path, picked, scheduler=noise_scheduler)
         for batch in watch.guard(train_dataloader):
             ...                                # one optimizer step
             watch.on_step_end(global_step)     # on every rank
@@ -70,13 +72,11 @@ class MemWatch:
         model: what the loop trains: prepared, compiled, PEFT-wrapped.
         pretrained: folder, hub id or ``DiffusionPipeline``. Parts that are not passed are loaded from it, used, and
             freed.
+        picked: what ``memwatch.pick`` has returned, or a folder that ``memwatch pick`` has written.
         config: YAML file, dict or ``MemWatchConfig``.
-        dataset: the training set, from which memwatch picks what is not given below: an image folder, a
-            ``datasets.Dataset``, anything indexable whose rows have image and text, or a ``Choice``. Without it, and
-            without probes, the prepared dataloader's own data set is taken, where its rows can be read.
-        probes: prompts, ``Probe``s, image folder, text file of prompts, or a dataset; goes before the config's.
-        controls: the same, of the training data's own kind but held out; without them, and without ``dataset``, alerts
-            are uncalibrated.
+        probes: prompts, ``Probe``s, image folder, text file of prompts, or rows with image and text, besides those
+            picked; goes before the config's.
+        controls: the same, of the training data's own kind but held out; without any controls alerts are uncalibrated.
         peers: the same, ordinary training images, as a second reference.
         vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Several text encoders are a list in
             the pipeline's order, with ``None`` for those to be loaded. If any is trained (also a textual inversion's
@@ -87,7 +87,7 @@ class MemWatch:
 
     Attributes:
         config: as it was read. about: what stays the same over the run.
-        choice: what was picked from ``dataset``; ``None`` without it.
+        picked: what was picked from the training set; ``None`` where nothing was.
         observer, baselines, faults, sinks: the parts that do the work.
 
     Raises:
@@ -101,9 +101,9 @@ class MemWatch:
         accelerator: Any,
         model: nn.Module,
         pretrained: Any = None,
+        picked: Any = None,
         *,
         config: Any = None,
-        dataset: Any = None,
         probes: Any = None,
         controls: Any = None,
         peers: Any = None,
@@ -122,19 +122,18 @@ class MemWatch:
         kind, file = self.config.signals.baseline_parts
         allowed = "path: and an existing safetensors file"
         require(kind != "path" or Path(file).is_file(), "signals.baseline", self.config.signals.baseline, allowed)
-        self.choice = choice_for(self.ranks, self.config, dataset, probes, controls, peers)
-        if self.choice is not None:
-            turns = self.config.screens and self.ranks.swappable
-            probes, controls, peers = sources(self.choice, self.config, probes, controls, peers, turns=turns)
+        has_rotation = self.config.screens and self.ranks.swappable
+        run = for_run(picked, self.config, probes, controls, peers, has_rotation=has_rotation)
+        self.picked = run.picked
         self.observer = Observer(
             self.ranks,
             model,
             pretrained,
             given,
             config=self.config,
-            probes=probes,
-            controls=controls,
-            peers=peers,
+            probes=run.probes,
+            controls=run.controls,
+            peers=run.peers,
             ema=ema,
         )
         self.folder = RunFolder(Path(self.config.output_dir))
@@ -143,7 +142,7 @@ class MemWatch:
         marks = fingerprints(self.config, self.observer.prepared, str(accelerator.mixed_precision))
         self.baselines = Baselines(self.config.signals, *stores, fixed, marks)
         self.faults = Faults(strict=self.config.strict)
-        self.actions = Actions(self.config, self.observer, self.faults, self.choice, on_alert)
+        self.actions = Actions(self.config, self.observer, self.faults, run.picked, run.control_keys, on_alert)
         self.sinks = Sinks(FileSink(self.folder.folder), self.faults, self.actions.sinks)
         self.about = About.of(self.observer)
         self._progress, self._closed = self._fresh(), False
@@ -152,17 +151,23 @@ class MemWatch:
         self._unhook_checkpoints = hook_checkpoints(self)
         hook_end_training(accelerator, self.close)
         hook_log(accelerator, self.note_losses)
-        say_hello(self.config, self.observer)
+        say_hello(self.config, self.observer, () if run.picked is None else run.picked.notes)
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
 
     def guard(self, dataloader: Any) -> Any:
-        """``dataloader``, but the baseline comes before its first batch, and iteration ends when a stop is decided."""
+        """``dataloader``, but the baseline comes before its first batch, and iteration ends when a stop is decided.
+
+        Batches, sampler and length are its own.
+
+        Raises:
+            ConfigError: it gives rows that are held out as controls.
+        """
         if (rows := rows_per_device(dataloader, self.accelerator.num_processes)) is not None:
             self.observer.limit_batches(rows)
         self.about = replace(self.about, training_rows=rows_in(dataloader))
         self.actions.guard(dataloader)
-        return GuardedLoader(dataloader, self.begin, lambda: self.should_stop, self.actions.place)
+        return GuardedLoader(dataloader, self.begin, lambda: self.should_stop, self.actions.on_batch)
 
     def begin(self, step: int = 0) -> Report | None:
         """Take the first baseline, unless there is one. ``guard`` calls it; a loop without it may, on every rank."""
@@ -225,27 +230,8 @@ class MemWatch:
         """For ``sys.exit`` at the end of a script: 3 where memwatch has decided to stop, else 0."""
         return EXIT_CODE if self.should_stop else 0
 
-    @property
-    def training_indices(self) -> list[int]:
-        """The rows of ``dataset`` to train on: all but the controls that memwatch holds out.
-
-        Raises:
-            ValueError: there is no dataset.
-        """
-        if self.choice is None:
-            raise ValueError("training_indices: memwatch picked from no dataset; pass dataset= to MemWatch")
-        return self.choice.training_indices
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Where a resumed run goes on: the pass over the guarded dataloader, and how many batches of it were given.
-
-        A script whose passes become shorter, because rows are dropped, skips by this and not by its number of steps.
-        """
-        return self.actions.place.next
-
     def flagged(self) -> list[Flagged]:
-        """The rows of ``dataset`` behind every alert so far, worst first; the main process knows them."""
+        """The training rows behind every alert so far, worst first; the main process knows them."""
         return self.actions.flagged()
 
     def close(self) -> None:
@@ -299,8 +285,7 @@ class MemWatch:
             judgement = together(JUDGING, self.faults, judged)
             found = prove(judgement.findings, observations, self.observer, self.faults, progress.stop.copied)
             judgement = replace(judgement, findings=found)
-            rule = replace(self.config.stop, enabled=self.config.stop.enabled and not self.actions.drops)
-            stop = together(STOPPING, self.faults, lambda: decide_stop(progress.stop, found, step, rule))
+            stop = together(STOPPING, self.faults, lambda: decide_stop(progress.stop, found, step, self.config.stop))
             progress.states, progress.stop = dict(judgement.states), self.ranks.broadcast(stop)
             self.actions.follow(step, judgement)
         except PartError as failed:
@@ -309,8 +294,7 @@ class MemWatch:
         seconds, calibrated, errors = time.perf_counter() - started, self.observer.has_controls, self.faults.count
         progress.clock.first = progress.clock.first or seconds
         report = Report(step, self.config, judgement, calibrated, seconds, errors, self.stop_reason, failure=failure)
-        dropped = len(self.actions.left_out.since)
-        report = self._write(replace(report, overhead=progress.clock.overhead, about=self.about, dropped=dropped))
+        report = self._write(replace(report, overhead=progress.clock.overhead, about=self.about))
         if progress.stop.reason is not None:
             self._end_well()
         return report
@@ -363,7 +347,11 @@ class MemWatch:
         """Go on from ``state``, on every rank; what was written after it is forgotten.
 
         From the state of an older version, and from an empty one, memwatch starts afresh.
+
+        Raises:
+            ConfigError: a control was not held out by the run that is resumed.
         """
+        refuse_other_controls(self.actions.controls, state.get("actions", {}).get("controls"))
         with suppress(PartError):
             if "run" in state:
                 self._enter(state["run"])

@@ -14,7 +14,6 @@ TERMS = ("variance", "loss", "both")
 AGAINST = ("snapshot", "unconditional", "both")
 COMBINATIONS = ("adjacent_min", "mean", "max")
 LOOKS = ("generation", "last_step")
-ENDS = ("stop", "drop")
 
 
 class ConfigError(ValueError):
@@ -28,35 +27,20 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickConfig:
-    """What memwatch picks from a ``dataset``: probes, controls where none are given, and rows that take turns.
+class RotationConfig:
+    """Training rows that ``memwatch.pick`` has not chosen as probes, and that are screened a few per event.
 
     Attributes:
-        hold_out: rows that are held out from training as controls where none are given, at least 0. A set of fewer than
-            five times as many rows gives a fifth of them; none where that is too few to judge by.
-        set_aside: pictures of a set too small for that which are held out all the same, at least 0. For a subject that
-            is meant to be learned (DreamBooth) they are its only siblings; its class images are the other controls.
-        peers: ordinary training rows, drawn at random, where none are given; at least 0.
-        places: rows per event that take turns, at least 0. They are screened; what stands out keeps its place.
-        rotation: how many rows take turns in all, at least 0. They are encoded once, before training.
-        image_column: column of the images; null looks for the names that training scripts use.
-        caption_column: column of the captions; likewise.
-        workers: processes that hash the images, at least 1; null takes one per core, 8 at most.
+        rows: how many take part in all, at least 0. They are encoded once, before training.
+        per_event: rows that are screened at one event, at least 0; one that stands out is screened again.
     """
 
-    hold_out: int = 20
-    set_aside: int = 0
-    peers: int = 8
-    places: int = 8
-    rotation: int = 256
-    image_column: str | None = None
-    caption_column: str | None = None
-    workers: int | None = None
+    rows: int = 256
+    per_event: int = 8
 
     def __post_init__(self) -> None:
-        for key in ("hold_out", "set_aside", "peers", "places", "rotation"):
-            require(getattr(self, key) >= 0, f"pick.{key}", getattr(self, key), "0 or greater")
-        require(self.workers is None or self.workers >= 1, "pick.workers", self.workers, "1 or greater, or null")
+        for key in ("rows", "per_event"):
+            require(getattr(self, key) >= 0, f"rotation.{key}", getattr(self, key), "0 or greater")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,11 +351,10 @@ class MemWatchConfig:
             that stays (``first``, ``base``, ``path:FILE``); with other settings everything is measured as well.
         full_every: every so many events everything is measured with curvature all the same, at least 1.
         output_dir: where history, maps, pictures, ledger and snapshots go.
-        dataset: the training images, from which probes and controls are picked: an image folder with captions. The
-            ``dataset`` argument goes first; without either the prepared dataloader's own is taken where it can be read.
-        probes: an image folder, a text file with one prompt per line, or a list of prompts. The ``probes`` argument
-            goes first. A number, at least 1, is how many are picked from the dataset; null picks 16.
-        controls: the same, held out from training. Without them alerts are uncalibrated.
+        picked: a folder that ``memwatch pick`` has written. The ``picked`` argument goes first.
+        probes: an image folder, a text file with one prompt per line, or a list of prompts, besides those picked. The
+            ``probes`` argument goes first.
+        controls: the same, held out from training. Without any controls alerts are uncalibrated.
         peers: the same, ordinary images of the training set, drawn at random. What is no stronger than they are is not
             called memorized, unless they are being stored as well.
         resolution: side of probe images in pixels, a multiple of the autoencoder's scale; null takes the model's own.
@@ -379,8 +362,6 @@ class MemWatchConfig:
         weights: ``live``, or ``ema`` to watch the averaged weights (needs the ``ema`` argument).
         precision: ``full`` looks in the type of the model's weights, ``loop`` in the mixed precision of the loop's
             accelerator. In bf16 log ratios differ by 0.01 from float32, at most an eighth of their standard error.
-        on_memorized: ``stop`` ends training by the rule of ``stop``; ``drop`` leaves the dataset's rows behind a
-            memorized probe out of the guarded dataloader from then on, and training goes on.
         rollback: keep the newest weights of before there was enough to call anything, on disk, and write them into
             ``output_dir/last_clean`` for diffusers to load when the run ends after an alert.
         strict: raise on failures that would otherwise cost memwatch a look or a row, with a warning.
@@ -392,18 +373,17 @@ class MemWatchConfig:
     screen: bool = True
     full_every: int = 8
     output_dir: str = "memwatch"
-    dataset: str | None = None
-    probes: int | str | tuple[str, ...] | None = None
+    picked: str | None = None
+    probes: str | tuple[str, ...] | None = None
     controls: str | tuple[str, ...] | None = None
     peers: str | tuple[str, ...] | None = None
     resolution: int | None = None
     seed: int = 0
     weights: str = "live"
     precision: str = "full"
-    on_memorized: str = "stop"
     rollback: bool = True
     strict: bool = False
-    pick: PickConfig = field(default_factory=PickConfig)
+    rotation: RotationConfig = field(default_factory=RotationConfig)
     levels: LevelsConfig = field(default_factory=LevelsConfig)
     curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
     signals: SignalsConfig = field(default_factory=SignalsConfig)
@@ -424,9 +404,6 @@ class MemWatchConfig:
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder's path")
         ok = self.resolution is None or self.resolution >= 8
         require(ok, "resolution", self.resolution, "8 or greater, or null")
-        ok = not isinstance(self.probes, int) or self.probes >= 1
-        require(ok, "probes", self.probes, "1 or greater, an image folder, a text file or a list of prompts, or null")
-        require(self.on_memorized in ENDS, "on_memorized", self.on_memorized, ", ".join(ENDS))
         require(self.weights in ("live", "ema"), "weights", self.weights, "live, ema")
         require(self.precision in ("full", "loop"), "precision", self.precision, "full, loop")
         copied = self.stop.require_copy

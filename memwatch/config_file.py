@@ -24,7 +24,12 @@ REPLACED = {  # key of an earlier version: by value, what is set now
         "both_baselines": "terms: both, against: both",
     }
 }
-REMOVED = {"signals.null_draws": "the unconditional branch is looked at at all noise draws"}
+REMOVED = {  # key of an earlier version: what takes its place
+    "signals.null_draws": "the unconditional branch is looked at at all noise draws",
+    "dataset": "call memwatch.pick(dataset) before transforms and DataLoader, and pass what it returns as picked",
+    "pick": "memwatch.pick takes probes, controls and columns; see also rotation",
+    "on_memorized": "memwatch changes no dataloader; 'memwatch clean' writes the training set without what is stored",
+}
 
 
 def load_config(source: str | Path | Mapping[str, Any] | MemWatchConfig | None, **overrides: Any) -> MemWatchConfig:

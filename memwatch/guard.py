@@ -7,79 +7,31 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakMethod
 
 logger = logging.getLogger("memwatch")
 
-MANY, TOO_MANY = 10_000, 100_000  # passes without a batch after a stop; an epoch loop of 10,000 ends quietly
-
-
-class Place:
-    """How far the guarded dataloader has come.
-
-    Attributes:
-        batches: given so far in all. passes: begun so far. in_pass: batches of the current one.
-    """
-
-    def __init__(self) -> None:
-        self.batches = self.passes = self.in_pass = 0
-        self._dataloader: Any = None
-        self._of_this = 0  # batches that this dataloader has given
-        self._goes_on = False  # the next pass is one that a checkpoint was taken in
-
-    def begin_pass(self, dataloader: Any) -> None:
-        """A pass over this dataloader begins; after a resume it is the rest of one."""
-        self._dataloader, self._of_this = dataloader, 0
-        if not self._goes_on:
-            self.passes, self.in_pass = self.passes + 1, 0
-        self._goes_on = False
-
-    def count(self) -> None:
-        """A batch is given."""
-        self.batches, self.in_pass, self._of_this = self.batches + 1, self.in_pass + 1, self._of_this + 1
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether the current pass has given its last batch."""
-        if self._dataloader is None:
-            return False
-        ended = getattr(self._dataloader, "end_of_dataloader", None)  # accelerate's loaders look one batch ahead
-        return bool(ended) if ended is not None else self._of_this >= len(self._dataloader)
-
-    @property
-    def next(self) -> tuple[int, int]:
-        """The pass that the next batch belongs to, 0 is the first, and how many batches of it were given already."""
-        between = self._dataloader is None and not self._goes_on  # before the first pass, and after a resume there
-        if between or self.is_at_end:
-            return self.passes, 0
-        return self.passes - 1, self.in_pass
-
-    def state_dict(self) -> dict[str, int]:
-        """Plain values."""
-        number, given = self.next
-        return {"batches": self.batches, "pass": number, "in_pass": given}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from ``state``: the next pass is the one that it was taken in, less what was given of it."""
-        self.batches, self.in_pass = state.get("batches", 0), state.get("in_pass", 0)
-        self._goes_on, self._dataloader = self.in_pass > 0, None
-        self.passes = state.get("pass", 0) + self._goes_on
+MANY, TOO_MANY = 10_000, 100_000  # passes without a batch; an epoch loop of 10,000 that was stopped ends quietly
 
 
 class GuardedLoader:
     """A dataloader that takes the baseline before its first batch and ends as soon as a stop is decided.
 
-    Args:
-        place: keeps count of passes and batches, over all guarded dataloaders of a run.
+    Batches, sampler and length are the wrapped dataloader's own, and so is everything else, its type for ``isinstance``
+    included. Wrap it *after* ``skip_first_batches``, which makes a new dataloader.
 
-    After a stop a pass over it gives no batch. A loop that counts steps and not epochs would go round for ever: the
-    loader warns after ``MANY`` such passes. Everything else is the wrapped dataloader's own, its type for
-    ``isinstance`` included. Wrap it *after* ``skip_first_batches``, which makes a new dataloader.
+    A loop that counts steps and not epochs goes round for ever where there are no batches, after a stop or in a loader
+    that is empty: it is warned after ``MANY`` such passes in a row.
+
+    Args:
+        begin: takes the baseline, unless there is one.
+        should_stop: whether a stop is decided.
+        on_batch: called before a batch is given.
 
     Raises:
-        RuntimeError: when it is iterated over, after ``TOO_MANY`` passes without a batch.
+        RuntimeError: when it is iterated over, after ``TOO_MANY`` passes in a row without a batch.
     """
 
     def __init__(
@@ -87,29 +39,32 @@ class GuardedLoader:
         dataloader: Any,
         begin: Callable[[], object],
         should_stop: Callable[[], bool],
-        place: Place | None = None,
+        on_batch: Callable[[], object] = lambda: None,
     ) -> None:
-        self._dataloader, self._begin, self._should_stop = dataloader, begin, should_stop
-        self._place, self._empty_passes = place or Place(), 0
+        self._dataloader, self._begin, self._should_stop, self._on_batch = dataloader, begin, should_stop, on_batch
+        self._empty_passes = 0  # in a row
 
     def __iter__(self) -> Iterator[Any]:
         self._begin()
-        if self._should_stop():
-            self._count_empty_pass()
-            return
-        self._place.begin_pass(self._dataloader)
-        for batch in self._dataloader:
-            self._place.count()
-            yield batch
-            if self._should_stop():
-                return
-
-    def _count_empty_pass(self) -> None:
-        """A stop is never taken back, so that all passes after it are empty."""
         self._empty_passes += 1
+        if not self._should_stop():
+            for batch in self._dataloader:
+                self._empty_passes = 0
+                self._on_batch()
+                yield batch
+                if self._should_stop():
+                    return
+        self._warn_of_empty_passes()
+
+    def _warn_of_empty_passes(self) -> None:
+        """A stop is never taken back, so that all passes after it are empty."""
         if self._empty_passes in (MANY + 1, TOO_MANY):
+            stopped = "memwatch has stopped training, but the loop goes on without batches"
+            empty = f"the dataloader has given no batch in {self._empty_passes} passes, and the loop goes on"
             fix = "write 'while global_step < max_steps and not watch.should_stop:'"
-            said = f"memwatch has stopped training, but the loop goes on without batches; {fix}"
+            said = (
+                f"{stopped}; {fix}" if self._should_stop() else f"{empty}; see its data set, batch size and drop_last"
+            )
             if self._empty_passes == TOO_MANY:
                 raise RuntimeError(said)
             logger.warning(said)

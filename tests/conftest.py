@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on tensors this small, threads wait for each other
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="memwatch-tests-")  # surveys of training sets
 
 import pytest
 from diffusers import DiffusionPipeline, StableDiffusionPipeline

@@ -64,9 +64,9 @@ def argument_parser(description: str | None, *, output_dir: str) -> argparse.Arg
     add("--checkpoints_total_limit", type=int, help="how many to keep; the oldest are deleted first")
     add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
     add("--memwatch_config", default=CONFIGS / "default.yaml", help="YAML file")  # memwatch
-    probes = "image folder, or text file of prompts; default: picked from the training images"  # memwatch
+    probes = "image folder, or text file of prompts, besides those picked"  # memwatch
     add("--memwatch_probes", type=Path, help=probes)  # memwatch
-    controls = "folder of images of the same kind, not trained on; default: held out"  # memwatch
+    controls = "folder of images of the same kind that are not trained on, besides those held out"  # memwatch
     add("--memwatch_controls", type=Path, help=controls)  # memwatch
     return parser
 
@@ -233,17 +233,11 @@ class Plan:
     def batches(
         self, train_dataloader: Any, global_step: int, watch: MemWatch | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """All batches from the one after ``global_step`` on, until the loop has enough of them.
-
-        memwatch guards the dataloader. It may leave rows out, so that it says where in which epoch a resumed run goes
-        on.
-        """
+        """All batches after ``global_step``, until the loop has enough of them; ``watch`` guards them."""
         if global_step >= self.max_train_steps:
             return
         epoch, batches_done = self.place(global_step)
         guard = watch.guard if watch is not None else (lambda dataloader: dataloader)  # memwatch
-        if watch is not None and watch.place != (0, 0):  # memwatch: unless the checkpoint was saved without it
-            epoch, batches_done = watch.place  # memwatch
         whole = guard(train_dataloader)
         loader = guard(skip_first_batches(train_dataloader, batches_done))
         while watch is None or not watch.should_stop:

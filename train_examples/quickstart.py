@@ -31,6 +31,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import memwatch
 from memwatch import Finding, MemWatch, Report
 from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
 from memwatch.judge.alerts import Verdict
@@ -173,7 +174,8 @@ def train(args: argparse.Namespace, items: list[Item], validation: list[Item], *
     num_timesteps = noise_scheduler.config.num_train_timesteps
     unet = UNet2DConditionModel.from_pretrained(TINY_SD, subfolder="unet", dtype=torch.float32)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=1e-2)
-    train_dataset, held_out = encode(items, accelerator), batch_of(encode(validation, accelerator))
+    picked = memwatch.pick(encode(items, accelerator))  # memwatch: before the DataLoader
+    train_dataset, held_out = picked.train, batch_of(encode(validation, accelerator))
     options = {"shuffle": True, "drop_last": True, "collate_fn": batch_of}
     train_dataloader = DataLoader(train_dataset, args.train_batch_size, **options)
     unet, optimizer, train_dataloader = accelerator.prepare(unet, optimizer, train_dataloader)
@@ -182,7 +184,7 @@ def train(args: argparse.Namespace, items: list[Item], validation: list[Item], *
     options = {"every_steps": args.every_steps, **(SMOKE_WATCH if args.smoke else {})}  # memwatch
     folder, config = args.output_dir / "memwatch", HERE.parent / "configs" / "quickstart.yaml"  # memwatch
     options |= {"config": config, "output_dir": folder, "max_train_steps": args.max_train_steps, **watching}  # memwatch
-    watch = MemWatch(accelerator, unet, TINY_SD, dataset=train_dataset, **options)  # memwatch
+    watch = MemWatch(accelerator, unet, TINY_SD, picked, scheduler=noise_scheduler, **options)  # memwatch
     train_dataloader = watch.guard(train_dataloader)  # memwatch
 
     reports, global_step = [], 0

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from memwatch import MemWatch  # memwatch
+import memwatch  # memwatch
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
         unet.train().enable_gradient_checkpointing()
 
     rows = common.read_images(args.train_data_dir, args.template.format(args.placeholder_token))
+    picked = memwatch.pick(rows)  # memwatch
+    rows = picked.train  # memwatch: without the controls
     input_ids = common.tokenize([row["text"] for row in rows], tokenizer)
     train_dataloader = common.make_dataloader(common.ImageFolder(rows, {"input_ids": input_ids}, args), args)
     plan = common.Plan.of(args, len(train_dataloader), accelerator.num_processes)
@@ -105,10 +107,10 @@ def main(argv: list[str] | None = None) -> None:
     common.init_trackers(accelerator, "textual-inversion", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
     options |= {"max_train_steps": plan.max_train_steps}  # memwatch
-    options |= {"dataset": rows, "probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
+    options |= {"probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
     options |= {"text_encoder": text_encoder, "tokenizer": tokenizer}  # memwatch
-    options |= {"vae": vae, "scheduler": noise_scheduler}  # memwatch
-    watch = MemWatch(accelerator, unet, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
+    options |= {"vae": vae, "scheduler": noise_scheduler, "output_dir": args.output_dir / "memwatch"}  # memwatch
+    watch = memwatch.MemWatch(accelerator, unet, path, picked, **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     progress = tqdm(initial=global_step, total=plan.max_train_steps, disable=not accelerator.is_main_process)

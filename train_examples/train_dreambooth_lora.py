@@ -6,9 +6,9 @@
         --with_prior_preservation --class_data_dir dogs --class_prompt "a photo of a dog"
 
 With prior preservation every batch holds as many class images as instance images, so that the class keeps its own
-looks. The script first generates the class images that are missing in ``--class_data_dir``; they are memwatch's
-controls as well. A subject is *meant* to be learned. One or two instance images that are set aside (``pick: {set_aside:
-2}`` in ``--memwatch_config``) tell a learned subject from stored images.
+looks. The script first generates the class images that are missing in ``--class_data_dir``. memwatch holds out one
+instance image in five, and up to half of the class images: they are its controls. A subject is *meant* to be learned;
+the held-out instance images tell a learned subject from stored images.
 
 The options have the names of diffusers' script of the same name. Every line that memwatch adds ends in ``# memwatch``.
 """
@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from memwatch import MemWatch  # memwatch
+import memwatch  # memwatch
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -136,6 +136,8 @@ def main(argv: list[str] | None = None) -> None:
     others = []
     if args.with_prior_preservation:
         others = common.read_images(args.class_data_dir, args.class_prompt)
+    picked = memwatch.pick(instance, class_images=others or None)  # memwatch
+    instance, others = picked.train, picked.class_train or []  # memwatch: without the controls
 
     path, where = args.pretrained_model_name_or_path, {"revision": args.revision}
     weights = where | {"variant": args.variant, "dtype": common.DTYPES.get(accelerator.mixed_precision, torch.float32)}
@@ -164,10 +166,9 @@ def main(argv: list[str] | None = None) -> None:
     common.init_trackers(accelerator, "dreambooth-lora", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
     options |= {"max_train_steps": plan.max_train_steps}  # memwatch
-    controls = args.memwatch_controls or others or None  # memwatch
-    options |= {"dataset": instance, "probes": args.memwatch_probes, "controls": controls}  # memwatch
-    options |= {**frozen, "scheduler": noise_scheduler}  # memwatch
-    watch = MemWatch(accelerator, unet, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
+    options |= {"probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
+    options |= {**frozen, "scheduler": noise_scheduler, "output_dir": args.output_dir / "memwatch"}  # memwatch
+    watch = memwatch.MemWatch(accelerator, unet, path, picked, **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     progress = tqdm(initial=global_step, total=plan.max_train_steps, disable=not accelerator.is_main_process)

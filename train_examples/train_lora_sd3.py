@@ -25,7 +25,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from memwatch import MemWatch  # memwatch
+import memwatch  # memwatch
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     accelerator = common.make_accelerator(args)
     rows = common.read_metadata(args.train_data_dir)
+    picked = memwatch.pick(rows)  # memwatch
+    rows = picked.train  # memwatch: without the controls
     captions = encode([row["text"] for row in rows], args, accelerator)
 
     dtype = common.DTYPES.get(accelerator.mixed_precision, torch.float32)
@@ -112,8 +114,9 @@ def main(argv: list[str] | None = None) -> None:
     common.init_trackers(accelerator, "lora-sd3", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution, "vae": vae}  # memwatch
     options |= {"max_train_steps": plan.max_train_steps}  # memwatch
-    options |= {"dataset": rows, "probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
-    watch = MemWatch(accelerator, transformer, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
+    options |= {"probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
+    options |= {"scheduler": noise_scheduler, "output_dir": args.output_dir / "memwatch"}  # memwatch
+    watch = memwatch.MemWatch(accelerator, transformer, path, picked, **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     progress = tqdm(initial=global_step, total=plan.max_train_steps, disable=not accelerator.is_main_process)

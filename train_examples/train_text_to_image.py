@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from memwatch import MemWatch  # memwatch
+import memwatch  # memwatch
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 VALIDATION_INFERENCE_STEPS = 20
@@ -116,7 +116,7 @@ class Run:
 
     args: argparse.Namespace
     accelerator: Accelerator
-    rows: list[dict[str, Any]]
+    picked: memwatch.Picked  # memwatch
     train_dataloader: Any
     frozen: dict[str, Any]
     noise_scheduler: DDPMScheduler
@@ -195,6 +195,8 @@ def save_result(run: Run) -> None:
 def build(args: argparse.Namespace) -> Run:
     accelerator = common.make_accelerator(args)
     rows = common.read_metadata(args.train_data_dir)
+    picked = memwatch.pick(rows)  # memwatch
+    rows = picked.train  # memwatch: without the controls
     frozen, unet, noise_scheduler = load_models(args, DTYPES.get(accelerator.mixed_precision, torch.float32))
     parameters = list(common.trainable(unet).values())
     input_ids = common.tokenize([row["text"] for row in rows], frozen["tokenizer"])
@@ -215,7 +217,7 @@ def build(args: argparse.Namespace) -> Run:
     return Run(
         args=args,
         accelerator=accelerator,
-        rows=rows,
+        picked=picked,  # memwatch
         train_dataloader=train_dataloader,
         frozen=frozen,
         noise_scheduler=noise_scheduler,
@@ -249,12 +251,12 @@ def main(argv: list[str] | None = None) -> None:
     accelerator, watch = run.accelerator, None
     if not args.no_memwatch:  # memwatch
         options = {"config": args.memwatch_config, "resolution": args.resolution}  # memwatch
-        options |= {"dataset": run.rows, "probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
+        options |= {"probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
         options |= {**run.frozen, "scheduler": run.noise_scheduler, "ema": run.ema}  # memwatch
         options |= {"output_dir": args.output_dir / "memwatch"}  # memwatch
         options |= {"max_train_steps": run.plan.max_train_steps}  # memwatch
         path = args.pretrained_model_name_or_path  # memwatch
-        watch = MemWatch(accelerator, run.unet, path, **options)  # memwatch
+        watch = memwatch.MemWatch(accelerator, run.unet, path, run.picked, **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     if global_step and run.ema is not None:

@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, U
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from memwatch import MemWatch  # memwatch
+import memwatch  # memwatch
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     accelerator = common.make_accelerator(args)
     rows = common.read_metadata(args.train_data_dir)
+    picked = memwatch.pick(rows)  # memwatch
+    rows = picked.train  # memwatch: without the controls
     captions = encode([row["text"] for row in rows], args, accelerator)
 
     path, where = args.pretrained_model_name_or_path, {"revision": args.revision}
@@ -85,8 +87,9 @@ def main(argv: list[str] | None = None) -> None:
     common.init_trackers(accelerator, "text-to-image-sdxl", args)
     options = {"config": args.memwatch_config, "resolution": args.resolution, "vae": vae}  # memwatch
     options |= {"max_train_steps": plan.max_train_steps}  # memwatch
-    options |= {"dataset": rows, "probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
-    watch = MemWatch(accelerator, unet, path, output_dir=args.output_dir / "memwatch", **options)  # memwatch
+    options |= {"probes": args.memwatch_probes, "controls": args.memwatch_controls}  # memwatch
+    options |= {"scheduler": noise_scheduler, "output_dir": args.output_dir / "memwatch"}  # memwatch
+    watch = memwatch.MemWatch(accelerator, unet, path, picked, **options)  # memwatch
 
     global_step = common.load_checkpoint(accelerator, args)
     progress = tqdm(initial=global_step, total=plan.max_train_steps, disable=not accelerator.is_main_process)

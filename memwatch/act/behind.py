@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memwatch.picking.choice import Choice
+from memwatch.picking.picked import Picked
 from memwatch.picking.rows import TrainingSet
 from memwatch.picking.survey import Box, Group, GroupKind
 from memwatch.picking.words import counted
@@ -10,7 +10,7 @@ from memwatch.picking.words import counted
 COVERED = 0.5  # share of the smaller of part and region that both have in common, from which they are about the same
 
 
-def rows_behind(choice: Choice | None, row: int | None, region: Box | None) -> tuple[tuple[int, ...], str]:
+def rows_behind(picked: Picked | None, row: int | None, region: Box | None) -> tuple[tuple[int, ...], str]:
     """The training rows behind a finding, rising, and what they are in words.
 
     All near-duplicates of the row are behind it. The rows of a shared part are behind it where the finding is about
@@ -19,10 +19,10 @@ def rows_behind(choice: Choice | None, row: int | None, region: Box | None) -> t
     Args:
         row: of the probe. region: the box that decides, in fractions of the picture.
     """
-    if choice is None or row is None or not 0 <= row < choice.survey.size:
+    if picked is None or row is None or not 0 <= row < picked.survey.size:
         return (), "not picked from the training set"
     rows, words = {row}, []
-    for group in choice.behind(row):
+    for group in picked.groups_with(row):
         if group.kind is GroupKind.DUPLICATES:
             words.append(counted(len(group.rows), "near-duplicate"))
         elif region is not None and is_about(region, group, row):

@@ -14,7 +14,7 @@ from typing import Any
 from memwatch.act.behind import file_name, rows_behind
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
-from memwatch.picking.choice import Choice
+from memwatch.picking.picked import Picked
 from memwatch.picking.survey import Box
 from memwatch.report.lines import read_lines, rewrite
 from memwatch.report.report import Report
@@ -119,14 +119,14 @@ class Look:
         return left, top, right, bottom
 
 
-def flagged_of(looks: Mapping[str, Sequence[Look]], choice: Choice | None) -> list[Flagged]:
+def flagged_of(looks: Mapping[str, Sequence[Look]], picked: Picked | None) -> list[Flagged]:
     """Every probe with evidence, the worst first.
 
     Args:
         looks: by probe, its events with evidence in order of their steps.
-        choice: what the probes were picked from; ``None`` where they came otherwise.
+        picked: what the probes were picked from; ``None`` where they came otherwise.
     """
-    found = [_flagged(name, told(of_probe), choice) for name, of_probe in looks.items() if of_probe]
+    found = [_flagged(name, told(of_probe), picked) for name, of_probe in looks.items() if of_probe]
     return sorted(found, key=lambda f: (not f.is_memorized, -f.severity, f.probe))
 
 
@@ -136,12 +136,12 @@ def told(looks: Sequence[Look]) -> Look:
     return (memorized or looks)[-1]
 
 
-def _flagged(name: str, look: Look, choice: Choice | None) -> Flagged:
-    rows, why = rows_behind(choice, look.row, look.region)
+def _flagged(name: str, look: Look, picked: Picked | None) -> Flagged:
+    rows, why = rows_behind(picked, look.row, look.region)
     exposures = None
-    if choice is not None and look.seen is not None and rows:
-        exposures = look.seen * len(rows) / max(1, len(choice.training_indices))
-    files = tuple(file_name(choice.rows, row) for row in rows) if choice is not None else ()
+    if picked is not None and look.seen is not None and rows:
+        exposures = look.seen * len(rows) / max(1, len(picked.train_rows))
+    files = tuple(file_name(picked.rows, row) for row in rows) if picked is not None else ()
     row = look.row if rows else None
     return Flagged(name, look.verdict, look.step, row, rows, files, why, exposures, look.box, look.severity)
 
@@ -154,25 +154,20 @@ class FlaggedSink:
 
     Args:
         folder: ``output_dir``; nothing is created before something is flagged.
-        choice: what the probes were picked from.
+        picked: what the probes were picked from.
         rows_seen: rows that training has seen so far; ``None`` where that is not known.
     """
 
     name = "flagged rows"
 
-    def __init__(self, folder: Path, choice: Choice | None = None, rows_seen: RowsSeen = lambda: None) -> None:
-        self.file, self._choice, self._rows_seen = folder / FLAGGED, choice, rows_seen
+    def __init__(self, folder: Path, picked: Picked | None = None, rows_seen: RowsSeen = lambda: None) -> None:
+        self.file, self._picked, self._rows_seen = folder / FLAGGED, picked, rows_seen
         self._looks: dict[str, list[Look]] = {}
 
     @property
     def flagged(self) -> list[Flagged]:
         """Every flagged probe, the worst first."""
-        return flagged_of(self._looks, self._choice)
-
-    def rows_behind(self, finding: Finding) -> tuple[int, ...]:
-        """The training rows behind a finding, rising; on every rank."""
-        look = Look.of(finding, step=0, seen=None)
-        return rows_behind(self._choice, look.row, look.region)[0]
+        return flagged_of(self._looks, self._picked)
 
     def write(self, report: Report) -> None:
         """Note what has evidence at this event."""

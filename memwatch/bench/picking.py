@@ -16,8 +16,7 @@ from memwatch.bench.items import DOSES, PLANTED, Item, Kind, known_pictures, mar
 from memwatch.bench.markdown import markdown_table
 from memwatch.bench.photographs import UNSEEN, random_view
 from memwatch.bench.shapes import rectangle
-from memwatch.config import PickConfig
-from memwatch.picking.choice import choose_from
+from memwatch.picking.choose import choose
 from memwatch.picking.hashes import record_of
 from memwatch.picking.pictures import decoded
 from memwatch.picking.rows import TrainingSet, as_training_set
@@ -124,8 +123,8 @@ def grouped(rows: np.ndarray, groups: Iterable[Group]) -> float:
 def picked(planted: Planted, found: Survey, seed: int) -> set[int]:
     """Numbers of what is among the picks, at the budget."""
     budget = math.ceil(BUDGET * found.size)
-    choice = choose_from(planted.rows, found, PickConfig(), budget=budget, seed=seed)
-    return {int(planted.owner[p.row]) for p in choice.picked}
+    chosen = choose(planted.rows, found, probes=budget, controls=20, seed=seed)
+    return {int(planted.owner[w.row]) for w in chosen.watched}
 
 
 @dataclass

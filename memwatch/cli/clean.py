@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from memwatch.act.flagged import FLAGGED, Flagged, read_flagged
 from memwatch.cli.scan import require_option
 from memwatch.judge.alerts import Verdict
-from memwatch.measure.probes import IMAGE_SUFFIXES
+from memwatch.picking.folder_copy import copy_without
 from memwatch.picking.folder_rows import METADATA
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.words import counted, listed
 
-OTHER_METADATA = ("metadata.csv", "metadata.parquet")
 VERDICTS = (str(Verdict.MEMORIZED), str(Verdict.SUSPICIOUS))
 EPILOG = f"""\
 TRAIN is an image folder, and is only read. {FLAGGED} lies in the output_dir of a run that picked its probes from TRAIN.
@@ -116,63 +112,3 @@ def told(flagged: Flagged, rows: Sequence[int], goes: Collection[int]) -> str:
     number = f"{len(rows) - kept} left out" + (f", {kept} kept" if kept else "")
     what = f"{flagged.verdict} at step {flagged.step}, {flagged.severity:.1f}x"
     return f"{flagged.probe}: {what}; {flagged.why}: {number}"
-
-
-def copy_without(rows: TrainingSet, train: Path, out: Path, goes: Collection[int]) -> None:
-    """Write the folder, whole or not at all.
-
-    Raises:
-        ValueError: a file lies outside of ``train``, or the captions are in a form that cannot be kept.
-    """
-    other = [file for name in OTHER_METADATA for file in train.rglob(name)]
-    if other:
-        raise ValueError(f"TRAIN: captions in {other[0]} cannot be kept, allowed: {METADATA}, or NAME.txt")
-    files = {row: rows.file(row) for row in range(len(rows))}
-    stray = [file for file in files.values() if file is None or not file.is_relative_to(train)]
-    if stray:
-        raise ValueError(f"TRAIN: {stray[0]} lies outside of {train}")
-    beside = captions_in(train)
-    part = out.with_name(f"{out.name}.part{os.getpid()}")
-    try:
-        part.mkdir(parents=True)
-        for row, file in files.items():
-            if row not in goes and file is not None:
-                copy([file, *beside.get(file.with_suffix(""), ())], part / file.parent.relative_to(train))
-        gone = {file.resolve() for row in goes if (file := files[row]) is not None}
-        for metadata in train.rglob(METADATA):
-            copy_lines(metadata, part / metadata.relative_to(train), gone)
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def captions_in(train: Path) -> dict[Path, list[Path]]:
-    """By path without suffix, the files that are no images."""
-    found: dict[Path, list[Path]] = {}
-    for file in train.rglob("*"):
-        if file.suffix.lower() not in IMAGE_SUFFIXES and file.name != METADATA and file.is_file():
-            found.setdefault(file.with_suffix(""), []).append(file)
-    return found
-
-
-def copy(files: Sequence[Path], folder: Path) -> None:
-    """Copy files, byte for byte. One that is missing stays missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
-
-
-def copy_lines(metadata: Path, target: Path, gone: Collection[Path]) -> None:
-    """The lines of a ``metadata.jsonl`` as they are, but those of images that are gone."""
-
-    def stays(line: str) -> bool:
-        row = json.loads(line)
-        name = row.get("file_name") if isinstance(row, Mapping) else None
-        return name is None or (metadata.parent / name).resolve() not in gone
-
-    lines = [line for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("".join(f"{line}\n" for line in lines if stays(line)), encoding="utf-8")

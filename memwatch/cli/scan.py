@@ -38,8 +38,8 @@ A scan that was cut off goes on when started again.
 report page after each, and writes STOP into the folder once an event decides to stop, by the rule of 'stop' in the
 configuration. Step 0 of the history is --pretrained, with the LoRA off. It needs memory for one more model beside the
 trainer's, on the same GPU unless CUDA_VISIBLE_DEVICES names another; ACCELERATE_USE_CPU=true takes none of it. Images
-of a trainer's own dataset were all trained on, so that controls come from --controls alone; 'memwatch pick --hold-out'
-sets some aside before the training.
+of a trainer's own dataset were all trained on, so that controls come from --controls alone; 'memwatch pick' sets some
+aside before the training.
 
 Exit code: 0 all done; 1 some probes or checkpoints failed (they are named); 2 nothing done; {EXIT_CODE} with --follow
 a stop was decided. It is the same however the waiting ended: at the stop, by --idle or by Ctrl-C.
@@ -125,7 +125,7 @@ def follow(
 ) -> int:
     """Follow the folder; the exit code."""
     folder, output, main = Path(args.model), Path(config.output_dir), accelerator.is_main_process
-    more: list[Sink] = [FlaggedSink(output, watched.choice)] if watched.choice is not None else []
+    more: list[Sink] = [FlaggedSink(output, watched.picked)] if watched.picked is not None else []
     more += [WebhookSink(config.alerts.webhook, folder.name)] if config.alerts.webhook is not None and main else []
     require_pipeline(args.pretrained)
     lock = RunFolder(output)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from memwatch.config import MemWatchConfig
 from memwatch.measure.probes import Probe, as_probes
-from memwatch.picking.choice import Choice, choose
-from memwatch.picking.run import BUDGET, CACHE
+from memwatch.picking.pick import pick
+from memwatch.picking.picked import Picked
+from memwatch.picking.trained_on import refuse_trained_on
 
 logger = logging.getLogger("memwatch")
 
@@ -22,12 +23,12 @@ class Watched:
     """What a scan looks at.
 
     Attributes:
-        choice: what was picked of a training set; ``None`` without one.
+        picked: what was picked of a training set; ``None`` without one.
     """
 
     probes: list[Probe]
     controls: list[Probe]
-    choice: Choice | None = None
+    picked: Picked | None = None
 
 
 def watched_by(args: argparse.Namespace, config: MemWatchConfig, problems: list[str]) -> Watched:
@@ -38,29 +39,28 @@ def watched_by(args: argparse.Namespace, config: MemWatchConfig, problems: list[
     """
     controls = usable(args.controls, config.seed, problems)
     probes = [*usable(args.prompts, config.seed, problems), *usable(args.images, config.seed, problems)]
-    choice = picked(args.dataset, config, controls) if args.dataset else None
-    if choice is not None:
-        probes, controls = [*probes, *choice.probes()], choice.controls()
+    picked = picked_of(args.dataset, config, controls) if args.dataset else None
+    if picked is not None:
+        probes = [*probes, *picked.probes()]
     if not probes:
         raise ValueError(
             "; ".join(["nothing to look at; pass --prompts FILE, --images DIR or --dataset DIR", *problems])
         )
-    return Watched(probes, controls, choice)
+    return Watched(probes, controls, picked)
 
 
-def picked(dataset: str, config: MemWatchConfig, controls: list[Probe]) -> Choice:
-    """What to look at of the images that a trainer was given: it trains on all of them, so none is a control."""
-    pick = replace(config.pick, hold_out=0, set_aside=0, peers=0, rotation=0)
-    budget = config.probes if isinstance(config.probes, int) else BUDGET
-    cache = Path(config.output_dir) / CACHE
-    choice = choose(dataset, pick, probes=budget, seed=config.seed, cache=cache, controls=controls or None)
-    if controls:
-        for note in choice.notes:
-            logger.warning("memwatch: %s", note)
-    else:
-        how = "'memwatch pick --hold-out' sets some aside before a training, and --controls names them"
+def picked_of(dataset: str, config: MemWatchConfig, controls: list[Probe]) -> Picked:
+    """What to look at of the images that a trainer was given: it trains on all of them, so none is a control.
+
+    Raises:
+        ProbeError: it cannot be read, or a control shows one of its images.
+    """
+    picked = pick(dataset, controls=0, seed=config.seed)
+    refuse_trained_on(controls, picked)
+    if not controls:
+        how = "'memwatch pick TRAIN --out WATCH' sets some aside before a training, and --controls names them"
         logger.warning("memwatch: all of %s is trained on, so that there are no controls; %s", dataset, how)
-    return choice
+    return picked
 
 
 def usable(source: str | None, seed: int, problems: list[str]) -> list[Probe]:

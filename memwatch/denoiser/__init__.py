@@ -5,7 +5,7 @@ subclass of ``Denoiser``, and one entry in ``families.FAMILIES``.
 """
 
 from memwatch.denoiser.base import Conditioning, Denoiser, dtype_of, to_device
-from memwatch.denoiser.borrow import borrow, can_checkpoint, checkpointed, unwrap
+from memwatch.denoiser.borrow import borrow, can_checkpoint, checkpointed, untouched_streams, unwrap
 from memwatch.denoiser.components import Components, as_tuple, load_components
 from memwatch.denoiser.families import FAMILIES, family_of, make_denoiser
 from memwatch.denoiser.flux import Flux
@@ -33,5 +33,6 @@ __all__ = [
     "load_components",
     "make_denoiser",
     "to_device",
+    "untouched_streams",
     "unwrap",
 ]

@@ -36,11 +36,10 @@ def borrow(*models: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     forwards = [(model, model.__dict__["forward"]) for model in models if "_original_forward" in model.__dict__]
-    python, numpy_, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     grad_enabled = torch.is_grad_enabled()
     try:
         with ExitStack() as stack:
+            stack.enter_context(untouched_streams())
             if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch.autocast(_device_type(models), enabled=False))
@@ -56,6 +55,16 @@ def borrow(*models: nn.Module) -> Iterator[None]:
         for model, forward in forwards:
             model.forward = forward
         torch.set_grad_enabled(grad_enabled)
+
+
+@contextmanager
+def untouched_streams() -> Iterator[None]:
+    """Afterwards the random number generators of Python, NumPy and torch are as they were, also after an exception."""
+    python, numpy_, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
         random.setstate(python)
         np.random.set_state(numpy_)
         torch.set_rng_state(cpu)

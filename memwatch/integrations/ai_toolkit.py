@@ -28,13 +28,13 @@ How it works, and what to know:
 - Their LoRA is no part of the network, and is active in training passes only. memwatch makes it active, at strength 1,
   for as long as it looks. ``signals.baseline: base`` knows PEFT's LoRA alone; in a fresh run ``first`` means the same.
 - A LoRA is not rolled back, because it is saved in a format of their own: let them save every so many steps.
-- Their data loader takes every image of its folders. Controls must lie elsewhere (``memwatch pick --hold-out``).
+- Their data loader takes every image of its folders. Train on ``watch/train`` of ``memwatch pick``.
 - Steps are theirs, with gradient accumulation as well. memwatch's state lies in ``memwatch.json`` beside their
   ``optimizer.pt``, and like that belongs to the newest save.
 - They import every extension for every job. Where memwatch cannot be imported, its type alone is missing.
 
 Not there: families that memwatch does not know (Chroma, Wan, Qwen, Flux.2, ...), adapters and decorators, LoRM,
-``merge_network_on_save``, ``do_paramiter_swapping``, ``weights: ema``, ``on_memorized: drop``; these are errors before
+``merge_network_on_save``, ``do_paramiter_swapping``, ``weights: ema``; these are errors before
 training.
 """
 

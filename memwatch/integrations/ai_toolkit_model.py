@@ -19,7 +19,6 @@ from memwatch.integrations.wrapped import patched
 from memwatch.resume import read
 
 SECTION, STATE = "memwatch", "memwatch.json"
-NO_ROWS = {"hold_out": 0, "set_aside": 0}  # their data loader takes every image
 
 
 def settings_of(process: Any) -> tuple[MemWatchConfig, Any]:
@@ -39,9 +38,7 @@ def settings_of(process: Any) -> tuple[MemWatchConfig, Any]:
             not given.get("rollback"), "rollback", True, "false for ai-toolkit's LoRA; go back to a save of its own"
         )
         given["rollback"] = False
-    config = load_config(given, pick=NO_ROWS)
-    drop = config.on_memorized
-    require(drop == "stop", "on_memorized", drop, "stop, because ai-toolkit's data loader leaves out no rows")
+    config = load_config(given)
     require_supported(process)
     return config, pretrained
 

@@ -25,10 +25,10 @@ How it works, and what to know:
   out of memory is repeated with smaller batches.
 - Prompts are cut to the text encoder's length, whatever ``--max_token_length`` says, and weighted captions are read as
   plain text.
-- Their dataset reads whole folders: controls must lie elsewhere, and nothing is held out from a ``dataset``.
+- Their dataset reads whole folders: train on ``watch/train`` of ``memwatch pick TRAIN --out watch``.
 
 Not there: other scripts (Flux, SD 3, Lumina, full fine-tuning, textual inversion), DeepSpeed, an fp8 base,
-``signals.baseline: base``, ``weights: ema``, ``rollback``, ``on_memorized: drop``. ``memwatch scan`` reads what they
+``signals.baseline: base``, ``weights: ema``, ``rollback``. ``memwatch scan`` reads what they
 save.
 """
 

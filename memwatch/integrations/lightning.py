@@ -19,10 +19,10 @@ class MemWatchCallback(Callback):  # type: ignore[misc]
 
     Scalars go to the trainer's loggers, pictures and the module's validation losses to ``output_dir``::
 
-        Trainer(callbacks=[MemWatchCallback(lambda module: module.unet, "path/to/pipeline", dataset=train_dataset)])
+        Trainer(callbacks=[MemWatchCallback(lambda module: module.unet, "path/to/pipeline", picked=picked)])
 
-    Rows of that dataset that are held out, or dropped, are left out of the trainer's dataloader where it has the same
-    dataset. A stop saves ``stopped.ckpt`` in the trainer's ``default_root_dir`` first.
+    Train on ``picked.train`` of ``picked = memwatch.pick(dataset)``. A stop saves ``stopped.ckpt`` in the trainer's
+    ``default_root_dir`` first.
 
     Args:
         denoiser: picks the denoiser out of the module.
@@ -46,7 +46,7 @@ class MemWatchCallback(Callback):  # type: ignore[misc]
         if self._restored is not None:
             self.watch.load_state_dict(self._restored)
         if trainer.train_dataloader is not None:
-            self.watch.guard(trainer.train_dataloader)  # the trainer keeps its own, whose sampler leaves rows out
+            self.watch.guard(trainer.train_dataloader)  # for what it checks; the trainer keeps its own
         self._log(trainer, self.watch.begin(trainer.global_step))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -20,12 +20,12 @@ How it works, and what to know:
   text encoders once, or at every event when they are trained.
 - memwatch's state is kept with every backup, in ``output_dir/onetrainer``; ``continue_last_backup`` goes on from it.
 - Scalars go to OneTrainer's TensorBoard, pictures to ``output_dir``; its validation losses are on the report page.
-- Its concepts read whole folders: controls must lie elsewhere, and nothing is held out from a ``dataset``.
+- Its concepts read whole folders: train on ``watch/train`` of ``memwatch pick TRAIN --out watch``.
 - memwatch looks at the live weights, not at an EMA. Of a schedule-free optimizer it sees those that are trained, not
   the average that is saved.
 
 Not there: other models, inpainting and depth, embeddings that are trained, several GPUs, the cloud, the UI,
-``signals.baseline: base``, ``weights: ema``, ``rollback``, ``on_memorized: drop``.
+``signals.baseline: base``, ``weights: ema``, ``rollback``.
 """
 
 from __future__ import annotations

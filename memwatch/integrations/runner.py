@@ -51,18 +51,13 @@ def read_settings(file: str | None, trainer: str) -> MemWatchConfig:
         config = load_config(file)
     except ValueError as error:
         refuse(error)
-    if config.on_memorized == "drop":
-        refuse(f"config key 'on_memorized': got 'drop', allowed: 'stop', because {trainer} loads its own data")
-    if config.dataset is None and (config.probes is None or isinstance(config.probes, int)):
-        refuse(f"config key 'probes': got {config.probes!r}, allowed: an image folder or prompts, or set 'dataset'")
-    if config.dataset is not None and config.controls is None:
-        how = "'memwatch pick' writes a folder of controls, to be moved out of the training data"
-        logger.warning("memwatch cannot hold out rows from %s, so there are no controls; %s", trainer, how)
+    if config.picked is None and config.probes is None:
+        how = "an image folder or prompts, or 'picked' with a folder that 'memwatch pick' has written"
+        refuse(f"config key 'probes': got {config.probes!r}, allowed: {how}")
     if config.rollback:
         how = "let it save every so many steps"
         logger.info("memwatch: rollback is off, because %s saves in a format of its own; %s", trainer, how)
-    pick = replace(config.pick, hold_out=0, set_aside=0)
-    return replace(config, rollback=False, precision="loop", pick=pick)
+    return replace(config, rollback=False, precision="loop")
 
 
 def watch_or_refuse(*args: Any, **options: Any) -> MemWatch:

@@ -20,7 +20,7 @@
   file.
 - Checkpoints keep memwatch's state, and ``resume_from_checkpoint`` goes on from it.
 - SimpleTuner catches what a tracker raises, logs it and goes on. What is wrong with the settings ends the program.
-- Not there: LyCORIS, ``weights: ema``, ``rollback``, ``on_memorized: drop``.
+- Not there: LyCORIS, ``weights: ema``, ``rollback``.
 
 **After each checkpoint** ``memwatch scan`` looks at all checkpoints that are there; what it has measured it keeps. That
 works with any number of processes. Pass, in one line::

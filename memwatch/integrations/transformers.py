@@ -21,12 +21,12 @@ class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
 
     Scalars go wherever the trainer reports, pictures and the trainer's evaluation losses to ``output_dir``::
 
-        trainer.add_callback(MemWatchCallback(trainer, "path/to/pipeline", dataset=train_dataset))
+        trainer.add_callback(MemWatchCallback(trainer, "path/to/pipeline", picked=picked))
 
-    Rows of that dataset that are held out, or dropped, are left out of the trainer's dataloader where it has the same
-    dataset. A stop asks the trainer for a checkpoint first. The state is saved in every checkpoint as
-    ``memwatch.json``, and read when training resumes from a checkpoint in the trainer's ``output_dir``. With FSDP or
-    DeepSpeed, the trained model must be the denoiser itself.
+    Train on ``picked.train`` of ``picked = memwatch.pick(dataset)``. A stop asks the trainer for a checkpoint
+    first. The state is saved in every checkpoint as ``memwatch.json``, and read when training resumes from a
+    checkpoint in the trainer's ``output_dir``. With FSDP or DeepSpeed, the trained model must be the denoiser
+    itself.
 
     Args:
         trainer: the ``Trainer``.
@@ -62,7 +62,7 @@ class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
             else:
                 logger.warning("memwatch: %s not found; the baseline is the model that training resumes from", saved)
         if (loader := kwargs.get("train_dataloader")) is not None:
-            self.watch.guard(loader)  # the trainer keeps its own loader, whose sampler leaves rows out from now on
+            self.watch.guard(loader)  # for what it checks; the trainer keeps its own loader
         self._log(self.watch.begin(state.global_step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:

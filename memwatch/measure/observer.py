@@ -160,7 +160,7 @@ class Observer:
         Args:
             kept: names of those that keep their place, of which there may be as many as there are places.
         """
-        rows, places = [p.name for p in self.turns], self.config.pick.places
+        rows, places = [p.name for p in self.turns], self.config.rotation.per_event
         begin = (event - 1) * places
         new = [rows[i % len(rows)] for i in range(begin, begin + places)] if rows and event > 0 else []
         stay = [name for name in rows if name in kept and event > 0]
@@ -173,7 +173,7 @@ class Observer:
             planned: how many events it will have after its first, if known.
         """
         rows = len(self.turns)
-        return rows if planned is None else min(rows, planned * self.config.pick.places)
+        return rows if planned is None else min(rows, planned * self.config.rotation.per_event)
 
     @property
     def passes(self) -> Passes:
@@ -181,7 +181,7 @@ class Observer:
         fixed, branches = [p.probe for p in self.fixed], self.branches
         references = sum(probe.is_reference for probe in fixed)
         passes = count_passes(self.config, references, len(fixed) - references, branches)
-        places = min(self.config.pick.places, len(self.turns))
+        places = min(self.config.rotation.per_event, len(self.turns))
         return replace(passes, screen=passes.screen + 2 * count_passes(self.config, places, 0, branches).screen)
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+MIN_CONTROLS = 11  # that judging takes: any one of them is judged by the others, and ten show a spread
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -30,7 +31,7 @@ class Probe:
         is_control: held out from training; memwatch sets it on whatever comes as ``controls``.
         is_peer: an ordinary training image that probes are compared with; memwatch sets it on whatever comes as
             ``peers``.
-        takes_turns: one of many training images that are looked at in turns, a few per event; see ``pick.places``.
+        takes_turns: one of many training images that are looked at in turns, a few per event; see ``rotation``.
         row: its number in the training set that it was picked from; ``None`` where it came otherwise.
     """
 

@@ -1,4 +1,4 @@
-"""The folder of ``memwatch pick``: probes, controls and peers as image folders, the choice as JSON, and a page."""
+"""The folder of ``memwatch pick``: what to train on, probes, controls and peers as image folders, and a page."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memwatch.measure.probes import Probe
-from memwatch.picking.choice import Choice
+from memwatch.measure.probes import Probe, ProbeError, as_probes
+from memwatch.picking.folder_copy import copy_without, linked
 from memwatch.picking.folder_rows import METADATA
-from memwatch.picking.hold_out import picture_of
+from memwatch.picking.mix import PickedRow, Why
 from memwatch.picking.page import render
-from memwatch.picking.survey import Group
+from memwatch.picking.picked import Picked
+from memwatch.picking.rows import as_training_set
+from memwatch.picking.stored import read_survey, write_survey
+from memwatch.picking.training_set import TrainingSet
 from memwatch.run_folder import write_whole
 
 MADE_BY = "memwatch pick"  # by this in ``choice.json`` a folder is known as one of ours
-CHOICE, PAGE = "choice.json", "index.html"
-HASHES = "hashes"  # what was computed of the training images; a renewed choice need not read them again
+CHOICE, PAGE, SURVEY = "choice.json", "index.html", "survey.npz"
+TRAIN, CLASS = "train", "class"
+ROTATION = 4096  # rows of the rotation that are kept
 
 Files = list[tuple[str, Probe]]
 
@@ -53,36 +57,102 @@ def is_ours(out: Path) -> bool:
     return isinstance(saved, dict) and saved.get("made_by") == MADE_BY
 
 
-def write_folder(choice: Choice, out: Path) -> Path:
-    """Write a choice into a folder that ``claim`` has made ours; what an earlier choice left there goes.
+def write_folder(picked: Picked, out: Path) -> Path:
+    """Write what was picked from an image folder into a folder that ``claim`` has made ours.
+
+    What an earlier choice left there goes.
 
     | file | holds |
     |---|---|
-    | ``probes/``, ``controls/``, ``peers/`` | pictures, byte for byte where they are files, and ``metadata.jsonl`` |
+    | ``train/``, ``class/`` | links to what is trained on, with captions |
+    | ``probes/``, ``controls/``, ``peers/`` | pictures, byte for byte, and ``metadata.jsonl`` |
     | ``choice.json`` | the choice in numbers and names |
+    | ``survey.npz`` | what was found in the training set |
     | ``index.html`` | the page |
-    | ``hashes/`` | what was computed of the training images |
 
     Returns:
         The page.
     """
-    parts = {"probes": choice.probes(), "controls": choice.controls(), "peers": choice.peer_probes()}
+    parts = {"probes": picked.probes(), "controls": picked.controls(), "peers": picked.peer_probes()}
     files = {part: named_files(probes) for part, probes in parts.items()}
     ours = [f"{part}/{name}" for part, some in files.items() for name in (*(name for name, _ in some), METADATA)]
     clear(out)
-    write_whole(out / CHOICE, json.dumps(as_json(choice) | {"files": ours}, indent=1, allow_nan=False) + "\n")
+    write_whole(out / CHOICE, json.dumps(as_json(picked) | {"files": ours}, indent=1, allow_nan=False) + "\n")
     for part, some in files.items():
         write_part(out / part, some)
-    write_whole(out / PAGE, render(choice))
+    for part, rows, goes in (
+        (TRAIN, picked.rows, picked.held_out),
+        (CLASS, picked.class_images, picked.class_held_out),
+    ):
+        if rows is not None and rows.folder is not None:
+            copy_without(rows, rows.folder, out / part, set(goes), linked)
+    write_survey(out / SURVEY, picked.survey)
+    write_whole(out / PAGE, render(picked))
     return out / PAGE
+
+
+def read_folder(out: Path) -> Picked:
+    """What ``write_folder`` has written. The original training folder need not be there any more.
+
+    Raises:
+        ProbeError: it is no such folder, or parts of it are missing.
+    """
+    survey = read_survey(out / SURVEY)
+    if not is_ours(out) or survey is None or not (out / TRAIN).is_dir():
+        what = f"picked: {str(out)!r} holds no whole choice of 'memwatch pick TRAIN --out {out}'"
+        raise ProbeError(f"{what}; give that folder, or what memwatch.pick returns")
+    saved = json.loads((out / CHOICE).read_text(encoding="utf-8"))
+    train = as_training_set(out / TRAIN, caption_column=saved["caption_column"], prompt=saved["prompt"])
+    row_of = {train.name(row): row for row in range(len(train))}
+    held = as_probes(out / "controls") if saved["held_out"] or saved["class_images"] else []
+    own, of_class = held[: len(saved["held_out"])], held[len(saved["held_out"]) :]
+    by_row = dict(zip((entry["row"] for entry in saved["held_out"]), own, strict=True))
+    names: list[str] = saved["names"]
+    if missing := [name for row, name in enumerate(names) if row not in by_row and name not in row_of]:
+        raise ProbeError(f"picked: {out / TRAIN} has changed since it was written: {missing[0]} is missing")
+
+    def raw(row: int) -> Any:
+        return by_row[row].image if row in by_row else train.raw(row_of[names[row]])
+
+    def caption(row: int) -> str:
+        return by_row[row].prompt if row in by_row else train.caption(row_of[names[row]])
+
+    groups = survey.groups
+    return Picked(
+        TrainingSet(out / TRAIN, len(names), raw, caption, folder=out / TRAIN, names=names),
+        survey,
+        tuple(
+            PickedRow(entry["row"], Why(entry["why"]), None if entry["group"] is None else groups[entry["group"]])
+            for entry in saved["watched"]
+        ),
+        tuple(entry["row"] for entry in saved["held_out"]),
+        tuple(entry["row"] for entry in saved["peers"]),
+        tuple(saved["rotation"]),
+        tuple(saved["notes"]),
+        as_class_images(of_class, saved["class_images"]),
+        tuple(range(len(of_class))),
+        saved["budget"],
+        saved["seed"],
+    )
+
+
+def as_class_images(probes: Sequence[Probe], names: Sequence[str]) -> TrainingSet | None:
+    """The class images that are controls; those that are trained on lie in ``class/``."""
+    if not probes:
+        return None
+    images, captions = [probe.image for probe in probes], [probe.prompt for probe in probes]
+    return TrainingSet(images, len(images), images.__getitem__, captions.__getitem__, names=names)
 
 
 def clear(out: Path) -> None:
     """Remove the files of an earlier choice; whatever else lies there stays."""
     saved = json.loads((out / CHOICE).read_text(encoding="utf-8"))
-    for name in (*saved.get("files", ()), PAGE):
+    for name in (*saved.get("files", ()), PAGE, SURVEY):
         if (file := out / name).resolve().is_relative_to(out.resolve()):
             file.unlink(missing_ok=True)
+    for part in (TRAIN, CLASS):  # links of our own
+        if "names" in saved:
+            shutil.rmtree(out / part, ignore_errors=True)
 
 
 def named_files(probes: Sequence[Probe]) -> Files:
@@ -112,43 +182,40 @@ def write_part(folder: Path, files: Files) -> None:
     for name, probe in files:
         if isinstance(probe.image, str | Path):
             shutil.copyfile(probe.image, folder / name)
-        elif (picture := picture_of(probe)) is not None:
-            picture.save(folder / name)
+        elif probe.image is not None:
+            probe.image.save(folder / name)
         row = {} if probe.row is None else {"row": probe.row}
         lines.append(json.dumps({"file_name": name, "text": probe.prompt} | row, ensure_ascii=False) + "\n")
     write_whole(folder / METADATA, "".join(lines))
 
 
-def as_json(choice: Choice) -> dict[str, Any]:
+def as_json(picked: Picked) -> dict[str, Any]:
     """A choice as plain values."""
-    rows, found = choice.rows, choice.survey
+    rows, found, classes = picked.rows, picked.survey, picked.class_images
+    number_of = {id(group): i for i, group in enumerate(found.groups)}
 
     def numbered(indices: Sequence[int]) -> list[dict[str, Any]]:
         return [{"row": row, "name": rows.name(row)} for row in indices]
 
-    classes = rows.class_images
     return {
         "made_by": MADE_BY,
-        "source": str(rows.folder) if rows.folder is not None else type(rows.source).__name__,
-        "digest": found.digest,
+        "source": str(rows.folder.absolute()) if rows.folder is not None else type(rows.source).__name__,
         "rows": found.size,
-        "budget": choice.budget,
-        "seed": choice.seed,
-        "notes": list(choice.notes),
-        "mix": dict(Counter(str(picked.why) for picked in choice.picked)),
-        "picked": [
-            {"row": p.row, "name": rows.name(p.row), "why": str(p.why), "group": group_json(p.group)}
-            for p in choice.picked
+        "budget": picked.budget,
+        "seed": picked.seed,
+        "prompt": rows.prompt,
+        "caption_column": next(iter(rows.columns[1:]), None),
+        "notes": list(picked.notes),
+        "mix": dict(Counter(str(watched.why) for watched in picked.watched)),
+        "watched": [
+            {"row": w.row, "name": rows.name(w.row), "why": str(w.why), "group": number_of.get(id(w.group))}
+            for w in picked.watched
         ],
-        "held_out": numbered(choice.held_out),
-        "class_images": [classes.name(row) for row in choice.class_rows] if classes is not None else [],
-        "peers": numbered(choice.peers),
-        "turns": numbered(choice.turns),
-        "without_place": [group_json(group) for group in choice.without_place],
+        "held_out": numbered(picked.held_out),
+        "class_images": [] if classes is None else [classes.name(row) for row in picked.class_held_out],
+        "peers": numbered(picked.peers),
+        "rotation": list(picked.rotation[:ROTATION]),
+        "groups": [{"kind": str(g.kind), "size": len(g.rows), "rows": list(g.rows)} for g in found.groups],
         "unreadable": [{"row": row, "name": rows.name(row), "why": why} for row, why in found.unreadable.items()],
+        "names": [rows.name(row) for row in range(len(rows))],
     }
-
-
-def group_json(group: Group | None) -> dict[str, Any] | None:
-    """A group's kind, size and rows."""
-    return None if group is None else {"kind": str(group.kind), "size": len(group.rows), "rows": list(group.rows)}

@@ -31,7 +31,8 @@ def folder_rows(folder: Path, caption_column: str | None) -> TrainingSet:
     if not files:
         raise ProbeError(f"dataset: {str(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     texts = [captions[file] if file in captions else _beside(file) for file in files]
-    return TrainingSet(folder, len(files), files.__getitem__, texts.__getitem__, folder=folder)
+    columns = ("image", caption_column)
+    return TrainingSet(folder, len(files), files.__getitem__, texts.__getitem__, folder=folder, columns=columns)
 
 
 def _captions_of(metadata: Path, caption_column: str | None) -> Iterator[tuple[Path, str]]:

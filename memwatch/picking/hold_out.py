@@ -1,11 +1,11 @@
-"""Hold out: which rows become controls where none are given, and whether given ones were trained on.
+"""Hold out: which rows become controls, and what is said where there can be none.
 
 Controls are of the training data's own kind and not trained on: they show what is normal. Siblings (other pictures
 under the same caption) are the best: they tell a subject that is learned from a picture that is stored. Augmented views
 of training pictures are none, because they are trained on.
 
-A set is too small where a fifth of it is less than the controls that judging takes. What remains there: class (prior
-preservation) images, one or two pictures set aside as the only siblings of the subject, and controls by hand.
+One row in five is held out at most, and one class (prior preservation) image in two. Where that is less than judging
+takes, nothing is held out, because it would be of no use.
 """
 
 from __future__ import annotations
@@ -14,94 +14,73 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from memwatch.config import PickConfig
-from memwatch.measure.probes import Probe
-from memwatch.picking.pictures import decoded
+from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.picking.rows import RowError, TrainingSet
-from memwatch.picking.survey import Survey, matches
-from memwatch.picking.words import counted, listed
+from memwatch.picking.survey import Survey
+from memwatch.picking.words import counted
 
-MIN_CONTROLS = 10  # what judging takes: MIN_CONTROLS of memwatch/judge/calibration.py, which comes after this folder
-SHARE = 5  # at most one row in so many is held out
-LEAST = 5  # the smallest set of which pictures are set aside: two of five at most
+SHARE, CLASS_SHARE = 5, 2  # at most one row in so many is held out; of class images more can be generated
 SIBLINGS = 5  # a caption with so many rows has a control of its own where one of its rows is watched
 WITHOUT = "alerts are uncalibrated, and nothing is called memorized"
-BY_HAND = "controls= takes pictures of the same kind by hand; augmented views of training pictures are none"
-SIBLING = "none of the controls is a sibling of the subject, so that learned cannot be told from stored"
+BY_HAND = "MemWatch(controls=...) takes pictures of the same kind that are not trained on"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How controls come about.
+    """How many controls there are.
 
     Attributes:
-        number: training rows to hold out.
-        class_rows: rows of the set's class images that are controls.
+        number: training rows to hold out. class_number: class images to hold out.
         notes: for people.
     """
 
-    number: int
-    class_rows: tuple[int, ...] = ()
+    number: int = 0
+    class_number: int = 0
     notes: tuple[str, ...] = ()
 
 
-def plan(
-    rows: TrainingSet, readable: int, ordinary: int, pick: PickConfig, given: int | None, rng: np.random.Generator
-) -> Plan:
-    """How many rows are held out, and what else is a control.
+def plan(controls: int, readable: int, ordinary: int, class_images: int = 0, class_readable: int = 0) -> Plan:
+    """How many rows and class images are held out: as many as asked for, within the shares above, or none.
 
     Args:
+        controls: as asked for; 0 for none.
         readable: rows that can be read. ordinary: those of them in no group, of which alone controls are taken.
-        given: controls that were given; ``None`` where none were.
-    """
-    is_small = readable // SHARE < MIN_CONTROLS
-    aside = min(pick.set_aside, ordinary, 2 * readable // LEAST) if is_small and readable >= LEAST else 0
-    cut = [_cut_note(pick.set_aside, aside)] if is_small and aside < pick.set_aside else []
-    if given is not None:
-        return Plan(aside, notes=(*_given_notes(given, aside), *cut))
-    if not pick.hold_out:
-        return Plan(0, notes=(f"pick.hold_out is 0, so that there are no controls: {WITHOUT}",))
-    number = min(number_of(pick.hold_out, readable), ordinary)
-    if number >= MIN_CONTROLS:
-        more = class_images(rows, pick.hold_out - number, rng)
-        return Plan(number, more, (f"{counted(number, 'row')} held out as controls: leave them out of training",))
-    found = class_images(rows, max(0, pick.hold_out - aside), rng)
-    if aside + len(found) < MIN_CONTROLS:
-        return Plan(0, notes=(_none_note(pick, readable, ordinary, aside, len(found)), *_offer(readable)))
-    notes = [f"{len(found)} class images are controls, since the set is too small to hold out rows of it"]
-    if aside:
-        notes.append(_aside_note(aside))
-    else:
-        notes.append(f"{SIBLING}; {_aside_offer(readable)}")
-    return Plan(aside, found, (*notes, *cut))
+        class_images: how many there are. class_readable: how many of them can be read, as far as that was tried.
 
-
-def number_of(hold_out: int, readable: int) -> int:
-    """Rows that are held out: a fifth of the set at most, and none where that is too few to judge by.
-
-    >>> number_of(20, 1000), number_of(20, 60), number_of(20, 49)
+    >>> plan(20, readable=1000, ordinary=1000).number, plan(20, 60, 60).number, plan(20, 54, 54).number
     (20, 12, 0)
+    >>> dreambooth = plan(20, readable=6, ordinary=6, class_images=50, class_readable=50)
+    >>> dreambooth.number, dreambooth.class_number
+    (1, 19)
     """
-    number = min(hold_out, readable // SHARE)
-    return number if number >= MIN_CONTROLS else 0
+    if not controls:
+        return Plan(notes=(f"no controls were asked for: {WITHOUT}",))
+    number = min(controls, readable // SHARE, ordinary)
+    class_number = min(controls - number, class_images // CLASS_SHARE, class_readable)
+    if number + class_number < MIN_CONTROLS:
+        return Plan(notes=(_none_note(readable, ordinary, class_images), BY_HAND))
+    held = [f"{counted(number, 'row')} held out as controls: train on picked.train"] if number else []
+    if class_number:
+        held.append(f"{counted(class_number, 'class image')} held out as controls: train on picked.class_train")
+        if not number:
+            why = "no sibling of the subject is held out, so that learned cannot be told from stored"
+            held.append(f"{why}; that takes {SHARE} pictures of it or more")
+    return Plan(number, class_number, tuple(held))
 
 
-def class_images(rows: TrainingSet, number: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """Readable class images, drawn at random; none where the training set has none."""
-    if rows.class_images is None or number <= 0:
-        return ()
+def readable_rows(rows: TrainingSet, number: int, rng: np.random.Generator) -> list[int]:
+    """Up to ``number`` rows that can be read, in random order."""
     found: list[int] = []
-    for row in rng.permutation(len(rows.class_images)).tolist():
+    for row in rng.permutation(len(rows)).tolist():
+        if len(found) == number:
+            break
         try:
-            rows.class_images.image(row)
+            rows.image(row)
             found.append(row)
         except RowError:
             continue
-        if len(found) == number:
-            break
-    return tuple(sorted(found))
+    return found
 
 
 def held_out(
@@ -150,64 +129,10 @@ def in_proportion(sizes: dict[int, int], number: int) -> dict[int, int]:
     return {i: share + (i in rest) for i, share in shares.items()}
 
 
-def not_trained_on(given: Sequence[Probe], rows: TrainingSet, survey: Survey) -> tuple[list[Probe], list[str]]:
-    """The given controls that are no near-duplicates of a training row, and a note that names the others.
-
-    Prompts stay, and so do pictures that cannot be read: whoever encodes them says so.
-    """
-    pictures = {i: picture for i, probe in enumerate(given) if (picture := picture_of(probe)) is not None}
-    same = dict(zip(pictures, matches(list(pictures.values()), survey), strict=True)) if pictures else {}
-    known = {i: row for i, row in same.items() if row is not None}
-    if not known:
-        return list(given), []
-    names = [f"{given[i].name} ({rows.name(row)})" for i, row in known.items()]
-    which = "left out, because training rows are near-duplicates of them"
-    note = f"{len(known)} of {counted(len(given), 'given control')} {which}: {listed(names)}"
-    return [probe for i, probe in enumerate(given) if i not in known], [note]
-
-
-def picture_of(probe: Probe) -> Image.Image | None:
-    """The image of a probe as RGB; ``None`` where it has none, or none that can be read."""
-    try:
-        return None if probe.image is None else decoded(probe.image)
-    except (OSError, SyntaxError, ValueError):  # PIL raises SyntaxError on some broken files
-        return None
-
-
-def _given_notes(given: int, aside: int) -> list[str]:
-    few = f"too few controls ({given + aside}): judging takes {MIN_CONTROLS}, so that nothing is called memorized"
-    notes = [few] if given + aside < MIN_CONTROLS else []
-    return notes + ([_aside_note(aside)] if aside else [])
-
-
-def _aside_note(aside: int) -> str:
-    return f"{counted(aside, 'row')} set aside as siblings of the subject: leave them out of training"
-
-
-def _cut_note(wanted: int, aside: int) -> str:
-    rule = f"two of every {LEAST} readable rows at most, and none of near-duplicates or with a shared part"
-    return f"pick.set_aside is {wanted}, but {aside} can be set aside: {rule}"
-
-
-def _none_note(pick: PickConfig, readable: int, ordinary: int, aside: int, class_rows: int) -> str:
-    if 0 < pick.hold_out < MIN_CONTROLS:
-        why = f"pick.hold_out is {pick.hold_out}, and judging takes {MIN_CONTROLS} controls"
-    elif number_of(pick.hold_out, readable):
-        why = f"{ordinary} rows are in no group, and judging takes {MIN_CONTROLS} controls"
-    else:
-        why = f"a fifth of {readable} readable rows is fewer than the {MIN_CONTROLS} controls that judging takes"
-    more = [f"{n} {what}" for n, what in ((aside, "pictures set aside"), (class_rows, "class images")) if n]
-    also = f", and so are {' with '.join(more)}" if more else ""
-    return f"no row is held out, because {why}{also}; without controls {WITHOUT}"
-
-
-def _offer(readable: int) -> list[str]:
-    needs = f"class (prior preservation) images are controls where the training set has {MIN_CONTROLS} or more of them"
-    return [f"{needs}; {BY_HAND}", f"beside such controls, {_aside_offer(readable)}"]
-
-
-def _aside_offer(readable: int) -> str:
-    if readable < LEAST:
-        return f"pictures can be set aside as siblings of the subject where there are {LEAST} or more"
-    number = 2 if readable > LEAST else 1
-    return f"pick.set_aside: {number} keeps so many pictures out of training, as the only siblings that the subject has"
+def _none_note(readable: int, ordinary: int, class_images: int) -> str:
+    of_class = f" and {class_images} class images" if class_images else ""
+    few = f"a fifth of {counted(readable, 'readable row')}" + (f" and half of{of_class[4:]}" if of_class else "")
+    few = f"{few} is fewer than the {MIN_CONTROLS} controls that judging takes"
+    grouped = f"only {ordinary} of {readable} readable rows are in no group, and judging takes {MIN_CONTROLS} controls"
+    why = grouped if ordinary < min(MIN_CONTROLS, readable // SHARE) else few
+    return f"nothing is held out, because {why}; without controls {WITHOUT}"

@@ -46,7 +46,7 @@ SHARE = 10  # one place in so many for each of the others
 
 
 @dataclass(frozen=True)
-class Picked:
+class PickedRow:
     """A row that is watched.
 
     Attributes:
@@ -81,7 +81,7 @@ def ordinary_rows(survey: Survey) -> list[int]:
 
 def pick_rows(
     survey: Survey, budget: int, rng: np.random.Generator, members: Members, room: int | None = None
-) -> tuple[Picked, ...]:
+) -> tuple[PickedRow, ...]:
     """The rows that are watched, groups first.
 
     Args:
@@ -143,11 +143,11 @@ def candidates_of(survey: Survey, rng: np.random.Generator) -> dict[Why, list[in
     }
 
 
-def turns_of(survey: Survey, watched: Sequence[int], without: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """The rows that take turns, in order: one of each group without a place, then all others in random order.
+def rotation_of(survey: Survey, watched: Sequence[int], without: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """The rotation, in order: one row of each group that is not watched, then all others in random order.
 
-    Near-duplicates of what comes before them have no turn, nor has what shares a part with a picked row: both are
-    looked at in it.
+    Near-duplicates of what comes before them are not in it, nor is what shares a part with a picked row: both are
+    looked at there.
 
     Args:
         watched: rows that are picked. without: rows that are looked at otherwise, or not trained on.
@@ -177,7 +177,7 @@ class _Picks:
     """Rows as they are picked: none twice, and no near-duplicates of one another."""
 
     def __init__(self, survey: Survey, budget: int, members: Members, room: int | None) -> None:
-        self.found: list[Picked] = []
+        self.found: list[PickedRow] = []
         self._budget, self._members, self._near = budget, members, _near(survey)
         self._closed, self._closed_groups = set(survey.unreadable), set[int]()
         self._ordinary = set(ordinary_rows(survey))
@@ -193,7 +193,7 @@ class _Picks:
                 continue
             row = next((row for row in self._members(group) if self._is_open(row)), None)
             if row is not None:
-                self._add(Picked(row, OF_KIND[group.kind], group))
+                self._add(PickedRow(row, OF_KIND[group.kind], group))
                 number -= 1
 
     def _has_part(self, group: Group) -> bool:
@@ -207,14 +207,14 @@ class _Picks:
             return False
         row = next((row for row in candidates if self._is_open(row)), None)
         if row is not None:
-            self._add(Picked(row, why, self._largest.get(row)))
+            self._add(PickedRow(row, why, self._largest.get(row)))
         return row is not None
 
     def _is_open(self, row: int) -> bool:
         is_new = row not in self._closed and self._near.get(row) not in self._closed_groups
         return is_new and (self._room > 0 or row not in self._ordinary)
 
-    def _add(self, picked: Picked) -> None:
+    def _add(self, picked: PickedRow) -> None:
         self.found.append(picked)
         self._closed.add(picked.row)
         if picked.row in self._near:

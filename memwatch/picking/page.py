@@ -16,12 +16,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from memwatch.measure.probes import Probe
-from memwatch.picking.choice import Choice
-from memwatch.picking.hold_out import picture_of
 from memwatch.picking.members import middle_square
-from memwatch.picking.mix import OF_KIND, Picked, Why, places
+from memwatch.picking.mix import OF_KIND, PickedRow, Why, places
+from memwatch.picking.picked import Picked
 from memwatch.picking.rows import RowError
 from memwatch.picking.survey import Box, Group, GroupKind
+from memwatch.picking.trained_on import picture_of
 from memwatch.picking.words import counted
 
 LARGE, SMALL = 224, 96  # pixels of a picture on the page
@@ -56,55 +56,55 @@ class Shown:
 class Card:
     """A picked row on the page: its picture, the group that it stands for, and others of it."""
 
-    picked: Picked
+    watched: PickedRow
     picture: Shown
     fellows: tuple[Shown, ...]
     more: int
 
 
-def render(choice: Choice) -> str:
+def render(picked: Picked) -> str:
     """The page as text."""
-    rows, unreadable = choice.rows, choice.survey.unreadable
+    rows, unreadable = picked.rows, picked.survey.unreadable
     return (
         templates()
         .get_template("pick.html")
         .render(
-            choice=choice,
+            picked=picked,
             source=rows.folder or type(rows.source).__name__,
-            mix=mix_rows(choice),
-            cards=[card(choice, picked) for picked in choice.picked],
-            controls=list(shown_probes(choice.controls())),
-            peers=list(shown_probes(choice.peer_probes())),
-            without=[(group.kind, len(group.rows), names(choice, group)) for group in choice.without_place[:LISTED]],
+            mix=mix_rows(picked),
+            cards=[card(picked, watched) for watched in picked.watched],
+            controls=list(shown_probes(picked.controls())),
+            peers=list(shown_probes(picked.peer_probes())),
+            without=[(group.kind, len(group.rows), names(picked, group)) for group in picked.unwatched_groups[:LISTED]],
             unreadable=[(rows.name(row), why) for row, why in list(unreadable.items())[:LISTED]],
             listed=LISTED,
         )
     )
 
 
-def mix_rows(choice: Choice) -> list[tuple[str, str, int, str]]:
+def mix_rows(picked: Picked) -> list[tuple[str, str, int, str]]:
     """The mix: kind, places that it was meant to have, rows picked, meaning."""
-    groups, others = places(choice.budget)
-    counted = Counter(picked.why for picked in choice.picked)
+    groups, others = places(picked.budget)
+    counted = Counter(watched.why for watched in picked.watched)
     meant = dict.fromkeys(OF_KIND.values(), f"{groups} together") | {why: str(n) for why, n in others.items()}
     return [(str(why), meant[why], counted[why], MEANS[why]) for why in Why]
 
 
-def card(choice: Choice, picked: Picked) -> Card:
+def card(picked: Picked, watched: PickedRow) -> Card:
     """A picked row with the first few others of its group."""
-    group, others = picked.group, []
+    group, others = watched.group, []
     if group is not None:
-        others = [(row, box) for row, box in zip(group.rows, group.boxes, strict=True) if row != picked.row]
-    box = None if group is None else dict(zip(group.rows, group.boxes, strict=True)).get(picked.row)
+        others = [(row, box) for row, box in zip(group.rows, group.boxes, strict=True) if row != watched.row]
+    box = None if group is None else dict(zip(group.rows, group.boxes, strict=True)).get(watched.row)
     marked = group is not None and group.kind is GroupKind.PART
-    fellows = tuple(shown_row(choice, row, SMALL, at if marked else None) for row, at in others[:FELLOWS])
-    picture = shown_row(choice, picked.row, LARGE, box if marked else None)
-    return Card(picked, picture, fellows, max(0, len(others) - FELLOWS))
+    fellows = tuple(shown_row(picked, row, SMALL, at if marked else None) for row, at in others[:FELLOWS])
+    picture = shown_row(picked, watched.row, LARGE, box if marked else None)
+    return Card(watched, picture, fellows, max(0, len(others) - FELLOWS))
 
 
-def shown_row(choice: Choice, row: int, side: int, box: Box | None) -> Shown:
+def shown_row(picked: Picked, row: int, side: int, box: Box | None) -> Shown:
     """A training row on the page, with a box of fractions."""
-    rows = choice.rows
+    rows = picked.rows
     try:
         uri = data_uri(rows.image(row), side)
     except RowError:  # it has gone since the survey
@@ -132,9 +132,9 @@ def data_uri(picture: Image.Image, side: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def names(choice: Choice, group: Group) -> str:
+def names(picked: Picked, group: Group) -> str:
     """The first few members of a group."""
-    first = ", ".join(choice.rows.name(row) for row in group.rows[:3])
+    first = ", ".join(picked.rows.name(row) for row in group.rows[:3])
     return f"{first}, ..." if len(group.rows) > 3 else first
 
 

@@ -78,3 +78,16 @@ def write_groups(folder: Path | None, digest: str, groups: list[Any]) -> None:
         write_json(folder / GROUPS, {"version": VERSION, "digest": digest, "groups": groups})
     except OSError as error:
         logger.warning("memwatch: the groups cannot be kept in %s (%s); the next run looks anew", folder, error)
+
+
+def write_survey(file: Path, survey: Any) -> None:
+    import pickle
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(pickle.dumps(survey))
+
+
+def read_survey(file: Path) -> Any:
+    import pickle
+
+    return pickle.loads(file.read_bytes()) if file.is_file() else None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -121,7 +122,7 @@ def groups_of(hashed: Hashed) -> tuple[Group, ...]:
     return tuple(sorted(groups, key=lambda group: -len(group.rows)))
 
 
-def matches(images: Sequence[Image.Image], survey: Survey) -> list[int | None]:
+def matches(images: Sequence[Image.Image], survey: Survey, rows: Any = None) -> list[int | None]:
     """For each picture the training row that it is a near-duplicate of, the first of several; ``None`` for none."""
     found: list[int | None] = [None] * len(images)
     if images:

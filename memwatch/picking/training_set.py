@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image, ImageFile
+from torch.utils.data import Subset
 
 from memwatch.measure.probes import ProbeError
 from memwatch.picking.pictures import decoded
 
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "pixel_values", "pixels")
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
 CAPTION_COLUMNS = ("text", "caption", "prompt", "txt", "captions", "prompts")
 
 
@@ -28,7 +32,9 @@ class TrainingSet:
         raw: what the source holds as the image of a row, see ``pictures.decoded``.
         caption: the caption of a row; "" where there is none.
         folder: the image folder that the rows lie in, if they do.
-        class_images: the prior-preservation images of a DreamBooth dataset.
+        prompt: the caption of rows that have none of their own.
+        columns: of image and caption, where the source has columns.
+        names: of the rows, unique; by default file names relative to the folder, or ``row-00012``.
 
     Raises:
         ProbeError: there are no rows.
@@ -42,12 +48,14 @@ class TrainingSet:
         caption: Callable[[int], str],
         *,
         folder: Path | None = None,
-        class_images: TrainingSet | None = None,
+        prompt: str = "",
+        columns: tuple[str | None, ...] = (),
+        names: Sequence[str] | None = None,
     ) -> None:
         if length < 1:
             raise ProbeError(f"dataset: {called(source)} holds no image")
-        self.source, self.folder, self.class_images = source, folder, class_images
-        self._length, self._raw, self._caption = length, raw, caption
+        self.source, self.folder, self.prompt, self.columns = source, folder, prompt, columns
+        self._length, self._raw, self._caption, self._names = length, raw, caption, names
 
     def __len__(self) -> int:
         return self._length
@@ -82,10 +90,12 @@ class TrainingSet:
             raise RowError(f"row {row}{file}: cannot be read: {error!r}") from error
 
     def caption(self, row: int) -> str:
-        return self._caption(row)
+        return self._caption(row) or self.prompt
 
     def name(self, row: int) -> str:
         """Unique: the file's name relative to the folder, or ``row-00012``."""
+        if self._names is not None:
+            return self._names[row]
         file = self.file(row) if self.folder is not None else None
         if self.folder is not None and file is not None and file.is_relative_to(self.folder):
             return file.relative_to(self.folder).as_posix()
@@ -99,14 +109,22 @@ class TrainingSet:
             return None
         return raw if isinstance(raw, Path) else None
 
-    def indices(self, row: int) -> list[int]:
-        """Indices of ``source`` that show ``row``; a script's dataset may show each picture several times."""
-        length = len(self.source) if hasattr(self.source, "__len__") else len(self)
-        return list(range(row, max(length, len(self)), len(self)))
+    def some(self, rows: Sequence[int]) -> Any:
+        """These rows in the source's own type.
 
-    def row_of(self, index: int) -> int:
-        """The row that an index of ``source`` shows, see ``indices``."""
-        return index % len(self)
+        ``Dataset.select`` of a ``datasets.Dataset``, a ``Subset`` of a ``Subset``'s own base, a list of a list; of an
+        image folder a list of ``{"image": path, "text": caption}``, and of anything else a ``Subset``.
+        """
+        source = self.source
+        if self.folder is not None and isinstance(source, str | Path):
+            return [{"image": self.raw(row), "text": self.caption(row)} for row in rows]
+        if hasattr(source, "column_names") and hasattr(source, "select"):
+            return source.select(rows)
+        if isinstance(source, Subset):
+            return Subset(source.dataset, [source.indices[row] for row in rows])
+        if type(source) in (list, tuple):
+            return type(source)(source[row] for row in rows)
+        return Subset(source, list(rows))
 
 
 def column_of(names: Sequence[str], given: str | None, known: Sequence[str], key: str) -> str | None:
@@ -141,6 +159,29 @@ def as_caption(value: Any) -> str:
     if isinstance(value, list | tuple):
         value = value[0] if value else ""
     return value if isinstance(value, str) else ""
+
+
+def content_key(raw: Any) -> str:
+    """What the content of an image hashes to: of a file its bytes, of a picture or of numbers in memory its pixels.
+
+    Raises:
+        OSError: a file is not there. ValueError: it is no image.
+    """
+    if isinstance(raw, str | Path):
+        parts = [Path(raw).read_bytes()]
+    elif isinstance(raw, bytes):
+        parts = [raw]
+    elif isinstance(raw, Image.Image):
+        parts = [f"{raw.mode}{raw.size}".encode(), raw.tobytes()]
+    else:
+        values = raw.detach().cpu().numpy() if isinstance(raw, torch.Tensor) else np.asarray(raw)
+        if values.dtype == object:
+            raise ValueError(f"{called(raw)} is no image")
+        parts = [f"{values.dtype}{values.shape}".encode(), np.ascontiguousarray(values).tobytes()]
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def called(source: Any) -> str:

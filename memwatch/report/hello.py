@@ -6,18 +6,23 @@ import logging
 from collections.abc import Sequence
 
 from memwatch.config import MemWatchConfig
-from memwatch.judge.calibration import MIN_CONTROLS
 from memwatch.measure.observer import Observer
-from memwatch.measure.probes import Probe
+from memwatch.measure.probes import MIN_CONTROLS, Probe
 from memwatch.pace import RAREST, Pace
 
 logger = logging.getLogger("memwatch")
 
 
-def say_hello(config: MemWatchConfig, observer: Observer) -> None:
-    """Warn of what will not work, and name what will; the main process alone speaks."""
+def say_hello(config: MemWatchConfig, observer: Observer, notes: Sequence[str] = ()) -> None:
+    """Warn of what will not work, and name what will; the main process alone speaks.
+
+    Args:
+        notes: what a person should know of the choice of probes and controls.
+    """
     if not observer.ranks.accelerator.is_main_process:
         return
+    for note in notes:
+        logger.warning("memwatch: %s", note)
     c, probes = config, [p.probe for p in observer.probes]
     watched = [probe for probe in probes if not probe.is_control and not probe.is_peer]
     num_controls = sum(probe.is_control for probe in probes)
@@ -32,7 +37,7 @@ def say_hello(config: MemWatchConfig, observer: Observer) -> None:
     logger.info(
         f"memwatch: {observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
         f"reference and {len(watched) - num_references} prompt probes, {num_controls} controls, {num_peers} peers; "
-        f"{len(observer.turns)} rows take turns; "
+        f"{len(observer.turns)} rows in the rotation; "
         f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
         f"baseline {c.signals.baseline}; {events}; {c.output_dir}"
     )

@@ -34,7 +34,6 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/measured`` | scalar | probes, controls and peers whose curvature was measured at this event |
 | ``memwatch/turned`` | scalar | training rows that had their turn at this event (where rows take turns) |
 | ``memwatch/errors`` | scalar | parts of memwatch that failed so far |
-| ``memwatch/dropped`` | scalar | rows of the training set that have been dropped so far (where any have) |
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
 
 W&B takes pictures of up to 16 probes per event, other trackers than it and TensorBoard those of probes with evidence or
@@ -81,7 +80,6 @@ class Report:
         overhead: share of training time that memwatch has taken so far; ``None`` before the first step, and where
             nothing is trained.
         about: the run that the event belongs to.
-        dropped: rows of the training set that have been dropped so far.
     """
 
     step: int
@@ -96,7 +94,6 @@ class Report:
     overhead: float | None = None
     overview: Image.Image | None = None
     about: About = About()  # noqa: RUF009  # frozen
-    dropped: int = 0
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -123,7 +120,6 @@ class Report:
             "memwatch/overhead": self.overhead,
             "memwatch/errors": self.errors,
             "memwatch/stop": float(self.stop_reason is not None),
-            "memwatch/dropped": self.dropped or None,
         }
         if self.failure is None:
             values |= self._scalars_of_findings()

@@ -1,0 +1,109 @@
+"""Picked: what is watched of a training set, what is held out of it, and what is left to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from memwatch.measure.probes import Probe
+from memwatch.picking.mix import PickedRow
+from memwatch.picking.survey import Group, Survey
+from memwatch.picking.training_set import TrainingSet, content_key
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """What ``memwatch.pick`` returns. Row numbers are those of what it was given.
+
+    Attributes:
+        rows: the training set as images with captions. survey: what was found in it.
+        watched: rows that are watched at every event.
+        held_out: rows that become controls; ``train`` is without them.
+        peers: ordinary rows, a second reference.
+        rotation: the other rows, in the order in which they are screened, a few per event.
+        notes: what a person should know: numbers, what is not possible and why, what could be done.
+        class_images: DreamBooth's class (prior preservation) images; ``None`` without them.
+        class_held_out: rows of ``class_images`` that become controls; ``class_train`` is without them.
+        budget, seed: as they were asked for.
+    """
+
+    rows: TrainingSet
+    survey: Survey
+    watched: tuple[PickedRow, ...] = ()
+    held_out: tuple[int, ...] = ()
+    peers: tuple[int, ...] = ()
+    rotation: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    class_images: TrainingSet | None = None
+    class_held_out: tuple[int, ...] = ()
+    budget: int = 0
+    seed: int = 0
+
+    @cached_property
+    def train(self) -> Any:
+        """The training set without the held-out rows, in its own type.
+
+        ``Dataset.select`` of a ``datasets.Dataset``, a ``Subset`` of a ``Subset``, a list of a list; of an image folder
+        a list of ``{"image": path, "text": caption}``, and of anything else a ``Subset``. Rows that cannot be read are
+        in it: what becomes of them is the loop's business, with or without memwatch.
+        """
+        return self.rows.some(self.train_rows)
+
+    @property
+    def train_rows(self) -> list[int]:
+        """The numbers of the rows in ``train``, rising."""
+        out = set(self.held_out)
+        return [row for row in range(len(self.rows)) if row not in out]
+
+    @cached_property
+    def class_train(self) -> Any:
+        """The class images without those held out, in their own type; ``None`` where there are no class images."""
+        if self.class_images is None:
+            return None
+        out = set(self.class_held_out)
+        return self.class_images.some([row for row in range(len(self.class_images)) if row not in out])
+
+    def probes(self) -> list[Probe]:
+        """The watched rows."""
+        return [probe_of(self.rows, watched.row) for watched in self.watched]
+
+    def controls(self) -> list[Probe]:
+        """The rows held out, and class images held out, whose names begin with ``class-``."""
+        own = [probe_of(self.rows, row) for row in self.held_out]
+        images = [] if self.class_images is None else [probe_of(self.class_images, row) for row in self.class_held_out]
+        return own + [replace(probe, row=None, name=f"class-{probe.name}") for probe in images]
+
+    def peer_probes(self) -> list[Probe]:
+        """The peers."""
+        return [probe_of(self.rows, row) for row in self.peers]
+
+    def rotation_probes(self, number: int) -> list[Probe]:
+        """The first ``number`` rows of the rotation."""
+        return [replace(probe_of(self.rows, row), takes_turns=True) for row in self.rotation[:number]]
+
+    @cached_property
+    def control_keys(self) -> dict[str, str]:
+        """By the name of a control what its image hashes to, see ``content_key``."""
+        keys = {self.rows.name(row): content_key(self.rows.raw(row)) for row in self.held_out}
+        of_class, rows = self.class_images, self.class_held_out
+        return keys | (
+            {} if of_class is None else {f"class-{of_class.name(r)}": content_key(of_class.raw(r)) for r in rows}
+        )
+
+    def groups_with(self, row: int) -> tuple[Group, ...]:
+        """All groups that a row is in, the largest first."""
+        return tuple(group for group in self.survey.groups if row in group.rows)
+
+    @property
+    def unwatched_groups(self) -> tuple[Group, ...]:
+        """Groups of which no row is watched."""
+        watched = {picked.row for picked in self.watched}
+        return tuple(group for group in self.survey.groups if watched.isdisjoint(group.rows))
+
+
+def probe_of(rows: TrainingSet, row: int) -> Probe:
+    """A row as a probe: its file where it has one, else its picture."""
+    file: Path | None = rows.file(row)
+    return Probe(rows.caption(row), rows.image(row) if file is None else file, name=rows.name(row), row=row)

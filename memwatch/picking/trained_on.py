@@ -1,0 +1,112 @@
+"""Trained on: a control is never among the rows that are trained on, where memwatch can see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from memwatch.measure.probes import Probe, ProbeError
+from memwatch.picking.picked import Picked
+from memwatch.picking.pictures import decoded
+from memwatch.picking.rows import as_training_set
+from memwatch.picking.survey import matches
+from memwatch.picking.training_set import RowError, called, content_key
+from memwatch.picking.words import counted, listed
+
+COMPARED = 5_000  # rows of a dataloader that are hashed at most; reading more would delay the first step
+
+RowOf = Callable[[int], int | None]
+
+
+def refuse_trained_on(given: Sequence[Probe], picked: Picked) -> None:
+    """See that no control that was given shows a training row.
+
+    Raises:
+        ProbeError: near-duplicates of some are trained on; the message names both.
+    """
+    shown = [probe for probe in given if probe.image is not None]
+    readable = [(probe, picture) for probe in shown if (picture := picture_of(probe)) is not None]
+    rows, out = matches([picture for _, picture in readable], picked.survey, picked.rows), set(picked.held_out)
+    pairs = [(p.name, row) for (p, _), row in zip(readable, rows, strict=True) if row is not None and row not in out]
+    if both := [f"{name} ({picked.rows.name(row)})" for name, row in pairs]:
+        what = f"{len(both)} of {counted(len(given), 'control')} given show rows that are trained on"
+        raise ProbeError(f"controls: {what}: {listed(both)}; give pictures that are held out from training")
+
+
+def picture_of(probe: Probe) -> Image.Image | None:
+    """The image of a probe as RGB; ``None`` where it has none, or none that can be read: whoever encodes it says so."""
+    try:
+        return None if probe.image is None else decoded(probe.image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # PIL raises SyntaxError on broken files
+        return None
+
+
+def held_out_rows_in(dataset: Any, picked: Picked) -> tuple[list[str], bool]:
+    """The controls that a dataloader's data set gives, by name, and whether memwatch could see all of its rows.
+
+    Args:
+        dataset: ``picked.train``, a view of it (a ``Subset``, another format or selection of the same
+            ``datasets.Dataset``), an object that holds it as an attribute, or a data set whose raw rows can be read,
+            which are compared by the hash of their content. What is in any other cannot be seen.
+    """
+    row_of = _rows_by_identity(dataset, picked)
+    if row_of is not None:
+        given = {row_of(index) for index in range(len(dataset))}
+        return [picked.rows.name(row) for row in picked.held_out if row in given], True
+    if any(value is picked.train for value in getattr(dataset, "__dict__", {}).values()):
+        return [], True
+    return _found_by_hash(dataset, picked.control_keys)
+
+
+def _rows_by_identity(dataset: Any, picked: Picked) -> RowOf | None:
+    """The row of the training set that an index of ``dataset`` stands for; ``None`` where that cannot be seen."""
+    if dataset is picked.train:
+        return picked.train_rows.__getitem__
+    if dataset is picked.rows.source:
+        return lambda index: index
+    indices, inner = getattr(dataset, "indices", None), getattr(dataset, "dataset", None)
+    if indices is not None and inner is not None:
+        outer = _rows_by_identity(inner, picked)
+        return None if outer is None else lambda index: outer(int(indices[index]))
+    mine, theirs = _table_rows(dataset), _table_rows(picked.rows.source)
+    if mine is None or theirs is None or mine[0] is not theirs[0]:
+        return None
+    by_table_row = {int(row): i for i, row in enumerate(theirs[1])}
+    return lambda index: by_table_row.get(int(mine[1][index]))
+
+
+def _table_rows(dataset: Any) -> tuple[Any, np.ndarray] | None:
+    """The table of a ``datasets.Dataset`` and which of its rows it gives; ``None`` where it is none."""
+    table = getattr(getattr(dataset, "data", None), "table", None)
+    if table is None or not hasattr(dataset, "_indices"):
+        return None
+    indices = dataset._indices
+    return table, np.arange(len(dataset)) if indices is None else indices.column(0).to_numpy()
+
+
+def _found_by_hash(dataset: Any, keys: Mapping[str, str]) -> tuple[list[str], bool]:
+    """Names of the controls whose content is among the raw rows of a data set, and whether all were compared."""
+    is_raw = isinstance(dataset, list | tuple) or hasattr(dataset, "select_columns")
+    try:
+        rows = as_training_set(dataset) if is_raw and hasattr(dataset, "__len__") else None
+    except ProbeError:
+        rows = None
+    if rows is None:
+        return [], False
+    given = set()
+    for row in range(min(len(rows), COMPARED)):
+        try:
+            given.add(content_key(rows.raw(row)))
+        except (RowError, OSError, ValueError):
+            continue
+    return [name for name, key in keys.items() if key in given], len(rows) <= COMPARED
+
+
+def cannot_be_seen(dataset: Any, picked: Picked) -> str:
+    """What a person is told where the rows cannot be seen."""
+    what = f"memwatch cannot see which rows {called(dataset)} gives"
+    number = len(picked.held_out) + len(picked.class_held_out)
+    return f"{what}; make sure that it was made from picked.train, so that none of the {number} controls is trained on"
