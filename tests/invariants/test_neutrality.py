@@ -1,0 +1,65 @@
+"""Training is that of the same loop without memwatch, over every kind of dataloader, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import neutral
+from support.builders import assert_same
+from support.neutral import KINDS, all_four
+from support.processes import on_two_ranks
+from support.rows import make_rows
+
+import memwatch
+
+
+@pytest.fixture(scope="module")
+def picked():
+    return memwatch.pick(make_rows(neutral.ROWS), probes=2, controls=11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_trains_as_without_memwatch(kind, picked, pipeline, tmp_path):
+    found = {name: trained.plain() for name, trained in all_four(kind, picked, pipeline, tmp_path).items()}
+    check(found, set(picked.held_out), whole=kind not in ("weighted sampler",))
+    assert len(list((tmp_path / f"{kind} watched".replace(" ", "-") / "memwatch").glob("history.jsonl"))) == 1
+
+
+@pytest.fixture(scope="module", params=[KINDS[:5], KINDS[5:]], ids=["first", "rest"])
+def on_both(request, pretrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    on_two_ranks(neutral.__file__, folder, pretrained, ",".join(request.param), folder=folder)
+    return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
+
+def test_two_processes_train_as_without_memwatch(on_both):
+    first, second = on_both
+    assert first["picked"] == second["picked"]
+    held_out = set(first.pop("picked")["held out"])
+    second.pop("picked")
+    for kind, found in first.items():
+        check(found, held_out, whole=False)
+        check(second[kind], held_out, whole=False)
+        for name in found:
+            assert len(found[name]["rows"]) == len(second[kind][name]["rows"]), (kind, name)
+            assert_same(found[name]["weights"], second[kind][name]["weights"], f"{kind}/{name}")
+
+
+def check(found: dict, held_out: set[int], *, whole: bool) -> None:
+    """Watched equals alone, fresh and resumed; nothing that is held out is trained on; the schedule ends at 0."""
+    assert_same(found["alone"], found["watched"], "fresh")
+    assert_same(found["alone, resumed"], found["watched, resumed"], "resumed")
+    fresh, resumed = found["watched"], found["watched, resumed"]
+    seen = {row for batch in fresh["rows"] for row in batch}
+    assert not seen & held_out
+    assert seen == set(range(neutral.ROWS)) - held_out or not whole
+    assert fresh["rates"][-1] == pytest.approx(0, abs=1e-12)
+    assert fresh["steps"] == resumed["steps"]
+    assert resumed["rates"] == pytest.approx(fresh["rates"][-len(resumed["rates"]) :])
+
+
+def test_every_kind_is_there():
+    assert Path(neutral.__file__).is_file()
+    assert len(KINDS) == len(set(KINDS)) == 10

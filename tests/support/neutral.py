@@ -1,0 +1,213 @@
+"""A loop with diffusers' arithmetic of epochs, steps and resumes, over every kind of dataloader, watched or not."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from support.builders import SMALL
+from support.processes import new_process
+from support.rows import make_rows
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    WeightedRandomSampler,
+)
+
+import memwatch
+
+ROWS, BATCH, EPOCHS, RATE = 56, 8, 2, 1e-2
+KINDS = (
+    "shuffle",
+    "workers",
+    "persistent workers",
+    "dispatch_batches",
+    "split_batches",
+    "seedable sampler",
+    "own DistributedSampler",
+    "batch_sampler",
+    "IterableDataset",
+    "weighted sampler",
+)
+CONFIG = SMALL | {"every_steps": 3, "rotation": {"rows": 0}, "proof": {"enabled": False}, "rollback": False}
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """Rows with random flips and dropped captions, from Python's, NumPy's and torch's streams."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        latents = row["latents"].flip(-1) if random.random() < 0.5 else row["latents"]
+        hidden = row["hidden"] * float(np.random.rand() > 0.2)
+        return {"latents": latents + 0.01 * torch.randn(()), "hidden": hidden, "row": row["row"]}
+
+
+class Stream(IterableDataset[dict[str, Any]]):
+    """The same as a stream, in an order of its own."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for index in np.random.default_rng(3).permutation(len(self.rows)).tolist():
+            yield self.rows[index]
+
+
+def loader_of(kind: str, data: Rows, accelerator: Accelerator) -> DataLoader[Any]:
+    """A dataloader as a user makes it."""
+    if kind == "own DistributedSampler":
+        ranks = {"num_replicas": accelerator.num_processes, "rank": accelerator.process_index}
+        return DataLoader(data, BATCH, sampler=DistributedSampler(data, **ranks, seed=5))
+    if kind == "batch_sampler":
+        return DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), BATCH, drop_last=False))
+    if kind == "IterableDataset":
+        return DataLoader(Stream(data), BATCH)
+    if kind == "weighted sampler":
+        return DataLoader(
+            data, BATCH, sampler=WeightedRandomSampler([1.0 + i % 3 for i in range(len(data))], len(data))
+        )
+    number = 2 if "workers" in kind else 0
+    return DataLoader(data, BATCH, shuffle=True, num_workers=number, persistent_workers=kind == "persistent workers")
+
+
+@dataclass
+class Trained:
+    """What a loop did on this rank."""
+
+    rows: list[list[int]]  # by batch
+    rates: list[float]
+    steps: int
+    streams: list[Any]  # the global random streams after construction
+    weights: dict[str, torch.Tensor]
+
+    def plain(self) -> dict[str, Any]:
+        weights = {name: p.double().flatten().tolist() for name, p in self.weights.items()}
+        return {
+            "rows": self.rows,
+            "rates": self.rates,
+            "steps": self.steps,
+            "streams": self.streams,
+            "weights": weights,
+        }
+
+
+def streams() -> list[Any]:
+    """Where the global random streams are."""
+    return [repr(random.getstate()), repr(np.random.get_state()), torch.get_rng_state().tolist()]
+
+
+def train(
+    kind: str, picked: memwatch.Picked, pipeline: Any, folder: Path, *, watched: bool, resume: bool = False
+) -> Trained:
+    """Train for ``EPOCHS`` on ``picked.train``; with ``resume`` from the checkpoint on.
+
+    A loop that is not resumed leaves a checkpoint in the middle of the second epoch.
+    """
+    new_process()
+    loading = DataLoaderConfiguration(
+        dispatch_batches=True if kind == "dispatch_batches" else None,
+        split_batches=kind == "split_batches",
+        use_seedable_sampler=kind == "seedable sampler",
+    )
+    accelerator = Accelerator(cpu=True, dataloader_config=loading, step_scheduler_with_optimizer=True)
+    set_seed(1)
+    unet = UNet2DConditionModel.from_config(pipeline.unet.config).train()
+    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=RATE)
+    data, ranks = Rows(picked.train), accelerator.num_processes
+    loader = loader_of(kind, data, accelerator)
+    own = kind == "own DistributedSampler"
+    batches = math.ceil(len(data) / BATCH) if kind == "IterableDataset" else len(loader)
+    of_each = batches if own or kind == "split_batches" else math.ceil(batches / ranks)
+    max_train_steps = EPOCHS * of_each
+    scheduler = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=max_train_steps * ranks)
+    unet, optimizer, scheduler = accelerator.prepare(unet, optimizer, scheduler)
+    loader = loader if own else accelerator.prepare(loader)
+    watch = None
+    if watched:
+        options = {"config": CONFIG, "output_dir": str(folder / "memwatch"), "max_train_steps": max_train_steps}
+        watch = memwatch.MemWatch(accelerator, unet, pipeline, picked, scheduler=noise_scheduler, **options)
+    after = streams()
+    first_epoch = skipped = global_step = 0
+    middle = of_each + of_each // 3
+    if resume:
+        accelerator.load_state(str(folder / "checkpoint"))
+        global_step, first_epoch, skipped = middle, middle // of_each, middle % of_each
+    guard = watch.guard if watch is not None else lambda loader: loader
+    whole, rows, rates = guard(loader), [], []
+    for epoch in range(first_epoch, EPOCHS):
+        active = guard(skip_first_batches(loader, skipped)) if epoch == first_epoch and skipped else whole
+        assert kind == "IterableDataset" or epoch == first_epoch or len(active) == len(loader)
+        if own:
+            loader.sampler.set_epoch(epoch)
+        for batch in active:
+            rows.append([int(row) for row in batch["row"]])
+            noise, timesteps = torch.randn_like(batch["latents"]), torch.randint(0, 1000, (len(batch["row"]),))
+            noisy = noise_scheduler.add_noise(batch["latents"], noise, timesteps)
+            loss = torch.nn.functional.mse_loss(unet(noisy, timesteps, batch["hidden"]).sample, noise)
+            accelerator.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            global_step += 1
+            rates.append(scheduler.get_last_lr()[0])
+            if watch is not None:
+                watch.on_step_end(global_step)
+            if global_step == middle and not resume:
+                accelerator.save_state(str(folder / "checkpoint"))
+            if global_step >= max_train_steps:
+                break
+        if global_step >= max_train_steps:
+            break
+    accelerator.end_training()
+    weights = {name: p.detach().clone() for name, p in accelerator.unwrap_model(unet).named_parameters()}
+    return Trained(rows, rates, global_step, after, weights)
+
+
+def all_four(kind: str, picked: memwatch.Picked, pipeline: Any, folder: Path) -> dict[str, Trained]:
+    """Watched and not, fresh and resumed in the middle of an epoch."""
+    found = {}
+    for name, watched in (("alone", False), ("watched", True)):
+        own = folder / f"{kind} {name}".replace(" ", "-")
+        found[name] = train(kind, picked, pipeline, own, watched=watched)
+        found[f"{name}, resumed"] = train(kind, picked, pipeline, own, watched=watched, resume=True)
+    return found
+
+
+def main() -> None:
+    """On every rank: all that the kinds named on the command line did, into a file per rank."""
+    from diffusers import StableDiffusionPipeline
+
+    folder, kinds = Path(sys.argv[1]), sys.argv[3].split(",")
+    pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[2])
+    picked = memwatch.pick(make_rows(ROWS), probes=2, controls=11)
+    found = {kind: {n: t.plain() for n, t in all_four(kind, picked, pipeline, folder).items()} for kind in kinds}
+    rank = Accelerator(cpu=True).process_index
+    held_out = {"held out": list(picked.held_out)}
+    (folder / f"rank{rank}.json").write_text(json.dumps(found | {"picked": held_out}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
