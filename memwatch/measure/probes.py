@@ -31,7 +31,7 @@ class Probe:
         is_control: held out from training; memwatch sets it on whatever comes as ``controls``.
         is_peer: an ordinary training image that probes are compared with; memwatch sets it on whatever comes as
             ``peers``.
-        takes_turns: one of many training images that are looked at in turns, a few per event; see ``rotation``.
+        takes_turns: one of the rotation, the training images that are screened a few per event.
         row: its number in the training set that it was picked from; ``None`` where it came otherwise.
     """
 

@@ -32,7 +32,7 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/seconds`` | scalar | what the event cost |
 | ``memwatch/overhead`` | scalar | share of training time that memwatch has taken so far (0.02 is 2 %) |
 | ``memwatch/measured`` | scalar | probes, controls and peers whose curvature was measured at this event |
-| ``memwatch/turned`` | scalar | training rows that had their turn at this event (where rows take turns) |
+| ``memwatch/turned`` | scalar | training rows of the rotation that were screened at this event (where there is one) |
 | ``memwatch/errors`` | scalar | parts of memwatch that failed so far |
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
 
