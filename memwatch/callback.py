@@ -131,9 +131,9 @@ class MemWatch:
             pretrained,
             given,
             config=self.config,
-            probes=run.probes,
-            controls=run.controls,
-            peers=run.peers,
+            probes=run.probes or None,
+            controls=run.controls or None,
+            peers=run.peers or None,
             ema=ema,
         )
         self.folder = RunFolder(Path(self.config.output_dir))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -74,7 +75,8 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
             now = was.get(str(data[key]), "; ".join(f"{value} is now {{{new}}}" for value, new in was.items()))
             raise ConfigError(f"config key '{prefix}{key}' ({data[key]!r}) is replaced by: {{{now}}}")
         if (why := REMOVED.get(f"{prefix}{key}")) is not None:
-            raise ConfigError(f"config key '{prefix}{key}' ({data[key]!r}) is gone: {why}")
+            shown = reprlib.repr(data[key])  # it may be a whole data set
+            raise ConfigError(f"config key '{prefix}{key}' ({shown}) is gone: {why}")
         if key not in names:
             nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
             hint = f"did you mean '{prefix}{nearest[0]}'?" if nearest else f"known keys: {', '.join(names)}"

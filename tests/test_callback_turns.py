@@ -10,7 +10,7 @@ from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change
 import memwatch.judge.findings
 from memwatch import Probe
 
-SCREENED = CONFIG | {"screen": True, "strict": True, "pick": {"places": 2}}
+SCREENED = CONFIG | {"screen": True, "strict": True, "rotation": {"per_event": 2}}
 ROWS = [Probe(f"row {i}", picture(20 + i), name=f"row{i}", row=i, takes_turns=True) for i in range(5)]
 CAT = Probe("a photo of a cat", picture(0), name="cat")
 

@@ -10,7 +10,7 @@ from memwatch.config import ConfigError, MemWatchConfig, SignalsConfig, require
 from memwatch.config_file import load_config
 
 SECTIONS = (
-    *("pick", "levels", "curvature", "signals", "sampling", "regions"),
+    *("rotation", "levels", "curvature", "signals", "sampling", "regions"),
     *("alerts", "proof", "stop", "snapshots", "heatmap"),
 )
 
@@ -31,14 +31,8 @@ def test_configurations_are_frozen():
 
 BAD = {
     "every_steps": [0, -1],
-    "probes": [0, -3],
-    "on_memorized": ["", "go on"],
-    "pick.hold_out": [-1],
-    "pick.set_aside": [-1],
-    "pick.peers": [-1],
-    "pick.places": [-1],
-    "pick.rotation": [-1],
-    "pick.workers": [0],
+    "rotation.rows": [-1],
+    "rotation.per_event": [-1],
     "alerts.webhook": ["$", "$no-name"],
     "stop.verdict": ["", "inconclusive"],
     "output_dir": [""],

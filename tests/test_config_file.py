@@ -119,7 +119,8 @@ def test_unknown_key_far_from_all_lists_them():
         ("every_steps", True, "integer or null"),
         ("full_every", None, "integer"),
         ("output_dir", 3, "text"),
-        ("probes", 3.5, "integer or text or list of text or null"),
+        ("probes", 3, "text or list of text or null"),
+        ("picked", ["a"], "text or null"),
         ("resolution", "big", "integer or null"),
         ("strict", 1, "true or false"),
         ("levels.timesteps", 61, "list of integer"),
@@ -181,6 +182,27 @@ def test_the_old_key_with_another_value_names_all_new_ones():
         load_config({"signals": {"decide": "score"}})
     for old, (terms, against) in BEFORE.items():
         assert f"{old} is now {{terms: {terms}, against: {against}}}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "instead"),
+    [
+        ({"dataset": "train"}, "dataset", r"call memwatch.pick\(dataset\) before transforms and DataLoader"),
+        ({"pick": {"hold_out": 20}}, "pick", "memwatch.pick takes probes, controls and columns; see also rotation"),
+        ({"on_memorized": "drop"}, "on_memorized", "'memwatch clean' writes the training set without what is stored"),
+        ({"signals": {"null_draws": 2}}, "signals.null_draws", "at all noise draws"),
+    ],
+)
+def test_a_key_that_is_gone_says_what_takes_its_place(given, key, instead):
+    for source, overrides in ((given, {}), (None, given)):
+        with pytest.raises(ConfigError, match=rf"config key '{key}' \(.*\) is gone: .*{instead}"):
+            load_config(source, **overrides)
+
+
+def test_a_data_set_that_is_passed_as_before_is_not_written_out():
+    with pytest.raises(ConfigError, match="is gone: call memwatch.pick") as caught:
+        load_config(None, dataset=[{"image": "x" * 1000}] * 1000)
+    assert len(str(caught.value)) < 400
 
 
 def test_the_default_is_what_the_old_default_is_now():

@@ -6,11 +6,20 @@ What the accelerator is asked to do is heard first, and done as ever.
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 from types import SimpleNamespace
 
 import pytest
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from memwatch.guard import MANY, TOO_MANY, GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
 
@@ -44,12 +53,66 @@ def test_a_loop_over_steps_is_told_once_and_then_ended(caplog):
     assert said == f"memwatch has stopped training, but the loop goes on without batches; {FIX}"
 
 
-def test_passes_without_a_stop_are_not_counted(caplog):
-    loader = GuardedLoader([], lambda: None, lambda: False)
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        for _ in range(TOO_MANY + 1):
-            assert list(loader) == []
+def test_empty_passes_are_counted_where_nothing_was_stopped_as_well(caplog):
+    """Eight of ten rows dropped with ``drop_last`` were 150,000 silent passes."""
+    loader = GuardedLoader(DataLoader([1, 2], batch_size=4, drop_last=True), lambda: None, lambda: False)
+    with caplog.at_level(logging.WARNING, "memwatch"), pytest.raises(RuntimeError) as caught:
+        list(itertools.takewhile(lambda batches: not batches, (list(loader) for _ in itertools.count())))
+    (said,) = caplog.messages
+    assert said.startswith(f"the dataloader has given no batch in {MANY + 1} passes, and the loop goes on")
+    assert str(caught.value).startswith(f"the dataloader has given no batch in {TOO_MANY} passes")
+    assert "see its data set, batch size and drop_last" in said
+
+
+def test_a_pass_with_a_batch_begins_the_count_anew(caplog):
+    batches = []
+    loader = GuardedLoader(batches, lambda: None, lambda: False)
+    for _ in range(3):
+        assert [list(loader) for _ in range(MANY)] == [[]] * MANY
+        batches.append(1)
+        assert list(loader) == [1]
+        batches.clear()
     assert caplog.messages == []
+
+
+# --- it changes no batch, length or sampler --------------------------------------------------------------------------
+
+
+ROWS = list(range(10))
+LOADERS = {
+    "shuffle": lambda: {"batch_size": 2, "shuffle": True, "generator": torch.Generator().manual_seed(3)},
+    "more draws than rows": lambda: {"batch_size": 2, "sampler": RandomSampler(Subset(ROWS, [1, 2]), num_samples=17)},
+    "replacement": lambda: {"batch_size": 2, "sampler": RandomSampler(ROWS, replacement=True, num_samples=3)},
+    "some indices": lambda: {"batch_size": 2, "sampler": SubsetRandomSampler([4, 5, 6])},
+    "weights": lambda: {"batch_size": 2, "sampler": WeightedRandomSampler([1.0] * 10, 7), "drop_last": True},
+    "batches": lambda: {"batch_sampler": BatchSampler(RandomSampler(ROWS), 3, drop_last=True)},
+    "no batches": lambda: {"batch_size": None},
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_batches_sampler_and_length_are_the_dataloaders_own(kind):
+    """With rows held out inside of it, some of these had another length, raised, or gave none."""
+
+    def batches(loader):
+        torch.manual_seed(7)
+        return [[torch.as_tensor(batch).tolist() for batch in loader] for _ in range(2)]
+
+    alone, wrapped = (DataLoader(ROWS, **LOADERS[kind]()) for _ in range(2))
+    guarded, expected = GuardedLoader(wrapped, lambda: None, lambda: False), batches(alone)
+    assert len(guarded) == len(alone) == len(expected[0])
+    assert guarded.sampler is wrapped.sampler
+    assert guarded.batch_sampler is wrapped.batch_sampler
+    assert batches(guarded) == expected
+    assert isinstance(guarded, DataLoader)
+
+
+def test_the_baseline_comes_first_and_every_batch_is_counted():
+    said = []
+    loader = GuardedLoader([1, 2], lambda: said.append("begin"), lambda: False, lambda: said.append("batch"))
+    for batch in loader:
+        said.append(batch)
+    assert said == ["begin", "batch", 1, "batch", 2]
 
 
 def test_rows_per_device():

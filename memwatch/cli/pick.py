@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from memwatch.cli.scan import require_option
-from memwatch.picking.folder import claim, write_folder
+from memwatch.picking.folder import check_out, write_folder
 from memwatch.picking.pick import pick
 
 EPILOG = """\
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     sources = [args.train, *([args.class_images] if args.class_images is not None else [])]
     for option, folder in zip(("TRAIN", "--class-images"), sources, strict=False):
         require_option(folder.is_dir(), option, str(folder), "an image folder")
-    claim(args.out, *sources)
+    check_out(args.out, *sources)
     names = ("probes", "controls", "seed", "prompt", "class_images", "class_prompt", "caption_column")
     picked = pick(args.train, **{name: getattr(args, name) for name in names})
     page = write_folder(picked, args.out)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memwatch.measure.probes import Probe, ProbeError, as_probes
-from memwatch.picking.folder_copy import copy_without, linked
+from memwatch.picking.folder_copy import copy_without, files_of, linked
 from memwatch.picking.folder_rows import METADATA
 from memwatch.picking.mix import PickedRow, Why
 from memwatch.picking.page import render
@@ -29,8 +29,8 @@ ROTATION = 4096  # rows of the rotation that are kept
 Files = list[tuple[str, Probe]]
 
 
-def claim(out: Path, *sources: Path) -> None:
-    """See that a folder may be written, and make it one of ours.
+def check_out(out: Path, *sources: Path) -> None:
+    """See that a folder may be written; nothing is.
 
     Args:
         sources: folders that are read; they must not lie in ``out``, nor ``out`` in them.
@@ -44,8 +44,6 @@ def claim(out: Path, *sources: Path) -> None:
             raise ValueError(f"--out: got {str(out)!r}, allowed: a folder outside of {source}, which is only read")
     if out.exists() and not (out.is_dir() and (is_ours(out) or not any(out.iterdir()))):
         raise ValueError(f"--out: got {str(out)!r}, allowed: a new folder, or one that memwatch pick has written")
-    if not is_ours(out):
-        write_whole(out / CHOICE, json.dumps({"made_by": MADE_BY, "files": []}))
 
 
 def is_ours(out: Path) -> bool:
@@ -58,7 +56,7 @@ def is_ours(out: Path) -> bool:
 
 
 def write_folder(picked: Picked, out: Path) -> Path:
-    """Write what was picked from an image folder into a folder that ``claim`` has made ours.
+    """Write what was picked from an image folder into a folder that ``check_out`` has passed.
 
     What an earlier choice left there goes.
 
@@ -72,7 +70,14 @@ def write_folder(picked: Picked, out: Path) -> Path:
 
     Returns:
         The page.
+
+    Raises:
+        ValueError: the captions are in a form that cannot be kept; then nothing is written.
     """
+    linked_parts = [(TRAIN, picked.rows, picked.held_out), (CLASS, picked.class_images, picked.class_held_out)]
+    for _, rows, _ in linked_parts:
+        if rows is not None and rows.folder is not None:
+            files_of(rows, rows.folder)
     parts = {"probes": picked.probes(), "controls": picked.controls(), "peers": picked.peer_probes()}
     files = {part: named_files(probes) for part, probes in parts.items()}
     ours = [f"{part}/{name}" for part, some in files.items() for name in (*(name for name, _ in some), METADATA)]
@@ -80,10 +85,7 @@ def write_folder(picked: Picked, out: Path) -> Path:
     write_whole(out / CHOICE, json.dumps(as_json(picked) | {"files": ours}, indent=1, allow_nan=False) + "\n")
     for part, some in files.items():
         write_part(out / part, some)
-    for part, rows, goes in (
-        (TRAIN, picked.rows, picked.held_out),
-        (CLASS, picked.class_images, picked.class_held_out),
-    ):
+    for part, rows, goes in linked_parts:
         if rows is not None and rows.folder is not None:
             copy_without(rows, rows.folder, out / part, set(goes), linked)
     write_survey(out / SURVEY, picked.survey)
@@ -145,7 +147,9 @@ def as_class_images(probes: Sequence[Probe], names: Sequence[str]) -> TrainingSe
 
 
 def clear(out: Path) -> None:
-    """Remove the files of an earlier choice; whatever else lies there stays."""
+    """Remove the files of an earlier choice, if there is one; whatever else lies there stays."""
+    if not is_ours(out):
+        return
     saved = json.loads((out / CHOICE).read_text(encoding="utf-8"))
     for name in (*saved.get("files", ()), PAGE, SURVEY):
         if (file := out / name).resolve().is_relative_to(out.resolve()):

@@ -39,23 +39,16 @@ def copy_without(
         copy: puts one file in another place.
 
     Raises:
-        ValueError: a file lies outside of ``train``, or the captions are in a form that cannot be kept.
+        ValueError: as ``files_of``.
     """
-    other = [file for name in OTHER_METADATA for file in train.rglob(name)]
-    if other:
-        raise ValueError(f"TRAIN: captions in {other[0]} cannot be kept, allowed: {METADATA}, or NAME.txt")
-    files = {row: rows.file(row) for row in range(len(rows))}
-    stray = [file for file in files.values() if file is None or not file.is_relative_to(train)]
-    if stray:
-        raise ValueError(f"TRAIN: {stray[0]} lies outside of {train}")
-    beside = captions_in(train)
+    files, beside = files_of(rows, train), captions_in(train)
     part = out.with_name(f"{out.name}.part{os.getpid()}")
     try:
         part.mkdir(parents=True)
         for row, file in files.items():
-            if row not in goes and file is not None:
+            if row not in goes:
                 copy_files([file, *beside.get(file.with_suffix(""), ())], part / file.parent.relative_to(train), copy)
-        gone = {file.resolve() for row in goes if (file := files[row]) is not None}
+        gone = {files[row].resolve() for row in goes}
         for metadata in train.rglob(METADATA):
             copy_lines(metadata, part / metadata.relative_to(train), gone)
         if out.exists():
@@ -63,6 +56,23 @@ def copy_without(
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def files_of(rows: TrainingSet, train: Path) -> dict[int, Path]:
+    """The file of every row of an image folder.
+
+    Raises:
+        ValueError: one lies outside of ``train``, or the captions are in a form that cannot be kept.
+    """
+    if other := [file for name in OTHER_METADATA for file in train.rglob(name)]:
+        raise ValueError(f"TRAIN: captions in {other[0]} cannot be kept, allowed: {METADATA}, or NAME.txt")
+    files: dict[int, Path] = {}
+    for row in range(len(rows)):
+        file = rows.file(row)
+        if file is None or not file.is_relative_to(train):
+            raise ValueError(f"TRAIN: {file} lies outside of {train}")
+        files[row] = file
+    return files
 
 
 def captions_in(train: Path) -> dict[Path, list[Path]]:

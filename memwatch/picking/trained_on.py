@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from memwatch.measure.probes import Probe, ProbeError
@@ -58,7 +57,7 @@ def held_out_rows_in(dataset: Any, picked: Picked) -> tuple[list[str], bool]:
         return [picked.rows.name(row) for row in picked.held_out if row in given], True
     if any(value is picked.train for value in getattr(dataset, "__dict__", {}).values()):
         return [], True
-    return _found_by_hash(dataset, picked.control_keys)
+    return _found_by_hash(dataset, picked)
 
 
 def _rows_by_identity(dataset: Any, picked: Picked) -> RowOf | None:
@@ -71,27 +70,37 @@ def _rows_by_identity(dataset: Any, picked: Picked) -> RowOf | None:
     if indices is not None and inner is not None:
         outer = _rows_by_identity(inner, picked)
         return None if outer is None else lambda index: outer(int(indices[index]))
-    mine, theirs = _table_rows(dataset), _table_rows(picked.rows.source)
-    if mine is None or theirs is None or mine[0] is not theirs[0]:
+    column = next(iter(picked.rows.columns), None)
+    mine, theirs = _places(dataset, column), _places(picked.rows.source, column)
+    if not mine or not theirs or not {buffers for buffers, _ in mine} <= {buffers for buffers, _ in theirs}:
         return None
-    by_table_row = {int(row): i for i, row in enumerate(theirs[1])}
-    return lambda index: by_table_row.get(int(mine[1][index]))
+    by_place = {place: row for row, place in enumerate(theirs)}
+    return lambda index: by_place.get(mine[index])
 
 
-def _table_rows(dataset: Any) -> tuple[Any, np.ndarray] | None:
-    """The table of a ``datasets.Dataset`` and which of its rows it gives; ``None`` where it is none."""
+def _places(dataset: Any, column: str | None) -> list[tuple[tuple[int, ...], int]] | None:
+    """Where each row of a ``datasets.Dataset`` lies: addresses of buffers, and its number in them; ``None`` for others.
+
+    Selections, shuffles and formats have tables of their own, over the buffers of what they were made from.
+    """
     table = getattr(getattr(dataset, "data", None), "table", None)
-    if table is None or not hasattr(dataset, "_indices"):
+    if table is None or not hasattr(dataset, "_indices") or column not in table.column_names:
         return None
+    places = [
+        (tuple(buffer.address for buffer in chunk.buffers() if buffer is not None), row)
+        for chunk in table.column(column).chunks
+        for row in range(chunk.offset, chunk.offset + len(chunk))
+    ]
     indices = dataset._indices
-    return table, np.arange(len(dataset)) if indices is None else indices.column(0).to_numpy()
+    return places if indices is None else [places[row] for row in indices.column(0).to_pylist()]
 
 
-def _found_by_hash(dataset: Any, keys: Mapping[str, str]) -> tuple[list[str], bool]:
+def _found_by_hash(dataset: Any, picked: Picked) -> tuple[list[str], bool]:
     """Names of the controls whose content is among the raw rows of a data set, and whether all were compared."""
     is_raw = isinstance(dataset, list | tuple) or hasattr(dataset, "select_columns")
+    column = next(iter(picked.rows.columns), None)
     try:
-        rows = as_training_set(dataset) if is_raw and hasattr(dataset, "__len__") else None
+        rows = as_training_set(dataset, image_column=column) if is_raw and hasattr(dataset, "__len__") else None
     except ProbeError:
         rows = None
     if rows is None:
@@ -102,7 +111,7 @@ def _found_by_hash(dataset: Any, keys: Mapping[str, str]) -> tuple[list[str], bo
             given.add(content_key(rows.raw(row)))
         except (RowError, OSError, ValueError):
             continue
-    return [name for name, key in keys.items() if key in given], len(rows) <= COMPARED
+    return [name for name, key in picked.control_keys.items() if key in given], len(rows) <= COMPARED
 
 
 def cannot_be_seen(dataset: Any, picked: Picked) -> str:

@@ -1,4 +1,4 @@
-"""What follows from a training set and from alerts: controls held out, rows dropped, hooks, weights to go back to."""
+"""What follows from a training set and from alerts: controls never trained on, hooks, weights to go back to."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from support.builders import CONFIG, EAGER, assert_same, call_every_change, choo
 from support.rows import REPEATED, RowsLoop, make_rows
 from torch.utils.data import Subset
 
+import memwatch
 import memwatch.judge.findings
-from memwatch import ConfigError, ProbeError
+from memwatch import ConfigError, Probe, ProbeError
+from memwatch.act.actions import refuse_other_controls
 from memwatch.act.flagged import read_flagged
-from memwatch.left_out import LeftOut, holder_of_sampler, leave_out
 
-PICKING = CONFIG | {"probes": 4, "pick": {"hold_out": 10, "peers": 0, "places": 0, "workers": 1}, "strict": True}
-SELDOM = PICKING | {"every_steps": 30}  # where what is trained on counts
-GOING_ON = PICKING | EAGER | {"on_memorized": "drop"}
+ROWS = make_rows()  # 60
+PICKING = CONFIG | {"rotation": {"rows": 0}, "strict": True}
+SELDOM = PICKING | {"every_steps": 24}  # where what is trained on counts
+GOING_ON = PICKING | EAGER | {"stop": {"enabled": False}}
+
+
+@pytest.fixture(scope="module")
+def picked():
+    return memwatch.pick(ROWS, probes=4)
 
 
 def call_repeated(monkeypatch) -> None:
@@ -36,133 +43,83 @@ def call_repeated(monkeypatch) -> None:
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", evidence_of)
 
 
-def test_controls_are_held_out_and_the_guarded_loader_never_gives_them(pretrained, pipeline, tmp_path):
-    loop = RowsLoop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, dataset=loop.rows, config=SELDOM)
-    reports = loop.run(watch, 30)
-    held_out = set(watch.choice.held_out)
-    assert len(held_out) == 10
-    assert not held_out & set(loop.seen)
-    assert set(loop.seen) | held_out == set(range(60))
-    assert watch.training_indices == sorted(set(range(60)) - held_out)
-    assert len(reports[0].controls) == 10
-    assert [f.observation.probe.row for f in reports[0].findings] == [p.row for p in watch.choice.picked]
-    assert min(p.row for p in watch.choice.picked) < REPEATED  # the picture that repeats is watched
+# --- what is trained on ----------------------------------------------------------------------------------------------
 
 
-def test_without_a_dataset_it_is_that_of_the_prepared_loader(pretrained, pipeline, tmp_path):
-    loop = RowsLoop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, config=PICKING)
-    assert watch.choice.rows.source is loop.rows
-    loop.run(watch, 4)
-    assert not set(watch.choice.held_out) & set(loop.seen)
+def test_controls_are_held_out_and_the_guarded_loader_never_gives_them(picked, pretrained, pipeline, tmp_path, caplog):
+    loop = RowsLoop(pretrained, tmp_path, picked.train)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        watch = loop.watch(pipeline, picked=picked, config=SELDOM)
+        reports = loop.run(watch, 24)
+    held_out = set(picked.held_out)
+    assert len(held_out) == 12
+    assert sorted(loop.seen) == sorted(set(range(60)) - held_out)  # one pass
+    assert len(reports[0].controls) == 12
+    assert [f.observation.probe.row for f in reports[0].findings] == [w.row for w in picked.watched]
+    assert min(w.row for w in picked.watched) < REPEATED  # the picture that repeats is watched
+    assert not [message for message in caplog.messages if "cannot see" in message]
 
 
-def test_training_is_that_on_the_rows_that_are_left(pretrained, pipeline, tmp_path, monkeypatch):
+def test_training_is_that_without_memwatch_on_the_same_rows(picked, pretrained, pipeline, tmp_path, monkeypatch):
     choose(monkeypatch)
-    loop = RowsLoop(pretrained, tmp_path)
-    screened = PICKING | {"every_steps": 10, "screen": True, "pick": PICKING["pick"] | {"places": 2, "peers": 2}}
-    watch = loop.watch(pipeline, dataset=loop.rows, config=screened)
-    loop.run(watch, 30)
-    alone = RowsLoop(pretrained)
-    leave_out(alone.loader, LeftOut(watch.choice.held_out), alone.rows)
+    loop = RowsLoop(pretrained, tmp_path, picked.train)
+    screened = PICKING | {"every_steps": 10, "screen": True, "rotation": {"rows": 8, "per_event": 2}}
+    loop.run(loop.watch(pipeline, picked=picked, config=screened), 30)
+    alone = RowsLoop(pretrained, None, picked.train)
     alone.run(None, 30)
     assert alone.seen == loop.seen
     assert_same(alone.state(), loop.state())
 
 
-def test_rows_behind_what_is_memorized_are_dropped_and_training_goes_on(pretrained, pipeline, tmp_path, monkeypatch):
+def test_a_loader_with_held_out_rows_is_refused_before_the_first_step(picked, pretrained, pipeline, tmp_path):
+    loop = RowsLoop(pretrained, tmp_path, ROWS)
+    watch = loop.watch(pipeline, picked=picked, config=PICKING)
+    with pytest.raises(
+        ConfigError, match=r"dataloader: it gives 12 rows that are held out .* make it from picked.train"
+    ):
+        watch.guard(loop.loader)
+    loop = RowsLoop(pretrained, tmp_path, Subset(ROWS, [picked.held_out[3], *picked.train_rows]))
+    with pytest.raises(ConfigError, match="it gives 1 row that"):
+        loop.watch(pipeline, picked=picked, config=PICKING).guard(loop.loader)
+
+
+def test_rows_seen_and_exposures_count_what_is_trained_on(picked, pretrained, pipeline, tmp_path, monkeypatch):
     call_repeated(monkeypatch)
-    loop = RowsLoop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, dataset=loop.rows, config=GOING_ON, every_steps=10)
-    seen = {}
-    loop.run(watch, 50, each=lambda loop: seen.setdefault(loop.step, len(loop.seen)))
-    lines = history(tmp_path)
-    assert [line["scalars"].get("memwatch/dropped") for line in lines[:3]] == [None, REPEATED, REPEATED]
-    assert (watch.should_stop, watch.exit_code, loop.step) == (False, 0, 50)
-    later = loop.seen[seen[10] + 2 :]  # one batch was fetched ahead
-    assert set(later) == set(range(REPEATED, 60)) - set(watch.choice.held_out)
+    loop = RowsLoop(pretrained, tmp_path, picked.train)
+    watch = loop.watch(pipeline, picked=picked, config=GOING_ON)
+    loop.run(watch, 4)
     (flagged,) = watch.flagged()
     assert flagged.rows == tuple(range(REPEATED))
+    assert flagged.exposures == pytest.approx(8 * REPEATED / 48)
     watch.close()
     (written,) = read_flagged(tmp_path / "memwatch" / "flagged.jsonl")
     assert (written.verdict, written.rows) == ("memorized", tuple(range(REPEATED)))
 
 
-@pytest.mark.parametrize("place", [(0, 6), (1, 0)])
-def test_a_resumed_run_drops_the_same_rows_at_the_same_place(place, pretrained, pipeline, tmp_path, monkeypatch):
-    from accelerate import skip_first_batches
-
-    call_repeated(monkeypatch)
-
-    def start():
-        loop = RowsLoop(pretrained, tmp_path)
-        return loop, loop.watch(pipeline, dataset=loop.rows, config=GOING_ON, every_steps=4)
-
-    steps = []
-
-    def save(loop):
-        if watch.place == place:
-            steps.append(loop.step)
-            loop.accelerator.save_state(str(tmp_path / "checkpoint"))
-
-    loop, watch = start()
-    loop.run(watch, 32, each=save)
-    watch.close()
-    unbroken, weights, rows = without_time(history(tmp_path)), loop.state()["weights"], list(loop.seen)
-    loop, watch = start()
-    loop.accelerator.load_state(str(tmp_path / "checkpoint"))
-    assert watch.place == place
-    number, given = place
-    whole = loop.loader
-    loop.step, loop.loader = steps[0], skip_first_batches(whole, given)
-    loop.loader.set_epoch(number)
-    holder_of_sampler(whole).sampler.set_epoch(number)  # accelerate 1.3 does not reach it below skipped batches
-    loop.run(watch, 32, epochs=1)
-    if loop.step < 32:
-        loop.loader = whole
-        whole.set_epoch(number + 1)
-        loop.run(watch, 32)
-    assert rows[-len(loop.seen) :] == loop.seen
-    assert_same(loop.state()["weights"], weights)
-    assert_same(without_time(history(tmp_path)), unbroken)
+@pytest.mark.parametrize("wrong", [ROWS, 16], ids=["rows", "number"])
+def test_what_was_not_picked_is_refused_at_construction(wrong, pretrained, pipeline, tmp_path):
+    with pytest.raises(ConfigError, match=r"'picked': got .*allowed: what memwatch.pick\(dataset\) returns"):
+        RowsLoop(pretrained, tmp_path).watch(pipeline, picked=wrong, config=PICKING)
 
 
-def test_where_the_loader_has_other_rows_it_says_so_and_the_stop_rule_applies(
-    pretrained, pipeline, tmp_path, monkeypatch, caplog
-):
-    call_repeated(monkeypatch)
-    loop = RowsLoop(pretrained, tmp_path)
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        watch = loop.watch(pipeline, dataset=list(loop.rows), config=GOING_ON)
-        loop.run(watch, 20)
-    said = [message for message in caplog.messages if "not the dataset that memwatch picked from" in message]
-    assert len(said) == 2
-    assert "10 controls may be trained on" in said[0]
-    assert "the rule of stop applies instead" in said[1]
-    assert (watch.should_stop, watch.exit_code, loop.step) == (True, 3, 2)
+def test_a_given_control_that_is_trained_on_is_refused_at_construction(picked, pretrained, pipeline, tmp_path):
+    row = picked.train_rows[-1]
+    given = [Probe("", ROWS[row]["image"], name="mine")]
+    with pytest.raises(
+        ProbeError, match=rf"1 of 1 control given show rows that are trained on: mine \(row-{row:05d}\)"
+    ):
+        RowsLoop(pretrained, tmp_path).watch(pipeline, picked=picked, controls=given, config=PICKING)
 
 
-def test_a_subset_by_training_indices_is_fine(pretrained, pipeline, tmp_path, caplog):
-    rows = make_rows()
-    first = RowsLoop(pretrained, tmp_path / "first", rows)
-    indices = first.watch(pipeline, dataset=rows, config=SELDOM).training_indices
-    loop = RowsLoop(pretrained, tmp_path / "second", Subset(rows, indices))
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        watch = loop.watch(pipeline, dataset=rows, config=SELDOM)
-        loop.run(watch, 30)
-    assert watch.training_indices == indices
-    assert set(loop.seen) == set(indices)
-    assert not [message for message in caplog.messages if "may be trained on" in message]
+# --- alerts ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_leaves_clean_weights_and_a_checkpoint(pretrained, pipeline, tmp_path, monkeypatch):
+def test_a_stop_leaves_clean_weights_and_a_checkpoint(picked, pretrained, pipeline, tmp_path, monkeypatch):
     call_repeated(monkeypatch)
     config = PICKING | {"regions": {"min_factor": 1.000001}, "alerts": {"patience": 2}, "stop": {"checkpoint": True}}
-    loop = RowsLoop(pretrained, tmp_path)
+    loop = RowsLoop(pretrained, tmp_path, picked.train)
     at_start = {name: p.detach().clone() for name, p in loop.bare.named_parameters()}
-    watch = loop.watch(pipeline, dataset=loop.rows, config=config)
+    watch = loop.watch(pipeline, picked=picked, config=config)
     loop.run(watch, 20)
     assert (loop.step, watch.exit_code) == (4, 3)
     folder = tmp_path / "memwatch"
@@ -174,53 +131,111 @@ def test_a_stop_leaves_clean_weights_and_a_checkpoint(pretrained, pipeline, tmp_
     assert (folder / "last_clean").is_dir()
 
 
-def test_hooks_hear_every_alert_and_one_that_fails_is_counted(pretrained, pipeline, tmp_path, monkeypatch, caplog):
+def test_hooks_hear_every_alert_and_one_that_fails_is_counted(
+    picked, pretrained, pipeline, tmp_path, monkeypatch, caplog
+):
     call_repeated(monkeypatch)
     heard = []
 
     def broken(alert):
         raise OSError("no route")
 
-    loop = RowsLoop(pretrained, tmp_path)
-    config = PICKING | EAGER | {"strict": False, "stop": {"enabled": False}}
-    watch = loop.watch(pipeline, dataset=loop.rows, config=config, on_alert=[broken, heard.append])
+    loop = RowsLoop(pretrained, tmp_path, picked.train)
+    watch = loop.watch(pipeline, picked=picked, config=GOING_ON, strict=False, on_alert=[broken, heard.append])
     loop.run(watch, 6)
     assert [(alert.step, alert.verdict, alert.row in range(REPEATED)) for alert in heard] == [(2, "memorized", True)]
     assert watch.faults.count == 1
     assert any("no route" in message for message in caplog.messages)
 
 
-def test_a_dataset_that_changes_under_a_resume_is_named_and_training_goes_on(
-    pretrained, pipeline, tmp_path, monkeypatch, caplog
-):
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(picked, pretrained, pipeline, tmp_path, monkeypatch):
+    """A new process that trains on what was picked."""
     call_repeated(monkeypatch)
-    loop = RowsLoop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, dataset=loop.rows, config=GOING_ON)
-    loop.run(watch, 4)
+
+    def begin(picked=picked, **options):
+        loop = RowsLoop(pretrained, tmp_path, picked.train)
+        return loop, loop.watch(pipeline, picked=picked, config=GOING_ON, **options)
+
+    return begin
+
+
+def test_a_run_that_is_resumed_on_the_same_pick_goes_on(picked, start, tmp_path):
+    def save(loop):
+        if loop.step == 24:  # between two passes
+            loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+
+    loop, watch = start(every_steps=8)
+    loop.run(watch, 40, each=save)
+    watch.close()
+    unbroken, weights, rows = without_time(history(tmp_path)), loop.state()["weights"], list(loop.seen)
+    state = json.loads((tmp_path / "checkpoint" / "memwatch.json").read_text(encoding="utf-8"))
+    assert state["actions"]["controls"] == picked.control_keys
+    again = memwatch.pick(ROWS, probes=4)  # as the next process does
+    loop, watch = start(again, every_steps=8)
+    loop.accelerator.load_state(str(tmp_path / "checkpoint"))
+    loop.step = 24
+    loop.loader.set_epoch(1)
+    loop.run(watch, 40, epochs=1)
+    assert rows[-len(loop.seen) :] == loop.seen
+    assert_same(loop.state()["weights"], weights)
+    assert_same(without_time(history(tmp_path)), unbroken)
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {"controls": 0}], ids=["another seed", "none"])
+def test_a_resume_with_other_controls_is_an_error_that_names_them(options, picked, start, tmp_path):
+    """What the first run did not hold out it has trained on: 18 of 20 controls had been, and nobody was told."""
+    loop, watch = start(memwatch.pick(ROWS, probes=4, **options))
+    loop.run(watch, 2)
     loop.accelerator.save_state(str(tmp_path / "checkpoint"))
     watch.close()
-    loop = RowsLoop(pretrained, tmp_path, make_rows(70))
-    watch = loop.watch(pipeline, dataset=loop.rows, config=GOING_ON | {"strict": False})
+    loop, _ = start()
+    new = [name for row, name in zip(picked.held_out, picked.control_keys, strict=True)]
+    before = memwatch.pick(ROWS, probes=4, **options).control_keys
+    new = [name for name in new if name not in before]
+    assert new
+    with pytest.raises(ConfigError) as caught:
+        loop.accelerator.load_state(str(tmp_path / "checkpoint"))
+    said = str(caught.value)
+    assert said.startswith(f"controls: {len(new)} of 12 controls ({new[0]}, ")
+    assert "were not held out by the run that is resumed, so that it may have trained on them" in said
+    assert "pick from the same rows, with the same seed and numbers, as that run did" in said
+
+
+def test_fewer_controls_than_before_are_fine(start, tmp_path):
+    loop, watch = start()
+    loop.run(watch, 2)
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    watch.close()
+    loop, watch = start(memwatch.pick(ROWS, probes=4, controls=0))
+    loop.accelerator.load_state(str(tmp_path / "checkpoint"))
+    loop.step = 2
+    assert [report.step for report in loop.run(watch, 6)] == [4, 6]
+
+
+def test_a_checkpoint_without_memwatch_is_gone_on_from_afresh(picked, start, pretrained, tmp_path, caplog):
+    alone = RowsLoop(pretrained, tmp_path, picked.train)
+    alone.run(None, 4)
+    alone.accelerator.save_state(str(tmp_path / "checkpoint"))
+    loop, watch = start()
     with caplog.at_level(logging.WARNING, "memwatch"):
         loop.accelerator.load_state(str(tmp_path / "checkpoint"))
-    (said,) = [message for message in caplog.messages if "not the one of the checkpoint" in message]
-    assert "10 rows were held out then" in said
+    assert any("starts afresh" in message for message in caplog.messages)
     loop.step = 4
     assert [report.step for report in loop.run(watch, 8)] == [6, 8]
+    assert [line["step"] for line in history(tmp_path)] == [0, 6, 8]
 
 
-@pytest.mark.parametrize("given", [{}, {"dataset": None}])
-def test_what_cannot_be_picked_from_is_refused_at_construction(given, pretrained, pipeline, tmp_path):
-    loop = RowsLoop(pretrained, tmp_path)
-    loop.accelerator._dataloaders.clear()
-    with pytest.raises(ConfigError, match="'probes': got 4, allowed: .*there is no dataset to pick them from|dataset"):
-        loop.watch(pipeline, config=PICKING, **given)
-    with pytest.raises(ProbeError):
-        loop.watch(pipeline, config=PICKING, dataset=[{"text": "no image"}])
-
-
-def test_training_indices_need_a_dataset(pretrained, pipeline, tmp_path):
-    loop = RowsLoop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, ["a prompt"], config=CONFIG)
-    with pytest.raises(ValueError, match="pass dataset= to MemWatch"):
-        watch.training_indices  # noqa: B018
+def test_which_controls_are_other_ones():
+    then = {"a": "1", "b": "2"}
+    refuse_other_controls({"a": "1"}, then)
+    refuse_other_controls({"renamed": "2"}, then)  # by what it shows
+    refuse_other_controls({}, then)
+    refuse_other_controls({"a": "1"}, None)  # an older version's checkpoint does not say
+    with pytest.raises(ConfigError, match=r"controls: 1 of 2 controls \(b\) were not held out"):
+        refuse_other_controls({"a": "1", "b": "3"}, then)
+    with pytest.raises(ConfigError, match=r"controls: 1 of 1 control \(a\) were not held out"):
+        refuse_other_controls({"a": "1"}, {})

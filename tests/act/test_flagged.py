@@ -6,27 +6,25 @@ import json
 
 import pytest
 from support.finding import event, found
-from support.picked import duplicates, part, photo, plain_rows, save_folder, surveyed
+from support.picked import chosen, duplicates, part, photo, save_folder, surveyed
 
 from memwatch.act.behind import rows_behind
 from memwatch.act.flagged import FLAGGED, Flagged, FlaggedSink, Look, flagged_of, read_flagged, told
-from memwatch.config import PickConfig
-from memwatch.picking.choice import choose_from
 from memwatch.picking.rows import as_training_set
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 
 
 @pytest.fixture
-def choice():
+def picked():
     """120 rows, of which 0 to 3 are near-duplicates, and row 0 shares its left with 10 to 14, its right with 20, 21."""
     survey = surveyed(120, duplicates(0, 1, 2, 3), part(0, *range(10, 15), box=LEFT), part(0, 20, 21, box=RIGHT))
-    return choose_from(plain_rows(120), survey, PickConfig(), budget=16, seed=0)
+    return chosen(survey)
 
 
 @pytest.fixture
-def sink(choice, tmp_path):
-    return FlaggedSink(tmp_path / "memwatch", choice, lambda: 1000)
+def sink(picked, tmp_path):
+    return FlaggedSink(tmp_path / "memwatch", picked, lambda: 1000)
 
 
 def lines(sink):
@@ -44,14 +42,14 @@ def lines(sink):
         (None, {0, 1, 2, 3}),
     ],
 )
-def test_of_shared_parts_those_are_behind_it_that_the_region_lies_on(choice, region, rows):
-    assert rows_behind(choice, 0, region)[0] == tuple(sorted(rows))
+def test_of_shared_parts_those_are_behind_it_that_the_region_lies_on(picked, region, rows):
+    assert rows_behind(picked, 0, region)[0] == tuple(sorted(rows))
 
 
-def test_why_names_what_the_rows_are(choice):
-    assert rows_behind(choice, 0, LEFT)[1] == "6 rows that share the part, 4 near-duplicates"
-    assert rows_behind(choice, 50, LEFT) == ((50,), "this row alone")
-    assert rows_behind(choice, None, LEFT) == ((), "not picked from the training set")
+def test_why_names_what_the_rows_are(picked):
+    assert rows_behind(picked, 0, LEFT)[1] == "6 rows that share the part, 4 near-duplicates"
+    assert rows_behind(picked, 50, LEFT) == ((50,), "this row alone")
+    assert rows_behind(picked, None, LEFT) == ((), "not picked from the training set")
     assert rows_behind(None, 3, LEFT) == ((), "not picked from the training set")
 
 
@@ -65,7 +63,6 @@ def test_a_line_says_all_that_there_is_to_say(sink):
     assert (line["box"], line["severity"]) == ([0, 0, 14, 32], 2.4)
     assert line["exposures"] == pytest.approx(1000 * 9 / 100)  # of 120 rows 20 are held out
     assert read_flagged(sink.file) == sink.flagged
-    assert sink.rows_behind(found("cat", row=0, box=(20, 0, 32, 32))) == (0, 1, 2, 3, 20, 21)
 
 
 def test_names_are_those_of_the_folder_or_of_the_files(tmp_path):
@@ -79,7 +76,7 @@ def test_names_are_those_of_the_folder_or_of_the_files(tmp_path):
             tuple(f"{folder}/in/{i}.png" for i in (0, 2)),
         ),
     ):
-        (flagged,) = flagged_of(looks, choose_from(rows, survey, PickConfig(), budget=2, seed=0))
+        (flagged,) = flagged_of(looks, chosen(survey, rows, probes=2))
         assert flagged.files == names
         assert flagged.exposures is None
 
@@ -125,7 +122,7 @@ def test_probes_from_elsewhere_have_no_rows(tmp_path):
         assert (line["row"], line["rows"], line["files"], line["exposures"]) == (None, [], [], None)
 
 
-def test_a_resumed_run_ends_with_the_same_file(choice, tmp_path):
+def test_a_resumed_run_ends_with_the_same_file(picked, tmp_path):
     """Events at 100 to 500; one run goes on from 200 in a new process, and sees the same again."""
     events = [
         event(100, found("cat", "suspicious", row=0, box=(0, 0, 16, 32))),
@@ -135,15 +132,15 @@ def test_a_resumed_run_ends_with_the_same_file(choice, tmp_path):
         event(500, found("cat", "suspicious", row=0)),
     ]
     seen = iter(range(100, 10_000, 100))
-    whole = FlaggedSink(tmp_path / "whole", choice, lambda: next(seen))
+    whole = FlaggedSink(tmp_path / "whole", picked, lambda: next(seen))
     for report in events:
         whole.write(report)
     seen = iter(range(100, 10_000, 100))
-    first = FlaggedSink(tmp_path / "parts", choice, lambda: next(seen))
+    first = FlaggedSink(tmp_path / "parts", picked, lambda: next(seen))
     for report in events[:4]:
         first.write(report)
     seen = iter(range(300, 10_000, 100))
-    second = FlaggedSink(tmp_path / "parts", choice, lambda: next(seen))
+    second = FlaggedSink(tmp_path / "parts", picked, lambda: next(seen))
     second.rewind(200)
     assert [(f.probe, f.step) for f in second.flagged] == [("cat", 200), ("dog", 200)]
     assert [line["probe"] for line in lines(second)] == ["cat", "dog"]

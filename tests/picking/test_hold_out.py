@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from support.picked import duplicates, part, plain_rows, surveyed
 
 import memwatch.judge.calibration
-from memwatch.config import PickConfig
-from memwatch.picking.hold_out import MIN_CONTROLS, held_out, in_proportion, plan
+from memwatch.picking.hold_out import BY_HAND, MIN_CONTROLS, WITHOUT, Plan, held_out, in_proportion, plan, readable_rows
 from memwatch.picking.mix import ordinary_rows
 from memwatch.picking.rows import RowError
-
-
-def planned(readable, *, ordinary=None, given=None, class_images=None, **pick):
-    rows = SimpleNamespace(class_images=class_images)
-    rng = np.random.default_rng(0)
-    return plan(rows, readable, readable if ordinary is None else ordinary, PickConfig(**pick), given, rng)
 
 
 def held(survey, watched, number, seed=0):
@@ -26,14 +17,34 @@ def held(survey, watched, number, seed=0):
 
 
 def test_it_takes_as_many_controls_as_the_judge_does():
-    assert MIN_CONTROLS == memwatch.judge.calibration.MIN_CONTROLS
+    assert MIN_CONTROLS == memwatch.judge.calibration.MIN_CONTROLS == 11
 
 
 @pytest.mark.parametrize(
-    ("readable", "asked", "number"), [(1000, 20, 20), (100, 20, 20), (99, 20, 19), (50, 20, 10), (49, 20, 0)]
+    ("rows", "asked", "number"),
+    [(1000, 20, 20), (100, 20, 20), (99, 20, 19), (1000, 11, 11), (60, 20, 12), (55, 20, 11), (54, 20, 0), (50, 11, 0)],
 )
-def test_a_fifth_of_a_small_set_at_most(readable, asked, number):
-    assert planned(readable, hold_out=asked).number == number
+def test_one_row_in_five_and_never_fewer_than_eleven(rows, asked, number):
+    assert plan(asked, readable=rows, ordinary=rows).number == number
+
+
+@pytest.mark.parametrize(
+    ("rows", "class_images", "number", "class_number"),
+    [
+        (6, 50, 1, 19),
+        (6, 22, 1, 11),
+        (6, 20, 1, 10),
+        (5, 20, 1, 10),
+        (4, 22, 0, 11),
+        (4, 21, 0, 0),
+        (6, 19, 0, 0),
+        (60, 50, 12, 8),
+        (1000, 50, 20, 0),
+    ],
+)
+def test_half_of_the_class_images_besides(rows, class_images, number, class_number):
+    found = plan(20, rows, rows, class_images, class_readable=class_images)
+    assert (found.number, found.class_number) == (number, class_number)
 
 
 def test_nothing_in_a_group_and_nothing_that_is_watched_is_held_out():
@@ -75,36 +86,33 @@ def test_proportion_by_largest_remainders():
 
 
 def test_too_small_a_set_says_what_is_possible():
-    found = planned(6)
-    assert (found.number, found.class_rows) == (0, ())
-    said = " ".join(found.notes)
-    assert "a fifth of 6 readable rows is fewer than the 10 controls that judging takes" in said
-    assert "class (prior preservation) images are controls" in said
-    assert "augmented views of training pictures are none" in said
-    assert "pick.set_aside: 2" in said
-    assert "siblings" in said
+    few = "a fifth of 6 readable rows is fewer than the 11 controls that judging takes"
+    assert plan(20, 6, 6) == Plan(0, 0, (f"nothing is held out, because {few}; without controls {WITHOUT}", BY_HAND))
+    both = "a fifth of 6 readable rows and half of 19 class images is fewer than the 11 controls"
+    assert both in plan(20, 6, 6, 19, 19).notes[0]
 
 
-def test_rows_set_aside_are_no_use_without_other_controls():
-    found = planned(6, set_aside=2)
+def test_what_is_held_out_is_said_with_what_to_train_on():
+    assert plan(20, 100, 100).notes == ("20 rows held out as controls: train on picked.train",)
+    assert plan(20, 6, 6, 50, 50).notes == (
+        "1 row held out as controls: train on picked.train",
+        "19 class images held out as controls: train on picked.class_train",
+    )
+    alone = plan(20, 4, 4, 50, 50).notes
+    assert alone[0] == "20 class images held out as controls: train on picked.class_train"
+    assert "learned cannot be told from stored" in alone[1]
+    assert "5 pictures of it or more" in alone[1]
+
+
+def test_groups_may_leave_too_few():
+    found = plan(20, readable=100, ordinary=9)
     assert found.number == 0
-    assert "2 pictures set aside" in found.notes[0]
+    assert "only 9 of 100 readable rows are in no group, and judging takes 11 controls" in found.notes[0]
+    assert plan(20, readable=100, ordinary=12).number == 12
 
 
-def test_class_images_are_the_controls_of_a_small_set():
-    images = plain_rows(30)
-    found = planned(6, class_images=images)
-    assert found.number == 0
-    assert len(set(found.class_rows)) == 20
-    assert "learned cannot be told from stored" in " ".join(found.notes)
-    aside = planned(6, class_images=images, set_aside=2)
-    assert (aside.number, len(aside.class_rows)) == (2, 18)
-    assert "cannot be told" not in " ".join(aside.notes)
-
-
-def test_too_few_class_images_are_none():
-    assert planned(6, class_images=plain_rows(9)).class_rows == ()
-    assert planned(6, class_images=plain_rows(8), set_aside=2).number == 2
+def test_no_controls_are_a_choice():
+    assert plan(0, 1000, 1000, 50, 50) == Plan(notes=(f"no controls were asked for: {WITHOUT}",))
 
 
 def test_class_images_that_cannot_be_read_are_passed_over():
@@ -117,43 +125,7 @@ def test_class_images_that_cannot_be_read_are_passed_over():
         return real(row)
 
     images.image = image
-    assert min(planned(6, class_images=images).class_rows) >= 15
-
-
-@pytest.mark.parametrize(("readable", "asked", "aside"), [(4, 1, 0), (5, 2, 2), (5, 4, 2), (10, 3, 3), (10, 9, 4)])
-def test_two_of_five_pictures_at_most_are_set_aside(readable, asked, aside):
-    found = planned(readable, given=20, set_aside=asked)
-    assert found.number == aside
-    assert ("pick.set_aside is" in " ".join(found.notes)) == (aside < asked)
-
-
-def test_a_large_set_needs_nothing_set_aside():
-    assert planned(1000, set_aside=2).number == 20
-    assert planned(1000, set_aside=2, given=20) == plan_of_given()
-
-
-def plan_of_given():
-    return planned(1000, given=20)
-
-
-def test_groups_may_leave_too_few():
-    found = planned(100, ordinary=9)
-    assert found.number == 0
-    assert "9 rows are in no group" in found.notes[0]
-    assert planned(100, ordinary=12).number == 12
-
-
-def test_no_controls_are_a_choice():
-    found = planned(1000, hold_out=0)
-    assert found.number == 0
-    assert found.notes == ("pick.hold_out is 0, so that there are no controls: " + uncalibrated(),)
-    assert "pick.hold_out is 5, and judging takes 10" in planned(1000, hold_out=5).notes[0]
-
-
-def uncalibrated():
-    return "alerts are uncalibrated, and nothing is called memorized"
-
-
-def test_few_given_controls_are_said():
-    assert "too few controls (4)" in planned(1000, given=4).notes[0]
-    assert planned(1000, given=10).notes == ()
+    found = readable_rows(images, 20, np.random.default_rng(0))
+    assert sorted(found) == list(range(15, 30))
+    assert len(readable_rows(images, 4, np.random.default_rng(0))) == 4
+    assert plan(20, 6, 6, 30, len(found)).class_number == 15

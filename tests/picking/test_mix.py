@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.picked import duplicates, part, surveyed
 
-from memwatch.picking.mix import Why, in_order, pick_rows, places, turns_of
+from memwatch.picking.mix import Why, in_order, pick_rows, places, rotation_of
 
 
 def picked(survey, budget, *, seed=0, room=None):
@@ -106,9 +106,9 @@ def test_the_seed_decides():
     assert picked(survey, 16, seed=1) != picked(survey, 16, seed=2)
 
 
-def test_groups_without_a_place_have_their_turn_first_and_near_duplicates_last():
+def test_groups_without_a_place_come_first_in_the_rotation_and_near_duplicates_never():
     survey = surveyed(12, duplicates(0, 1, 2), part(3, 4, 10), duplicates(5, 6), unreadable={11: "broken"})
-    turns = turns_of(survey, watched=[0], without=[9], rng=np.random.default_rng(0))
-    assert turns[:2] == [3, 5]
-    assert not {1, 2, 6} & set(turns)  # of the watched row, and of one before
-    assert sorted(turns) == [3, 4, 5, 7, 8, 10]
+    rotation = rotation_of(survey, watched=[0], without=[9], rng=np.random.default_rng(0))
+    assert rotation[:2] == [3, 5]
+    assert not {1, 2, 6} & set(rotation)  # of the watched row, and of one before
+    assert sorted(rotation) == [3, 4, 5, 7, 8, 10]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from support.picked import photo, save_folder
 from torch.utils.data import Dataset, Subset
 
@@ -241,72 +242,112 @@ def test_a_row_that_fails_is_named_and_the_rest_is_there():
         rows.image(4)
 
 
-# --- diffusers' scripts ----------------------------------------------------------------------------------------------
+# --- transforms ------------------------------------------------------------------------------------------------------
 
 
-class Script(Dataset):
-    """Attributes as the scripts' classes have them; reading a row would need a tokenizer."""
+class Flipped(Dataset):
+    """Pairs that are turned over by a coin."""
 
-    def __init__(self, length: int, **attributes) -> None:
-        self._length = length
-        self.__dict__.update(attributes)
+    def __init__(self, toss) -> None:
+        self.toss = toss
 
     def __len__(self):
-        return self._length
+        return 4
 
     def __getitem__(self, i):
-        raise AssertionError("read the pictures, not the tensors")
+        return (ImageOps.mirror(PHOTOS[i]) if self.toss() < 0.5 else PHOTOS[i]), TEXTS[i]
 
 
-@pytest.fixture
-def files(tmp_path) -> list[Path]:
-    return sorted(folder_of(tmp_path / "instance", captions=False).iterdir())
+@pytest.mark.parametrize(
+    "toss",
+    [
+        random.random,
+        np.random.rand,
+        lambda: float(torch.rand(())),
+        np.random.default_rng(0).random,
+        random.Random(0).random,
+    ],
+    ids=["python", "numpy", "torch", "a generator of its own", "a random of its own"],
+)
+@pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: Subset(rows, [2, 1])], ids=["rows", "subset"])
+def test_rows_that_are_transformed_at_random_are_refused(toss, wrap):
+    message = "row 0 of a Flipped is another one each time it is read, so it is transformed at random; pick from the "
+    with pytest.raises(ProbeError, match=message + "rows before transforms"):
+        as_training_set(wrap(Flipped(toss)))
 
 
-def test_dreambooth_with_prior_preservation(files, tmp_path):
-    classes = sorted(save_folder(tmp_path / "class", {f"c{i}.png": photo(50 + i, 32) for i in range(6)}).iterdir())
-    source = Script(
-        5,
-        instance_images_path=files,
-        instance_prompt="a photo of sks dog",
-        class_images_path=classes,
-        class_prompt="a photo of a dog",
-        num_class_images=5,
-    )
-    rows = as_training_set(source)
-    same(rows, texts=["a photo of sks dog"] * 4)
-    assert rows.folder == files[0].parent
-    assert rows.name(2) == "2.png"
-    assert rows.indices(0) == [0, 4]  # the dataset is as long as its class images
-    assert rows.indices(1) == [1]
-    assert rows.class_images is not None
-    assert len(rows.class_images) == 5
-    assert rows.class_images.caption(4) == "a photo of a dog"
-    assert rows.class_images.file(4) == classes[4]
+def test_captions_that_are_dropped_at_random_are_refused():
+    class Dropped(Flipped):
+        def __getitem__(self, i):
+            return {"image": PHOTOS[i], "text": TEXTS[i] if self.toss() < 0.5 else ""}
+
+    with pytest.raises(ProbeError, match="row 0 of a Dropped is another one each time"):
+        as_training_set(Dropped(random.random))
 
 
-def test_newer_dreambooth_with_captions_of_its_own(files):
-    source = Script(
-        8,
-        instance_images=[Image.open(file) for file in files for _ in range(2)],
-        instance_prompt="a photo of sks dog",
-        custom_instance_prompts=[*TEXTS[:3], None] * 2,
-    )
-    rows = as_training_set(source)
-    same(rows, [p for p in PHOTOS for _ in range(2)], [*TEXTS[:3], "a photo of sks dog"] * 2)
-    assert rows.class_images is None
-    assert rows.file(3) == files[1]
+def test_a_transform_that_is_no_coin_is_fine():
+    same(as_training_set(Flipped(lambda: 1)))
+    same(as_training_set(Flipped(lambda: 0)), [ImageOps.mirror(p) for p in PHOTOS])
 
 
-def test_other_scripts(files):
-    inversion = as_training_set(Script(400, image_paths=list(map(str, files)), placeholder_token="<cat-toy>"))
-    same(inversion, texts=["<cat-toy>"] * 4)
-    assert len(inversion.indices(3)) == 100
-    custom = as_training_set(Script(4, instance_images_path=list(zip(files, TEXTS, strict=True)), class_images_path=[]))
-    same(custom)
-    amused = as_training_set(Script(4, hf_dataset=hugging_face(), image_key="image", prompt_key="text"))
-    same(amused)
-    same(as_training_set(Subset(Script(4, instance_images_path=files, instance_prompt="x"), [2])), PHOTOS[2:3], ["x"])
+def test_tensors_for_the_network_are_no_images():
+    rows = [{"pixel_values": signed(p), "input_ids": [1, 2]} for p in PHOTOS]
+    with pytest.raises(ProbeError, match="no column of images; set image_column to one of: pixel_values, input_ids"):
+        as_training_set(rows)
+    same(as_training_set(rows, image_column="pixel_values"), texts=[""] * 4)
+
+
+# --- some of the rows ------------------------------------------------------------------------------------------------
+
+
+def test_some_rows_of_a_dataset_are_a_selection():
+    source = hugging_face().with_transform(lambda rows: {"pixel_values": [0 for _ in rows["image"]]})
+    some = as_training_set(source).some([3, 1])
+    assert type(some) is datasets.Dataset
+    assert some[0] == {"pixel_values": 0}  # its transform stays
+    same(as_training_set(some), [PHOTOS[3], PHOTOS[1]], [TEXTS[3], TEXTS[1]])
+
+
+def test_some_rows_of_a_subset_are_a_subset_of_the_same_rows():
+    base = list(zip(PHOTOS, TEXTS, strict=True))
+    some = as_training_set(Subset(base, [3, 1, 0])).some([2, 0])
+    assert type(some) is Subset
+    assert some.dataset is base
+    assert some.indices == [0, 3]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_some_rows_of_a_list_are_the_very_same_rows(kind):
+    base = kind(zip(PHOTOS, TEXTS, strict=True))
+    some = as_training_set(base).some([2, 0])
+    assert type(some) is kind
+    assert some[0] is base[2]
+    assert len(some) == 2
+
+
+def test_some_rows_of_a_folder_are_its_files_with_captions(tmp_path):
+    folder = folder_of(tmp_path / "train")
+    for source in (folder, str(folder)):
+        some = as_training_set(source).some([2, 0])
+        assert some == [{"image": folder / f"{i}.png", "text": TEXTS[i]} for i in (2, 0)]
+        same(as_training_set(some), [PHOTOS[2], PHOTOS[0]], [TEXTS[2], TEXTS[0]])
+    bare = folder_of(tmp_path / "bare", captions=False)
+    assert as_training_set(bare, prompt="sks").some([1]) == [{"image": bare / "1.png", "text": "sks"}]
+
+
+def test_some_rows_of_anything_else_are_a_subset():
+    source = Fragile()
+    some = as_training_set(source).some([3, 0])
+    assert type(some) is Subset
+    assert some.dataset is source
+    assert some.indices == [3, 0]
+
+
+def test_a_prompt_is_the_caption_of_rows_without_one():
+    rows = as_training_set([(PHOTOS[0], ""), (PHOTOS[1], TEXTS[1])], prompt="a photo of sks dog")
+    assert [rows.caption(i) for i in range(2)] == ["a photo of sks dog", TEXTS[1]]
+    assert as_training_set(Subset(PHOTOS, [1]), prompt="sks").caption(0) == "sks"
+    assert as_training_set(hugging_face(text=None), prompt="sks").caption(3) == "sks"
 
 
 def test_a_training_set_is_one_already():

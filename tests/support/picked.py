@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from memwatch.picking.choose import choose
 from memwatch.picking.hashes import CELLS, Hashes
+from memwatch.picking.picked import Picked
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.survey import Group, GroupKind, Survey
 
@@ -37,6 +39,12 @@ def surveyed(size: int, *groups: Group, **parts: Any) -> Survey:
     known: dict[str, Any] = {"digest": "d", "captions": (), "rare_captions": (), "hashes": hashes}
     ordered = tuple(sorted(groups, key=lambda g: (-len(g.rows), g.kind != GroupKind.DUPLICATES)))
     return Survey(size=size, unreadable=unreadable, groups=ordered, strangeness=strangeness, **known | parts)
+
+
+def chosen(survey: Survey, rows: TrainingSet | None = None, **numbers: Any) -> Picked:
+    """What is picked by a survey that was made by hand, with ``memwatch.pick``'s own defaults."""
+    rows = plain_rows(survey.size) if rows is None else rows
+    return choose(rows, survey, **{"probes": 16, "controls": 20, "seed": 0} | numbers)
 
 
 def plain_rows(size: int, captions: Sequence[str] | None = None) -> TrainingSet:
@@ -81,3 +89,8 @@ def save_folder(folder: Path, pictures: dict[str, Image.Image], captions: dict[s
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
     return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below, by its relative name."""
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}

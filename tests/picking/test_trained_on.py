@@ -1,0 +1,309 @@
+"""A control is never among the rows that are trained on, where memwatch can see them; where it cannot, it says so."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from support.picked import chosen, photo, plain_rows, save_folder, shade, surveyed
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+import memwatch
+from memwatch import ConfigError, Picked, Probe, ProbeError
+from memwatch.act.actions import Actions
+from memwatch.config import MemWatchConfig
+from memwatch.faults import Faults
+from memwatch.picking import trained_on
+from memwatch.picking.for_run import for_run
+from memwatch.picking.rows import as_training_set
+from memwatch.picking.trained_on import held_out_rows_in, refuse_trained_on
+
+NUMBER = 60
+ROWS = [{"image": shade(i), "text": f"a photo of number {i}"} for i in range(NUMBER)]
+
+
+def picked_from(source) -> Picked:
+    """12 of 60 rows are held out."""
+    return chosen(surveyed(NUMBER), as_training_set(source))
+
+
+def guard(dataset, picked: Picked) -> None:
+    """What ``MemWatch.guard`` makes of a data set."""
+    accelerator = SimpleNamespace(num_processes=1, is_main_process=True)
+    observer = SimpleNamespace(ranks=SimpleNamespace(accelerator=accelerator))
+    actions = Actions(MemWatchConfig(rollback=False), observer, Faults(), picked, {}, None)
+    actions.guard(SimpleNamespace(dataset=dataset, batch_size=2))
+
+
+def names(picked: Picked, rows=None) -> list[str]:
+    return [picked.rows.name(row) for row in (picked.held_out if rows is None else rows)]
+
+
+class Holder(Dataset):
+    """A data set as people write them: it holds rows, and makes tensors of them."""
+
+    def __init__(self, rows, only=lambda row: True, attribute: str = "rows") -> None:
+        setattr(self, attribute, rows)
+        self._shown = [i for i in range(len(rows)) if only(i)]
+
+    def __len__(self):
+        return len(self._shown)
+
+    def __getitem__(self, i):
+        raise AssertionError("a row costs time and random numbers; it is the loop's to read")
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        raise AssertionError("a stream is the loop's to read")
+
+
+@pytest.fixture
+def columns():
+    datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
+    images = [row["image"] for row in ROWS]
+    columns = {"image": images, "text": [row["text"] for row in ROWS], "row": list(range(NUMBER))}
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+
+# --- without a held-out row: fine, and silent ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [list, tuple, lambda rows: Subset(rows, range(NUMBER)), Holder], ids=str)
+def test_picked_train_and_what_is_made_of_it_is_fine(source, caplog):
+    rows = source(ROWS)
+    picked = chosen(surveyed(NUMBER), plain_rows(NUMBER) if isinstance(rows, Holder) else as_training_set(rows))
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        for dataset in (
+            picked.train,
+            Subset(picked.train, [3, 1, 2]),
+            Subset(Subset(picked.train, [3, 1, 2]), [0]),
+            Holder(picked.train),
+            Holder(picked.train, attribute="hf_dataset"),
+            Subset(picked.rows.source, picked.train_rows),
+        ):
+            guard(dataset, picked)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
+def test_every_view_of_the_same_columns_is_known_without_a_picture_read(
+    on_disk, columns, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(trained_on, "_found_by_hash", None)  # whoever calls it fails
+    if on_disk:
+        columns.save_to_disk(tmp_path / "saved", num_shards=3)
+        columns = pytest.importorskip("datasets").load_from_disk(tmp_path / "saved")
+    picked = picked_from(columns)
+    train = picked.train
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        for dataset in (
+            train,
+            train.with_transform(lambda rows: 1 / 0),
+            train.with_format("torch"),
+            train.select([5, 0, 3]),
+            train.shuffle(seed=3),
+            train.shuffle(seed=3).select(range(4)).with_transform(lambda rows: 1 / 0),
+            train.remove_columns("text"),
+            Subset(train.with_transform(lambda rows: 1 / 0), [0, 1]),
+            train.rename_column("text", "caption"),
+            columns.select(picked.train_rows[:9]),
+            columns.select(range(picked.held_out[0] + 1, picked.held_out[1])),
+            columns.with_transform(lambda rows: 1 / 0).select(picked.train_rows),
+        ):
+            guard(dataset, picked)
+    assert caplog.messages == []
+
+
+def test_a_folder_is_trained_on_as_a_list(tmp_path, caplog):
+    folder = save_folder(tmp_path / "train", {f"{i:02d}.png": shade(i) for i in range(NUMBER)})
+    picked = picked_from(folder)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        guard(picked.train, picked)
+        guard([dict(row) for row in picked.train], picked)
+        guard(picked_from(folder).train, picked)
+    assert caplog.messages == []
+    with pytest.raises(ConfigError, match="it gives 12 rows that are held out"):
+        guard(as_training_set(folder).some(range(NUMBER)), picked)
+
+
+def test_nothing_held_out_is_nothing_to_find():
+    guard(ROWS, chosen(surveyed(NUMBER), plain_rows(NUMBER), controls=0))
+    guard(Stream(), chosen(surveyed(6)))
+
+
+# --- with one: an error that names it --------------------------------------------------------------------------------
+
+
+def test_the_whole_source_is_refused_and_the_rows_are_named():
+    picked = picked_from(ROWS)
+    with pytest.raises(ConfigError) as caught:
+        guard(ROWS, picked)
+    said = str(caught.value)
+    assert said.startswith("dataloader: it gives 12 rows that are held out as controls (")
+    assert names(picked)[0] in said
+    assert said.endswith("; make it from picked.train")
+
+
+@pytest.mark.parametrize(
+    "source", [list, tuple, lambda rows: Subset(rows, range(NUMBER))], ids=["list", "tuple", "subset"]
+)
+def test_a_subset_with_held_out_rows_is_refused(source):
+    rows = source(ROWS)
+    picked = picked_from(rows)
+    first, second = picked.held_out[:2]
+    for dataset in (
+        Subset(rows, [second, *picked.train_rows[:5], first]),
+        Subset(Subset(rows, range(NUMBER)), [first, second]),
+        Subset(Subset(rows, [first, second]), [1, 0]),
+    ):
+        assert held_out_rows_in(dataset, picked) == (names(picked, [first, second]), True)
+        with pytest.raises(ConfigError, match=f"2 rows that are held out .*{names(picked, [first])[0]}"):
+            guard(dataset, picked)
+
+
+def test_columns_that_were_not_filtered_are_refused(columns, monkeypatch):
+    monkeypatch.setattr(trained_on, "_found_by_hash", None)
+    picked = picked_from(columns)
+    first = picked.held_out[0]
+    for dataset in (columns, columns.with_transform(lambda rows: 1 / 0), columns.shuffle(seed=0)):
+        with pytest.raises(ConfigError, match="it gives 12 rows that are held out as controls"):
+            guard(dataset, picked)
+    with pytest.raises(ConfigError, match=rf"it gives 1 row that .*\({names(picked, [first])[0]}\)"):
+        guard(columns.select([first, *picked.train_rows[:3]]), picked)
+
+
+def test_a_selection_that_was_picked_from_counts_in_its_own_numbers(columns):
+    part = columns.select(range(NUMBER - 1, -1, -1))
+    picked = picked_from(part)
+    assert held_out_rows_in(picked.train, picked) == ([], True)
+    assert held_out_rows_in(columns.select([NUMBER - 1 - row for row in picked.train_rows]), picked) == ([], True)
+    assert held_out_rows_in(columns, picked) == (names(picked), True)
+
+
+def test_rows_of_the_same_content_are_found_by_hash():
+    picked = picked_from(ROWS)
+    again = [{"image": row["image"].copy(), "text": "another caption"} for row in ROWS]
+    assert held_out_rows_in(again, picked) == (names(picked), True)
+    with pytest.raises(ConfigError, match="it gives 12 rows"):
+        guard(again, picked)
+    guard([again[row] for row in picked.train_rows], picked)
+
+
+def test_columns_of_the_same_content_are_found_by_hash(columns):
+    picked = picked_from(columns)
+    again = type(columns).from_dict(columns.to_dict()).cast_column("image", columns.features["image"])
+    assert held_out_rows_in(again, picked) == (names(picked), True)
+    assert held_out_rows_in(again.select(picked.train_rows), picked) == ([], True)
+
+
+def test_class_images_that_are_held_out_are_found():
+    images = [shade(100 + i) for i in range(50)]
+    picked = chosen(surveyed(6), plain_rows(6), class_images=as_training_set(images))
+    assert len(picked.class_held_out) == 19
+    with pytest.raises(ConfigError, match="it gives 19 rows that are held out as controls .*class-row-"):
+        guard(images, picked)
+    guard(picked.class_train, picked)
+
+
+# --- where it cannot be seen -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        Holder(ROWS, attribute="_files"),
+        Holder(ROWS),
+        Stream(),
+        SimpleNamespace(__len__=lambda: 3),
+        None,
+        [{"pixel_values": 1}],
+        ["a prompt"],
+    ],
+    ids=["custom", "rows", "stream", "object", "none", "tensors", "prompts"],
+)
+def test_what_cannot_be_seen_is_said_once(dataset, caplog):
+    picked = picked_from(ROWS)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        guard(dataset, picked)
+    (said,) = caplog.messages
+    kind = type(dataset).__name__
+    assert said == (
+        f"memwatch cannot see which rows a {kind} gives; make sure that it was made from picked.train, so that none of "
+        "the 12 controls is trained on"
+    )
+
+
+def test_a_filter_over_all_rows_is_not_taken_for_a_view_of_them(caplog):
+    """A data set with an attribute ``rows`` and a filter was taken for its rows, and trained on what was held out."""
+    picked = picked_from(ROWS)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        guard(Holder(ROWS, only=lambda row: row % 2 == 0), picked)
+    (said,) = caplog.messages
+    assert "cannot see which rows a Holder gives" in said
+
+
+def test_no_more_than_so_many_rows_are_hashed_and_the_rest_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(trained_on, "COMPARED", 10)
+    picked = picked_from(ROWS)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        guard([dict(ROWS[row]) for row in picked.train_rows], picked)
+    (said,) = caplog.messages
+    assert "cannot see which rows a list gives" in said
+
+
+# --- controls that are given -----------------------------------------------------------------------------------------
+
+PHOTOS = [photo(i, 32) for i in range(NUMBER)]
+
+
+@pytest.fixture(scope="module")
+def real() -> Picked:
+    return memwatch.pick([(p, f"number {i}") for i, p in enumerate(PHOTOS)], probes=4)
+
+
+def test_given_controls_that_show_training_rows_are_refused_and_both_are_named(real):
+    row = real.train_rows[4]
+    shown = PHOTOS[row].resize((80, 80), Image.Resampling.LANCZOS)
+    given = [Probe("new", photo(1000), name="new"), Probe("shown", shown, name="shown"), Probe("a prompt", name="text")]
+    with pytest.raises(ProbeError) as caught:
+        refuse_trained_on(given, real)
+    said = f"controls: 1 of 3 controls given show rows that are trained on: shown (row-{row:05d}); give pictures that "
+    assert str(caught.value) == said + "are held out from training"
+    with pytest.raises(ProbeError, match="show rows that are trained on"):
+        for_run(real, MemWatchConfig(), None, given, None, has_rotation=False)
+
+
+def test_given_controls_that_are_held_out_or_new_are_fine(real, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    held_out = PHOTOS[real.held_out[0]]
+    given = [Probe("", held_out, name="held"), Probe("", photo(1000, 32), name="new"), Probe("", broken, name="broken")]
+    refuse_trained_on(given, real)  # whoever encodes the broken one says so
+    run = for_run(real, MemWatchConfig(), None, given, None, has_rotation=False)
+    assert [c.name for c in run.controls[-3:]] == ["held", "new", "broken"]
+    assert len(run.control_keys) == len(run.controls) == 15
+    assert len(run.probes) == 4
+
+
+# --- what a run takes ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_looks_at_what_was_picked_and_what_is_given_besides(real):
+    config = memwatch.load_config({"probes": ["a prompt"], "rotation": {"rows": 5}})
+    run = for_run(real, config, None, None, None, has_rotation=True)
+    assert [p.name for p in run.probes[:4]] == [p.name for p in real.probes()]
+    assert [p.prompt for p in run.probes[4:5]] == ["a prompt"]
+    assert [p.row for p in run.probes[5:]] == list(real.rotation[:5])
+    assert (len(run.controls), len(run.peers)) == (12, 8)
+    assert run.control_keys == real.control_keys
+
+
+@pytest.mark.parametrize("wrong", [ROWS, 16, DataLoader(ROWS)], ids=["rows", "number", "dataloader"])
+def test_anything_else_is_refused_with_what_is_allowed(wrong):
+    with pytest.raises(
+        ConfigError, match=r"'picked': got .*allowed: what memwatch.pick\(dataset\) returns, or a folder"
+    ):
+        for_run(wrong, MemWatchConfig(), None, None, None, has_rotation=False)
