@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,7 +115,7 @@ class Actions:
         """Plain values."""
         state = self.left_out.state_dict(at_end=self.place.is_at_end) | {"place": self.place.state_dict()}
         if self.choice is not None:
-            state["training_set"] = {"digest": self.choice.survey.digest, "held_out": sorted(self.left_out.held_out)}
+            state["training_set"] = {"digest": _digest(self.choice), "held_out": sorted(self.left_out.held_out)}
         return state if self._last_clean is None else state | {"last_clean": self._last_clean.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], step: int | None) -> None:
@@ -128,7 +129,7 @@ class Actions:
         if self._last_clean is not None:
             self._last_clean.load_state_dict(state.get("last_clean", {}))
         before = state.get("training_set")
-        if before is not None and self.choice is not None and before["digest"] != self.choice.survey.digest:
+        if before is not None and self.choice is not None and before["digest"] != _digest(self.choice):
             self._meet_other_set(before["held_out"])
 
     def _meet_other_set(self, held_out: list[int]) -> None:
@@ -151,3 +152,11 @@ def warn_of_loader(choice: Choice, config: MemWatchConfig) -> None:
         logger.warning("memwatch: %s; %s: %s", why, what, fix)
     if config.on_memorized == "drop":
         logger.warning("memwatch: %s; nothing can be dropped, and the rule of stop applies instead", why)
+
+
+def _digest(choice: Choice) -> str:
+    """Changes with the pictures of a training set, and with which captions are shared or rare."""
+    found = choice.survey
+    digest = hashlib.sha256(repr((found.size, sorted(found.unreadable), found.captions, found.rare_captions)).encode())
+    digest.update(found.bits.tobytes())
+    return digest.hexdigest()

@@ -11,7 +11,7 @@ from memwatch.cli.scan import require_option
 from memwatch.config import PickConfig
 from memwatch.measure.probes import ProbeError
 from memwatch.picking.choice import choose, training_set
-from memwatch.picking.folder import HASHES, claim, write_folder
+from memwatch.picking.folder import claim, write_folder
 
 DEFAULTS = PickConfig()
 EPILOG = """\
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     pick = PickConfig(**{name: getattr(args, name) for name in names})
     rows = training_set(opened(args.train), pick)
     claim(args.out, args.train, *([args.controls] if args.controls is not None else []))
-    choice = choose(rows, pick, probes=args.probes, seed=args.seed, cache=args.out / HASHES, controls=args.controls)
+    choice = choose(rows, pick, probes=args.probes, seed=args.seed, controls=args.controls)
     page = write_folder(choice, args.out)
     for note in choice.notes:
         print(f"{note}.")

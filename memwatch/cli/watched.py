@@ -12,7 +12,7 @@ from PIL import Image
 from memwatch.config import MemWatchConfig
 from memwatch.measure.probes import Probe, as_probes
 from memwatch.picking.choice import Choice, choose
-from memwatch.picking.run import BUDGET, CACHE
+from memwatch.picking.run import BUDGET
 
 logger = logging.getLogger("memwatch")
 
@@ -52,8 +52,7 @@ def picked(dataset: str, config: MemWatchConfig, controls: list[Probe]) -> Choic
     """What to look at of the images that a trainer was given: it trains on all of them, so none is a control."""
     pick = replace(config.pick, hold_out=0, set_aside=0, peers=0, rotation=0)
     budget = config.probes if isinstance(config.probes, int) else BUDGET
-    cache = Path(config.output_dir) / CACHE
-    choice = choose(dataset, pick, probes=budget, seed=config.seed, cache=cache, controls=controls or None)
+    choice = choose(dataset, pick, probes=budget, seed=config.seed, controls=controls or None)
     if controls:
         for note in choice.notes:
             logger.warning("memwatch: %s", note)

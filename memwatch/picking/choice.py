@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import numpy as np
 from memwatch.config import PickConfig, require
 from memwatch.measure.probes import Probe, as_probes
 from memwatch.picking.hold_out import held_out, not_trained_on, plan
-from memwatch.picking.members import members_of
 from memwatch.picking.mix import Picked, Why, ordinary_rows, pick_rows, turns_of
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.survey import Group, GroupKind, Survey, survey
@@ -98,7 +96,6 @@ def choose(
     *,
     probes: int = 16,
     seed: int = 0,
-    cache: Path | None = None,
     controls: Any = None,
     peers: Any = None,
 ) -> Choice:
@@ -111,7 +108,6 @@ def choose(
         source: a dataset, an image folder, an indexable of rows (see ``as_training_set``), or a ``Choice``, which is
             returned as it is.
         probes: how many rows are watched, at least 0.
-        cache: folder that keeps what was computed of the images.
         controls: as for ``as_probes``. They take the place of rows held out; what is trained on is left out of them.
         peers: likewise; they take the place of rows drawn at random.
 
@@ -124,7 +120,7 @@ def choose(
     rows = source if isinstance(source, TrainingSet) else training_set(source, pick)
     return choose_from(
         rows,
-        survey(rows, cache=cache, workers=pick.workers),
+        survey(rows, workers=pick.workers),
         pick,
         budget=probes,
         seed=seed,
@@ -155,7 +151,7 @@ def choose_from(
         controls, notes = not_trained_on(controls, rows, found)
     planned = plan(rows, readable, len(ordinary), pick, None if controls is None else len(controls), rng)
     room = len(ordinary) - planned.number
-    picked = pick_rows(found, budget, rng, lambda group: members_of(found, group), room)
+    picked = pick_rows(found, budget, rng, lambda group: group.best_first, room)
     watched = [p.row for p in picked]
     out = held_out(found, ordinary, watched, planned.number, rng)
     free = [row for row in ordinary if row not in {*watched, *out}]

@@ -20,7 +20,6 @@ from memwatch.run_folder import write_whole
 
 MADE_BY = "memwatch pick"  # by this in ``choice.json`` a folder is known as one of ours
 CHOICE, PAGE = "choice.json", "index.html"
-HASHES = "hashes"  # what was computed of the training images; a renewed choice need not read them again
 
 Files = list[tuple[str, Probe]]
 
@@ -61,7 +60,6 @@ def write_folder(choice: Choice, out: Path) -> Path:
     | ``probes/``, ``controls/``, ``peers/`` | pictures, byte for byte where they are files, and ``metadata.jsonl`` |
     | ``choice.json`` | the choice in numbers and names |
     | ``index.html`` | the page |
-    | ``hashes/`` | what was computed of the training images |
 
     Returns:
         The page.
@@ -130,7 +128,6 @@ def as_json(choice: Choice) -> dict[str, Any]:
     return {
         "made_by": MADE_BY,
         "source": str(rows.folder) if rows.folder is not None else type(rows.source).__name__,
-        "digest": found.digest,
         "rows": found.size,
         "budget": choice.budget,
         "seed": choice.seed,

@@ -156,7 +156,7 @@ def not_trained_on(given: Sequence[Probe], rows: TrainingSet, survey: Survey) ->
     Prompts stay, and so do pictures that cannot be read: whoever encodes them says so.
     """
     pictures = {i: picture for i, probe in enumerate(given) if (picture := picture_of(probe)) is not None}
-    same = dict(zip(pictures, matches(list(pictures.values()), survey), strict=True)) if pictures else {}
+    same = dict(zip(pictures, matches(list(pictures.values()), survey, rows), strict=True)) if pictures else {}
     known = {i: row for i, row in same.items() if row is not None}
     if not known:
         return list(given), []

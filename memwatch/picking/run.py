@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from memwatch.config import MemWatchConfig, require
@@ -15,7 +14,6 @@ from memwatch.ranks import Ranks
 
 logger = logging.getLogger("memwatch")
 
-CACHE = "dataset"  # in ``output_dir``: the hashes of the training images, which outlast a run
 BUDGET = 16  # probes
 
 
@@ -70,8 +68,7 @@ def chosen(rows: TrainingSet, config: MemWatchConfig, budget: int, controls: Any
     """The choice, with what a person must know of it said."""
     given = {"controls": controls if controls is not None else config.controls}
     given |= {"peers": peers if peers is not None else config.peers}
-    cache = Path(config.output_dir) / CACHE
-    found = choose(rows, config.pick, probes=budget, seed=config.seed, cache=cache, **given)
+    found = choose(rows, config.pick, probes=budget, seed=config.seed, **given)
     for note in found.notes:
         logger.warning("memwatch: %s", note)
     return found

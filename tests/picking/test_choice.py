@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,8 +11,9 @@ from support.picked import duplicates, part, photo, plain_rows, save_folder, sha
 
 from memwatch.config import ConfigError, PickConfig
 from memwatch.measure.probes import Probe, ProbeError
+from memwatch.picking.boxes import inside
 from memwatch.picking.choice import Why, choose, choose_from
-from memwatch.picking.members import inside, members_of
+from memwatch.picking.members import best_members
 
 ONE = PickConfig(workers=1)
 
@@ -138,10 +141,12 @@ def test_of_a_shared_part_the_member_least_like_the_others_is_picked():
     thumbnails[:, 16:] = 100
     thumbnails[2, 16:] = 250  # its rest differs
     thumbnails[4, :16, :16] = 250  # so does this one, but inside of its part
-    survey = surveyed(5, part(0, 1, 2, 3, 4))
-    survey.hashes.thumbnails[:] = thumbnails
-    assert members_of(survey, survey.groups[0])[0] == 2
-    assert members_of(survey, duplicates(3, 1))[0] == 3
+    shared = part(0, 1, 2, 3, 4)
+    shared = replace(shared, best=best_members(thumbnails, shared.rows, shared.boxes))
+    assert shared.best_first[0] == 2
+    assert sorted(shared.best_first) == [0, 1, 2, 3, 4]
+    assert duplicates(3, 1).best_first[0] == 3
+    assert [p.row for p in chosen(surveyed(60, shared), budget=1).picked] == [2]
 
 
 def test_a_box_of_fractions_covers_what_it_touches():
@@ -155,7 +160,7 @@ def test_a_box_of_fractions_covers_what_it_touches():
 def test_planted_duplicates_of_a_folder_are_picked(tmp_path):
     pictures = {f"{i:03d}.png": photo(i) for i in range(40)}
     pictures |= {f"copy{i}.png": photo(7) for i in range(5)}
-    choice = choose(save_folder(tmp_path / "train", pictures), ONE, cache=tmp_path / "cache")
+    choice = choose(save_folder(tmp_path / "train", pictures), ONE)
     (found,) = [p for p in choice.picked if p.why is Why.DUPLICATES]
     names = {choice.rows.name(row) for row in found.group.rows}
     assert names == {"007.png", *(f"copy{i}.png" for i in range(5))}
