@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-CHUNK = 1 << 17  # pairs that are checked at once
+CHUNK = 1 << 15  # pieces or pairs that are computed with at once
 
 Check = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -26,9 +26,13 @@ def keys_of(values: np.ndarray, directions: int, width: float, seed: list[int]) 
     rng = np.random.default_rng(seed)
     axes = rng.standard_normal((values.shape[1], directions)).astype(np.float32)
     axes /= np.linalg.norm(axes, axis=0)
-    steps = np.floor(values @ axes / width + rng.random(directions, dtype=np.float32)).astype(np.int64)
+    begin, factors = rng.random(directions, dtype=np.float32), rng.integers(1, 2**62, directions)
+    keys = np.zeros(len(values), dtype=np.int64)
     with np.errstate(over="ignore"):
-        keys: np.ndarray = (steps * rng.integers(1, 2**62, directions)).sum(1)
+        for start in range(0, len(values), CHUNK):
+            part = slice(start, start + CHUNK)
+            steps = np.floor(values[part] @ axes / width + begin).astype(np.int64)
+            keys[part] = (steps * factors).sum(1)
     return keys
 
 
@@ -60,12 +64,12 @@ def pairs_with_next(keys: np.ndarray, along: np.ndarray, following: int) -> tupl
     return tuple(np.concatenate(side) for side in zip(*found, strict=True))  # type: ignore[return-value]
 
 
-def checked(a: np.ndarray, b: np.ndarray, values: np.ndarray, holds: Check) -> tuple[np.ndarray, np.ndarray]:
-    """Those pairs for which ``holds`` says so of their values."""
+def checked(a: np.ndarray, b: np.ndarray, holds: Check) -> tuple[np.ndarray, np.ndarray]:
+    """Those pairs for which ``holds`` says so."""
     near = np.zeros(len(a), dtype=bool)
     for start in range(0, len(a), CHUNK):
         part = slice(start, start + CHUNK)
-        near[part] = holds(values[a[part]], values[b[part]])
+        near[part] = holds(a[part], b[part])
     return a[near], b[near]
 
 

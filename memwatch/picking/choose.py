@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from memwatch.picking.hold_out import held_out, plan, readable_rows
-from memwatch.picking.members import members_of
 from memwatch.picking.mix import ordinary_rows, pick_rows, rotation_of
 from memwatch.picking.picked import Picked
 from memwatch.picking.survey import GroupKind, Survey
@@ -41,7 +40,7 @@ def choose(
     of_class = [] if class_images is None or not controls else readable_rows(class_images, controls, rng)
     planned = plan(controls, readable, len(ordinary), 0 if class_images is None else len(class_images), len(of_class))
     room = len(ordinary) - planned.number
-    watched = pick_rows(found, probes, rng, lambda group: members_of(found, group), room)
+    watched = pick_rows(found, probes, rng, lambda group: group.best_first, room)
     picked = [w.row for w in watched]
     out = held_out(found, ordinary, picked, planned.number, rng)
     free = [row for row in ordinary if row not in {*picked, *out}]
@@ -64,13 +63,17 @@ def choose(
 def notes_of(picked: Picked) -> list[str]:
     """What was found and what is done, in numbers."""
     found, unreadable = picked.survey, picked.survey.unreadable
-    notes = [f"{counted(found.size, 'training row')}: {len(picked.watched)} watched, {len(picked.held_out)} held out"]
+    what = f"{len(picked.watched)} watched, {len(picked.held_out)} held out as controls"
+    notes = [f"{counted(found.size, 'training row')}: {what}"]
     if found.groups:
         kinds = [sum(g.kind is kind for g in found.groups) for kind in GroupKind]
         what = f"{counted(kinds[0], 'group')} of near-duplicates and {counted(kinds[1], 'shared part')}"
         says = f"{what}, in {counted(len({row for g in found.groups for row in g.rows}), 'row')}"
         without = len(picked.unwatched_groups)
         notes.append(f"{says}; of {without} of them no row is watched" if without else says)
+    if found.sampled is not None:
+        what = f"shared parts were searched in {found.sampled} rows, and those found were looked for in the others"
+        notes.append(f"{what}; a part that few rows share can be missed")
     if unreadable:
         names = listed([picked.rows.name(row) for row in unreadable])
         notes.append(f"{counted(len(unreadable), 'row')} unreadable, so not looked at: {names}")

@@ -1,12 +1,19 @@
-"""Near-duplicates: pictures of a set that are the same but for compression, size or mirroring."""
+"""Near-duplicates: pictures of a set that are the same but for compression, size or mirroring.
+
+Two pictures are, when their perceptual hashes differ in few bits and their thumbnails in little. Those that are looked
+at are the nearest in a tree of small thumbnails, so that the time grows as n log n. Where more than ``NEIGHBOURS``
+pictures are so near that each might be one, only the nearest are looked at; then the search is repeated among one
+picture of each group, until no two groups become one, ``ROUNDS`` times at most.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from memwatch.picking.hashes import Hashes
 
@@ -14,26 +21,38 @@ MAX_BITS = 10  # of 64 in which the hashes of near-duplicates differ
 MAX_DIFFERENCE = 0.05  # mean squared difference of two thumbnails, relative to how much each varies
 NOISE = 8.0  # levels of 0..255 that a plain picture varies by
 FINE = 16  # cells per side that thumbnails are compared at
-COARSE = 8  # cells per side of what is compared with all others
-BLOCK = 512  # rows that are compared with all others at once
-PARTNERS = 16  # candidates of a row that are looked at from either end: a group hangs together by fewer
+COARSE = 8  # cells per side of what the nearest are looked for by
+AXES = 16  # principal axes of that
+NEIGHBOURS = 16  # pictures that a picture is compared with, the nearest, and as many mirrored
+ROUNDS = 8  # repetitions of the search at most
+BAND = 1.1  # pictures that vary alike within this factor are looked for at one distance
+BLOCK = 512  # rows that are computed with at once
 
 
 def duplicate_groups(hashes: Hashes) -> list[tuple[int, ...]]:
     """Groups of two or more rows that show the same picture; largest first."""
-    a, b = near_pairs(hashes, hashes)
-    labels = components(len(hashes), a, b)
-    return groups_of(labels)
+    return groups_of(components(len(hashes), *near_pairs(hashes)))
 
 
-def near_pairs(first: Hashes, second: Hashes) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ``first`` and rows of ``second`` that are near-duplicates, mirrored ones too.
+def near_pairs(hashes: Hashes) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are near-duplicates, mirrored ones too; each pair once, the larger number first.
 
-    Of two equal sets, a pair comes once, the larger number first. In a large group not every pair is there, but all
-    members hang together.
+    In a large group not every pair is there, but all members hang together.
     """
-    found = [_confirmed(first, second, *pairs) for pairs in _candidates(first, second)]
-    a, b = (np.concatenate([pair[i] for pair in found]) if found else np.zeros(0, np.int64) for i in (0, 1))
+    readable = np.flatnonzero(hashes.readable)
+    first = _first_of_equals(hashes, readable)
+    is_equal = first != readable
+    a, b = readable[is_equal], first[is_equal]
+    search, crowded = _Search(hashes, readable), readable[~is_equal]
+    number, among = len(hashes), crowded
+    for _ in range(ROUNDS):
+        more_a, more_b, crowded = search.pairs(crowded, among)
+        a, b = np.concatenate([a, more_a]), np.concatenate([b, more_b])
+        labels = components(len(hashes), a, b)
+        among = crowded[np.unique(labels[crowded], return_index=True)[1]]
+        before, number = number, int(labels.max(initial=-1)) + 1
+        if number == before or len(among) < 2:
+            break
     return a, b
 
 
@@ -63,80 +82,106 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         b: likewise.
     """
     squared = ((_pooled(a, FINE) - _pooled(b, FINE)) ** 2).mean((1, 2, 3))
-    result: np.ndarray = squared / ((spread_of(a) + spread_of(b)) / 2 + NOISE**2)
+    result: np.ndarray = squared / ((_spread(a) + _spread(b)) / 2 + NOISE**2)
     return result
 
 
-def spread_of(thumbnails: np.ndarray) -> np.ndarray:
-    """How much each thumbnail varies: squared levels, mean over channels."""
-    parts = [_pooled(thumbnails[i : i + BLOCK], FINE).var((1, 2)).mean(-1) for i in range(0, len(thumbnails), BLOCK)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+def bits_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """In how many bits hashes differ, ``(..., 8)`` uint8 each."""
+    result: np.ndarray = np.unpackbits(a ^ b, axis=-1).sum(-1)
+    return result
 
 
 def coarse(thumbnails: np.ndarray) -> np.ndarray:
     """``(n, COARSE * COARSE * 3)`` float32 of thumbnails."""
-    return _pooled(thumbnails, COARSE).reshape(len(thumbnails), -1)
+    small = np.zeros((len(thumbnails), COARSE * COARSE * 3), np.float32)
+    for start in range(0, len(small), BLOCK):
+        some = thumbnails[start : start + BLOCK]
+        small[start : start + BLOCK] = _pooled(some, COARSE).reshape(len(some), -1)
+    return small
 
 
-def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Between all rows of two matrices, as a mean over their columns."""
-    squared = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
-    result: np.ndarray = np.maximum(squared, 0) / a.shape[1]
+class _Search:
+    """Finds what is near in a space of few dimensions in which no distance is larger than it is between thumbnails."""
+
+    def __init__(self, hashes: Hashes, readable: np.ndarray) -> None:
+        self.hashes = hashes
+        small = coarse(hashes.thumbnails)
+        centred = small[readable] - small[readable].mean(0)
+        axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))[1][:, -AXES:].astype(np.float32)
+        mirrored = small.reshape(-1, COARSE, COARSE, 3)[:, :, ::-1].reshape(small.shape)
+        self.plain, self.mirrored = small @ axes, mirrored @ axes
+        starts = range(0, len(small), BLOCK)
+        spread = np.concatenate([_spread(hashes.thumbnails[i : i + BLOCK]) for i in starts])
+        self.varies = np.sqrt(spread + NOISE**2)
+
+    def pairs(self, rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Near-duplicates of some rows among others, and which of the rows have more near ones than were looked at."""
+        tree, crowded = cKDTree(self.plain[among]), np.zeros(len(rows), dtype=bool)
+        found = []
+        for is_mirrored, points in ((False, self.plain), (True, self.mirrored)):
+            for some in self._bands(rows):
+                within = _reach(float(self.varies[rows[some]].max()))
+                nearest = tree.query(points[rows[some]], NEIGHBOURS + 1, distance_upper_bound=within)
+                apart, others = (np.asarray(values) for values in nearest)
+                crowded[some] |= np.isfinite(apart[:, -1])
+                i, j = np.nonzero(np.isfinite(apart))
+                found.append(self._confirmed(rows[some[i]], among[others[i, j]], is_mirrored))
+        codes = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        return codes // len(self.hashes), codes % len(self.hashes), rows[crowded]
+
+    def _bands(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Positions in ``rows`` of those that vary alike."""
+        band = np.floor(np.log(self.varies[rows] / NOISE) / np.log(BAND)).astype(np.int64)
+        order = np.argsort(band, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(band[order])) + 1) if len(order) else []
+
+    def _confirmed(self, a: np.ndarray, b: np.ndarray, is_mirrored: bool) -> np.ndarray:
+        """Those pairs that are near-duplicates, as one number each."""
+        size, hashes = len(self.hashes), self.hashes
+        codes = np.unique(np.maximum(a, b)[a != b] * size + np.minimum(a, b)[a != b])
+        a, b = codes // size, codes % size
+        near = bits_apart((hashes.mirrored if is_mirrored else hashes.whole)[a], hashes.whole[b]) <= MAX_BITS
+        codes, a, b = codes[near], a[near], b[near]
+        holds = np.zeros(len(a), dtype=bool)
+        for start in range(0, len(a), BLOCK):
+            part = slice(start, start + BLOCK)
+            mine = hashes.thumbnails[a[part]]
+            mine = mine[:, :, ::-1] if is_mirrored else mine
+            holds[part] = difference(mine, hashes.thumbnails[b[part]]) <= MAX_DIFFERENCE
+        return codes[holds]
+
+
+def _reach(varies: float) -> float:
+    """How far apart the coarse thumbnails of near-duplicates may be, if one varies by so much or less.
+
+    Let the two vary by a and b. The squared difference of near-duplicates is ``MAX_DIFFERENCE`` (a² + b²) / 2 at most.
+    It is at least (a - b)², so that b / a has a largest value. Pooling and projecting make nothing larger.
+    """
+    half = MAX_DIFFERENCE / 2
+    ratio = (1 + np.sqrt(1 - (1 - half) ** 2)) / (1 - half)
+    return float(varies * np.sqrt(half * (1 + ratio**2) * COARSE * COARSE * 3) * (1 + 1e-3))  # rounding
+
+
+def _first_of_equals(hashes: Hashes, rows: np.ndarray) -> np.ndarray:
+    """For each of ``rows`` the first that has the very same hashes and thumbnail."""
+    first: dict[bytes, int] = {}
+    fields = (hashes.whole, hashes.mirrored, hashes.thumbnails)
+    keys = (hashlib.blake2b(b"".join(field[row].tobytes() for field in fields), digest_size=16) for row in rows)
+    return np.array([first.setdefault(key.digest(), int(row)) for key, row in zip(keys, rows, strict=True)], np.int64)
+
+
+def _spread(thumbnails: np.ndarray) -> np.ndarray:
+    """How much each thumbnail varies: squared levels, mean over channels."""
+    result: np.ndarray = _pooled(thumbnails, FINE).var((1, 2)).mean(-1)
     return result
-
-
-def _candidates(first: Hashes, second: Hashes) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Pairs whose hashes are near, plain ones and mirrored ones, block by block."""
-    same = first is second
-    small_second = coarse(second.thumbnails)
-    bits = _signs(second.whole)
-    spread_first, spread_second = spread_of(first.thumbnails), spread_of(second.thumbnails)
-    for start in range(0, len(first), BLOCK):
-        rows = slice(start, start + BLOCK)
-        for mirrored in (False, True):
-            mine = _signs((first.mirrored if mirrored else first.whole)[rows])
-            thumbnails = first.thumbnails[rows]
-            small = coarse(thumbnails[:, :, ::-1] if mirrored else thumbnails)
-            near = mine @ bits.T >= 64 - 2 * MAX_BITS
-            limit = MAX_DIFFERENCE * ((spread_first[rows, None] + spread_second) / 2 + NOISE**2)
-            near &= squared_distances(small, small_second) <= limit + 1e-2  # means of squares differ no more than these
-            near &= first.readable[rows, None] & second.readable
-            if same:
-                near &= np.arange(len(second)) < np.arange(start, start + len(mine))[:, None]
-            near &= _few(near)
-            a, b = np.nonzero(near)
-            yield a + start, b, mirrored
-
-
-def _few(near: np.ndarray) -> np.ndarray:
-    """The first and the last ``PARTNERS`` of each row."""
-    if near.sum(1).max(initial=0) <= 2 * PARTNERS:
-        return near
-    count = near.cumsum(1, dtype=np.int32)
-    return (count <= PARTNERS) | (count > count[:, -1:] - PARTNERS)
-
-
-def _confirmed(
-    first: Hashes, second: Hashes, a: np.ndarray, b: np.ndarray, mirrored: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Those whose thumbnails are the same as well."""
-    holds = np.zeros(len(a), dtype=bool)
-    for start in range(0, len(a), 1024):
-        part = slice(start, start + 1024)
-        mine = first.thumbnails[a[part]]
-        holds[part] = difference(mine[:, :, ::-1] if mirrored else mine, second.thumbnails[b[part]]) <= MAX_DIFFERENCE
-    return a[holds], b[holds]
-
-
-def _signs(packed: np.ndarray) -> np.ndarray:
-    """Bits as float32 +1 and -1, ``(n, 64)``."""
-    signs: np.ndarray = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
-    return signs
 
 
 def _pooled(thumbnails: np.ndarray, side: int) -> np.ndarray:
     """Means of squares: ``(n, side, side, 3)`` float32."""
     step = thumbnails.shape[1] // side
     blocks = thumbnails.reshape(len(thumbnails), side, step, side, step, 3)
-    result: np.ndarray = blocks.mean((2, 4), dtype=np.float32)
-    return result
+    total = np.zeros((len(thumbnails), side, side, 3), np.float32)
+    for i, j in np.ndindex(step, step):
+        total += blocks[:, :, i, :, j]
+    return total / np.float32(step * step)

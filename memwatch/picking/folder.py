@@ -17,12 +17,12 @@ from memwatch.picking.mix import PickedRow, Why
 from memwatch.picking.page import render
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.stored import read_survey, write_survey
+from memwatch.picking.survey_file import read_survey, write_survey
 from memwatch.picking.training_set import TrainingSet
 from memwatch.run_folder import write_whole
 
 MADE_BY = "memwatch pick"  # by this in ``choice.json`` a folder is known as one of ours
-CHOICE, PAGE, SURVEY = "choice.json", "index.html", "survey.npz"
+CHOICE, PAGE, SURVEY = "choice.json", "index.html", "survey.json"
 TRAIN, CLASS = "train", "class"
 ROTATION = 4096  # rows of the rotation that are kept
 
@@ -65,7 +65,7 @@ def write_folder(picked: Picked, out: Path) -> Path:
     | ``train/``, ``class/`` | links to what is trained on, with captions |
     | ``probes/``, ``controls/``, ``peers/`` | pictures, byte for byte, and ``metadata.jsonl`` |
     | ``choice.json`` | the choice in numbers and names |
-    | ``survey.npz`` | what was found in the training set |
+    | ``survey.json`` | what was found in the training set |
     | ``index.html`` | the page |
 
     Returns:

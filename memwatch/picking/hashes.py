@@ -1,8 +1,7 @@
-"""Hashes: everything that is kept of a picture to find others like it, made in one pass and kept on disk."""
+"""Hashes: everything that is kept of a picture to find others like it, made in one pass."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -12,13 +11,11 @@ from typing import Any
 
 import imagehash
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from memwatch.picking.keypoints import MOST, SIDE, keypoints
 from memwatch.picking.pictures import decoded, square
-from memwatch.picking.stored import read_records, write_records
 from memwatch.picking.training_set import RowError, TrainingSet
 from memwatch.picking.workers import WorkerError, in_workers
 
@@ -66,33 +63,23 @@ class Hashed:
     Attributes:
         records: ``(n,)`` of type ``RECORD``.
         unreadable: why a row could not be read.
-        num_decoded: how many different pictures were read, because no earlier pass knew them.
     """
 
     records: np.ndarray
     unreadable: dict[int, str]
-    num_decoded: int
 
     @property
     def hashes(self) -> Hashes:
+        """Views of the records."""
         readable = np.ones(len(self.records), dtype=bool)
         readable[list(self.unreadable)] = False
-        whole, mirrored, thumbnails = (
-            np.ascontiguousarray(self.records[name]) for name in ("whole", "mirrored", "thumbnail")
-        )
-        return Hashes(whole, mirrored, thumbnails, readable)
+        return Hashes(self.records["whole"], self.records["mirrored"], self.records["thumbnail"], readable)
 
 
-def hash_rows(
-    rows: TrainingSet, *, cache: Path | None = None, workers: int | None = None, progress: bool = True
-) -> Hashed:
-    """Hash every row, those of an earlier pass excepted.
-
-    A file is known again by its path, size and time of change, so that it is not even opened; other rows by their
-    content. Rows that cannot be read are left out; their reasons are kept.
+def hash_rows(rows: TrainingSet, *, workers: int | None = None, progress: bool = True) -> Hashed:
+    """Hash every row. Rows that cannot be read are left out; their reasons are kept.
 
     Args:
-        cache: folder for the result.
         workers: processes; 1 is this process alone. Default: one per core, ``WORKERS`` at most, and one per ``FEWEST``
             pictures. Datasets are read in this process, whatever they are; files are read by the workers.
         progress: show a bar, where there is a terminal.
@@ -101,7 +88,7 @@ def hash_rows(
     with tqdm(
         total=len(rows), desc="memwatch: hashing the images", unit="image", disable=None if progress else True
     ) as bar:
-        one = _Pass(rows, read_records(cache, RECORD), bar)
+        one = _Pass(rows, bar)
         try:
             values = in_workers("memwatch.picking.hashes:hash_task", one.tasks(), number) if number > 1 else one.here()
             for task in values:
@@ -110,75 +97,52 @@ def hash_rows(
             logger.warning("memwatch: %s; the images are hashed in this process instead", error)
             for task in one.here():
                 one.take(task)
-    found = one.result()
-    if found.num_decoded:
-        write_records(cache, {key: value for key, value in one.values.items() if not isinstance(value, str)})
-    return found
+    return Hashed(one.records, dict(sorted(one.unreadable.items())))
 
 
 class _Pass:
-    """The state of a pass: by row its key, by key what was made of the picture, or why nothing could be."""
+    """The state of a pass: the records of the rows that are done, or why nothing could be made of a row."""
 
-    def __init__(self, rows: TrainingSet, known: dict[bytes, Any], bar: Any) -> None:
-        self.rows, self.known, self.bar = rows, known, bar
-        self.keys: dict[int, bytes] = {}
-        self.values: dict[bytes, Any] = {}
+    def __init__(self, rows: TrainingSet, bar: Any) -> None:
+        self.rows, self.bar = rows, bar
+        self.records = np.zeros(len(rows), dtype=RECORD)
+        self.done = np.zeros(len(rows), dtype=bool)
         self.unreadable: dict[int, str] = {}
-        self.num_decoded = 0
 
-    def tasks(self) -> Iterator[list[tuple[bytes, Any]]]:
-        """Keys and pictures that are not known yet, in tasks."""
-        task: list[tuple[bytes, Any]] = []
-        asked: set[bytes] = set()
-        for row in range(len(self.rows)):
-            if self.keys.get(row) in self.values or row in self.unreadable:
-                continue
+    def tasks(self) -> Iterator[list[tuple[int, Any]]]:
+        """Rows that are not done yet, each with its file or its picture, in tasks."""
+        task: list[tuple[int, Any]] = []
+        for row in np.flatnonzero(~self.done).tolist():
             try:
                 raw = self.rows.raw(row)
-                raw = decoded(raw) if isinstance(raw, Image.Image) else raw
-                self.keys[row] = key = key_of(raw)
+                task.append((row, raw if isinstance(raw, Path | bytes) else decoded(raw)))
             except Exception as error:  # a dataset, and what it holds, may raise anything
-                self.unreadable[row] = (
-                    str(error) if isinstance(error, RowError) else f"row {row}: cannot be read: {error}"
-                )
-                self.bar.update()
+                known = isinstance(error, RowError)
+                self.take([(row, str(error) if known else f"row {row}: cannot be read: {error}")])
                 continue
-            if key in self.known:
-                self.values[key] = self.known[key]
-            if key in self.values or key in asked:
-                self.bar.update()
-                continue
-            asked.add(key)
-            task.append((key, raw))
             if len(task) == TASK:
                 yield task
                 task = []
         if task:
             yield task
 
-    def here(self) -> Iterator[list[tuple[bytes, Any]]]:
+    def here(self) -> Iterator[list[tuple[int, Any]]]:
         """The values of all tasks, made in this process."""
         return (hash_task(task) for task in self.tasks())
 
-    def take(self, values: list[tuple[bytes, Any]]) -> None:
-        self.values.update(values)
-        self.num_decoded += sum(not isinstance(value, str) for _, value in values)
+    def take(self, values: list[tuple[int, Any]]) -> None:
+        for row, value in values:
+            self.done[row] = True
+            if isinstance(value, str):
+                self.unreadable[row] = value
+            else:
+                self.records[row] = value
         self.bar.update(len(values))
 
-    def result(self) -> Hashed:
-        records = np.zeros(len(self.rows), dtype=RECORD)
-        for row, key in self.keys.items():
-            value = self.values[key]
-            if isinstance(value, str):
-                self.unreadable[row] = f"row {row}{value}"
-            else:
-                records[row] = value
-        return Hashed(records, dict(sorted(self.unreadable.items())), self.num_decoded)
 
-
-def hash_task(task: list[tuple[bytes, Any]]) -> list[tuple[bytes, Any]]:
-    """By key the record of a picture, or why it cannot be read."""
-    return [(key, _record_or_reason(raw)) for key, raw in task]
+def hash_task(task: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """By row the record of its picture, or why it cannot be read."""
+    return [(row, _record_or_reason(row, raw)) for row, raw in task]
 
 
 def record_of(picture: Image.Image) -> np.ndarray:
@@ -197,27 +161,7 @@ def hashes_of(pictures: Sequence[Image.Image]) -> Hashes:
     records = np.zeros(len(pictures), dtype=RECORD)
     for i, picture in enumerate(pictures):
         records[i] = record_of(decoded(picture))
-    return Hashed(records, {}, len(pictures)).hashes
-
-
-def key_of(raw: Any) -> bytes:
-    """16 bytes that stand for a row's picture.
-
-    Raises:
-        OSError: a file is not there.
-        ValueError: it is no image.
-    """
-    if isinstance(raw, Path):
-        stat = raw.stat()
-        return _digest(f"{raw.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode())
-    if isinstance(raw, bytes):
-        return _digest(raw)
-    if isinstance(raw, Image.Image):
-        return _digest(f"{raw.mode}{raw.size}".encode(), raw.tobytes())
-    if not isinstance(raw, np.ndarray | torch.Tensor | list):
-        raise ValueError(f"a {type(raw).__name__} is no image")
-    values = raw.detach().cpu().numpy() if isinstance(raw, torch.Tensor) else np.asarray(raw)
-    return _digest(f"{values.dtype}{values.shape}".encode(), np.ascontiguousarray(values).tobytes())
+    return Hashed(records, {}).hashes
 
 
 def cores() -> int:
@@ -225,16 +169,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _record_or_reason(raw: Any) -> Any:
+def _record_or_reason(row: int, raw: Any) -> Any:
     try:
         return record_of(decoded(raw, 2 * SIDE))
     except Exception as error:  # PIL has its own for broken, cut off and huge files
         file = f" ({raw})" if isinstance(raw, Path) else ""
-        return f"{file}: cannot be read: {error!r}"
-
-
-def _digest(*parts: bytes) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
+        return f"row {row}{file}: cannot be read: {error!r}"

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
-from memwatch.picking.survey import Box, Group, GroupKind, Survey
+from memwatch.picking.boxes import Box, inside
 
 COMPARED = 32  # members of a shared part that are compared with each other
 
 
-def members_of(survey: Survey, group: Group) -> list[int]:
-    """The rows of a group, those first that stand for it best.
+def best_members(thumbnails: np.ndarray, rows: Sequence[int], boxes: Sequence[Box]) -> tuple[int, ...]:
+    """Of rows that share a part those whose rest is least like that of the others come first.
 
-    Of near-duplicates any does. Of a shared part it is the one whose rest is least like that of the others, because
-    then what is stored is the part. At most 32 are compared, by their thumbnails.
+    Because then what is stored is the part. ``COMPARED`` at most are compared, and returned.
+
+    Args:
+        thumbnails: ``(n, cells, cells, 3)`` uint8, of all rows.
+        boxes: where the part is in each of ``rows``.
     """
-    if group.kind is GroupKind.DUPLICATES:
-        return list(group.rows)
-    number = len(group.rows)
+    number = len(rows)
     compared = np.unique(np.linspace(0, number - 1, min(number, COMPARED)).astype(int)).tolist()
-    thumbs = survey.hashes.thumbnails[[group.rows[i] for i in compared]].astype(np.float32)
-    apart = {group.rows[i]: _apart(thumbs, n, group.boxes[i]) for n, i in enumerate(compared)}
-    return sorted(group.rows, key=lambda row: -apart.get(row, -1.0))
+    thumbs = thumbnails[[rows[i] for i in compared]].astype(np.float32)
+    apart = {rows[i]: _apart(thumbs, n, boxes[i]) for n, i in enumerate(compared)}
+    return tuple(sorted(apart, key=lambda row: -apart[row]))
 
 
 def _apart(thumbs: np.ndarray, i: int, box: Box) -> float:
@@ -37,11 +40,3 @@ def middle_square(picture: Image.Image, size: int) -> Image.Image:
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     box = (left, top, left + side, top + side)
     return picture.resize((size, size), Image.Resampling.BOX, box=box)
-
-
-def inside(box: Box, side: int) -> np.ndarray:
-    """Pixels of a square that a box of fractions touches, bool ``(side, side)``."""
-    left, top, right, bottom = (edge * side for edge in box)
-    mask = np.zeros((side, side), dtype=bool)
-    mask[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
-    return mask

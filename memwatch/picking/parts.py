@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memwatch.picking.boxes import Box, box_of
 from memwatch.picking.duplicates import components, difference
-from memwatch.picking.moved import shared_moved
+from memwatch.picking.elsewhere import at_any_place, at_same_place
+from memwatch.picking.moved import points_of, shared_moved
 from memwatch.picking.same_place import shared_regions
 
-Box = tuple[float, float, float, float]
+SAMPLE = 8192  # different pictures that parts are searched in
 OVERLAP = 0.5  # of two regions of one row (intersection over union), from which they are the same
 INSIDE = 0.5  # share of the smaller of two boxes that lies in the other, from which they may be the same
 LEADERS = 512  # regions of one row that are compared with each other at once
@@ -40,6 +42,11 @@ def shared_parts(
 
     Of near-duplicates only the first is looked at; the others are in its parts as well.
 
+    Of more than ``SAMPLE`` different pictures so many are drawn, always the same; parts are searched in these, and then
+    looked for in the others. A part must be on ``FEWEST`` of those that are drawn, so that rare ones can be missed. Of
+    100,000 pictures, a part at the same place is found with a probability of 95 % if 76 show it, and seldom if 10 do; a
+    part that moves, if 94 show it, and as often as its keypoints are.
+
     Args:
         thumbnails: ``(n, cells, cells, 3)`` uint8; all 0 where a picture cannot be read.
         places: ``(n, MOST, 2)`` uint8, see ``keypoints``.
@@ -47,20 +54,34 @@ def shared_parts(
         duplicates: groups of rows that show the same picture.
     """
     others = {group[0]: group[1:] for group in duplicates}
-    left_out = {row for rows in others.values() for row in rows}
-    kept = np.array([row for row in range(len(thumbnails)) if row not in left_out], dtype=np.int64)
-    regions, moves = shared_regions(thumbnails[kept]), shared_moved(thumbnails[kept], places[kept], colours[kept])
-    fixed = parts_of(regions.a, regions.b, regions.masks, regions.masks)
-    moved = parts_of(moves.a, moves.b, *moves.masks(thumbnails.shape[1]))
-    fixed = [part for part in fixed if len(part.rows) >= FEWEST]
-    moved = [part for part in _merged(moved) if len(part.rows) >= FEWEST_MOVED]
+    left_out = np.array([row for rows in others.values() for row in rows], dtype=np.int64)
+    kept = np.setdiff1d(np.arange(len(thumbnails)), left_out)
+    drawn = kept
+    if len(kept) > SAMPLE:
+        drawn = np.sort(np.random.default_rng(len(kept)).permutation(kept)[:SAMPLE])
+    fixed, moved = (
+        [dict(zip(drawn[list(part.rows)].tolist(), part.boxes, strict=True)) for part in parts]
+        for parts in _searched(thumbnails[drawn], places[drawn], colours[drawn])
+    )
+    if len(rest := np.setdiff1d(kept, drawn)):
+        fixed = at_same_place(fixed, thumbnails, rest)
+        moved = at_any_place(moved, thumbnails, places, colours, rest)
     found = []
-    for part in _joined(fixed, moved):
-        boxes = dict(zip(kept[list(part.rows)].tolist(), part.boxes, strict=True))
+    for part in _joined([_part(boxes) for boxes in fixed], [_part(boxes) for boxes in moved]):
+        boxes = dict(zip(part.rows, part.boxes, strict=True))
         for row in list(boxes):
             boxes |= {other: _box_in(thumbnails, row, other, boxes[row]) for other in others.get(row, ())}
         found.append(_part(boxes))
     return _sorted(found)
+
+
+def _searched(thumbnails: np.ndarray, places: np.ndarray, colours: np.ndarray) -> tuple[list[Part], list[Part]]:
+    """Parts at the same place, and parts that move."""
+    regions, moves = shared_regions(thumbnails), shared_moved(thumbnails, points_of(places, colours))
+    fixed = parts_of(regions.a, regions.b, regions.masks, regions.masks)
+    moved = parts_of(moves.a, moves.b, *moves.masks(thumbnails.shape[1]))
+    fixed = [part for part in fixed if len(part.rows) >= FEWEST]
+    return fixed, [part for part in _merged(moved) if len(part.rows) >= FEWEST_MOVED]
 
 
 def parts_of(a: np.ndarray, b: np.ndarray, masks_a: np.ndarray, masks_b: np.ndarray) -> list[Part]:
@@ -94,14 +115,6 @@ def _most(masks: np.ndarray) -> np.ndarray:
     count = masks.sum(0)
     result: np.ndarray = count >= count.max() / 2
     return result
-
-
-def box_of(mask: np.ndarray) -> Box:
-    """The smallest box round the ``True`` cells."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    height, width = mask.shape
-    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return (float(left / width), float(top / height), float(right / width), float(bottom / height))
 
 
 def _part(boxes: dict[int, Box]) -> Part:

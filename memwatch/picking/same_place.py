@@ -52,57 +52,64 @@ def shared_regions(thumbnails: np.ndarray) -> Regions:
     """
     a, b = candidate_pairs(thumbnails)
     starts = range(0, max(1, len(a)), CHUNK)
-    found = [_compare(thumbnails, a[start : start + CHUNK], b[start : start + CHUNK]) for start in starts]
-    return Regions(*(np.concatenate([getattr(f, name) for f in found]) for name in ("a", "b", "masks")))
+    parts = [slice(start, start + CHUNK) for start in starts]
+    found = [equal_regions(thumbnails[a[part]], thumbnails[b[part]]) for part in parts]
+    pairs = np.concatenate([which + part.start for part, (which, _) in zip(parts, found, strict=True)])
+    return Regions(a[pairs], b[pairs], np.concatenate([masks for _, masks in found]))
 
 
 def candidate_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of pictures of which some block is equal and not flat; the larger number first."""
     size, n = thumbnails.shape[1], len(thumbnails)
+    # Each cell's rows lie together, so that the most and the least of many cells are fast.
+    by_cell = np.ascontiguousarray(thumbnails.transpose(1, 2, 3, 0))
     pairs = np.zeros(0, dtype=np.int64)
     for height, width in SHAPES:
         for top in range(0, size - height + 1, STEP):
             found = [pairs]
             for left in range(0, size - width + 1, STEP):
-                a, b = _equal_blocks(thumbnails[:, top : top + height, left : left + width])
-                found.append(a * n + b)
+                block = slice(top, top + height), slice(left, left + width)
+                cells = by_cell[block].reshape(-1, 3, n)
+                rows = np.flatnonzero((cells.max(0) - cells.min(0)).max(0) >= CONTRAST)
+                a, b = _equal_blocks(thumbnails[rows, *block].reshape(len(rows), len(cells) * 3))
+                found.append(rows[a] * n + rows[b])
             pairs = np.unique(np.concatenate(found))
     return pairs // n, pairs % n
 
 
-def _equal_blocks(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of blocks ``(n, height, width, 3)`` that are equal and not flat."""
-    flat = blocks.reshape(len(blocks), -1, 3)
-    rows = np.flatnonzero((flat.max(1) - flat.min(1)).max(-1) >= CONTRAST)
-    values = flat[rows].reshape(len(rows), flat[0].size)
+def _equal_blocks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of blocks ``(n, numbers)`` that are equal."""
     found = []
     for table in range(TABLES):
         keys = keys_of(values, DIRECTIONS, WIDTH, [table])
-        found.append(checked(*pairs_with_first(keys, FIRST), values, _near))
+        found.append(checked(*pairs_with_first(keys, FIRST), lambda a, b: equal_cells(values[a], values[b])))
     a, b = (np.concatenate(side) for side in zip(*found, strict=True))
-    return rows[a], rows[b]
+    return a, b
 
 
-def _near(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether blocks are equal."""
+def equal_cells(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether cells ``(..., 3)`` are equal, or blocks as one line of numbers."""
     result: np.ndarray = farthest(x, y) <= TOLERANCE
     return result
 
 
-def _compare(thumbnails: np.ndarray, a: np.ndarray, b: np.ndarray) -> Regions:
-    """Regions of these pairs."""
-    x, y = thumbnails[a], thumbnails[b]
-    equal = farthest(x, y) <= TOLERANCE
+def equal_regions(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Regions that are equal and not flat in two stacks of thumbnails ``(k, cells, cells, 3)``.
+
+    Returns:
+        For each region the pair that it belongs to, and ``(regions, cells, cells)`` bool.
+    """
+    equal = equal_cells(x, y)
     edges = _edges(x, equal)
-    enough = edges.sum((1, 2)) >= MIN_EDGES
-    a, b, equal, edges = a[enough], b[enough], equal[enough], edges[enough]
+    enough = np.flatnonzero(edges.sum((1, 2)) >= MIN_EDGES)
+    equal, edges = equal[enough], edges[enough]
     labels, number = ndimage.label(equal, IN_PLANE)
     cells = np.bincount(labels.ravel(), minlength=number + 1)
     per_region = np.bincount(labels.ravel(), weights=edges.ravel(), minlength=number + 1)
     good = np.flatnonzero((cells >= MIN_CELLS) & (per_region >= MIN_EDGES))
     good = good[good > 0]
     planes = np.searchsorted(np.maximum.accumulate(labels.max((1, 2), initial=0)), good)
-    return Regions(a[planes], b[planes], labels[planes] == good[:, None, None])
+    return enough[planes], labels[planes] == good[:, None, None]
 
 
 def _edges(pictures: np.ndarray, equal: np.ndarray) -> np.ndarray:

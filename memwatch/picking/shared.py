@@ -12,8 +12,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from memwatch.picking.stored import read_survey, write_survey
 from memwatch.picking.survey import Survey, survey
+from memwatch.picking.survey_file import read_survey, write_survey
 from memwatch.picking.training_set import RowError, TrainingSet, content_key
 
 logger = logging.getLogger("memwatch")
@@ -35,7 +35,7 @@ def shared_survey(rows: TrainingSet) -> Survey:
     folder = cache_folder()
     if folder is None:
         return survey(rows)
-    file = folder / f"{digest_of(rows)}.npz"
+    file = folder / f"{digest_of(rows)}.json"
     if (known := read_survey(file)) is not None:
         return known
     with waiting(file.with_suffix(".lock"), len(rows)):
@@ -86,7 +86,7 @@ def waiting(lock: Path, num_rows: int) -> Iterator[None]:
 
 def forget_oldest(folder: Path) -> None:
     """Leave the newest ``KEPT`` surveys."""
-    for file in sorted(folder.glob("*.npz"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
+    for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
         for gone in (file, file.with_suffix(".lock")):
             with suppress(OSError):
                 gone.unlink(missing_ok=True)

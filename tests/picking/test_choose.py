@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.picked import chosen, duplicates, part, shade, surveyed
 
+from memwatch.picking.boxes import inside
 from memwatch.picking.choose import PEERS
-from memwatch.picking.members import inside, members_of
+from memwatch.picking.members import best_members
 from memwatch.picking.mix import Why
 from memwatch.picking.rows import as_training_set
 
@@ -119,10 +122,11 @@ def test_of_a_shared_part_the_member_least_like_the_others_is_picked():
     thumbnails[:, 16:] = 100
     thumbnails[2, 16:] = 250  # its rest differs
     thumbnails[4, :16, :16] = 250  # so does this one, but inside of its part
-    survey = surveyed(5, part(0, 1, 2, 3, 4))
-    survey.hashes.thumbnails[:] = thumbnails
-    assert members_of(survey, survey.groups[0])[0] == 2
-    assert members_of(survey, duplicates(3, 1))[0] == 3
+    shared = part(0, 1, 2, 3, 4)
+    shared = replace(shared, best=best_members(thumbnails, shared.rows, shared.boxes))
+    assert shared.best_first[0] == 2
+    assert sorted(shared.best_first) == [0, 1, 2, 3, 4]
+    assert duplicates(3, 1).best_first[0] == 3
 
 
 def test_a_box_of_fractions_covers_what_it_touches():

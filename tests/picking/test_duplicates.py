@@ -11,7 +11,7 @@ from support.picked import photo
 
 from memwatch.bench.photographs import PRETRAINING, random_view
 from memwatch.picking import duplicates
-from memwatch.picking.duplicates import difference, duplicate_groups, near_pairs
+from memwatch.picking.duplicates import components, difference, duplicate_groups, groups_of, near_pairs
 from memwatch.picking.hashes import Hashes, hashes_of
 
 
@@ -69,40 +69,59 @@ def test_other_products_on_white_are_no_duplicates():
 
 
 def slowly(hashes: Hashes) -> set[tuple[int, int]]:
-    """All pairs, one by one."""
+    """All pairs: each row with every one before it."""
     found = set()
-    for i in range(len(hashes)):
-        for j in range(i):
-            for bits, seen in ((hashes.whole, slice(None)), (hashes.mirrored, slice(None, None, -1))):
-                distance = int(np.unpackbits(bits[i] ^ hashes.whole[j]).sum())
-                apart = difference(hashes.thumbnails[i][None, :, seen], hashes.thumbnails[j][None])[0]
-                if distance <= duplicates.MAX_BITS and apart <= duplicates.MAX_DIFFERENCE:
-                    found.add((i, j))
+    for i in range(1, len(hashes)):
+        for bits, seen in ((hashes.whole, slice(None)), (hashes.mirrored, slice(None, None, -1))):
+            distance = np.unpackbits(bits[i] ^ hashes.whole[:i], axis=1).sum(1)
+            apart = difference(hashes.thumbnails[i : i + 1, :, seen], hashes.thumbnails[:i])
+            near = (distance <= duplicates.MAX_BITS) & (apart <= duplicates.MAX_DIFFERENCE)
+            found |= {(i, j) for j in np.flatnonzero(near).tolist()}
     return found
 
 
-def test_pairs_are_those_of_all_against_all(monkeypatch):
-    monkeypatch.setattr(duplicates, "BLOCK", 7)
-    rng = np.random.default_rng(5)
-    base = [photo(i) for i in range(10)]
+def at_the_border(seed: int, number: int) -> Hashes:
+    """Copies of a few pictures, some of them mirrored, so noisy that some are near-duplicates and some not quite."""
+    rng = np.random.default_rng(seed)
+    base = [photo(int(i)) for i in rng.integers(0, 1000, 6)]
+    base += [Image.new("RGB", (64, 64), tuple(colour)) for colour in rng.integers(0, 256, (2, 3)).tolist()]
     pictures = []
-    for _ in range(40):  # noisy copies at the border of what counts
-        pixels = np.asarray(base[int(rng.integers(10))], dtype=float)
+    for _ in range(number):
+        picture = base[int(rng.integers(len(base)))]
+        pixels = np.asarray(ImageOps.mirror(picture) if rng.random() < 0.3 else picture, dtype=float)
         pixels = pixels + rng.uniform(0, 25) * rng.standard_normal((8, 8, 3)).repeat(8, 0).repeat(8, 1)
         pictures.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
-    hashes = hashes_of(pictures)
-    a, b = near_pairs(hashes, hashes)
+    return hashes_of(pictures)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_are_those_of_all_against_all(monkeypatch, seed):
+    monkeypatch.setattr(duplicates, "BLOCK", 7)
+    hashes = at_the_border(seed, 50)
     expected = slowly(hashes)
-    assert 10 < len(expected) < 100
+    assert 15 < len(expected) < 200
+    a, b = near_pairs(hashes)
     assert set(zip(a.tolist(), b.tolist(), strict=True)) == expected
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_are_those_of_all_against_all_though_few_neighbours_are_looked_at(monkeypatch, seed):
+    hashes = at_the_border(10 + seed, 120)
+    a, b = np.array(sorted(slowly(hashes))).T
+    expected = groups_of(components(len(hashes), a, b))
+    assert len(expected) > 5
+    monkeypatch.setattr(duplicates, "NEIGHBOURS", 4)
+    assert duplicate_groups(hashes) == expected
+
+
 def test_a_large_group_hangs_together_though_not_every_pair_is_looked_at(monkeypatch):
-    monkeypatch.setattr(duplicates, "BLOCK", 16)
-    monkeypatch.setattr(duplicates, "PARTNERS", 2)
-    hashes = hashes_of([photo(0)] * 60 + [photo(1)] * 30)
-    assert duplicate_groups(hashes) == [tuple(range(60)), tuple(range(60, 90))]
-    assert len(near_pairs(hashes, hashes)[0]) <= 2 * 4 * 90  # plain and mirrored
+    monkeypatch.setattr(duplicates, "NEIGHBOURS", 2)
+    rng, base = np.random.default_rng(0), np.asarray(photo(0), dtype=float)
+    noisy = [base + rng.normal(0, 3, (16, 16, 3)).repeat(4, 0).repeat(4, 1) for _ in range(90)]
+    pictures = [photo(0)] * 60 + [photo(1)] * 30 + [Image.fromarray(p.clip(0, 255).astype(np.uint8)) for p in noisy]
+    hashes = hashes_of(pictures)
+    assert duplicate_groups(hashes) == [(*range(60), *range(90, 180)), tuple(range(60, 90))]
+    assert len(near_pairs(hashes)[0]) < 3 * 180 * 3  # rounds are few, and each looks at a few neighbours
 
 
 def test_rows_that_cannot_be_read_are_nobody_s_duplicates():

@@ -1,22 +1,21 @@
-"""Hashes: the perceptual hash against a second implementation, and a pass that is done once."""
+"""Hashes: the perceptual hash against a second implementation, and a pass over all rows."""
 
 from __future__ import annotations
 
 import logging
-import os
 
 import numpy as np
 import pytest
 import scipy.fft
+import torch
 from PIL import Image, ImageOps
 from support.picked import photo, save_folder
 
-from memwatch.picking import hashes, workers
-from memwatch.picking.hashes import CELLS, hash_rows, hashes_of, key_of, record_of
+from memwatch.picking import workers
+from memwatch.picking.hashes import CELLS, hash_rows, hashes_of, record_of
 from memwatch.picking.keypoints import SIDE
 from memwatch.picking.pictures import decoded, square
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.stored import FILE
 
 
 def by_hand(picture: Image.Image) -> np.ndarray:
@@ -60,38 +59,6 @@ def folder(tmp_path):
     return save_folder(tmp_path / "train", {f"{i}.{'png' if i % 2 else 'jpg'}": photo(i) for i in range(6)})
 
 
-def test_a_second_pass_opens_no_file(folder, tmp_path, monkeypatch):
-    rows = as_training_set(folder)
-    first = hash_rows(rows, cache=tmp_path / "cache", progress=False)
-    assert first.num_decoded == 6
-    monkeypatch.setattr(hashes, "decoded", None)  # whoever calls it fails
-    again = hash_rows(rows, cache=tmp_path / "cache", progress=False)
-    assert again.num_decoded == 0
-    assert np.array_equal(again.records, first.records)
-
-
-def test_only_what_is_new_or_changed_is_read_again(folder, tmp_path):
-    cache = tmp_path / "cache"
-    hash_rows(as_training_set(folder), cache=cache, progress=False)
-    photo(40).save(folder / "new.png")
-    photo(41).save(folder / "1.png")
-    os.utime(folder / "1.png", ns=(1, 1))
-    found = hash_rows(as_training_set(folder), cache=cache, progress=False)
-    assert found.num_decoded == 2
-    assert np.array_equal(found.records, hash_rows(as_training_set(folder), progress=False).records)
-    assert hash_rows(as_training_set(folder), cache=cache, progress=False).num_decoded == 0
-
-
-def test_rows_in_memory_are_known_by_their_content(tmp_path):
-    pictures = [photo(0), photo(1), photo(0)]
-    found = hash_rows(as_training_set(pictures), cache=tmp_path, progress=False)
-    assert found.num_decoded == 2
-    assert np.array_equal(found.records[0], found.records[2])
-    assert hash_rows(as_training_set(pictures[::-1]), cache=tmp_path, progress=False).num_decoded == 0
-    keys = {key_of(np.asarray(p)) for p in pictures} | {key_of(np.asarray(pictures[0]).reshape(-1, 32, 3))}
-    assert len(keys) == 3
-
-
 def test_two_processes_equal_one(folder):
     (folder / "broken.png").write_bytes(b"no picture")
     rows = as_training_set(folder)
@@ -100,7 +67,6 @@ def test_two_processes_equal_one(folder):
     assert one.unreadable == two.unreadable
     assert list(one.unreadable) == [6]
     assert "broken.png" in one.unreadable[6]
-    assert one.num_decoded == two.num_decoded == 6
     assert one.hashes.readable.tolist() == [True] * 6 + [False]
 
 
@@ -108,26 +74,8 @@ def test_when_workers_are_lost_the_images_are_hashed_all_the_same(folder, monkey
     monkeypatch.setattr(workers.sys, "executable", "/bin/false")
     with caplog.at_level(logging.WARNING, "memwatch"):
         found = hash_rows(as_training_set(folder), workers=2, progress=False)
-    assert found.num_decoded == 6
+    assert np.array_equal(found.records, hash_rows(as_training_set(folder), progress=False).records)
     assert "hashed in this process instead" in caplog.text
-
-
-def test_a_broken_file_of_hashes_is_made_anew(folder, tmp_path, caplog):
-    cache = tmp_path / "cache"
-    expected = hash_rows(as_training_set(folder), cache=cache, progress=False)
-    (cache / FILE).write_bytes((cache / FILE).read_bytes()[:5000])
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        found = hash_rows(as_training_set(folder), cache=cache, progress=False)
-    assert "hashed anew" in caplog.text
-    assert found.num_decoded == 6
-    assert np.array_equal(found.records, expected.records)
-
-
-def test_a_folder_that_cannot_be_written_to_is_said(folder, tmp_path, caplog):
-    (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        assert hash_rows(as_training_set(folder), cache=tmp_path / "cache", progress=False).num_decoded == 6
-    assert "the hashes cannot be kept" in caplog.text
 
 
 def test_rows_that_fail_are_counted_with_their_reasons():
@@ -137,7 +85,7 @@ def test_rows_that_fail_are_counted_with_their_reasons():
     assert "a dict is no image" in found.unreadable[1]
     assert "/nowhere/c.png" in found.unreadable[2]
     assert "not finite" in found.unreadable[3]
-    assert found.num_decoded == 2
+    assert found.hashes.readable.tolist() == [True, False, False, False, True]
 
 
 def test_hashes_of_other_pictures():
@@ -145,3 +93,13 @@ def test_hashes_of_other_pictures():
     assert found.readable.all()
     assert np.array_equal(found.whole[1], record_of(photo(1))["whole"])
     assert len(hashes_of([])) == 0
+
+
+def test_pictures_in_memory_cross_to_workers_whatever_they_are():
+    source = [photo(0), np.asarray(photo(1)), torch.from_numpy(np.asarray(photo(2)).copy()), {"no": "picture"}]
+    rows = as_training_set([(picture, "") for picture in source])
+    one, two = (hash_rows(rows, workers=number, progress=False) for number in (1, 2))
+    assert np.array_equal(one.records, two.records)
+    assert one.unreadable == two.unreadable
+    assert list(one.unreadable) == [3]
+    assert "a dict is no image" in one.unreadable[3]

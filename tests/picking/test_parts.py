@@ -8,13 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
+from support.picked import photo
 
 from memwatch.bench.items import mark, rectangle
 from memwatch.bench.photographs import PRETRAINING, random_view
+from memwatch.picking import parts as parts_
+from memwatch.picking.boxes import box_of
 from memwatch.picking.duplicates import duplicate_groups
 from memwatch.picking.hashes import hash_rows
 from memwatch.picking.keypoints import MOST, SIDE, keypoints
-from memwatch.picking.parts import Part, box_of, shared_parts
+from memwatch.picking.parts import Part, shared_parts
 from memwatch.picking.rows import as_training_set
 
 KNOWN = [photograph.image() for photograph in PRETRAINING]
@@ -187,3 +190,38 @@ def test_the_smallest_box():
     mask = np.zeros((8, 8), bool)
     mask[2, 3] = mask[5, 4] = True
     assert box_of(mask) == (3 / 8, 2 / 8, 5 / 8, 6 / 8)
+
+
+def with_parts(number: int, size: int = 96) -> list[Image.Image]:
+    """Pictures of which the first 30 have a logo at the same place, and the next 30 one that moves."""
+    rng, pictures = np.random.default_rng(12), [photo(i, size) for i in range(number)]
+    for i in range(30):
+        pictures[i].paste(logo(28), (8, 60))
+        pictures[30 + i].paste(logo(36, seed=103), tuple(rng.integers(0, size - 36, 2).tolist()))
+    return [jpeg(picture) for picture in pictures]
+
+
+def test_what_a_part_of_a_large_set_shows_is_looked_for_in_the_rest(monkeypatch):
+    pictures = with_parts(160)
+    every = parts(pictures)
+    assert [part.rows for part in every] == [tuple(range(30)), tuple(range(30, 60))]
+    monkeypatch.setattr(parts_, "SAMPLE", 64)
+    found = parts(pictures)
+    assert found[0].rows == tuple(range(30))
+    assert set(found[1].rows) <= set(range(30, 60))
+    assert len(found[1].rows) >= 27
+    assert min(map(overlap, found[0].boxes, every[0].boxes)) > 0.8
+    whole = dict(zip(every[1].rows, every[1].boxes, strict=True))
+    boxes = dict(zip(found[1].rows, found[1].boxes, strict=True))
+    assert np.mean([overlap(box, whole[row]) > 0.5 for row, box in boxes.items()]) > 0.8
+    assert [part.rows for part in parts(pictures)] == [part.rows for part in found]  # the same rows are drawn
+
+
+def test_in_the_rest_of_a_large_set_nothing_else_is_found(monkeypatch):
+    monkeypatch.setattr(parts_, "SAMPLE", 30)
+    pictures = views(13, 104)
+    for i in range(0, 104, 8):
+        pictures[i].paste(logo(70), (20, 160))
+    pictures += [pictures[0].copy(), Image.new("RGB", (64, 64), "white")]
+    (found,) = parts(pictures)
+    assert found.rows == (*range(0, 104, 8), 104)

@@ -54,7 +54,7 @@ def found(survey):
 
 
 def kept(cache: Path) -> list[Path]:
-    return sorted(cache.glob("*.npz"))
+    return sorted(cache.glob("*.json"))
 
 
 def test_a_second_call_reads_what_the_first_has_found(train, cache, surveys):
@@ -106,7 +106,7 @@ def test_a_changed_file_caption_or_prompt_is_another_set(train, surveys):
 def test_no_more_than_so_many_surveys_stay(cache):
     cache.mkdir(parents=True)
     for i in range(KEPT + 5):
-        for suffix in ("npz", "lock"):
+        for suffix in ("json", "lock"):
             (cache / f"{i}.{suffix}").write_bytes(b"")
             os.utime(cache / f"{i}.{suffix}", (i, i))
     (cache / "mine.txt").write_bytes(b"")

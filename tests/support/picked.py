@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from memwatch.picking.choose import choose
-from memwatch.picking.hashes import CELLS, Hashes
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.survey import Group, GroupKind, Survey
@@ -33,10 +32,7 @@ def surveyed(size: int, *groups: Group, **parts: Any) -> Survey:
     strangeness = np.arange(size, dtype=float)
     unreadable = parts.pop("unreadable", {})
     strangeness[list(unreadable)] = np.nan
-    thumbnails = np.random.default_rng(0).integers(0, 256, (size, CELLS, CELLS, 3), dtype=np.uint8)
-    bits = np.zeros((size, 8), np.uint8)
-    hashes = Hashes(bits, bits, thumbnails, np.isfinite(strangeness))
-    known: dict[str, Any] = {"digest": "d", "captions": (), "rare_captions": (), "hashes": hashes}
+    known: dict[str, Any] = {"captions": (), "rare_captions": (), "bits": np.zeros((size, 8), np.uint8)}
     ordered = tuple(sorted(groups, key=lambda g: (-len(g.rows), g.kind != GroupKind.DUPLICATES)))
     return Survey(size=size, unreadable=unreadable, groups=ordered, strangeness=strangeness, **known | parts)
 

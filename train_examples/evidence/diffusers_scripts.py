@@ -2,7 +2,7 @@
 
     git clone https://github.com/huggingface/diffusers && python train_examples/evidence/diffusers_scripts.py diffusers
 
-Puts the lines of train_examples/README.md into copies of the scripts, trains each copy twice on a CPU (on the same rows:
+Puts the lines of train_examples/README.md into copies of the scripts, trains each twice on a CPU (on the same rows:
 those that ``memwatch.pick`` leaves), and compares what is saved, bit for bit. ``train_text_to_image.py`` runs for three
 epochs, and once more resumed from a checkpoint in the second. Needs torchvision and datasets, as those scripts do.
 Exit code 1 where anything differs.
