@@ -11,6 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+# What judging takes. A control is judged by the others, and a standard deviation of fewer than ten says too little; so
+# with eleven both a probe and every control have at least ten to be compared with.
+MIN_CONTROLS = 11
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 

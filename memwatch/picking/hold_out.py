@@ -17,13 +17,12 @@ import numpy as np
 from PIL import Image
 
 from memwatch.config import PickConfig
-from memwatch.measure.probes import Probe
+from memwatch.measure.probes import MIN_CONTROLS, Probe
 from memwatch.picking.pictures import decoded
 from memwatch.picking.rows import RowError, TrainingSet
 from memwatch.picking.survey import Survey, matches
 from memwatch.picking.words import counted, listed
 
-MIN_CONTROLS = 10  # what judging takes: MIN_CONTROLS of memwatch/judge/calibration.py, which comes after this folder
 SHARE = 5  # at most one row in so many is held out
 LEAST = 5  # the smallest set of which pictures are set aside: two of five at most
 SIBLINGS = 5  # a caption with so many rows has a control of its own where one of its rows is watched

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from memwatch.config import MemWatchConfig
-from memwatch.judge.calibration import MIN_CONTROLS
 from memwatch.measure.observer import Observer
-from memwatch.measure.probes import Probe
+from memwatch.measure.probes import MIN_CONTROLS, Probe
 from memwatch.pace import RAREST, Pace
 
 logger = logging.getLogger("memwatch")

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from support.picked import duplicates, part, plain_rows, surveyed
 
-import memwatch.judge.calibration
 from memwatch.config import PickConfig
-from memwatch.picking.hold_out import MIN_CONTROLS, held_out, in_proportion, plan
+from memwatch.picking.hold_out import held_out, in_proportion, plan
 from memwatch.picking.mix import ordinary_rows
 from memwatch.picking.rows import RowError
 
@@ -25,12 +24,8 @@ def held(survey, watched, number, seed=0):
     return held_out(survey, ordinary_rows(survey), watched, number, np.random.default_rng(seed))
 
 
-def test_it_takes_as_many_controls_as_the_judge_does():
-    assert MIN_CONTROLS == memwatch.judge.calibration.MIN_CONTROLS
-
-
 @pytest.mark.parametrize(
-    ("readable", "asked", "number"), [(1000, 20, 20), (100, 20, 20), (99, 20, 19), (50, 20, 10), (49, 20, 0)]
+    ("readable", "asked", "number"), [(1000, 20, 20), (100, 20, 20), (99, 20, 19), (55, 20, 11), (54, 20, 0)]
 )
 def test_a_fifth_of_a_small_set_at_most(readable, asked, number):
     assert planned(readable, hold_out=asked).number == number
@@ -78,7 +73,7 @@ def test_too_small_a_set_says_what_is_possible():
     found = planned(6)
     assert (found.number, found.class_rows) == (0, ())
     said = " ".join(found.notes)
-    assert "a fifth of 6 readable rows is fewer than the 10 controls that judging takes" in said
+    assert "a fifth of 6 readable rows is fewer than the 11 controls that judging takes" in said
     assert "class (prior preservation) images are controls" in said
     assert "augmented views of training pictures are none" in said
     assert "pick.set_aside: 2" in said
@@ -103,8 +98,8 @@ def test_class_images_are_the_controls_of_a_small_set():
 
 
 def test_too_few_class_images_are_none():
-    assert planned(6, class_images=plain_rows(9)).class_rows == ()
-    assert planned(6, class_images=plain_rows(8), set_aside=2).number == 2
+    assert planned(6, class_images=plain_rows(10)).class_rows == ()
+    assert planned(6, class_images=plain_rows(9), set_aside=2).number == 2
 
 
 def test_class_images_that_cannot_be_read_are_passed_over():
@@ -147,7 +142,7 @@ def test_no_controls_are_a_choice():
     found = planned(1000, hold_out=0)
     assert found.number == 0
     assert found.notes == ("pick.hold_out is 0, so that there are no controls: " + uncalibrated(),)
-    assert "pick.hold_out is 5, and judging takes 10" in planned(1000, hold_out=5).notes[0]
+    assert "pick.hold_out is 5, and judging takes 11" in planned(1000, hold_out=5).notes[0]
 
 
 def uncalibrated():
@@ -156,4 +151,4 @@ def uncalibrated():
 
 def test_few_given_controls_are_said():
     assert "too few controls (4)" in planned(1000, given=4).notes[0]
-    assert planned(1000, given=10).notes == ()
+    assert planned(1000, given=11).notes == ()
