@@ -20,6 +20,7 @@ from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
 from memwatch.faults import Faults, PartError
 from memwatch.guard import GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
+from memwatch.judge.compared import Screened
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.judge.proof import prove
 from memwatch.judge.screen import LOOKING, SCREENING, observe
@@ -270,7 +271,7 @@ class MemWatch:
         self.observer.take_turns(progress.events, with_evidence(progress.states))
         progress.events += 1
         try:
-            seen = self._observe(step, full)
+            seen, screened = self._observe(step, full)
             read = self.observer.trainable_weights
             turns = [p.name for p in self.observer.turns]
             together(KEEPING, self.faults, lambda: self.baselines.remember(step, seen, read, self.faults, turns))
@@ -280,7 +281,7 @@ class MemWatch:
             of_turns = self.observer.num_turns(planned)
 
             def judged() -> Judgement:
-                return judge_event(observations, progress.states, step, self.config, planned, of_turns)
+                return judge_event(observations, progress.states, step, self.config, planned, of_turns, screened)
 
             judgement = together(JUDGING, self.faults, judged)
             found = prove(judgement.findings, observations, self.observer, self.faults, progress.stop.copied)
@@ -309,8 +310,8 @@ class MemWatch:
             with self.faults.surviving(SAVING, "the last one before it is the newest"):
                 self.accelerator.save_state(str(self.folder.folder / "stopped"))  # waits for all ranks
 
-    def _observe(self, step: int, full: bool) -> list[Observation]:
-        """What was seen of every probe, the same on every rank."""
+    def _observe(self, step: int, full: bool) -> tuple[list[Observation], Screened | None]:
+        """What was seen of every probe, the same on every rank, see ``screen.observe``."""
         if not self._progress.has_entered:
             self._enter(self._progress.run)
             self._progress.has_entered = True

@@ -18,7 +18,7 @@ HORIZON = 2000  # steps from which on a run can pay for its events, and over whi
 OFTENEST, RAREST = 25, 500  # steps between events that are chosen without a word
 NEVER_RARER = 1000
 MIN_EVENTS = 4  # of a shorter run: an alert takes two, and it should be in time
-CHOSEN = 0.1  # share of probes and controls that the screen is expected to choose
+CHOSEN = 0.25  # of all curvature, what an event with a screen is expected to measure where nothing is stored
 FIRST_AT_MOST = 0.5  # share of the budget that may pay off the first event; the rest is for the others
 
 

@@ -20,6 +20,7 @@ from support.builders import (
 import memwatch.measure.observer
 import memwatch.measure.views
 from memwatch import Probe
+from memwatch.measure.signals import decide
 
 SCREENED = CONFIG | {"screen": True, "strict": True}
 NAMES = ["cat", "poster"]
@@ -38,11 +39,14 @@ def test_an_event_measures_curvature_of_what_the_screen_chooses(pretrained, pipe
     later = loop.run(watch, 4)
     assert measured(first) == []
     assert [measured(report) for report in later] == [["cat", "control/control0"]] * 2
-    assert [r.scalars()["memwatch/measured"] for r in (first, *later)] == [0, 2, 2]
+    assert [r.scalars()["memwatch/measured"] for r in (first, *later)] == [0, 4, 4]  # all controls that are images
     cat, poster = later[0].findings
     assert cat.signals.snapshot.variance is not None
     assert poster.signals.snapshot.variance is None
-    assert poster.signals.decisive is not None  # half of its loss term
+    assert_same(poster.signals.deciding.samples, decide(poster.signals, "loss", "both").samples)
+    chosen, *others = later[0].judgement.controls
+    assert chosen.signals.snapshot.variance is not None
+    assert [f.signals.snapshot.variance for f in others] == [None, None]  # measured, but judged as the screen saw them
     keys = later[0].scalars().keys()
     assert "memwatch/collapse/cat" in keys
     assert "memwatch/collapse/poster" not in keys

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memwatch.bench.cost import Search, plans, rows_of
-from memwatch.bench.events import FULL, TENTH, Numbers, Setting, Workbench
+from memwatch.bench.events import FULL, USUAL, Numbers, Setting, Workbench
 from memwatch.bench.meter import clock_of, median_seconds
 from memwatch.bench.procedure import Rows, all_maps, published_rows
 from memwatch.bench.sources import SIZE
@@ -120,4 +120,4 @@ def curves(
 def rank_passes(config: MemWatchConfig, numbers: Numbers, ranks: int) -> dict[str, dict[str, float]]:
     """Of the rank that looks at the most probes."""
     passes = count_passes(config, -(-numbers.references // ranks), -(-numbers.prompts // ranks))
-    return {TENTH: {"passes": passes.of_event(CHOSEN)}, FULL: {"passes": passes.of_event(1)}}
+    return {USUAL: {"passes": passes.of_event(CHOSEN)}, FULL: {"passes": passes.of_event(1)}}

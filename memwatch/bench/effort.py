@@ -12,9 +12,9 @@ from memwatch.bench.product import Product
 from memwatch.bench.protocol import CURVATURE, GENERATION, LEVELS, NUM_SEEDS, PUBLISHED, SHIPPED
 
 
-def chosen_share(products: Sequence[Product]) -> float:
-    """Of all looks after the first event, the share at which memwatch's screen asked for curvature."""
-    shares = [len(p.run.numbers[s]["chosen"]) / len(p.run.items) for p in products for s in p.run.steps[1:]]
+def measured_share(products: Sequence[Product]) -> float:
+    """Of all looks after the first event, the share at which memwatch measured curvature."""
+    shares = [len(p.run.measured(s)) / len(p.run.items) for p in products for s in p.run.steps[1:]]
     return float(np.mean(shares))
 
 
@@ -22,7 +22,7 @@ def effort_table(products: Sequence[Product]) -> list[dict[str, Any]]:
     """Passes per picture and event; baselines come from the ledger, where memwatch has one."""
     levels = len(LEVELS.timesteps)
     screen = Rows(forward=levels * LEVELS.screen_draws * BRANCHES)
-    full, share = reference_rows(levels * LEVELS.draws, CURVATURE.vectors), chosen_share(products)
+    full, share = reference_rows(levels * LEVELS.draws, CURVATURE.vectors), measured_share(products)
     sampling = SHIPPED.sampling
     prompt = prompt_rows(levels * LEVELS.draws, CURVATURE.vectors, SHIPPED.seeds, sampling.num_inference_steps)
     maps, steps = published_rows(), {"published": PUBLISHED, "verified": GENERATION}

@@ -29,7 +29,7 @@ from memwatch.measure.passes import count_passes
 from memwatch.measure.probes import Probe
 from memwatch.pace import CHOSEN, Pace, Prices, choose_pace, pace_of
 
-FIRST, SCREENED, TENTH, FULL = "first", "screened, nothing chosen", f"screened, {CHOSEN:.0%} chosen", "full"
+FIRST, SCREENED, USUAL, FULL = "first", "screened, nothing chosen", f"screened, {CHOSEN:.0%} measured", "full"
 LOOKED_AT = (1, 2)  # probes of each kind: what one more costs, and what an event costs in any case
 BASELINE = "baseline"  # what the first full event costs more than others: once in a run
 WORDS = "red old quiet tall round bright wooden little".split(), "house cat bridge boat garden street tree lamp".split()
@@ -84,7 +84,7 @@ class SettingCost:
         """How often memwatch looks in a run of ``steps``, and the share of training time that this takes."""
         config = replace(self.setting.config, max_train_steps=steps)
         first, every = self.events[FIRST].seconds + self.baseline, config.every_steps
-        usual, full = self.events.get(TENTH, self.events[FULL]).seconds, self.events[FULL].seconds
+        usual, full = self.events.get(USUAL, self.events[FULL]).seconds, self.events[FULL].seconds
         more = full - self.events[SCREENED].seconds if SCREENED in self.events else 0.0
         prices = Prices(step_seconds, first, usual, max(0.0, more))
         if every is None:
@@ -118,7 +118,7 @@ def event_passes(config: MemWatchConfig, numbers: Numbers, branches: int) -> dic
     )
     if not config.screens:
         return {FIRST: full + passes.sampling, FULL: passes.of_event(1)}
-    events = {SCREENED: passes.of_event(0), TENTH: passes.of_event(CHOSEN), FULL: passes.of_event(1)}
+    events = {SCREENED: passes.of_event(0), USUAL: passes.of_event(CHOSEN), FULL: passes.of_event(1)}
     return {FIRST: screen + passes.sampling, **events}
 
 
@@ -207,8 +207,8 @@ class Workbench:
         seconds = {name: sum(one.seconds[name] for one in found) for name in found[0].seconds}
         peaks = {name: _largest([one.peaks[name] for one in found]) for name in found[0].peaks}
         if SCREENED in seconds:
-            seconds[TENTH] = seconds[SCREENED] + CHOSEN * max(0.0, seconds[FULL] - seconds[SCREENED])
-            peaks[TENTH] = peaks[FULL]
+            seconds[USUAL] = seconds[SCREENED] + CHOSEN * max(0.0, seconds[FULL] - seconds[SCREENED])
+            peaks[USUAL] = peaks[FULL]
         passes = event_passes(setting.config, numbers, branches)
         events = {name: EventCost(n, seconds[name], peaks[name]) for name, n in passes.items()}
         ledger, weights = sum(one.ledger for one in found), max(one.weights for one in found)

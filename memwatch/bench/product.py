@@ -67,7 +67,9 @@ def judged(run: Finished, config: MemWatchConfig) -> Product:
     product, stopping = Product(run), StopState()
     states: Mapping[str, ProbeState] = {}
     for step in run.steps[1:]:
-        judgement = judge_event(run.as_shipped(step), states, step, config, planned=len(run.steps) - 1)
+        observations, screened = run.as_shipped(step)
+        planned = len(run.steps) - 1
+        judgement = judge_event(observations, states, step, config, planned, screened=screened)
         states = judgement.states
         noted(product, step, judgement)
         stopping = decide_stop(stopping, judgement.findings, step, config.stop)

@@ -1,31 +1,43 @@
 """The promise, simulated: how often a run in which nothing is stored calls something memorized, and what it finds.
 
-Severities are drawn instead of measured; everything after them is the product's own rule: p-values, the budget of a
-run, patience, the check by ranks, the audit of the controls. The smallest effect that matters is left out, because it
-would hide what the statistics do. All runs of a cell go through the rule side by side, event by event; a test holds
-that against ``judge.alerts`` and ``judge.calibration``, which judge one object at a time.
+What the network would have said is drawn; everything after it is the product's own code: signals, the screen's choice,
+regions, p-values, the budget of a run, patience, the check by ranks, the audit of the controls. The smallest effect
+that matters is left out, because it would hide what the statistics do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from zlib import crc32
 
 import numpy as np
+import torch
 from scipy import stats
 
-from memwatch.config import AlertsConfig
-from memwatch.judge.alerts import RANK_P
-from memwatch.judge.calibration import MIN_CONTROLS, NUM_SIZES, RESOLUTION, largest_p, upper_bound
+from memwatch.config import AlertsConfig, LevelsConfig, MemWatchConfig, RegionsConfig, SignalsConfig
+from memwatch.judge.alerts import Verdict
+from memwatch.judge.calibration import upper_bound
+from memwatch.judge.compared import Screened
+from memwatch.judge.findings import Judgement, judge_event
+from memwatch.judge.screen import chosen, with_references
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.probes import Probe
+from memwatch.measure.signals import LOSS_FLOOR, RHO_FLOOR
 
-CONTROLS, PROBES, EVENTS, AUTOCORRELATIONS = (10, 20, 50, 100), (1, 8, 64), (5, 20, 100), (0.0, 0.5, 0.8, 1.0)
 TAILS = ("normal", "t5", "lognormal")  # of severities, on the log scale
 SKEW = 0.5  # sigma of the lognormal
-STORED = 8.0  # standard deviations of the controls: severity of a probe that is stored
-SHARED = 0.7  # correlation of one object's severities at different sizes
+SPREAD = 0.15  # standard deviation of severities, of variance and loss alike; log of a factor
+STORED = 8.0  # standard deviations of the controls: severity of a probe that is stored, on a quarter of the picture
+STORED_ONE = "stored"
+SHARED = 0.7  # of the variance of severities: the same all over one picture, the rest pixel by pixel
+FALLS = {"": (0.0, 0.0), "variance": (1.0, 0.1), "both": (1.0, 1.0)}  # of variance and loss
+SIDE = 8  # of a map, pixels
 NORMAL = np.linspace(-8, 8, 8001)
 STUDENT = np.sign(NORMAL) * stats.t.isf(stats.norm.sf(np.abs(NORMAL)), 5) / np.sqrt(5 / 3)  # unit variance
+DRAWS = np.array([-0.002, 0.002])[:, None, None]  # by how much two noise draws differ, so that there is an error bar
+NO_FLOOR = 1 + 1e-6
 
 
 @dataclass(frozen=True)
@@ -36,21 +48,27 @@ class Cell:
         controls, probes, events: numbers of them.
         autocorrelation: of one object's severities between events, in [0, 1].
         tail: distribution of severities; ``t5`` has heavy tails, ``lognormal`` (sigma 0.5) is skewed to the right.
+        fall: what falls on every picture alike until the end of the run, see ``FALLS``; the model learns, stores none.
     """
 
-    controls: int
-    probes: int
-    events: int
-    autocorrelation: float
+    controls: int = 20
+    probes: int = 8
+    events: int = 20
+    autocorrelation: float = 0.8
     tail: str = "normal"
+    fall: str = ""
 
 
 def cells() -> Iterator[Cell]:
-    """Every combination."""
-    return (Cell(*c) for c in product(CONTROLS, PROBES, EVENTS, AUTOCORRELATIONS, TAILS))
+    """The middle of everything, and what differs from it in one respect; the tails and the falls together as well."""
+    yield Cell()
+    yield from (Cell(controls=n) for n in (11, 50))
+    yield from (Cell(probes=n) for n in (1, 32))
+    yield from (Cell(autocorrelation=rho) for rho in (0.0, 1.0))
+    yield from (Cell(tail=tail, fall=fall) for tail in TAILS for fall in FALLS if (tail, fall) != ("normal", ""))
 
 
-# --- severities -------------------------------------------------------------------------------------------------------
+# --- what the network would have said ---------------------------------------------------------------------------------
 
 
 def shaped(z: np.ndarray, tail: str) -> np.ndarray:
@@ -65,148 +83,90 @@ def shaped(z: np.ndarray, tail: str) -> np.ndarray:
     return z
 
 
-def severities(cell: Cell, runs: int, rng: np.random.Generator, stored: float = STORED) -> Iterator[np.ndarray]:
-    """Of all objects, event by event: ``(NUM_SIZES, objects, runs)``, in standard deviations of the controls.
+def log_factors(cell: Cell, rng: np.random.Generator, stored: float = STORED) -> Iterator[np.ndarray]:
+    """By how much variance and loss of every picture have fallen, event by event: ``(2, objects, SIDE, SIDE)``.
 
-    Objects are the probes, of which none is stored; then the first probe again, as it would be if it were stored from
-    the middle of the run on; then the controls.
+    Objects are the probes, of which the first is stored from the middle of the run on, and the controls.
+
+    Args:
+        stored: how much of the first, in standard deviations of the controls, on a quarter of the picture.
     """
-    shape, rho = (cell.probes + cell.controls, runs), cell.autocorrelation
+    objects, rho = 1 + cell.probes + cell.controls, cell.autocorrelation
 
-    def fresh() -> np.ndarray:
-        own: np.ndarray = rng.standard_normal((NUM_SIZES, *shape))
-        own *= np.sqrt(1 - SHARED)
-        own += np.sqrt(SHARED) * rng.standard_normal(shape)
-        return own
+    def fresh() -> tuple[np.ndarray, np.ndarray]:
+        return rng.standard_normal((2, objects, 1, 1)), rng.standard_normal((2, objects, SIDE, SIDE))
 
-    z = fresh()
+    whole, pixels = fresh()
     for event in range(cell.events):
-        if event and rho < 1:
-            z = rho * z + np.sqrt(1 - rho**2) * fresh()
-        x = shaped(z, cell.tail)
-        again = x[:, :1] + (stored if event >= cell.events // 2 else 0.0)
-        yield np.concatenate([x[:, : cell.probes], again, x[:, cell.probes :]], axis=1)
+        if event:
+            whole, pixels = (
+                rho * old + np.sqrt(1 - rho**2) * new for old, new in zip((whole, pixels), fresh(), strict=True)
+            )
+        own = np.sqrt(SHARED) * shaped(whole, cell.tail) + np.sqrt(1 - SHARED) * pixels
+        common = np.array(FALLS[cell.fall]) * (event + 1) / cell.events
+        if event >= cell.events // 2:
+            own[:, 0, : SIDE // 2, : SIDE // 2] += stored
+        yield common[:, None, None, None] + SPREAD * own
 
 
-# --- the rule ---------------------------------------------------------------------------------------------------------
-
-
-def excess_of(x: np.ndarray, controls: np.ndarray) -> np.ndarray:
-    """``calibration.Null.excess`` of every object: ``(NUM_SIZES, objects, runs)``.
-
-    Args:
-        x: ``(NUM_SIZES, objects, runs)``. controls: ``(NUM_SIZES, N, runs)``.
-    """
-    spread = controls.std(1, ddof=1, keepdims=True) * np.sqrt(1 + 1 / controls.shape[1])
-    excess: np.ndarray = (x - controls.mean(1, keepdims=True)) / np.maximum(spread, RESOLUTION)
-    return excess
-
-
-def excess_over_others(controls: np.ndarray) -> np.ndarray:
-    """The same of every control against the others, ``(NUM_SIZES, N, runs)``, without a loop over controls.
-
-    With mean m and sum of squared deviations Q of all N, those without the i-th have the mean ``(N m - x_i) / (N - 1)``
-    and the sum ``Q - (x_i - m)^2 N / (N - 1)``.
-    """
-    n = controls.shape[1]
-    away = controls - controls.mean(1, keepdims=True)
-    squares = np.square(away)
-    left = np.maximum(squares.sum(1, keepdims=True) - squares * (n / (n - 1)), 0)
-    spread = np.sqrt(left * ((1 + 1 / (n - 1)) / (n - 2)))
-    excess: np.ndarray = away * (n / (n - 1)) / np.maximum(spread, RESOLUTION)
-    return excess
-
-
-class Group:
-    """Objects of one kind in all runs, with their patience.
+def observation(probe: Probe, variance: np.ndarray, loss: np.ndarray, *, curvature: bool) -> Observation:
+    """A picture whose retained variance and loss were 1 everywhere and have fallen by these log factors.
 
     Args:
-        references: controls that each of them is compared with.
-        probes: that share a run's budget.
+        variance, loss: ``(SIDE, SIDE)``.
+        curvature: False is what the screen sees: the loss, at the first of two noise draws.
     """
-
-    def __init__(self, references: int, probes: int, rule: AlertsConfig) -> None:
-        self.references, self.probes, self.rule = references, probes, rule
-        self.streak: np.ndarray | int = 0
-
-    def p_of(self, excess: np.ndarray) -> np.ndarray:
-        """``calibration.Null.p_value``."""
-        p: np.ndarray = np.minimum(1.0, NUM_SIZES * stats.t.sf(excess, self.references - 1))
-        return p
-
-    def smallest_excess(self, p: float) -> float:
-        """What a p-value of ``p`` or less takes; it falls with the excess."""
-        return float(stats.t.isf(p / NUM_SIZES, self.references - 1)) if p < 1 else -np.inf
-
-    def allowed(self, event: int) -> float:
-        """The p-value that the n-th event may have at most."""
-        budget = self.rule.false_alarms_per_run
-        return min(self.rule.max_p, largest_p(event, false_alarms_per_run=budget, num_probes=self.probes))
-
-    def judge(self, event: int, x: np.ndarray, excess: np.ndarray, controls: np.ndarray) -> np.ndarray:
-        """Whether the rule calls an object memorized at its n-th event, n = 1, 2, ...: bool ``(objects, runs)``.
-
-        Args:
-            x, excess: ``(NUM_SIZES, objects, runs)``.
-            controls: ``(NUM_SIZES, N, runs)``; N is one more than ``references`` where they are the objects themselves.
-        """
-        highest = excess.max(0)
-        self.streak = np.where(highest >= self.smallest_excess(self.rule.max_p), self.streak + 1, 0)
-        passes = (highest >= self.smallest_excess(self.allowed(event))) & (self.streak >= self.rule.patience)
-        objects, runs = np.nonzero(passes)  # few, where nothing is stored
-        size = excess[:, objects, runs].argmax(0)
-        own = controls.shape[1] - self.references
-        as_high = (controls[size, :, runs] >= x[size, objects, runs][:, None]).sum(1) - own
-        rank_p = (1 + as_high) / (1 + self.references)
-        passes[objects, runs] = rank_p <= max(RANK_P, 1 / (1 + self.references))
-        return np.asarray(passes)
+    draws = 2 if curvature else 1
+    ones, zeros = torch.ones(1, draws, 1, SIDE, SIDE), torch.zeros(1, draws, 1, SIDE, SIDE)
+    error = np.maximum((1 + LOSS_FLOOR) * np.exp(-(loss + DRAWS[:draws])) - LOSS_FLOOR, 0)
+    epsilon = torch.from_numpy(np.sqrt(error)).float()[None, :, None]
+    rho = torch.from_numpy((1 + RHO_FLOOR) * np.exp(-(variance + DRAWS)) - RHO_FLOOR).float()[None]
+    return Observation(
+        probe,
+        (301.0,),
+        now=Measurement(CurvatureMap(rho) if curvature else None, epsilon),
+        baseline=Measurement(CurvatureMap(ones[:, :, 0]) if curvature else None, ones),
+        baseline_step=0,
+        eps=zeros,
+    )
 
 
-class AuditOfRuns:
-    """``judge.audit`` of all runs: the rule on every control against the others, as far as those are enough.
-
-    Attributes:
-        called: controls that were called so far, bool ``(N, runs)``.
-        rarest_p: the smallest p-value at which a control was called so far, ``(runs,)``.
-    """
-
-    def __init__(self, cell: Cell, runs: int, rule: AlertsConfig) -> None:
-        others = cell.controls - 1
-        self._group = Group(others, cell.probes, rule) if others >= MIN_CONTROLS else None
-        self.called = np.zeros((cell.controls, runs), dtype=bool)
-        self.rarest_p = np.ones(runs)
-
-    def judge(self, event: int, controls: np.ndarray) -> None:
-        """Take in the n-th event. ``controls``: ``(NUM_SIZES, N, runs)``."""
-        if self._group is None:
-            return
-        excess = excess_over_others(controls)
-        now = self._group.judge(event, controls, excess, controls)
-        self.called |= now
-        objects, runs = np.nonzero(now)
-        np.minimum.at(self.rarest_p, runs, self._group.p_of(excess[:, objects, runs].max(0)))
+# --- the product ------------------------------------------------------------------------------------------------------
 
 
-def calls(events: Iterable[np.ndarray], cell: Cell, rule: AlertsConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What the rule says, event by event.
+def config_of(rule: AlertsConfig) -> MemWatchConfig:
+    """The shipped settings at one noise level and without a smallest effect."""
+    return MemWatchConfig(
+        levels=LevelsConfig(timesteps=(301,), draws=2),
+        signals=SignalsConfig(smooth=1),
+        regions=RegionsConfig(min_factor=NO_FLOOR),
+        alerts=replace(rule, min_severity=NO_FLOOR),
+    )
+
+
+def probes_of(cell: Cell) -> list[Probe]:
+    """One that is stored, those of which nothing is, then controls."""
+    names = [STORED_ONE, *(f"probe/{i}" for i in range(cell.probes))]
+    controls = [Probe("", "drawn", name=f"control/{i}", is_control=True) for i in range(cell.controls)]
+    return [*(Probe("", "drawn", name=name) for name in names), *controls]
+
+
+def judgements(events: Iterable[np.ndarray], probes: Sequence[Probe], config: MemWatchConfig) -> Iterator[Judgement]:
+    """One run, event by event, as ``screen.observe`` and ``judge_event`` have it.
 
     Args:
-        events: see ``severities``.
-
-    Yields:
-        Which of the probes and the stored one are called memorized, bool ``(probes + 1, runs)``, and in which runs the
-        audit contradicts the promise, bool ``(runs,)``.
+        events: see ``log_factors``.
     """
-    group, audit = Group(cell.controls, cell.probes, rule), None
-    for event, x in enumerate(events, start=1):
-        audit = audit or AuditOfRuns(cell, x.shape[-1], rule)
-        watched, controls = x[:, : cell.probes + 1], x[:, cell.probes + 1 :]
-        audit.judge(event, controls)
-        excess = excess_of(watched, controls)
-        called = group.judge(event, watched, excess, controls)
-        objects, runs = np.nonzero(called)
-        called[objects, runs] = group.p_of(excess[:, objects, runs].max(0)) <= audit.rarest_p[runs] ** 2
-        yield called, np.asarray(audit.called.any(0))
+    judgement = Judgement()
+    for number, (variance, loss) in enumerate(events, start=1):
+        pictures = list(zip(probes, variance, loss, strict=True))
+        screened = [observation(*picture, curvature=False) for picture in pictures]
+        names = {p.name for p in probes} if config.is_full_event(number) else chosen(screened, config)
+        measured = with_references(names, probes)
+        full = {p.name: observation(p, v, s, curvature=True) for p, v, s in pictures if p.name in measured}
+        seen, by_screen = [full.get(o.name, o) for o in screened], Screened(screened, frozenset(names))
+        judgement = judge_event(seen, judgement.states, number, config, screened=by_screen)
+        yield judgement
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
@@ -218,9 +178,10 @@ class Outcome:
 
     Attributes:
         runs: how many were simulated.
-        alarmed: those that called any probe memorized, with nothing stored.
-        found: those that called the stored probe, if one were stored from the middle of the run on.
+        alarmed: those that called any probe of which nothing is stored.
+        found: those that called the one that is stored from the middle of the run on.
         contradicted: those whose audit contradicted the promise at any event.
+        measured: share of curvature that was measured before anything was stored, full events left out.
     """
 
     cell: Cell
@@ -228,6 +189,7 @@ class Outcome:
     alarmed: int
     found: int
     contradicted: int
+    measured: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -253,15 +215,21 @@ class Outcome:
 def simulate(cell: Cell, runs: int, rule: AlertsConfig, seed: int = 0, stored: float = STORED) -> Outcome:
     """Run one cell.
 
+    Verdicts on what is not stored do not depend on what is, so that one run shows both.
+
     Args:
-        stored: severity of the stored probe, in standard deviations of the controls.
+        stored: see ``log_factors``.
     """
-    key = [cell.controls, cell.probes, cell.events, round(100 * cell.autocorrelation), TAILS.index(cell.tail)]
-    alarmed, found, contradicted = (np.zeros(runs, dtype=bool) for _ in range(3))
-    drawn = severities(cell, runs, np.random.default_rng([seed, *key]), stored)
-    for event, (called, against) in enumerate(calls(drawn, cell, rule)):
-        alarmed |= called[: cell.probes].any(0)
-        contradicted |= against
-        if event >= cell.events // 2:
-            found |= called[cell.probes]
-    return Outcome(cell, runs, int(alarmed.sum()), int(found.sum()), int(contradicted.sum()))
+    config, probes = config_of(rule), probes_of(cell)
+    alarmed = found = contradicted = 0
+    shares = []
+    for run in range(runs):
+        rng = np.random.default_rng([seed, run, crc32(repr(cell).encode())])
+        events = list(judgements(log_factors(cell, rng, stored), probes, config))
+        called = {f.name for j in events for f in j.findings if f.verdict is Verdict.MEMORIZED}
+        alarmed += bool(called - {STORED_ONE})
+        found += STORED_ONE in called
+        contradicted += any(j.audit.called for j in events)
+        quiet = enumerate(events[: cell.events // 2], start=1)
+        shares += [j.num_measured / len(probes) for number, j in quiet if not config.is_full_event(number)]
+    return Outcome(cell, runs, alarmed, found, contradicted, float(np.mean(shares)))

@@ -1,31 +1,35 @@
-"""The page of ``memwatch promise``: which settings keep the promise, how often each fails it, and what each finds."""
+"""The page of ``memwatch promise``: how often each setting fails the promise, and what it finds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from statistics import median
+from collections.abc import Sequence
 
-from memwatch.bench.promise import STORED, TAILS, Cell, Outcome
-from memwatch.judge.calibration import MIN_CONTROLS
+from memwatch.bench.markdown import markdown_table
+from memwatch.bench.promise import FALLS, SPREAD, STORED, Cell, Outcome
+from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.report.about import machine
 
 NAMES = {"normal": "normal", "t5": "heavy tails (t, 5 degrees of freedom)", "lognormal": "skewed (lognormal)"}
+FALLEN = {"": "-", **{name: " and ".join(f"{f:g}" for f in falls) for name, falls in FALLS.items() if name}}
 PAGE = """# The promise, simulated
 
-`{command}`: {settings} settings, {runs} each, {minutes:.1f} minutes. {machine}.
+`{command}`: {settings} settings, {runs} runs each, {minutes:.1f} minutes. {machine}.
 
 The promise: a run in which nothing is stored calls anything memorized with a probability of {promised} at most
 (`alerts.false_alarms_per_run`), for any number of probes and events, however the events depend on each other. Here
-severities are drawn at random on the log scale, and the rule is memwatch's own: p-values, budget, patience, check by
-ranks, audit. Only the smallest effect is left out, because it would hide what the statistics do.
+what the network would say of every picture is drawn at random, on the log scale with a standard deviation of {spread:g}
+for variance and loss alike, and memwatch's own code judges it: the screen, regions, p-values, budget, patience, check
+by ranks, audit. Only the smallest effect is left out, because it would hide what the statistics do.
 
-{summary}
+{verdict}
 
-{failing}
+*False alarms*: share of runs that call any probe of which nothing is stored, with its 95 % interval; **bold** where the
+promise is broken, because the interval lies above it. *Found*: share of runs that call one more probe, which is stored
+at {stored:g} standard deviations of the controls on a quarter of the picture from the middle of the run on. *Measured*:
+share of curvature that the screen asked for before that. *Falls*: by how much (a natural log) variance and loss fall on
+every picture alike until the end of the run, because the model learns.
 
-Each entry below is the share of runs with a false alarm / the share of runs that find one probe which is stored at
-{stored:g} standard deviations of the controls from the middle of the run on, both in %. **Bold**: the promise is
-broken, because the 95 % interval of the first number lies above it. The columns are probes x events.
+{table}
 """
 KEPT = "The promise is kept in every setting."
 FAILING = """The promise cannot be kept in every setting where severities are of this kind: {kinds}.
@@ -39,27 +43,26 @@ def page(outcomes: Sequence[Outcome], promised: float, command: str, minutes: fl
     """Markdown.
 
     Args:
-        outcomes: of cells of any number and kind.
+        outcomes: of cells of any number and kind, of equally many runs.
         promised: ``alerts.false_alarms_per_run``.
         command: that made them.
         minutes: that it took.
     """
-    groups = {tail: [o for o in outcomes if o.cell.tail == tail] for tail in TAILS}
-    by_tail = {tail: group for tail, group in groups.items() if group}
-    failing = [NAMES[tail] for tail, group in by_tail.items() if not all(o.keeps(promised) for o in group)]
-    head = PAGE.format(
+    failing = [
+        name for tail, name in NAMES.items() if any(o.cell.tail == tail and not o.keeps(promised) for o in outcomes)
+    ]
+    return PAGE.format(
         command=command,
         settings=len(outcomes),
-        runs=runs_text(outcomes),
+        runs=outcomes[0].runs,
         minutes=minutes,
-        machine=machine("memwatch", "numpy", "scipy"),
+        machine=machine("memwatch", "numpy", "scipy", "torch"),
         promised=percent(promised),
-        summary="\n".join(summary(by_tail, promised)),
-        failing=FAILING.format(kinds="; ".join(failing), audited=MIN_CONTROLS + 1) if failing else KEPT,
+        spread=SPREAD,
         stored=STORED,
+        verdict=FAILING.format(kinds="; ".join(failing), audited=MIN_CONTROLS) if failing else KEPT,
+        table=markdown_table([setting(o.cell) | result(o, promised) for o in outcomes]),
     )
-    tables = ["\n".join([f"\n## {NAMES[tail].capitalize()}\n", *rates(o, promised)]) for tail, o in by_tail.items()]
-    return "\n".join([head.rstrip("\n"), *tables]) + "\n"
 
 
 def percent(share: float) -> str:
@@ -67,50 +70,18 @@ def percent(share: float) -> str:
     return f"{100 * share:.{1 if share < 0.0995 else 0}f} %"
 
 
-def runs_text(outcomes: Sequence[Outcome]) -> str:
-    """How many runs: one number, or the smallest and the largest."""
-    fewest, most = min(o.runs for o in outcomes), max(o.runs for o in outcomes)
-    return f"{most} runs" if fewest == most else f"{fewest} to {most} runs"
+def setting(cell: Cell) -> dict[str, str]:
+    """A setting, by column."""
+    numbers = {"controls": cell.controls, "probes": cell.probes, "events": cell.events}
+    shown = {name: f"{value:g}" for name, value in (numbers | {"autocorrelation": cell.autocorrelation}).items()}
+    return {"severities": NAMES[cell.tail], "falls": FALLEN[cell.fall], **shown}
 
 
-def summary(by_tail: dict[str, list[Outcome]], promised: float) -> Iterator[str]:
-    """A table: one row per distribution."""
-    yield (
-        "| severities | settings that keep the promise | most false alarms (95 % interval) | where "
-        "| finds what is stored: fewest, median | a control is called |"
-    )
-    yield "|---|---|---|---|---|---|"
-    for tail, group in by_tail.items():
-        worst = max(group, key=lambda o: o.rate)
-        low, high = worst.interval
-        power = [o.power for o in group]
-        audit = sum(o.contradicted for o in group) / sum(o.runs for o in group)
-        yield (
-            f"| {NAMES[tail]} | {sum(o.keeps(promised) for o in group)} of {len(group)} "
-            f"| {percent(worst.rate)} ({percent(low)} to {percent(high)}) | {place(worst.cell)} "
-            f"| {percent(min(power))}, {percent(median(power))} | in {percent(audit)} of runs |"
-        )
-
-
-def place(cell: Cell) -> str:
-    """A setting in words."""
-    probes = f"{cell.probes} probe{'s' if cell.probes > 1 else ''}"
-    return f"{cell.controls} controls, {probes}, {cell.events} events, autocorrelation {cell.autocorrelation:g}"
-
-
-def rates(group: Sequence[Outcome], promised: float) -> Iterator[str]:
-    """A table: controls and autocorrelation down, probes and events across; false alarms and power in %."""
-    found = {(o.cell.controls, o.cell.autocorrelation, o.cell.probes, o.cell.events): o for o in group}
-    rows = sorted({key[:2] for key in found})
-    columns = sorted({key[2:] for key in found})
-    yield "| controls | autocorrelation | " + " | ".join(f"{probes} x {events}" for probes, events in columns) + " |"
-    yield "|---|---|" + "---|" * len(columns)
-    for row in rows:
-        cells = [entry(found[row + column], promised) if row + column in found else "" for column in columns]
-        yield f"| {row[0]} | {row[1]:g} | " + " | ".join(cells) + " |"
-
-
-def entry(outcome: Outcome, promised: float) -> str:
-    """``1.2 / 98``: false alarms and power in %."""
-    rate = f"{100 * outcome.rate:.1f}"
-    return f"{rate if outcome.keeps(promised) else f'**{rate}**'} / {100 * outcome.power:.0f}"
+def result(outcome: Outcome, promised: float) -> dict[str, str]:
+    """What came out of it, by column."""
+    low, high = map(percent, outcome.interval)
+    rate = percent(outcome.rate) if outcome.keeps(promised) else f"**{percent(outcome.rate)}**"
+    called = percent(outcome.contradicted / outcome.runs)
+    alarms = f"{rate} ({low} to {high})"
+    shares = {"found": percent(outcome.power), "a control is called": called, "measured": percent(outcome.measured)}
+    return {"false alarms": alarms, **shares}

@@ -19,9 +19,9 @@ from memwatch.bench.look import GUIDED
 from memwatch.bench.protocol import NUM_SEEDS, SHIPPED
 from memwatch.bench.runs import Finished
 from memwatch.bench.sources import SIZE
-from memwatch.judge.calibration import MIN_CONTROLS
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import from_tensors
+from memwatch.measure.probes import MIN_CONTROLS
 
 MapOf = Callable[[Finished, str, int], np.ndarray | None]
 ScoreOf = Callable[[Finished, str, int], float | None]

@@ -15,6 +15,8 @@ from torch import Tensor
 from memwatch.bench.items import PLANTED, Item, Kind, looked_at
 from memwatch.bench.protocol import LEVELS, event_file, later_file, probe_of
 from memwatch.bench.worlds import WORLDS, World
+from memwatch.judge.compared import Screened
+from memwatch.judge.screen import with_references
 from memwatch.measure.copies import COPY
 from memwatch.measure.measurement import Measurement, Observation, from_tensors
 from memwatch.measure.probes import Probe
@@ -140,13 +142,19 @@ class Finished:
             image=np.asarray(self.probes[name].image),
         )
 
-    def as_shipped(self, step: int) -> list[Observation]:
-        """What memwatch would have judged at an event: curvature of what its screen chose, forward passes of the rest.
+    def measured(self, step: int) -> set[str]:
+        """The names of those whose curvature memwatch measured: what its screen chose, and what that is judged by."""
+        return with_references(self.numbers[step]["chosen"], list(self.probes.values()))
+
+    def as_shipped(self, step: int) -> tuple[list[Observation], Screened]:
+        """What memwatch would have judged an event by: curvature of what it measured, and what its screen saw.
 
         At events that are measured in full there is curvature of everything.
         """
-        chosen = set(self.numbers[step]["chosen"])
-        return [self.observation(item.name, step, item.name in chosen) for item in self.items]
+        names, measured = [item.name for item in self.items], self.measured(step)
+        screened = [self.observation(name, step, False) for name in names]
+        chosen = frozenset(self.numbers[step]["chosen"])
+        return [self.observation(name, step, name in measured) for name in names], Screened(screened, chosen)
 
     def prompt_observation(self, name: str, seeds: int) -> Observation:
         """A caption as a prompt probe at the last event, compared with the starting weights.

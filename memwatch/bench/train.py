@@ -19,12 +19,12 @@ from tqdm import tqdm
 from memwatch.bench import look
 from memwatch.bench.bases import read_base
 from memwatch.bench.items import Item, Kind, batch, looked_at
-from memwatch.bench.protocol import SHIPPED, Bench, event_file, later_file
+from memwatch.bench.protocol import SHIPPED, Bench, event_file, later_file, probe_of
 from memwatch.bench.runs import Finished
 from memwatch.bench.stored import is_fixed, unfinished
 from memwatch.bench.trainer import Trainer
 from memwatch.bench.worlds import WORLDS, Plan
-from memwatch.judge.screen import chosen
+from memwatch.judge.screen import chosen, with_references
 from memwatch.measure.weights import lora_off, trainable, write_safetensors
 
 LATER = (1.5, 2.0)  # times a run's own steps, at which one that goes on is generated from
@@ -127,12 +127,13 @@ class Training:
                 of_rivals, found = look.of_rivals(self.bench, generated, self.start)
                 tensors |= of_rivals | look.renoised(self.bench, generated, self.start)
                 numbers |= found
-        tensors |= look.curvature(self.bench, everything if last else numbers["chosen"])
+        measured = with_references(numbers["chosen"], [probe_of(item) for item in self.bench.items])
+        tensors |= look.curvature(self.bench, everything if last else sorted(measured))
         self.bench.denoiser.model.train()
         self.keep(event_file(self.home, step), tensors, numbers | {"seconds": time.perf_counter() - started})
 
     def chosen(self, seen: Mapping[str, Tensor]) -> list[str]:
-        """Whose curvature memwatch would measure at this event."""
+        """Who is judged with curvature at this event."""
         number = self.plan.events.index(self.trainer.step)
         if SHIPPED.is_full_event(number):
             return [item.name for item in self.bench.items]

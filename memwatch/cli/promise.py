@@ -15,11 +15,9 @@ from memwatch.config_file import load_config
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "How often memwatch's rule calls something memorized where nothing is stored, in many settings."
-    )
+    parser.description = "How often memwatch calls something memorized where nothing is stored, in many settings."
     add = parser.add_argument
-    add("--runs", type=int, default=400, help="simulated per setting (default: %(default)s, about ten minutes)")
+    add("--runs", type=int, default=100, help="simulated per setting (default: %(default)s, about an hour)")
     add("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     add("--config", type=Path, help="whose alerts are simulated (the shipped one)")
     add("--output", type=Path, metavar="FILE.md", help="write the page there; it is printed otherwise")

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from memwatch.config import AlertsConfig
-from memwatch.judge.calibration import MIN_CONTROLS, largest_p
+from memwatch.judge.calibration import largest_p
+from memwatch.measure.probes import MIN_CONTROLS
 
 
 class Verdict(StrEnum):

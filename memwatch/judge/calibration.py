@@ -15,8 +15,9 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
+from memwatch.measure.probes import MIN_CONTROLS
+
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
-MIN_CONTROLS = 10  # below that, a standard deviation of controls says too little
 RESOLUTION = 0.05  # of a log factor: controls that differ by less are alike, and a spread below it is estimated as it
 FIRST_BLOCK = 16  # events that share half of a run's budget, where their number is not known
 
@@ -51,10 +52,14 @@ class Null:
     """The null distribution of one event.
 
     Attributes:
-        profiles: ``top_means`` of every control, natural log of a factor, ``(N, NUM_SIZES)``.
+        profiles: ``top_means`` of the controls that something is judged by, natural log of a factor,
+            ``(N, NUM_SIZES)``.
+        judged: how many controls of the same group are judged by these and are not among them: 1 for a control, which
+            is judged by the others, else 0.
     """
 
     profiles: np.ndarray
+    judged: int = 0
 
     @classmethod
     def of(cls, profiles: Sequence[np.ndarray]) -> Null:
@@ -67,11 +72,12 @@ class Null:
 
     def without(self, i: int) -> Null:
         """All controls but one, to judge that one by."""
-        return Null(np.delete(self.profiles, i, axis=0))
+        return Null(np.delete(self.profiles, i, axis=0), judged=1)
 
     @property
     def is_enough(self) -> bool:
-        return len(self) >= MIN_CONTROLS
+        """Whether the whole group is: the same answer for a probe and for any control of the group."""
+        return len(self) + self.judged >= MIN_CONTROLS
 
     @cached_property
     def _mean(self) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Screen: whose curvature is worth measuring at this event, from forward passes alone.
 
 The loss term sees what is being stored before the variance term does, and costs a fraction of it. What it singles out
-is measured with curvature, which confirms it, localizes it, and tells stored from merely learned.
+is measured with curvature, which confirms it, localizes it, and tells stored from merely learned; and so are the
+controls and peers that it is judged by.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from tqdm.auto import tqdm
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults
 from memwatch.judge.alerts import ProbeState
-from memwatch.judge.findings import null_of, profile_of
+from memwatch.judge.compared import Compared, Screened
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
-from memwatch.measure.signals import compute_signals
+from memwatch.measure.probes import Probe
 
 LOOKING, SCREENING = "looking at the model", "choosing what to measure"
-MIN_EXCESS = 1.5  # predictive standard deviations above the controls, at any size; an alert takes 3.4 (20 controls)
+# Predictive standard deviations above the controls, at any size. An alert takes 3.4 with 20 controls and 2.98 with any
+# number. One chosen item costs the curvature of all controls as well, so chance should choose little: of 24 probes and
+# 20 controls with nothing stored it chooses any at 36 % of events, from 2.5 on at 57 %, from 1.5 on always (simulated,
+# normal log factors; fewer where pictures hardly differ, up to 71 % where half of them have risen, which counts as 0).
+MIN_EXCESS = 2.9
 MIN_FACTOR = 1.2  # of the smallest region, where there are too few controls
 
 
@@ -34,8 +39,10 @@ def observe(
     step: int,
     *,
     full: bool,
-) -> list[Observation]:
-    """One event's observations: of the screen for everything, then with curvature; the same on every rank.
+) -> tuple[list[Observation], Screened | None]:
+    """One event's observations, of the screen first, then with curvature; and what the screen chose by its own.
+
+    Both are the same on every rank, and the second is ``None`` without a screen.
 
     Where weights cannot be exchanged later, what has no baseline yet is measured with curvature at once.
 
@@ -65,31 +72,42 @@ def observe(
     observer.forget_generations()
     screened = looked({p.name for p in observer.probes}, curvature=False) if config.screens else []
     names = ranks.together(SCREENING, faults, lambda: chosen(screened, config)) if screened else set()
+    measured = with_references(names, [p.probe for p in observer.probes])
     if full:
         names = names | {p.name for p in observer.fixed}
     elif not ranks.swappable:  # now or never
         names = names | {o.name for o in screened if o.baseline is None}
-    return screened + looked(names, curvature=True)
+    seen = screened + looked(names | measured, curvature=True)
+    return seen, Screened(screened, frozenset(names)) if config.screens else None
+
+
+def with_references(names: Collection[str], probes: Collection[Probe]) -> set[str]:
+    """What is chosen, and what it is judged by: the controls of its kind and, where it is watched, the peers."""
+    chosen = [p for p in probes if p.name in names]
+    judged, watched = {p.is_reference for p in chosen}, {p.is_reference for p in chosen if not p.is_control}
+    controls = {p.name for p in probes if p.is_control and p.is_reference in judged}
+    peers = {p.name for p in probes if p.is_peer and p.is_reference in watched}
+    return {*names} | controls | peers
 
 
 def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[str]:
-    """The names of those whose curvature is to be measured.
+    """The names of those that are to be judged with curvature.
 
-    One rule for probes, controls and peers alike, each against the controls of its kind without itself. So a control
-    is chosen as often as a probe of which nothing is stored, and what is judged afterwards stays exchangeable.
+    One rule for probes and controls alike, each against the controls of its kind without itself. So a control is chosen
+    as often as a probe of which nothing is stored, and what is judged afterwards stays exchangeable. Peers are never
+    chosen, because nothing is asked of them: they are measured for what is judged by them.
 
     Args:
         observations: of the screen; those without a baseline are passed over.
     """
-    c = config.signals
-    signals = compute_signals(observations, terms="loss", against=c.against, combine=c.combine, smooth=c.smooth)
-    profiles = {name: profile_of(s) for name, s in signals.items()}
-    controls = [o for o in observations if o.probe.is_control]
+    seen = Compared.of(observations, config.signals, terms="loss")
 
     def stands_out(o: Observation) -> bool:
-        profile, null = profiles[o.name], null_of(profiles, controls, o)
+        profile, null = seen.profiles[o.name], seen.controls_of(o.probe)
+        if o.probe.is_peer or not np.isfinite(profile).all():
+            return False
         if not null.is_enough:
             return bool(profile.max() >= math.log(MIN_FACTOR))
         return any(null.excess(mean, size) >= MIN_EXCESS for size, mean in enumerate(profile))
 
-    return {o.name for o in observations if np.isfinite(profiles[o.name]).all() and stands_out(o)}
+    return {o.name for o in observations if stands_out(o)}

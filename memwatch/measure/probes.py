@@ -11,7 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-MIN_CONTROLS = 11  # that judging takes: any one of them is judged by the others, and ten show a spread
+# What judging takes. A control is judged by the others, and a standard deviation of fewer than ten says too little; so
+# with eleven both a probe and every control have at least ten to be compared with.
+MIN_CONTROLS = 11
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 

@@ -140,13 +140,13 @@ class Comparison:
     def term(self, terms: str) -> CurvatureMap | None:
         """``variance``, ``loss``, or the mean of ``both``; of both the variance alone where there is no loss.
 
-        Variance says 0 where this comparison's own earlier measurement leaves no freedom that could be lost. Where the
-        network was run forward only, it counts as unchanged: half the loss is left of both.
+        ``None`` where it was not measured: nothing stands in for a variance. It says 0 where this comparison's own
+        earlier measurement leaves no freedom that could be lost.
         """
         if terms == "loss":
             return self.loss
         if self.variance is None or self.is_free is None:
-            return None if terms == "variance" or self.loss is None else CurvatureMap(self.loss.samples / 2)
+            return None
         variance = CurvatureMap(self.variance.samples.where(self.is_free[:, None], 0.0))
         return variance if terms == "variance" or self.loss is None else mean_log_ratio(variance, self.loss)
 

@@ -63,8 +63,7 @@ def choose(
 def notes_of(picked: Picked) -> list[str]:
     """What was found and what is done, in numbers."""
     found, unreadable = picked.survey, picked.survey.unreadable
-    what = f"{len(picked.watched)} watched, {len(picked.held_out)} held out as controls"
-    notes = [f"{counted(found.size, 'training row')}: {what}"]
+    notes = [f"{counted(found.size, 'training row')}, {len(picked.watched)} of them watched"]
     if found.groups:
         kinds = [sum(g.kind is kind for g in found.groups) for kind in GroupKind]
         what = f"{counted(kinds[0], 'group')} of near-duplicates and {counted(kinds[1], 'shared part')}"

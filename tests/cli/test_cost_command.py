@@ -9,10 +9,11 @@ import pytest
 from support.builders import CONFIG
 from support.processes import new_process
 
-from memwatch.bench.events import FIRST, FULL, SCREENED, TENTH, Numbers, event_passes, multiplied, varied
+from memwatch.bench.events import FIRST, FULL, SCREENED, USUAL, Numbers, event_passes, multiplied, varied
 from memwatch.cli import main
 from memwatch.config_file import load_config
 from memwatch.measure.passes import count_passes
+from memwatch.pace import CHOSEN
 
 SCREENING = CONFIG | {"screen": True, "every_steps": None, "curvature": {"vectors": 2, "tile": 2}}
 
@@ -38,7 +39,7 @@ def test_the_table_has_every_event_and_the_passes_of_count_passes(cost):
     passes = count_passes(load_config(SCREENING), 8, 2)
     rows = {line.split(" | ")[1]: line.split(" | ") for line in out.splitlines() if line.startswith("| as given | ")}
     assert rows[SCREENED][2] == f"{passes.of_event(0):.0f}"
-    assert rows[TENTH][2] == f"{passes.of_event(0.1):.0f}"
+    assert rows[USUAL][2] == f"{passes.of_event(CHOSEN):.0f}"
     assert rows[FULL][2] == f"{passes.of_event(1):.0f}"
     assert "times 8 (reference) and 2 (prompt)" in out
     assert "A step of the loop takes 0.5 s (--step-seconds). In a run of 2000 steps" in out
@@ -54,7 +55,7 @@ def test_numbers_as_json(cost):
     names = [setting["name"] for setting in found["settings"]]
     assert names == ["as given", *(s.name for s in varied(load_config(SCREENING)))]
     for setting in found["settings"]:
-        assert set(setting["events"]) == {FIRST, SCREENED, TENTH, FULL}
+        assert set(setting["events"]) == {FIRST, SCREENED, USUAL, FULL}
         assert all(event["seconds"] > 0 for event in setting["events"].values())
         assert setting["ledger_bytes"] > 0
         assert setting["weights_bytes"] > 0  # of the screened first event

@@ -11,30 +11,30 @@ from memwatch.cli import promise as command
 
 @pytest.fixture
 def two_cells(monkeypatch):
-    monkeypatch.setattr(command, "cells", lambda: iter([Cell(10, 1, 5, 0.5), Cell(20, 1, 5, 0.5, "lognormal")]))
+    monkeypatch.setattr(command, "cells", lambda: iter([Cell(11, 1, 2, 0.5), Cell(12, 1, 2, 0.5, "lognormal")]))
 
 
 def test_the_page_is_written(two_cells, tmp_path, capsys):
     file = tmp_path / "results" / "promise.md"
-    assert main(["promise", "--runs", "20", "--seed", "3", "--output", str(file)]) == 0
+    assert main(["promise", "--runs", "2", "--seed", "3", "--output", str(file)]) == 0
     text = file.read_text(encoding="utf-8")
-    assert "`memwatch promise --runs 20 --seed 3`: 2 settings, 20 runs each" in text
-    assert "## Normal" in text
-    assert "## Skewed (lognormal)" in text
+    assert "`memwatch promise --runs 2 --seed 3`: 2 settings, 2 runs each" in text
+    assert "| normal | - | 11 | 1 | 2 | 0.5 | " in text
+    assert "| skewed (lognormal) | - | 12 | 1 | 2 | 0.5 | " in text
     out, err = capsys.readouterr()
     assert out == ""
     assert f"2 settings, 0 of them break the promise: {file}" in err
 
 
 def test_the_page_is_printed(two_cells, capsys):
-    assert main(["promise", "--runs", "5"]) == 0
+    assert main(["promise", "--runs", "1"]) == 0
     assert capsys.readouterr().out.startswith("# The promise, simulated\n")
 
 
 def test_the_rule_is_that_of_the_config(two_cells, tmp_path, capsys):
     config = tmp_path / "mine.yaml"
     config.write_text("alerts:\n  false_alarms_per_run: 0.2\n", encoding="utf-8")
-    assert main(["promise", "--runs", "5", "--config", str(config)]) == 0
+    assert main(["promise", "--runs", "1", "--config", str(config)]) == 0
     assert "with a probability of 20 % at most" in capsys.readouterr().out
 
 

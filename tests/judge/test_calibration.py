@@ -11,7 +11,6 @@ from scipy import ndimage, stats
 
 from memwatch.config import ConfigError, RegionsConfig
 from memwatch.judge.calibration import (
-    MIN_CONTROLS,
     NUM_SIZES,
     RESOLUTION,
     Null,
@@ -22,6 +21,7 @@ from memwatch.judge.calibration import (
     top_means,
     upper_bound,
 )
+from memwatch.measure.probes import MIN_CONTROLS
 
 
 def profiles(*rows: list[float] | float) -> Null:
@@ -163,9 +163,12 @@ def test_controls_that_are_not_finite_do_not_count():
     assert len(profiles(math.nan)) == len(profiles()) == 0
 
 
-def test_it_takes_ten():
-    assert not profiles(*range(MIN_CONTROLS - 1)).is_enough
-    assert profiles(*range(MIN_CONTROLS)).is_enough
+@pytest.mark.parametrize(("controls", "enough"), [(MIN_CONTROLS - 1, False), (MIN_CONTROLS, True)])
+def test_a_group_is_enough_for_a_probe_and_for_each_of_its_controls_alike(controls, enough):
+    null = profiles(*range(controls))
+    assert null.is_enough is enough
+    assert {null.without(i).is_enough for i in range(controls)} == {enough}
+    assert len(null.without(0)) == controls - 1
 
 
 def test_controls_that_are_all_alike_have_a_smallest_spread():

@@ -16,7 +16,8 @@ from memwatch.config_file import load_config
 from memwatch.judge.alerts import Evidence, ProbeState, Verdict
 from memwatch.judge.audit import Audit
 from memwatch.judge.calibration import Null, top_means
-from memwatch.judge.findings import References, is_alert, judge_event, judge_probe, profile_of
+from memwatch.judge.compared import References, profile_of
+from memwatch.judge.findings import is_alert, judge_event, judge_probe
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import RHO_FLOOR, compute_signals
 
@@ -244,18 +245,23 @@ def test_image_probes_with_controls_of_prompts_are_inconclusive():
     judgement = judge_event([seen(), *controls(20, 1.0, reference=False)], {}, 1, DEFAULT)
     (finding,) = judgement.findings
     assert (finding.verdict, finding.p) == (Verdict.INCONCLUSIVE, None)
-    assert finding.reason.endswith("but there are 0 usable controls of its kind, and it takes 10")
+    assert finding.reason.endswith("but there are 0 usable controls of its kind, and it takes 11")
     assert judgement.audit.of == 20
 
 
-def test_nine_controls_are_too_few():
-    judgement = judge_event([seen(), *controls(9, 1.0)], {}, 1, DEFAULT)
-    assert judgement.findings[0].reason.endswith("but there are 9 usable controls of its kind, and it takes 10")
-    assert judgement.findings[0].regions == ()
-    assert judgement.audit.of == 0
+def test_ten_controls_are_too_few_for_anybody_and_eleven_are_enough_for_all():
+    """A control is judged by the others, so one rule asks for eleven: then each has ten of them."""
     judgement = judge_event([seen(), *controls(10, 1.0)], {}, 1, DEFAULT)
+    (finding,) = judgement.findings
+    assert (finding.verdict, finding.p, finding.regions) == (Verdict.INCONCLUSIVE, None, ())
+    assert finding.reason.endswith("but there are 10 usable controls of its kind, and it takes 11")
+    assert {f.p for f in judgement.controls} == {None}
+    assert str(judgement.audit) == "no controls could be audited"
+    judgement = judge_event([seen(), *controls(11, 1.0)], {}, 1, DEFAULT)
     assert judgement.findings[0].verdict is Verdict.SUSPICIOUS
-    assert str(judgement.audit) == "no controls could be audited"  # each has nine others
+    assert {f.evidence.num_controls for f in judgement.controls} == {10}
+    assert None not in {f.p for f in judgement.controls}
+    assert judgement.audit.of == 11
 
 
 def test_without_controls_there_is_no_p_value():

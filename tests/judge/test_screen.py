@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from support.observations import GREY
 
 from memwatch import Probe
 from memwatch.config import MemWatchConfig
-from memwatch.judge.screen import MIN_EXCESS, MIN_FACTOR, chosen
+from memwatch.judge.calibration import NUM_SIZES, Null
+from memwatch.judge.screen import MIN_EXCESS, MIN_FACTOR, chosen, with_references
 from memwatch.measure.measurement import Measurement, Observation
 
 SIDE = 8
@@ -41,10 +43,29 @@ def test_what_exceeds_the_controls_is_chosen():
     assert chosen([*probes, *controls(20)], MemWatchConfig()) & {"stored", "same"} == {"stored"}
 
 
-def test_controls_and_peers_are_chosen_by_the_same_rule():
+def test_controls_are_chosen_by_the_same_rule_and_peers_never():
     odd = [screened("control/odd", 1 / 3, is_control=True), screened("peer/odd", 1 / 3, is_peer=True)]
-    found = chosen([screened("stored", 1 / 3), *odd, *controls(20)], MemWatchConfig())
-    assert {"control/odd", "peer/odd"} <= found
+    found = chosen([*odd, *controls(20)], MemWatchConfig())
+    assert "control/odd" in found
+    assert "peer/odd" not in found
+
+
+@pytest.mark.parametrize(("number", "loss", "found"), [(10, 1 / 1.3, 26), (10, 1 / 1.1, 0), (11, 1 / 1.3, 0)])
+def test_a_common_fall_chooses_all_or_none(number, loss, found):
+    """Ten controls are too few for probes and for each other, eleven are enough for both."""
+    probes = [screened(f"probe/{i}", loss, corner=SIDE) for i in range(16)]
+    alike = [screened(f"control/{i}", loss, corner=SIDE, is_control=True) for i in range(number)]
+    assert len(chosen([*probes, *alike], MemWatchConfig())) == found
+
+
+def test_what_is_chosen_is_measured_with_what_it_is_judged_by():
+    image, prompt = Probe("a", GREY, name="image"), Probe("a", name="prompt")
+    controls = [replace(p, name=f"control/{p.name}", is_control=True) for p in (image, prompt)]
+    probes = [image, prompt, *controls, Probe("a", GREY, name="peer/image", is_peer=True)]
+    assert with_references({"image"}, probes) == {"image", "control/image", "peer/image"}
+    assert with_references({"prompt"}, probes) == {"prompt", "control/prompt"}
+    assert with_references({"control/image"}, probes) == {"control/image"}  # and all others of its kind
+    assert with_references(set(), probes) == set()
 
 
 def test_controls_are_chosen_as_often_as_probes_of_which_nothing_is_stored():
@@ -56,9 +77,15 @@ def test_controls_are_chosen_as_often_as_probes_of_which_nothing_is_stored():
         counts["probe"] += "probe" in found
         counts["control"] += sum(name.startswith("control/") for name in found)
     probe, control = counts["probe"] / 60, counts["control"] / (60 * 21)
-    assert 0.02 < control < 0.15  # a predictive t beyond MIN_EXCESS, at one of a few sizes that move together
+    assert 0.002 < control < 0.04  # a predictive t beyond MIN_EXCESS, at one of a few sizes that move together
     assert abs(probe - control) < 3 * math.sqrt(control * (1 - control) / 60)
-    assert MIN_EXCESS < 3.4  # what an alert takes with 20 controls: whatever could be called is chosen
+
+
+def test_whatever_could_be_called_by_its_loss_is_chosen():
+    """An alert takes more than the screen does, with any number of controls."""
+    for number in (11, 20, 100, 10_000):
+        null = Null.of(list(np.random.default_rng(0).standard_normal((number, NUM_SIZES))))
+        assert null.p_value(MIN_EXCESS) > MemWatchConfig().alerts.max_p
 
 
 @pytest.mark.parametrize(("factor", "found"), [(MIN_FACTOR * 1.05, {"a"}), (MIN_FACTOR * 0.9, set())])

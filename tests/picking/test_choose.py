@@ -107,7 +107,7 @@ def test_no_probes_where_none_are_asked_for(survey):
 def test_notes_say_what_is_not_looked_at(survey):
     picked = chosen(survey, probes=2)
     said = " | ".join(picked.notes)
-    assert "200 training rows: 2 watched, 20 held out" in said
+    assert "200 training rows, 2 of them watched" in said
     assert "1 group of near-duplicates and 1 shared part, in 29 rows" in said
     assert "1 row unreadable, so not looked at: row-00199" in said
     assert "20 rows held out as controls: train on picked.train" in said

@@ -11,7 +11,7 @@ from PIL import Image
 from support.builders import EAGER, SMALL, Loop, history, maps, picture
 
 from memwatch import Probe
-from memwatch.judge.calibration import MIN_CONTROLS
+from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.report.files import FileSink
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.builders import Loop, picture
 
 from memwatch import Probe
-from memwatch.judge.calibration import MIN_CONTROLS
+from memwatch.measure.probes import MIN_CONTROLS
 
 
 def images(num: int, caption: str = "a dog") -> list[Probe]:
@@ -20,7 +20,7 @@ def prompts(num: int) -> list[Probe]:
 
 
 CAT, POSTER = Probe("a cat", picture(0), name="cat"), Probe("a red poster", name="poster")
-FEW = "memwatch takes 10 controls that are {kind} to judge probes that are {kind}, and there are {has}; "
+FEW = "memwatch takes 11 controls that are {kind} to judge probes that are {kind}, and there are {has}; "
 FEW += "those probes ({watched}) are inconclusive"
 
 
@@ -49,10 +49,10 @@ def test_without_controls_nothing_can_be_called_memorized(said):
     [
         pytest.param([CAT], images(MIN_CONTROLS), [], id="enough images"),
         pytest.param([POSTER], prompts(MIN_CONTROLS), [], id="enough prompts"),
-        pytest.param([CAT], images(9), [("images", 9, 1)], id="too few images"),
-        pytest.param([CAT, POSTER], images(10), [("prompts", 0, 1)], id="images for prompts"),
-        pytest.param(prompts(2), images(10), [("prompts", 0, 2)], id="images for prompts alone"),
-        pytest.param([CAT], prompts(10), [("images", 0, 1)], id="prompts for images"),
+        pytest.param([CAT], images(10), [("images", 10, 1)], id="too few images"),
+        pytest.param([CAT, POSTER], images(MIN_CONTROLS), [("prompts", 0, 1)], id="images for prompts"),
+        pytest.param(prompts(2), images(MIN_CONTROLS), [("prompts", 0, 2)], id="images for prompts alone"),
+        pytest.param([CAT], prompts(MIN_CONTROLS), [("images", 0, 1)], id="prompts for images"),
         pytest.param([CAT, POSTER], [*images(3), *prompts(1)], [("images", 3, 1), ("prompts", 1, 1)], id="few of both"),
     ],
 )
