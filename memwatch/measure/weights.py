@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from memwatch.denoiser.aligned import ALIGNMENT, aligned, offset_of
+
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """CPU copies of the trainable parameters (under FSDP2 of this rank's shards): all of them, or a few MB for LoRA."""
@@ -66,7 +68,8 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other values for some parameters, and afterwards exactly as before.
 
     The live storage is set aside, never copied; but FSDP2 gathers from that very storage, so shards are written over,
-    and back. Gradients must be taken inside, because gradient checkpointing computes activations a second time.
+    and back. The other values lie as the live ones do, which may be mapped from a file, see ``aligned``: both round
+    alike. Gradients must be taken inside, because gradient checkpointing computes activations a second time.
 
     Args:
         tensors: by parameter name; for a sharded parameter the whole tensor or this rank's part.
@@ -86,7 +89,7 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
                 local_part(parameter).copy_(value)
             else:
                 live[name] = parameter.data
-                parameter.data = torch.empty_like(parameter.data).copy_(value)  # keeps dtype, device and memory format
+                parameter.data = _empty_like(parameter.data).copy_(value)
         torch.clear_autocast_cache()
         yield
     finally:
@@ -97,6 +100,15 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             else:
                 parameters[name].data = data
         torch.clear_autocast_cache()
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    """Memory of the same size, dtype, device and format, as far from a multiple of ``ALIGNMENT`` bytes."""
+    like = torch.empty_like(tensor)
+    if (offset := offset_of(tensor)) == 0:
+        return like
+    room = torch.empty(tensor.numel() + ALIGNMENT, dtype=tensor.dtype)
+    return room.as_strided(like.shape, like.stride(), offset // tensor.element_size())
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -137,8 +149,8 @@ def reshard(model: nn.Module) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file, by name."""
-    return load_file(path)
+    """Every tensor of a file, by name, see ``aligned``."""
+    return {name: aligned(tensor) for name, tensor in load_file(path).items()}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
