@@ -20,6 +20,7 @@ from memwatch.measure.adapt import adapt, require_of_model
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.batches import Batches
 from memwatch.measure.images import decode_latents
+from memwatch.measure.lora_off import lora_off
 from memwatch.measure.measure import measure, run_forward
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.passes import Passes, count_passes
@@ -29,7 +30,6 @@ from memwatch.measure.shelf import ShelvedNetwork, shelved
 from memwatch.measure.views import View, generate, noised, prompt_view, reference_view
 from memwatch.measure.weights import (
     averages,
-    lora_off,
     reshard,
     swapped,
     trainable,
@@ -86,6 +86,8 @@ class Observer:
         parameters = (p for part in self.text_encoders if part is not None for p in part.parameters())
         self.trains_text = any(p.requires_grad for p in parameters)
         require_of_model(config, self.model, self.text_encoders, ema)
+        off = (self.forward_module, *self.text_encoders) if config.signals.baseline == "base" else ()
+        self._without_lora = [{} if part is None else lora_off(part) for part in off]  # of what is trained at the start
         with self._borrowed(given.vae):
             watched = as_probes(probes if probes is not None else config.probes, seed=config.seed)
             held_out = as_probes(controls if controls is not None else config.controls, seed=config.seed)
@@ -373,13 +375,13 @@ class Observer:
 
     def weights_without_lora(self) -> dict[str, Tensor]:
         """The base of a LoRA; adapters of trained text encoders are off as well."""
-        weights = lora_off(self.forward_module)
+        weights, *of_text = self._without_lora
         if not self.trains_text:
             return weights
         with ExitStack() as stack:
-            for text_encoder in self.parts.text_encoders:
+            for text_encoder, off in zip(self.text_encoders, of_text, strict=True):
                 if text_encoder is not None:
-                    stack.enter_context(swapped(text_encoder, lora_off(text_encoder)))
+                    stack.enter_context(swapped(text_encoder, off))
             return with_conditioning(weights, self.encoded_by(self.parts))
 
     def _encode_again(self) -> None:

@@ -21,16 +21,6 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: local_part(p).to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def lora_off(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that turn LoRA off: ``lora_B`` all zero gives the base model exactly. Empty when there is no LoRA."""
-    reshard(model)
-    return {
-        name: torch.zeros_like(local_part(p), device="cpu")
-        for name, p in model.named_parameters()
-        if ".lora_B." in name
-    }
-
-
 def averages(model: nn.Module, ema: Any) -> dict[str, Tensor]:
     """What diffusers' ``EMAModel`` has averaged, by parameter name: of all parameters, or of those that are trained."""
     named = list(model.named_parameters())
