@@ -26,6 +26,7 @@ from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.passes import Passes, count_passes
 from memwatch.measure.prepare import PreparedProbe, named_as_controls, named_as_peers, on_shelf, prepare
 from memwatch.measure.probes import Probe, as_probes
+from memwatch.measure.reading import Reading
 from memwatch.measure.shelf import ShelvedNetwork, shelved
 from memwatch.measure.views import View, generate, noised, prompt_view, reference_view
 from memwatch.measure.weights import (
@@ -100,6 +101,8 @@ class Observer:
             given = replace(given, text_encoders=self.text_encoders)
             found = adapt(self.model, self.forward_module, pretrained, given, config, ranks, has_prompts)
             self.denoiser, parts = found.denoiser, found.parts
+            where = pretrained if isinstance(pretrained, str | os.PathLike) else "the pipeline"
+            self._reading = Reading(self.denoiser.schedule, str(where) if given.scheduler is None else None)
             self.resolution, self.side = found.resolution, found.side
             self.prepared = on_shelf(prepare(everything, self.denoiser, parts, self.resolution), self._folder)
             self._on_turn: frozenset[str] = frozenset()
@@ -308,6 +311,11 @@ class Observer:
     def knows_prompt(self, p: PreparedProbe) -> bool:
         """Whether the probe's prompt is another one than the unconditional branch's, which would say the same."""
         return self.unconditional is not None and not same(p.conditioning, self.unconditional)
+
+    def misread(self, observations: Sequence[Observation]) -> str | None:
+        """Why these observations cannot be judged: the model means another prediction type, see ``Reading``."""
+        latents = {p.name: p.latents for p in self.prepared if p.latents is not None}
+        return self._reading.contradiction(observations, latents)
 
     def in_order(self, observations: Sequence[Observation]) -> list[Observation]:
         """Observations of any ranks in the order of the probes; those that were not made are left out."""
