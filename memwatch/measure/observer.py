@@ -91,10 +91,10 @@ class Observer:
         self._without_lora = [{} if part is None else lora_off(part) for part in off]  # of what is trained at the start
         with self._borrowed(given.vae):
             watched = as_probes(probes if probes is not None else config.probes, seed=config.seed)
-            held_out = as_probes(controls if controls is not None else config.controls, seed=config.seed)
+            held_out = as_probes(controls if controls is not None else config.controls, "controls", seed=config.seed)
             allowed = "prompts, Probes, an image folder or a dataset"
             require(bool(watched), "probes", probes if probes is not None else config.probes, allowed)
-            ordinary = as_probes(peers if peers is not None else config.peers, seed=config.seed)
+            ordinary = as_probes(peers if peers is not None else config.peers, "peers", seed=config.seed)
             everything = [*(replace(probe, is_control=False, is_peer=False) for probe in watched)]
             everything += [*named_as_controls(held_out), *named_as_peers(ordinary)]
             has_prompts = any(not probe.is_reference for probe in everything)
@@ -104,7 +104,9 @@ class Observer:
             where = pretrained if isinstance(pretrained, str | os.PathLike) else "the pipeline"
             self._reading = Reading(self.denoiser.schedule, str(where) if given.scheduler is None else None)
             self.resolution, self.side = found.resolution, found.side
-            self.prepared = on_shelf(prepare(everything, self.denoiser, parts, self.resolution), self._folder)
+            says = bool(ranks.accelerator.is_main_process)
+            encoded = prepare(everything, self.denoiser, parts, self.resolution, says=says)
+            self.prepared = on_shelf(encoded, self._folder)
             self._on_turn: frozenset[str] = frozenset()
             self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
         ok = self.unconditional is not None or config.signals.against != "unconditional"
