@@ -46,6 +46,7 @@ logger = logging.getLogger("memwatch")
 ENTERING, KEEPING = "making room in output_dir", "keeping what was seen"
 JUDGING, STOPPING, REPORTING = "judging what was seen", "deciding whether to stop", "writing the report"
 RESUMING, NOTING = "going on from the checkpoint", "noting a validation loss"
+READING = "telling epsilon from v_prediction"
 SAVING = "saving a checkpoint before the stop"
 
 
@@ -140,7 +141,8 @@ class MemWatch:
         self.folder = RunFolder(Path(self.config.output_dir))
         stores = open_stores(self.folder.folder, self.config.snapshots, self.ranks)
         fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(Path(file))
-        marks = fingerprints(self.config, self.observer.prepared, str(accelerator.mixed_precision))
+        reading = self.observer.denoiser.schedule.prediction_type
+        marks = fingerprints(self.config, self.observer.prepared, str(accelerator.mixed_precision), reading)
         self.baselines = Baselines(self.config.signals, *stores, fixed, marks)
         self.faults = Faults(strict=self.config.strict)
         self.actions = Actions(self.config, self.observer, self.faults, run.picked, run.control_keys, on_alert)
@@ -272,6 +274,8 @@ class MemWatch:
         progress.events += 1
         try:
             seen, screened = self._observe(step, full)
+            if misread := self.ranks.broadcast(together(READING, self.faults, lambda: self.observer.misread(seen))):
+                raise PartError(misread)
             read = self.observer.trainable_weights
             turns = [p.name for p in self.observer.turns]
             together(KEEPING, self.faults, lambda: self.baselines.remember(step, seen, read, self.faults, turns))

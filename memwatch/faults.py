@@ -17,7 +17,7 @@ class StrictError(RuntimeError):
 
 
 class PartError(Exception):
-    """A part failed, and what it was to give does not exist; counted and said already. The message names both."""
+    """What an event was to give is missing: a part failed, counted and said already, or nothing can be judged yet."""
 
 
 class Faults:

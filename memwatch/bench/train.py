@@ -25,7 +25,8 @@ from memwatch.bench.stored import is_fixed, unfinished
 from memwatch.bench.trainer import Trainer
 from memwatch.bench.worlds import WORLDS, Plan
 from memwatch.judge.screen import chosen, with_references
-from memwatch.measure.weights import lora_off, trainable, write_safetensors
+from memwatch.measure.lora_off import lora_off
+from memwatch.measure.weights import trainable, write_safetensors
 
 LATER = (1.5, 2.0)  # times a run's own steps, at which one that goes on is generated from
 

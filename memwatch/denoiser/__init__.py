@@ -4,6 +4,7 @@ Every family becomes ``epsilon = denoiser(noisy_latents, timesteps, conditioning
 subclass of ``Denoiser``, and one entry in ``families.FAMILIES``.
 """
 
+from memwatch.denoiser.aligned import aligned
 from memwatch.denoiser.base import Conditioning, Denoiser, dtype_of, to_device
 from memwatch.denoiser.borrow import borrow, can_checkpoint, checkpointed, untouched_streams, unwrap
 from memwatch.denoiser.components import Components, as_tuple, load_components
@@ -24,6 +25,7 @@ __all__ = [
     "StableDiffusion3",
     "StableDiffusionXL",
     "Unconditional",
+    "aligned",
     "as_tuple",
     "borrow",
     "can_checkpoint",

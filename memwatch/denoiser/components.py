@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memwatch.denoiser.aligned import aligned
 from memwatch.denoiser.quiet import quietly
 
 
@@ -98,7 +99,7 @@ def _load(
     parts = {name: getattr(source, name, None) for name in names}
     for name, part in parts.items():
         if is_path and isinstance(part, nn.Module):
-            parts[name] = part.to(device).eval().requires_grad_(False)
+            parts[name] = aligned(part.to(device)).eval().requires_grad_(False)
     return parts, bool(getattr(getattr(source, "config", None), "force_zeros_for_empty_prompt", True))
 
 

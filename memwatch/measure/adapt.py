@@ -12,7 +12,7 @@ from torch import nn
 from memwatch.config import MemWatchConfig, require
 from memwatch.denoiser import Components, Denoiser, dtype_of, family_of, load_components
 from memwatch.denoiser.schedule import NoiseSchedule
-from memwatch.measure.weights import lora_off
+from memwatch.measure.lora_off import why_not_base
 from memwatch.ranks import Ranks
 
 
@@ -81,12 +81,12 @@ def require_of_model(config: MemWatchConfig, model: nn.Module, text_encoders: Se
     """What the configuration asks of this very model.
 
     Raises:
-        ConfigError: it has no LoRA to switch off, or no average of its weights, and that is asked for.
+        ConfigError: its base cannot be had by switching LoRA off, or there is no average of its weights, and that is
+            asked for.
     """
     weights, baseline = config.weights, config.signals.baseline
-    has_lora = any(lora_off(part) for part in (model, *text_encoders) if part is not None)
-    allowed = "another one, since the model has no LoRA layers to switch off"
-    require(baseline != "base" or has_lora, "signals.baseline", baseline, allowed)
+    why = why_not_base((model, *text_encoders)) if baseline == "base" else None
+    require(why is None, "signals.baseline", baseline, f"first or another one, since {why}")
     require(ema is not None or weights == "live", "weights", weights, "live, since no ema was passed")
     averaged = len(ema.shadow_params) if weights == "ema" else 0
     sizes = {len(list(model.parameters())), sum(p.requires_grad for p in model.parameters())}

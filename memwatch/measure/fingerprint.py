@@ -32,7 +32,7 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def fingerprint(config: MemWatchConfig, p: PreparedProbe, mixed_precision: str = "no") -> str:
+def fingerprint(config: MemWatchConfig, p: PreparedProbe, mixed_precision: str = "no", reading: str = "epsilon") -> str:
     """What must be the same for a probe to be compared with what was kept of it at an earlier event.
 
     A reference probe is compared with an earlier measurement. A prompt probe is measured anew under earlier weights, so
@@ -40,16 +40,18 @@ def fingerprint(config: MemWatchConfig, p: PreparedProbe, mixed_precision: str =
 
     Args:
         mixed_precision: accelerate's name of the loop's; it counts where the look uses it.
+        reading: the prediction type by which the output is read.
     """
     if not p.probe.is_reference:
         return digest([config.weights, p.probe.prompt])
-    return digest(measured_under(config, p) | ({"in": mixed_precision} if config.precision == "loop" else {}))
+    precision = {"in": mixed_precision} if config.precision == "loop" else {}
+    return digest(measured_under(config, p) | precision | {"reading": reading})
 
 
 def fingerprints(
-    config: MemWatchConfig, probes: Sequence[PreparedProbe], mixed_precision: str = "no"
+    config: MemWatchConfig, probes: Sequence[PreparedProbe], mixed_precision: str = "no", reading: str = "epsilon"
 ) -> dict[str, str]:
     """By name that of each probe; with ``UNCONDITIONAL`` and ``SCREEN`` after it those of its other measurements."""
-    found = {p.name: fingerprint(config, p, mixed_precision) for p in probes}
+    found = {p.name: fingerprint(config, p, mixed_precision, reading) for p in probes}
     found |= {name + UNCONDITIONAL: digest(text) for name, text in found.items()}
     return found | {name + SCREEN: digest(text, config.levels.screen_draws) for name, text in found.items()}

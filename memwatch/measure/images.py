@@ -1,9 +1,10 @@
-"""Images: read from disk, to latents, and back to pixels."""
+"""Images: read from whatever holds them, to latents, and back to pixels."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,25 +14,102 @@ from torch import Tensor
 
 from memwatch.measure.probes import Probe, ProbeError
 
-logger = logging.getLogger("memwatch")
+DEEP = ("I", "F")  # beginnings of PIL's modes with more than 8 bits, which its own conversion cuts off at 255
+OVER = 0.1  # floats may lie so far beyond [0, 1] and [-1, 1], as resizing leaves them
 
 
-def read_image(probe: Probe, resolution: int) -> np.ndarray:
-    """The probe's image as RGB uint8 ``(resolution, resolution, 3)``.
+def decoded(raw: Any, side: int | None = None) -> Image.Image:
+    """RGB picture of what a row holds, turned as its EXIF data say.
 
-    The short side is resized and the middle is cropped, as training scripts do.
+    Numbers are read by their type: uint8 as it is, bool as black and white, uint16 over its 65,536 levels. Other whole
+    numbers are levels up to 255, or up to 65,535 where one of them is larger. Floats lie in [0, 1]; in [-1, 1] where
+    any is negative, as training scripts normalise; and are levels up to 255 where any is above 1.1. PIL pictures of 16
+    and 32 bits are such numbers, too.
+
+    Args:
+        raw: a file, its bytes, a PIL picture, an array or tensor (channels last or first), or nested lists of numbers.
+        side: a smaller picture will do, if its shorter side has at least this many pixels: JPEG files are then decoded
+            at a half, a quarter or an eighth.
 
     Raises:
-        ProbeError: the file is missing or is no image.
+        Exception: whatever reading it raises; ``ValueError`` when it is nothing of the above.
+    """
+    if isinstance(raw, str | Path | bytes):
+        with Image.open(BytesIO(raw) if isinstance(raw, bytes) else raw) as picture:
+            if side is not None:
+                picture.draft("RGB", (side, side))
+            return _rgb(picture)
+    if isinstance(raw, Image.Image):
+        return _rgb(raw)
+    if isinstance(raw, np.ndarray | Tensor | list):
+        return Image.fromarray(_pixels(raw)).convert("RGB")
+    raise ValueError(f"a {type(raw).__name__} is no image")
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    turned = ImageOps.exif_transpose(picture)
+    deep = turned.mode.startswith(DEEP)
+    return (Image.fromarray(_levels(np.asarray(turned))) if deep else turned).convert("RGB")
+
+
+def _pixels(raw: Any) -> np.ndarray:
+    """uint8 ``(H, W)`` or ``(H, W, 3)`` of an array, tensor or list."""
+    if isinstance(raw, Tensor):
+        raw = (raw.float() if raw.is_floating_point() else raw).detach().cpu()  # numpy has no bfloat16
+    values = np.asarray(raw)
+    if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[-1] not in (1, 3):
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 and values.shape[2:] != (3,):
+        raise ValueError(f"numbers of shape {values.shape} are no image")
+    return _levels(values)
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+    """uint8 levels of numbers of any type, see ``decoded``."""
+    kind = values.dtype.kind
+    if values.dtype == np.uint8:
+        return values
+    if kind not in "buif" or not np.isfinite(values).all():
+        raise ValueError(f"numbers that are not finite, or of type {values.dtype}, are no image")
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if kind == "b":
+        scaled = values * 255.0
+    elif kind == "f" and -1 - OVER <= low < 0 and high <= 1 + OVER:
+        scaled = (values + 1) * 127.5
+    elif kind == "f" and low >= 0 and high <= 1 + OVER:
+        scaled = values * 255
+    elif kind in "ui" and (values.dtype.newbyteorder("=") == np.uint16 or (low >= 0 and 255 < high <= 65535)):
+        scaled = values / 257
+    elif low >= 0 and high <= 255:
+        scaled = values
+    else:
+        allowed = "whole numbers in 0..255 or 0..65535, floats in [0, 1], [-1, 1] or [0, 255]"
+        raise ValueError(f"numbers of type {values.dtype} from {low:g} to {high:g} are no image; allowed: {allowed}")
+    levels: np.ndarray = np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+    return levels
+
+
+def read_image(probe: Probe) -> Image.Image:
+    """The probe's image, RGB, see ``decoded``.
+
+    Raises:
+        ProbeError: the file is missing, is no image, or has more pixels than PIL allows.
     """
     try:
-        picture = probe.image if isinstance(probe.image, Image.Image) else Image.open(str(probe.image))
-        picture = ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError on some broken files
-        raise ProbeError(f"probe {probe.name!r}: cannot read image {str(probe.image)!r}: {error}") from error
+        return decoded(probe.image)
+    except Exception as error:  # PIL has its own for broken, cut off and huge files, some of them no OSError
+        what = str(probe.image) if isinstance(probe.image, str | Path) else f"a {type(probe.image).__name__}"
+        huge = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
+        limit = f"; PIL's limit is Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}: make the picture smaller"
+        why = f"{error or type(error).__name__}{limit if huge else ''}"
+        raise ProbeError(f"probe {probe.name!r}: cannot read image {what!r}: {why}") from error
+
+
+def cropped(picture: Image.Image, resolution: int) -> np.ndarray:
+    """RGB uint8 ``(resolution, resolution, 3)``: the short side resized and the middle cropped, as scripts do."""
     if picture.size != (resolution, resolution):
-        size = f"{picture.width}x{picture.height}"
-        logger.warning("probe %r: image of %s px is resized and cropped to %d px", probe.name, size, resolution)
         side = min(picture.size)
         left, top = (picture.width - side) / 2, (picture.height - side) / 2
         box = (left, top, left + side, top + side)

@@ -20,16 +20,17 @@ from memwatch.measure.adapt import adapt, require_of_model
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.batches import Batches
 from memwatch.measure.images import decode_latents
+from memwatch.measure.lora_off import lora_off
 from memwatch.measure.measure import measure, run_forward
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.passes import Passes, count_passes
 from memwatch.measure.prepare import PreparedProbe, named_as_controls, named_as_peers, on_shelf, prepare
 from memwatch.measure.probes import Probe, as_probes
+from memwatch.measure.reading import Reading
 from memwatch.measure.shelf import ShelvedNetwork, shelved
 from memwatch.measure.views import View, generate, noised, prompt_view, reference_view
 from memwatch.measure.weights import (
     averages,
-    lora_off,
     reshard,
     swapped,
     trainable,
@@ -86,20 +87,26 @@ class Observer:
         parameters = (p for part in self.text_encoders if part is not None for p in part.parameters())
         self.trains_text = any(p.requires_grad for p in parameters)
         require_of_model(config, self.model, self.text_encoders, ema)
+        off = (self.forward_module, *self.text_encoders) if config.signals.baseline == "base" else ()
+        self._without_lora = [{} if part is None else lora_off(part) for part in off]  # of what is trained at the start
         with self._borrowed(given.vae):
             watched = as_probes(probes if probes is not None else config.probes, seed=config.seed)
-            held_out = as_probes(controls if controls is not None else config.controls, seed=config.seed)
+            held_out = as_probes(controls if controls is not None else config.controls, "controls", seed=config.seed)
             allowed = "prompts, Probes, an image folder or a dataset"
             require(bool(watched), "probes", probes if probes is not None else config.probes, allowed)
-            ordinary = as_probes(peers if peers is not None else config.peers, seed=config.seed)
+            ordinary = as_probes(peers if peers is not None else config.peers, "peers", seed=config.seed)
             everything = [*(replace(probe, is_control=False, is_peer=False) for probe in watched)]
             everything += [*named_as_controls(held_out), *named_as_peers(ordinary)]
             has_prompts = any(not probe.is_reference for probe in everything)
             given = replace(given, text_encoders=self.text_encoders)
             found = adapt(self.model, self.forward_module, pretrained, given, config, ranks, has_prompts)
             self.denoiser, parts = found.denoiser, found.parts
+            where = pretrained if isinstance(pretrained, str | os.PathLike) else "the pipeline"
+            self._reading = Reading(self.denoiser.schedule, str(where) if given.scheduler is None else None)
             self.resolution, self.side = found.resolution, found.side
-            self.prepared = on_shelf(prepare(everything, self.denoiser, parts, self.resolution), self._folder)
+            says = bool(ranks.accelerator.is_main_process)
+            encoded = prepare(everything, self.denoiser, parts, self.resolution, says=says)
+            self.prepared = on_shelf(encoded, self._folder)
             self._on_turn: frozenset[str] = frozenset()
             self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
         ok = self.unconditional is not None or config.signals.against != "unconditional"
@@ -307,6 +314,11 @@ class Observer:
         """Whether the probe's prompt is another one than the unconditional branch's, which would say the same."""
         return self.unconditional is not None and not same(p.conditioning, self.unconditional)
 
+    def misread(self, observations: Sequence[Observation]) -> str | None:
+        """Why these observations cannot be judged: the model means another prediction type, see ``Reading``."""
+        latents = {p.name: p.latents for p in self.prepared if p.latents is not None}
+        return self._reading.contradiction(observations, latents)
+
     def in_order(self, observations: Sequence[Observation]) -> list[Observation]:
         """Observations of any ranks in the order of the probes; those that were not made are left out."""
         by_name = {o.name: o for o in observations}
@@ -373,13 +385,13 @@ class Observer:
 
     def weights_without_lora(self) -> dict[str, Tensor]:
         """The base of a LoRA; adapters of trained text encoders are off as well."""
-        weights = lora_off(self.forward_module)
+        weights, *of_text = self._without_lora
         if not self.trains_text:
             return weights
         with ExitStack() as stack:
-            for text_encoder in self.parts.text_encoders:
+            for text_encoder, off in zip(self.text_encoders, of_text, strict=True):
                 if text_encoder is not None:
-                    stack.enter_context(swapped(text_encoder, lora_off(text_encoder)))
+                    stack.enter_context(swapped(text_encoder, off))
             return with_conditioning(weights, self.encoded_by(self.parts))
 
     def _encode_again(self) -> None:

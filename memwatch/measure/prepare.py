@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from memwatch.denoiser import Components, Conditioning, Denoiser
-from memwatch.measure.images import encode_images, read_image
+from memwatch.measure.images import cropped, encode_images, read_image
 from memwatch.measure.probes import Probe, ProbeError
 from memwatch.measure.shelf import shelved
+
+logger = logging.getLogger("memwatch")
 
 
 @dataclass(frozen=True)
@@ -48,25 +50,38 @@ def named_as_peers(probes: Sequence[Probe]) -> list[Probe]:
 
 
 def prepare(
-    probes: Sequence[Probe], denoiser: Denoiser, components: Components, resolution: int
+    probes: Sequence[Probe], denoiser: Denoiser, components: Components, resolution: int, *, says: bool = True
 ) -> list[PreparedProbe]:
     """Encode every prompt and image.
 
     Args:
         resolution: side of the images, pixels.
+        says: whether this process, one of several, says which prompts are cut and how many images are resized.
 
     Raises:
         ProbeError: an image cannot be read, or the VAE has no finite latents of it.
     """
-    return [_prepared(probe, denoiser, components, resolution) for probe in probes]
+    resized: list[str] = []
+    prepared = [_prepared(probe, denoiser, components, resolution, says, resized) for probe in probes]
+    if says and resized:
+        images = f"{len(resized)} of {sum(probe.is_reference for probe in probes)} images"
+        logger.warning("memwatch: %s are resized and cropped to %d px, first %s", images, resolution, resized[0])
+    return prepared
 
 
-def _prepared(probe: Probe, denoiser: Denoiser, components: Components, resolution: int) -> PreparedProbe:
-    denoiser.warn_if_cut(probe.prompt, components)
+def _prepared(
+    probe: Probe, denoiser: Denoiser, components: Components, resolution: int, says: bool, resized: list[str]
+) -> PreparedProbe:
+    """One of them; where its image has another size, ``resized`` grows."""
+    if says:
+        denoiser.warn_if_cut(probe.prompt, components)
     conditioning = denoiser.encode(probe.prompt, components, resolution)
     if not probe.is_reference:
         return PreparedProbe(probe, conditioning, None, None)
-    image = read_image(probe, resolution)
+    picture = read_image(probe)
+    if picture.size != (resolution, resolution):
+        resized.append(f"that of {probe.name!r}, {picture.width}x{picture.height} px")
+    image = cropped(picture, resolution)
     latents = encode_images([image], components.vae)[0]
     if not latents.isfinite().all():
         raise ProbeError(f"probe {probe.name!r}: the VAE gives latents that are not finite; pass it in float32")
@@ -86,7 +101,7 @@ def on_shelf(prepared: Sequence[PreparedProbe], folder: Path) -> list[PreparedPr
     kept = shelved(tensors, folder)
 
     def from_shelf(i: int, p: PreparedProbe) -> PreparedProbe:
-        in_memory = isinstance(p.probe.image, Image.Image)
+        in_memory = p.probe.is_reference and not isinstance(p.probe.image, str | Path)
         return PreparedProbe(
             replace(p.probe, image=f"picture of {p.name}") if in_memory else p.probe,
             {key: kept[f"{i}/conditioning/{key}"] for key in p.conditioning},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 # What judging takes. A control is judged by the others, and a standard deviation of fewer than ten says too little; so
 # with eleven both a probe and every control have at least ten to be compared with.
 MIN_CONTROLS = 11
+ALLOWED = "an image folder, a text file of prompts, a list of prompts and Probes, or rows with 'image' and 'text'"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -27,7 +28,8 @@ class Probe:
 
     Attributes:
         prompt: the image's caption, or the prompt to generate from. Unconditional models ignore it.
-        image: a file or an RGB image, usually from the training set; ``None`` makes it a prompt probe.
+        image: a file or a picture, usually from the training set; ``None`` makes it a prompt probe. What it may be else
+            see ``images.decoded``.
         seed: of the prompt probe's initial noise.
         name: unique, used in keys and file names. Made from the file name or the prompt when empty.
         is_control: held out from training; memwatch sets it on whatever comes as ``controls``.
@@ -51,13 +53,14 @@ class Probe:
         return self.image is not None
 
 
-def as_probes(source: Any, *, seed: int = 0) -> list[Probe]:
+def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]:
     """Probes from whatever the user has, with unique names.
 
     Args:
         source: an image folder (captions from ``metadata.jsonl``, or ``NAME.txt`` beside ``NAME.png``), a text file
             with one prompt per line, a list of prompts and ``Probe``s, or a dataset whose rows have ``image`` and one
             of ``text``, ``caption`` and ``prompt``.
+        key: what the argument is called, for messages.
         seed: of prompts without a seed of their own.
 
     Raises:
@@ -72,15 +75,23 @@ def as_probes(source: Any, *, seed: int = 0) -> list[Probe]:
         if path.is_dir():
             probes = _from_folder(path)
         elif path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            probes = [Probe(line.strip(), seed=seed) for line in lines if line.strip()]
+            probes = [Probe(line.strip(), seed=seed) for line in _lines(path, key) if line.strip()]
         else:
-            raise ProbeError(f"probes: {str(source)!r} is neither a folder nor a file (give single prompts as a list)")
+            raise ProbeError(f"{key}: {str(source)!r} is neither a folder nor a file (give single prompts as a list)")
+    elif isinstance(source, Mapping | bytes) or not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
+        raise ProbeError(f"{key}: got {source!r}, allowed: {ALLOWED}")
     else:
-        probes = [_from_item(item, i, seed) for i, item in enumerate(source)]
+        probes = [_from_item(item, i, seed, key) for i, item in enumerate(source)]
     if not probes:
-        raise ProbeError(f"probes: {str(source)!r} holds no image and no prompt")
+        raise ProbeError(f"{key}: {str(source)!r} holds no image and no prompt")
     return _named(probes)
+
+
+def _lines(file: Path, key: str) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ProbeError(f"{key}: {str(file)!r} is no text file; allowed: {ALLOWED}") from error
 
 
 def _from_folder(folder: Path) -> list[Probe]:
@@ -108,12 +119,12 @@ def _from_folder(folder: Path) -> list[Probe]:
     ]
 
 
-def _from_item(item: Any, index: int, seed: int) -> Probe:
+def _from_item(item: Any, index: int, seed: int, key: str) -> Probe:
     if isinstance(item, Probe):
         return item
     if isinstance(item, str):
         if not item.strip():
-            raise ProbeError(f"probes: prompt {index} is empty")
+            raise ProbeError(f"{key}: prompt {index} is empty")
         return Probe(item, seed=seed)
     if (
         isinstance(item, dict)
@@ -121,7 +132,7 @@ def _from_item(item: Any, index: int, seed: int) -> Probe:
     ):
         return Probe(str(text), item.get("image"), seed=int(item.get("seed", seed)), name=str(item.get("name", "")))
     raise ProbeError(
-        f"probes: item {index} is a {type(item).__name__}; expected a prompt, a Probe or a row with 'image' and 'text'"
+        f"{key}: item {index} is a {type(item).__name__}; expected a prompt, a Probe or a row with 'image' and 'text'"
     )
 
 

@@ -9,9 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from memwatch.measure.weights import read_safetensors, write_safetensors
+from memwatch.denoiser import aligned
+from memwatch.measure.weights import write_safetensors
 
 
 def shelved(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -32,7 +34,7 @@ def shelved(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
         os.close(handle)
         file = Path(name)
         write_safetensors(file, tensors)
-        return read_safetensors(file)
+        return load_file(file)
     except OSError:
         return dict(tensors)
     finally:
@@ -64,7 +66,7 @@ class ShelvedNetwork:
     def on(self, device: torch.device) -> Iterator[None]:
         """Inside, the network can be used on ``device``."""
         try:
-            self._module.to(device)
+            aligned(self._module.to(device))
             yield
         finally:
             self._put_back()

@@ -124,7 +124,7 @@ class SnapshotStore:
         return step in self.steps
 
     def get(self, step: int) -> dict[str, Tensor]:
-        """All tensors of a step; those from disk share one storage, mapped from the file."""
+        """All tensors of a step."""
         return self._held[step] if step in self._held else read_safetensors(self._file(step))
 
     def read(self, step: int, names: Iterable[str]) -> dict[str, Tensor]:

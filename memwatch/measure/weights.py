@@ -12,21 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from memwatch.denoiser.aligned import ALIGNMENT, aligned, offset_of
+
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """CPU copies of the trainable parameters (under FSDP2 of this rank's shards): all of them, or a few MB for LoRA."""
     reshard(model)
     return {name: local_part(p).to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
-
-
-def lora_off(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that turn LoRA off: ``lora_B`` all zero gives the base model exactly. Empty when there is no LoRA."""
-    reshard(model)
-    return {
-        name: torch.zeros_like(local_part(p), device="cpu")
-        for name, p in model.named_parameters()
-        if ".lora_B." in name
-    }
 
 
 def averages(model: nn.Module, ema: Any) -> dict[str, Tensor]:
@@ -66,7 +58,8 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other values for some parameters, and afterwards exactly as before.
 
     The live storage is set aside, never copied; but FSDP2 gathers from that very storage, so shards are written over,
-    and back. Gradients must be taken inside, because gradient checkpointing computes activations a second time.
+    and back. The other values lie as the live ones do, which may be mapped from a file, see ``aligned``: both round
+    alike. Gradients must be taken inside, because gradient checkpointing computes activations a second time.
 
     Args:
         tensors: by parameter name; for a sharded parameter the whole tensor or this rank's part.
@@ -86,7 +79,7 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
                 local_part(parameter).copy_(value)
             else:
                 live[name] = parameter.data
-                parameter.data = torch.empty_like(parameter.data).copy_(value)  # keeps dtype, device and memory format
+                parameter.data = _empty_like(parameter.data).copy_(value)
         torch.clear_autocast_cache()
         yield
     finally:
@@ -97,6 +90,15 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             else:
                 parameters[name].data = data
         torch.clear_autocast_cache()
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    """Memory of the same size, dtype, device and format, as far from a multiple of ``ALIGNMENT`` bytes."""
+    like = torch.empty_like(tensor)
+    if (offset := offset_of(tensor)) == 0:
+        return like
+    room = torch.empty(tensor.numel() + ALIGNMENT, dtype=tensor.dtype)
+    return room.as_strided(like.shape, like.stride(), offset // tensor.element_size())
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -137,8 +139,8 @@ def reshard(model: nn.Module) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file, by name."""
-    return load_file(path)
+    """Every tensor of a file, by name, see ``aligned``."""
+    return {name: aligned(tensor) for name, tensor in load_file(path).items()}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from memwatch.act.formats import LORA_FILE
+from memwatch.denoiser import aligned
 from memwatch.denoiser.quiet import quietly
 from memwatch.scan.found import found_in as found_in  # this module is the door to all that is said of checkpoints
 from memwatch.scan.found import is_complete as is_complete
@@ -162,7 +163,8 @@ def read_text_encoder(source: str, name: str, like: nn.Module) -> dict[str, Tens
         weights = single_file_encoder(whole, name, like)
     else:
         with reading(source), quietly():
-            weights = dict(family.from_pretrained(Path(source) / name).float().named_parameters())
+            encoder = aligned(family.from_pretrained(Path(source) / name).float())
+        weights = dict(encoder.named_parameters())
     check_fit(weights, like, f"{source}: {name}", partly=lora is not None)
     return weights
 
@@ -242,4 +244,4 @@ def _from_diffusers(source: str) -> nn.Module:
 
     with reading(source), quietly():
         model: nn.Module = AutoModel.from_pretrained(source, subfolder=_part(source))
-    return model.float().eval()
+    return aligned(model.float()).eval()

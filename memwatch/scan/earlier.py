@@ -13,8 +13,9 @@ from torch import Tensor
 from memwatch.denoiser import Components, Denoiser, load_components
 from memwatch.denoiser.quiet import is_new
 from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.measure.lora_off import lora_off
 from memwatch.measure.observer import Observer
-from memwatch.measure.weights import lora_off, with_conditioning
+from memwatch.measure.weights import with_conditioning
 from memwatch.scan.checkpoints import (
     CheckpointError,
     copy_into,

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from memwatch.config import MemWatchConfig
 from memwatch.measure.fingerprint import digest, measured_under
 from memwatch.measure.measurement import Observation, observation_from_tensors, observation_to_tensors
 from memwatch.measure.prepare import PreparedProbe
-from memwatch.measure.weights import write_safetensors
+from memwatch.measure.weights import read_safetensors, write_safetensors
 
 logger = logging.getLogger("memwatch")
 
@@ -65,7 +64,7 @@ class KeptObservations:
         if not file.is_file():
             return None
         try:
-            return observation_from_tensors(load_file(file), p.probe)
+            return observation_from_tensors(read_safetensors(file), p.probe)
         except (OSError, SafetensorError, KeyError) as error:
             logger.warning("memwatch: %s is measured again: %s", file, error)
             return None

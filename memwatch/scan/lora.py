@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memwatch.denoiser import aligned
 from memwatch.denoiser.quiet import quietly
 from memwatch.scan.lora_keys import DENOISER, EMBEDDINGS, part_of, refuse_others, without_prefix
 from memwatch.scan.reading import CheckpointError, metadata_of, names_in, reading, tensors_in
@@ -53,7 +54,7 @@ def lora_weights(file: Path, part: str, model: nn.Module) -> dict[str, Tensor]:
     weights = {}
     for layer, (down, up) in pairs.items():
         _check_layer(layer, down, up, shapes[layer], file)
-        weights[f"{layer}.lora_A.{ADAPTER}.weight"] = down
+        weights[f"{layer}.lora_A.{ADAPTER}.weight"] = aligned(down)
         weights[f"{layer}.lora_B.{ADAPTER}.weight"] = up * _scale(settings, layer, len(down))
     return weights
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from memwatch.denoiser import aligned
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names it and says why."""
@@ -59,4 +61,5 @@ def tensors_in(file: Path, wanted: Callable[[str], bool] = lambda name: True) ->
         CheckpointError: it cannot be read.
     """
     with reading(file), safe_open(file, "pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys() if wanted(name)}  # noqa: SIM118 (no mapping)
+        names = filter(wanted, opened.keys())
+        return {name: aligned(opened.get_tensor(name)) for name in names}

@@ -103,7 +103,8 @@ class Scan:
         ledger, _ = open_stores(folder, config.snapshots, self.ranks)
         weights = KeptWeights(self.seen, folder / OBSERVATIONS / "weights", writes=self.ranks.writes_weights)
         self.baselines = Baselines(config.signals, ledger, weights, fixed)
-        depends = [str(pretrained), None if earlier is None else earlier.stamp]
+        reading = self.observer.denoiser.schedule.prediction_type
+        depends = [str(pretrained), None if earlier is None else earlier.stamp, reading]
         self.kept = KeptObservations(folder / OBSERVATIONS, config, depends, self.seen.stamps)
         self.faults, self.proof_faults = Faults(strict=config.strict), Faults()
         self.sinks = Sinks(FileSink(folder), self.faults, [DecidingSink(folder / "decisive"), *more])
@@ -158,6 +159,8 @@ class Scan:
         failed, observations = len(self.failed), self._observe(step)
         if not observations:
             raise CheckpointError(f"no probe could be measured; {self.failed[failed][1]}: {self.failed[failed][2]}")
+        if misread := self.ranks.broadcast(self.observer.misread(observations)):
+            raise CheckpointError(misread)
         self.baselines.remember(step, observations, self.observer.trainable_weights, self.faults)
         planned = planned_events(config.max_train_steps, config.every_steps)
         judgement = judge_event(observations, progress.states, step, config, planned)

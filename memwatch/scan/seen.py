@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +11,11 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from memwatch.denoiser import family_of
+from memwatch.measure.lora_off import lora_off, trained_adapters
 from memwatch.measure.observer import Observer
 from memwatch.measure.snapshots import SnapshotStore
-from memwatch.measure.weights import lora_off, with_conditioning, without_conditioning
-from memwatch.scan.checkpoints import CheckpointError, copy_into, read_weights, text_encoders
+from memwatch.measure.weights import with_conditioning, without_conditioning
+from memwatch.scan.checkpoints import CheckpointError, copy_into, make_room, read_weights, text_encoders
 from memwatch.scan.earlier import copy_text_encoders, text_parts
 from memwatch.scan.kept import Stamp, stamp
 
@@ -46,14 +48,24 @@ class Checkpoint:
 def own_text_encoders(checkpoints: Sequence[Checkpoint], pretrained: Any, model: nn.Module) -> tuple[Any, ...]:
     """Text encoders that change between checkpoints, marked as trained so that they are asked at every event.
 
+    Of those that come as a LoRA only the LoRA is.
+
     Args:
         model: a denoiser, on the device that the encoders go to as well.
     """
-    if not any(text_encoders(c.source) and c.source != str(pretrained) for c in checkpoints):
+    owners = {
+        c.source: names for c in checkpoints if c.source != str(pretrained) and (names := text_encoders(c.source))
+    }
+    if not owners:
         return ()
-    parts = text_parts(pretrained, family_of(model), next(model.parameters()).device)
-    for encoder in parts.text_encoders:
-        if encoder is not None:
+    family = family_of(model)
+    parts = text_parts(pretrained, family, next(model.parameters()).device)
+    for name, encoder in zip(family.text_encoders, parts.text_encoders, strict=True):
+        theirs = [source for source, names in owners.items() if name in names] if encoder is not None else []
+        for source in theirs:
+            with suppress(CheckpointError):  # said when its weights are read
+                make_room(encoder, source, name)
+        if theirs and not trained_adapters(encoder):
             encoder.requires_grad_(True)
     return parts.text_encoders
 

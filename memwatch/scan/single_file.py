@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from memwatch.denoiser import aligned
 from memwatch.denoiser.quiet import quietly
 from memwatch.scan.reading import CheckpointError, reading, tensors_in
 
@@ -53,8 +54,8 @@ def single_file_model(file: Path, kind: type[Any], config: str, subfolder: str |
         except NotImplementedError as error:  # what the file lacks has no value, and so cannot be moved
             raise CheckpointError(f"{file}: lacks some parameters of the base ({kind.__name__})") from error
     _require_whole(model, file)
-    loaded: nn.Module = model.float().eval()
-    return loaded
+    loaded: nn.Module = model.float()
+    return aligned(loaded).eval()
 
 
 def single_file_like(file: Path, like: Any) -> nn.Module:
@@ -78,7 +79,7 @@ def single_file_encoder(file: Path, name: str, like: Any) -> dict[str, Tensor]:
         like.config.save_pretrained(folder)
         encoder: Any = create_diffusers_clip_model_from_ldm(type(like), checkpoint=tensors, config=folder)
     _require_whole(encoder, file)
-    return dict(encoder.float().named_parameters())
+    return dict(aligned(encoder.float()).named_parameters())
 
 
 def _require_whole(model: nn.Module, file: Path) -> None:

@@ -52,3 +52,17 @@ def test_a_prompt_without_room_is_said(pipeline, caplog):
         prepare([Probe("a photo of a cat " * 20, name="long"), Probe("a cat", name="short")], denoiser, parts, 16)
     (message,) = caplog.messages
     assert "is longer than 32 tokens; cut: " in message
+
+
+def test_what_is_resized_is_said_in_one_line_by_one_process(families, caplog):
+    denoiser, parts = adapted(families["sd1"])
+    sizes = {"cat": (32, 16), "dog": (16, 16), "cow": (40, 40)}
+    probes = [Probe("a photo", picture(0).resize(size), name=name) for name, size in sizes.items()]
+    probes += [Probe("a prompt", name="poster"), Probe("a photo of a cat " * 20, picture(0), name="long")]
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        prepare(probes, denoiser, parts, 16, says=False)
+        assert caplog.messages == []
+        prepare(probes, denoiser, parts, 16)
+    cut, resized = caplog.messages
+    assert "is longer than" in cut
+    assert resized == "memwatch: 2 of 4 images are resized and cropped to 16 px, first that of 'cat', 32x16 px"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
-from support.builders import picture
+from support.builders import Loop, picture
 
 from memwatch import Probe, ProbeError
 from memwatch.measure.probes import as_probes
@@ -75,11 +76,30 @@ def test_names_are_unique_and_safe_for_files():
         ([{"image": None}], "item 0 is a dict"),
         ([], "holds no image and no prompt"),
         ("no/such/place", "'no/such/place' is neither a folder nor a file"),
+        (8, "got 8, allowed: an image folder, a text file of prompts, a list of prompts and Probes, or rows"),
+        (True, "got True, allowed"),
+        (0.5, "got 0.5, allowed"),
+        ({"text": "a cat"}, "got {'text': 'a cat'}, allowed"),
+        (b"a cat", "got b'a cat', allowed"),
+        (picture(0), "got <PIL.Image.Image .*>, allowed"),
+        (np.zeros((2, 2)), "item 0 is a ndarray"),
     ],
 )
 def test_what_is_no_probe_is_named(source, message):
     with pytest.raises(ProbeError, match=f"probes: .*{message}"):
         as_probes(source)
+
+
+def test_the_argument_is_named(pretrained, pipeline, tmp_path):
+    picture(0).save(tmp_path / "cat.png")
+    with pytest.raises(ProbeError, match=r"probes: '.*cat.png' is no text file; allowed: an image folder"):
+        as_probes(tmp_path / "cat.png")
+    loop = Loop(pretrained, tmp_path)
+    for key in ("controls", "peers"):
+        with pytest.raises(ProbeError, match=f"{key}: got 8, allowed: an image folder"):
+            loop.watch(pipeline, **{key: 8})
+    with pytest.raises(ProbeError, match="probes: got 8, allowed: an image folder"):
+        loop.watch(pipeline, 8)
 
 
 @pytest.mark.parametrize("line", ['{"text": "no file"}', "not json", "[1]"])

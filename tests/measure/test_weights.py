@@ -12,7 +12,6 @@ import memwatch.measure.weights
 from memwatch.measure.curvature import diag_jacobian
 from memwatch.measure.curvature import test_vectors as vectors_of
 from memwatch.measure.weights import (
-    lora_off,
     read_safetensors,
     swapped,
     trainable,
@@ -120,16 +119,6 @@ def test_trainable_is_a_copy_and_small_for_lora(pretrained):
     loop.run(None, 1)
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.default.weight"
     assert not torch.equal(copies[name], loop.bare.get_parameter(name))
-
-
-def test_lora_off_is_the_base_model(pretrained):
-    base = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet")
-    loop = Loop(pretrained, lora=True, lr=0.1)
-    loop.run(None, 2)
-    with swapped(loop.bare, lora_off(loop.bare)):
-        torch.testing.assert_close(products(loop.bare), products(base))
-    assert not torch.allclose(products(loop.bare)[0], products(base)[0])
-    assert lora_off(base) == {}
 
 
 def test_conditioning_and_weights_come_apart_again():

@@ -182,12 +182,20 @@ def signed(picture: Image.Image) -> torch.Tensor:
         lambda p: (signed(p) + 1) / 2,
         lambda p: torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1),
         lambda p: np.asarray(p) / 255,
+        lambda p: np.asarray(p, np.float32),
+        lambda p: np.asarray(p, np.uint16) * 257,
     ],
-    ids=["picture", "array", "list", "bytes", "signed", "unit", "uint8 tensor", "floats"],
+    ids=["picture", "array", "list", "bytes", "signed", "unit", "uint8 tensor", "floats", "float levels", "uint16"],
 )
 def test_rows_of_dicts_and_pairs(form):
     same(as_training_set([{"image": form(p), "caption": t} for p, t in zip(PHOTOS, TEXTS, strict=True)]))
     same(as_training_set([(form(p), t) for p, t in zip(PHOTOS, TEXTS, strict=True)]))
+
+
+def test_numbers_of_no_known_range_are_named():
+    rows = as_training_set([(np.asarray(p, np.float32) * 2, t) for p, t in zip(PHOTOS, TEXTS, strict=True)])
+    with pytest.raises(RowError, match=r"row 1: cannot be read: .*numbers of type float32 from 0 to \d+ are no image"):
+        rows.image(1)
 
 
 def test_rows_that_name_files(tmp_path):

@@ -1,0 +1,209 @@
+"""Weights from a file lie where kernels expect them, wherever the file's header lets them begin.
+
+Rounding depends on where they lie on some machines only, and MKL can be told to be such a one: see the last test.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support import trainers as by
+from support.builders import SIZE, TOKENS
+from support.families import adapted
+from support.originals import clip_weights, original_weights
+
+from memwatch.config import MemWatchConfig
+from memwatch.denoiser import Components, StableDiffusion, aligned, load_components
+from memwatch.denoiser.aligned import ALIGNMENT, offset_of
+from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.prepare import PreparedProbe
+from memwatch.measure.probes import Probe
+from memwatch.measure.shelf import ShelvedNetwork
+from memwatch.measure.snapshots import SnapshotStore
+from memwatch.measure.weights import read_safetensors, swapped, trainable
+from memwatch.scan.checkpoints import load_model, make_room, read_text_encoder, read_weights
+from memwatch.scan.kept import KeptObservations
+from memwatch.scan.lora_keys import DENOISER
+
+SHIFTS = range(0, ALIGNMENT, 8)  # a header is padded to a multiple of 8 bytes
+
+Door = Callable[[Path, Path], list[torch.Tensor]]  # from shifted files and the base's folder
+
+
+def shift(where: Path, by_bytes: int) -> Path:
+    """Let the tensors of the files there begin so many bytes later."""
+    for file in [where] if where.is_file() else list(where.rglob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            metadata = dict(opened.metadata() or {})
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata | {"padding": " " * by_bytes})
+    return where
+
+
+def of(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def whole_model(folder: Path, base: Path) -> list[torch.Tensor]:
+    return of(load_model(str(folder / "pipeline"))) + list(
+        read_text_encoder(str(folder / "pipeline"), "text_encoder", encoder(base)).values()
+    )
+
+
+def single_file(folder: Path, base: Path) -> list[torch.Tensor]:
+    source = str(folder / "original.safetensors")
+    weights = read_text_encoder(source, "text_encoder", encoder(base))
+    return of(load_model(source, base)) + list(weights.values())
+
+
+def lora(folder: Path, base: Path) -> list[torch.Tensor]:
+    source = str(folder / "lora.safetensors")
+    like = load_model(str(base))
+    make_room(like, source, DENOISER)
+    return of(load_model(source, base)) + list(read_weights(source, like).values())
+
+
+def bare_tensors(folder: Path, base: Path) -> list[torch.Tensor]:
+    source = str(folder / "bare.safetensors")
+    return of(load_model(source, base)) + list(read_weights(source, load_model(str(base))).values())
+
+
+def parts(folder: Path, base: Path) -> list[torch.Tensor]:
+    loaded = components(folder / "pipeline")
+    return of(loaded.vae) + of(loaded.text_encoders[0])
+
+
+def a_file(folder: Path, base: Path) -> list[torch.Tensor]:
+    return list(read_safetensors(folder / "bare.safetensors").values())
+
+
+def snapshots(folder: Path, base: Path) -> list[torch.Tensor]:
+    store = SnapshotStore(folder / "store", 1)
+    store.add(0, {f"{i}": torch.randn(i + 1) for i in range(5)})
+    shift(folder / "store", 8)
+    return [*store.get(0).values(), *store.read(0, ["0", "3"]).values()]
+
+
+def kept_observations(folder: Path, base: Path) -> list[torch.Tensor]:
+    probe = PreparedProbe(Probe("a cat", name="cat"), {}, None, None)
+    kept = KeptObservations(folder / "kept", MemWatchConfig(), [], {0: []})
+    kept.write(0, probe, [(0, "x")], Observation(probe.probe, (61.0,), Measurement(None, torch.randn(1, 3, 1, 2, 1))))
+    shift(folder / "kept", 8)
+    observation = kept.read(0, probe, [(0, "x")])
+    assert observation is not None
+    return [observation.now.epsilon]
+
+
+def a_resting_network(folder: Path, base: Path) -> list[torch.Tensor]:
+    network = torch.nn.Sequential(*(torch.nn.Linear(i, 3) for i in (1, 3, 5)))
+    resting = ShelvedNetwork(network, folder)
+    with resting.on(torch.device("cpu")):
+        return [tensor.data for tensor in of(network)]
+
+
+DOORS: list[Door] = [whole_model, single_file, lora, bare_tensors, parts, a_file, snapshots, kept_observations]
+DOORS += [a_resting_network]
+
+
+def components(source: Path) -> Components:
+    names, device = StableDiffusion.text_encoders, torch.device("cpu")
+    return load_components(source, Components(None), needs_vae=True, text_encoders=names, device=device)
+
+
+def encoder(base: Path) -> torch.nn.Module:
+    return components(base).text_encoders[0]
+
+
+@pytest.fixture
+def files(pretrained, pipeline, tmp_path) -> Path:
+    """The same weights in every form, and other ones as a LoRA."""
+    shutil.copytree(pretrained, tmp_path / "pipeline")
+    unet = copy.deepcopy(pipeline.unet)
+    save_file({name: p.data.clone() for name, p in unet.named_parameters()}, tmp_path / "bare.safetensors")
+    words = clip_weights(pipeline.text_encoder, "cond_stage_model.transformer.")
+    save_file(original_weights(unet) | words, tmp_path / "original.safetensors")
+    factors = by.factors_of(by.with_lora(unet, ["to_q", "to_v"]))
+    save_file(by.kohya(factors, "lora_unet_"), tmp_path / "lora.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+def test_what_comes_through_every_door_lies_well(door, files, pretrained):
+    for by_bytes in SHIFTS:
+        tensors = door(shift(files, by_bytes), pretrained)
+        assert tensors
+        assert {tensor.data_ptr() % ALIGNMENT for tensor in tensors} == {0}
+
+
+def test_a_header_does_shift_what_is_mapped(files):
+    """So that the test above asks something."""
+    starts = {load_file(shift(files / "bare.safetensors", b))["conv_in.bias"].data_ptr() % ALIGNMENT for b in SHIFTS}
+    assert starts == set(SHIFTS)
+
+
+def said(model: torch.nn.Module) -> torch.Tensor:
+    """What it says at fixed noise; one row alone is where kernels differ."""
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(1, 4, SIZE // 2, SIZE // 2, generator=generator)
+    hidden = torch.randn(1, TOKENS, 16, generator=generator)
+    with torch.no_grad():
+        return model.eval()(noisy, torch.tensor([301]), hidden).sample
+
+
+@pytest.mark.parametrize("source", ["pipeline", "original.safetensors", "bare.safetensors"])
+def test_the_same_weights_say_exactly_the_same(source, files, pretrained, pipeline):
+    expected = said(copy.deepcopy(pipeline.unet))
+    for by_bytes in SHIFTS:
+        model = load_model(str(shift(files, by_bytes) / source), pretrained)
+        assert torch.equal(said(model), expected), by_bytes
+
+
+def test_prompts_mean_exactly_the_same(files, families):
+    denoiser, own = adapted(families["sd1"])
+    own.text_encoders = (copy.deepcopy(own.text_encoders[0]),)
+    for by_bytes in SHIFTS:
+        there = components(shift(files / "pipeline", by_bytes))
+        here, mapped = (denoiser.encode("a red poster", parts, SIZE) for parts in (own, there))
+        assert torch.equal(here["encoder_hidden_states"], mapped["encoder_hidden_states"])
+
+
+def test_a_model_that_is_mapped_and_its_own_weights_say_exactly_the_same(files, pipeline):
+    """As a loop on the CPU trains what it has loaded: nobody moves its weights, and earlier ones lie like them."""
+    live = copy.deepcopy(pipeline.unet)
+    for by_bytes in SHIFTS:
+        mapped = load_file(shift(files / "bare.safetensors", by_bytes))
+        for name, parameter in live.named_parameters():
+            parameter.data = mapped[name]
+        expected, where = said(live), {name: offset_of(p) for name, p in live.named_parameters()}
+        with swapped(live, trainable(live)):
+            assert {name: offset_of(p) for name, p in live.named_parameters()} == where
+            assert torch.equal(said(live), expected)
+
+
+def test_what_lies_well_is_not_copied():
+    whole = torch.randn(64)
+    assert aligned(whole) is whole
+    assert aligned(whole[2:]) is not whole
+    assert torch.equal(aligned(whole[2:]), whole[2:])
+    assert aligned(torch.zeros(4, 4, device="meta")[1:]).is_meta
+
+
+def test_all_of_this_on_a_machine_that_rounds_elsewhere():
+    """MKL's kernels for older machines; without MKL it is the same again."""
+    if "MKL_ENABLE_INSTRUCTIONS" in os.environ:
+        return
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "exactly", __file__]
+    done = subprocess.run(
+        command, env=os.environ | {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

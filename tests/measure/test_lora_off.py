@@ -1,0 +1,160 @@
+"""LoRA off is the model before its LoRA, in numbers, or it is refused by name."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model, inject_adapter_in_model
+from support.builders import TOKENS, Loop
+
+from memwatch import ConfigError
+from memwatch.measure.lora_off import lora_off, trained_adapters, why_not_base
+from memwatch.measure.weights import swapped
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT warns of settings that are meant here
+
+TARGETS = ["to_q", "to_out.0"]
+BASE = {"baseline": "base"}
+SAME = {
+    "plain": {},
+    "rslora": {"use_rslora": True, "lora_alpha": 8},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "random": {"init_lora_weights": False},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "eva": {"init_lora_weights": "eva"},
+    "lora_bias": {"lora_bias": True},
+}
+OTHER = {
+    "dora": ({"use_dora": True}, "adapter 'default' of the UNet2DConditionModel is a DoRA"),
+    "pissa": ({"init_lora_weights": "pissa"}, r"out of the base's weights \(init_lora_weights='pissa'\)"),
+    "pissa_niter": ({"init_lora_weights": "pissa_niter_4"}, r"init_lora_weights='pissa_niter_4'"),
+    "olora": ({"init_lora_weights": "olora"}, r"init_lora_weights='olora'"),
+    "bias": ({"bias": "all"}, r"trains \d+ parameters beside its LoRA, conv_in\.bias first"),
+    "lora_only": ({"bias": "lora_only"}, r"beside its LoRA, \S+\.bias first"),
+    "modules_to_save": ({"modules_to_save": ["conv_out"]}, r"beside its LoRA, conv_out\.modules_to_save\S+ first"),
+}
+
+
+def said(unet: torch.nn.Module) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(8)
+    x, hidden = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, TOKENS, 16, generator=generator)
+    with torch.no_grad():
+        return unet.eval()(x, 100, hidden).sample
+
+
+def with_adapter(base: torch.nn.Module, **settings) -> torch.nn.Module:
+    unet = copy.deepcopy(base).requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=2, target_modules=TARGETS, **settings))
+    return unet
+
+
+def train(model: torch.nn.Module) -> None:
+    """As if: whatever is trained moves."""
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_it_is_the_model_before_the_adapter(kind, pipeline):
+    base = pipeline.unet
+    unet = with_adapter(base, **SAME[kind])
+    assert why_not_base([unet]) is None
+    train(unet)
+    assert difference(said(unet), said(base)) > 0.01
+    with swapped(unet, lora_off(unet)):
+        assert difference(said(unet), said(base)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_what_it_cannot_be_is_refused_by_name(kind, pipeline):
+    settings, cause = OTHER[kind]
+    base = pipeline.unet
+    unet = with_adapter(base, **settings)
+    train(unet)
+    with swapped(unet, lora_off(unet)):
+        assert difference(said(unet), said(base)) > 0.01
+    with pytest.raises(AssertionError, match=cause):
+        assert why_not_base([unet]) is None
+
+
+@pytest.mark.parametrize("settings", [LoHaConfig, LoKrConfig, OFTConfig])
+def test_other_adapters_are_no_lora(settings, pipeline):
+    options = {"r": 2} if settings is not OFTConfig else {"r": 0, "oft_block_size": 8}
+    unet = get_peft_model(copy.deepcopy(pipeline.unet), settings(target_modules=["to_q"], **options)).get_base_model()
+    assert lora_off(unet) == {}
+    assert "no LoRA layers to switch off" in why_not_base([unet])
+
+
+def test_an_adapter_that_is_not_trained_is_part_of_the_base(pipeline):
+    base = with_adapter(pipeline.unet)
+    train(base)
+    unet = copy.deepcopy(base).requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False), adapter_name="second")
+    unet.set_adapters(["default", "second"])
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(".second." in name)
+    assert trained_adapters(unet) == {"second"}
+    assert why_not_base([unet]) is None
+    train(unet)
+    assert difference(said(unet), said(base)) > 0.01
+    with swapped(unet, lora_off(unet)):
+        assert difference(said(unet), said(base)) < 1e-6
+
+
+def test_a_frozen_adapter_of_another_kind_does_no_harm(pipeline):
+    base = with_adapter(pipeline.unet, use_dora=True)
+    unet = copy.deepcopy(base)
+    unet.add_adapter(LoraConfig(r=2, target_modules=TARGETS), adapter_name="second")
+    unet.set_adapters(["default", "second"])
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(".second." in name)
+    assert why_not_base([unet]) is None
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("kind", ["pissa", "bias"])
+def test_a_run_refuses_it_at_construction(kind, wrapped, pretrained, pipeline, tmp_path):
+    def adapt(unet):
+        config = LoraConfig(r=2, target_modules=TARGETS, **OTHER[kind][0])
+        if wrapped:
+            return get_peft_model(unet, config)
+        unet.requires_grad_(False).add_adapter(config)
+        return unet
+
+    loop = Loop(pretrained, tmp_path, adapt=adapt)
+    with pytest.raises(ConfigError, match=f"key 'signals.baseline': got 'base', allowed: .*{OTHER[kind][1]}"):
+        loop.watch(pipeline, signals=BASE)
+
+
+def test_a_text_encoder_is_asked_too(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path, lora=True)
+    text_encoder = copy.deepcopy(pipeline.text_encoder)
+    with pytest.raises(ConfigError, match=r"the CLIPTextModel trains \d+ parameters beside its LoRA"):
+        loop.watch(pipeline, signals=BASE, text_encoder=text_encoder)
+    text_encoder.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"], use_dora=True), text_encoder)
+    with pytest.raises(ConfigError, match="adapter 'default' of the CLIPTextModel is a DoRA"):
+        loop.watch(pipeline, signals=BASE, text_encoder=text_encoder)
+    loop.watch(pipeline, signals=BASE, text_encoder=text_encoder.requires_grad_(False))
+
+
+def test_the_base_stays_when_a_text_encoder_is_frozen_in_mid_run(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path, lora=True)
+    text_encoder = copy.deepcopy(pipeline.text_encoder).requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), text_encoder)
+    observer = loop.watch(pipeline, signals=BASE, text_encoder=text_encoder).observer
+    before = observer.weights_without_lora()
+    train(text_encoder)
+    text_encoder.requires_grad_(False)
+    after = observer.weights_without_lora()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
