@@ -166,8 +166,10 @@ class MemWatch:
 
     def begin(self, step: int = 0) -> Report | None:
         """Take the first baseline, unless there is one. ``guard`` calls it; a loop without it may, on every rank."""
+        if self._progress.last_step is not None:  # the guard calls it at every pass
+            return None
         with self._timed(step):
-            return self._event(step) if self._progress.last_step is None else None
+            return self._event(step)
 
     def on_step_end(self, step: int) -> Report | None:
         """Call after every optimizer step, on every rank. Returns the event's report, or ``None`` when none is due.
@@ -193,7 +195,7 @@ class MemWatch:
         try:
             yield
         finally:
-            clock.leave(step)
+            clock.leave()
 
     @property
     def every_steps(self) -> int | None:
