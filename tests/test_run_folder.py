@@ -129,7 +129,7 @@ def test_a_fresh_run_moves_the_files_of_another_aside(pretrained, pipeline, tmp_
             == [f"memwatch: {folder} held the files of another run; they are in {folder}/earlier/{seed:04d} now"][:seed]
         )
         found = {name: data for name, data in ours(folder).items() if name != "notes.txt"}
-        names = {"history.jsonl", "about.json", "report.html", "images/cat.png", "heatmaps/cat/step_0000002.png"}
+        names = {"history.jsonl", "about.json", "report.html", "images/cat.png", "heatmaps/cat/step_0000002.jpg"}
         names |= {"ledger/step_0000000.safetensors", "snapshots/step_0000000.safetensors"}
         assert names <= set(found)
         assert [row["step"] for row in history(tmp_path)] == [0, 2]
