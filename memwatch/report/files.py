@@ -44,6 +44,9 @@ class FileSink:
     The line of every event stays: about 1 kB per probe. Files named by a step take 500 MB at most over all events, or
     those of the newest event if they alone are more; ``retention`` says which stay. What a full disk refuses is lost,
     but for the lines: the newest ``HELD`` of them wait until there is room.
+
+    Attributes:
+        rank: of the newest event, see ``Kept``.
     """
 
     name = "files"
@@ -52,6 +55,7 @@ class FileSink:
         self.folder, self.retention = folder, Retention(folder)
         self._about: About | None = None
         self._images: set[str] = set()
+        self.rank = 0
         self._held: list[str] = []
         self._lost = 0
 
@@ -68,7 +72,9 @@ class FileSink:
         self._held.append(to_text([line]))
         self._lost += len(self._held[:-HELD])
         self._held = self._held[-HELD:]
-        return self.retention.begin(report.step, Event.from_dict(line).has_news)
+        event = self.retention.begin(report.step, Event.from_dict(line).has_news)
+        self.rank = event.rank
+        return event
 
     def write(self, report: Report) -> None:
         event, stem = self.hold(report), stem_of(report.step)

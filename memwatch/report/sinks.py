@@ -66,9 +66,9 @@ class Sinks:
                 report = replace(report, pictures=pictures_of(report))
                 report = replace(report, overview=overview_of(report))
         if not self._write(self.files.name, lambda: self.files, report, self.files.missing):
-            self.files.hold(report)
+            self.files.hold(replace(report, errors=self.faults.count))
         self._write_to(self.losses, report)
-        shown = is_shown(self.files.retention.events[-1].rank)
+        shown = is_shown(self.files.rank)
         of_trackers = report if shown else replace(report, pictures={}, overview=None)
         for i, tracker in enumerate(self._trackers):
             self._write(tracker.name, partial(self._of_tracker, i, tracker), of_trackers)
