@@ -88,8 +88,8 @@ class MemWatch:
         overrides: top-level config keys.
 
     Attributes:
-        config: as it was read. about: what stays the same over the run.
-        picked: what was picked from the training set; ``None`` where nothing was.
+        config: as it was read, with an absolute ``output_dir``, since a script may change its working directory.
+        about: what stays the same over the run. picked: what was picked from the training set; ``None`` without it.
         observer, baselines, faults, sinks: the parts that do the work.
 
     Raises:
@@ -118,12 +118,14 @@ class MemWatch:
         **overrides: Any,
     ) -> None:
         self.accelerator = accelerator
-        self.config: MemWatchConfig = load_config(config, **overrides)
+        wanted = load_config(config, **overrides)
+        self.config: MemWatchConfig = replace(wanted, output_dir=str(Path(wanted.output_dir).absolute()))
         self.ranks = Ranks.of(accelerator)
         given = Components(scheduler, vae, as_tuple(text_encoder), as_tuple(tokenizer))
         kind, file = self.config.signals.baseline_parts
         allowed = "path: and an existing safetensors file"
-        require(kind != "path" or Path(file).is_file(), "signals.baseline", self.config.signals.baseline, allowed)
+        outside = Path(file).absolute()
+        require(kind != "path" or outside.is_file(), "signals.baseline", self.config.signals.baseline, allowed)
         has_rotation = self.config.screens and self.ranks.swappable
         run = for_run(picked, self.config, probes, controls, peers, has_rotation=has_rotation)
         self.picked = run.picked
@@ -140,14 +142,14 @@ class MemWatch:
         )
         self.folder = RunFolder(Path(self.config.output_dir))
         stores = open_stores(self.folder.folder, self.config.snapshots, self.ranks)
-        fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(Path(file))
+        fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(outside)
         reading = self.observer.denoiser.schedule.prediction_type
         marks = fingerprints(self.config, self.observer.prepared, str(accelerator.mixed_precision), reading)
         self.baselines = Baselines(self.config.signals, *stores, fixed, marks)
         self.faults = Faults(strict=self.config.strict)
         self.actions = Actions(self.config, self.observer, self.faults, run.picked, run.control_keys, on_alert)
         self.sinks = Sinks(FileSink(self.folder.folder), self.faults, self.actions.sinks)
-        self.about = About.of(self.observer)
+        self.about = replace(About.of(self.observer), settings=wanted.to_show())  # no folder of this machine in it
         self._progress, self._closed = self._fresh(), False
         free = self.ranks.broadcast(self.folder.lock() if accelerator.is_main_process else True)
         require(free, "output_dir", self.config.output_dir, "a folder that no other live run uses (close() ends one)")
@@ -174,8 +176,10 @@ class MemWatch:
 
     def begin(self, step: int = 0) -> Report | None:
         """Take the first baseline, unless there is one. ``guard`` calls it; a loop without it may, on every rank."""
+        if self._progress.last_step is not None:  # the guard calls it at every pass
+            return None
         with self._timed(step):
-            return self._event(step) if self._progress.last_step is None else None
+            return self._event(step)
 
     def on_step_end(self, step: int) -> Report | None:
         """Call after every optimizer step, on every rank. Returns the event's report, or ``None`` when none is due.
@@ -201,7 +205,7 @@ class MemWatch:
         try:
             yield
         finally:
-            clock.leave(step)
+            clock.leave()
 
     @property
     def every_steps(self) -> int | None:
@@ -254,8 +258,8 @@ class MemWatch:
 
         Whatever ``accelerator.log`` gets comes here by itself. A loop that logs elsewhere may call it.
         """
-        if self.accelerator.is_main_process and not self._closed and not self.faults.is_off(NOTING):
-            with self.faults.surviving(NOTING):
+        if self.accelerator.is_main_process and not self._closed:
+            with self.faults.surviving(NOTING, "memwatch keeps it, and writes it with the next one"):
                 self.sinks.losses.note(values, step)
 
     # --- one event ---------------------------------------------------------------------------------------------------

@@ -119,6 +119,9 @@ def planned_events(max_train_steps: int | None, every_steps: int | None) -> int 
 class Clock:
     """Times the loop's own steps, and memwatch between them.
 
+    A step is all time of the loop between two new step numbers, however many batches, passes and calls lie in between.
+    The first number may come in the middle of a step, so the one that follows it ends no whole step, either.
+
     Attributes:
         trained: seconds of training so far, memwatch left out. spent: seconds of memwatch.
         first: seconds of the first event.
@@ -130,25 +133,29 @@ class Clock:
     first: float = 0.0
     steps: list[float] = field(default_factory=list)
     now: Callable[[], float] = time.perf_counter
-    _left: tuple[float, int] | None = None  # when the loop went on, and after which step
+    _left: float | None = None  # when the loop went on
     _arrived: float | None = None
+    _newest: int | None = None  # step number
+    _ended: float | None = None  # ``trained`` when that came, where it was surely the end of a step
 
     def arrive(self, step: int) -> None:
-        """The loop has come to the end of ``step``."""
-        if len(self.steps) < WARM_UP + TIMED:
+        """The loop has come to the end of ``step``, or of a batch of the next one where the number is not new."""
+        is_new = self._newest is None or step > self._newest
+        is_timed = is_new and len(self.steps) < WARM_UP + TIMED
+        if is_timed:
             synchronize()  # what a GPU has still to do belongs to the step
         self._arrived = self.now()
-        if self._left is None:
-            return
-        since, last = self._left
-        self.trained += self._arrived - since
-        if step > last and len(self.steps) < WARM_UP + TIMED:
-            self.steps.append((self._arrived - since) / (step - last))
+        self.trained += 0.0 if self._left is None else self._arrived - self._left
+        if is_timed and self._newest is not None and self._ended is not None:
+            self.steps.append((self.trained - self._ended) / (step - self._newest))
+        if is_new:
+            self._ended = None if self._newest is None else self.trained
+            self._newest = step
 
-    def leave(self, step: int) -> None:
-        """The loop goes on after ``step``."""
+    def leave(self) -> None:
+        """The loop goes on."""
         self.spent, self._arrived = self.spent + self._here, None
-        self._left = self.now(), step
+        self._left = self.now()
 
     @property
     def _here(self) -> float:

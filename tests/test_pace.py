@@ -6,13 +6,14 @@ import itertools
 import logging
 
 import pytest
-from support.builders import CONFIG, Loop, history
+from support.builders import CONFIG, SMALL, Loop, history
+from torch.utils.data import DataLoader
 
 import memwatch.callback
 import memwatch.pace
 from memwatch.config import MemWatchConfig
 from memwatch.measure.passes import Passes
-from memwatch.pace import CHOSEN, NEVER_RARER, OFTENEST, Clock, Prices, choose_pace, planned_events
+from memwatch.pace import CHOSEN, NEVER_RARER, OFTENEST, TIMED, WARM_UP, Clock, Prices, choose_pace, planned_events
 from memwatch.report.terminal import summary
 
 
@@ -72,13 +73,20 @@ def ticking(*seconds: float) -> Clock:
 
 
 def test_the_clock_tells_training_from_memwatch():
-    clock = ticking(0, 3, 0, 10, 2, 0)  # arrive, leave twice (spent, left), ...
-    clock.arrive(0)
-    clock.leave(0)
-    clock.arrive(1)
-    clock.leave(1)
-    assert (clock.spent, clock.trained, clock.steps) == (5, 10, [10])
-    assert clock.overhead == 0.5
+    clock = ticking(0, 3, 0, 10, 2, 0, 5, 1, 0)  # arrive, leave (spent, left), ...
+    for step in (0, 1, 2):
+        clock.arrive(step)
+        clock.leave()
+    assert (clock.spent, clock.trained, clock.steps) == (6, 15, [5])
+    assert clock.overhead == 0.4
+
+
+def test_a_step_is_all_of_the_loops_time_between_two_new_numbers():
+    clock = ticking(0, 9, 0, 1, 9, 0, 2, 9, 0, 3, 9, 0, 4, 9, 0)  # 9 s are memwatch's
+    for step in (4, 5, 5, 5, 7):
+        clock.arrive(step)
+        clock.leave()
+    assert (clock.steps, clock.trained, clock.spent) == ([(2 + 3 + 4) / 2], 10, 45)
 
 
 def test_the_clock_waits_for_usual_steps():
@@ -87,6 +95,67 @@ def test_the_clock_waits_for_usual_steps():
     assert clock.step_seconds is None
     clock.steps.append(7.0)
     assert clock.step_seconds == 1.0  # the median, without the first two
+
+
+BATCH, EVENT = 0.25, 0.9  # seconds
+
+
+class Seconds:
+    """What a clock reads, as long as nobody moves it."""
+
+    def __init__(self):
+        self.passed = 0.0
+
+    def __call__(self) -> float:
+        return self.passed
+
+
+def free_event(watch, step):
+    """An event that does nothing but take ``EVENT`` seconds."""
+    watch._progress.last_step, watch._progress.events = step, watch._progress.events + 1
+    watch._progress.clock.now.passed += EVENT
+    watch._progress.clock.first = watch._progress.clock.first or EVENT
+
+
+def train_until(watch, number: int, batches: int, accumulation: int, every_batch: bool) -> None:
+    """A loop of ``BATCH`` seconds per batch up to that batch, the next one of a run that has resumed, too."""
+    seconds = watch._progress.clock.now
+    done = (watch.state_dict()["clock"]["trained"]) / BATCH
+    loader = watch.guard(DataLoader(range(batches)))
+    while done < number:
+        for _ in loader:
+            done += 1
+            seconds.passed += BATCH
+            if every_batch or done % accumulation == 0:
+                watch.on_step_end(done // accumulation)
+            if done == number:
+                return
+
+
+@pytest.mark.parametrize("every_batch", [False, True], ids=["at_steps", "at_every_batch"])
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("batches", [1, 2, 50])
+def test_measured_steps_are_the_loops_own(
+    batches, accumulation, every_batch, pretrained, pipeline, tmp_path, monkeypatch
+):
+    """The guard begins at every pass. That set the clock back: steps of 0.25 s read 0.034 with a batch per pass."""
+    monkeypatch.setattr(memwatch.callback.MemWatch, "_event", free_event)
+    settings = SMALL | {"every_steps": None, "output_dir": str(tmp_path / "memwatch")}
+    loop, state = Loop(pretrained, tmp_path), None
+    for steps in (6, 30):  # a run that is resumed, and never reads across the gap
+        watch = loop.watch(pipeline, config=settings)
+        if state is not None:
+            watch.load_state_dict(state)
+        watch._progress.clock.now = Seconds()
+        train_until(watch, steps * accumulation, batches, accumulation, every_batch)
+        state = watch.state_dict()
+        watch.close()
+    clock = watch._progress.clock
+    assert clock.steps == pytest.approx([BATCH * accumulation] * len(clock.steps))
+    assert len(clock.steps) == WARM_UP + TIMED
+    assert (
+        watch.every_steps == {1: 200, 4: 50}[accumulation]
+    )  # 0.9 s are 2 % of 45 s, and the first event costs a little
 
 
 def timed(monkeypatch, event: float, step: float) -> None:
