@@ -50,7 +50,7 @@ def surveys(monkeypatch) -> list[int]:
 
 
 def found(survey):
-    return survey.digest, survey.groups, survey.captions, survey.strangeness.tolist(), dict(survey.unreadable)
+    return survey.bits.tolist(), survey.groups, survey.captions, survey.strangeness.tolist(), dict(survey.unreadable)
 
 
 def kept(cache: Path) -> list[Path]:
