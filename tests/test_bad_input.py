@@ -90,7 +90,7 @@ def test_an_image_of_another_size_warns_and_fits(size, loop, pipeline, caplog):
             pipeline, [Probe("a cat", picture(0).resize(size), name="cat"), Probe("a dog", picture(1), name="dog")]
         )
     assert [m for m in caplog.messages if "resized" in m] == [
-        f"probe 'cat': image of {size[0]}x{size[1]} px is resized and cropped to 16 px"
+        f"memwatch: 1 of 2 images are resized and cropped to 16 px, first that of 'cat', {size[0]}x{size[1]} px"
     ]
     assert watch.observer.probes[0].image.shape == (16, 16, 3)
     assert watch.observer.probes[0].latents.shape == (4, 8, 8)

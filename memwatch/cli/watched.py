@@ -71,6 +71,6 @@ def usable(source: str | None, seed: int, problems: list[str]) -> list[Probe]:
             if isinstance(probe.image, str | Path):
                 Image.open(probe.image).convert("RGB").close()
             good.append(probe)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # PIL has its own for broken and huge files
             problems.append(f"{probe.name}: cannot read image {probe.image}: {error}")
     return good

@@ -13,7 +13,7 @@ Measured on tiny-sd at the shipped levels (R of the right reading, R of the othe
 |---|---|---|---|---|
 | tiny-sd, epsilon | 0.03, 1.13 | 0.07, 1.30 | 0.01, 0.96 | 0.04, 1.53 |
 | the same, its output turned into v | 0.14, 1.08 | 0.33, 0.93 | 0.02, 1.82 | 0.29, 0.68 |
-| untrained | 1.06 to 1.10 by both, on all four | | | |
+| untrained (epsilon, v) | 1.10, 1.07 | 1.10, 1.18 | 1.10, 1.06 | 1.10, 1.32 |
 
 So the right reading leaves at most 0.33, and the other one at least 2.3 times as much. A clear contradiction takes 0.5
 and 1.5 times. An untrained network explains nothing by either reading, so that it contradicts nothing. A training from
