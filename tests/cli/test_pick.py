@@ -251,7 +251,7 @@ def test_what_is_no_whole_choice_is_named(missing, watched, tmp_path):
         (shutil.rmtree if missing == "train" else os.unlink)(folder / missing)
     with pytest.raises(ProbeError, match="picked: .*watch' holds no whole choice of 'memwatch pick TRAIN --out"):
         for_run(folder, MemWatchConfig(), None, None, None, has_rotation=False)
-    with pytest.raises(ConfigError, match="'picked': got 3"):
+    with pytest.raises(ConfigError, match="'picked': got <class 'int'>"):
         for_run(3, MemWatchConfig(), None, None, None, has_rotation=False)
 
 
