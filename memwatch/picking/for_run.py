@@ -46,7 +46,7 @@ def for_run(
     """
     source = picked if picked is not None else config.picked
     allowed = "what memwatch.pick(dataset) returns, or a folder that 'memwatch pick' has written"
-    require(source is None or isinstance(source, Picked | str | Path), "picked", source, allowed)
+    require(source is None or isinstance(source, Picked | str | Path), "picked", type(source), allowed)
     found = read_folder(Path(source)) if isinstance(source, str | Path) else source
     watched, held_out, ordinary = (
         as_probes(mine if mine is not None else theirs, seed=config.seed)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import pytest
-from PIL import Image
 from support.browser import needs_chromium, opened
-from support.picked import photo, save_folder, with_logo
+from support.picked import contents, photo, save_folder, with_logo
+from support.rows import RowsLoop
 
+import memwatch
+from memwatch import ConfigError, MemWatchConfig, ProbeError
 from memwatch.cli import main
 from memwatch.measure.probes import as_probes
+from memwatch.picking.folder import CHOICE, read_folder
+from memwatch.picking.folder_copy import linked
+from memwatch.picking.for_run import for_run
+from memwatch.picking.rows import as_training_set
+from memwatch.picking.trained_on import held_out_rows_in
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """70 images with captions: six of them the same, and one caption that is markup."""
+    """70 images with captions: seven of them the same, and one caption that is markup."""
     pictures = {f"{i:02d}.png": with_logo(photo(i)) if i in (20, 21, 22) else photo(i) for i in range(64)}
     pictures |= {f"again/{i}.png": photo(3) for i in range(6)}
     captions = {name: f"a photo of number {i}" for i, name in enumerate(pictures)}
@@ -30,26 +39,143 @@ def watched(train):
     return out
 
 
-def contents(folder):
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+def choice(out):
+    return json.loads((out / CHOICE).read_text(encoding="utf-8"))
 
 
-def test_the_folder_is_what_training_takes(watched, train):
-    saved = json.loads((watched / "choice.json").read_text(encoding="utf-8"))
-    assert (saved["rows"], saved["budget"], len(saved["picked"])) == (70, 12, 12)
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def looked_at(picked):
+    """What a run makes of a pick, in plain values."""
+    probes = [picked.probes(), picked.controls(), picked.peer_probes(), picked.rotation_probes(99)]
+    shown = [[(p.name, p.prompt, p.row, p.image.read_bytes()) for p in some] for some in probes]
+    groups = [(w.row, w.why, w.group) for w in picked.watched]
+    return [shown, groups, picked.survey.groups, picked.train_rows, picked.control_keys, picked.notes]
+
+
+def test_the_folder_says_what_was_picked(watched, train):
+    saved = choice(watched)
+    assert (saved["rows"], saved["budget"], len(saved["watched"])) == (70, 12, 12)
     assert saved["source"] == str(train)
     assert saved["mix"]["duplicates"] >= 1
     assert sum(saved["mix"].values()) == 12
-    for part, key in (("probes", "picked"), ("controls", "held_out"), ("peers", "peers")):
+    for part, key in (("probes", "watched"), ("controls", "held_out"), ("peers", "peers")):
         probes = as_probes(watched / part)
-        lines = [json.loads(line) for line in (watched / part / "metadata.jsonl").read_text().splitlines()]
-        assert [line["row"] for line in lines] == [entry["row"] for entry in saved[key]]
+        assert [line["row"] for line in lines(watched / part)] == [entry["row"] for entry in saved[key]]
         for probe, entry in zip(probes, saved[key], strict=True):
             assert probe.image.read_bytes() == (train / entry["name"]).read_bytes()
         assert probes[0].prompt.startswith("a ")
-    (group,) = [entry["group"] for entry in saved["picked"] if entry["why"] == "duplicates"]
+    (group,) = [saved["groups"][entry["group"]] for entry in saved["watched"] if entry["why"] == "duplicates"]
     assert group["size"] == 7
+    assert len(saved["held_out"]) == 14
     assert not {entry["row"] for entry in saved["held_out"]} & set(group["rows"])
+
+
+def test_what_to_train_on_is_links_to_all_but_what_is_held_out(watched, train):
+    held_out = {entry["name"] for entry in choice(watched)["held_out"]}
+    before, after = contents(train), contents(watched / "train")
+    metadata = before.pop("metadata.jsonl"), after.pop("metadata.jsonl")
+    assert after == {name: data for name, data in before.items() if name not in held_out}
+    assert all((watched / "train" / name).samefile(train / name) for name in after)  # they take no room
+    kept = [line for line in metadata[0].splitlines() if json.loads(line)["file_name"] not in held_out]
+    assert metadata[1].splitlines() == kept  # with the key that memwatch does not know
+    rows, was = as_training_set(watched / "train"), as_training_set(train)
+    caption_of = {was.name(row): was.caption(row) for row in range(70)}
+    assert {rows.name(row): rows.caption(row) for row in range(len(rows))} == {
+        name: text for name, text in caption_of.items() if name not in held_out
+    }
+
+
+def test_a_run_reads_back_what_was_picked(watched, train):
+    fresh = memwatch.pick(train, probes=12)
+    picked = read_folder(watched)
+    assert looked_at(picked) == looked_at(fresh)
+    assert [row["text"] for row in picked.train] == [row["text"] for row in fresh.train]
+    assert {row["image"].parent for row in picked.train} == {watched / "train", watched / "train" / "again"}
+    for given, config in ((watched, MemWatchConfig()), (str(watched), MemWatchConfig()), (None, {"picked": watched})):
+        run = for_run(given, memwatch.load_config(config), None, None, None, has_rotation=True)
+        assert [p.name for p in run.probes[:12]] == [p.name for p in fresh.probes()]
+        assert (len(run.controls), len(run.peers)) == (14, 8)
+        assert run.control_keys == fresh.control_keys
+
+
+def test_memwatch_takes_the_folder(watched, pretrained, pipeline, tmp_path):
+    loop = RowsLoop(pretrained, tmp_path, [{"image": row} for row in range(4)])
+    config = {"picked": str(watched), "rotation": {"rows": 0}}
+    for options in ({"picked": watched, "config": {"rotation": {"rows": 0}}}, {"config": config}):
+        watch = loop.watch(pipeline, **options)
+        assert watch.observer.has_controls
+        assert [p.probe.row for p in watch.observer.fixed[:12]] == [e["row"] for e in choice(watched)["watched"]]
+        watch.close()
+
+
+def test_the_loop_trains_on_the_links_and_held_out_images_are_known(watched, train):
+    datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
+    picked = read_folder(watched)
+
+    def loaded(folder):
+        """As ``load_dataset("imagefolder")`` holds it."""
+        files = [str(file) for file in sorted(folder.rglob("*.png"))]
+        return datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
+
+    assert held_out_rows_in(loaded(watched / "train"), picked) == ([], True)
+    assert held_out_rows_in(picked.train, picked) == ([], True)
+    names = [entry["name"] for entry in choice(watched)["held_out"]]
+    assert held_out_rows_in(loaded(train), picked) == (names, True)
+
+
+def test_the_training_folder_may_be_gone_afterwards(train, watched, tmp_path):
+    copy = shutil.copytree(train, tmp_path / "copy")
+    assert main(["pick", str(copy), "--out", str(tmp_path / "watch"), "--probes", "12"]) == 0
+    shutil.rmtree(copy)
+    picked = read_folder(tmp_path / "watch")
+    assert looked_at(picked) == looked_at(read_folder(watched))
+    for name in (picked.rows.name(picked.watched[0].row), "metadata.jsonl"):
+        (tmp_path / "watch" / "train" / name).unlink()
+    with pytest.raises(ProbeError, match="train has changed since it was written: .*png is missing"):
+        read_folder(tmp_path / "watch")
+
+
+def test_links_are_hard_ones_where_they_can_be(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("another disk")
+
+    (tmp_path / "a").write_bytes(b"a")
+    linked(tmp_path / "a", tmp_path / "hard")
+    monkeypatch.setattr(os, "link", refuse)
+    linked(tmp_path / "a", tmp_path / "symbolic")
+    monkeypatch.setattr(os, "symlink", refuse)
+    linked(tmp_path / "a", tmp_path / "copy")
+    assert (tmp_path / "hard").stat().st_nlink == 2
+    assert (tmp_path / "symbolic").is_symlink()
+    assert (tmp_path / "copy").stat().st_nlink == 1
+    assert all((tmp_path / name).read_bytes() == b"a" for name in ("hard", "symbolic", "copy"))
+    with pytest.raises(OSError, match="nothing"):
+        linked(tmp_path / "nothing", tmp_path / "b")
+
+
+def test_class_images_are_set_aside_as_well(tmp_path, capsys):
+    instance = save_folder(tmp_path / "instance", {f"{i}.png": photo(i, 32) for i in range(6)})
+    classes = save_folder(tmp_path / "class", {f"{i:02d}.png": photo(100 + i, 32) for i in range(50)})
+    out = tmp_path / "watch"
+    command = ["pick", str(instance), "--out", str(out), "--class-images", str(classes)]
+    assert main([*command, "--prompt", "a photo of sks dog", "--class-prompt", "a photo of a dog"]) == 0
+    said = capsys.readouterr().out
+    assert "1 row held out as controls: train on picked.train." in said
+    assert "19 class images held out as controls: train on picked.class_train." in said
+    aside = set(choice(out)["class_images"])
+    assert len(aside) == 19
+    assert set(contents(out / "class")) == set(contents(classes)) - aside
+    assert len(contents(out / "train")) == 5
+    picked = read_folder(out)
+    controls = picked.controls()
+    assert [c.prompt for c in controls] == ["a photo of sks dog"] + ["a photo of a dog"] * 19
+    assert {c.name for c in controls[1:]} == {f"class-{name}" for name in aside}
+    assert {p.prompt for p in picked.probes()} == {"a photo of sks dog"}
+    fresh = memwatch.pick(instance, class_images=classes, prompt="a photo of sks dog", class_prompt="a photo of a dog")
+    assert looked_at(picked) == looked_at(fresh)
 
 
 def test_it_is_renewed_and_what_others_put_there_stays(train, tmp_path, capsys):
@@ -58,13 +184,15 @@ def test_it_is_renewed_and_what_others_put_there_stays(train, tmp_path, capsys):
     assert main([*command, "--probes", "16"]) == 0
     (out / "probes" / "mine.png").write_bytes(b"mine")
     before = contents(train)
-    assert main([*command, "--probes", "4", "--hold-out", "0", "--peers", "0"]) == 0
+    assert main([*command, "--probes", "4", "--controls", "0"]) == 0
     pictures = {file.name for file in (out / "probes").glob("*.png")}
     assert len(pictures) == 5
     assert "mine.png" in pictures
     assert not list((out / "controls").glob("*"))
-    assert "pick.hold_out is 0, so that there are no controls" in capsys.readouterr().out
+    assert contents(out / "train") == before
+    assert "no controls were asked for" in capsys.readouterr().out
     assert contents(train) == before
+    assert len(read_folder(out).train) == 70
 
 
 def test_the_same_command_gives_the_same_files(train, watched, tmp_path):
@@ -72,35 +200,15 @@ def test_the_same_command_gives_the_same_files(train, watched, tmp_path):
     assert contents(watched) == contents(tmp_path / "watch")
 
 
-def test_a_folder_of_controls_takes_the_place_of_rows_held_out(train, tmp_path, capsys):
-    controls = save_folder(tmp_path / "own", {f"{i}.png": photo(1000 + i) for i in range(10)} | {"seen.png": photo(3)})
-    command = ["pick", str(train), "--out", str(tmp_path / "watch"), "--controls", str(controls)]
-    assert main(command) == 0
-    assert len(as_probes(tmp_path / "watch" / "controls")) == 10
-    assert json.loads((tmp_path / "watch" / "choice.json").read_text())["held_out"] == []
-    assert "1 of 11 given controls left out" in capsys.readouterr().out
-
-
 def test_rows_that_cannot_be_read_are_named(tmp_path, capsys):
     train = save_folder(tmp_path / "train", {f"{i}.png": photo(i) for i in range(5)})
     (train / "broken.png").write_bytes(b"no picture")
     assert main(["pick", str(train), "--out", str(tmp_path / "watch")]) == 1
     out, err = capsys.readouterr()
-    assert "broken.png" in err
+    assert "cannot be read: broken.png: " in err
     assert "a fifth of 5 readable rows is fewer than the 11 controls" in out
     assert "broken.png" in (tmp_path / "watch" / "index.html").read_text(encoding="utf-8")
-
-
-def test_pictures_in_memory_are_saved(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    rows = {"picture": [photo(i) for i in range(6)], "words": [f"number {i}" for i in range(6)]}
-    features = datasets.Features({"picture": datasets.Image(), "words": datasets.Value("string")})
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
-    command = ["pick", str(tmp_path / "saved"), "--out", str(tmp_path / "watch"), "--caption-column", "words"]
-    assert main(command) == 0
-    probes = as_probes(tmp_path / "watch" / "probes")
-    assert {p.prompt for p in probes} == {f"number {i}" for i in range(6)}
-    assert Image.open(probes[0].image).size == (64, 64)
+    assert (tmp_path / "watch" / "train" / "broken.png").is_file()  # what becomes of it is the trainer's business
 
 
 @pytest.mark.parametrize(
@@ -108,19 +216,24 @@ def test_pictures_in_memory_are_saved(tmp_path):
     [
         (["{train}", "--out", "{train}/watch"], "which is only read"),
         (["{train}", "--out", "{tmp}"], "which is only read"),
+        (["{train}", "--out", "{tmp}/watch", "--class-images", "{tmp}"], "which is only read"),
         (["{train}", "--out", "{full}"], "allowed: a new folder, or one that memwatch pick has written"),
         (["{tmp}/nothing", "--out", "{tmp}/watch"], "TRAIN: got"),
+        (["{train}", "--out", "{tmp}/watch", "--class-images", "{tmp}/nothing"], "--class-images: got"),
         (["{empty}", "--out", "{tmp}/watch"], "holds no image"),
+        (["{csv}", "--out", "{tmp}/watch"], "metadata.csv cannot be kept, allowed: metadata.jsonl, or NAME.txt"),
         (["{train}", "--out", "{tmp}/watch", "--probes", "0"], "--probes: got 0, allowed: 1 or greater"),
-        (["{train}", "--out", "{tmp}/watch", "--hold-out", "-1"], "config key 'pick.hold_out': got -1"),
-        (["{train}", "--out", "{tmp}/watch", "--controls", "{tmp}/nothing"], "--controls: got"),
+        (["{train}", "--out", "{tmp}/watch", "--controls", "10"], "'controls': got 10, allowed: 11 or greater"),
+        (["{train}", "--out", "{tmp}/watch", "--seed", "-1"], "'seed': got -1, allowed: 0 or greater"),
         (["{train}", "--out", "{tmp}/watch", "--caption-column", "words"], "words"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(arguments, said, tmp_path, capsys):
-    places = {name: tmp_path / name for name in ("train", "full", "empty")} | {"tmp": tmp_path}
+def test_what_cannot_be_done_is_one_line_and_writes_nothing(arguments, said, tmp_path, capsys):
+    places = {name: tmp_path / name for name in ("train", "full", "empty", "csv")} | {"tmp": tmp_path}
     save_folder(places["train"], {"a.png": photo(0)}, {"a.png": "a"})
     save_folder(places["full"], {"a.png": photo(0)})
+    save_folder(places["csv"], {"a.png": photo(0)})
+    (places["csv"] / "metadata.csv").write_text("file_name,text\n", encoding="utf-8")
     places["empty"].mkdir()
     before = contents(tmp_path)
     assert main(["pick", *(a.format(**places) for a in arguments)]) == 2
@@ -128,6 +241,18 @@ def test_what_cannot_be_done_is_one_line(arguments, said, tmp_path, capsys):
     assert said in err
     assert err.count("\n") == 1
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("missing", ["", "choice.json", "survey.json", "train"])
+def test_what_is_no_whole_choice_is_named(missing, watched, tmp_path):
+    folder = tmp_path / "watch"
+    if missing:
+        shutil.copytree(watched, folder)
+        (shutil.rmtree if missing == "train" else os.unlink)(folder / missing)
+    with pytest.raises(ProbeError, match="picked: .*watch' holds no whole choice of 'memwatch pick TRAIN --out"):
+        for_run(folder, MemWatchConfig(), None, None, None, has_rotation=False)
+    with pytest.raises(ConfigError, match="'picked': got <class 'int'>"):
+        for_run(3, MemWatchConfig(), None, None, None, has_rotation=False)
 
 
 @needs_chromium
@@ -140,7 +265,7 @@ def test_the_page_shows_groups_reasons_and_what_is_not_watched(watched):
         assert page.locator(".card", has_text="7 near-duplicates").locator(".fellows img").count() == 6
         assert page.locator("section[aria-labelledby=controls] figure").count() == 14
         assert page.locator("section[aria-labelledby=peers] figure").count() == 8
-        assert "taking turns in training" in page.text_content("section[aria-labelledby=not]")
+        assert "in the rotation: a few of them are screened" in page.text_content("section[aria-labelledby=not]")
         kinds = page.locator("section[aria-labelledby=mix] tbody td:first-child").all_text_contents()
         assert kinds == ["duplicates", "shared part", "outlier", "rare caption", "typical", "at random"]
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -303,7 +303,9 @@ def test_a_run_looks_at_what_was_picked_and_what_is_given_besides(real):
 
 @pytest.mark.parametrize("wrong", [ROWS, 16, DataLoader(ROWS)], ids=["rows", "number", "dataloader"])
 def test_anything_else_is_refused_with_what_is_allowed(wrong):
+    """A whole data set is not written out."""
     with pytest.raises(
-        ConfigError, match=r"'picked': got .*allowed: what memwatch.pick\(dataset\) returns, or a folder"
+        ConfigError,
+        match=r"'picked': got <class '.{,50}'>, allowed: what memwatch.pick\(dataset\) returns, or a folder",
     ):
         for_run(wrong, MemWatchConfig(), None, None, None, has_rotation=False)
