@@ -9,6 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from support.builders import history, maps, without_time
 
+from memwatch.measure.observer import Observer
+
 
 def test_a_folder_of_checkpoints_gives_the_history_of_training(scan, trained, pretrained, images, tmp_path):
     code, _ = scan(trained, "--images", images, "--controls", trained / "controls", "--pretrained", pretrained)
@@ -143,6 +145,14 @@ def test_a_folder_of_loras(scan, pretrained, prompts, images, tmp_path):
     assert scan(tmp_path / "run", "--baseline", "base", "--pretrained", pretrained, "--prompts", prompts)[0] == 0
     with_base = maps(tmp_path, 20)
     assert torch.equal(within["a-red-poster/collapse"], with_base["a-red-poster/collapse"])
+
+
+def test_a_checkpoint_that_is_read_wrong_is_named(scan, pretrained, prompts, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Observer, "misread", lambda self, observations: "the model is read as epsilon, but")
+    code, _ = scan(pretrained, "--baseline", "unconditional", "--prompts", prompts, "--images", images)
+    assert code == 2
+    assert "the model is read as epsilon, but" in capsys.readouterr().err
+    assert not (tmp_path / "memwatch" / "history.jsonl").exists()
 
 
 def test_bare_weights_on_a_pipeline(scan, trained, pretrained, prompts, tmp_path):
