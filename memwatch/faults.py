@@ -1,4 +1,7 @@
-"""Faults: a monitor never kills a run. A failure is counted, said once, tried again; three in a row end the trying."""
+"""Faults: a monitor never kills a run. A failure is counted, said once, tried again; three in a row end the trying.
+
+A part that writes to a place outside (a disk, a server) rests after three failures instead, and is tried now and then.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 logger = logging.getLogger("memwatch")
 
 LIMIT = 3  # failures in a row
+REST = 10  # a part that rests is tried at every so many events
 
 
 class StrictError(RuntimeError):
@@ -33,25 +37,31 @@ class Faults:
     def __init__(self, *, strict: bool = False) -> None:
         self.strict, self.count = strict, 0
         self._in_a_row: dict[str, int] = {}
+        self._asked: dict[str, int] = {}  # of a part that rests: how often since it was tried
 
-    def failed(self, part: str, what: str, error: BaseException | None, instead: str | None = None) -> None:
-        """Count a failure, and say it when it is the first in a row or the last one that is tried.
+    def failed(
+        self, part: str, what: str, error: BaseException | None, instead: str | None = None, *, rests: bool = False
+    ) -> None:
+        """Count a failure, and say it when it is the first in a row or the ``LIMIT``-th.
 
         Args:
             what: the error, for people.
-            instead: what memwatch does now. Default: the part is tried again at the next event, and switched off after
-                ``LIMIT`` failures in a row; whoever uses it asks ``is_off``.
+            instead: what memwatch does now. Default: the part is tried again at the next event, and after ``LIMIT``
+                failures in a row it is switched off, or rests; whoever uses it asks ``is_off`` or ``is_resting``.
+            rests: whether the part rests.
 
         Raises:
             StrictError: when ``strict``.
         """
         self.count += 1
         self._in_a_row[part] = in_a_row = self._in_a_row.get(part, 0) + 1
+        self._asked[part] = 0
         if self.strict:
             raise StrictError(f"memwatch: {part} failed: {what}") from error
         if instead is None:
+            then = f"tried at every {REST}th event from now on" if rests else "switched off"
             again = "memwatch will try again at the next event"
-            instead = again if in_a_row < LIMIT else f"that was {LIMIT} times in a row, so it is switched off"
+            instead = again if in_a_row < LIMIT else f"that was {LIMIT} times in a row, so it is {then}"
         if in_a_row in (1, LIMIT):
             logger.warning("memwatch: %s failed (%s); %s. Training goes on.", part, what, instead)
 
@@ -59,21 +69,36 @@ class Faults:
         """Whether a part has failed ``LIMIT`` times in a row."""
         return self._in_a_row.get(part, 0) >= LIMIT
 
-    def worked(self, part: str) -> None:
-        """A part did its work, so that its failures no longer count as in a row."""
-        self._in_a_row.pop(part, None)
+    def is_resting(self, part: str) -> bool:
+        """Whether a part that rests is to be left alone; ask once per event. After a resume it is tried at once."""
+        self._asked[part] = asked = self._asked.get(part, REST - 1) + 1
+        return self.is_off(part) and asked % REST != 0
+
+    def worked(self, part: str, missing: str | None = None) -> None:
+        """A part did its work, so that its failures no longer count as in a row.
+
+        Args:
+            missing: of a part that rests, what is lost of the events in between, for people.
+        """
+        in_a_row = self._in_a_row.pop(part, 0)
+        if in_a_row >= LIMIT and missing is not None:
+            logger.warning("memwatch: %s works again, after %d failures in a row; %s.", part, in_a_row, missing)
 
     @contextmanager
-    def surviving(self, part: str, instead: str | None = None) -> Iterator[None]:
-        """Whatever the block raises is a failure of ``part``, and goes no further; see ``failed``."""
+    def surviving(self, part: str, instead: str | None = None, *, missing: str | None = None) -> Iterator[None]:
+        """Whatever the block raises is a failure of ``part``, and goes no further; see ``failed`` and ``worked``.
+
+        Args:
+            missing: makes it a part that rests.
+        """
         try:
             yield
         except StrictError:
             raise  # counted where it was raised
         except Exception as error:
-            self.failed(part, repr(error), error, instead)
+            self.failed(part, repr(error), error, instead, rests=missing is not None)
         else:
-            self.worked(part)
+            self.worked(part, missing)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: failures so far, and those in a row by part."""

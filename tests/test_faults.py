@@ -1,4 +1,4 @@
-"""Faults: counted, said once, tried again; the third in a row switches a part off."""
+"""Faults: counted, said once, tried again; the third in a row switches a part off, or lets it rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from memwatch.faults import LIMIT, Faults
+from memwatch.faults import LIMIT, REST, Faults
 
 AGAIN = "memwatch: the sink 'files' failed ({what}); memwatch will try again at the next event. Training goes on."
 OFF = "memwatch: the sink 'files' failed ({what}); that was 3 times in a row, so it is switched off. Training goes on."
@@ -60,6 +60,26 @@ def test_parts_are_counted_apart(said):
     assert not faults.is_off("looking at the model")
     faults.worked("looking at the model")
     assert faults.is_off(PART)
+
+
+def test_a_part_that_rests_is_tried_at_every_tenth_event_and_says_when_it_works(said):
+    faults, tried = Faults(), []
+    for at in range(40):
+        if faults.is_resting(PART):
+            continue
+        tried.append(at)
+        with faults.surviving(PART, missing="what came in between is missing"):
+            if at < 20:
+                raise OSError(f"disk full {at}")
+    assert tried == [0, 1, 2, 2 + REST, 2 + 2 * REST, *range(3 + 2 * REST, 40)]
+    assert faults.count == 4
+    assert not faults.is_off(PART)
+    then = "so it is tried at every 10th event from now on"
+    assert said.messages == [
+        AGAIN.format(what=repr(OSError("disk full 0"))),
+        OFF.format(what=repr(OSError("disk full 2"))).replace("so it is switched off", then),
+        f"memwatch: {PART} works again, after 4 failures in a row; what came in between is missing.",
+    ]
 
 
 def test_what_memwatch_does_instead_is_said(said):
