@@ -267,8 +267,8 @@ class MemWatch:
 
         Whatever ``accelerator.log`` gets comes here by itself. A loop that logs elsewhere may call it.
         """
-        if self.accelerator.is_main_process and not self._closed and not self.faults.is_off(NOTING):
-            with self.faults.surviving(NOTING):
+        if self.accelerator.is_main_process and not self._closed:
+            with self.faults.surviving(NOTING, "memwatch keeps it, and writes it with the next one"):
                 self.sinks.losses.note(values, step)
 
     # --- one event ---------------------------------------------------------------------------------------------------

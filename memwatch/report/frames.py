@@ -1,7 +1,8 @@
 """Frames: the pictures of the report page as data URIs, small enough to send by mail.
 
-A training image is there once. A map is a PNG of its own few pixels, which the browser enlarges. Where all events would
-be too much, quiet ones are left out; events with news, the first and the last go first.
+A training image is there once. A map is a PNG of its own few pixels, which the browser enlarges. Events whose pictures
+are kept no longer are left out, and where all others would be too much, quiet ones of them; events with news, the first
+and the last go first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from memwatch.report.heatmap import colours, scaled
 from memwatch.report.history import Event, Run
+from memwatch.report.retention import stem_of
 
 LEVELS = 16  # colours of a map
 MAP_SIDE = 64  # pixels of a map at most
@@ -32,7 +34,7 @@ class Frames:
 
     Attributes:
         steps: the events that the page's slider stops at.
-        left_out: how many events it passes over.
+        left_out: how many events it passes over. gone: of how many of those no pictures are kept.
         side: of the pictures that memwatch looked at, pixels; regions are given in them.
         pool: every picture once, as a data URI. The others are indices into it, ``NOTHING`` for none.
         images: by probe, one per step. maps: likewise.
@@ -41,6 +43,7 @@ class Frames:
 
     steps: tuple[int, ...]
     left_out: int = 0
+    gone: int = 0
     side: int = 1
     pool: tuple[str, ...] = ()
     images: dict[str, list[int]] = field(default_factory=dict)
@@ -72,7 +75,8 @@ def frames_of(run: Run, max_factor: float) -> Frames:
         max_factor: the reduction factor at the top of the colour scale.
     """
     names = [row.name for row in run.last.rows]
-    pool, events = Pool(), [event for event in run.events if event.rows]
+    judged = [event for event in run.events if event.rows]
+    pool, events = Pool(), [event for event in judged if has_pictures(run, event)]
     fixed = {name: pool.add(picture_uri(run.folder / "images" / f"{name}.png", IMAGE_SIDE)) for name in names}
     generations = newest_generations(run, pool)
     budget = min(LARGE_PAGE, SMALL_PAGE * max(1.0, len(names) * len(events) / FEW))
@@ -88,6 +92,7 @@ def frames_of(run: Run, max_factor: float) -> Frames:
     return Frames(
         steps,
         len(run.events) - len(steps),
+        len(judged) - len(events),
         side_of(run.folder),
         tuple(pool.uris),
         {n: [i if (i := kept[s][0][k]) != NOTHING else fixed[n] for s in steps] for k, n in enumerate(names)},
@@ -99,15 +104,17 @@ def frames_of(run: Run, max_factor: float) -> Frames:
 def by_priority(events: Sequence[Event]) -> list[Event]:
     """The last, the first, those with news; then the others, evenly spread at any point of the list."""
     order = [events[-1], events[0]] if events else []
-    order += [e for e in events if e.stop_reason is not None][:1] + [e for e in events if has_news(e)]
-    quiet = [i for i, event in enumerate(events) if not has_news(event)]
+    order += [e for e in events if e.stop_reason is not None][:1] + [e for e in events if e.has_news]
+    quiet = [i for i, event in enumerate(events) if not event.has_news]
     order += [events[quiet[i]] for i in spread(len(quiet))]
     return list({event.step: event for event in order}.values())
 
 
-def has_news(event: Event) -> bool:
-    """Whether any probe's verdict got worse, or a generation copied one."""
-    return any(row.alert or (row.copied or {}).get("copies") for row in event.rows)
+def has_pictures(run: Run, event: Event) -> bool:
+    """Whether an event's pictures are kept; see ``retention``. A run that draws none has no ``overview``."""
+    stem, overview = stem_of(event.step), run.folder / "overview"
+    there = (run.folder / "maps" / f"{stem}.safetensors").is_file() or picture_at(overview, stem).is_file()
+    return there or event.step in (run.events[0].step, run.events[-1].step) or not overview.is_dir()
 
 
 def spread(count: int) -> Iterator[int]:
@@ -133,9 +140,10 @@ def event_uris(
     folder: Path, step: int, names: Sequence[str], max_factor: float
 ) -> Iterator[tuple[str | None, str | None]]:
     """Of every probe, what a prompt probe had generated at this event, and the map."""
-    maps = read_maps(folder / "maps" / f"step_{step:07d}.safetensors", names)
+    stem = stem_of(step)
+    maps = read_maps(folder / "maps" / f"{stem}.safetensors", names)
     for name in names:
-        shot = picture_uri(folder / "images" / name / f"step_{step:07d}.png", GENERATION_SIDE)
+        shot = picture_uri(picture_at(folder / "images" / name, stem), GENERATION_SIDE)
         yield shot, map_uri(maps[name], max_factor) if name in maps else None
 
 
@@ -144,7 +152,8 @@ def read_maps(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with safe_open(file, "np") as opened:
             known = set(opened.keys())
-            return {name: opened.get_tensor(f"{name}/decisive") for name in names if f"{name}/decisive" in known}
+            found = {name: opened.get_tensor(f"{name}/decisive") for name in names if f"{name}/decisive" in known}
+            return {name: values.astype(np.float32) for name, values in found.items()}
     except (OSError, SafetensorError):
         return {}
 
@@ -163,6 +172,12 @@ def map_uri(log_values: np.ndarray, max_factor: float) -> str | None:
     picture.putpalette(colours(scale[None])[0].tobytes())
     opacity = bytes((np.sqrt(scale) * 0.85 * 255).round().astype(np.uint8))
     return encoded(picture, "PNG", transparency=opacity, bits=4, optimize=False)
+
+
+def picture_at(folder: Path, stem: str) -> Path:
+    """An event's picture; a run of an older version has PNGs."""
+    older = folder / f"{stem}.png"
+    return older if older.is_file() else folder / f"{stem}.jpg"
 
 
 def picture_uri(file: Path, side: int) -> str | None:
@@ -191,7 +206,8 @@ def encoded(picture: Image.Image, kind: str, **options: object) -> str:
 
 def side_of(folder: Path) -> int:
     """The larger side of the pictures that were looked at, all of one size; 1 where there are none."""
-    for file in sorted((folder / "images").rglob("*.png"))[:8]:
+    images = folder / "images"
+    for file in sorted([*images.glob("*.png"), *images.glob("*/step_*")])[:8]:
         try:
             with Image.open(file) as opened:
                 return max(opened.size)
@@ -201,13 +217,14 @@ def side_of(folder: Path) -> int:
 
 
 def newest_generations(run: Run, pool: Pool) -> dict[str, tuple[int, list[int]]]:
-    """By probe, the step of its newest proof and its generations."""
+    """By probe, the step of its newest proof whose generations are kept, and those."""
     found: dict[str, tuple[int, list[int]]] = {}
     for event in reversed(run.events):
         for row in event.rows:
             if row.copied and row.name not in found:
-                file = run.folder / "generations" / row.name / f"step_{event.step:07d}.png"
-                found[row.name] = event.step, [pool.add(uri) for uri in split(file, row.copied["generations"])]
+                file = picture_at(run.folder / "generations" / row.name, stem_of(event.step))
+                if uris := split(file, row.copied["generations"]):
+                    found[row.name] = event.step, [pool.add(uri) for uri in uris]
     return found
 
 

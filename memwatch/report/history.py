@@ -90,6 +90,11 @@ class Event:
         known: dict[str, Any] = {f.name: saved[f.name] for f in fields(cls) if saved.get(f.name) is not None}
         return cls(**known | {"rows": tuple(map(Row.from_dict, saved.get("findings", ())))})
 
+    @property
+    def has_news(self) -> bool:
+        """Whether any probe's verdict got worse, or a generation copied one."""
+        return any(row.alert or (row.copied or {}).get("copies") for row in self.rows)
+
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict is verdict for row in self.rows)
 

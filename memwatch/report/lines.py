@@ -32,7 +32,11 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         OSError: the disk refused. ValueError: a number is not finite.
     """
-    text = to_text(rows)
+    append_text(path, to_text(rows))
+
+
+def append_text(path: Path, text: str) -> None:
+    """The same, of ``to_text``."""
     with path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)

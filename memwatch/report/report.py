@@ -38,7 +38,8 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
 
 W&B takes pictures of up to 16 probes per event, other trackers than it and TensorBoard those of probes with evidence or
-news. An event that failed logs ``memwatch/step``, ``seconds``, ``overhead``, ``errors`` and ``stop`` alone.
+news; the longer a run is, the fewer events send any (see ``retention.is_shown``). An event that failed logs
+``memwatch/step``, ``seconds``, ``overhead``, ``errors`` and ``stop`` alone.
 """
 
 from __future__ import annotations

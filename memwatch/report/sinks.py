@@ -1,4 +1,7 @@
-"""Sinks: where reports go. A sink is ``write(report)`` and ``close()``; a failing one costs only its own row."""
+"""Sinks: where reports go. A sink is ``write(report)`` and ``close()``; a failing one costs only its own row.
+
+After three failures in a row a sink rests, and is tried again at every tenth event; see ``faults``.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ from memwatch.report.losses import LossSink
 from memwatch.report.overview import overview_of
 from memwatch.report.picture import pictures_of
 from memwatch.report.report import Report
+from memwatch.report.retention import is_shown
 from memwatch.report.terminal import Console
 
 DRAWING = "drawing the pictures"
+MISSING = "what it was to get of the events in between is missing"
 
 
 class Sink(Protocol):
@@ -44,7 +49,9 @@ class Sinks:
         self._of_trackers: dict[int, Sink] = {}
 
     def write(self, report: Report, trackers: Sequence[Any]) -> Report:
-        """Draw the pictures, and write to every sink that is not switched off.
+        """Draw the pictures, and write to every sink that does not rest.
+
+        Trackers get no pictures where they have many already, see ``is_shown``.
 
         Args:
             trackers: they are looked at once, at the first report.
@@ -54,14 +61,17 @@ class Sinks:
         """
         if self._trackers is None:
             self._trackers = [tracker for tracker in trackers if tracker.name != "memwatch"]
-        if not self.faults.is_off(DRAWING):
-            with self.faults.surviving(DRAWING):
+        if not self.faults.is_resting(DRAWING):
+            with self.faults.surviving(DRAWING, missing="the pictures of the events in between are missing"):
                 report = replace(report, pictures=pictures_of(report))
                 report = replace(report, overview=overview_of(report))
-        self._write_to(self.files, report)
+        if not self._write(self.files.name, lambda: self.files, report, self.files.missing):
+            self.files.hold(replace(report, errors=self.faults.count))
         self._write_to(self.losses, report)
+        shown = is_shown(self.files.rank)
+        of_trackers = report if shown else replace(report, pictures={}, overview=None)
         for i, tracker in enumerate(self._trackers):
-            self._write(tracker.name, partial(self._of_tracker, i, tracker), report)
+            self._write(tracker.name, partial(self._of_tracker, i, tracker), of_trackers)
         self._write(Console.name, Console, report)
         for sink in self.more:
             self._write_to(sink, report)
@@ -71,11 +81,14 @@ class Sinks:
         """To a sink that is there already."""
         self._write(sink.name, lambda: sink, report)
 
-    def _write(self, name: str, sink: Callable[[], Sink], report: Report) -> None:
+    def _write(self, name: str, sink: Callable[[], Sink], report: Report, missing: str = MISSING) -> bool:
+        """Returns whether it was tried."""
         part = f"the sink '{name}'"
-        if not self.faults.is_off(part):
-            with self.faults.surviving(part):
-                sink().write(replace(report, errors=self.faults.count))
+        if self.faults.is_resting(part):
+            return False
+        with self.faults.surviving(part, missing=missing):
+            sink().write(replace(report, errors=self.faults.count))
+        return True
 
     def _of_tracker(self, i: int, tracker: Any) -> Sink:
         """The tracker's sink, made at its first report or, where that failed, at a later one."""

@@ -17,6 +17,7 @@ from PIL import Image
 from memwatch.faults import Faults
 from memwatch.judge.alerts import Verdict
 from memwatch.report.report import Report
+from memwatch.report.retention import stem_of
 
 logger = logging.getLogger("memwatch")
 
@@ -38,7 +39,7 @@ class Shown:
 
 def shown_of(report: Report) -> list[Shown]:
     """The overview, and the picture of every probe that is news or has evidence; each where it was drawn."""
-    folder, file = Path(report.config.output_dir).absolute(), f"step_{report.step:07d}.png"
+    folder, file = Path(report.config.output_dir).absolute(), f"{stem_of(report.step)}.jpg"
     shown = []
     if report.overview is not None:
         caption = f"step {report.step}: {report.to_event().counts()}"
@@ -149,7 +150,7 @@ class TrackerSink:
 
     Args:
         tracker: accelerate's; ``tracker.tracker`` is the library's own run.
-        faults: counts pictures that fail, and ends the trying.
+        faults: counts pictures that fail, and lets them rest.
     """
 
     def __init__(self, tracker: Any, faults: Faults) -> None:
@@ -162,8 +163,8 @@ class TrackerSink:
         adapter, part = ADAPTERS.get(self.name), f"the pictures of the sink '{self.name}'"
         if adapter is None:
             self._write_text(report)
-        elif not self._faults.is_off(part):
-            with self._faults.surviving(part):
+        elif not self._faults.is_resting(part):
+            with self._faults.surviving(part, missing="those of the events in between are missing"):
                 adapter(self._tracker, report)
 
     def _write_text(self, report: Report) -> None:

@@ -31,7 +31,7 @@ def images_of(report: Report) -> dict[str, Any]:
     for f in pictured(report.findings):
         if (picture := report.pictures.get(f.name)) is not None:
             images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=f"{f.verdict}: {f.reason}")
-        if f.observation.image is not None:
+        if f.name in report.pictures and f.observation.image is not None:
             images[f"memwatch/regions/{f.name}"] = wandb.Image(
                 f.observation.image,
                 caption=f.observation.probe.prompt,

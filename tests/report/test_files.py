@@ -27,14 +27,14 @@ def test_files_hold_everything_and_agree(pretrained, pipeline, tmp_path):
         found = maps(tmp_path, report.step)
         for finding in report.findings:
             for key, value in finding.signals.maps().items():
-                assert (found[f"{finding.name}/{key}"] == value.mean).all()
-                assert (found[f"{finding.name}/{key}.sem"] == value.sem).all()
+                assert (found[f"{finding.name}/{key}"] == value.mean.half()).all()
+                assert (found[f"{finding.name}/{key}.sem"] == value.sem.half()).all()
                 levels = len(finding.observation.timesteps)
                 assert found[f"{finding.name}/{key}"].shape == ((8, 8) if key == "decisive" else (levels, 8, 8))
             mean = float(found[f"{finding.name}/collapse"].mean())
-            assert row["scalars"][f"memwatch/collapse/{finding.name}"] == pytest.approx(mean, abs=1e-6)
-            png = Image.open(tmp_path / "memwatch" / "heatmaps" / finding.name / f"step_{report.step:07d}.png")
-            assert np.array_equal(np.asarray(png), np.asarray(report.pictures[finding.name]))
+            assert row["scalars"][f"memwatch/collapse/{finding.name}"] == pytest.approx(mean, abs=1e-4)
+            saved = Image.open(tmp_path / "memwatch" / "heatmaps" / finding.name / f"step_{report.step:07d}.jpg")
+            assert_alike(saved, report.pictures[finding.name])
     assert len(found) == 2 * sum(len(finding.signals.maps()) for finding in report.findings)
     assert not list((tmp_path / "memwatch").rglob("*.part*"))
 
@@ -47,8 +47,14 @@ def test_a_line_cut_off_by_a_crash_is_forgotten_on_rewinding(tmp_path):
     assert (tmp_path / "history.jsonl").read_text(encoding="utf-8") == '{"step": 0}\n{"step": 3}\n'
 
 
+def assert_alike(saved, picture):
+    """The same but for what JPEG loses, in grey values of 255."""
+    lost = np.abs(np.asarray(saved, float) - np.asarray(picture, float))
+    assert lost.mean() < 8  # random pixels lose the most; two of them differ by 85
+
+
 def images_below(folder):
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*.png"))
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*.*"))
 
 
 def test_what_was_looked_at_lies_there_once_for_images_and_per_event_for_prompts(pretrained, pipeline, tmp_path):
@@ -56,11 +62,11 @@ def test_what_was_looked_at_lies_there_once_for_images_and_per_event_for_prompts
     watch = loop.watch(pipeline, config=SMALL)
     reports = [watch.begin(), *loop.run(watch, 2)]
     folder = tmp_path / "memwatch" / "images"
-    assert images_below(folder) == ["cat.png", "poster/step_0000000.png", "poster/step_0000002.png"]
+    assert images_below(folder) == ["cat.png", "poster/step_0000000.jpg", "poster/step_0000002.jpg"]
     for report in reports:
         cat, poster = (finding.observation.image for finding in report.findings)
         assert np.array_equal(np.asarray(Image.open(folder / "cat.png")), cat)
-        assert np.array_equal(np.asarray(Image.open(folder / "poster" / f"step_{report.step:07d}.png")), poster)
+        assert_alike(Image.open(folder / "poster" / f"step_{report.step:07d}.jpg"), poster)
 
 
 @pytest.mark.usefixtures("eager")
@@ -71,11 +77,11 @@ def test_a_proofs_generations_lie_side_by_side(pretrained, pipeline, images, tmp
     proofs = {finding.name: finding.proof for finding in report.findings if finding.proof is not None}
     assert "cat" in proofs
     folder = tmp_path / "memwatch" / "generations"
-    assert images_below(folder) == [f"{name}/step_0000002.png" for name in sorted(proofs)]
+    assert images_below(folder) == [f"{name}/step_0000002.jpg" for name in sorted(proofs)]
     for name, proof in proofs.items():
-        saved = np.asarray(Image.open(folder / name / "step_0000002.png"))
-        assert saved.shape == (16, 16 * len(proof.generations), 3)
-        assert np.array_equal(saved[:, 16:32], proof.generations[1])
+        saved = Image.open(folder / name / "step_0000002.jpg")
+        assert saved.size == (16 * len(proof.generations), 16)
+        assert_alike(saved, np.concatenate(list(proof.generations), 1))
 
 
 def test_about_is_written_again_only_when_it_has_changed(pretrained, pipeline, tmp_path):

@@ -177,9 +177,12 @@ def test_a_disk_that_refuses_losses_costs_nothing_else(pretrained, pipeline, tmp
     events = history(tmp_path)
     assert [row["step"] for row in events] == [0, 2, 4, 6, 8]
     assert events[-1]["errors"] > 0
-    assert (tmp_path / "memwatch" / "heatmaps" / "cat" / "step_0000008.png").is_file()
+    assert (tmp_path / "memwatch" / "heatmaps" / "cat" / "step_0000008.jpg").is_file()
     noting = [message for message in caplog.messages if "noting a validation loss failed" in message]
-    assert ["so it is switched off" in message for message in noting] == [False, True]  # said twice, then silent
+    assert ["writes it with the next one" in message for message in noting] == [True, True]  # said twice, then silent
+    monkeypatch.undo()
+    loop.run(watch, 11, each=log_losses)
+    assert [step for step, *_ in rows(tmp_path / "memwatch")] == [1, 3, 5, 7, 9, 11]
 
 
 def test_values_that_are_no_mapping_are_the_loops_own_affair(pretrained, pipeline, tmp_path, caplog):

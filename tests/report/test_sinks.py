@@ -1,14 +1,16 @@
-"""What happens when a sink fails: its row is lost, it is tried again, and three failures in a row switch it off."""
+"""What happens when a sink fails: its row is lost, it is tried again, and rests after three failures in a row."""
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.builders import Loop, history
+from support.finding import event, found
 from support.trackers import Recorder
 
 import memwatch.measure.snapshots
@@ -25,10 +27,10 @@ from memwatch.report.wandb import WandbSink
 
 FAILED = "memwatch: the sink 'recorder' failed (ConnectionError('the server is gone')); "
 AGAIN = FAILED + "memwatch will try again at the next event. Training goes on."
-OFF = FAILED + "that was 3 times in a row, so it is switched off. Training goes on."
+OFF = FAILED + "that was 3 times in a row, so it is tried at every 10th event from now on. Training goes on."
 
 
-def test_a_failing_tracker_is_tried_again_and_then_switched_off(pretrained, pipeline, tmp_path, caplog):
+def test_a_failing_tracker_is_tried_again_and_then_rests(pretrained, pipeline, tmp_path, caplog):
     recorder = Recorder(fails_at=range(2, 99))
     loop = Loop(pretrained, tmp_path, log_with=recorder)
     with caplog.at_level(logging.WARNING, "memwatch"):
@@ -86,7 +88,7 @@ def test_a_full_disk_costs_the_files_and_trackers_go_on(what, pretrained, pipeli
     assert [report.step for report in reports] == [2, 4, 6, 8]
     first, last = [m for m in caplog.messages if "sink 'files' failed" in m and "No space" in m]
     assert "will try again at the next event" in first
-    assert "3 times in a row, so it is switched off" in last
+    assert "3 times in a row, so it is tried at every 10th event from now on" in last
     assert [step for step, _ in recorder.rows] == [0, 2, 4, 6, 8]
     assert [row["memwatch/errors"] for _, row in recorder.rows] == [0, 1, 2, 3, 3]
 
@@ -161,8 +163,87 @@ def test_files_that_failed_once_are_written_at_the_next_event(pretrained, pipeli
     monkeypatch.setattr(Path, "open", opened)
     loop.run(watch, 10)
     rows = history(tmp_path)
-    assert [row["step"] for row in rows] == [0, 6, 8, 10]
-    assert [row["errors"] for row in rows] == [0, 2, 2, 2]
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10]  # numbers wait until there is room
+    assert [row["errors"] for row in rows] == [0, 0, 1, 2, 2, 2]
+    folder = tmp_path / "memwatch" / "heatmaps" / "cat"
+    assert sorted(file.name for file in folder.iterdir()) == [f"step_{step:07d}.jpg" for step in (0, 6, 8, 10)]
+
+
+class FullDisk:
+    """Refuses to write lines of history as long as ``is_full``; ``tried`` counts."""
+
+    def __init__(self, monkeypatch):
+        self.is_full, self.tried, self._real = True, 0, memwatch.report.files.append_text
+        monkeypatch.setattr(memwatch.report.files, "append_text", self.append_text)
+
+    def append_text(self, *args):
+        self.tried += 1
+        if self.is_full:
+            no_space()
+        self._real(*args)
+
+
+def steps_in(folder):
+    return [json.loads(line)["step"] for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_sink_that_rests_is_tried_again_and_what_has_waited_is_written(tmp_path, monkeypatch, caplog):
+    """Once it was off for good after three failures, though the disk had room again."""
+    disk, faults = FullDisk(monkeypatch), Faults()
+    sinks = Sinks(FileSink(tmp_path), faults)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        for step in range(22):
+            sinks.write(event(step, found("cat")), [])
+        assert disk.tried == faults.count == 4  # steps 0, 1, 2 and 12
+        disk.is_full = False
+        for step in range(22, 25):
+            sinks.write(event(step, found("cat")), [])
+    assert steps_in(tmp_path) == list(range(25))
+    assert len({line for line in (tmp_path / "history.jsonl").read_text(encoding="utf-8").splitlines()}) == 25
+    assert sorted(file.name for file in (tmp_path / "heatmaps" / "cat").iterdir()) == [
+        f"step_{step:07d}.jpg" for step in (22, 23, 24)
+    ]
+    again, rests, works = caplog.messages
+    assert again.endswith("memwatch will try again at the next event. Training goes on.")
+    assert rests.endswith(
+        "that was 3 times in a row, so it is tried at every 10th event from now on. Training goes on."
+    )
+    assert works == (
+        "memwatch: the sink 'files' works again, after 4 failures in a row; "
+        "pictures and maps of the events in between are missing."
+    )
+
+
+def test_lines_that_wait_are_bounded_and_what_is_lost_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(memwatch.report.files, "HELD", 5)
+    disk, sinks = FullDisk(monkeypatch), Sinks(FileSink(tmp_path), Faults())
+    for step in range(12):
+        sinks.write(event(step, found("cat")), [])
+    disk.is_full = False
+    sinks.write(event(12, found("cat")), [])
+    assert steps_in(tmp_path) == [8, 9, 10, 11, 12]
+    assert caplog.messages[-1].endswith("pictures and maps of the events in between are missing, and the numbers of 8.")
+
+
+def test_lines_that_wait_are_written_at_the_end(tmp_path, monkeypatch):
+    disk, sinks = FullDisk(monkeypatch), Sinks(FileSink(tmp_path), Faults())
+    for step in range(5):
+        sinks.write(event(step, found("cat")), [])
+    disk.is_full = False
+    sinks.close()
+    assert steps_in(tmp_path) == list(range(5))
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_run_that_is_resumed_tries_a_resting_sink_at_once(tmp_path, monkeypatch):
+    disk, faults = FullDisk(monkeypatch), Faults()
+    sinks = Sinks(FileSink(tmp_path), faults)
+    for step in range(5):
+        sinks.write(event(step, found("cat")), [])
+    disk.is_full, again = False, Faults()
+    again.load_state_dict(faults.state_dict())
+    Sinks(FileSink(tmp_path), again).write(event(5, found("cat")), [])
+    assert steps_in(tmp_path) == [5]
 
 
 def test_pictures_that_cannot_be_drawn_cost_no_numbers(pretrained, pipeline, tmp_path, monkeypatch, caplog):

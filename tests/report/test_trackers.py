@@ -167,14 +167,14 @@ def test_a_tracker_without_an_adapter_gets_paths_and_alerts_as_text(events, tmp_
     for (_, texts), report in zip(tracker.texts, events, strict=True):
         folder = tmp_path / "memwatch"
         alerts = {f"memwatch/alert/{f.name}": report.alert_text(f) for f in report.alerts}
-        files = [f"overview/step_{report.step:07d}.png"]
-        files += [f"heatmaps/{name}/step_{report.step:07d}.png" for name in ("cat", "café")]
+        files = [f"overview/step_{report.step:07d}.jpg"]
+        files += [f"heatmaps/{name}/step_{report.step:07d}.jpg" for name in ("cat", "café")]
         assert texts == dict(zip(SHOWN, (str(folder / file) for file in files), strict=True)) | alerts
-        assert np.array_equal(pixels(texts["memwatch/heatmap/cat"]), pixels(report.pictures["cat"]))
+        assert pixels(texts["memwatch/heatmap/cat"]).shape == pixels(report.pictures["cat"]).shape
 
 
 def test_a_path_is_named_only_where_there_is_a_file(events, tmp_path):
-    (tmp_path / "memwatch" / "overview" / "step_0000100.png").unlink()
+    (tmp_path / "memwatch" / "overview" / "step_0000100.jpg").unlink()
     tracker = Recorder()
     write(events, tracker, tmp_path)
     assert ["memwatch/overview" in texts for _, texts in tracker.texts] == [False, True]
@@ -227,7 +227,7 @@ def test_pictures_that_fail_cost_no_scalars(events, monkeypatch, caplog):
     assert again.startswith(
         "memwatch: the pictures of the sink 'mlflow' failed (PermissionError('403')); memwatch will"
     )
-    assert "3 times in a row, so it is switched off" in off
+    assert "3 times in a row, so it is tried at every 10th event from now on" in off
 
 
 def test_a_training_loop_writes_into_any_tracker(pretrained, pipeline, tmp_path):

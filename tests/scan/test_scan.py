@@ -21,7 +21,7 @@ def test_a_folder_of_checkpoints_gives_the_history_of_training(scan, trained, pr
         theirs = maps(trained, step)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert (tmp_path / "memwatch" / "heatmaps" / "control0" / "step_0000004.png").is_file()
+    assert (tmp_path / "memwatch" / "heatmaps" / "control0" / "step_0000004.jpg").is_file()
 
 
 def test_two_models_by_prompts(scan, trained, pretrained, prompts, tmp_path):

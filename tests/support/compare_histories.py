@@ -116,7 +116,7 @@ def said(where: str, count: int, total: int, largest: float | None) -> str:
 KINDS: dict[str, Callable[[str, Path, Path], Iterator[str]]] = {
     "history.jsonl": compare_lines,
     "maps/step_*.safetensors": compare_tensors,
-    "heatmaps/**/*.png": compare_pixels,
+    "heatmaps/**/step_*": compare_pixels,
     "event_*.safetensors": compare_tensors,
     "event_*.json": compare_json,
 }

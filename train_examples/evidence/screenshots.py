@@ -42,12 +42,12 @@ def main() -> int:
     if executable is None:
         print(f"screenshots: none of {', '.join(BROWSERS)} is on the PATH", file=sys.stderr)
         return 2
-    overviews = sorted((args.run / "memwatch" / "overview").glob("step_*.png"))
+    overviews = sorted((args.run / "memwatch" / "overview").glob("step_*.jpg"))
     if not overviews:
         print(f"screenshots: {args.run} holds no finished run; run train_examples/quickstart.py first", file=sys.stderr)
         return 2
     args.output.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(overviews[-1], args.output / "quickstart.png")
+    Image.open(overviews[-1]).save(args.output / "quickstart.png")
     with browser(executable) as chromium:
         for scheme in ("light", "dark"):
             report(chromium, args.run / "memwatch", scheme, args.output / f"report-{scheme}.png")

@@ -1,0 +1,133 @@
+"""Retention: pictures, maps and generations of a run take ``BUDGET`` bytes at most, however many events it has.
+
+The numbers of every event stay. Pictures go in this order: those of quiet events, of events with news, of the newest
+ones. Of each kind every second event goes first, the oldest at the front; then every second one of those that are left,
+and so on: what stays is spread over the whole run. The order follows from the events alone, so that a run that was
+resumed keeps the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BUDGET = 500_000_000  # bytes; the newest event stays whatever it takes
+NEWEST = 8  # events
+SHOWN = 16  # see ``is_shown``
+OF_EVENTS = ("overview", "maps", "heatmaps/*", "images/*", "generations/*")  # where their files lie
+
+
+@dataclass
+class Kept:
+    """What is kept of one event.
+
+    Attributes:
+        step: optimizer step.
+        is_news: whether it has news.
+        rank: how many of its kind, news or quiet, there were before it.
+        files: bytes by file.
+    """
+
+    step: int
+    is_news: bool
+    rank: int
+    files: dict[Path, int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def worth(self) -> tuple[bool, float, int]:
+        """The smallest goes first; the run's first event counts as news."""
+        power = (self.rank & -self.rank) or float("inf")  # the largest power of two that divides the rank
+        return self.is_news or self.rank == 0, power, self.rank
+
+
+class Retention:
+    """The files of a run's events.
+
+    Args:
+        folder: ``output_dir``.
+        budget: bytes.
+
+    Attributes:
+        events: those that have files, oldest first, and the newest.
+    """
+
+    def __init__(self, folder: Path, budget: int = BUDGET) -> None:
+        self.folder, self.budget = folder, budget
+        self.events: list[Kept] = []
+        self._counts = [0, 0]  # quiet events, and those with news
+
+    def begin(self, step: int, is_news: bool) -> Kept:
+        """A new event."""
+        self.events.append(Kept(step, is_news, self._counts[is_news]))
+        self._counts[is_news] += 1
+        return self.events[-1]
+
+    def thin(self) -> None:
+        """Delete what goes beyond the budget; a file that cannot be deleted is forgotten."""
+        for event in surplus(self.events, self.budget):
+            for file in event.files:
+                with suppress(OSError):
+                    file.unlink()
+            event.files = {}
+        self.events = [event for event in self.events if event.files or event is self.events[-1]]
+
+    def rewind(self, step: int, events: Iterable[tuple[int, bool]]) -> None:
+        """Go on after these events, ``(step, is_news)``; files of events after ``step`` are deleted."""
+        self.events, self._counts = [], [0, 0]
+        by_step = {each: self.begin(each, is_news) for each, is_news in events}
+        for file in files_of_events(self.folder):
+            with suppress(OSError):
+                if (event := by_step.get(step_of(file))) is not None:
+                    event.files[file] = file.stat().st_size
+                elif step_of(file) > step:
+                    file.unlink()
+
+
+def surplus(events: Sequence[Kept], budget: int) -> Iterator[Kept]:
+    """The events whose files have to go, in that order, so that all others come to ``budget`` bytes at most."""
+    total = sum(event.size for event in events)
+    kept = [event for event in events if event.files]
+    for group in (kept[:-NEWEST], kept[-NEWEST:-1]):
+        for event in sorted(group, key=lambda each: each.worth):
+            if total <= budget:
+                return
+            total -= event.size
+            yield event
+
+
+def is_shown(rank: int) -> bool:
+    """Whether trackers get the pictures of an event; what they are given they keep.
+
+    They get those of the first ``SHOWN`` events of each kind, of as many again every second one, and half as many
+    whenever a run is twice as long.
+
+    >>> [rank for rank in range(64) if is_shown(rank)][14:]
+    [14, 15, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60]
+    """
+    stride = 1
+    while rank >= SHOWN * stride:
+        stride *= 2
+    return rank % stride == 0
+
+
+def stem_of(step: int) -> str:
+    """How the names of an event's files begin."""
+    return f"step_{step:07d}"
+
+
+def step_of(file: Path) -> int:
+    """The inverse; -1 for any other name."""
+    name, _, number = file.stem.partition("_")
+    return int(number) if name == "step" and number.isdecimal() else -1
+
+
+def files_of_events(folder: Path) -> list[Path]:
+    """Every picture, map and generation that belongs to one event."""
+    found = (file for place in OF_EVENTS for file in folder.glob(f"{place}/step_*"))
+    return [file for file in found if step_of(file) >= 0]

@@ -1,0 +1,238 @@
+"""Retention: the disk holds a stated number of bytes for any number of events, spread over the whole run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.finding import event, found
+from support.observations import seen
+from support.runs import save_image
+from support.trackers import Recorder
+
+import memwatch.report.sinks
+from memwatch import MemWatchConfig, Report
+from memwatch.cli import main
+from memwatch.faults import Faults
+from memwatch.judge.findings import judge_event
+from memwatch.measure.copies import Proof
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.measurement import Measurement
+from memwatch.report.files import FileSink
+from memwatch.report.frames import frames_of
+from memwatch.report.history import Run
+from memwatch.report.overview import overview_of
+from memwatch.report.picture import pictures_of
+from memwatch.report.report import level_factors
+from memwatch.report.retention import BUDGET, NEWEST, Retention, is_shown
+from memwatch.report.sinks import Sinks
+from memwatch.report.timeline import severity_timeline
+
+
+class Sizes(Retention):
+    """The rule without a disk: every event has ``size`` bytes."""
+
+    def __init__(self, budget: int, size: int = 1):
+        super().__init__(Path("nowhere"), budget)
+        self.each = size
+
+    def add(self, is_news: bool) -> None:
+        self.begin(sum(self._counts), is_news).files = {Path("nowhere/file"): self.each}
+        self.thin()
+
+    @property
+    def steps(self) -> list[int]:
+        return [kept.step for kept in self.events]
+
+
+@pytest.mark.parametrize(
+    "has_news", [lambda i: False, lambda i: True, lambda i: i % 7 == 3], ids=["none", "all", "some"]
+)
+def test_the_bound_holds_for_any_number_of_events(has_news):
+    rule = Sizes(budget=1000, size=13)
+    for number in range(3000):
+        rule.add(has_news(number))
+        assert sum(kept.size for kept in rule.events) <= 1000
+        assert rule.steps[-NEWEST:] == list(range(max(0, number + 1 - NEWEST), number + 1))
+    assert len(rule.events) == 1000 // 13
+    assert rule.steps[0] == 0
+    older = rule.steps[:-NEWEST]
+    assert max(np.diff(older)) <= 4 * 3000 / len(older)  # spread over the whole run
+
+
+def test_below_the_budget_everything_stays():
+    rule = Sizes(budget=100)
+    for _ in range(100):
+        rule.add(False)
+    assert rule.steps == list(range(100))
+    rule.add(False)
+    assert rule.steps == [0, *range(2, 101)]
+
+
+def test_news_outlast_what_is_quiet_and_the_newest_outlast_both():
+    rule = Sizes(budget=40)
+    for number in range(200):
+        rule.add(number in (5, 77, 150))
+    assert {0, 5, 77, 150, *range(192, 200)} <= set(rule.steps)
+
+
+def test_the_newest_event_stays_whatever_it_takes():
+    rule = Sizes(budget=10, size=100)
+    for _ in range(5):
+        rule.add(False)
+        assert len(rule.steps) == 1
+    assert rule.steps == [4]
+
+
+def test_trackers_get_fewer_pictures_the_longer_a_run_is():
+    assert sum(map(is_shown, range(500))) == 56
+    assert sum(map(is_shown, range(100_000))) < 120
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+SMALL = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+PICTURED = ("heatmaps/cat", "heatmaps/dog", "images/dog", "overview")
+
+
+def report(step: int, *, is_news: bool = False) -> Report:
+    """A training image and a prompt, with pictures of their own."""
+    cat, dog = found("cat", box=None), found("dog", "no evidence", box=None)
+    cat = replace(cat, observation=replace(cat.observation, probe=replace(cat.observation.probe, image="cat.png")))
+    cat = replace(cat, is_alert=is_news)
+    return replace(event(step, cat, dog), pictures={"cat": SMALL, "dog": SMALL}, overview=SMALL)
+
+
+def steps_of(folder: Path) -> list[int]:
+    return sorted(int(file.stem[5:]) for file in folder.glob("step_*"))
+
+
+def run_of(folder: Path, steps: range, sink: FileSink | None = None, *, kept: int = 30) -> FileSink:
+    """Events at ``steps``, with news at every 50th, and room for the pictures of ``kept``."""
+    sink = sink or FileSink(folder)
+    for step in steps:
+        sink.write(report(step, is_news=step % 50 == 20))
+        if not sink.retention.events[1:]:
+            sink.retention.budget = kept * sink.retention.events[0].size
+    return sink
+
+
+def test_several_hundred_events_leave_their_numbers_and_the_pictures_of_some(tmp_path, capsys):
+    run_of(tmp_path, range(300))
+    steps = steps_of(tmp_path / "overview")
+    assert len(steps) == 30
+    assert {0, 20, 70, 120, 170, 220, 270, *range(292, 300)} <= set(steps)
+    quiet = [step for step in steps if step < 292 and step % 50 != 20]
+    assert max(np.diff(quiet)) <= 45  # a sixth of the run
+    for folder in PICTURED:
+        assert steps_of(tmp_path / folder) == steps
+    assert (tmp_path / "images" / "cat.png").is_file()
+    run = Run.read(tmp_path)
+    assert [each.step for each in run.events] == list(range(300))
+    frames = frames_of(run, 6.0)
+    assert (list(frames.steps), frames.left_out, frames.gone) == (steps, 270, 270)
+    assert str(severity_timeline(run)).count(",") > 2 * 300
+    assert main(["report", str(tmp_path)]) == 3
+    page = " ".join((tmp_path / "report.html").read_text(encoding="utf-8").split())
+    assert "The slider stops at 30 of 300 events: the first, the last, those with news" in page
+    assert "The pictures of 270 are kept no longer, so that the disk does not fill. The charts show" in page
+    assert f"<td>{len(run.events)}</td>" in page
+
+
+def test_a_run_that_is_resumed_keeps_the_same_pictures(tmp_path):
+    """Also what the run had deleted or written after the checkpoint makes no difference."""
+    budget = run_of(tmp_path / "whole", range(150)).retention.budget
+    run_of(tmp_path / "broken", range(130))
+    resumed = FileSink(tmp_path / "broken")
+    resumed.retention.budget = budget
+    resumed.rewind(99)
+    assert max(steps_of(tmp_path / "broken" / "overview")) <= 99
+    run_of(tmp_path / "broken", range(100, 150), resumed)
+    for folder in PICTURED:
+        assert steps_of(tmp_path / "broken" / folder) == steps_of(tmp_path / "whole" / folder)
+
+
+def test_files_that_are_nobodys_are_left_alone(tmp_path):
+    sink = run_of(tmp_path, range(3))
+    others = [tmp_path / name for name in ("overview/mine.png", "maps/step_by_step.txt", "heatmaps/readme.md")]
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(b"mine")
+    sink.rewind(-1)
+    assert steps_of(tmp_path / "overview") == []
+    assert all(other.is_file() for other in others)
+
+
+def test_trackers_get_pictures_of_news_and_of_ever_fewer_quiet_events(tmp_path, monkeypatch):
+    class Tracker(Recorder):
+        name = "dvclive"
+
+        def log_image(self, name, picture):
+            pictured.append(name)
+
+    pictured: list[str] = []
+    monkeypatch.setattr(memwatch.report.sinks, "pictures_of", lambda report: report.pictures)
+    monkeypatch.setattr(memwatch.report.sinks, "overview_of", lambda report: report.overview)
+    sinks = Sinks(FileSink(tmp_path), Faults())
+    tracker = Tracker()
+    for step in range(70):
+        sinks.write(report(step, is_news=step in (31, 57)), [tracker])
+    shown = [int(Path(name).stem) for name in pictured if "overview" in name]
+    assert [step for step, _ in tracker.rows] == list(range(70))
+    assert len(shown) == len(set(shown)) < 40
+    assert {*range(16), 31, 57} <= set(shown)
+    assert steps_of(tmp_path / "overview") == list(range(70))
+
+
+# --- at true size -----------------------------------------------------------------------------------------------------
+
+
+def true_event(step: int, folder: Path, side: int = 512) -> Report:
+    """16 probes, half of them prompts, all measured with curvature and called, four proofs: the most there is."""
+    generator, size = torch.Generator().manual_seed(0), side // 8
+    pictures = [np.asarray(save_image(folder, "pictures", f"{i}.png", side=side, seed=i)) for i in range(4)]
+
+    def measured(by: float) -> Measurement:
+        rho = torch.full((4, 4, size, size), 0.5)
+        rho[..., : size // 2] /= by
+        rho = rho * (1 + 0.1 * torch.randn(rho.shape, generator=generator))
+        return Measurement(CurvatureMap(rho), torch.randn(4, 4, 4, size, size, generator=generator))
+
+    eps = torch.randn(4, 4, 4, size, size, generator=generator)
+    parts = {"eps": eps, "baseline": measured(1), "unconditional": measured(1), "unconditional_baseline": measured(1)}
+    probes = [
+        replace(
+            seen(f"probe-{i}", reference=i % 2 == 0, now=measured(8), image=pictures[i % 4], **parts),
+            timesteps=(141, 301, 501, 701),
+        )
+        for i in range(16)
+    ]
+    config = MemWatchConfig()
+    judgement = judge_event(probes, {}, step, config)
+    proof = Proof(np.stack(pictures), (0.1, 0.5, 0.6, 0.9), (("probe-0",), (), (), ()), 15)
+    proved = tuple(replace(f, proof=proof) if i < 4 else f for i, f in enumerate(judgement.findings))
+    report = Report(step, config, replace(judgement, findings=proved), False, 1.0, 0, None)
+    assert len(report.alerts) == 16
+    assert all(level_factors(f.signals) for f in report.findings)
+    return replace(report, pictures=pictures_of(report), overview=overview_of(report))
+
+
+def test_500_events_of_16_probes_at_512_px_stay_below_a_gigabyte(tmp_path):
+    """One event at its true size; the rule holds what 500 of them would come to."""
+    sink = FileSink(tmp_path / "run")
+    sink.write(true_event(0, tmp_path))
+    (one,) = sink.retention.events
+    fixed = sum(file.stat().st_size for file in (tmp_path / "run" / "images").glob("*.png"))
+    line = (tmp_path / "run" / "history.jsonl").stat().st_size
+    assert one.size < 20_000_000
+    assert line < 50_000
+    rule = Sizes(BUDGET, one.size)
+    for number in range(500):
+        rule.add(number % 3 == 0)
+    assert len(rule.events) >= 25
+    assert sum(kept.size for kept in rule.events) + one.size + fixed + 500 * line < 600_000_000
