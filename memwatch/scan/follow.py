@@ -15,6 +15,7 @@ from typing import Any
 
 from memwatch.ranks import Ranks
 from memwatch.report.page import write_page
+from memwatch.report.retention import NEWEST
 from memwatch.run_folder import write_whole
 from memwatch.scan.arrivals import Arrivals
 from memwatch.scan.checkpoints import CheckpointError, found_in, is_complete
@@ -176,6 +177,7 @@ class Follow:
             return
         with scan.faults.surviving("noting what was looked at", "a restart looks at it again"):
             write_record(Path(scan.config.output_dir) / RECORD, self.folder, scan)
+            scan.kept.thin(NEWEST)  # the record is enough to go on from
         with scan.faults.surviving("writing the report page", "'memwatch report' writes it at any time"):
             write_page(Path(scan.config.output_dir), renew=self.waits.poll)
         if self.stop_reason is not None and not had_stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,11 @@ class KeptObservations:
         except (OSError, SafetensorError, KeyError) as error:
             logger.warning("memwatch: %s is measured again: %s", file, error)
             return None
+
+    def thin(self, newest: int) -> None:
+        """Delete all but those of the newest steps, as many as that."""
+        for folder in sorted(self.folder.glob("step_*"))[:-newest]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write(self, step: int, p: PreparedProbe, sources: Sequence[tuple[int, str]], observation: Observation) -> None:
         write_safetensors(self._file(step, p, sources), observation_to_tensors(observation))

@@ -3,7 +3,8 @@
 One model is one event, compared with an earlier model, with its own unconditional branch, or with its base (LoRA off).
 Several checkpoints are a history, as if the callback had been there; they come as a list, or one by one (``follow``).
 Each observation is kept in ``observations/``, under a name that stands for everything it depends on: a scan that was
-cut off goes on, and one with other settings measures anew.
+cut off goes on, and one with other settings measures anew. They take about 7 MB per probe and checkpoint at 512 px; one
+that follows a training keeps those of its newest events alone.
 """
 
 from __future__ import annotations

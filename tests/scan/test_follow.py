@@ -377,6 +377,17 @@ def test_what_was_measured_of_an_unfinished_event_is_kept(run, unbroken, measure
     assert without_time(rows_in(run.output)) == unbroken
 
 
+def test_observations_of_the_newest_events_alone_are_kept(run, unbroken, measured, monkeypatch):
+    monkeypatch.setattr(memwatch.scan.follow, "NEWEST", 2)
+    run.follow(run.save(2, 4), probes=of_both_kinds())
+    folder = run.output / "observations"
+    assert sorted(file.name for file in folder.glob("step_*")) == ["step_0000002", "step_0000004"]
+    measured.clear()
+    run.follow(run.save(6), probes=of_both_kinds())
+    assert without_time(rows_in(run.output)) == unbroken
+    assert measured == ["cat", "dog", "poster", "poster"]
+
+
 def test_what_was_written_after_the_last_note_is_forgotten(run):
     run.follow(run.save(2))
     with (run.output / "history.jsonl").open("a", encoding="utf-8") as history_file:
