@@ -86,7 +86,8 @@ class MemWatch:
         overrides: top-level config keys.
 
     Attributes:
-        config: as it was read. about: what stays the same over the run.
+        config: as it was read, with an absolute ``output_dir``, since a script may change its working directory.
+        about: what stays the same over the run.
         choice: what was picked from ``dataset``; ``None`` without it.
         observer, baselines, faults, sinks: the parts that do the work.
 
@@ -116,12 +117,14 @@ class MemWatch:
         **overrides: Any,
     ) -> None:
         self.accelerator = accelerator
-        self.config: MemWatchConfig = load_config(config, **overrides)
+        wanted = load_config(config, **overrides)
+        self.config: MemWatchConfig = replace(wanted, output_dir=str(Path(wanted.output_dir).absolute()))
         self.ranks = Ranks.of(accelerator)
         given = Components(scheduler, vae, as_tuple(text_encoder), as_tuple(tokenizer))
         kind, file = self.config.signals.baseline_parts
         allowed = "path: and an existing safetensors file"
-        require(kind != "path" or Path(file).is_file(), "signals.baseline", self.config.signals.baseline, allowed)
+        outside = Path(file).absolute()
+        require(kind != "path" or outside.is_file(), "signals.baseline", self.config.signals.baseline, allowed)
         self.choice = choice_for(self.ranks, self.config, dataset, probes, controls, peers)
         if self.choice is not None:
             turns = self.config.screens and self.ranks.swappable
@@ -139,13 +142,13 @@ class MemWatch:
         )
         self.folder = RunFolder(Path(self.config.output_dir))
         stores = open_stores(self.folder.folder, self.config.snapshots, self.ranks)
-        fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(Path(file))
+        fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(outside)
         marks = fingerprints(self.config, self.observer.prepared, str(accelerator.mixed_precision))
         self.baselines = Baselines(self.config.signals, *stores, fixed, marks)
         self.faults = Faults(strict=self.config.strict)
         self.actions = Actions(self.config, self.observer, self.faults, self.choice, on_alert)
         self.sinks = Sinks(FileSink(self.folder.folder), self.faults, self.actions.sinks)
-        self.about = About.of(self.observer)
+        self.about = replace(About.of(self.observer), settings=wanted.to_show())  # no folder of this machine in it
         self._progress, self._closed = self._fresh(), False
         free = self.ranks.broadcast(self.folder.lock() if accelerator.is_main_process else True)
         require(free, "output_dir", self.config.output_dir, "a folder that no other live run uses (close() ends one)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import random
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.builders import SMALL, Loop, history, picture
 from support.processes import ROOT, new_process
+from support.trackers import Recorder
 
 from memwatch import ConfigError, Probe
 from memwatch.run_folder import OWNER, RunFolder, owner_of
@@ -109,6 +112,58 @@ def test_construction_draws_no_random_number(pretrained, pipeline, tmp_path):
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
+def test_a_script_may_change_its_working_directory(pretrained, pipeline, tmp_path, monkeypatch):
+    """Relative paths are those of the directory that MemWatch was constructed in."""
+    (tmp_path / "first" / "probes").mkdir(parents=True)
+    (tmp_path / "second").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    picture(0).save("probes/cat.png")
+    weights = {name: p.detach() for name, p in Loop(pretrained).bare.named_parameters()}
+    save_file(weights, "before.safetensors")
+    options = {"config": SMALL, "output_dir": "memwatch", "signals": {"baseline": "path:before.safetensors"}}
+    recorder = Recorder()
+    loop = Loop(pretrained, tmp_path / "first", log_with=recorder)
+    watch = loop.watch(pipeline, "probes", **options)
+    monkeypatch.chdir(tmp_path / "second")
+    (report,) = loop.run(watch, 2)
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    assert report.failure is None
+    assert report.findings[0].signals.snapshot is not None
+    assert report.baseline_text(report.findings[0]) == "before.safetensors"
+    assert str(tmp_path) not in json.dumps(watch.about.settings)
+    watch.close()
+
+    monkeypatch.chdir(tmp_path / "first")
+    resumed = Loop(pretrained, tmp_path / "first", log_with=recorder)
+    watch = resumed.watch(pipeline, "probes", **options)
+    monkeypatch.chdir(tmp_path / "second")
+    resumed.accelerator.load_state(str(tmp_path / "checkpoint"))
+    resumed.step = 2
+    (report,) = resumed.run(watch, 4)
+    watch.close()
+    assert report.findings[0].signals.snapshot is not None
+    assert [row["step"] for row in history(tmp_path / "first")] == [0, 2, 4]
+    assert (tmp_path / "first" / "memwatch" / "report.html").is_file()
+    assert list((tmp_path / "second").iterdir()) == []
+    assert {Path(text) for _, texts in recorder.texts for text in texts.values()} == {
+        tmp_path / "first" / "memwatch" / "overview" / f"step_{step:07d}.jpg" for step in (0, 2, 4)
+    }
+
+
+def test_the_ledger_is_found_after_a_change_of_directory(pretrained, pipeline, tmp_path, monkeypatch):
+    (tmp_path / "second").mkdir()
+    monkeypatch.chdir(tmp_path)
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, PROBES, config=SMALL, output_dir="memwatch")
+    watch.begin()
+    monkeypatch.chdir(tmp_path / "second")
+    (report,) = loop.run(watch, 2)
+    watch.close()
+    assert [f.observation.baseline_step for f in report.findings] == [0, 0]
+    assert [row["step"] for row in history(tmp_path)] == [0, 2]
+    assert list((tmp_path / "second").iterdir()) == []
+
+
 # --- one run after the other ------------------------------------------------------------------------------------------
 
 
@@ -129,7 +184,7 @@ def test_a_fresh_run_moves_the_files_of_another_aside(pretrained, pipeline, tmp_
             == [f"memwatch: {folder} held the files of another run; they are in {folder}/earlier/{seed:04d} now"][:seed]
         )
         found = {name: data for name, data in ours(folder).items() if name != "notes.txt"}
-        names = {"history.jsonl", "about.json", "report.html", "images/cat.png", "heatmaps/cat/step_0000002.png"}
+        names = {"history.jsonl", "about.json", "report.html", "images/cat.png", "heatmaps/cat/step_0000002.jpg"}
         names |= {"ledger/step_0000000.safetensors", "snapshots/step_0000000.safetensors"}
         assert names <= set(found)
         assert [row["step"] for row in history(tmp_path)] == [0, 2]

@@ -115,7 +115,8 @@ class Watcher:
             save(self.watch, self._state_file())
 
     def _state_file(self) -> Path:
-        return Path(self.settings.output_dir) / "onetrainer" / f"step_{self._step:07d}.json"
+        assert self.watch is not None
+        return self.watch.folder.folder / "onetrainer" / f"step_{self._step:07d}.json"
 
     def _note(self, tag: str, value: Any, step: int | None = None, *args: Any, **kwargs: Any) -> None:
         if self.watch is not None and step is not None:
