@@ -241,7 +241,9 @@ def test_its_arguments_are_read_in_its_order(clone, pretrained, tmp_path):
         ({"multi_gpu": True}, {}, "one local process only"),
         ({}, {"every_step": 3}, "did you mean 'every_steps'?"),
         ({}, {"probes": 16}, "'probes': got 16"),
-        ({}, {"on_memorized": "drop"}, "because OneTrainer loads its own data"),
+        ({}, {"on_memorized": "drop"}, "'on_memorized' ('drop') is gone: memwatch changes no dataloader"),
+        ({}, {"probes": None}, "or 'picked' with a folder that 'memwatch pick' has written"),
+        ({}, {"picked": "nowhere"}, "'nowhere' holds no whole choice of 'memwatch pick TRAIN --out nowhere'"),
         ({}, {"probes": "nowhere"}, "neither a folder nor a file"),
     ],
 )
@@ -265,9 +267,8 @@ def test_elsewhere_than_in_its_folder_it_says_where_to_go(monkeypatch, tmp_path,
     assert "run this in OneTrainer's folder" in capsys.readouterr().err
 
 
-def test_without_controls_a_dataset_gives_none_and_that_is_said(tmp_path, caplog):
+def test_a_folder_of_memwatch_pick_takes_the_place_of_probes(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "memwatch"):
-        read = onetrainer.read_settings(str(settings(tmp_path, dataset="train", probes=None)), "OneTrainer")
-    assert "cannot hold out rows from OneTrainer" in caplog.text
+        read = onetrainer.read_settings(str(settings(tmp_path, picked="watch", probes=None)), "OneTrainer")
     assert "rollback is off" in caplog.text
-    assert (read.pick.hold_out, read.pick.set_aside, read.rollback, read.precision) == (0, 0, False, "loop")
+    assert (read.picked, read.probes, read.rollback, read.precision) == ("watch", None, False, "loop")
