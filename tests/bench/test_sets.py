@@ -146,7 +146,7 @@ def test_fashion_mnist_is_read_as_it_is_packed(tmp_path):
     assert np.abs(picture[32, 32].astype(int) - picture[2, 2]).max() > 10  # cloth on its ground
 
 
-@pytest.mark.parametrize("content", [None, b"no archive", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [None, b"no archive", gzip.compress(b"", mtime=0)], ids=["none", "text", "empty"])
 def test_without_fashion_mnist_one_message_says_where_it_is_expected(tmp_path, content):
     if content is not None:
         (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)

@@ -68,10 +68,13 @@ def columns():
     return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
 
 
+KINDS = ["list", "tuple", "Subset", "data set"]
+
+
 # --- without a held-out row: fine, and silent ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", [list, tuple, lambda rows: Subset(rows, range(NUMBER)), Holder], ids=str)
+@pytest.mark.parametrize("source", [list, tuple, lambda rows: Subset(rows, range(NUMBER)), Holder], ids=KINDS)
 def test_picked_train_and_what_is_made_of_it_is_fine(source, caplog):
     rows = source(ROWS)
     picked = chosen(surveyed(NUMBER), plain_rows(NUMBER) if isinstance(rows, Holder) else as_training_set(rows))

@@ -68,12 +68,6 @@ CASES = {
     "LoRA": Case("text_to_image/train_text_to_image_lora.py", f"{TEXT_TO_IMAGE} --max_train_steps 10"),
     "DreamBooth": Case("dreambooth/train_dreambooth.py", f"{DREAMBOOTH} {OPTIONS}", picks=False),
     "DreamBooth LoRA": Case("dreambooth/train_dreambooth_lora.py", f"{DREAMBOOTH} {OPTIONS}", picks=False),
-    "textual inversion": Case(
-        "textual_inversion/textual_inversion.py",
-        f"--train_data_dir WATCH/train --placeholder_token <dog> --initializer_token a --max_train_steps 10 {OPTIONS}",
-        more="scheduler=noise_scheduler, text_encoder=text_encoder, tokenizer=tokenizer",
-        picks=False,
-    ),
 }
 
 
