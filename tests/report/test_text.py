@@ -71,7 +71,7 @@ def test_what_was_not_watched_is_said(tmp_path):
     assert "The training set has 20000 rows, and 2 images are watched." in said
     assert "Noise levels other than t = 141, 501" in said
     assert "no judgement was possible of cat." in said
-    assert "1 controls were usable, and it takes 10" in said
+    assert "1 controls were usable, and it takes 11" in said
     assert "Lost events: step 1." in said
     assert "never means that the model has memorized nothing" in said
     uncalibrated = {"step": 0, "controls": {}, "calibrated": False}
