@@ -49,8 +49,12 @@ def for_run(
     require(source is None or isinstance(source, Picked | str | Path), "picked", type(source), allowed)
     found = read_folder(Path(source)) if isinstance(source, str | Path) else source
     watched, held_out, ordinary = (
-        as_probes(mine if mine is not None else theirs, seed=config.seed)
-        for mine, theirs in ((probes, config.probes), (controls, config.controls), (peers, config.peers))
+        as_probes(mine if mine is not None else theirs, key, seed=config.seed)
+        for key, mine, theirs in (
+            ("probes", probes, config.probes),
+            ("controls", controls, config.controls),
+            ("peers", peers, config.peers),
+        )
     )
     keys: dict[str, str] = {}
     for probe in held_out:

@@ -33,7 +33,7 @@ class FileSink:
     |---|---|
     | ``about.json`` | the run: see ``About`` |
     | ``history.jsonl`` | one line per event: see ``Report.to_dict`` |
-    | ``maps/step_NNNNNNN.safetensors`` | ``PROBE/SIGNAL``, its error ``PROBE/SIGNAL.sem``, float16 ``(levels, h, w)`` |
+    | ``maps/step_NNNNNNN.safetensors`` | ``PROBE/SIGNAL``, its error ``PROBE/SIGNAL.sem``, float32 ``(levels, h, w)`` |
     | ``heatmaps/PROBE/step_NNNNNNN.jpg``, ``overview/step_NNNNNNN.jpg`` | the pictures of people's dashboards |
     | ``images/PROBE.png``, of prompt probes ``images/PROBE/step_NNNNNNN.jpg`` | what was looked at |
     | ``generations/PROBE/step_NNNNNNN.jpg`` | a proof's generations, side by side |
@@ -105,8 +105,8 @@ class FileSink:
         maps: dict[str, torch.Tensor] = {}
         for finding in report.findings:
             for key, value in (finding.signals.maps() if finding.signals else {}).items():
-                maps[f"{finding.name}/{key}"] = value.mean.half()
-                maps[f"{finding.name}/{key}.sem"] = value.sem.half()
+                maps[f"{finding.name}/{key}"] = value.mean.float()
+                maps[f"{finding.name}/{key}.sem"] = value.sem.float()
         if maps:
             file = self.folder / "maps" / f"{stem_of(report.step)}.safetensors"
             write_safetensors(file, maps)

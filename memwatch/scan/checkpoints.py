@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from memwatch.act.formats import LORA_FILE
@@ -164,8 +165,10 @@ def read_text_encoder(source: str, name: str, like: nn.Module) -> dict[str, Tens
     else:
         with reading(source), quietly():
             encoder = aligned(family.from_pretrained(Path(source) / name).float())
-        weights = dict(encoder.named_parameters())
-    check_fit(weights, like, f"{source}: {name}", partly=lora is not None)
+        inside = {own.replace(".base_layer.", "."): own for own, _ in like.named_parameters() if ".base_layer." in own}
+        weights = {inside.get(own, own): p for own, p in encoder.named_parameters()}
+        weights |= {own: torch.zeros_like(p) for own, p in like.named_parameters() if ".lora_B." in own}
+    check_fit(weights, like, f"{source}: {name}", partly=any(".lora_" in own for own, _ in like.named_parameters()))
     return weights
 
 

@@ -27,8 +27,8 @@ def test_files_hold_everything_and_agree(pretrained, pipeline, tmp_path):
         found = maps(tmp_path, report.step)
         for finding in report.findings:
             for key, value in finding.signals.maps().items():
-                assert (found[f"{finding.name}/{key}"] == value.mean.half()).all()
-                assert (found[f"{finding.name}/{key}.sem"] == value.sem.half()).all()
+                assert (found[f"{finding.name}/{key}"] == value.mean.float()).all()
+                assert (found[f"{finding.name}/{key}.sem"] == value.sem.float()).all()
                 levels = len(finding.observation.timesteps)
                 assert found[f"{finding.name}/{key}"].shape == ((8, 8) if key == "decisive" else (levels, 8, 8))
             mean = float(found[f"{finding.name}/collapse"].mean())
