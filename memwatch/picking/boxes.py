@@ -19,5 +19,5 @@ def inside(box: Box, side: int) -> np.ndarray:
     """Pixels of a square that a box of fractions touches, bool ``(side, side)``."""
     left, top, right, bottom = (edge * side for edge in box)
     mask = np.zeros((side, side), dtype=bool)
-    mask[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
+    mask[max(0, int(top)) : int(np.ceil(bottom)), max(0, int(left)) : int(np.ceil(right))] = True
     return mask

@@ -35,7 +35,7 @@ def duplicate_groups(hashes: Hashes) -> list[tuple[int, ...]]:
 
 
 def near_pairs(hashes: Hashes) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are near-duplicates, mirrored ones too; each pair once, the larger number first.
+    """Pairs of rows that are near-duplicates, mirrored ones too; the larger number first.
 
     In a large group not every pair is there, but all members hang together.
     """

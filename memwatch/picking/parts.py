@@ -10,16 +10,19 @@ import numpy as np
 
 from memwatch.picking.boxes import Box, box_of
 from memwatch.picking.duplicates import components, difference
-from memwatch.picking.elsewhere import at_any_place, at_same_place
+from memwatch.picking.elsewhere import Boxes, at_any_place, at_same_place, erase
 from memwatch.picking.moved import points_of, shared_moved
 from memwatch.picking.same_place import shared_regions
 
-SAMPLE = 8192  # different pictures that parts are searched in
+SAMPLE = 8192  # different pictures that parts are searched in, at most
+FIRST = (256, 2048)  # how many are searched before, where there are four times as many
 OVERLAP = 0.5  # of two regions of one row (intersection over union), from which they are the same
 INSIDE = 0.5  # share of the smaller of two boxes that lies in the other, from which they may be the same
 LEADERS = 512  # regions of one row that are compared with each other at once
 FEWEST = 3  # different pictures with a part at the same place; two agree by chance too often
 FEWEST_MOVED = 4  # the same at any place, where there is more room for chance
+
+_Index = defaultdict[int, list[tuple[int, Box]]]  # by row the parts there, by number, with their boxes
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,10 @@ def shared_parts(
 
     Of near-duplicates only the first is looked at; the others are in its parts as well.
 
-    Of more than ``SAMPLE`` different pictures so many are drawn, always the same; parts are searched in these, and then
-    looked for in the others. A part must be on ``FEWEST`` of those that are drawn, so that rare ones can be missed. Of
-    100,000 pictures, a part at the same place is found with a probability of 95 % if 76 show it, and seldom if 10 do; a
-    part that moves, if 94 show it, and as often as its keypoints are.
+    Of more than ``SAMPLE`` different pictures so many are drawn, always the same. Parts are searched in these, and then
+    looked for in all the others. A part must be on ``FEWEST`` of those that are drawn, so that rare ones can be missed:
+    of 100,000 pictures, a part at the same place is found with a probability of 95 % if 76 show it, and seldom if 10
+    do; a part that moves, if 94 show it, as far as its keypoints are found.
 
     Args:
         thumbnails: ``(n, cells, cells, 3)`` uint8; all 0 where a picture cannot be read.
@@ -56,23 +59,44 @@ def shared_parts(
     others = {group[0]: group[1:] for group in duplicates}
     left_out = np.array([row for rows in others.values() for row in rows], dtype=np.int64)
     kept = np.setdiff1d(np.arange(len(thumbnails)), left_out)
-    drawn = kept
-    if len(kept) > SAMPLE:
-        drawn = np.sort(np.random.default_rng(len(kept)).permutation(kept)[:SAMPLE])
-    fixed, moved = (
-        [dict(zip(drawn[list(part.rows)].tolist(), part.boxes, strict=True)) for part in parts]
-        for parts in _searched(thumbnails[drawn], places[drawn], colours[drawn])
-    )
-    if len(rest := np.setdiff1d(kept, drawn)):
-        fixed = at_same_place(fixed, thumbnails, rest)
-        moved = at_any_place(moved, thumbnails, places, colours, rest)
     found = []
-    for part in _joined([_part(boxes) for boxes in fixed], [_part(boxes) for boxes in moved]):
+    for part in _joined(*_found(thumbnails, places, colours, kept)):
         boxes = dict(zip(part.rows, part.boxes, strict=True))
         for row in list(boxes):
             boxes |= {other: _box_in(thumbnails, row, other, boxes[row]) for other in others.get(row, ())}
         found.append(_part(boxes))
     return _sorted(found)
+
+
+def _found(
+    thumbnails: np.ndarray, places: np.ndarray, colours: np.ndarray, kept: np.ndarray
+) -> tuple[list[Part], list[Part]]:
+    """Parts of different pictures: those at the same place, and those that move.
+
+    What was found in few is erased in more before these are searched: what very many share would take very long.
+    """
+    order = np.random.default_rng(len(kept)).permutation(kept)
+    fixed, moved = list[Boxes](), list[Boxes]()
+    seen = kept[:0]
+    for size in (*(first for first in FIRST if 4 * first < len(kept)), SAMPLE):
+        drawn = np.sort(order[:size])
+        new = np.setdiff1d(drawn, seen)
+        fixed = at_same_place(fixed, thumbnails, new)
+        moved = at_any_place(moved, thumbnails, places, colours, new)
+        some, of = thumbnails[drawn], places[drawn]
+        erase(drawn, [*fixed, *moved], some, of)
+        more_fixed, more_moved = _searched(some, of, colours[drawn])
+        fixed += [_by_row(part, drawn) for part in more_fixed]
+        moved += [_by_row(part, drawn) for part in more_moved]
+        seen = drawn
+    rest = np.setdiff1d(kept, seen)
+    fixed = at_same_place(fixed, thumbnails, rest)
+    moved = at_any_place(moved, thumbnails, places, colours, rest)
+    return _sorted(map(_part, fixed)), _merged(_sorted(map(_part, moved)))
+
+
+def _by_row(part: Part, rows: np.ndarray) -> Boxes:
+    return dict(zip(rows[list(part.rows)].tolist(), part.boxes, strict=True))
 
 
 def _searched(thumbnails: np.ndarray, places: np.ndarray, colours: np.ndarray) -> tuple[list[Part], list[Part]]:
@@ -128,7 +152,11 @@ def _sorted(parts: Iterable[Part]) -> list[Part]:
 
 def _merged(parts: Sequence[Part]) -> list[Part]:
     """Parts without those that are pieces of another one: of a logo, pairs of pictures agree on different pieces."""
-    pairs = [(i, j) for i, part in enumerate(parts) if (j := _home(part, parts[:i])) is not None]
+    pairs, earlier = [], _Index(list)
+    for i, part in enumerate(parts):
+        if (home := _home(part, earlier)) is not None:
+            pairs.append((i, home))
+        _add(earlier, i, part)
     a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     labels = components(len(parts), a, b)
     found = []
@@ -142,9 +170,11 @@ def _merged(parts: Sequence[Part]) -> list[Part]:
 
 def _joined(fixed: Sequence[Part], moved: Sequence[Part]) -> list[Part]:
     """All parts, each once: what moves adds the rows where it lies elsewhere to what does not."""
-    found = list(fixed)
+    found, index = list(fixed), _Index(list)
+    for i, part in enumerate(fixed):
+        _add(index, i, part)
     for part in moved:
-        home = _home(part, fixed)
+        home = _home(part, index)
         if home is None:
             found.append(part)
             continue
@@ -153,13 +183,16 @@ def _joined(fixed: Sequence[Part], moved: Sequence[Part]) -> list[Part]:
     return found
 
 
-def _home(part: Part, others: Sequence[Part]) -> int | None:
+def _add(index: _Index, number: int, part: Part) -> None:
+    for row, box in zip(part.rows, part.boxes, strict=True):
+        index[row].append((number, box))
+
+
+def _home(part: Part, others: _Index) -> int | None:
     """The number of the part that ``part`` overlaps in most rows, if those are half of its rows or more."""
-    mine, shared = dict(zip(part.rows, part.boxes, strict=True)), Counter[int]()
-    for i, other in enumerate(others):
-        for row, box in zip(other.rows, other.boxes, strict=True):
-            if row in mine and _inside(mine[row], box) >= INSIDE:
-                shared[i] += 1
+    shared = Counter[int]()
+    for row, box in zip(part.rows, part.boxes, strict=True):
+        shared.update(number for number, other in others.get(row, ()) if _inside(box, other) >= INSIDE)
     best = shared.most_common(1)
     return best[0][0] if best and best[0][1] >= max(2, len(part.rows) / 2) else None
 

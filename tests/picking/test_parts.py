@@ -15,6 +15,7 @@ from memwatch.bench.photographs import PRETRAINING, random_view
 from memwatch.picking import parts as parts_
 from memwatch.picking.boxes import box_of
 from memwatch.picking.duplicates import duplicate_groups
+from memwatch.picking.elsewhere import at_any_place, at_same_place, erase
 from memwatch.picking.hashes import hash_rows
 from memwatch.picking.keypoints import MOST, SIDE, keypoints
 from memwatch.picking.parts import Part, shared_parts
@@ -202,10 +203,10 @@ def with_parts(number: int, size: int = 96) -> list[Image.Image]:
 
 
 def test_what_a_part_of_a_large_set_shows_is_looked_for_in_the_rest(monkeypatch):
-    pictures = with_parts(160)
+    pictures = with_parts(110)
     every = parts(pictures)
     assert [part.rows for part in every] == [tuple(range(30)), tuple(range(30, 60))]
-    monkeypatch.setattr(parts_, "SAMPLE", 64)
+    monkeypatch.setattr(parts_, "SAMPLE", 50)
     found = parts(pictures)
     assert found[0].rows == tuple(range(30))
     assert set(found[1].rows) <= set(range(30, 60))
@@ -214,7 +215,23 @@ def test_what_a_part_of_a_large_set_shows_is_looked_for_in_the_rest(monkeypatch)
     whole = dict(zip(every[1].rows, every[1].boxes, strict=True))
     boxes = dict(zip(found[1].rows, found[1].boxes, strict=True))
     assert np.mean([overlap(box, whole[row]) > 0.5 for row, box in boxes.items()]) > 0.8
-    assert [part.rows for part in parts(pictures)] == [part.rows for part in found]  # the same rows are drawn
+
+
+def test_what_many_show_is_found_in_few_and_costs_no_more_in_many(monkeypatch):
+    pictures = views(14, 90)
+    for i in range(90):
+        pictures[i].paste(logo(60), (20, 160))
+    for i in range(30, 60):
+        pictures[i].paste(logo(70, seed=105), (150, 20))
+    expected = {tuple(range(90)), tuple(range(30, 60))}
+    compared = []
+    function = parts_.shared_regions
+    monkeypatch.setattr(parts_, "shared_regions", lambda pictures: compared.append(function(pictures)) or compared[-1])
+    assert {part.rows for part in parts(pictures)} >= expected
+    monkeypatch.setattr(parts_, "FIRST", (20,))
+    assert {part.rows for part in parts(pictures)} >= expected
+    at_once, first, then = (len(regions.a) for regions in compared)
+    assert first + then < at_once / 3
 
 
 def test_in_the_rest_of_a_large_set_nothing_else_is_found(monkeypatch):
@@ -225,3 +242,26 @@ def test_in_the_rest_of_a_large_set_nothing_else_is_found(monkeypatch):
     pictures += [pictures[0].copy(), Image.new("RGB", (64, 64), "white")]
     (found,) = parts(pictures)
     assert found.rows == (*range(0, 104, 8), 104)
+
+
+def test_what_is_erased_is_shared_no_more():
+    thumbnails, places = np.full((3, 32, 32, 3), 90, np.uint8), np.full((3, MOST, 2), 64, np.uint8)
+    places[:, :5] = 10
+    rows, boxes = np.array([4, 7, 9]), {4: (0.4, 0.4, 0.7, 0.7), 9: (0.45, 0.4, 0.7, 0.7), 8: (0.0, 0.0, 1.0, 1.0)}
+    erase(rows, [boxes], thumbnails, places)
+    changed = (thumbnails != 90).any(-1)
+    assert changed[0, 13:22, 13:22].mean() > 0.99
+    assert not changed[0, :10].any()
+    assert not changed[1].any()
+    assert (np.abs(thumbnails[0, 13:22, 13:22].astype(int) - thumbnails[2, 13:22, 13:22]).max(-1) > 8).mean() > 0.98
+    assert [int(of.any(-1).sum()) for of in places] == [5, MOST, 5]
+
+
+def test_without_keypoints_of_its_own_a_part_is_nowhere_else():
+    picture = Image.new("RGB", (64, 64), "white")
+    hashed = hash_rows(as_training_set([picture] * 4), progress=False).records
+    part = {0: (0.0, 0.0, 0.5, 0.5), 1: (0.0, 0.0, 0.5, 0.5)}
+    arrays = hashed["thumbnail"], hashed["places"], hashed["colours"]
+    assert at_any_place([part], *arrays, np.arange(2, 4)) == [part]
+    assert at_same_place([part], arrays[0], np.arange(2, 4)) == [part]
+    assert at_any_place([], *arrays, np.arange(4)) == []
