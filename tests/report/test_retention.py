@@ -229,7 +229,7 @@ def test_500_events_of_16_probes_at_512_px_stay_below_a_gigabyte(tmp_path):
     (one,) = sink.retention.events
     fixed = sum(file.stat().st_size for file in (tmp_path / "run" / "images").glob("*.png"))
     line = (tmp_path / "run" / "history.jsonl").stat().st_size
-    assert one.size < 20_000_000
+    assert one.size < 30_000_000
     assert line < 50_000
     rule = Sizes(BUDGET, one.size)
     for number in range(500):
