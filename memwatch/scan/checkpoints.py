@@ -167,8 +167,9 @@ def read_text_encoder(source: str, name: str, like: nn.Module) -> dict[str, Tens
             encoder = aligned(family.from_pretrained(Path(source) / name).float())
         inside = {own.replace(".base_layer.", "."): own for own, _ in like.named_parameters() if ".base_layer." in own}
         weights = {inside.get(own, own): p for own, p in encoder.named_parameters()}
-        weights |= {own: torch.zeros_like(p) for own, p in like.named_parameters() if ".lora_B." in own}
-    check_fit(weights, like, f"{source}: {name}", partly=any(".lora_" in own for own, _ in like.named_parameters()))
+        layers = {own: p for own, p in like.named_parameters() if ".lora_" in own}  # of another checkpoint: off
+        weights |= {own: torch.zeros_like(p) if ".lora_B." in own else p for own, p in layers.items()}
+    check_fit(weights, like, f"{source}: {name}", partly=lora is not None)
     return weights
 
 
