@@ -27,7 +27,7 @@ def test_one_process_trains_as_without_memwatch(kind, picked, pipeline, tmp_path
     assert len(list((tmp_path / f"{kind} watched".replace(" ", "-") / "memwatch").glob("history.jsonl"))) == 1
 
 
-@pytest.fixture(scope="module", params=[KINDS[:5], KINDS[5:]], ids=["first", "rest"])
+@pytest.fixture(scope="module", params=[KINDS[:3], KINDS[3:6], KINDS[6:]], ids=["first", "second", "third"])
 def on_both(request, pretrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     on_two_ranks(neutral.__file__, folder, pretrained, ",".join(request.param), folder=folder)

@@ -142,7 +142,8 @@ def train(
     batches = math.ceil(len(data) / BATCH) if kind == "IterableDataset" else len(loader)
     of_each = batches if own or kind == "split_batches" else math.ceil(batches / ranks)
     max_train_steps = EPOCHS * of_each
-    scheduler = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=max_train_steps * ranks)
+    ticks = max_train_steps * (1 if kind == "split_batches" else ranks)  # of accelerate's schedule
+    scheduler = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=ticks)
     unet, optimizer, scheduler = accelerator.prepare(unet, optimizer, scheduler)
     loader = loader if own else accelerator.prepare(loader)
     watch = None
@@ -181,7 +182,9 @@ def train(
                 break
         if global_step >= max_train_steps:
             break
-    accelerator.end_training()
+    if watch is not None:
+        watch.close()  # and not end_training: the next loop trains in the same group of processes
+    accelerator.wait_for_everyone()
     weights = {name: p.detach().clone() for name, p in accelerator.unwrap_model(unet).named_parameters()}
     return Trained(rows, rates, global_step, after, weights)
 
