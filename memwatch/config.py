@@ -347,8 +347,9 @@ class MemWatchConfig:
         max_train_steps: optimizer steps of the whole run, if known; null otherwise. A plan for overhead and false
             alarms, never a limit.
         screen: at every event run the network forward only on all probes and controls, and measure curvature just where
-            that shows more than chance. False measures everything at every event. It takes the loss term and a baseline
-            that stays (``first``, ``base``, ``path:FILE``); with other settings everything is measured as well.
+            that shows more than chance, and then on the controls as well. False measures everything at every event. It
+            takes the loss term and a baseline that stays (``first``, ``base``, ``path:FILE``); with other settings
+            everything is measured as well.
         full_every: every so many events everything is measured with curvature all the same, at least 1.
         output_dir: where history, maps, pictures, ledger and snapshots go.
         picked: a folder that ``memwatch pick`` has written. The ``picked`` argument goes first.
