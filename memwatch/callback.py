@@ -35,7 +35,7 @@ from memwatch.picking.for_run import for_run
 from memwatch.ranks import Ranks
 from memwatch.report.about import About
 from memwatch.report.files import FileSink
-from memwatch.report.hello import say_hello, say_pace
+from memwatch.report.startup_log import say_hello, say_pace
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
 from memwatch.resume import Progress, hook_checkpoints, warn_of_baselines, with_evidence
@@ -274,22 +274,22 @@ class MemWatch:
         started, together, progress = time.perf_counter(), self.ranks.together, self._progress
         judgement, failure = Judgement(), None
         progress.last_step, full = step, self.config.is_full_event(progress.events)
-        self.observer.take_turns(progress.events, with_evidence(progress.states))
+        self.observer.rotate(progress.events, with_evidence(progress.states))
         progress.events += 1
         try:
             seen, screened = self._observe(step, full)
             if misread := self.ranks.broadcast(together(READING, self.faults, lambda: self.observer.misread(seen))):
                 raise PartError(misread)
             read = self.observer.trainable_weights
-            turns = [p.name for p in self.observer.turns]
-            together(KEEPING, self.faults, lambda: self.baselines.remember(step, seen, read, self.faults, turns))
+            rotation = [p.name for p in self.observer.rotation]
+            together(KEEPING, self.faults, lambda: self.baselines.remember(step, seen, read, self.faults, rotation))
             self.baselines.settle()
             observations = self.observer.in_order(seen)
             planned = planned_events(self.config.max_train_steps, self.every_steps)
-            of_turns = self.observer.num_turns(planned)
+            rotating = self.observer.num_rotating(planned)
 
             def judged() -> Judgement:
-                return judge_event(observations, progress.states, step, self.config, planned, of_turns, screened)
+                return judge_event(observations, progress.states, step, self.config, planned, rotating, screened)
 
             judgement = together(JUDGING, self.faults, judged)
             found = prove(judgement.findings, observations, self.observer, self.faults, progress.stop.copied)

@@ -136,7 +136,7 @@ def test_nan_weights_are_inconclusive_and_training_goes_on(pretrained, pipeline,
     assert not watch.should_stop
     rows = history(tmp_path)
     assert [row["step"] for row in rows] == [0, 2, 4, 6]
-    assert rows[2]["findings"][0]["excess"] is None
+    assert rows[2]["findings"][0]["z_score"] is None
     assert rows[2]["scalars"]["memwatch/num_inconclusive"] == 2
     assert watch.baselines.ledger.steps == [0]  # never a baseline of later events
 

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from memwatch.act.behind import file_name, rows_behind
+from memwatch.act.source_rows import file_name, rows_behind
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
 from memwatch.picking.picked import Picked
 from memwatch.picking.survey import Box
-from memwatch.report.lines import read_lines, rewrite
+from memwatch.report.jsonl import read_lines, rewrite
 from memwatch.report.report import Report
 
 FLAGGED = "flagged.jsonl"

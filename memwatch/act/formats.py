@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from memwatch.denoiser.quiet import quietly
+from memwatch.denoiser.log_filter import quietly
 from memwatch.measure.weights import write_safetensors
 
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -85,7 +85,7 @@ def detection_table(products: Sequence[Product], prompts: bool) -> Table:
     rows = [
         counted(groups),
         shipped_row(called, groups),
-        detection_row(MEMWATCH, "-", "excess over the controls", ours, cases),
+        detection_row(MEMWATCH, "-", "z_score over the controls", ours, cases),
     ]
     rivals = [r for r in RIVALS if r is not ALL_ONES and (prompts or not r.needs_prompts)]
     for rival, kinds in zip(rivals, scores_of(rivals, cases), strict=True):

@@ -17,7 +17,7 @@ from memwatch.config_file import load_config
 from memwatch.measure.probes import Probe
 from memwatch.measure.weights import read_safetensors, trainable, write_safetensors
 from memwatch.report.history import HISTORY, Run
-from memwatch.report.lines import read_lines
+from memwatch.report.jsonl import read_lines
 
 SEEDS = (0, 1, 2, 3, 4)
 ORDINARY, WATCHED, HELD_OUT = 40, 8, 4  # of the benchmark's set: few, so that a run is short

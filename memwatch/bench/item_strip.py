@@ -15,7 +15,7 @@ from memwatch.bench.stored import copied_at, first_copy
 from memwatch.bench.verdicts import region_iou
 from memwatch.report.heatmap import colours, overlay
 from memwatch.report.picture import COPY as COPY_COLOUR
-from memwatch.report.strip import INK, LEADING, PAPER, QUIET, draw_chip, font_of, in_words, wrapped
+from memwatch.report.title_bar import INK, LEADING, PAPER, QUIET, draw_chip, font_of, in_words, wrapped
 
 ZOOM, TILE = 2, 128  # a picture's pixel becomes ZOOM x ZOOM of a tile's
 NEAREST = 4  # generations that are shown

@@ -49,7 +49,7 @@ class Product:
     def score(self, item: Item, step: int | None = None) -> float:
         """How far it stands out from the controls at an event, the last one by default, in predictive deviations."""
         f = self.findings[item.name][self.run.last if step is None else step]
-        return f.evidence.excess or 0.0
+        return f.evidence.z_score or 0.0
 
     def region(self, item: Item) -> np.ndarray | None:
         """What memwatch last lit up of an item, bool ``(SIZE, SIZE)``; ``None`` where it never did."""

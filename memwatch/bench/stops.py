@@ -19,7 +19,7 @@ PATIENCE = 2  # events in a row above the lowest loss
 CLOSE = 1.02  # times the lowest loss: what counts as close to it
 
 
-def excess(run: Finished, step: int) -> float:
+def z_score(run: Finished, step: int) -> float:
     """The loss at a step over the run's lowest at any event, the one before training included."""
     return held_out_loss(run, step) / min(held_out_loss(run, s) for s in run.steps)
 
@@ -70,7 +70,7 @@ def stop_table(products: Sequence[Product]) -> list[dict[str, Any]]:
         steps = [rule(p) for p in planted]
         ends = [p.run.last if step is None else step for p, step in zip(planted, steps, strict=True)]
         copied = [copies_by(p.run, end) for p, end in zip(planted, ends, strict=True)]
-        losses = [excess(p.run, end) for p, end in zip(planted, ends, strict=True)]
+        losses = [z_score(p.run, end) for p, end in zip(planted, ends, strict=True)]
         rows.append(
             {
                 "rule": name,
@@ -97,4 +97,4 @@ def no_copies(products: Sequence[Product]) -> intervals.Estimate:
 def close_to_lowest(products: Sequence[Product]) -> intervals.Estimate:
     """Share of the runs that memwatch stopped whose held-out loss was within 2 % of its lowest."""
     stopped = [p for p in products if p.run.planted and p.stop is not None]
-    return intervals.share([[excess(p.run, p.stop or 0) <= CLOSE] for p in stopped])
+    return intervals.share([[z_score(p.run, p.stop or 0) <= CLOSE] for p in stopped])

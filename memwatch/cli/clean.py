@@ -12,7 +12,7 @@ from memwatch.judge.alerts import Verdict
 from memwatch.picking.folder_copy import copy_without
 from memwatch.picking.folder_rows import METADATA
 from memwatch.picking.rows import TrainingSet, as_training_set
-from memwatch.picking.words import counted, listed
+from memwatch.picking.text import counted, listed
 
 VERDICTS = (str(Verdict.MEMORIZED), str(Verdict.SUSPICIOUS))
 EPILOG = f"""\

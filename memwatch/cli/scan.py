@@ -26,7 +26,7 @@ from memwatch.scan.checkpoints import found_in, is_pipeline, lora_file
 from memwatch.scan.follow import Follow, Waits
 from memwatch.scan.reading import reading
 from memwatch.scan.scan import Scan
-from memwatch.scan.seen import Checkpoint
+from memwatch.scan.checkpoint_store import Checkpoint
 
 EPILOG = f"""\
 MODEL and EARLIER: a diffusers pipeline (folder or hub id), a checkpoint with unet/ or transformer/ inside, a LoRA of

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from memwatch.denoiser.aligned import aligned
-from memwatch.denoiser.quiet import quietly
+from memwatch.denoiser.log_filter import quietly
 
 
 @dataclass

@@ -34,7 +34,7 @@ class Evidence:
         p: p-value against the controls, for any place and size in the map; ``None`` without enough controls, and where
             nothing could be compared.
         rank_p: the same by ranks, which assumes less and cannot fall below ``1 / (1 + num_controls)``.
-        excess: what ``p`` rests on: predictive standard deviations above the controls.
+        z_score: what ``p`` rests on: predictive standard deviations above the controls.
         num_controls: finite controls of the probe's own kind. ``any_controls``: whether there are any of either kind.
         rank_p_peers: by ranks against ordinary training images; ``None`` without them.
         num_peers: how many of those there are. severity_peers: their median severity.
@@ -46,7 +46,7 @@ class Evidence:
     severity_low: float = 1.0
     p: float | None = None
     rank_p: float | None = None
-    excess: float | None = None
+    z_score: float | None = None
     num_controls: int = 0
     any_controls: bool = False
     rank_p_peers: float | None = None

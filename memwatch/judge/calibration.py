@@ -91,7 +91,7 @@ class Null:
         floored: np.ndarray = np.maximum(spread, RESOLUTION)
         return floored
 
-    def excess(self, mean: float, size: int) -> float:
+    def z_score(self, mean: float, size: int) -> float:
         """How far the mean of a region exceeds the controls at this size, in predictive standard deviations.
 
         Args:
@@ -99,13 +99,13 @@ class Null:
         """
         return float((mean - self._mean[size]) / self._spread[size])
 
-    def p_value(self, excess: float) -> float:
+    def p_value(self, z_score: float) -> float:
         """Chance that one more control exceeds the others as far, at any size.
 
         A predictive t with N - 1 degrees of freedom (the prediction interval of a normal sample) on log factors, times
         the number of sizes. Unlike a rank it falls below ``1 / (1 + N)``, which the promise for a whole run needs.
         """
-        return float(min(1.0, NUM_SIZES * stats.t.sf(excess, len(self) - 1)))
+        return float(min(1.0, NUM_SIZES * stats.t.sf(z_score, len(self) - 1)))
 
     def rank_p(self, mean: float, size: int) -> float:
         """``p = (1 + #{controls >= x}) / (1 + N)`` at this size (Phipson & Smyth 2010).

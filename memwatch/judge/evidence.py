@@ -36,7 +36,7 @@ def regions_of(
         own = float(mean[inside].mean())
         region = Region(box_of(inside, scale), float(inside.mean()), own, effect, sem, low, level=level)
         found.append((calibrated(region, size_index(int(inside.sum()), inside.size), references), inside))
-    found.sort(key=lambda pair: pair[0].effect if pair[0].excess is None else pair[0].excess, reverse=True)
+    found.sort(key=lambda pair: pair[0].effect if pair[0].z_score is None else pair[0].z_score, reverse=True)
     labels = np.zeros(mean.shape, dtype=np.int32)
     for i, (_, inside) in enumerate(found, start=1):
         labels[inside] = i
@@ -53,8 +53,8 @@ def calibrated(region: Region, size: int, references: References) -> Region:
     rank_p_peers = peers.rank_p(region.mean, size) if len(peers) else None
     if not null.is_enough:
         return replace(region, rank_p_peers=rank_p_peers)
-    excess, rank_p = null.excess(region.mean, size), null.rank_p(region.mean, size)
-    return replace(region, excess=excess, p=null.p_value(excess), rank_p=rank_p, rank_p_peers=rank_p_peers)
+    z_score, rank_p = null.z_score(region.mean, size), null.rank_p(region.mean, size)
+    return replace(region, z_score=z_score, p=null.p_value(z_score), rank_p=rank_p, rank_p_peers=rank_p_peers)
 
 
 def evidence_of(
@@ -82,6 +82,6 @@ def evidence_of(
         severity_low=factor(r.low),
         p=r.p,
         rank_p=r.rank_p,
-        excess=r.excess,
+        z_score=r.z_score,
         rank_p_peers=r.rank_p_peers,
     )

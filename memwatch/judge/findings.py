@@ -81,7 +81,7 @@ class Judgement:
         controls: of the controls, each judged by the others. peers: of the ordinary training images.
         audit: how often the rule has called a control.
         states: by name, of probes and controls after this event.
-        num_turned: how many rows had their turn at this event; only those with evidence or news are findings.
+        num_rotated: how many rows had their turn at this event; only those with evidence or news are findings.
         num_measured: how many were measured with curvature, be it that others are judged by them.
     """
 
@@ -90,7 +90,7 @@ class Judgement:
     peers: tuple[Finding, ...] = ()
     audit: Audit = field(default_factory=Audit)
     states: Mapping[str, ProbeState] = field(default_factory=dict)
-    num_turned: int = 0
+    num_rotated: int = 0
     num_measured: int = 0
 
     @property
@@ -105,7 +105,7 @@ def judge_event(
     step: int,
     config: MemWatchConfig,
     planned: int | None = None,
-    num_turns: int = 0,
+    num_rotating: int = 0,
     screened: Screened | None = None,
 ) -> Judgement:
     """Judge all probes of one event, and run the same rule on every control against the others.
@@ -116,16 +116,16 @@ def judge_event(
         observations: of probes, controls and peers, with curvature where it was measured.
         states: by name, what was remembered before this event.
         planned: how many events the run will have, if known.
-        num_turns: how many rows take turns during the run.
+        num_rotating: how many rows take turns during the run.
         screened: what the screen saw and chose; without it everything is judged by ``observations``.
     """
     watched = [o for o in observations if not o.probe.is_control and not o.probe.is_peer]
     controls, peers = ([o for o in observations if getattr(o.probe, kind)] for kind in ("is_control", "is_peer"))
-    halves, num_fixed = 2 if num_turns else 1, sum(not o.probe.takes_turns for o in watched)
+    halves, num_fixed = 2 if num_rotating else 1, sum(not o.probe.in_rotation for o in watched)
 
     def finding(o: Observation, among: Compared, typical: float | None = None) -> Finding:
         """``typical``: severity of the peers; ``None`` for what is not compared with them."""
-        state, sharing = states.get(o.name, ProbeState()), num_turns if o.probe.takes_turns else max(1, num_fixed)
+        state, sharing = states.get(o.name, ProbeState()), num_rotating if o.probe.in_rotation else max(1, num_fixed)
         ordinary = Null.of([]) if typical is None else among.peers_of(o.probe)
         references = References(among.controls_of(o.probe), ordinary, bool(controls), typical or 1.0)
         o, signals = among.observations[o.name], among.signals[o.name]
@@ -142,7 +142,7 @@ def judge_event(
     findings = tuple(finding(o, *basis[o.name]) for o in watched)
     findings = tuple(capped(f, audit, states.get(f.name, ProbeState())) for f in findings)
     new_states = {**states} | {f.name: f.state for f in (*findings, *audited)}
-    told = tuple(f for f in findings if not f.observation.probe.takes_turns or f.is_worth_a_look)
+    told = tuple(f for f in findings if not f.observation.probe.in_rotation or f.is_worth_a_look)
     measured = sum(o.has_curvature for o in observations)
     return Judgement(told, audited, judged_peers, audit, new_states, len(watched) - num_fixed, measured)
 

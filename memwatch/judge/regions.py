@@ -26,7 +26,7 @@ class Region:
         mean: of the map inside the region, in the map's unit.
         effect, sem, low: the same mean estimated on noise draws that did not propose the region, its standard error,
             and its lower 97.5 % bound (Student's t); see ``estimate``.
-        excess, p, rank_p: against the controls, see ``calibration.Null``; ``None`` without enough controls.
+        z_score, p, rank_p: against the controls, see ``calibration.Null``; ``None`` without enough controls.
         rank_p_peers: the rank p-value against ordinary training images; ``None`` without them.
         level: the timestep at which the region is strongest; ``None`` until ``findings`` has set it.
     """
@@ -37,7 +37,7 @@ class Region:
     effect: float
     sem: float
     low: float
-    excess: float | None = None
+    z_score: float | None = None
     p: float | None = None
     rank_p: float | None = None
     rank_p_peers: float | None = None

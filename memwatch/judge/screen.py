@@ -27,7 +27,7 @@ LOOKING, SCREENING = "looking at the model", "choosing what to measure"
 # number. One chosen item costs the curvature of all controls as well, so chance should choose little: of 24 probes and
 # 20 controls with nothing stored it chooses any at 36 % of events, from 2.5 on at 57 %, from 1.5 on always (simulated,
 # normal log factors; fewer where pictures hardly differ, up to 71 % where half of them have risen, which counts as 0).
-MIN_EXCESS = 2.9
+MIN_Z_SCORE = 2.9
 MIN_FACTOR = 1.2  # of the smallest region, where there are too few controls
 
 
@@ -108,6 +108,6 @@ def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[s
             return False
         if not null.is_enough:
             return bool(profile.max() >= math.log(MIN_FACTOR))
-        return any(null.excess(mean, size) >= MIN_EXCESS for size, mean in enumerate(profile))
+        return any(null.z_score(mean, size) >= MIN_Z_SCORE for size, mean in enumerate(profile))
 
     return {o.name for o in observations if stands_out(o)}

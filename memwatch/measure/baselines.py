@@ -18,7 +18,7 @@ from memwatch.faults import Faults
 from memwatch.measure.fingerprint import SCREEN, UNCONDITIONAL
 from memwatch.measure.measurement import Measurement, Observation, from_tensors, tensor_names, to_tensors
 from memwatch.measure.probes import Probe
-from memwatch.measure.shelf import shelved
+from memwatch.measure.disk_offload import shelved
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.ranks import Ranks
 
@@ -94,7 +94,7 @@ class Baselines:
 
         What was screened then must have left the weights as well, since its curvature may be asked for later.
         """
-        if not probe.is_reference or probe.takes_turns:
+        if not probe.is_reference or probe.in_rotation:
             return [s for s in self.weights.steps if self.weights.has(s) and self._fits(self.weights, s, probe.name)]
         kept = [step for step in self.ledger.steps if self.ledger.has(step)]
         return [s for s in kept if self._fits(self.ledger, s, probe.name) or self._was_screened(s, probe.name)]
@@ -156,7 +156,7 @@ class Baselines:
         observations: Sequence[Observation],
         read_weights: Callable[[], dict[str, Tensor]],
         faults: Faults,
-        turns: Sequence[str] = (),
+        rotation: Sequence[str] = (),
     ) -> None:
         """This event becomes a baseline of later ones, unless its output was not finite.
 
@@ -165,11 +165,11 @@ class Baselines:
 
         Args:
             observations: of the screen and with curvature, in any order.
-            turns: names of what will be looked at at later events only, and then needs the weights of the first one.
+            rotation: names of what will be looked at at later events only, and then needs the weights of the first one.
         """
         if self.signals.baseline_is_fixed:
             return
-        turns = [] if self.weights.steps else turns
+        rotation = [] if self.weights.steps else rotation
         only_new = self.signals.baseline_parts[0] == "first"
         kept = [o for o in observations if o.now.finite and not (only_new and o.baseline is not None)]
         references = [o for o in kept if o.probe.is_reference]
@@ -179,9 +179,9 @@ class Baselines:
         if measured := measured_on(references):
             with faults.surviving("writing the ledger", instead):
                 self.ledger.add(step, to_tensors(measured), self._marks(measured))
-        if needed or turns:
+        if needed or rotation:
             with faults.surviving("writing the weights of this event", instead):
-                self.weights.add(step, read_weights(), self._marks([*needed, *turns]))
+                self.weights.add(step, read_weights(), self._marks([*needed, *rotation]))
         with faults.surviving("writing the ledger", instead):
             self._complete(observations)
 

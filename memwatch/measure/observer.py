@@ -27,7 +27,7 @@ from memwatch.measure.passes import Passes, count_passes
 from memwatch.measure.prepare import PreparedProbe, named_as_controls, named_as_peers, on_shelf, prepare
 from memwatch.measure.probes import Probe, as_probes
 from memwatch.measure.reading import Reading
-from memwatch.measure.shelf import ShelvedNetwork, shelved
+from memwatch.measure.disk_offload import ShelvedNetwork, shelved
 from memwatch.measure.views import View, generate, noised, prompt_view, reference_view
 from memwatch.measure.weights import (
     averages,
@@ -107,7 +107,7 @@ class Observer:
             says = bool(ranks.accelerator.is_main_process)
             encoded = prepare(everything, self.denoiser, parts, self.resolution, says=says)
             self.prepared = on_shelf(encoded, self._folder)
-            self._on_turn: frozenset[str] = frozenset()
+            self._rotated_in: frozenset[str] = frozenset()
             self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
         ok = self.unconditional is not None or config.signals.against != "unconditional"
         allowed = "snapshot or both, because this model has no unconditional branch"
@@ -149,46 +149,46 @@ class Observer:
     @property
     def probes(self) -> list[PreparedProbe]:
         """What is looked at at this event: everything but the rows whose turn it is not."""
-        return [p for p in self.prepared if not p.probe.takes_turns or p.name in self._on_turn]
+        return [p for p in self.prepared if not p.probe.in_rotation or p.name in self._rotated_in]
 
     @property
     def fixed(self) -> list[PreparedProbe]:
         """What is looked at at every event."""
-        return [p for p in self.prepared if not p.probe.takes_turns]
+        return [p for p in self.prepared if not p.probe.in_rotation]
 
     @property
-    def turns(self) -> list[PreparedProbe]:
-        """What takes turns, in their order."""
-        return [p for p in self.prepared if p.probe.takes_turns]
+    def rotation(self) -> list[PreparedProbe]:
+        """What takes rotation, in their order."""
+        return [p for p in self.prepared if p.probe.in_rotation]
 
-    def take_turns(self, event: int, kept: Collection[str]) -> None:
+    def rotate(self, event: int, kept: Collection[str]) -> None:
         """Choose whose turn it is at the run's event of that number; 0 is the first, the baseline, and nobody's.
 
         Args:
             kept: names of those that keep their place, of which there may be as many as there are places.
         """
-        rows, places = [p.name for p in self.turns], self.config.rotation.per_event
+        rows, places = [p.name for p in self.rotation], self.config.rotation.per_event
         begin = (event - 1) * places
         new = [rows[i % len(rows)] for i in range(begin, begin + places)] if rows and event > 0 else []
         stay = [name for name in rows if name in kept and event > 0]
-        self._on_turn = frozenset(new + stay[:places])
+        self._rotated_in = frozenset(new + stay[:places])
 
-    def num_turns(self, planned: int | None) -> int:
+    def num_rotating(self, planned: int | None) -> int:
         """How many rows will have had their turn at the end of the run.
 
         Args:
             planned: how many events it will have after its first, if known.
         """
-        rows = len(self.turns)
+        rows = len(self.rotation)
         return rows if planned is None else min(rows, planned * self.config.rotation.per_event)
 
     @property
     def passes(self) -> Passes:
-        """What an event costs, over all ranks. What takes turns is screened, now and under the first weights."""
+        """What an event costs, over all ranks. What takes rotation is screened, now and under the first weights."""
         fixed, branches = [p.probe for p in self.fixed], self.branches
         references = sum(probe.is_reference for probe in fixed)
         passes = count_passes(self.config, references, len(fixed) - references, branches)
-        places = min(self.config.rotation.per_event, len(self.turns))
+        places = min(self.config.rotation.per_event, len(self.rotation))
         return replace(passes, screen=passes.screen + 2 * count_passes(self.config, places, 0, branches).screen)
 
     @property

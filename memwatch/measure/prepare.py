@@ -14,7 +14,7 @@ from torch import Tensor
 from memwatch.denoiser import Components, Conditioning, Denoiser
 from memwatch.measure.images import cropped, encode_images, read_image
 from memwatch.measure.probes import Probe, ProbeError
-from memwatch.measure.shelf import shelved
+from memwatch.measure.disk_offload import shelved
 
 logger = logging.getLogger("memwatch")
 

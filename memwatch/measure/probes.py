@@ -35,7 +35,7 @@ class Probe:
         is_control: held out from training; memwatch sets it on whatever comes as ``controls``.
         is_peer: an ordinary training image that probes are compared with; memwatch sets it on whatever comes as
             ``peers``.
-        takes_turns: one of the rotation, the training images that are screened a few per event.
+        in_rotation: one of the rotation, the training images that are screened a few per event.
         row: its number in the training set that it was picked from; ``None`` where it came otherwise.
     """
 
@@ -45,7 +45,7 @@ class Probe:
     name: str = ""
     is_control: bool = False
     is_peer: bool = False
-    takes_turns: bool = False
+    in_rotation: bool = False
     row: int | None = None
 
     @property

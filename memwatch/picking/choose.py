@@ -11,7 +11,7 @@ from memwatch.picking.mix import ordinary_rows, pick_rows, rotation_of
 from memwatch.picking.picked import Picked
 from memwatch.picking.survey import GroupKind, Survey
 from memwatch.picking.training_set import TrainingSet
-from memwatch.picking.words import counted, listed
+from memwatch.picking.text import counted, listed
 
 PEERS = 8  # ordinary rows, a second reference
 

@@ -18,7 +18,7 @@ import numpy as np
 from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.picking.rows import RowError, TrainingSet
 from memwatch.picking.survey import Survey
-from memwatch.picking.words import counted
+from memwatch.picking.text import counted
 
 SHARE, CLASS_SHARE = 5, 2  # at most one row in so many is held out; of class images more can be generated
 SIBLINGS = 5  # a caption with so many rows has a control of its own where one of its rows is watched

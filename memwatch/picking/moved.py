@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from memwatch.picking.alike import checked, keys_of, pairs_with_next
+from memwatch.picking.lsh import checked, keys_of, pairs_with_next
 from memwatch.picking.keypoints import REACH, SIDE
 
 DIRECTIONS, WIDTH = 7, 40.0  # of the keys by which alike keypoints are found, see ``keys_of``

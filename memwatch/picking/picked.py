@@ -81,7 +81,7 @@ class Picked:
 
     def rotation_probes(self, number: int) -> list[Probe]:
         """The first ``number`` rows of the rotation."""
-        return [replace(probe_of(self.rows, row), takes_turns=True) for row in self.rotation[:number]]
+        return [replace(probe_of(self.rows, row), in_rotation=True) for row in self.rotation[:number]]
 
     @cached_property
     def control_keys(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from memwatch.picking.alike import checked, farthest, keys_of, pairs_with_first
+from memwatch.picking.lsh import checked, farthest, keys_of, pairs_with_first
 
 SHAPES = ((3, 3), (2, 6), (6, 2))  # of blocks, in cells: the last two are for frames and lines of text
 STEP = 2  # cells between blocks

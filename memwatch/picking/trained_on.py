@@ -13,7 +13,7 @@ from memwatch.picking.pictures import decoded
 from memwatch.picking.rows import as_training_set
 from memwatch.picking.survey import matches
 from memwatch.picking.training_set import RowError, called, content_key
-from memwatch.picking.words import counted, listed
+from memwatch.picking.text import counted, listed
 
 COMPARED = 5_000  # rows of a dataloader that are hashed at most; reading more would delay the first step
 

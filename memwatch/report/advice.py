@@ -58,7 +58,7 @@ def not_watched(run: Run) -> list[str]:
     said = []
     if about.training_rows is not None:
         rows = about.training_rows
-        turns = sum(int((event.scalars or {}).get("memwatch/turned", 0)) for event in run.events)
+        turns = sum(int((event.scalars or {}).get("memwatch/rotated", 0)) for event in run.events)
         also = f"; others had {turns} turns" if turns else ""
         watched = f"{images} images are watched{also}"
         said.append(f"The training set has {rows} rows, and {watched}. The rest is not looked at.")

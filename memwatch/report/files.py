@@ -17,7 +17,7 @@ from memwatch.judge.findings import Finding
 from memwatch.measure.weights import write_safetensors
 from memwatch.report.about import About
 from memwatch.report.history import ABOUT, HISTORY, Event
-from memwatch.report.lines import append_text, read_lines, rewrite, to_text
+from memwatch.report.jsonl import append_text, read_lines, rewrite, to_text
 from memwatch.report.report import Report
 from memwatch.report.retention import Kept, Retention, stem_of
 from memwatch.run_folder import write_json

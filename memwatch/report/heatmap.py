@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from memwatch.judge.regions import Region
-from memwatch.report.strip import INK, PAPER, font_of
+from memwatch.report.title_bar import INK, PAPER, font_of
 
 # Nine stops from black over red to pale yellow, rising in lightness: readable in grey and by colour-blind people.
 STOPS = np.array(

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from memwatch.judge.alerts import Verdict
 from memwatch.report.about import About
-from memwatch.report.lines import read_lines
+from memwatch.report.jsonl import read_lines
 
 HISTORY, ABOUT, LOSSES = "history.jsonl", "about.json", "losses.jsonl"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memwatch.report.history import LOSSES
-from memwatch.report.lines import append, read_lines, rewrite
+from memwatch.report.jsonl import append, read_lines, rewrite
 from memwatch.report.report import Report
 
 HELD_OUT = {"val", "valid", "validation", "eval", "evaluation", "test"}  # how loops name what is not trained on

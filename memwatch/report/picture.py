@@ -13,7 +13,7 @@ from memwatch.judge.findings import Finding
 from memwatch.measure.copies import Proof
 from memwatch.report.heatmap import BAR, SHOWN, colour_bar, fitted, overlay
 from memwatch.report.report import Report
-from memwatch.report.strip import PAPER, QUIET, VERDICT_COLOURS, fitting, font_of, ink_on, strip
+from memwatch.report.title_bar import PAPER, QUIET, VERDICT_COLOURS, fitting, font_of, ink_on, strip
 
 MARGIN = 8  # pixels around and between panels
 BOTH = 2 * SHOWN + MARGIN  # pixels, width of a row

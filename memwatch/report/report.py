@@ -32,7 +32,7 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/seconds`` | scalar | what the event cost |
 | ``memwatch/overhead`` | scalar | share of training time that memwatch has taken so far (0.02 is 2 %) |
 | ``memwatch/measured`` | scalar | probes, controls and peers whose curvature was measured at this event |
-| ``memwatch/turned`` | scalar | training rows of the rotation that were screened at this event (where there is one) |
+| ``memwatch/rotated`` | scalar | training rows of the rotation that were screened at this event (where there is one) |
 | ``memwatch/errors`` | scalar | parts of memwatch that failed so far |
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
 
@@ -130,7 +130,7 @@ class Report:
         audit = self.judgement.audit
         values: dict[str, float | None] = {
             "memwatch/measured": self.judgement.num_measured,
-            "memwatch/turned": self.judgement.num_turned or None,
+            "memwatch/rotated": self.judgement.num_rotated or None,
             "memwatch/max_severity": max((f.severity for f in self.findings), default=1.0),
             "memwatch/min_p": min((f.p for f in self.findings if f.p is not None), default=None),
             "memwatch/num_memorized": self.count(Verdict.MEMORIZED),
@@ -222,7 +222,7 @@ class Report:
             "severity_low": evidence.severity_low,
             "p": evidence.p,
             "rank_p": evidence.rank_p,
-            "excess": evidence.excess,
+            "z_score": evidence.z_score,
             "baseline": self.baseline_text(finding),
             "baseline_step": o.baseline_step,
             "since": finding.state.since,

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from memwatch.report.history import HISTORY, Event, Row
-from memwatch.report.lines import read_lines
+from memwatch.report.jsonl import read_lines
 from memwatch.report.report import Report
 from memwatch.report.terminal import HEAD, cells_of
 

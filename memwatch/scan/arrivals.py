@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memwatch.scan.seen import Checkpoint
+from memwatch.scan.checkpoint_store import Checkpoint
 
 
 @dataclass(frozen=True)

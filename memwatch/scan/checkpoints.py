@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from memwatch.act.formats import LORA_FILE
 from memwatch.denoiser import aligned
-from memwatch.denoiser.quiet import quietly
-from memwatch.scan.found import found_in as found_in  # this module is the door to all that is said of checkpoints
-from memwatch.scan.found import is_complete as is_complete
-from memwatch.scan.found import numbered as numbered
+from memwatch.denoiser.log_filter import quietly
+from memwatch.scan.discovery import found_in as found_in  # this module is the door to all that is said of checkpoints
+from memwatch.scan.discovery import is_complete as is_complete
+from memwatch.scan.discovery import numbered as numbered
 from memwatch.scan.lora import PEFT_FILE, add_lora, lora_weights
 from memwatch.scan.lora_keys import DENOISER, is_lora, parts_in
 from memwatch.scan.reading import CheckpointError as CheckpointError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memwatch.denoiser import Components, Denoiser, load_components
-from memwatch.denoiser.quiet import is_new
+from memwatch.denoiser.log_filter import is_new
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.lora_off import lora_off
 from memwatch.measure.observer import Observer
@@ -26,7 +26,7 @@ from memwatch.scan.checkpoints import (
     single_file,
     text_encoders,
 )
-from memwatch.scan.kept import stamp
+from memwatch.scan.observation_cache import stamp
 
 logger = logging.getLogger("memwatch")
 

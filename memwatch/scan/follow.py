@@ -19,9 +19,9 @@ from memwatch.report.retention import NEWEST
 from memwatch.run_folder import write_whole
 from memwatch.scan.arrivals import Arrivals
 from memwatch.scan.checkpoints import CheckpointError, found_in, is_complete
-from memwatch.scan.record import RECORD, read_record, what_is_other, write_record
+from memwatch.scan.follow_state import RECORD, read_record, what_is_other, write_record
 from memwatch.scan.scan import Scan
-from memwatch.scan.seen import Checkpoint, from_list
+from memwatch.scan.checkpoint_store import Checkpoint, from_list
 
 logger = logging.getLogger("memwatch")
 

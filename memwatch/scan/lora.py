@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from memwatch.denoiser import aligned
-from memwatch.denoiser.quiet import quietly
+from memwatch.denoiser.log_filter import quietly
 from memwatch.scan.lora_keys import DENOISER, EMBEDDINGS, part_of, refuse_others, without_prefix
 from memwatch.scan.reading import CheckpointError, metadata_of, names_in, reading, tensors_in
 from memwatch.scan.sd3_names import sd3_layers

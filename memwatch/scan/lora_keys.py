@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from memwatch.denoiser.quiet import is_new
+from memwatch.denoiser.log_filter import is_new
 from memwatch.scan.reading import CheckpointError
 
 logger = logging.getLogger("memwatch")

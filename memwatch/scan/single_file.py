@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from memwatch.denoiser import aligned
-from memwatch.denoiser.quiet import quietly
+from memwatch.denoiser.log_filter import quietly
 from memwatch.scan.reading import CheckpointError, reading, tensors_in
 
 NETWORK = re.compile(r"(model\.diffusion_model\.|(joint_blocks|double_blocks|input_blocks)\.\d)")

@@ -205,7 +205,7 @@ def test_detection(two_worlds, prompts):
     assert all(row.keys() == counts.keys() for row in rows)
     shipped = only(rows, way="memwatch", score="as shipped")
     assert (shipped["called"], shipped["AUC all"]) == (1.0, None)
-    ours = only(rows, way="memwatch", score="excess over the controls")
+    ours = only(rows, way="memwatch", score="z_score over the controls")
     positives, negatives = (
         [c.product.score(c.item) for c in cases if (c.group == STORED) is is_] for is_ in (True, False)
     )

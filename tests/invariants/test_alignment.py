@@ -28,11 +28,11 @@ from memwatch.denoiser.aligned import ALIGNMENT, offset_of
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
-from memwatch.measure.shelf import ShelvedNetwork
+from memwatch.measure.disk_offload import ShelvedNetwork
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import read_safetensors, swapped, trainable
 from memwatch.scan.checkpoints import load_model, make_room, read_text_encoder, read_weights
-from memwatch.scan.kept import KeptObservations
+from memwatch.scan.observation_cache import KeptObservations
 from memwatch.scan.lora_keys import DENOISER
 
 SHIFTS = range(0, ALIGNMENT, 8)  # a header is padded to a multiple of 8 bytes

@@ -28,17 +28,17 @@ def main() -> None:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     import memwatch
-    from memwatch.picking import shared
+    from memwatch.picking import cache
 
     accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT))])
-    real, surveys = shared.survey, []
+    real, surveys = cache.survey, []
 
     def slow(rows):
         surveys.append(len(rows))
         time.sleep(SURVEY)
         return real(rows)
 
-    shared.survey, shared.PATIENCE = slow, 1.0
+    cache.survey, cache.PATIENCE = slow, 1.0
     picked = memwatch.pick(make_rows(60), probes=2, controls=11)
     accelerator.wait_for_everyone()
     found = {"picked": [[w.row for w in picked.watched], list(picked.held_out)], "surveys": len(surveys)}

@@ -20,7 +20,7 @@ PROBES = 8
 RULE = {"min_severity": 1.5, "max_p": 0.01, "false_alarms_per_run": 0.05, "patience": 2, "uncalibrated_severity": 2.0}
 ALLOWED = largest_p(1, false_alarms_per_run=0.05, num_probes=PROBES)  # at each of the first 16 events: 0.0002
 
-HIT = Evidence(4.0, 3.0, p=1e-5, rank_p=1 / 21, excess=8.0, num_controls=20, any_controls=True)
+HIT = Evidence(4.0, 3.0, p=1e-5, rank_p=1 / 21, z_score=8.0, num_controls=20, any_controls=True)
 EDGE = replace(HIT, severity=1.5, severity_low=1.01, p=ALLOWED, rank_p=0.05)  # the limits themselves count
 MILD = replace(HIT, severity=1.49, severity_low=1.4)
 NOISY = replace(HIT, severity_low=1.0)

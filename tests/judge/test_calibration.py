@@ -90,8 +90,8 @@ def test_excess_and_p_value_by_hand():
     """Twelve controls, half of them 1, half of them 3: mean 2, standard deviation sqrt(12/11)."""
     null = profiles(*[1.0, 3.0] * 6)
     predictive = math.sqrt(12 / 11) * math.sqrt(13 / 12)
-    assert null.excess(2.0, 3) == 0
-    assert null.excess(6.0, 3) == pytest.approx(4 / predictive)
+    assert null.z_score(2.0, 3) == 0
+    assert null.z_score(6.0, 3) == pytest.approx(4 / predictive)
     density = stats.t(11)
     assert null.p_value(4 / predictive) == pytest.approx(7 * (1 - density.cdf(4 / predictive)))
     assert null.p_value(1.0) == 1.0  # seven sizes are paid for, and no chance is above 1
@@ -104,7 +104,7 @@ def test_each_size_has_its_own_controls():
     null = Null.of(list(rows))
     for size in range(NUM_SIZES):
         mean, std = rows[:, size].mean(), rows[:, size].std(ddof=1)
-        assert null.excess(5.0, size) == pytest.approx((5.0 - mean) / (std * math.sqrt(1 + 1 / 12)))
+        assert null.z_score(5.0, size) == pytest.approx((5.0 - mean) / (std * math.sqrt(1 + 1 / 12)))
         assert null.rank_p(mean, size) == (1 + sum(value >= mean for value in rows[:, size])) / 13
 
 
@@ -115,8 +115,8 @@ def test_p_values_are_valid_under_a_gaussian_null():
     for i in range(runs):
         x = math.sqrt(0.7) * rng.standard_normal((n + 1, 1)) + math.sqrt(0.3) * rng.standard_normal((n + 1, NUM_SIZES))
         null = Null.of(list(x[1:]))
-        excess = [null.excess(value, size) for size, value in enumerate(x[0])]
-        best[i], single[i] = null.p_value(max(excess)), stats.t.sf(excess[2], n - 1)
+        z_score = [null.z_score(value, size) for size, value in enumerate(x[0])]
+        best[i], single[i] = null.p_value(max(z_score)), stats.t.sf(z_score[2], n - 1)
     for level in (0.01, 0.05, 0.2):
         error = 4 * math.sqrt(level * (1 - level) / runs)
         assert (best <= level).mean() <= level + error
@@ -173,9 +173,9 @@ def test_a_group_is_enough_for_a_probe_and_for_each_of_its_controls_alike(contro
 
 def test_controls_that_are_all_alike_have_a_smallest_spread():
     null = profiles(*[0.25] * 12)
-    assert null.excess(0.25, 0) == 0
-    assert null.excess(0.25 + 3 * RESOLUTION, 0) == pytest.approx(3)
-    assert null.p_value(null.excess(2.25, 0)) < 1e-6
+    assert null.z_score(0.25, 0) == 0
+    assert null.z_score(0.25 + 3 * RESOLUTION, 0) == pytest.approx(3)
+    assert null.p_value(null.z_score(2.25, 0)) < 1e-6
 
 
 def test_a_control_is_left_out_by_its_number():

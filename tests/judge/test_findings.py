@@ -76,8 +76,8 @@ def test_a_finding_carries_what_its_verdict_rests_on():
     assert evidence.severity_low == pytest.approx(math.exp(region.low))
     null = Null.of([profile_of(f.signals) for f in judgement.controls])
     size = {16: 0, 8: 1, 12: 1}[int((finding.labels == 1).sum())]
-    assert region.excess == evidence.excess == pytest.approx(null.excess(region.mean, size))
-    assert finding.p == evidence.p == region.p == null.p_value(region.excess)
+    assert region.z_score == evidence.z_score == pytest.approx(null.z_score(region.mean, size))
+    assert finding.p == evidence.p == region.p == null.p_value(region.z_score)
     assert evidence.rank_p == region.rank_p == 1 / 21
     assert (evidence.num_controls, evidence.any_controls) == (20, True)
     assert region.level == 61
@@ -172,7 +172,7 @@ def test_the_region_that_decides_exceeds_the_controls_most():
     (finding,) = judged([looks_like(values), *varied], config=UNSMOOTHED)
     large, small = finding.regions
     assert (round(large.area, 2), round(small.area, 2)) == (0.5, 0.02)
-    assert large.excess > small.excess
+    assert large.z_score > small.z_score
     assert large.mean < small.mean
     assert finding.severity == pytest.approx(math.exp(large.effect))
 
@@ -190,7 +190,7 @@ def test_every_control_is_judged_by_the_others():
     assert {f.evidence.num_controls for f in judgement.controls} == {19}
     found = judgement.controls[3]
     expected = Null.of(profiles).without(3)
-    assert found.p == pytest.approx(expected.p_value(found.regions[0].excess))
+    assert found.p == pytest.approx(expected.p_value(found.regions[0].z_score))
     assert found.p < 1e-5
     assert judgement.states.keys() == {"a", *(o.name for o in observations)}
     assert judgement.states[found.name] == ProbeState(

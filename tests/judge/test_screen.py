@@ -13,7 +13,7 @@ from support.observations import GREY
 from memwatch import Probe
 from memwatch.config import MemWatchConfig
 from memwatch.judge.calibration import NUM_SIZES, Null
-from memwatch.judge.screen import MIN_EXCESS, MIN_FACTOR, chosen, with_references
+from memwatch.judge.screen import MIN_Z_SCORE, MIN_FACTOR, chosen, with_references
 from memwatch.measure.measurement import Measurement, Observation
 
 SIDE = 8
@@ -77,7 +77,7 @@ def test_controls_are_chosen_as_often_as_probes_of_which_nothing_is_stored():
         counts["probe"] += "probe" in found
         counts["control"] += sum(name.startswith("control/") for name in found)
     probe, control = counts["probe"] / 60, counts["control"] / (60 * 21)
-    assert 0.002 < control < 0.04  # a predictive t beyond MIN_EXCESS, at one of a few sizes that move together
+    assert 0.002 < control < 0.04  # a predictive t beyond MIN_Z_SCORE, at one of a few sizes that move together
     assert abs(probe - control) < 3 * math.sqrt(control * (1 - control) / 60)
 
 
@@ -85,7 +85,7 @@ def test_whatever_could_be_called_by_its_loss_is_chosen():
     """An alert takes more than the screen does, with any number of controls."""
     for number in (11, 20, 100, 10_000):
         null = Null.of(list(np.random.default_rng(0).standard_normal((number, NUM_SIZES))))
-        assert null.p_value(MIN_EXCESS) > MemWatchConfig().alerts.max_p
+        assert null.p_value(MIN_Z_SCORE) > MemWatchConfig().alerts.max_p
 
 
 @pytest.mark.parametrize(("factor", "found"), [(MIN_FACTOR * 1.05, {"a"}), (MIN_FACTOR * 0.9, set())])

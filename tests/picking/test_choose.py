@@ -10,7 +10,7 @@ from support.picked import chosen, duplicates, part, shade, surveyed
 
 from memwatch.picking.boxes import inside
 from memwatch.picking.choose import PEERS
-from memwatch.picking.members import best_members
+from memwatch.picking.representatives import best_members
 from memwatch.picking.mix import Why
 from memwatch.picking.rows import as_training_set
 
@@ -52,9 +52,9 @@ def test_probes_hold_caption_picture_and_row(survey):
     probe, row = picked.probes()[0], picked.watched[0].row
     assert (probe.prompt, probe.name, probe.row) == (f"a photo of number {row}", f"row-{row:05d}", row)
     assert np.array_equal(np.asarray(probe.image), np.asarray(shade(row)))
-    assert not any(p.takes_turns for p in (*picked.probes(), *picked.controls(), *picked.peer_probes()))
+    assert not any(p.in_rotation for p in (*picked.probes(), *picked.controls(), *picked.peer_probes()))
     rotation = picked.rotation_probes(30)
-    assert all(p.takes_turns for p in rotation)
+    assert all(p.in_rotation for p in rotation)
     assert [p.row for p in rotation] == list(picked.rotation[:30])
     assert [p.row for p in picked.controls()] == list(picked.held_out)
 

@@ -21,7 +21,7 @@ OLD_ROW = {  # as the first version wrote it
     "severity_low": 2.1,
     "p": 6.5e-12,
     "rank_p": 0.048,
-    "excess": 15.2,
+    "z_score": 15.2,
     "baseline_step": 0,
     "since": 100,
     "verdict": "memorized",

@@ -14,7 +14,7 @@ from support.builders import EAGER, Loop
 from support.runs import large_run, memorized, save_image, save_map, write_run
 
 from memwatch.report.page import write_page
-from memwatch.report.strip import contrast
+from memwatch.report.title_bar import contrast
 
 NAMES = ("cat", "poster", "tree")
 STEPS = (100, 200, 300)

@@ -108,7 +108,7 @@ def test_output_that_is_not_finite_has_no_maps_and_no_holes():
     report = report_of([seen("cat", now=measured(math.nan))])
     assert report.scalars()["memwatch/num_inconclusive"] == 1
     assert "memwatch/retained_variance/cat" not in report.scalars()
-    assert report.to_dict()["findings"][0]["excess"] is None
+    assert report.to_dict()["findings"][0]["z_score"] is None
 
 
 def test_stop_is_one_from_then_on():
@@ -179,7 +179,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "severity_low": found.evidence.severity_low,
         "p": found.p,
         "rank_p": 1 / 21,
-        "excess": found.evidence.excess,
+        "z_score": found.evidence.z_score,
         "baseline": "step 0",
         "baseline_step": 0,
         "since": 7,
@@ -196,7 +196,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
                 "effect": region.effect,
                 "sem": region.sem,
                 "low": region.low,
-                "excess": found.evidence.excess,
+                "z_score": found.evidence.z_score,
                 "p": found.p,
                 "rank_p": 1 / 21,
                 "rank_p_peers": None,
@@ -205,7 +205,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         ],
         "copied": None,
     }
-    assert (new["excess"], new["p"], new["rank_p"], new["verdict"]) == (None, None, None, "inconclusive")
+    assert (new["z_score"], new["p"], new["rank_p"], new["verdict"]) == (None, None, None, "inconclusive")
     assert (new["baseline"], new["alert_text"], new["levels"]) == ("none yet", None, [])
     assert row["calibrated"] is True
 

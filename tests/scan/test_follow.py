@@ -116,7 +116,7 @@ def test_kohyas_files_give_the_history_of_the_callback(pretrained, tmp_path):
     assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [0, 10, 20]
     found = [finding for row in ours[1:] for finding in row["findings"] if finding["regions"]]
     assert {finding["verdict"] for finding in found} == {"suspicious"}
-    assert len({finding["excess"] for finding in found}) == len(found) >= 3
+    assert len({finding["z_score"] for finding in found}) == len(found) >= 3
     assert_close(without_time(ours), without_time(theirs))
 
 

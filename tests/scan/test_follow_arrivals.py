@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memwatch.scan.arrivals import Arrivals
-from memwatch.scan.seen import Checkpoint
+from memwatch.scan.checkpoint_store import Checkpoint
 
 
 def checkpoint(step: int, *, size: int = 10, source: str | None = None) -> Checkpoint:

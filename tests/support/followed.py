@@ -17,7 +17,7 @@ from support.processes import new_process
 from memwatch import Probe, load_config
 from memwatch.scan.follow import Follow, Waits
 from memwatch.scan.scan import Scan
-from memwatch.scan.seen import Checkpoint
+from memwatch.scan.checkpoint_store import Checkpoint
 
 QUICK = SMALL | {"strict": False, "proof": {"enabled": False}}
 

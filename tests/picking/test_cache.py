@@ -16,9 +16,9 @@ from filelock import FileLock
 from support.picked import photo, save_folder
 
 import memwatch
-import memwatch.picking.shared
+import memwatch.picking.cache
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.shared import KEPT, cache_folder, digest_of, forget_oldest, shared_survey
+from memwatch.picking.cache import KEPT, cache_folder, digest_of, forget_oldest, shared_survey
 
 TEXTS = [f"a photo of number {i}" for i in range(6)]
 
@@ -39,13 +39,13 @@ def train(tmp_path) -> Path:
 @pytest.fixture
 def surveys(monkeypatch) -> list[int]:
     """The sizes of what is surveyed."""
-    real, sizes = memwatch.picking.shared.survey, []
+    real, sizes = memwatch.picking.cache.survey, []
 
     def survey(rows):
         sizes.append(len(rows))
         return real(rows)
 
-    monkeypatch.setattr(memwatch.picking.shared, "survey", survey)
+    monkeypatch.setattr(memwatch.picking.cache, "survey", survey)
     return sizes
 
 
@@ -131,7 +131,7 @@ def test_a_full_disk_is_said_and_costs_the_next_one_time(train, monkeypatch, sur
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(memwatch.picking.shared, "write_survey", full)
+    monkeypatch.setattr(memwatch.picking.cache, "write_survey", full)
     with caplog.at_level(logging.WARNING, "memwatch"):
         assert [shared_survey(as_training_set(train)).size for _ in range(2)] == [6, 6]
     assert surveys == [6, 6]
@@ -151,7 +151,7 @@ def test_a_lock_that_cannot_be_had_lets_everyone_survey(train, monkeypatch, surv
 
 
 def test_a_large_set_is_told_to_survey_ahead_of_time(train, monkeypatch, caplog):
-    monkeypatch.setattr(memwatch.picking.shared, "LARGE", 6)
+    monkeypatch.setattr(memwatch.picking.cache, "LARGE", 6)
     with caplog.at_level(logging.WARNING, "memwatch"):
         shared_survey(as_training_set(train))
         shared_survey(as_training_set(train))
@@ -163,7 +163,7 @@ def test_a_large_set_is_told_to_survey_ahead_of_time(train, monkeypatch, caplog)
 
 SURVEYS = """
 import json, sys
-import memwatch, memwatch.picking.shared as shared
+import memwatch, memwatch.picking.cache as shared
 real = shared.survey
 def survey(rows):
     print("begun", flush=True)
@@ -186,7 +186,7 @@ with FileLock(sys.argv[1]):
 @contextmanager
 def at_the_same_time(script: str, argument: Path, monkeypatch) -> Iterator[subprocess.Popen[str]]:
     """Another process that has begun, and that goes on as soon as this one says that it waits."""
-    monkeypatch.setattr(memwatch.picking.shared, "PATIENCE", 0.02)
+    monkeypatch.setattr(memwatch.picking.cache, "PATIENCE", 0.02)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     other = subprocess.Popen([sys.executable, "-c", script, str(argument)], **pipes)
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, picture
 
-import memwatch.measure.shelf
+import memwatch.measure.disk_offload
 from memwatch import Probe
 from memwatch.bench.held import bytes_held
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.observer import Observer
-from memwatch.measure.shelf import ShelvedNetwork, shelved
+from memwatch.measure.disk_offload import ShelvedNetwork, shelved
 
 
 def test_tensors_come_back_and_no_file_is_left(tmp_path):
@@ -37,7 +37,7 @@ def test_where_the_disk_refuses_they_stay_in_memory(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(memwatch.measure.shelf, "write_safetensors", full)
+    monkeypatch.setattr(memwatch.measure.disk_offload, "write_safetensors", full)
     tensors = {"a": torch.ones(2)}
     assert shelved(tensors, tmp_path)["a"] is tensors["a"]
     (tmp_path / "file").touch()

@@ -17,7 +17,7 @@ from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import with_conditioning, without_conditioning
 from memwatch.scan.checkpoints import CheckpointError, copy_into, make_room, read_weights, text_encoders
 from memwatch.scan.earlier import copy_text_encoders, text_parts
-from memwatch.scan.kept import Stamp, stamp
+from memwatch.scan.observation_cache import Stamp, stamp
 
 
 @dataclass(frozen=True)

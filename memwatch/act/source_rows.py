@@ -5,7 +5,7 @@ from __future__ import annotations
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import TrainingSet
 from memwatch.picking.survey import Box, Group, GroupKind
-from memwatch.picking.words import counted
+from memwatch.picking.text import counted
 
 COVERED = 0.5  # share of the smaller of part and region that both have in common, from which they are about the same
 

@@ -17,8 +17,8 @@ import transformers.utils.logging
 from support.builders import Loop
 from support.processes import ROOT
 
-import memwatch.denoiser.quiet
-from memwatch.denoiser.quiet import LIBRARIES, quietly
+import memwatch.denoiser.log_filter
+from memwatch.denoiser.log_filter import LIBRARIES, quietly
 
 BARS = (diffusers.utils.logging, transformers.utils.logging)
 LOG = logging.getLogger("diffusers.models.some_model")  # as its files name theirs
@@ -46,7 +46,7 @@ def noisy(pretrained, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(memwatch.denoiser.quiet, "_said", set())
+    monkeypatch.setattr(memwatch.denoiser.log_filter, "_said", set())
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from memwatch.report.chart import apart
 from memwatch.report.heatmap import BAR, colour_bar, height_of
 from memwatch.report.report import Report
-from memwatch.report.strip import INK, PAPER, QUIET, VERDICT_COLOURS, fitting, font_of
+from memwatch.report.title_bar import INK, PAPER, QUIET, VERDICT_COLOURS, fitting, font_of
 
 LEFT, RIGHT = BAR, BAR + 96  # pixels: where the dots lie
 LABELS = RIGHT + 30  # pixels: where the labels begin

@@ -11,7 +11,7 @@ from typing import Any
 from memwatch.measure.fingerprint import digest, fingerprints
 from memwatch.run_folder import write_json
 from memwatch.scan.scan import OBSERVATIONS, Scan
-from memwatch.scan.seen import Checkpoint, from_list
+from memwatch.scan.checkpoint_store import Checkpoint, from_list
 
 logger = logging.getLogger("memwatch")
 

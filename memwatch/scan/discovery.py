@@ -8,7 +8,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from memwatch.denoiser.quiet import is_new
+from memwatch.denoiser.log_filter import is_new
 from memwatch.scan.reading import metadata_of
 
 logger = logging.getLogger("memwatch")

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from memwatch.report.lines import append, read_lines, rewrite
+from memwatch.report.jsonl import append, read_lines, rewrite
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import memwatch.judge.findings
 from memwatch import Probe
 
 SCREENED = CONFIG | {"screen": True, "strict": True, "rotation": {"per_event": 2}}
-ROWS = [Probe(f"row {i}", picture(20 + i), name=f"row{i}", row=i, takes_turns=True) for i in range(5)]
+ROWS = [Probe(f"row {i}", picture(20 + i), name=f"row{i}", row=i, in_rotation=True) for i in range(5)]
 CAT = Probe("a photo of a cat", picture(0), name="cat")
 
 
 def on_turn(watch) -> list[str]:
-    return [p.name for p in watch.observer.probes if p.probe.takes_turns]
+    return [p.name for p in watch.observer.probes if p.probe.in_rotation]
 
 
 def call_only(monkeypatch, name: str) -> None:
@@ -46,7 +46,7 @@ def test_rows_go_round_two_at_a_time_and_quiet_ones_are_no_findings(pretrained, 
     assert whose_turn(loop, watch, 6) == [["row0", "row1"], ["row2", "row3"], ["row0", "row4"]]
     lines = history(tmp_path)
     assert [[f["name"] for f in line["findings"]] for line in lines] == [["cat"]] * 4
-    assert [line["scalars"].get("memwatch/turned") for line in lines] == [None, 2, 2, 2]
+    assert [line["scalars"].get("memwatch/rotated") for line in lines] == [None, 2, 2, 2]
 
 
 def test_a_row_reads_what_it_would_as_a_probe(pretrained, pipeline, images, tmp_path, monkeypatch):

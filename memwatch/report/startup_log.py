@@ -37,7 +37,7 @@ def say_hello(config: MemWatchConfig, observer: Observer, notes: Sequence[str] =
     logger.info(
         f"memwatch: {observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
         f"reference and {len(watched) - num_references} prompt probes, {num_controls} controls, {num_peers} peers; "
-        f"{len(observer.turns)} rows in the rotation; "
+        f"{len(observer.rotation)} rows in the rotation; "
         f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
         f"baseline {c.signals.baseline}; {events}; {c.output_dir}"
     )
