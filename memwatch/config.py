@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 TERMS = ("variance", "loss", "both")
 AGAINST = ("snapshot", "unconditional", "both")
-COMBINATIONS = ("adjacent_min", "mean", "max")
 LOOKS = ("generation", "last_step")
+SCREEN_DRAWS = 1  # noise draws per level of the screen
+FULL_EVERY = 8  # events after which curvature is measured on everything once
 
 
 class ConfigError(ValueError):
@@ -52,21 +53,16 @@ class LevelsConfig:
             1000``.
         draws: noise draws per level, at least 1. With ``sampling.look: last_step``, draws of test vectors for prompt
             probes.
-        screen_draws: noise draws per level of the screen, which runs the network forward only; at least 1, at most
-            ``draws``.
     """
 
     timesteps: tuple[int, ...] = (141, 301, 501, 701)
     draws: int = 4
-    screen_draws: int = 1
 
     def __post_init__(self) -> None:
         increasing = list(self.timesteps) == sorted(set(self.timesteps))
         ok = len(self.timesteps) > 0 and increasing and min(self.timesteps) >= 0
         require(ok, "levels.timesteps", self.timesteps, "one or more increasing timesteps, 0 or greater")
         require(self.draws >= 1, "levels.draws", self.draws, "1 or greater")
-        ok, allowed = 1 <= self.screen_draws <= self.draws, f"1 to levels.draws ({self.draws})"
-        require(ok, "levels.screen_draws", self.screen_draws, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,17 +110,12 @@ class SignalsConfig:
         baseline: the earlier model. ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the last event
             in which the probe raised no suspicion), ``base`` (LoRA off) or ``path:FILE`` (safetensors of trainable
             tensors).
-        unconditional: look at the model without the prompt as well. It has no effect on models without an unconditional
-            branch, and on images without captions.
-        combine: how noise levels become one map: ``adjacent_min``, ``mean`` or ``max``.
         smooth: side of the mean filter, latent pixels, odd.
     """
 
     terms: str = "both"
     against: str = "both"
     baseline: str = "first"
-    unconditional: bool = True
-    combine: str = "mean"
     smooth: int = 3
 
     def __post_init__(self) -> None:
@@ -136,11 +127,7 @@ class SignalsConfig:
         ok = ok or (name == "lag" and argument.isdecimal() and int(argument) >= 1)
         allowed = "first, previous, lag:N, last_clean, base, path:FILE"
         require(ok, "signals.baseline", self.baseline, allowed)
-        require(self.combine in COMBINATIONS, "signals.combine", self.combine, ", ".join(COMBINATIONS))
         require(self.smooth >= 1 and self.smooth % 2 == 1, "signals.smooth", self.smooth, "an odd number, 1 or greater")
-        ok = self.unconditional or self.against != "unconditional"
-        allowed = "true, because signals.against is unconditional"
-        require(ok, "signals.unconditional", self.unconditional, allowed)
 
     @property
     def baseline_parts(self) -> tuple[str, str]:
@@ -184,28 +171,6 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionsConfig:
-    """What counts as a region of the deciding map.
-
-    Attributes:
-        min_factor: reduction factor from which a pixel belongs to a region, greater than 1.
-        relative: share of the map's own peak, on the log scale, from which a pixel belongs to a region, in [0, 1). The
-            stricter of the two counts; 0 leaves ``min_factor`` alone. A smooth map has its edge in the middle of a
-            slope, whatever its height.
-        min_area: smallest region, share of the image, in [1/64, 1). Controls are asked about no smaller ones.
-    """
-
-    min_factor: float = 1.1
-    relative: float = 0.35
-    min_area: float = 1 / 64
-
-    def __post_init__(self) -> None:
-        require(self.min_factor > 1, "regions.min_factor", self.min_factor, "greater than 1")
-        require(0 <= self.relative < 1, "regions.relative", self.relative, "0 or greater, below 1")
-        require(1 / 64 <= self.min_area < 1, "regions.min_area", self.min_area, "1/64 or greater, below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
 class AlertsConfig:
     """When a probe is suspicious, and when memorized.
 
@@ -215,8 +180,6 @@ class AlertsConfig:
         max_p: largest p-value of a suspicious probe at one event, in (0, 1].
         min_severity: smallest reduction factor of a memorized region, greater than 1. What is smaller may be real, but
             matters less than what ordinary learning does.
-        uncalibrated_severity: from which factor a probe is suspicious where there are no controls to judge by, greater
-            than 1.
         patience: events in a row with evidence, the last of them enough to call, until a probe is memorized; at least
             1. The promise is kept by p-values alone; this spares what flickers.
         webhook: where alerts are posted as JSON, in words that Slack and Discord take: a URL, or ``$NAME`` for the URL
@@ -226,7 +189,6 @@ class AlertsConfig:
     false_alarms_per_run: float = 0.05
     max_p: float = 0.01
     min_severity: float = 1.5
-    uncalibrated_severity: float = 2.0
     patience: int = 2
     webhook: str | None = None
 
@@ -235,8 +197,6 @@ class AlertsConfig:
         require(0 < rate < 1, "alerts.false_alarms_per_run", rate, "greater than 0, below 1")
         require(0 < self.max_p <= 1, "alerts.max_p", self.max_p, "greater than 0, at most 1")
         require(self.min_severity > 1, "alerts.min_severity", self.min_severity, "greater than 1")
-        key = "alerts.uncalibrated_severity"
-        require(self.uncalibrated_severity > 1, key, self.uncalibrated_severity, "greater than 1")
         require(self.patience >= 1, "alerts.patience", self.patience, "1 or greater")
         url = self.webhook
         ok = url is None or url.startswith(("https://", "http://")) or (url.startswith("$") and url[1:].isidentifier())
@@ -250,90 +210,30 @@ class StopConfig:
     Attributes:
         enabled: whether memwatch may end the run (through ``guard`` or ``should_stop``).
         num_probes: how many memorized probes it takes, at least 1.
-        patience: events in a row with that many, at least 1.
-        min_severity: only memorized probes of at least this severity count, greater than 1.
-        max_p: only memorized probes with at most this p-value count, in (0, 1].
         require_copy: only memorized probes that a generation has copied count, at this event or an earlier one; see
             ``proof``.
-        verdict: ``memorized``, or ``suspicious`` to count those as well.
-        checkpoint: whether a stop saves a checkpoint first, by ``accelerator.save_state`` into
-            ``output_dir/stopped``. Trainers (transformers, Lightning) save their own in any case.
     """
 
     enabled: bool = True
     num_probes: int = 1
-    patience: int = 1
-    min_severity: float = 1.5
-    max_p: float = 0.05
     require_copy: bool = False
-    verdict: str = "memorized"
-    checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        require(self.verdict in ("memorized", "suspicious"), "stop.verdict", self.verdict, "memorized, suspicious")
         require(self.num_probes >= 1, "stop.num_probes", self.num_probes, "1 or greater")
-        require(self.patience >= 1, "stop.patience", self.patience, "1 or greater")
-        require(self.min_severity > 1, "stop.min_severity", self.min_severity, "greater than 1")
-        require(0 < self.max_p <= 1, "stop.max_p", self.max_p, "greater than 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProofConfig:
     """Proof by generation: whether a probe that becomes suspicious or memorized comes out when its caption is sampled.
 
-    Guidance is ``sampling.guidance_scale``. Prompt probes are generations already, and are not sampled again, nor is a
-    caption of which a prompt probe has enough.
+    Four generations per caption, sampled as ``sampling`` says, for the four worst probes of an event. Prompt probes are
+    generations already, and are not sampled again.
 
     Attributes:
         enabled: whether to generate. The autoencoder then stays in memory.
-        seeds: generations per probe, at least 1. Probes with the same caption share theirs.
-        num_inference_steps: sampling steps, at least 2.
-        max_probes: probes per event, worst first, at least 1.
     """
 
     enabled: bool = True
-    seeds: int = 4
-    num_inference_steps: int = 15
-    max_probes: int = 4
-
-    def __post_init__(self) -> None:
-        require(self.seeds >= 1, "proof.seeds", self.seeds, "1 or greater")
-        require(self.num_inference_steps >= 2, "proof.num_inference_steps", self.num_inference_steps, "2 or greater")
-        require(self.max_probes >= 1, "proof.max_probes", self.max_probes, "1 or greater")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SnapshotsConfig:
-    """What is kept of earlier events: measurements of reference probes, and weights.
-
-    Prompt probes need the weights, and curvature that is measured only after the screen has asked for it. Kept are
-    trainable tensors: a few MB for LoRA, the whole model once for the baseline ``first``.
-
-    Attributes:
-        keep: how many of the latest events stay usable as baselines, beside the first one; at least 1.
-        on_disk: weights go to ``output_dir/snapshots`` as safetensors. False keeps them in CPU memory, where they do
-            not survive a resume.
-    """
-
-    keep: int = 4
-    on_disk: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.keep >= 1, "snapshots.keep", self.keep, "1 or greater")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeatmapConfig:
-    """Pictures.
-
-    Attributes:
-        max_factor: reduction factor at the top of the colour scale, the same in every picture; greater than 1.
-    """
-
-    max_factor: float = 6.0
-
-    def __post_init__(self) -> None:
-        require(self.max_factor > 1, "heatmap.max_factor", self.max_factor, "greater than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,11 +246,6 @@ class MemWatchConfig:
             It times the first steps and chooses once, see ``memwatch/pace.py``.
         max_train_steps: optimizer steps of the whole run, if known; null otherwise. A plan for overhead and false
             alarms, never a limit.
-        screen: at every event run the network forward only on all probes and controls, and measure curvature just where
-            that shows more than chance, and then on the controls as well. False measures everything at every event. It
-            takes the loss term and a baseline that stays (``first``, ``base``, ``path:FILE``); with other settings
-            everything is measured as well.
-        full_every: every so many events everything is measured with curvature all the same, at least 1.
         output_dir: where history, maps, pictures, ledger and snapshots go.
         picked: a folder that ``memwatch pick`` has written. The ``picked`` argument goes first.
         probes: an image folder, a text file with one prompt per line, or a list of prompts, besides those picked. The
@@ -371,8 +266,6 @@ class MemWatchConfig:
     every_steps: int | None = None
     overhead: float = 0.02
     max_train_steps: int | None = None
-    screen: bool = True
-    full_every: int = 8
     output_dir: str = "memwatch"
     picked: str | None = None
     probes: str | tuple[str, ...] | None = None
@@ -389,19 +282,15 @@ class MemWatchConfig:
     curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
     signals: SignalsConfig = field(default_factory=SignalsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    regions: RegionsConfig = field(default_factory=RegionsConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     proof: ProofConfig = field(default_factory=ProofConfig)
     stop: StopConfig = field(default_factory=StopConfig)
-    snapshots: SnapshotsConfig = field(default_factory=SnapshotsConfig)
-    heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
 
     def __post_init__(self) -> None:
         for key in ("every_steps", "max_train_steps"):
             value = getattr(self, key)
             require(value is None or value >= 1, key, value, "1 or greater, or null")
         require(0 < self.overhead < 1, "overhead", self.overhead, "greater than 0, below 1")
-        require(self.full_every >= 1, "full_every", self.full_every, "1 or greater")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder's path")
         ok = self.resolution is None or self.resolution >= 8
         require(ok, "resolution", self.resolution, "8 or greater, or null")
@@ -421,14 +310,18 @@ class MemWatchConfig:
 
     @property
     def screens(self) -> bool:
-        """Whether events are screened, see ``screen``."""
+        """Whether forward passes screen every probe, and curvature is measured only for those that exceed the controls.
+
+        It takes the loss term, and a baseline that stays (``first``, ``base``, ``path:FILE``). With other settings
+        curvature is measured for everything at every event.
+        """
         stays = self.signals.baseline_is_fixed or self.signals.baseline_parts[0] == "first"
         has_loss = self.signals.terms != "variance" and self.sampling.look == "generation"
-        return self.screen and stays and has_loss
+        return stays and has_loss
 
     def is_full_event(self, number: int) -> bool:
         """Whether the run's event of that number, 0 the first, measures curvature on everything."""
-        return not self.screens or (number > 0 and number % self.full_every == 0)
+        return not self.screens or (number > 0 and number % FULL_EVERY == 0)
 
     @property
     def seeds(self) -> int:

@@ -25,11 +25,30 @@ REPLACED = {  # key of an earlier version: by value, what is set now
         "both_baselines": "terms: both, against: both",
     }
 }
+FULL = "curvature is measured only for probes that exceed the controls, and for everything at every eighth event"
+WATCHED = "every memorized probe counts, at the event that calls it; see stop.num_probes and alerts"
 REMOVED = {  # key of an earlier version: what takes its place
     "signals.null_draws": "the unconditional branch is looked at at all noise draws",
     "dataset": "call memwatch.pick(dataset) before transforms and DataLoader, and pass what it returns as picked",
     "pick": "memwatch.pick takes probes, controls and columns; see also rotation",
     "on_memorized": "memwatch changes no dataloader; 'memwatch clean' writes the training set without what is stored",
+    "screen": FULL,
+    "full_every": FULL,
+    "levels.screen_draws": "the screen takes one noise draw per level",
+    "signals.unconditional": "the unconditional branch is always looked at, where the model has one",
+    "signals.combine": "noise levels are averaged",
+    "regions": "a region is what reaches 1.1x and a share of the map's own peak",
+    "snapshots": "the latest four events and the first stay usable as baselines, on disk",
+    "heatmap": "the colour scale ends at 6x in every picture",
+    "alerts.uncalibrated_severity": "without controls a probe is suspicious from 2x on",
+    "proof.seeds": "it takes four generations per caption",
+    "proof.num_inference_steps": "sampling.num_inference_steps holds for the proof as well",
+    "proof.max_probes": "the four worst probes of an event are proved",
+    "stop.patience": WATCHED,
+    "stop.min_severity": "see alerts.min_severity",
+    "stop.max_p": "see alerts.false_alarms_per_run",
+    "stop.verdict": WATCHED,
+    "stop.checkpoint": "call accelerator.save_state where watch.should_stop is true",
 }
 
 
