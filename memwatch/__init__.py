@@ -1,12 +1,11 @@
 """memwatch: see, during Stable Diffusion fine-tuning, what the model begins to store of its training images, and where.
 
-One event is one straight line, readable in ``MemWatch._event``:
+One event is one straight line, readable in ``event.conduct``:
 
-    due? -> borrow the model -> observe every probe (now, unconditional, baseline) -> maps -> regions -> calibration
-    -> verdicts -> stop flag -> what follows -> report -> sinks
+    due? -> rotate -> screen all -> measure what stands out -> remember -> judge -> prove -> stop -> act -> report
 
-The folders are the way the data takes: ``picking`` -> ``measure`` -> ``judge`` -> ``report`` -> ``act``; ``callback``
-conducts, ``denoiser`` is the one door to foreign models.
+The folders are the way the data takes: ``picking`` -> ``measure`` -> ``judge`` -> ``report`` -> ``act``. ``callback``
+keeps the loop's contract and the run's state, ``denoiser`` is the one door to foreign models.
 """
 
 from memwatch.callback import MemWatch

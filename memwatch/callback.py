@@ -1,9 +1,8 @@
-"""MemWatch: the loop's contract, the run's state, and the conductor of one event."""
+"""MemWatch: the loop's contract and the run's state. ``event`` conducts one event."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -18,36 +17,30 @@ from memwatch.act.flagged import Flagged
 from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
+from memwatch.event import NEEDED, Seen, conduct, look_at_all
 from memwatch.faults import Faults, PartError
 from memwatch.guard import GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
-from memwatch.judge.compared import Screened
-from memwatch.judge.findings import Judgement, judge_event
-from memwatch.judge.proof import prove
-from memwatch.judge.screen import LOOKING, SCREENING, observe
-from memwatch.judge.stop import EXIT_CODE, decide_stop
+from memwatch.judge.findings import Judgement
+from memwatch.judge.stop import EXIT_CODE
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.fingerprint import fingerprints
-from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
-from memwatch.pace import Prices, choose_pace, planned_events
+from memwatch.pace import Prices, choose_pace
 from memwatch.picking.for_run import for_run
 from memwatch.ranks import Ranks
 from memwatch.report.about import About
 from memwatch.report.files import FileSink
-from memwatch.report.startup_log import say_hello, say_pace
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
-from memwatch.resume import Progress, hook_checkpoints, warn_of_baselines, with_evidence
+from memwatch.report.startup_log import say_hello, say_pace
+from memwatch.resume import Progress, hook_checkpoints, warn_of_baselines
 from memwatch.run_folder import RunFolder
 
 logger = logging.getLogger("memwatch")
 
-ENTERING, KEEPING = "making room in output_dir", "keeping what was seen"
-JUDGING, STOPPING, REPORTING = "judging what was seen", "deciding whether to stop", "writing the report"
+ENTERING = "making room in output_dir"
 RESUMING, NOTING = "going on from the checkpoint", "noting a validation loss"
-READING = "telling epsilon from v_prediction"
-SAVING = "saving a checkpoint before the stop"
 
 
 class MemWatch:
@@ -150,7 +143,7 @@ class MemWatch:
         self.actions = Actions(self.config, self.observer, self.faults, run.picked, run.control_keys, on_alert)
         self.sinks = Sinks(FileSink(self.folder.folder), self.faults, self.actions.sinks)
         self.about = replace(About.of(self.observer), settings=wanted.to_show())  # no folder of this machine in it
-        self._progress, self._closed = self._fresh(), False
+        self.progress, self._closed = self._fresh(), False
         free = self.ranks.broadcast(self.folder.lock() if accelerator.is_main_process else True)
         require(free, "output_dir", self.config.output_dir, "a folder that no other live run uses (close() ends one)")
         self._unhook_checkpoints = hook_checkpoints(self)
@@ -176,7 +169,7 @@ class MemWatch:
 
     def begin(self, step: int = 0) -> Report | None:
         """Take the first baseline, unless there is one. ``guard`` calls it; a loop without it may, on every rank."""
-        if self._progress.last_step is not None:  # the guard calls it at every pass
+        if self.progress.last_step is not None:  # the guard calls it at every pass
             return None
         with self._timed(step):
             return self._event(step)
@@ -189,7 +182,7 @@ class MemWatch:
         if self._closed:
             return None
         with self._timed(step):
-            if (last := self._progress.last_step) is None:
+            if (last := self.progress.last_step) is None:
                 hint = "iterate over watch.guard(dataloader)"
                 logger.warning("memwatch takes its first baseline only now, after step %d: %s", step, hint)
                 return self._event(step)
@@ -200,7 +193,7 @@ class MemWatch:
     @contextmanager
     def _timed(self, step: int) -> Iterator[None]:
         """Inside is memwatch's time, outside the loop's."""
-        clock = self._progress.clock
+        clock = self.progress.clock
         clock.arrive(step)
         try:
             yield
@@ -213,7 +206,7 @@ class MemWatch:
 
         All ranks have timed the same steps by then, and take rank 0's choice.
         """
-        progress = self._progress
+        progress = self.progress
         known = self.config.every_steps or progress.every_steps
         if known is None and (step_seconds := progress.clock.step_seconds) is not None:
             prices = Prices.of(step_seconds, progress.clock.first, self.observer.passes)
@@ -226,11 +219,11 @@ class MemWatch:
 
     @property
     def should_stop(self) -> bool:
-        return self._progress.stop.reason is not None
+        return self.progress.stop.reason is not None
 
     @property
     def stop_reason(self) -> str | None:
-        return self._progress.stop.reason
+        return self.progress.stop.reason
 
     @property
     def exit_code(self) -> int:
@@ -265,75 +258,25 @@ class MemWatch:
     # --- one event ---------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> Report | None:
-        """screen, observe -> remember -> maps, regions, calibration, verdicts -> proof -> stop -> report -> sinks.
-
-        What fails costs this event, on every rank, and is tried again at the next one.
-        """
-        if self._closed or any(map(self.faults.is_off, (ENTERING, LOOKING, SCREENING, KEEPING, JUDGING, STOPPING))):
+        """One event, see ``memwatch.event``; ``None`` once memwatch has switched itself off."""
+        if self._closed or any(map(self.faults.is_off, (ENTERING, *NEEDED))):
             return None
-        started, together, progress = time.perf_counter(), self.ranks.together, self._progress
-        judgement, failure = Judgement(), None
-        progress.last_step, full = step, self.config.is_full_event(progress.events)
-        self.observer.rotate(progress.events, with_evidence(progress.states))
-        progress.events += 1
-        try:
-            seen, screened = self._observe(step, full)
-            if misread := self.ranks.broadcast(together(READING, self.faults, lambda: self.observer.misread(seen))):
-                raise PartError(misread)
-            read = self.observer.trainable_weights
-            rotation = [p.name for p in self.observer.rotation]
-            together(KEEPING, self.faults, lambda: self.baselines.remember(step, seen, read, self.faults, rotation))
-            self.baselines.settle()
-            observations = self.observer.in_order(seen)
-            planned = planned_events(self.config.max_train_steps, self.every_steps)
-            rotating = self.observer.num_rotating(planned)
-
-            def judged() -> Judgement:
-                return judge_event(observations, progress.states, step, self.config, planned, rotating, screened)
-
-            judgement = together(JUDGING, self.faults, judged)
-            found = prove(judgement.findings, observations, self.observer, self.faults, progress.stop.copied)
-            judgement = replace(judgement, findings=found)
-            stop = together(STOPPING, self.faults, lambda: decide_stop(progress.stop, found, step, self.config.stop))
-            progress.states, progress.stop = dict(judgement.states), self.ranks.broadcast(stop)
-            self.actions.follow(step, judgement)
-        except PartError as failed:
-            judgement, failure = Judgement(), str(failed)
-        self.faults.count = self.ranks.largest(self.faults.count)  # a disk may be full on one machine only
-        seconds, calibrated, errors = time.perf_counter() - started, self.observer.has_controls, self.faults.count
-        progress.clock.first = progress.clock.first or seconds
-        report = Report(step, self.config, judgement, calibrated, seconds, errors, self.stop_reason, failure=failure)
-        report = self._write(replace(report, overhead=progress.clock.overhead, about=self.about))
-        if progress.stop.reason is not None:
-            self._end_well()
+        was_stopped = self.should_stop
+        report = conduct(self, step)
+        if self.should_stop and not was_stopped:
+            self.actions.end()  # the weights of before the first alert
         return report
 
-    def _end_well(self) -> None:
-        """Once a stop is decided: write the weights of before the first alert, and the checkpoint that is wanted."""
-        if self._progress.has_ended_well:
-            return
-        self._progress.has_ended_well = True
-        self.actions.end()
-        if self.config.stop.checkpoint:
-            with self.faults.surviving(SAVING, "the last one before it is the newest"):
-                self.accelerator.save_state(str(self.folder.folder / "stopped"))  # waits for all ranks
+    def look(self, step: int, *, full: bool) -> Seen:
+        """What is seen of every probe; ``output_dir`` is this run's own from then on. ``memwatch.event`` calls it."""
+        if not self.progress.has_entered:
+            self._enter(self.progress.run)
+            self.progress.has_entered = True
+        return look_at_all(self, step, full=full)
 
-    def _observe(self, step: int, full: bool) -> tuple[list[Observation], Screened | None]:
-        """What was seen of every probe, the same on every rank, see ``screen.observe``."""
-        if not self._progress.has_entered:
-            self._enter(self._progress.run)
-            self._progress.has_entered = True
-        return observe(self.observer, self.baselines, self._progress.states, self.faults, step, full=full)
-
-    def _write(self, report: Report) -> Report:
-        """To all sinks, by the main process, which alone draws pictures."""
-        accelerator, main = self.accelerator, self.accelerator.is_main_process
-        with suppress(PartError):
-            if not self.faults.is_off(REPORTING):
-                return self.ranks.together(
-                    REPORTING, self.faults, lambda: self.sinks.write(report, accelerator.trackers) if main else report
-                )
-        return report
+    def act(self, step: int, judgement: Judgement) -> None:
+        """What follows from a judgement. ``memwatch.event`` calls it."""
+        self.actions.follow(step, judgement)
 
     # --- run and resume ----------------------------------------------------------------------------------------------
 
@@ -350,7 +293,7 @@ class MemWatch:
     def state_dict(self) -> dict[str, Any]:
         """Plain values only; measurements and weights lie in ``output_dir``."""
         noted = {"faults": self.faults.state_dict(), "losses": self.sinks.losses.count}
-        return self._progress.to_dict() | self.baselines.state_dict() | noted | {"actions": self.actions.state_dict()}
+        return self.progress.to_dict() | self.baselines.state_dict() | noted | {"actions": self.actions.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, on every rank; what was written after it is forgotten.
@@ -365,7 +308,7 @@ class MemWatch:
             if "run" in state:
                 self._enter(state["run"])
                 return self.ranks.together(RESUMING, self.faults, lambda: self._restore(state))
-        self._progress = self._fresh()
+        self.progress = self._fresh()
         self.baselines.load_state_dict({"ledger": [], "weights": []})
         self.actions.load_state_dict({}, None)
         if self.accelerator.is_main_process:
@@ -373,14 +316,14 @@ class MemWatch:
             logger.warning("memwatch has no state of its own in this checkpoint; %s", afresh)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self._progress = replace(Progress.from_dict(state), has_entered=True)
+        self.progress = replace(Progress.from_dict(state), has_entered=True)
         self.faults.load_state_dict(state["faults"])
-        self.actions.load_state_dict(state.get("actions", {}), self._progress.last_step)
+        self.actions.load_state_dict(state.get("actions", {}), self.progress.last_step)
         complete = self.baselines.load_state_dict(state)
         if not self.accelerator.is_main_process:
             return
         warn_of_baselines(self.baselines, [p.probe for p in self.observer.fixed], complete, self.config.output_dir)
-        if self._progress.last_step is not None:
+        if self.progress.last_step is not None:
             with self.faults.surviving("rewinding the history", "it keeps the events after this checkpoint"):
-                self.sinks.files.rewind(self._progress.last_step)
+                self.sinks.files.rewind(self.progress.last_step)
                 self.sinks.losses.rewind(state.get("losses", 0))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from memwatch.config import MemWatchConfig
+from memwatch.config import FULL_EVERY, MemWatchConfig
 from memwatch.measure.passes import Passes
 
 WARM_UP, TIMED = 2, 10  # of a run's first steps: how many are passed over, and how many are timed then
@@ -88,8 +88,8 @@ def choose_pace(prices: Prices, config: MemWatchConfig) -> Pace:
 
     event = prices.event
     every = interval(event)
-    if horizon // every >= config.full_every:
-        event += prices.full / config.full_every
+    if horizon // every >= FULL_EVERY:
+        event += prices.full / FULL_EVERY
         every = interval(event)
     return pace_of(every, event, prices, config)
 

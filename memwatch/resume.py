@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from memwatch.faults import Faults, PartError
-from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.stop import StopState
+from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.probes import Probe
 from memwatch.pace import Clock
@@ -36,7 +36,6 @@ class Progress:
         every_steps: optimizer steps between events, as memwatch chose them; ``None`` until then.
         states: by probe, what the judge remembers.
         has_entered: whether ``output_dir`` holds this run's files already. A checkpoint does not keep it.
-        has_ended_well: whether what follows from a stop is done; likewise.
         clock: seconds of training and of memwatch.
     """
 
@@ -47,7 +46,6 @@ class Progress:
     stop: StopState = StopState()  # noqa: RUF009  # frozen
     states: dict[str, ProbeState] = field(default_factory=dict)
     has_entered: bool = False
-    has_ended_well: bool = False
     clock: Clock = field(default_factory=Clock)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +63,7 @@ class Progress:
             saved["last_step"],
             saved.get("events", 0),
             saved.get("every_steps"),
-            StopState(**saved["stop"]),
+            StopState(**{k: v for k, v in saved["stop"].items() if k in StopState.__dataclass_fields__}),
             states,
             clock=Clock(**saved.get("clock", {})),
         )

@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from support.builders import CONFIG, Loop, assert_same, history, picture
 
 from memwatch import ConfigError, MemWatch, Probe, ProbeError
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change
 from torch.utils.data import DataLoader
 
 import memwatch.callback
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.stop import StopState
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.weights import trainable
 
 

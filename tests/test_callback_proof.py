@@ -7,7 +7,7 @@ import pytest
 from support.builders import CONFIG, EAGER, Loop, history, picture
 
 from memwatch import Probe
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 
 WATCHING = EAGER | {"stop": {"enabled": False}}
 CAT, POSTER = Probe("a photo of a cat", picture(0), name="cat"), Probe("a red poster", name="poster")

@@ -34,7 +34,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import memwatch
 from memwatch import Finding, MemWatch, Report
 from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 
 HERE = Path(__file__).parent
 TINY_SD = HERE / "assets" / "tiny-sd"

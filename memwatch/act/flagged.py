@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from memwatch.act.source_rows import file_name, rows_behind
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
+from memwatch.judge.verdict import Verdict
 from memwatch.picking.picked import Picked
 from memwatch.picking.survey import Box
 from memwatch.report.jsonl import read_lines, rewrite

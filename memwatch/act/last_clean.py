@@ -14,8 +14,8 @@ from torch import Tensor
 
 from memwatch.act.formats import Part, write_parts
 from memwatch.faults import Faults, PartError
-from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.findings import Finding
+from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.observer import Observer
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import averages

@@ -10,9 +10,8 @@ from memwatch.bench.product import Product, noted
 from memwatch.bench.protocol import SHIPPED
 from memwatch.bench.verdicts import ALL, before_copy, by_world, called, precision, recall
 from memwatch.config import AlertsConfig
-from memwatch.judge.alerts import ProbeState, judge
-from memwatch.judge.audit import audit_of
 from memwatch.judge.findings import Finding, Judgement, capped
+from memwatch.judge.verdict import ProbeState, audit_of, judge
 
 FLOORS, PATIENCES = (1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0), (1, 2)
 WANTED = 0.95  # precision, where a rule is chosen

@@ -26,7 +26,7 @@ from memwatch.bench.product import Product
 from memwatch.bench.rivals import ALL_ONES, F_MEM, HELD_OUT_LOSS, IMAGE_LOSS, RIVALS, Rival, scores_in
 from memwatch.bench.runs import Finished
 from memwatch.bench.stored import first_copy
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 
 Table = list[dict[str, Any]]
 MEMWATCH = "memwatch"

@@ -13,8 +13,8 @@ from memwatch.bench.forecast_runs import COURSE, SEEDS, Course, forecast_run, fo
 from memwatch.bench.forecast_shapes import SHAPES, shape_row
 from memwatch.bench.items import Kind
 from memwatch.bench.markdown import PACKAGES, markdown_table
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.forecast import LEAST, REACH, WINDOW, Forecast, forecast
+from memwatch.judge.verdict import Verdict
 from memwatch.report.about import machine
 from memwatch.report.forecasts import curves
 from memwatch.report.history import Run

@@ -12,9 +12,9 @@ from memwatch.bench.items import Item
 from memwatch.bench.runs import Finished
 from memwatch.bench.sources import SIZE
 from memwatch.config import MemWatchConfig
-from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.findings import Finding, Judgement, judge_event
 from memwatch.judge.stop import StopState, decide_stop
+from memwatch.judge.verdict import ProbeState, Verdict
 
 
 @dataclass

@@ -16,11 +16,10 @@ import torch
 from scipy import stats
 
 from memwatch.config import AlertsConfig, LevelsConfig, MemWatchConfig, RegionsConfig, SignalsConfig
-from memwatch.judge.alerts import Verdict
-from memwatch.judge.calibration import upper_bound
-from memwatch.judge.compared import Screened
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.judge.screen import chosen, with_references
+from memwatch.judge.statistic import Screened, upper_bound
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.probes import Probe

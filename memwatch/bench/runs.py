@@ -15,8 +15,8 @@ from torch import Tensor
 from memwatch.bench.items import PLANTED, Item, Kind, looked_at
 from memwatch.bench.protocol import LEVELS, event_file, later_file, probe_of
 from memwatch.bench.worlds import WORLDS, World
-from memwatch.judge.compared import Screened
 from memwatch.judge.screen import with_references
+from memwatch.judge.statistic import Screened
 from memwatch.measure.copies import COPY
 from memwatch.measure.measurement import Measurement, Observation, from_tensors
 from memwatch.measure.probes import Probe

@@ -14,7 +14,7 @@ from memwatch.bench.items import PLANTED, Item, Kind
 from memwatch.bench.metrics import auc, iou, tpr_at_fpr
 from memwatch.bench.product import Product
 from memwatch.bench.stored import State, first_copy, state_of, stored_items
-from memwatch.judge.calibration import upper_bound
+from memwatch.judge.statistic import upper_bound
 
 SIZES = ((0.30, 0.99), (0.12, 0.30), (0.04, 0.12), (0.0, 0.04), (0.99, 1.01))  # shares of the picture
 ALL = "all"

@@ -11,12 +11,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memwatch.config import MemWatchConfig
-from memwatch.judge.alerts import Evidence, ProbeState, Verdict, judge
-from memwatch.judge.audit import Audit, audit_of
-from memwatch.judge.calibration import Null
-from memwatch.judge.compared import Compared, References, Screened
-from memwatch.judge.evidence import evidence_of, regions_of
-from memwatch.judge.regions import Region
+from memwatch.judge.regions import Region, evidence_of, regions_of
+from memwatch.judge.statistic import Compared, Null, References, Screened
+from memwatch.judge.verdict import Audit, Evidence, ProbeState, Verdict, audit_of, judge
 from memwatch.measure.copies import Proof
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals
@@ -81,7 +78,7 @@ class Judgement:
         controls: of the controls, each judged by the others. peers: of the ordinary training images.
         audit: how often the rule has called a control.
         states: by name, of probes and controls after this event.
-        num_rotated: how many rows had their turn at this event; only those with evidence or news are findings.
+        num_rotated: how many rows were rotated in at this event; only those with evidence or news are findings.
         num_measured: how many were measured with curvature, be it that others are judged by them.
     """
 
@@ -110,13 +107,13 @@ def judge_event(
 ) -> Judgement:
     """Judge all probes of one event, and run the same rule on every control against the others.
 
-    Where rows take turns, all of them together have half of the run's false-alarm budget, and the probes the other.
+    Rows in rotation have half of the run's false-alarm budget together, and the probes the other half.
 
     Args:
         observations: of probes, controls and peers, with curvature where it was measured.
         states: by name, what was remembered before this event.
         planned: how many events the run will have, if known.
-        num_rotating: how many rows take turns during the run.
+        num_rotating: how many rows are rotated in during the run.
         screened: what the screen saw and chose; without it everything is judged by ``observations``.
     """
     watched = [o for o in observations if not o.probe.is_control and not o.probe.is_peer]
@@ -164,7 +161,7 @@ def judge_probe(
         state: the probe's state before this event.
         num_probes, planned: probes that share the run's false-alarm budget, and its number of events, if known.
     """
-    regions, labels = regions_of(observation, signals, references, config)
+    regions, labels = regions_of(observation, signals, references)
     evidence = evidence_of(observation, signals, regions, references)
     next_state, reason = judge(state, evidence, step, config.alerts, num_probes, planned)
     if not next_state.verdict.is_evidence and labels is not None:  # every map has a highest place; it needs evidence
@@ -177,13 +174,13 @@ def capped(finding: Finding, audit: Audit, before: ProbeState) -> Finding:
     """The finding as it may be told after the audit.
 
     Suspicious at most where the audit contradicts the promise, unless it is far rarer than what contradicts, see
-    ``Audit.largest_p``.
+    ``Audit.p_needed``.
 
     Args:
         before: the probe's state before this event.
     """
     p = finding.evidence.p
-    if finding.verdict is not Verdict.MEMORIZED or p is None or not audit.called or p <= audit.largest_p:
+    if finding.verdict is not Verdict.MEMORIZED or p is None or not audit.called or p <= audit.p_needed:
         return finding
     why = f"the same rule calls {audit.called} of {audit.of} controls, against its promise (p = {audit.rarest_p:.2g})"
     state = replace(finding.state, verdict=Verdict.SUSPICIOUS, called=before.called, rarest_p=before.rarest_p)

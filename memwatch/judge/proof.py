@@ -14,14 +14,16 @@ import numpy as np
 
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults, PartError
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
 from memwatch.judge.regions import PEAK
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.copies import COPY, Pool, Proof, comparable, copy_ratios, mask_at, sibling_ratios
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.probes import Probe
 
+NUM_SEEDS = 4  # generations per probe; probes with the same caption share theirs
+MAX_PROBES = 4  # per event, the worst first
 CORE = 0.8  # of a region's peak, on the log scale: what surely belongs to it
 PROVING, COMPARING = "proof by generation", "comparing generations with images"
 
@@ -45,7 +47,7 @@ def prove(
     ranks, wanted = observer.ranks, due(findings, observer.config, copied)
     if not wanted or any(map(faults.is_off, (PROVING, COMPARING))):
         return tuple(findings)
-    seeds, main = observer.config.proof.seeds, ranks.accelerator.is_main_process
+    seeds, main = NUM_SEEDS, ranks.accelerator.is_main_process
     captions = Counter(observer.caption_of(f.observation.probe) for f in wanted if f.observation.probe.is_reference)
     counts = {caption: seeds * times for caption, times in captions.items()}
     there = drawn_already(observations, counts, observer.caption_of)
@@ -86,7 +88,7 @@ def due(findings: Iterable[Finding], config: MemWatchConfig, copied: Collection[
         return (is_news or awaited) and bool(f.regions)
 
     worst = sorted(filter(is_due, findings), key=lambda f: (f.verdict is not Verdict.MEMORIZED, -f.severity))
-    references = [f for f in worst if f.observation.probe.is_reference][: config.proof.max_probes]
+    references = [f for f in worst if f.observation.probe.is_reference][:MAX_PROBES]
     drawn = [f for f in worst if f.observation.generations is not None and len(f.observation.generations) > 1]
     return references + drawn
 

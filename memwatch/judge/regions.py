@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage, stats
 
+from memwatch.judge.statistic import References, size_index
+from memwatch.judge.verdict import Evidence
+from memwatch.measure.measurement import Observation
+from memwatch.measure.signals import Signals, factor
+
+MIN_FACTOR = 1.1  # reduction factor that a pixel of a region reaches
+RELATIVE = 0.35  # share of the map's own peak, on the log scale: a smooth edge lies in the middle of a slope
+MIN_AREA = 1 / 64  # of the image: the smallest region. Controls are asked about no smaller ones
 PEAK = 0.98  # the quantile that stands for a map's peak, so that one odd pixel does not move it
 NEIGHBOURS = np.ones((3, 3))
 # Of a region that fills less than this share of the map, smoothing and the network's own reach make a hill without a
@@ -28,7 +36,6 @@ class Region:
             and its lower 97.5 % bound (Student's t); see ``estimate``.
         z_score, p, rank_p: against the controls, see ``calibration.Null``; ``None`` without enough controls.
         rank_p_peers: the rank p-value against ordinary training images; ``None`` without them.
-        level: the timestep at which the region is strongest; ``None`` until ``findings`` has set it.
     """
 
     box: tuple[int, int, int, int]
@@ -41,21 +48,14 @@ class Region:
     p: float | None = None
     rank_p: float | None = None
     rank_p_peers: float | None = None
-    level: float | None = None
 
 
-def threshold_of(values: np.ndarray, min_factor: float, relative: float) -> float:
-    """The value from which a pixel belongs to a region: the stricter of two rules.
-
-    Args:
-        values: a map of log factors, ``(h, w)``.
-        min_factor: the factor that a pixel needs in any map.
-        relative: the share of the map's own peak that it needs, on the log scale.
-    """
-    return max(math.log(min_factor), relative * float(np.quantile(values, PEAK)))
+def threshold_of(values: np.ndarray) -> float:
+    """From which value of a map of log factors ``(h, w)`` a pixel belongs to a region: the stricter of two rules."""
+    return max(math.log(MIN_FACTOR), RELATIVE * float(np.quantile(values, PEAK)))
 
 
-def components(values: np.ndarray, min_factor: float, relative: float, min_area: float = 0.0) -> Iterator[np.ndarray]:
+def components(values: np.ndarray, min_area: float = 0.0) -> Iterator[np.ndarray]:
     """The connected components (8 neighbours) of a map ``(h, w)`` above ``threshold_of``, as bool ``(h, w)``.
 
     A small component is cut once more, see ``SMALL``.
@@ -63,7 +63,7 @@ def components(values: np.ndarray, min_factor: float, relative: float, min_area:
     Args:
         min_area: share of the map in [0, 1]; smaller components are dropped.
     """
-    for inside in _connected(values >= threshold_of(values, min_factor, relative)):
+    for inside in _connected(values >= threshold_of(values)):
         found = inside
         if inside.mean() < SMALL:
             steep = inside & (values >= SMALL_RELATIVE * np.quantile(values[inside], PEAK))
@@ -77,7 +77,7 @@ def _connected(above: np.ndarray) -> Iterator[np.ndarray]:
     return (labels == i for i in range(1, count + 1))
 
 
-def estimate(samples: np.ndarray, inside: np.ndarray, min_factor: float, relative: float) -> tuple[float, float, float]:
+def estimate(samples: np.ndarray, inside: np.ndarray) -> tuple[float, float, float]:
     """How strong a region is: effect, its standard error, and its lower 97.5 % bound, from draws held apart.
 
     A region is found where noise is high as well, so its own mean flatters it. Each draw is therefore asked only about
@@ -97,7 +97,7 @@ def estimate(samples: np.ndarray, inside: np.ndarray, min_factor: float, relativ
         return float(samples[0][inside].mean()), math.inf, -math.inf
     total, effects = samples.sum(0), []
     for one in samples:
-        proposed = list(components((total - one) / (n - 1), min_factor, relative))
+        proposed = list(components((total - one) / (n - 1)))
         shared = [(int((other & inside).sum()), i) for i, other in enumerate(proposed)]
         most, i = max(shared, default=(0, 0))
         effects.append(float(one[proposed[i]].mean()) if most else 0.0)
@@ -110,3 +110,75 @@ def box_of(inside: np.ndarray, scale: int) -> tuple[int, int, int, int]:
     rows, columns = np.nonzero(inside)
     left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     return int(left) * scale, int(top) * scale, int(right) * scale, int(bottom) * scale
+
+
+# --- their numbers ---
+
+
+def regions_of(
+    observation: Observation, signals: Signals | None, references: References
+) -> tuple[tuple[Region, ...], np.ndarray | None]:
+    """The regions of the deciding map with all their numbers, the one that decides first, and their labels ``(h, w)``.
+
+    The one that decides exceeds the controls most; without controls it is the strongest.
+    """
+    if signals is None or signals.decisive is None:
+        return (), None
+    samples = signals.decisive.samples.double().numpy()
+    mean = samples.mean(0)
+    scale = observation.image.shape[0] // mean.shape[0] if observation.image is not None else 1
+    found = []
+    for inside in components(mean, MIN_AREA):
+        effect, sem, low = estimate(samples, inside)
+        own = float(mean[inside].mean())
+        region = Region(box_of(inside, scale), float(inside.mean()), own, effect, sem, low)
+        found.append((calibrated(region, size_index(int(inside.sum()), inside.size), references), inside))
+    found.sort(key=lambda pair: pair[0].effect if pair[0].z_score is None else pair[0].z_score, reverse=True)
+    labels = np.zeros(mean.shape, dtype=np.int32)
+    for i, (_, inside) in enumerate(found, start=1):
+        labels[inside] = i
+    return tuple(region for region, _ in found), labels
+
+
+def calibrated(region: Region, size: int, references: References) -> Region:
+    """The region with what the controls and the peers say of it.
+
+    Args:
+        size: at which it is compared, see ``calibration.size_index``.
+    """
+    null, peers = references.controls, references.peers
+    rank_p_peers = peers.rank_p(region.mean, size) if len(peers) else None
+    if not null.is_enough:
+        return replace(region, rank_p_peers=rank_p_peers)
+    z_score, rank_p = null.z_score(region.mean, size), null.rank_p(region.mean, size)
+    return replace(region, z_score=z_score, p=null.p_value(z_score), rank_p=rank_p, rank_p_peers=rank_p_peers)
+
+
+def evidence_of(
+    observation: Observation, signals: Signals | None, regions: Sequence[Region], references: References
+) -> Evidence:
+    """The numbers of the region that decides; where there is none, those of nothing."""
+    null, compared = references.controls, signals is None or signals.decisive is not None
+    nothing = 1.0 if null.is_enough and compared and observation.finite else None
+    evidence = Evidence(
+        p=nothing,
+        rank_p=nothing,
+        num_controls=len(null),
+        any_controls=references.any_controls,
+        num_peers=len(references.peers),
+        severity_peers=references.severity_peers,
+        finite=observation.finite,
+        compared=compared,
+    )
+    if not regions:
+        return evidence
+    r = regions[0]
+    return replace(
+        evidence,
+        severity=factor(max(0.0, r.effect)),
+        severity_low=factor(r.low),
+        p=r.p,
+        rank_p=r.rank_p,
+        z_score=r.z_score,
+        rank_p_peers=r.rank_p_peers,
+    )

@@ -8,77 +8,21 @@ controls and peers that it is judged by.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from memwatch.config import MemWatchConfig
-from memwatch.faults import Faults
-from memwatch.judge.alerts import ProbeState
-from memwatch.judge.compared import Compared, Screened
-from memwatch.measure.baselines import Baselines
+from memwatch.judge.statistic import Compared
 from memwatch.measure.measurement import Observation
-from memwatch.measure.observer import Observer
 from memwatch.measure.probes import Probe
 
-LOOKING, SCREENING = "looking at the model", "choosing what to measure"
 # Predictive standard deviations above the controls, at any size. An alert takes 3.4 with 20 controls and 2.98 with any
 # number. One chosen item costs the curvature of all controls as well, so chance should choose little: of 24 probes and
 # 20 controls with nothing stored it chooses any at 36 % of events, from 2.5 on at 57 %, from 1.5 on always (simulated,
 # normal log factors; fewer where pictures hardly differ, up to 71 % where half of them have risen, which counts as 0).
 MIN_Z_SCORE = 2.9
 MIN_FACTOR = 1.2  # of the smallest region, where there are too few controls
-
-
-def observe(
-    observer: Observer,
-    baselines: Baselines,
-    states: Mapping[str, ProbeState],
-    faults: Faults,
-    step: int,
-    *,
-    full: bool,
-) -> tuple[list[Observation], Screened | None]:
-    """One event's observations, of the screen first, then with curvature; and what the screen chose by its own.
-
-    Both are the same on every rank, and the second is ``None`` without a screen.
-
-    Where weights cannot be exchanged later, what has no baseline yet is measured with curvature at once.
-
-    Args:
-        states: by name; they say when a probe was clean last.
-        full: whether curvature is measured on everything but what takes turns.
-    """
-    ranks, config = observer.ranks, observer.config
-    hidden = not ranks.accelerator.is_main_process
-    last_clean = {name: state.last_clean for name, state in states.items()}
-
-    def look(names: Collection[str], curvature: bool) -> list[Observation]:
-        """Every rank looks at its share."""
-        with observer.borrowed():
-            probes = ranks.share(observer.probes)  # as a trained text encoder understands them now
-            probes = [p for p in probes if p.name in names]
-            title = f"memwatch step {step}, {'curvature' if curvature else 'screen'}"
-            with tqdm(total=len(probes), desc=title, leave=False, disable=hidden, unit="probe") as bar:
-                return observer.observe(probes, baselines, last_clean, bar.update, curvature=curvature)
-
-    def looked(names: Collection[str], curvature: bool) -> list[Observation]:
-        """All get everything."""
-        if not names:
-            return []
-        return ranks.gather(ranks.together(LOOKING, faults, lambda: look(names, curvature)))
-
-    observer.forget_generations()
-    screened = looked({p.name for p in observer.probes}, curvature=False) if config.screens else []
-    names = ranks.together(SCREENING, faults, lambda: chosen(screened, config)) if screened else set()
-    measured = with_references(names, [p.probe for p in observer.probes])
-    if full:
-        names = names | {p.name for p in observer.fixed}
-    elif not ranks.swappable:  # now or never
-        names = names | {o.name for o in screened if o.baseline is None}
-    seen = screened + looked(names | measured, curvature=True)
-    return seen, Screened(screened, frozenset(names)) if config.screens else None
 
 
 def with_references(names: Collection[str], probes: Collection[Probe]) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.report.history import Event, Row, Run
 

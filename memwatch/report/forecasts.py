@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.forecast import Forecast, forecast
+from memwatch.judge.verdict import Verdict
 from memwatch.report.history import Event, Row, Run
 
 Curve = tuple[list[float], list[float]]  # steps, and a log factor each

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
 from memwatch.report.jsonl import read_lines
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from memwatch.config import HeatmapConfig
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.advice import advice_of, headline, not_watched
 from memwatch.report.copied import proof_words
@@ -21,8 +21,8 @@ from memwatch.report.forecasts import ahead
 from memwatch.report.frames import Frames, frames_of
 from memwatch.report.heatmap import STOPS
 from memwatch.report.history import Event, Row, Run
-from memwatch.report.title_bar import VERDICT_COLOURS
 from memwatch.report.timeline import STYLES, level_curves, loss_timeline, rows_by_name, severity_timeline
+from memwatch.report.title_bar import VERDICT_COLOURS
 from memwatch.run_folder import write_whole
 
 PAGE = "report.html"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.copies import Proof
 from memwatch.report.heatmap import BAR, SHOWN, colour_bar, fitted, overlay
 from memwatch.report.report import Report

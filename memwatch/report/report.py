@@ -51,9 +51,9 @@ from typing import Any
 from PIL import Image
 
 from memwatch.config import MemWatchConfig
-from memwatch.judge.alerts import Verdict
-from memwatch.judge.calibration import top_means
 from memwatch.judge.findings import Finding, Judgement
+from memwatch.judge.statistic import top_means
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import Signals, factor
 from memwatch.report.about import About
 from memwatch.report.copied import copied_row, copied_scalars, copied_text

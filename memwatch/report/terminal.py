@@ -10,7 +10,7 @@ from unicodedata import combining, east_asian_width
 
 from tqdm.auto import tqdm
 
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
 from memwatch.report.copied import proof_words
 from memwatch.report.history import Event, Row

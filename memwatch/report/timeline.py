@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from memwatch.config import AlertsConfig
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 from memwatch.report.chart import Axes, Line, Mark, across, band, frame, labels, line, mark, svg, upright
 from memwatch.report.history import Event, Row, Run
 

@@ -6,8 +6,8 @@ from functools import cache
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
+from memwatch.judge.verdict import Verdict
 
 VERDICT_COLOURS = {  # of Okabe and Ito's palette, and a grey: colour-blind people tell them apart
     Verdict.MEMORIZED: "#D55E00",

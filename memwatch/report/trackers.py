@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from memwatch.faults import Faults
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 from memwatch.report.report import Report
 from memwatch.report.retention import stem_of
 

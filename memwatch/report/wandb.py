@@ -14,8 +14,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
+from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
 from memwatch.report.report import Report
 from memwatch.report.wandb_media import ProbeTable, images_of

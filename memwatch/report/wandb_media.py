@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
 from memwatch.judge.regions import Region
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.report import Report
 

@@ -22,7 +22,7 @@ import memwatch.act.last_clean
 import memwatch.measure.snapshots
 from memwatch.act.last_clean import LastClean, is_clean, is_memorized
 from memwatch.faults import Faults
-from memwatch.judge.alerts import ProbeState, Verdict
+from memwatch.judge.verdict import ProbeState, Verdict
 
 
 @pytest.fixture

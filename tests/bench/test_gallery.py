@@ -20,7 +20,7 @@ from memwatch.bench.proofs import counted, pool_of, proof_table, row
 from memwatch.bench.sets import MODERATE
 from memwatch.bench.stored import State, state_of
 from memwatch.bench.verdicts import region_iou, stored
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.copies import COPY
 from memwatch.report.picture import COPY as COPY_COLOUR
 

@@ -20,7 +20,7 @@ from torch import nn
 import memwatch.measure.adapt
 from memwatch import ConfigError, MemWatch, Probe, ProbeError
 from memwatch.denoiser import Components, StableDiffusion3, family_of, load_components
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 
 # --- events ----------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from support.builders import SMALL, SNAPSHOT_MAPS, Loop, assert_same, maps
 
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 
 
 def watched(pretrained, pipeline, folder, steps: int = 2, **kind) -> tuple[Loop, list]:

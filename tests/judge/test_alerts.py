@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from memwatch.config import AlertsConfig
-from memwatch.judge.alerts import Evidence, ProbeState, Verdict, judge
-from memwatch.judge.calibration import largest_p
+from memwatch.judge.statistic import largest_p
+from memwatch.judge.verdict import Evidence, ProbeState, Verdict, judge
 
 MEMORIZED, SUSPICIOUS, NO_EVIDENCE, INCONCLUSIVE = (
     Verdict.MEMORIZED,

@@ -10,9 +10,8 @@ import pytest
 from scipy import stats
 from support.observations import seen
 
-from memwatch.judge.alerts import Evidence, ProbeState, Verdict
-from memwatch.judge.audit import Audit, audit_of
 from memwatch.judge.findings import Finding, capped
+from memwatch.judge.verdict import Audit, Evidence, ProbeState, Verdict, audit_of
 
 
 @dataclass(frozen=True)

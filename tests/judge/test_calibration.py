@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage, stats
 
 from memwatch.config import ConfigError, RegionsConfig
-from memwatch.judge.calibration import (
+from memwatch.judge.statistic import (
     NUM_SIZES,
     RESOLUTION,
     Null,

@@ -12,9 +12,9 @@ import memwatch.judge.findings
 from memwatch import Probe
 from memwatch.bench.promise import SIDE, config_of, observation
 from memwatch.config import AlertsConfig
-from memwatch.judge.compared import Screened
 from memwatch.judge.findings import judge_event
 from memwatch.judge.screen import chosen, with_references
+from memwatch.judge.statistic import Screened
 from memwatch.measure.measurement import Measurement
 
 CONFIG = config_of(AlertsConfig())

@@ -13,11 +13,9 @@ from support.observations import controls, measured, peers, seen
 
 from memwatch import Probe
 from memwatch.config_file import load_config
-from memwatch.judge.alerts import Evidence, ProbeState, Verdict
-from memwatch.judge.audit import Audit
-from memwatch.judge.calibration import Null, top_means
-from memwatch.judge.compared import References, profile_of
 from memwatch.judge.findings import is_alert, judge_event, judge_probe
+from memwatch.judge.statistic import Null, References, profile_of, top_means
+from memwatch.judge.verdict import Audit, Evidence, ProbeState, Verdict
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import RHO_FLOOR, compute_signals
 

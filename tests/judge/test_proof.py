@@ -14,10 +14,10 @@ import memwatch.judge.proof
 from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, StrictError
-from memwatch.judge.alerts import Evidence, ProbeState, Verdict
 from memwatch.judge.findings import Finding
 from memwatch.judge.proof import COMPARING, PROVING, core_of, due, proofs_of, prove
 from memwatch.judge.regions import Region
+from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.images import decode_latents
 from memwatch.measure.measurement import Observation

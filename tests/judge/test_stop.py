@@ -12,9 +12,9 @@ import torch
 
 from memwatch import Probe
 from memwatch.config import StopConfig
-from memwatch.judge.alerts import Evidence, ProbeState, Verdict
 from memwatch.judge.findings import Finding
 from memwatch.judge.stop import StopState, decide_stop
+from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.copies import Proof
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.picked import duplicates, part, plain_rows, surveyed
 
-import memwatch.judge.calibration
+import memwatch.judge.statistic
 from memwatch.picking.hold_out import BY_HAND, MIN_CONTROLS, WITHOUT, Plan, held_out, in_proportion, plan, readable_rows
 from memwatch.picking.mix import ordinary_rows
 from memwatch.picking.rows import RowError
@@ -17,7 +17,7 @@ def held(survey, watched, number, seed=0):
 
 
 def test_it_takes_as_many_controls_as_the_judge_does():
-    assert MIN_CONTROLS == memwatch.judge.calibration.MIN_CONTROLS == 11
+    assert MIN_CONTROLS == memwatch.judge.statistic.MIN_CONTROLS == 11
 
 
 @pytest.mark.parametrize(

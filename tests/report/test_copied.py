@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.observations import seen
 
-from memwatch.judge.alerts import Evidence, ProbeState, Verdict
 from memwatch.judge.findings import Finding
+from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.copies import COPY, Proof
 from memwatch.report.copied import copied_row, copied_scalars, copied_text
 

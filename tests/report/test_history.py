@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from support.builders import SMALL, Loop
 
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
 from memwatch.report.history import Event, Row, Run
 

@@ -12,8 +12,8 @@ import torch
 from support.observations import controls, measured, peers, seen
 
 from memwatch.config_file import load_config
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Judgement, judge_event
+from memwatch.judge.verdict import Verdict
 from memwatch.report.history import Event
 from memwatch.report.report import Report, level_factors
 

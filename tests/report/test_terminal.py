@@ -10,8 +10,8 @@ import pytest
 from support.builders import SMALL, Loop
 
 from memwatch.config_file import load_config
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Judgement
+from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
 from memwatch.report.history import Event, Row
 from memwatch.report.report import Report

@@ -10,8 +10,8 @@ from PIL import ImageColor
 from support.observations import controls, measured, seen
 
 from memwatch.config_file import load_config
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import judge_event
+from memwatch.judge.verdict import Verdict
 from memwatch.report.title_bar import VERDICT_COLOURS, contrast, fitting, font_of, in_words, ink_on, strip, wrapped
 
 

@@ -16,8 +16,8 @@ from support.wandb_runs import OfflineRun
 from support.wandb_writing import ABOUT, Tracker, offline, report_of, write
 
 from memwatch.config_file import load_config
-from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.findings import Judgement
+from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.report.report import Report
 from memwatch.report.wandb import SINGLE, WandbSink, alerts_of
 

@@ -25,8 +25,8 @@ import memwatch.callback
 import memwatch.judge.findings
 import memwatch.judge.screen
 from memwatch import MemWatch, Probe
-from memwatch.judge.alerts import Evidence
 from memwatch.judge.stop import StopState
+from memwatch.judge.verdict import Evidence
 from memwatch.measure.measurement import Observation
 
 SIZE = 16  # pixels; latents are 8x8

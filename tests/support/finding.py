@@ -8,9 +8,9 @@ import numpy as np
 from support.observations import seen
 
 from memwatch import MemWatchConfig, Probe, Report
-from memwatch.judge.alerts import Evidence, ProbeState, Verdict
 from memwatch.judge.findings import Finding, Judgement
 from memwatch.judge.regions import Region
+from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 
 SIDE = 32  # pixels of a probe's image
 

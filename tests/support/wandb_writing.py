@@ -13,8 +13,8 @@ from support.builders import picture
 from support.observations import controls, seen
 
 from memwatch.config_file import load_config
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import judge_event
+from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
 from memwatch.report.report import Report
 from memwatch.report.wandb import WandbSink

@@ -10,7 +10,7 @@ import pytest
 import quickstart
 from quickstart import BOXES, PLANTED, SIZE, WHOLE, Run, photo_set, problems
 
-from memwatch.judge.alerts import Verdict
+from memwatch.judge.verdict import Verdict
 
 STOPPED = "step 200: 5 probe(s) memorized"
 BANNER, STICKER = BOXES["banner"], BOXES["sticker"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Protocol
 
 from memwatch.config import AlertsConfig
-from memwatch.judge.calibration import largest_p
+from memwatch.judge.statistic import largest_p, upper_bound
 from memwatch.measure.probes import MIN_CONTROLS
 
 
@@ -82,7 +84,8 @@ class ProbeState:
     rarest_p: float = 1.0
 
 
-RANK_P = 0.05  # a rank p-value that contradicts no call
+UNCALIBRATED_SEVERITY = 2.0  # reduction factor from which a probe is suspicious where there are no controls
+RANK_P = 0.05  # a rank p-value against ordinary training images that contradicts no call
 
 
 def judge(
@@ -118,10 +121,10 @@ def judge(
     if evidence.severity_low <= 1:
         return clean, f"variance reduction {effect}: its error bar reaches 1x"
     if not evidence.any_controls:
-        if evidence.severity < rule.uncalibrated_severity:
-            return clean, f"{effect}, uncalibrated: without controls it takes {rule.uncalibrated_severity:g}x"
+        if evidence.severity < UNCALIBRATED_SEVERITY:
+            return clean, f"{effect}, uncalibrated: without controls it takes {UNCALIBRATED_SEVERITY:g}x"
         return suspicious, f"{effect}, uncalibrated (no controls)"
-    if evidence.p is None or evidence.rank_p is None:
+    if evidence.p is None:
         few = f"{evidence.num_controls} usable controls of its kind, and it takes {MIN_CONTROLS}"
         return replace(unknown, events=events), f"{effect}, but there are {few}"
     found = f"{effect}, p = {evidence.p:.2g}"
@@ -142,13 +145,10 @@ def judge(
 def _short_of_memorized(evidence: Evidence, rule: AlertsConfig, allowed: float) -> str | None:
     """Why one event is not enough for ``memorized``, for which p may be ``allowed``; ``None`` where it is."""
     assert evidence.p is not None
-    assert evidence.rank_p is not None
     if evidence.severity < rule.min_severity:
         return f"an effect below {rule.min_severity:g}x"
     if evidence.p > allowed:
-        return f"not rare enough to call in a whole run (p <= {allowed:.1g})"
-    if not _rare_by_rank(evidence.rank_p, evidence.num_controls):
-        return f"but as many controls are as high (rank p = {evidence.rank_p:.2f})"
+        return f"p must be at most {allowed:.1g} to keep the run's false-alarm rate"
     whole_set_is_stored = evidence.severity_peers >= rule.min_severity  # its own company is no excuse then
     p_peers = evidence.rank_p_peers
     if p_peers is not None and not _rare_by_rank(p_peers, evidence.num_peers) and not whole_set_is_stored:
@@ -159,3 +159,56 @@ def _short_of_memorized(evidence: Evidence, rule: AlertsConfig, allowed: float) 
 def _rare_by_rank(p: float, n: int) -> bool:
     """Whether a rank p-value is as small as it should be, or as small as n references can make it."""
     return p <= max(RANK_P, 1 / (1 + n))
+
+
+# --- audit ---
+
+
+class Judged(Protocol):
+    """A control after this event."""
+
+    @property
+    def state(self) -> ProbeState: ...
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the rule said of the controls so far.
+
+    Attributes:
+        called: controls that were called memorized at any event so far.
+        of: controls that were judged.
+        rarest_p: the smallest p-value at which a control was called; 1 where none was.
+    """
+
+    called: int = 0
+    of: int = 0
+    rarest_p: float = 1.0
+
+    @property
+    def at_most(self) -> float:
+        """The largest rate of false alarms per probe and run that this leaves plausible, at 95 % confidence."""
+        return upper_bound(self.called, self.of) if self.of else 1.0
+
+    @property
+    def p_needed(self) -> float:
+        """The p-value that a probe may have at most to be called all the same.
+
+        A called control contradicts the promise: p-values are not what they say. What they still give is an order, in
+        which nothing stored is as likely to be the rarest as any control is. So a probe needs twice the called
+        control's evidence (the square of its p-value). Where evidence, ``-log p``, has an exponential tail, a probe
+        comes to twice the largest of N by chance with probability ``2 / ((N + 1)(N + 2))``.
+        """
+        return self.rarest_p**2
+
+    def __str__(self) -> str:
+        if not self.of:
+            return "false-alarm check: there are no controls to run it on"
+        called = f"{self.called} of {self.of} controls {'was' if self.called == 1 else 'were'}"
+        return f"false-alarm check: {called if self.called else f'none of {self.of} controls was'} called"
+
+
+def audit_of(controls: Sequence[Judged]) -> Audit:
+    """What the rule has said of these controls up to this event."""
+    called = [control.state.rarest_p for control in controls if control.state.called]
+    return Audit(len(called), len(controls), min(called, default=1.0))

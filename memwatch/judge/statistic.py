@@ -8,14 +8,17 @@ rule, wherever they lie. Sizes are powers of two, and a p-value pays for all of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from scipy import stats
 
-from memwatch.measure.probes import MIN_CONTROLS
+from memwatch.config import SignalsConfig
+from memwatch.measure.measurement import Observation
+from memwatch.measure.probes import MIN_CONTROLS, Probe
+from memwatch.measure.signals import Signals, compute_signals
 
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 RESOLUTION = 0.05  # of a log factor: controls that differ by less are alike, and a spread below it is estimated as it
@@ -41,8 +44,8 @@ def top_means(values: np.ndarray) -> np.ndarray:
 def size_index(num_pixels: int, of: int) -> int:
     """Which of the sizes a region is compared at: the largest that is not larger than the region.
 
-    A smaller size has the higher means, so that rounding down never favours the region. The smallest area that
-    ``RegionsConfig`` allows is the smallest size, because fewer pixels would have an advantage there.
+    A smaller size has the higher means, so that rounding down never favours the region. ``regions.MIN_AREA`` is the
+    smallest size, because fewer pixels would have an advantage there.
     """
     return next((i for i, size in enumerate(sizes_of(of)) if size <= num_pixels), NUM_SIZES - 1)
 
@@ -114,11 +117,6 @@ class Null:
         """
         return float((1 + (self.profiles[:, size] >= mean).sum()) / (1 + len(self)))
 
-    @property
-    def smallest_rank_p(self) -> float:
-        """The smallest rank p-value that N controls can give."""
-        return 1 / (1 + len(self))
-
 
 def share_of_budget(event: int, planned: int | None = None) -> float:
     """The share of a run's false-alarm budget that its n-th event may spend, n = 1, 2, ...; all of them sum to 1.
@@ -155,3 +153,96 @@ def upper_bound(count: int, of: int, confidence: float = 0.95) -> float:
     0.117
     """
     return 1.0 if count >= of else float(stats.beta.ppf(confidence, count + 1, of - count))
+
+
+# --- what is held against what ---
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What the screen saw at one event.
+
+    Attributes:
+        observations: of everything, run forward only, at the screen's noise draws.
+        chosen: names of those that are judged with curvature.
+    """
+
+    observations: Sequence[Observation]
+    chosen: frozenset[str]
+
+
+@dataclass(frozen=True)
+class References:
+    """What a probe is compared with: controls of its own kind (reference or prompt), and ordinary training images.
+
+    Attributes:
+        controls, peers: their null distributions. any_controls: whether there are controls of either kind.
+        severity_peers: median severity of the peers.
+    """
+
+    controls: Null
+    peers: Null
+    any_controls: bool
+    severity_peers: float = 1.0
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Observations of one event that are made of the same terms, so that any of them can be held against any other.
+
+    Attributes:
+        observations: by name, of probes, controls and peers.
+        signals: by name; ``None`` where the measurements are not finite. profiles: by name, see ``profile_of``.
+    """
+
+    observations: Mapping[str, Observation]
+    signals: Mapping[str, Signals | None]
+    profiles: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], config: SignalsConfig, terms: str | None = None) -> Compared:
+        """Compare by the configured terms, or by others."""
+        signals = compute_signals(
+            observations,
+            terms=terms or config.terms,
+            against=config.against,
+            smooth=config.smooth,
+        )
+        return cls({o.name: o for o in observations}, signals, {name: profile_of(s) for name, s in signals.items()})
+
+    @classmethod
+    def both(
+        cls, observations: Sequence[Observation], screened: Screened | None, config: SignalsConfig
+    ) -> tuple[Compared, Compared]:
+        """What is judged by the configured terms, and what is judged by the screen's loss: all by the first without it.
+
+        Args:
+            observations: of everything, with curvature where it was measured.
+        """
+        if screened is None:
+            return cls.of(observations, config), cls.of([], config)
+        measured = [o for o in observations if o.has_curvature]
+        return cls.of(measured, config), cls.of(screened.observations, config, terms="loss")
+
+    def controls_of(self, probe: Probe) -> Null:
+        """The controls that a probe is judged by: those of its kind, without itself."""
+        return self._null(probe, [o.probe for o in self.observations.values() if o.probe.is_control])
+
+    def peers_of(self, probe: Probe) -> Null:
+        """The ordinary training images of its kind."""
+        return self._null(probe, [o.probe for o in self.observations.values() if o.probe.is_peer])
+
+    def _null(self, probe: Probe, group: Sequence[Probe]) -> Null:
+        of_kind = [other.name for other in group if other.is_reference is probe.is_reference]
+        null = Null.of([self.profiles[name] for name in of_kind if name != probe.name])
+        return replace(null, judged=int(probe.name in of_kind))
+
+
+def profile_of(signals: Signals | None) -> np.ndarray:
+    """``top_means`` of the map that decides; NaN where nothing was compared.
+
+    What has risen counts as unchanged: how much a model forgets of other pictures says nothing of what it stores.
+    """
+    if signals is None or signals.decisive is None:
+        return np.full(NUM_SIZES, np.nan)
+    return top_means(signals.decisive.samples.double().mean(0).clamp(min=0).numpy())
