@@ -134,7 +134,7 @@ class MemWatch:
             ema=ema,
         )
         self.folder = RunFolder(Path(self.config.output_dir))
-        stores = open_stores(self.folder.folder, self.config.snapshots, self.ranks)
+        stores = open_stores(self.folder.folder, self.ranks)
         fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(outside)
         reading = self.observer.denoiser.schedule.prediction_type
         marks = fingerprints(self.config, self.observer.prepared, str(accelerator.mixed_precision), reading)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
@@ -36,16 +35,30 @@ names the key, the value and what is allowed.
 """
 
 
+TURNED = (  # the settings that people turn, first on the page
+    *("every_steps", "overhead", "max_train_steps", "output_dir", "probes", "controls", "resolution", "weights"),
+    *("rollback", "strict", "levels.timesteps", "curvature.batch_size", "signals.baseline"),
+    *("alerts.false_alarms_per_run", "alerts.min_severity", "alerts.webhook"),
+    *("proof.enabled", "stop.enabled", "stop.num_probes", "stop.require_copy"),
+)
+HEAD = "| key | default | meaning |\n|---|---|---|"
+
+
 def page() -> str:
-    """The whole page as markdown: the introduction, the top-level keys, and one table per section.
+    """The whole page as markdown: the introduction, the settings that people turn, and the others by section.
 
     Raises:
         ValueError: a key has no entry in the ``Attributes:`` of its docstring, or an entry has no key.
     """
-    sections = {item.name: item.default_factory for item in fields(MemWatchConfig) if _is_section(item)}
-    parts = [INTRO, *_section("Top level", MemWatchConfig, "")]
+    sections = {"": MemWatchConfig, **{f.name: f.default_factory for f in fields(MemWatchConfig) if _is_section(f)}}
+    found = {name: rows(cls, f"{name}." if name else "") for name, cls in sections.items()}
+    every = {key: row for of_section in found.values() for key, row in of_section.items()}
+    parts = [INTRO, "## The settings that people turn", "", HEAD, *(every[key] for key in TURNED), ""]
     for name, cls in sections.items():
-        parts += _section(f"`{name}`", cls, f"{name}.")
+        if others := [row for key, row in found[name].items() if key not in TURNED]:
+            title = f"## More: `{name}`" if name else "## More: top level"
+            parts += [title, "", _markdown(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]), ""]
+            parts += [HEAD, *others, ""]
     return "\n".join(parts)
 
 
@@ -61,16 +74,15 @@ def _is_section(item: Field[Any]) -> bool:
     return is_dataclass(item.default_factory)
 
 
-def _section(title: str, cls: Any, prefix: str) -> Iterator[str]:
+def rows(cls: Any, prefix: str) -> dict[str, str]:
+    """By key, a section's lines of the table."""
     own = [item for item in fields(cls) if not _is_section(item)]
     meanings, names = entries(cls), [item.name for item in own]
     if list(meanings) != names:
         raise ValueError(f"{cls.__name__}: documented are {', '.join(meanings)}; its keys are {', '.join(names)}")
-    summary, _, _ = inspect.cleandoc(cls.__doc__).partition("\n\n")
-    yield f"## {title}\n\n{_markdown(summary)}\n\n| key | default | meaning |\n|---|---|---|"
-    for item in own:
-        yield f"| `{prefix}{item.name}` | `{_as_yaml(item)}` | {_markdown(meanings[item.name])} |"
-    yield ""
+    keys = [f"{prefix}{name}" for name in names]
+    shown = [f"| `{_as_yaml(item)}` | {_markdown(meanings[item.name])} |" for item in own]
+    return {key: f"| `{key}` {row}" for key, row in zip(keys, shown, strict=True)}
 
 
 def _as_yaml(item: Field[Any]) -> str:

@@ -15,9 +15,11 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="memwatch-tests-")  # sur
 import pytest
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from support import families as tiny
-from support.builders import CONFIG, call_every_change, picture, save_pipeline
+from support.builders import CONFIG, SCREENS, call_every_change, picture, save_pipeline
 from support.processes import new_process
 from support.scans import scan_into, train_watched
+
+from memwatch.config import MemWatchConfig
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +86,12 @@ def prompts(tmp_path) -> str:
     file = tmp_path / "prompts.txt"
     file.write_text("a red poster\na cat on a sofa\n", encoding="utf-8")
     return str(file)
+
+
+@pytest.fixture
+def screened(monkeypatch) -> None:
+    """Events are screened, as they are for users; ``support.builders`` switches that off for the other tests."""
+    monkeypatch.setattr(MemWatchConfig, "screens", SCREENS)
 
 
 @pytest.fixture

@@ -39,13 +39,14 @@ def test_an_entry_of_several_lines_is_joined():
 @pytest.mark.parametrize("name", ["Missing", "Extra"])
 def test_a_docstring_that_does_not_fit_is_an_error(name):
     with pytest.raises(ValueError, match=f"{name}: documented are .*; its keys are "):
-        list(config_table._section("title", globals()[name], ""))
+        config_table.rows(globals()[name], "")
 
 
 def test_values_are_shown_as_yaml():
-    text = "\n".join(config_table._section("title", Documented, "some."))
-    assert "| `some.one` | `[1, 2]` | first line, second line: third line. |" in text
-    assert "| `some.two` | `null` | short. |" in text
+    assert config_table.rows(Documented, "some.") == {
+        "some.one": "| `some.one` | `[1, 2]` | first line, second line: third line. |",
+        "some.two": "| `some.two` | `null` | short. |",
+    }
 
 
 def test_the_default_file_spells_out_every_default():

@@ -112,14 +112,14 @@ class Seconds:
 
 def free_event(watch, step):
     """An event that does nothing but take ``EVENT`` seconds."""
-    watch._progress.last_step, watch._progress.events = step, watch._progress.events + 1
-    watch._progress.clock.now.passed += EVENT
-    watch._progress.clock.first = watch._progress.clock.first or EVENT
+    watch.progress.last_step, watch.progress.events = step, watch.progress.events + 1
+    watch.progress.clock.now.passed += EVENT
+    watch.progress.clock.first = watch.progress.clock.first or EVENT
 
 
 def train_until(watch, number: int, batches: int, accumulation: int, every_batch: bool) -> None:
     """A loop of ``BATCH`` seconds per batch up to that batch, the next one of a run that has resumed, too."""
-    seconds = watch._progress.clock.now
+    seconds = watch.progress.clock.now
     done = (watch.state_dict()["clock"]["trained"]) / BATCH
     loader = watch.guard(DataLoader(range(batches)))
     while done < number:
@@ -146,11 +146,11 @@ def test_measured_steps_are_the_loops_own(
         watch = loop.watch(pipeline, config=settings)
         if state is not None:
             watch.load_state_dict(state)
-        watch._progress.clock.now = Seconds()
+        watch.progress.clock.now = Seconds()
         train_until(watch, steps * accumulation, batches, accumulation, every_batch)
         state = watch.state_dict()
         watch.close()
-    clock = watch._progress.clock
+    clock = watch.progress.clock
     assert clock.steps == pytest.approx([BATCH * accumulation] * len(clock.steps))
     assert len(clock.steps) == WARM_UP + TIMED
     assert (

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from memwatch.config import SignalsConfig, SnapshotsConfig
+from memwatch.config import SignalsConfig
 from memwatch.faults import Faults
 from memwatch.measure.disk_offload import shelved
 from memwatch.measure.fingerprint import SCREEN, UNCONDITIONAL
@@ -220,12 +220,12 @@ class Baselines:
         return [probe.name for probe in probes if self._store(probe).steps and not self._steps(probe)]
 
 
-def open_stores(folder: Path, snapshots: SnapshotsConfig, ranks: Ranks) -> tuple[SnapshotStore, SnapshotStore]:
+def open_stores(folder: Path, ranks: Ranks) -> tuple[SnapshotStore, SnapshotStore]:
     """The ledger and the weights below ``folder``."""
     writes_ledger = ranks.accelerator.is_local_main_process
-    ledger = SnapshotStore(folder / "ledger", snapshots.keep, writes=writes_ledger, waits=True)
-    weights = ranks.weights_folder(folder / "snapshots") if snapshots.on_disk else None
-    return ledger, SnapshotStore(weights, snapshots.keep, writes=ranks.writes_weights)
+    ledger = SnapshotStore(folder / "ledger", 4, writes=writes_ledger, waits=True)
+    weights = ranks.weights_folder(folder / "snapshots")
+    return ledger, SnapshotStore(weights, 4, writes=ranks.writes_weights)
 
 
 def measured_on(observations: Sequence[Observation]) -> dict[str, Measurement]:

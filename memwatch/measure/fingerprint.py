@@ -22,7 +22,7 @@ def measured_under(config: MemWatchConfig, p: PreparedProbe) -> dict[str, Any]:
     settings = config.to_dict()
     of_prompts = () if p.probe.is_reference else ("sampling", "resolution")  # an image has its own size
     kept = {key: settings[key] for key in ("levels", "curvature", "seed", "weights", "precision", *of_prompts)}
-    del kept["curvature"]["batch_size"], kept["levels"]["screen_draws"]
+    del kept["curvature"]["batch_size"]
     image = None if p.image is None else [list(p.image.shape), hashlib.sha256(p.image.tobytes()).hexdigest()]
     return kept | {"prompt": p.probe.prompt, "probe_seed": p.probe.seed, "image": image}
 
@@ -54,4 +54,4 @@ def fingerprints(
     """By name that of each probe; with ``UNCONDITIONAL`` and ``SCREEN`` after it those of its other measurements."""
     found = {p.name: fingerprint(config, p, mixed_precision, reading) for p in probes}
     found |= {name + UNCONDITIONAL: digest(text) for name, text in found.items()}
-    return found | {name + SCREEN: digest(text, config.levels.screen_draws) for name, text in found.items()}
+    return found | {name + SCREEN: digest(text, 1) for name, text in found.items()}

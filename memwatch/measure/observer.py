@@ -250,8 +250,8 @@ class Observer:
         """What needs no other weights: the view, and the observation with the baseline where the ledger has it."""
         view, generations = self.view(p)
         screened = not curvature and p.probe.is_reference  # sampling costs a prompt probe more than its draws do
-        view = view.first_draws(self.config.levels.screen_draws) if screened else view
-        looks = self.config.signals.unconditional and self.knows_prompt(p)
+        view = view.first_draws(1) if screened else view
+        looks = self.knows_prompt(p)
         draws = view.noisy_latents.shape[1]
         recalled = baselines.recall(p.probe, step, curvature=curvature)
         baseline, without = (None if m is None else m.first_draws(draws) for m in recalled)
@@ -332,7 +332,7 @@ class Observer:
 
     def generate(self, caption: str, count: int) -> np.ndarray:
         """Generations from the caption of a probe, RGB uint8 ``(count, H, W, 3)``; call it inside ``borrowed``."""
-        sampling = replace(self.config.sampling, num_inference_steps=self.config.proof.num_inference_steps)
+        sampling = self.config.sampling
         conditioning = next(p.conditioning for p in self.probes if self.caption_of(p.probe) == caption)
         seeds = range(self.config.seed, self.config.seed + count)
         return self._decoded(self._sampled(conditioning, sampling, seeds))

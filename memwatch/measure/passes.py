@@ -34,11 +34,11 @@ def count_passes(config: MemWatchConfig, num_references: int, num_prompts: int, 
         branches: 2 where the model without the prompt is looked at as well, else 1.
     """
     levels, sampling = config.levels, config.sampling
-    branches = branches if config.signals.unconditional else 1
+    pass
     of_draw = len(levels.timesteps) * branches
     full_rows = of_draw * levels.draws * (1 + config.curvature.vectors)
     twice = 2  # now, and under earlier weights at the noisy latents of today
-    screened = of_draw * levels.screen_draws
+    screened = of_draw * 1
     return Passes(
         screen=(num_references * screened + num_prompts * twice * of_draw * levels.draws) if config.screens else 0,
         full=(num_references + twice * num_prompts) * full_rows,

@@ -24,7 +24,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memwatch.config import AGAINST, COMBINATIONS, TERMS
+from memwatch.config import AGAINST, TERMS
+
+COMBINATIONS = ("adjacent_min", "mean", "max")
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
 
@@ -185,7 +187,7 @@ class Signals:
             raw=None if o.now.rho is None else raw_curvature(o.now.rho.smooth(smooth)),
         )
 
-    def decided(self, *, terms: str, against: str, combine: str, expected: Tensor | None = None) -> Signals:
+    def decided(self, *, terms: str, against: str, combine: str = "mean", expected: Tensor | None = None) -> Signals:
         """The same with the map that decides, see ``decide`` and ``combine_levels``.
 
         Args:
@@ -244,7 +246,7 @@ def branch_quantile(signals: Signals, terms: str) -> Tensor | None:
 
 
 def compute_signals(
-    observations: Sequence[Observation], *, terms: str, against: str, combine: str, smooth: int
+    observations: Sequence[Observation], *, terms: str, against: str, smooth: int, combine: str = "mean"
 ) -> dict[str, Signals | None]:
     """Every signal of every probe at one event, by name; ``None`` where its measurements are not finite.
 

@@ -108,7 +108,7 @@ def measure(report: Report) -> str:
         return f"{stop}{reached}; a probe can be called memorized from {rule.min_severity:g}x on."
     if report.calibrated:
         return f"{stop}The controls were not compared with anything at this event."
-    return f"{stop}No controls: a probe is suspicious from {rule.uncalibrated_severity:g}x on, and none is memorized."
+    return f"{stop}No controls: a probe is suspicious from 2x on, and none is memorized."
 
 
 def grid(findings: Sequence[Finding], report: Report) -> Image.Image:
@@ -116,7 +116,7 @@ def grid(findings: Sequence[Finding], report: Report) -> Image.Image:
     panels = 3 if any(f.proof is not None for f in findings) else 2
     columns = min(len(findings), 5 - panels)
     width = (GRID - (columns - 1) * EDGE) // columns
-    cards = [card(f, width, panels, report.config.heatmap.max_factor) for f in findings]
+    cards = [card(f, width, panels, 6.0) for f in findings]
     rows = [cards[i : i + columns] for i in range(0, len(cards), columns)]
     left_out = len(report.findings) - len(findings)
     last = round(LETTERS * LEADING) if left_out else -EDGE

@@ -12,7 +12,6 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from memwatch.config import HeatmapConfig
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.advice import advice_of, headline, not_watched
@@ -48,7 +47,7 @@ def write_page(folder: Path, file: Path | None = None, *, renew: float | None = 
 def render(run: Run, *, renew: float | None = None) -> str:
     """The page as text."""
     about, settings = run.about, run.about.settings
-    max_factor = float(settings.get("heatmap", {}).get("max_factor", HeatmapConfig().max_factor))
+    max_factor = 6.0
     frames = frames_of(run, max_factor)
     order, by_name = run.last.worst_first, rows_by_name(run)
     return (
@@ -117,7 +116,7 @@ def region_cells(region: Mapping[str, Any]) -> list[str]:
     """A region under the page's header: box, area, effect, its logarithm and error, p, rank p, noise level."""
     error = "" if region["sem"] is None else f" ± {region['sem']:.2f}"
     p, rank_p = ("-" if region[key] is None else f"{region[key]:.2g}" for key in ("p", "rank_p"))
-    level = "-" if region["level"] is None else f"t = {region['level']:g}"
+    level = "-"
     box, effect = ", ".join(map(str, region["box"])), region["effect"]
     return [box, f"{region['area']:.0%}", f"{factor(effect):.2f}x", f"{effect:.2f}{error}", p, rank_p, level]
 

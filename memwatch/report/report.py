@@ -167,7 +167,7 @@ class Report:
                 chance += f", rank p = {r.rank_p_peers:.2f} against {finding.evidence.num_peers} training images"
             effect = f"{math.exp(r.effect):.1f}x less freedom (log ratio {r.effect:.2f} ± {r.sem:.2f})"
             where = f"region {r.box} px, {r.area:.0%} of the image"
-            lines.append(f"{where}: {effect}, strongest at timestep {r.level:g}, {chance}")
+            lines.append(f"{where}: {effect}, {chance}")
         if copied := copied_text(finding):
             lines.append(copied)
         lines.append(f"baseline: {self.baseline_text(finding)}.")

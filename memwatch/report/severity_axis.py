@@ -34,7 +34,7 @@ def band(report: Report, named: Collection[str], width: int, height: int) -> Ima
         named: probes whose dots get a label.
         width, height: pixels.
     """
-    picture, top = Image.new("RGB", (width, height), PAPER), report.config.heatmap.max_factor
+    picture, top = Image.new("RGB", (width, height), PAPER), 6.0
     draw = ImageDraw.Draw(picture)
     draw.text((0, 0), TITLE, INK, font_of(LETTERS))
     picture.paste(colour_bar(height - LINE, top, LETTERS), (0, LINE))

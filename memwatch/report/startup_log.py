@@ -58,7 +58,7 @@ def say_pace(pace: Pace, config: MemWatchConfig) -> None:
 
 def warn_of_branch(config: MemWatchConfig, observer: Observer, num_watched: int) -> None:
     """Say where the unconditional branch is no second baseline, because it says the same as the prompt."""
-    if not config.signals.unconditional or config.signals.against == "snapshot":
+    if config.signals.against == "snapshot":
         return
     if observer.unconditional is None:
         logger.info("memwatch: this model has no unconditional branch; only snapshot baselines are used")

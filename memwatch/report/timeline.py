@@ -47,7 +47,7 @@ def alert_level(run: Run) -> tuple[float, str]:
     if run.last.calibrated:
         level = float(given.get("min_severity", rule.min_severity))
         return level, f"alert level {level:g}x"
-    level = float(given.get("uncalibrated_severity", rule.uncalibrated_severity))
+    level = 2.0
     return level, f"suspicious from {level:g}x, without controls"
 
 

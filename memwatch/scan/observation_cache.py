@@ -45,7 +45,7 @@ class KeptObservations:
     ) -> None:
         self.folder, self.config, self.stamps = folder, config, stamps
         signals = config.signals
-        self._depends = [FORMAT, signals.baseline, signals.unconditional, *depends]
+        self._depends = [FORMAT, signals.baseline, *depends]
 
     def _file(self, step: int, p: PreparedProbe, sources: Sequence[tuple[int, str]]) -> Path:
         stamped = [(s, source, self.stamps[s]) for s, source in sources]

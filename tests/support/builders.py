@@ -21,10 +21,10 @@ from support.processes import new_process
 from torch.utils.data import DataLoader
 from transformers import CLIPTextConfig, CLIPTextModel
 
-import memwatch.callback
+import memwatch.event
 import memwatch.judge.findings
-import memwatch.judge.screen
-from memwatch import MemWatch, Probe
+import memwatch.judge.regions
+from memwatch import MemWatch, MemWatchConfig, Probe
 from memwatch.judge.stop import StopState
 from memwatch.judge.verdict import Evidence
 from memwatch.measure.measurement import Observation
@@ -33,20 +33,18 @@ SIZE = 16  # pixels; latents are 8x8
 TOKENS = 32
 CONFIG: dict[str, Any] = {
     "every_steps": 2,
-    "screen": False,
     "levels": {"timesteps": [61, 301], "draws": 2},
     "curvature": {"vectors": 4, "tile": 4, "batch_size": 8},
     "sampling": {"num_inference_steps": 3, "guidance_scale": 3.0},
-    "proof": {"seeds": 2, "num_inference_steps": 2},
 }
-SMALL: dict[str, Any] = CONFIG | {  # one level, no unconditional branch; a failure is an error
+SMALL: dict[str, Any] = CONFIG | {  # one level; a failure is an error
     "strict": True,
     "levels": {"timesteps": [61], "draws": 2},
     "curvature": {"vectors": 2, "tile": 2},
-    "signals": {"unconditional": False},
 }
+SCREENS = MemWatchConfig.screens  # the real rule; most tests measure everything at every event
+MemWatchConfig.screens = False  # type: ignore[assignment,method-assign]
 EAGER: dict[str, Any] = {  # with ``call_every_change``, whatever changes is memorized at once
-    "regions": {"min_factor": 1.000001},
     "alerts": {"patience": 1},
 }
 SNAPSHOT_MAPS = ("collapse", "log_ratio", "score", "loss_log_ratio")
@@ -116,6 +114,7 @@ def call_every_change(monkeypatch: Any) -> None:
         return replace(evidence, **found, any_controls=True, num_controls=20)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)
+    monkeypatch.setattr(memwatch.judge.regions, "MIN_FACTOR", 1.000001)
 
 
 def choose(monkeypatch: Any, *names: str) -> None:
@@ -124,16 +123,16 @@ def choose(monkeypatch: Any, *names: str) -> None:
     def chosen(observations: list[Observation], config: Any) -> set[str]:
         return {o.name for o in observations if o.baseline is not None} & set(names)
 
-    monkeypatch.setattr(memwatch.judge.screen, "chosen", chosen)
+    monkeypatch.setattr(memwatch.event, "chosen", chosen)
 
 
 def stop_at(step: int, monkeypatch: Any) -> None:
     """Let every watch stop at that step, whatever it has found."""
 
     def decide(state: StopState, findings: Any, now: int, rule: Any) -> StopState:
-        return StopState(1, "enough") if now >= step else state
+        return StopState("enough") if now >= step else state
 
-    monkeypatch.setattr(memwatch.callback, "decide_stop", decide)
+    monkeypatch.setattr(memwatch.event, "decide_stop", decide)
 
 
 class Loop:
