@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from evidence.old.events import LOOKED_AT, Numbers, Setting, SettingCost, Workbench, varied
 from tqdm.auto import tqdm
 
-from memwatch.bench.events import LOOKED_AT, Numbers, Setting, SettingCost, Workbench, varied
 from memwatch.cli.scan import require_option
 from memwatch.config_file import load_config
 from memwatch.report.about import machine

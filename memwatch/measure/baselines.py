@@ -15,10 +15,10 @@ from torch import Tensor
 
 from memwatch.config import SignalsConfig, SnapshotsConfig
 from memwatch.faults import Faults
+from memwatch.measure.disk_offload import shelved
 from memwatch.measure.fingerprint import SCREEN, UNCONDITIONAL
 from memwatch.measure.measurement import Measurement, Observation, from_tensors, tensor_names, to_tensors
 from memwatch.measure.probes import Probe
-from memwatch.measure.disk_offload import shelved
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.ranks import Ranks
 

@@ -19,6 +19,7 @@ from memwatch.denoiser import Components, Conditioning, borrow, can_checkpoint, 
 from memwatch.measure.adapt import adapt, require_of_model
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.batches import Batches
+from memwatch.measure.disk_offload import ShelvedNetwork, shelved
 from memwatch.measure.images import decode_latents
 from memwatch.measure.lora_off import lora_off
 from memwatch.measure.measure import measure, run_forward
@@ -27,7 +28,6 @@ from memwatch.measure.passes import Passes, count_passes
 from memwatch.measure.prepare import PreparedProbe, named_as_controls, named_as_peers, on_shelf, prepare
 from memwatch.measure.probes import Probe, as_probes
 from memwatch.measure.reading import Reading
-from memwatch.measure.disk_offload import ShelvedNetwork, shelved
 from memwatch.measure.views import View, generate, noised, prompt_view, reference_view
 from memwatch.measure.weights import (
     averages,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from memwatch.denoiser import Components, Conditioning, Denoiser
+from memwatch.measure.disk_offload import shelved
 from memwatch.measure.images import cropped, encode_images, read_image
 from memwatch.measure.probes import Probe, ProbeError
-from memwatch.measure.disk_offload import shelved
 
 logger = logging.getLogger("memwatch")
 

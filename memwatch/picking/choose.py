@@ -10,8 +10,8 @@ from memwatch.picking.hold_out import held_out, plan, readable_rows
 from memwatch.picking.mix import ordinary_rows, pick_rows, rotation_of
 from memwatch.picking.picked import Picked
 from memwatch.picking.survey import GroupKind, Survey
-from memwatch.picking.training_set import TrainingSet
 from memwatch.picking.text import counted, listed
+from memwatch.picking.training_set import TrainingSet
 
 PEERS = 8  # ordinary rows, a second reference
 

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from memwatch.picking.lsh import checked, keys_of
 from memwatch.picking.boxes import Box, box_of, inside
 from memwatch.picking.keypoints import SIDE
+from memwatch.picking.lsh import checked, keys_of
 from memwatch.picking.moved import DIRECTIONS, TABLES, WIDTH, Points, alike, compared, one_per_place, points_of
 from memwatch.picking.same_place import equal_cells, equal_regions
 

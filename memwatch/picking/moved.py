@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from memwatch.picking.lsh import checked, keys_of, pairs_with_next
 from memwatch.picking.keypoints import REACH, SIDE
+from memwatch.picking.lsh import checked, keys_of, pairs_with_next
 
 DIRECTIONS, WIDTH = 7, 40.0  # of the keys by which alike keypoints are found, see ``keys_of``
 FOLLOWING = 3  # see ``pairs_with_next``

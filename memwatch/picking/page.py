@@ -16,13 +16,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from memwatch.measure.probes import Probe
-from memwatch.picking.representatives import middle_square
 from memwatch.picking.mix import OF_KIND, PickedRow, Why, places
 from memwatch.picking.picked import Picked
+from memwatch.picking.representatives import middle_square
 from memwatch.picking.rows import RowError
 from memwatch.picking.survey import Box, Group, GroupKind
-from memwatch.picking.trained_on import picture_of
 from memwatch.picking.text import counted
+from memwatch.picking.trained_on import picture_of
 
 LARGE, SMALL = 224, 96  # pixels of a picture on the page
 FELLOWS = 6  # other members of a group that are shown

@@ -7,10 +7,10 @@ from typing import Any
 from memwatch.config import require
 from memwatch.denoiser import untouched_streams
 from memwatch.measure.probes import MIN_CONTROLS
+from memwatch.picking.cache import shared_survey
 from memwatch.picking.choose import choose
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.cache import shared_survey
 
 
 def pick(

@@ -19,8 +19,8 @@ from memwatch.picking.boxes import Box
 from memwatch.picking.captions import caption_groups, rare_captions
 from memwatch.picking.duplicates import MAX_BITS, MAX_DIFFERENCE, bits_apart, coarse, difference, duplicate_groups
 from memwatch.picking.hashes import Hashed, Hashes, hash_rows, hashes_of
-from memwatch.picking.representatives import best_members
 from memwatch.picking.parts import SAMPLE, shared_parts
+from memwatch.picking.representatives import best_members
 from memwatch.picking.training_set import RowError, TrainingSet
 
 __all__ = ["Box", "Group", "GroupKind", "Survey", "matches", "survey"]

@@ -12,8 +12,8 @@ from memwatch.picking.picked import Picked
 from memwatch.picking.pictures import decoded
 from memwatch.picking.rows import as_training_set
 from memwatch.picking.survey import matches
-from memwatch.picking.training_set import RowError, called, content_key
 from memwatch.picking.text import counted, listed
+from memwatch.picking.training_set import RowError, called, content_key
 
 COMPARED = 5_000  # rows of a dataloader that are hashed at most; reading more would delay the first step
 

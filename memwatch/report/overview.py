@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw
 
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
-from memwatch.report.severity_axis import band
 from memwatch.report.heatmap import fitted
 from memwatch.report.picture import MARGIN, Panel, centred, heat_panel, image_panel, nearest_of, row_of
 from memwatch.report.report import Report
+from memwatch.report.severity_axis import band
 from memwatch.report.title_bar import INK, LEADING, PAPER, QUIET, fitting, font_of, strip, wrapped
 
 WIDTH = 1600  # pixels

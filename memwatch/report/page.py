@@ -21,8 +21,8 @@ from memwatch.report.forecasts import ahead
 from memwatch.report.frames import Frames, frames_of
 from memwatch.report.heatmap import STOPS
 from memwatch.report.history import Event, Row, Run
-from memwatch.report.title_bar import VERDICT_COLOURS
 from memwatch.report.timeline import STYLES, level_curves, loss_timeline, rows_by_name, severity_timeline
+from memwatch.report.title_bar import VERDICT_COLOURS
 from memwatch.run_folder import write_whole
 
 PAGE = "report.html"

@@ -18,10 +18,10 @@ from memwatch.report.page import write_page
 from memwatch.report.retention import NEWEST
 from memwatch.run_folder import write_whole
 from memwatch.scan.arrivals import Arrivals
+from memwatch.scan.checkpoint_store import Checkpoint, from_list
 from memwatch.scan.checkpoints import CheckpointError, found_in, is_complete
 from memwatch.scan.follow_state import RECORD, read_record, what_is_other, write_record
 from memwatch.scan.scan import Scan
-from memwatch.scan.checkpoint_store import Checkpoint, from_list
 
 logger = logging.getLogger("memwatch")
 

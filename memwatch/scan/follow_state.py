@@ -10,8 +10,8 @@ from typing import Any
 
 from memwatch.measure.fingerprint import digest, fingerprints
 from memwatch.run_folder import write_json
-from memwatch.scan.scan import OBSERVATIONS, Scan
 from memwatch.scan.checkpoint_store import Checkpoint, from_list
+from memwatch.scan.scan import OBSERVATIONS, Scan
 
 logger = logging.getLogger("memwatch")
 

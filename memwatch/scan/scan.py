@@ -38,11 +38,11 @@ from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sink, Sinks
 from memwatch.resume import Progress, warn_of_baselines
+from memwatch.scan.checkpoint_store import Checkpoint, KeptWeights, Seen, own_text_encoders
 from memwatch.scan.checkpoints import CheckpointError, load_model
 from memwatch.scan.deciding import DecidingSink
 from memwatch.scan.earlier import EarlierModel
 from memwatch.scan.observation_cache import KeptObservations
-from memwatch.scan.checkpoint_store import Checkpoint, KeptWeights, Seen, own_text_encoders
 
 logger = logging.getLogger("memwatch")
 

@@ -8,8 +8,8 @@ import pytest
 from support.finding import event, found
 from support.picked import chosen, duplicates, part, photo, save_folder, surveyed
 
-from memwatch.act.source_rows import rows_behind
 from memwatch.act.flagged import FLAGGED, Flagged, FlaggedSink, Look, flagged_of, read_flagged, told
+from memwatch.act.source_rows import rows_behind
 from memwatch.picking.rows import as_training_set
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)

@@ -6,10 +6,10 @@ import json
 import re
 
 import pytest
+from evidence.old.events import FIRST, FULL, SCREENED, USUAL, Numbers, event_passes, multiplied, varied
 from support.builders import CONFIG
 from support.processes import new_process
 
-from memwatch.bench.events import FIRST, FULL, SCREENED, USUAL, Numbers, event_passes, multiplied, varied
 from memwatch.cli import main
 from memwatch.config_file import load_config
 from memwatch.measure.passes import count_passes

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from evidence.old.forecast_shapes import SHAPES, held
 from scipy import optimize, stats
 
-from memwatch.bench.forecast_shapes import SHAPES, held
 from memwatch.judge.forecast import WINDOW, forecast
 
 FAR = {"reach": math.inf}

@@ -13,7 +13,7 @@ from support.observations import GREY
 from memwatch import Probe
 from memwatch.config import MemWatchConfig
 from memwatch.judge.calibration import NUM_SIZES, Null
-from memwatch.judge.screen import MIN_Z_SCORE, MIN_FACTOR, chosen, with_references
+from memwatch.judge.screen import MIN_FACTOR, MIN_Z_SCORE, chosen, with_references
 from memwatch.measure.measurement import Measurement, Observation
 
 SIDE = 8

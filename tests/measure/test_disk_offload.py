@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evidence.old.held import bytes_held
 from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, picture
 
 import memwatch.measure.disk_offload
 from memwatch import Probe
-from memwatch.bench.held import bytes_held
 from memwatch.measure.baselines import Baselines
-from memwatch.measure.observer import Observer
 from memwatch.measure.disk_offload import ShelvedNetwork, shelved
+from memwatch.measure.observer import Observer
 
 
 def test_tensors_come_back_and_no_file_is_left(tmp_path):

@@ -17,8 +17,8 @@ from support.picked import photo, save_folder
 
 import memwatch
 import memwatch.picking.cache
-from memwatch.picking.rows import as_training_set
 from memwatch.picking.cache import KEPT, cache_folder, digest_of, forget_oldest, shared_survey
+from memwatch.picking.rows import as_training_set
 
 TEXTS = [f"a photo of number {i}" for i in range(6)]
 

@@ -10,8 +10,8 @@ from support.picked import chosen, duplicates, part, shade, surveyed
 
 from memwatch.picking.boxes import inside
 from memwatch.picking.choose import PEERS
-from memwatch.picking.representatives import best_members
 from memwatch.picking.mix import Why
+from memwatch.picking.representatives import best_members
 from memwatch.picking.rows import as_training_set
 
 

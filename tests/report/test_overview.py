@@ -14,7 +14,6 @@ from memwatch.config_file import load_config
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.measure.copies import Proof
-from memwatch.report.severity_axis import band
 from memwatch.report.overview import (
     CARDS,
     CHART,
@@ -29,6 +28,7 @@ from memwatch.report.overview import (
     overview_of,
 )
 from memwatch.report.report import Report
+from memwatch.report.severity_axis import band
 from memwatch.report.title_bar import strip
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -13,10 +13,10 @@ from support.observations import controls, measured, seen
 from memwatch.config_file import load_config
 from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import judge_event
-from memwatch.report.severity_axis import DOT, LEFT, LINE, RIGHT, SHADE, band, swarm
 from memwatch.report.chart import apart
 from memwatch.report.heatmap import height_of
 from memwatch.report.report import Report
+from memwatch.report.severity_axis import DOT, LEFT, LINE, RIGHT, SHADE, band, swarm
 from memwatch.report.title_bar import VERDICT_COLOURS
 
 WIDTH, HEIGHT = 400, 600

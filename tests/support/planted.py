@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evidence.runs.event import GUIDED, PROMPTED
+from evidence.runs.protocol import LEVELS, NUM_SEEDS, event_file, later_file
+from evidence.runs.train import Run
+from evidence.verdicts.stored import is_fixed
+from evidence.worlds.items import Item, looked_at
+from evidence.worlds.sets import MODERATE, STRONG
+from evidence.worlds.world import WORLDS, Plan
 from torch import Tensor
 
-from memwatch.bench.items import Item, looked_at
-from memwatch.bench.look import GUIDED, PROMPTED
-from memwatch.bench.protocol import LEVELS, NUM_SEEDS, event_file, later_file
-from memwatch.bench.sets import MODERATE, STRONG
-from memwatch.bench.stored import is_fixed
-from memwatch.bench.train import Run
-from memwatch.bench.worlds import WORLDS, Plan
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, to_tensors
 from memwatch.measure.views import fixed_noise

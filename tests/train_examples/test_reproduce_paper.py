@@ -11,11 +11,11 @@ import pyarrow.parquet
 import pytest
 import torch
 from evidence import planted, reproduce_paper
+from evidence.rivals.bright_ending import bright_ending, recording
 from evidence.templates_verbs import download, memorized, non_memorized
 from PIL import Image
 from support.processes import new_process
 
-from memwatch.bench.bright_ending import bright_ending, recording
 from memwatch.config_file import load_config
 from memwatch.denoiser import make_denoiser
 from memwatch.denoiser.schedule import NoiseSchedule

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import quickstart
 
-from memwatch.bench.markdown import PACKAGES, markdown_table
+from evidence.pages.markdown import PACKAGES, markdown_table
 from memwatch.config import MemWatchConfig
 from memwatch.report.about import machine
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from planted_files import KINDS, LARGE, SMALL, Plan, planned, write_rows
 
-from memwatch.bench.markdown import markdown_table
+from evidence.pages.markdown import markdown_table
 from memwatch.picking.parts import SAMPLE
 from memwatch.report.about import machine
 

@@ -26,8 +26,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from memwatch.bench.bright_ending import bright_ending
-from memwatch.bench.evaluation import evaluate_sets, read_folders
+from evidence.rivals.bright_ending import bright_ending
+from memwatch.cli.eval import evaluate_sets, read_folders
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components, make_denoiser
 from memwatch.denoiser.schedule import NoiseSchedule

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from drop_and_go_on import GENERATIONS, by_chance, copies
 
-from memwatch.bench.markdown import PACKAGES, markdown_table
+from evidence.pages.markdown import PACKAGES, markdown_table
 from memwatch.report.about import machine
 
 RESULTS = Path(__file__).parents[1] / "results" / "roll_back.md"
