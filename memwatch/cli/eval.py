@@ -1,7 +1,11 @@
-"""Evaluation: a folder of maps against a folder of masks, as ``memwatch eval`` runs it."""
+"""``memwatch eval MAPS MASKS``: how well a folder of maps finds what a folder of masks says is memorized."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +19,31 @@ from memwatch.cli.metrics import at_threshold, auc, best_of_thresholds, resized,
 from memwatch.config import RegionsConfig
 from memwatch.judge.regions import threshold_of
 
-RULE = RegionsConfig()
+MIN_FACTOR, RELATIVE = RegionsConfig().min_factor, RegionsConfig().relative
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Compare maps (NAME.npy) with masks (NAME.png); a map without a mask counts as non-memorized."
+    add = parser.add_argument
+    add("maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored")
+    add("masks", type=Path, help="folder of masks of one size, white where memorized")
+    add("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    add("--threshold", type=float, help="in the maps' unit (default: the one that memwatch takes for each map)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0; or 1 when files had to be left out."""
+    if args.threshold is not None and not math.isfinite(args.threshold):
+        raise ValueError(f"--threshold: got {args.threshold}, allowed: a finite number")
+    samples, problems = read_folders(args.maps, args.masks)
+    result = evaluate_sets(samples, args.threshold)
+    print(overlap_table(result))
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +132,7 @@ def read_folders(maps: Path, masks: Path) -> tuple[list[Sample], list[str]]:
             size = f"{mask.shape[1]}x{mask.shape[0]}"
             problems.append(f"mask {masks / name}.png: {size} px, the other masks have {shape[1]}x{shape[0]} px")
             continue
-        own = threshold_of(values, RULE.min_factor, RULE.relative)
+        own = threshold_of(values, MIN_FACTOR, RELATIVE)
         samples.append(Sample(name, resized(values, shape), mask, float(values.mean()), own))
     if not samples:
         raise ValueError("; ".join(["no map is left to evaluate", *problems]))

@@ -13,9 +13,9 @@ from evidence.old.alternatives import (
     judged_again,
     rejudged,
 )
+from evidence.rivals.stops import CLOSE, copies_by, held_out_loss, stop_table
 from evidence.runs.finished import Finished
 from evidence.verdicts.product import Product
-from evidence.verdicts.stops import CLOSE, copies_by, held_out_loss, stop_table
 from evidence.verdicts.stored import State, copied_at, first_copy, state_of, unfinished
 from evidence.verdicts.tables import (
     before_copy,

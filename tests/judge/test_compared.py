@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from evidence.promise import SIDE, config_of, observation
+from evidence.simulation import SIDE, config_of, observation
 
 import memwatch.judge.findings
 from memwatch import Probe

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evidence.old.held import bytes_held
 from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, picture
+from support.memory import bytes_held
 
 import memwatch.measure.disk_offload
 from memwatch import Probe
@@ -86,7 +86,7 @@ def test_a_watch_holds_next_to_nothing_between_events(baseline, pretrained, tmp_
     del reports
     gc.collect()
     others = [loop.accelerator, loop.bare, loop.unet, loop.loader, watch.accelerator, watch.observer.parts.scheduler]
-    held = bytes_held(watch, others)["cpu"]
+    held = bytes_held(watch, others)
     assert isinstance(watch.observer, Observer)
     assert isinstance(watch.baselines, Baselines)
     image = 16 * 16 * 3

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from evidence import planted, reproduce_paper
-from evidence.rivals.bright_ending import bright_ending, recording
+from evidence.runs.bright_ending import bright_ending, recording
 from evidence.templates_verbs import download, memorized, non_memorized
 from PIL import Image
 from support.processes import new_process

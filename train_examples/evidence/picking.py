@@ -35,7 +35,7 @@ TIMED = 200  # pictures that hashing is timed on
 
 PAGE = """# What is found before training
 
-Written by `{command}`. {machine}.
+Written by `bench.py --pick`. {machine}.
 
 The benchmark's own sets as files would hold them: every planted item is drawn as often as its dose says, an ordinary
 photo once: about 780 pictures of 64 px, seeds {seeds}. The survey (`memwatch pick`) knows nothing of what was planted.
@@ -165,23 +165,21 @@ class Tally:
         self.moved_false.append(grouped(np.flatnonzero(planted.owner < 0), groups))
 
 
-def write_picking(
-    folder: Path, command: str, seeds: Sequence[int] = SEEDS, moved_seeds: Sequence[int] = MOVED_SEEDS
-) -> Path:
+def write_picking(folder: Path, seeds: Sequence[int] = SEEDS, moved_seeds: Sequence[int] = MOVED_SEEDS) -> Path:
     """``pick.md`` in ``folder``."""
     tally = Tally()
     for seed in seeds:
         tally.add_planted(seed)
     for seed in moved_seeds:
         tally.add_moved(seed)
-    text = page(tally, f"{min(seeds)} to {max(seeds)}", hashing_time(), command)
+    text = page(tally, f"{min(seeds)} to {max(seeds)}", hashing_time())
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "pick.md"
     file.write_text(text, encoding="utf-8")
     return file
 
 
-def page(tally: Tally, seeds: str, milliseconds: float, command: str) -> str:
+def page(tally: Tally, seeds: str, milliseconds: float) -> str:
     """The results in words and tables.
 
     Args:
@@ -193,7 +191,6 @@ def page(tally: Tally, seeds: str, milliseconds: float, command: str) -> str:
         for (kind, dose), of in cells
     ]
     return PAGE.format(
-        command=command,
         machine=machine(*PACKAGES),
         seeds=seeds,
         pure=PURE,

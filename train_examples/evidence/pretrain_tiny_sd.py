@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from textwrap import fill
@@ -27,11 +28,13 @@ import torch.nn.functional as F
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from photographs import PRETRAINING, UNSEEN, Photograph, views
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from photographs import PRETRAINING, UNSEEN, Photograph, views
 
 SIZE = 64  # pixels
 WORDS = """a an the of on in at with and photo picture poster card banner logo sign sticker stamp frame label number

@@ -1,235 +1,118 @@
 """The promise, simulated: how often a run in which nothing is stored calls something memorized, and what it finds.
 
-What the network would have said is drawn; everything after it is the product's own code: signals, the screen's choice,
-regions, p-values, the budget of a run, patience, the check by ranks, the audit of the controls. The smallest effect
-that matters is left out, because it would hide what the statistics do.
+python train_examples/evidence/promise.py --runs 400 --output train_examples/results/promise.md
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from zlib import crc32
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
-import torch
-from scipy import stats
+from tqdm.auto import tqdm
 
-from memwatch.config import AlertsConfig, LevelsConfig, MemWatchConfig, RegionsConfig, SignalsConfig
-from memwatch.judge.alerts import Verdict
-from memwatch.judge.calibration import upper_bound
-from memwatch.judge.compared import Screened
-from memwatch.judge.findings import Judgement, judge_event
-from memwatch.judge.screen import chosen, with_references
-from memwatch.measure.curvature import CurvatureMap
-from memwatch.measure.measurement import Measurement, Observation
-from memwatch.measure.probes import Probe
-from memwatch.measure.signals import LOSS_FLOOR, RHO_FLOOR
+from memwatch.config_file import load_config
+from memwatch.report.about import machine
 
-TAILS = ("normal", "t5", "lognormal")  # of severities, on the log scale
-SKEW = 0.5  # sigma of the lognormal
-SPREAD = 0.15  # standard deviation of severities, of variance and loss alike; log of a factor
-STORED = 8.0  # standard deviations of the controls: severity of a probe that is stored, on a quarter of the picture
-STORED_ONE = "stored"
-SHARED = 0.7  # of the variance of severities: the same all over one picture, the rest pixel by pixel
-FALLS = {"": (0.0, 0.0), "variance": (1.0, 0.1), "both": (1.0, 1.0)}  # of variance and loss
-SIDE = 8  # of a map, pixels
-NORMAL = np.linspace(-8, 8, 8001)
-STUDENT = np.sign(NORMAL) * stats.t.isf(stats.norm.sf(np.abs(NORMAL)), 5) / np.sqrt(5 / 3)  # unit variance
-DRAWS = np.array([-0.002, 0.002])[:, None, None]  # by how much two noise draws differ, so that there is an error bar
-NO_FLOOR = 1 + 1e-6
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from evidence.pages.markdown import markdown_table
+from evidence.simulation import FALLS, SPREAD, STORED, TAILS, Outcome, cells, simulate
 
+PAGE = """# The promise, simulated
 
-@dataclass(frozen=True)
-class Cell:
-    """One setting.
+`{command}`: {settings} settings, {runs} runs each, {minutes:.1f} minutes. {machine}.
 
-    Attributes:
-        controls, probes, events: numbers of them.
-        autocorrelation: of one object's severities between events, in [0, 1].
-        tail: distribution of severities; ``t5`` has heavy tails, ``lognormal`` (sigma 0.5) is skewed to the right.
-        fall: what falls on every picture alike until the end of the run, see ``FALLS``; the model learns, stores none.
-    """
+The promise: a run in which nothing is stored calls anything memorized with a probability of {promised} at most
+(`alerts.false_alarms_per_run`), for any number of probes and events, however the events depend on each other. Here
+what the network would say of every picture is drawn at random, on the log scale with a standard deviation of {spread:g}
+for variance and loss alike, and memwatch's own screen and judge decide. Only the smallest severity of an alert is left
+out, because it would hide what the statistics do.
 
-    controls: int = 20
-    probes: int = 8
-    events: int = 20
-    autocorrelation: float = 0.8
-    tail: str = "normal"
-    fall: str = ""
+The promise is {verdict}
+
+*False alarms*: share of runs that call any probe of which nothing is stored, with its 95 % interval; **bold** where the
+promise is broken, because the interval lies above it. *Found*: share of runs that call one more probe, which is stored
+at {stored:g} standard deviations of the controls on a quarter of the picture from the middle of the run on. *A control
+is called*: share of runs in which the same rule calls a control, which caps later verdicts. *Measured*: share of
+curvature that the screen asked for before anything was stored. *Falls*: by how much (a natural log) variance and loss
+fall on every picture alike until the end of the run, because the model learns.
+
+{table}
+"""
 
 
-def cells() -> Iterator[Cell]:
-    """The middle of everything, and what differs from it in one respect; the tails and the falls together as well."""
-    yield Cell()
-    yield from (Cell(controls=n) for n in (11, 50))
-    yield from (Cell(probes=n) for n in (1, 32))
-    yield from (Cell(autocorrelation=rho) for rho in (0.0, 1.0))
-    yield from (Cell(tail=tail, fall=fall) for tail in TAILS for fall in FALLS if (tail, fall) != ("normal", ""))
-
-
-# --- what the network would have said ---------------------------------------------------------------------------------
-
-
-def shaped(z: np.ndarray, tail: str) -> np.ndarray:
-    """Standard normal numbers -> the distribution of that name, with mean 0 and variance 1."""
-    if tail == "t5":
-        heavy: np.ndarray = np.interp(z, NORMAL, STUDENT)
-        return heavy
-    if tail == "lognormal":
-        mean, variance = np.exp(SKEW**2 / 2), np.exp(SKEW**2) * (np.exp(SKEW**2) - 1)
-        skewed: np.ndarray = (np.exp(SKEW * z) - mean) / np.sqrt(variance)
-        return skewed
-    return z
-
-
-def log_factors(cell: Cell, rng: np.random.Generator, stored: float = STORED) -> Iterator[np.ndarray]:
-    """By how much variance and loss of every picture have fallen, event by event: ``(2, objects, SIDE, SIDE)``.
-
-    Objects are the probes, of which the first is stored from the middle of the run on, and the controls.
+def page(outcomes: Sequence[Outcome], promised: float, command: str, minutes: float) -> str:
+    """Markdown.
 
     Args:
-        stored: how much of the first, in standard deviations of the controls, on a quarter of the picture.
+        outcomes: of cells of any number and kind, of equally many runs.
+        promised: ``alerts.false_alarms_per_run``.
+        minutes: that it took.
     """
-    objects, rho = 1 + cell.probes + cell.controls, cell.autocorrelation
-
-    def fresh() -> tuple[np.ndarray, np.ndarray]:
-        return rng.standard_normal((2, objects, 1, 1)), rng.standard_normal((2, objects, SIDE, SIDE))
-
-    whole, pixels = fresh()
-    for event in range(cell.events):
-        if event:
-            whole, pixels = (
-                rho * old + np.sqrt(1 - rho**2) * new for old, new in zip((whole, pixels), fresh(), strict=True)
-            )
-        own = np.sqrt(SHARED) * shaped(whole, cell.tail) + np.sqrt(1 - SHARED) * pixels
-        common = np.array(FALLS[cell.fall]) * (event + 1) / cell.events
-        if event >= cell.events // 2:
-            own[:, 0, : SIDE // 2, : SIDE // 2] += stored
-        yield common[:, None, None, None] + SPREAD * own
-
-
-def observation(probe: Probe, variance: np.ndarray, loss: np.ndarray, *, curvature: bool) -> Observation:
-    """A picture whose retained variance and loss were 1 everywhere and have fallen by these log factors.
-
-    Args:
-        variance, loss: ``(SIDE, SIDE)``.
-        curvature: False is what the screen sees: the loss, at the first of two noise draws.
-    """
-    draws = 2 if curvature else 1
-    ones, zeros = torch.ones(1, draws, 1, SIDE, SIDE), torch.zeros(1, draws, 1, SIDE, SIDE)
-    error = np.maximum((1 + LOSS_FLOOR) * np.exp(-(loss + DRAWS[:draws])) - LOSS_FLOOR, 0)
-    epsilon = torch.from_numpy(np.sqrt(error)).float()[None, :, None]
-    rho = torch.from_numpy((1 + RHO_FLOOR) * np.exp(-(variance + DRAWS)) - RHO_FLOOR).float()[None]
-    return Observation(
-        probe,
-        (301.0,),
-        now=Measurement(CurvatureMap(rho) if curvature else None, epsilon),
-        baseline=Measurement(CurvatureMap(ones[:, :, 0]) if curvature else None, ones),
-        baseline_step=0,
-        eps=zeros,
+    broken = [o for o in outcomes if not o.keeps(promised)]
+    tails = "; ".join(name for tail, name in TAILS.items() if any(o.cell.tail == tail for o in broken))
+    verdict = f"broken in {len(broken)} settings, where severities are of this kind: {tails}."
+    return PAGE.format(
+        command=command,
+        settings=len(outcomes),
+        runs=outcomes[0].runs,
+        minutes=minutes,
+        machine=machine("memwatch", "numpy", "scipy", "torch"),
+        promised=percent(promised),
+        spread=SPREAD,
+        stored=STORED,
+        verdict=verdict if broken else "kept in every setting.",
+        table=markdown_table([row(o, promised) for o in outcomes]),
     )
 
 
-# --- the product ------------------------------------------------------------------------------------------------------
+def row(outcome: Outcome, promised: float) -> dict[str, str]:
+    """A setting and what came out of it, by column."""
+    cell, runs = outcome.cell, outcome.runs
+    low, high = map(percent, outcome.interval)
+    rate = percent(outcome.alarmed / runs)
+    rate = rate if outcome.keeps(promised) else f"**{rate}**"
+    numbers = {name: f"{getattr(cell, name):g}" for name in ("controls", "probes", "events", "autocorrelation")}
+    return {
+        "severities": TAILS[cell.tail],
+        "falls": " and ".join(f"{fall:g}" for fall in FALLS[cell.fall]) if cell.fall else "-",
+        **numbers,
+        "false alarms": f"{rate} ({low} to {high})",
+        "found": percent(outcome.found / runs),
+        "a control is called": percent(outcome.contradicted / runs),
+        "measured": percent(outcome.measured),
+    }
 
 
-def config_of(rule: AlertsConfig) -> MemWatchConfig:
-    """The shipped settings at one noise level and without a smallest effect."""
-    return MemWatchConfig(
-        levels=LevelsConfig(timesteps=(301,), draws=2),
-        signals=SignalsConfig(smooth=1),
-        regions=RegionsConfig(min_factor=NO_FLOOR),
-        alerts=replace(rule, min_severity=NO_FLOOR),
-    )
+def percent(share: float) -> str:
+    """``0.5 %``, ``72 %``: one decimal below ten."""
+    return f"{100 * share:.{1 if share < 0.0995 else 0}f} %"
 
 
-def probes_of(cell: Cell) -> list[Probe]:
-    """One that is stored, those of which nothing is, then controls."""
-    names = [STORED_ONE, *(f"probe/{i}" for i in range(cell.probes))]
-    controls = [Probe("", "drawn", name=f"control/{i}", is_control=True) for i in range(cell.controls)]
-    return [*(Probe("", "drawn", name=name) for name in names), *controls]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate every setting and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--runs", type=int, default=100, help="simulated per setting (default: %(default)s, about an hour)")
+    add("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+    add("--config", type=Path, help="whose alerts are simulated (default: the shipped settings)")
+    add("--output", type=Path, metavar="FILE.md", help="write the page there; it is printed otherwise")
+    args = parser.parse_args(argv)
+    if args.runs < 1 or args.seed < 0:
+        parser.error("--runs takes 1 or greater, --seed 0 or greater")
+    rule, began = load_config(args.config).alerts, time.monotonic()
+    outcomes = [simulate(cell, args.runs, rule, args.seed) for cell in tqdm(list(cells()), disable=None)]
+    command = f"promise.py --runs {args.runs} --seed {args.seed}"
+    text = page(outcomes, rule.false_alarms_per_run, command, (time.monotonic() - began) / 60)
+    if args.output is None:
+        print(text, end="")
+    else:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text, encoding="utf-8")
+    return 0
 
 
-def judgements(events: Iterable[np.ndarray], probes: Sequence[Probe], config: MemWatchConfig) -> Iterator[Judgement]:
-    """One run, event by event, as ``screen.observe`` and ``judge_event`` have it.
-
-    Args:
-        events: see ``log_factors``.
-    """
-    judgement = Judgement()
-    for number, (variance, loss) in enumerate(events, start=1):
-        pictures = list(zip(probes, variance, loss, strict=True))
-        screened = [observation(*picture, curvature=False) for picture in pictures]
-        names = {p.name for p in probes} if config.is_full_event(number) else chosen(screened, config)
-        measured = with_references(names, probes)
-        full = {p.name: observation(p, v, s, curvature=True) for p, v, s in pictures if p.name in measured}
-        seen, by_screen = [full.get(o.name, o) for o in screened], Screened(screened, frozenset(names))
-        judgement = judge_event(seen, judgement.states, number, config, screened=by_screen)
-        yield judgement
-
-
-# --- what comes out ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came out of one cell.
-
-    Attributes:
-        runs: how many were simulated.
-        alarmed: those that called any probe of which nothing is stored.
-        found: those that called the one that is stored from the middle of the run on.
-        contradicted: those whose audit contradicted the promise at any event.
-        measured: share of curvature that was measured before anything was stored, full events left out.
-    """
-
-    cell: Cell
-    runs: int
-    alarmed: int
-    found: int
-    contradicted: int
-    measured: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Share of runs with a false alarm."""
-        return self.alarmed / self.runs
-
-    @property
-    def power(self) -> float:
-        """Share of runs that find what is stored."""
-        return self.found / self.runs
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of ``rate`` (Clopper & Pearson)."""
-        low = 1 - upper_bound(self.runs - self.alarmed, self.runs, 0.975)
-        return low, upper_bound(self.alarmed, self.runs, 0.975)
-
-    def keeps(self, promised: float) -> bool:
-        """Whether the promised rate is plausible."""
-        return self.interval[0] <= promised
-
-
-def simulate(cell: Cell, runs: int, rule: AlertsConfig, seed: int = 0, stored: float = STORED) -> Outcome:
-    """Run one cell.
-
-    Verdicts on what is not stored do not depend on what is, so that one run shows both.
-
-    Args:
-        stored: see ``log_factors``.
-    """
-    config, probes = config_of(rule), probes_of(cell)
-    alarmed = found = contradicted = 0
-    shares = []
-    for run in range(runs):
-        rng = np.random.default_rng([seed, run, crc32(repr(cell).encode())])
-        events = list(judgements(log_factors(cell, rng, stored), probes, config))
-        called = {f.name for j in events for f in j.findings if f.verdict is Verdict.MEMORIZED}
-        alarmed += bool(called - {STORED_ONE})
-        found += STORED_ONE in called
-        contradicted += any(j.audit.called for j in events)
-        quiet = enumerate(events[: cell.events // 2], start=1)
-        shares += [j.num_measured / len(probes) for number, j in quiet if not config.is_full_event(number)]
-    return Outcome(cell, runs, alarmed, found, contradicted, float(np.mean(shares)))
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 import numpy as np
-from evidence.runs.protocol import SHIPPED
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
 from evidence.verdicts.product import Product
 from evidence.verdicts.stored import copied_at, first_copy
 from evidence.verdicts.tables import region_iou
 from evidence.worlds.items import Item
-from PIL import Image, ImageDraw
-from scipy import ndimage
-
 from memwatch.report.heatmap import colours, overlay
-from memwatch.report.picture import COPY as COPY_COLOUR
-from memwatch.report.title_bar import INK, LEADING, PAPER, QUIET, draw_chip, font_of, in_words, wrapped
 
+MAX_FACTOR = 6.0  # at the top of the colour scale
 ZOOM, TILE = 2, 128  # a picture's pixel becomes ZOOM x ZOOM of a tile's
 NEAREST = 4  # generations that are shown
 COLUMNS = 4 + NEAREST
-GAP, LETTERS = 4, 14  # pixels
-LINE = round(LEADING * LETTERS)
+GAP, LETTERS, LINE = 4, 14, 20  # pixels
 WIDTH = COLUMNS * TILE + (COLUMNS - 1) * GAP
+CHARACTERS = 145  # of one line
 DIMMED = 0.3  # of the brightness of what lies outside of an outline
-OUTLINE = "#FFFFFF"
+INK, QUIET, PAPER, OUTLINE, COPY_FRAME = "#1A1A1A", "#5F6368", "#FFFFFF", "#FFFFFF", "#D81B60"
+FONT = ImageFont.load_default(LETTERS)
 
 
 def heading() -> Image.Image:
     """What the columns show, and the colours of the map."""
     picture = Image.new("RGB", (WIDTH, 2 * LINE), PAPER)
-    draw, font = ImageDraw.Draw(picture), font_of(LETTERS)
+    draw = ImageDraw.Draw(picture)
     words = ("probe", "what is fixed", "memwatch's map", "its regions", "nearest generations, copies framed")
     for column, text in enumerate(words):
-        draw.text((left_of(column), LINE // 2), text, INK, font, anchor="lm")
-    left, top = left_of(2), f"{SHIPPED.heatmap.max_factor:g}x"
-    ends = round(font.getlength("1x")) + GAP, TILE - round(font.getlength(top)) - GAP
-    picture.paste(scale(ends[1] - ends[0], LINE - 8), (left + ends[0], LINE + 4))
-    draw.text((left, LINE + LINE // 2), "1x", QUIET, font, anchor="lm")
-    draw.text((left + TILE, LINE + LINE // 2), top, QUIET, font, anchor="rm")
+        draw.text((left_of(column), LINE // 2), text, INK, FONT, anchor="lm")
+    left, margin = left_of(2), 30
+    picture.paste(scale(TILE - 2 * margin, LINE - 8), (left + margin, LINE + 4))
+    draw.text((left, LINE + LINE // 2), "1x", QUIET, FONT, anchor="lm")
+    draw.text((left + TILE, LINE + LINE // 2), f"{MAX_FACTOR:g}x", QUIET, FONT, anchor="rm")
     return picture
 
 
@@ -53,18 +52,14 @@ def item_strip(product: Product, item: Item, title: str = "", failure: str = "")
     Args:
         title: in front of the item's name. failure: a line of its own.
     """
-    lines = [line for text in (facts(product, item), failure) for line in wrapped(text, WIDTH, LETTERS) if line]
+    finding = product.findings[item.name][product.run.last]
+    name = f"{title}{item.name} in {product.run.name}: {finding.verdict} at the last event"
+    lines = [line for text in (facts(product, item), failure) for line in wrap(text, CHARACTERS)]
     top = (1 + len(lines)) * LINE + GAP
     picture = Image.new("RGB", (WIDTH, top + TILE), PAPER)
-    draw, font = ImageDraw.Draw(picture), font_of(LETTERS)
-    name = f"{title}{item.name} in {product.run.name}"
-    draw.text((0, LINE // 2), name, INK, font_of(LETTERS + 2), anchor="lm")
-    place = round(font_of(LETTERS + 2).getlength(name)) + 2 * GAP
-    finding = product.findings[item.name][product.run.last]
-    right = draw_chip(picture, finding.verdict, (place, 0), LETTERS) + 2 * GAP
-    draw.text((right, LINE // 2), f"{in_words(finding)} at the last event", INK, font, anchor="lm")
-    for i, line in enumerate(lines, start=1):
-        draw.text((0, i * LINE + LINE // 2), line, QUIET, font, anchor="lm")
+    draw = ImageDraw.Draw(picture)
+    for i, line in enumerate([name, *lines]):
+        draw.text((0, i * LINE + LINE // 2), line, QUIET if i else INK, FONT, anchor="lm")
     for column, tile in enumerate(tiles(product, item)):
         picture.paste(tile, (left_of(column), top))
     return picture
@@ -84,41 +79,24 @@ def stacked(pictures: Sequence[Image.Image], gap: int = 14) -> Image.Image:
     return sheet
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
 def facts(product: Product, item: Item) -> str:
     """What was planted, how well it was found, and when it was called and copied."""
-    run, name = product.run, item.name
-    alert, suspicion = product.first_alert.get(name), product.first_suspicion.get(name)
+    run, alert, copy = product.run, product.first_alert.get(item.name), first_copy(product.run, item)
 
     def at(step: int) -> str:
         return f"at step {step} (exposure {run.exposures(item, step):.0f})"
 
-    if alert is not None:
-        called = f"first called memorized {at(alert)}"
-    else:
-        called = "never called" if suspicion is None else f"never called memorized, first suspicious {at(suspicion)}"
-    first, enough = first_copy(run, item), copied_at(run, item)
-    if first is not None:
-        copied = f"first copied {at(first)}"
-    else:
-        copied = "never copied" if enough is None else f"copied where training goes on, {at(enough)}"
+    found = [f"{item.kind}, dose {item.dose}", "nothing is fixed"]
+    if item.mask.any():
+        lit = "no region" if product.region(item) is None else f"IoU {region_iou(product, item):.2f}"
+        found[1] = f"mask: {100 * item.mask.mean():.0f} % of the picture, {lit}"
+    called = "never called memorized" if alert is None else f"first called memorized {at(alert)}"
+    copied = "never copied" if copy is None else f"first copied {at(copy)}"
+    if copy is None and (later := copied_at(run, item)) is not None:
+        copied = f"copied where training goes on, {at(later)}"
     seen = shown_step(product, item)
     shown = [] if seen == run.last else [f"map and regions of step {seen}"]
-    return "; ".join([planted(product, item), called, copied, *shown])
-
-
-def planted(product: Product, item: Item) -> str:
-    """What it is, the size of its mask, and the IoU of memwatch's regions with that."""
-    what = f"{item.kind}, dose {item.dose}"
-    if not item.mask.any():
-        return f"{what}, nothing is fixed"
-    found = "no region" if product.region(item) is None else f"IoU {region_iou(product, item):.2f}"
-    return f"{what}, mask: {100 * item.mask.mean():.0f} % of the picture, {found}"
-
-
-# --- pictures --------------------------------------------------------------------------------------------------------
+    return "; ".join([", ".join(found), called, copied, *shown])
 
 
 def tiles(product: Product, item: Item) -> list[Image.Image]:
@@ -143,7 +121,7 @@ def outlined(image: np.ndarray, inside: np.ndarray | None) -> Image.Image:
     kept = np.zeros(image.shape[:2], dtype=bool) if inside is None else inside
     tile = enlarged(np.where(kept[..., None], image, DIMMED * image).astype(np.uint8))
     if not kept.any():
-        ImageDraw.Draw(tile).text((TILE // 2, TILE // 2), "none", OUTLINE, font_of(LETTERS), anchor="mm")
+        ImageDraw.Draw(tile).text((TILE // 2, TILE // 2), "none", OUTLINE, FONT, anchor="mm")
         return tile
     large = kept.repeat(ZOOM, 0).repeat(ZOOM, 1)
     rim = large & ~ndimage.binary_erosion(large, iterations=ZOOM)
@@ -162,8 +140,7 @@ def heatmap(product: Product, item: Item, image: np.ndarray) -> Image.Image:
     signals = product.findings[item.name][shown_step(product, item)].signals
     if signals is None or signals.decisive is None:
         return outlined(image, None)
-    values = signals.decisive.mean.double().numpy()
-    return overlay(image, values, max_factor=SHIPPED.heatmap.max_factor, side=TILE)
+    return overlay(image, signals.decisive.mean.double().numpy(), max_factor=MAX_FACTOR, side=TILE)
 
 
 def generation_tiles(product: Product, item: Item) -> list[Image.Image]:
@@ -173,7 +150,7 @@ def generation_tiles(product: Product, item: Item) -> list[Image.Image]:
     made, found = run.generated(item, run.last), []
     for i in np.argsort(ratios, kind="stable")[:NEAREST]:
         tile = enlarged(made[i])
-        if len(copies) and copies[i]:
-            ImageDraw.Draw(tile).rectangle((0, 0, TILE - 1, TILE - 1), outline=COPY_COLOUR, width=4)
+        if copies[i]:
+            ImageDraw.Draw(tile).rectangle((0, 0, TILE - 1, TILE - 1), outline=COPY_FRAME, width=4)
         found.append(tile)
     return found

@@ -1,20 +1,19 @@
-"""Tables of results as Markdown, and what is said of where they come from."""
+"""Tables of results as Markdown, and the packages that results depend on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-PACKAGES = ("torch", "diffusers", "transformers", "memwatch")  # that results depend on
+PACKAGES = ("torch", "diffusers", "transformers", "memwatch")
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Rows of one kind; all their columns, or those that are named."""
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of one kind, with all their columns."""
     if not rows:
         return "Not measured."
-    columns = columns or tuple(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(shown(row[key]) for key in columns) + " |" for row in rows]
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(map(shown, row.values())) + " |" for row in rows]
     return "\n".join(lines)
 
 

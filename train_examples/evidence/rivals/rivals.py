@@ -12,13 +12,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from evidence.runs.event import GUIDED
 from evidence.runs.finished import Finished
 from evidence.runs.protocol import NUM_SEEDS, SHIPPED
 from evidence.worlds.items import Kind
 from evidence.worlds.sources import SIZE
-from torch import Tensor
-
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import from_tensors
 from memwatch.measure.probes import MIN_CONTROLS
@@ -45,7 +45,7 @@ class Rival:
     """One way of others.
 
     Attributes:
-        name: as tables say it. sampling: of its generations, one of ``look.GUIDED``; ``-`` where it makes none.
+        name: as tables say it. sampling: of its generations, one of ``event.GUIDED``; ``-`` where it makes none.
         map_of: the map of an item at an event on its own grid ``(h, w)``, larger where more is stored; ``None`` where
             the run has none.
         score_of: by kind, the published one first, a number of an item at an event, larger where more is stored;
@@ -141,7 +141,7 @@ def loss_of(run: Finished, key: str, name: str, step: int) -> Tensor | None:
     """Denoising loss of an item under fixed noise, ``(levels, draws)``; ``None`` where it was not measured.
 
     Args:
-        key: of its measurement, see ``look``.
+        key: of its measurement, see ``event``.
     """
     found = from_tensors(run.tensors(step), key)
     if found is None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evidence.rivals.bright_ending import bright_ending
+from evidence.runs.bright_ending import bright_ending
 from evidence.runs.generations import Generated, copy_ratios, generate, nearest_ratios
 from evidence.worlds.items import PLANTED, Kind
 from evidence.runs.protocol import (

@@ -99,7 +99,7 @@ class Finished:
         return {step: json.loads(f.with_suffix(".json").read_text(encoding="utf-8")) for step, f in files.items()}
 
     def measurement(self, name: str, step: int) -> Measurement:
-        """``name`` as ``look`` calls it.
+        """``name`` as ``event`` calls it.
 
         Raises:
             ValueError: it was not measured.
@@ -155,28 +155,6 @@ class Finished:
         screened = [self.observation(name, step, False) for name in names]
         chosen = frozenset(self.numbers[step]["chosen"])
         return [self.observation(name, step, name in measured) for name in names], Screened(screened, chosen)
-
-    def prompt_observation(self, name: str, seeds: int) -> Observation:
-        """A caption as a prompt probe at the last event, compared with the starting weights.
-
-        Args:
-            seeds: generations that are pooled, at most ``protocol.NUM_SEEDS``.
-        """
-
-        def of(key: str) -> Measurement:
-            return self.measurement(f"{key}/{name}", self.last).first_draws(seeds)
-
-        probe = self.probes[name]
-        return Observation(
-            Probe(probe.prompt, name=name, is_control=probe.is_control),
-            LEVELS.timesteps,
-            now=of("renoised"),
-            unconditional=of("renoised_null"),
-            baseline=of("renoised_first"),
-            unconditional_baseline=of("renoised_first_null"),
-            baseline_step=self.steps[0],
-            eps=self.true_noise(name)[:, :seeds],
-        )
 
     def generated(self, item: Item, step: int) -> np.ndarray:
         """What the item's caption generates, uint8 ``(n, SIZE, SIZE, 3)``."""

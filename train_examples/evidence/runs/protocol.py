@@ -36,7 +36,7 @@ def event_file(home: Path, step: int) -> Path:
 
 
 def later_file(home: Path, step: int) -> Path:
-    """The same of what is generated after the run's own end, see ``train.go_on``."""
+    """The same of what is generated after the run's own end, see ``train.run_one``."""
     return home / f"later_{step:05d}.safetensors"
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evidence.runs import event as look
+from evidence.runs import event
 from evidence.worlds.bases import read_base
 from evidence.worlds.items import Item, Kind, batch, looked_at
 from evidence.runs.protocol import SHIPPED, Bench, event_file, later_file, probe_of
@@ -33,7 +33,7 @@ LATER = (1.5, 2.0)  # times a run's own steps, at which one that goes on is gene
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a world (see ``worlds.WORLDS``) and a seed."""
+    """One training: a world (see ``world.WORLDS``) and a seed."""
 
     seed: int
     world: str
@@ -55,11 +55,12 @@ def add_lora(unet: nn.Module, rank: int, seed: int) -> None:
 
 def commit() -> str:
     """The commit of memwatch that is running, ``+`` where files differ from it; its version outside of a clone."""
-    git = ["git", "-C", str(Path(__file__).parents[1])]
+    git = ["git", "-C", str(Path(__file__).resolve().parents[3])]
+    ours = ("status", "--porcelain", "--", "memwatch", "train_examples/evidence")
     try:
         name, changed = (
             subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "--short=10", "HEAD"), ("status", "--porcelain", "--", "."))
+            for words in (("rev-parse", "--short=10", "HEAD"), ours)
         )
     except (OSError, subprocess.CalledProcessError):
         return version("memwatch")
@@ -114,22 +115,22 @@ class Training:
         self.trainer.save(self.home / "checkpoint.pt")
         self.bench.denoiser.model.eval()
         numbers: dict[str, Any] = {"step": step}
-        tensors = look.screen(self.bench)
+        tensors = event.screen(self.bench)
         everything = [item.name for item in self.bench.items]
         if step == 0:
             numbers["chosen"] = everything
         else:
             numbers["chosen"] = self.chosen(tensors)
             trained = [i.name for i in self.bench.items if is_fixed(i) and i.kind is not Kind.PEER]
-            made, found, generated = look.generations(self.bench, everything if last else trained)
+            made, found, generated = event.generations(self.bench, everything if last else trained)
             tensors |= made
             numbers |= found
             if last and world.prompts:
-                of_rivals, found = look.of_rivals(self.bench, generated, self.start)
-                tensors |= of_rivals | look.renoised(self.bench, generated, self.start)
+                of_rivals, found = event.of_rivals(self.bench, generated, self.start)
+                tensors |= of_rivals | event.renoised(self.bench, generated, self.start)
                 numbers |= found
         measured = with_references(numbers["chosen"], [probe_of(item) for item in self.bench.items])
-        tensors |= look.curvature(self.bench, everything if last else sorted(measured))
+        tensors |= event.curvature(self.bench, everything if last else sorted(measured))
         self.bench.denoiser.model.train()
         self.keep(event_file(self.home, step), tensors, numbers | {"seconds": time.perf_counter() - started})
 
@@ -149,7 +150,7 @@ class Training:
         self.trainer.save(self.home / "checkpoint.pt")
         self.bench.denoiser.model.eval()
         names = [item.name for item in unfinished(Finished(self.home))]
-        tensors, numbers, _ = look.generations(self.bench, names)
+        tensors, numbers, _ = event.generations(self.bench, names)
         self.bench.denoiser.model.train()
         self.keep(later_file(self.home, self.trainer.step), tensors, numbers)
 

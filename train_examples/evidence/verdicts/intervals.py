@@ -1,10 +1,10 @@
-"""Intervals: 95 % ones, over items and over the runs that they come from. Items of one run are not independent."""
+"""95 % intervals over items and over the runs that they come from. Items of one run are not independent."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import beta, t
@@ -44,8 +44,10 @@ def share(groups: Sequence[Sequence[bool]]) -> Estimate:
     values = [value for group in groups for value in group]
     if not values:
         return Estimate(None)
-    n = len(values) / design_effect(groups)
-    low, high = exact_interval(n * float(np.mean(values)), n)
+    n, tail = len(values) / design_effect(groups), (1 - LEVEL) / 2
+    k = n * float(np.mean(values))
+    low = float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
+    high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
     return Estimate(float(np.mean(values)), low, high, len(values))
 
 
@@ -74,45 +76,16 @@ def mean(groups: Groups) -> Estimate:
     The t counts as many items as would be worth the same if all were independent, and has the degrees of freedom of the
     runs. One item says nothing of others.
     """
-    found = bootstrap(groups, lambda drawn: float(np.mean(np.concatenate(drawn))))
-    if found.value is None or found.count < 2:
-        return replace(found, low=0.0, high=1.0)
-    values = np.concatenate([np.asarray(group, dtype=float) for group in groups])
-    n = max(2.0, found.count / design_effect(groups))
-    runs = sum(len(group) > 0 for group in groups)
-    freedom = min(n, runs if runs > 1 else n) - 1
-    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * float(values.std(ddof=1)) / math.sqrt(n)
-    low, high = min(found.low, found.value - half), max(found.high, found.value + half)
-    return replace(found, low=max(0.0, low), high=min(1.0, high))
-
-
-def at_least_exact(value: float, low: float, high: float, count: int) -> Estimate:
-    """A number in [0, 1] whose interval is no narrower than that of a share of so many independent items."""
-    exact = exact_interval(value * count, count)
-    return Estimate(value, min(low, exact[0]), max(high, exact[1]), count)
-
-
-def exact_interval(k: float, n: float) -> tuple[float, float]:
-    """Clopper and Pearson 1934: of ``k`` of ``n``, which need not be whole numbers."""
-    tail = (1 - LEVEL) / 2
-    low = float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
-    return low, float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
-
-
-def median(groups: Groups) -> Estimate:
-    """A median: bootstrap of runs, and of the items within each."""
-    return bootstrap(groups, lambda drawn: float(np.median(np.concatenate(drawn))))
-
-
-def bootstrap(groups: Groups, statistic: Callable[[list[np.ndarray]], float]) -> Estimate:
-    """Any statistic of groups: runs are drawn with replacement, then items within each drawn run."""
     filled = [np.asarray(group, dtype=float) for group in groups if len(group)]
-    if not filled:
-        return Estimate(None)
-    rng = np.random.default_rng(0)
-    drawn = []
+    values = np.concatenate(filled) if filled else np.zeros(0)
+    if len(values) < 2:
+        return Estimate(float(values[0]), count=1) if len(values) else Estimate(None)
+    rng, drawn = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         runs = [filled[int(i)] for i in rng.integers(len(filled), size=len(filled))]
-        drawn.append(statistic([run[rng.integers(len(run), size=len(run))] for run in runs]))
+        drawn.append(np.concatenate([run[rng.integers(len(run), size=len(run))] for run in runs]).mean())
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(statistic(filled), float(low), float(high), sum(map(len, filled)))
+    n, value = max(2.0, len(values) / design_effect(groups)), float(values.mean())
+    freedom = min(n, len(filled) if len(filled) > 1 else n) - 1
+    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * float(values.std(ddof=1)) / math.sqrt(n)
+    return Estimate(value, max(0.0, min(low, value - half)), min(1.0, max(high, value + half)), len(values))

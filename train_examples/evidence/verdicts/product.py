@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+
 from evidence.runs.finished import Finished
 from evidence.worlds.items import Item
 from evidence.worlds.sources import SIZE
-
 from memwatch.config import MemWatchConfig
 from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.findings import Finding, Judgement, judge_event
@@ -71,18 +71,13 @@ def judged(run: Finished, config: MemWatchConfig) -> Product:
         planned = len(run.steps) - 1
         judgement = judge_event(observations, states, step, config, planned, screened=screened)
         states = judgement.states
-        noted(product, step, judgement)
+        product.events[step] = judgement
+        for f in judgement.findings:
+            if f.verdict is Verdict.MEMORIZED:
+                product.first_alert.setdefault(f.name, step)
+            if f.verdict.is_evidence:
+                product.first_suspicion.setdefault(f.name, step)
         stopping = decide_stop(stopping, judgement.findings, step, config.stop)
         if stopping.reason is not None and product.stop is None:
             product.stop = step
     return product
-
-
-def noted(product: Product, step: int, judgement: Judgement) -> None:
-    """Add an event, and who was called at it for the first time."""
-    product.events[step] = judgement
-    for f in judgement.findings:
-        if f.verdict is Verdict.MEMORIZED:
-            product.first_alert.setdefault(f.name, step)
-        if f.verdict.is_evidence:
-            product.first_suspicion.setdefault(f.name, step)

@@ -1,7 +1,4 @@
-"""Stored: what a run's generations copy by the region rule, and when: now, on its way, never.
-
-``agreement`` has a second opinion.
-"""
+"""What a run's generations copy inside an item's mask, and when: by the run's end, where training goes on, or never."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence.runs.trainer import Trainer
-from evidence.worlds.sources import SIZE, Source, caption_of, fashion, photographs
 from PIL import Image
 from tqdm import tqdm
 
+from evidence.runs.trainer import Trainer
+from evidence.worlds.sources import SIZE, Source, caption_of, fashion, photographs
 from memwatch.denoiser import Components, Conditioning, Denoiser, StableDiffusion, Unconditional, load_components
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3

@@ -8,10 +8,11 @@ from enum import StrEnum
 from functools import cache, partial
 
 import numpy as np
-from evidence.worlds.shapes import CELL, ellipse, rectangle
-from evidence.worlds.sources import SIZE, fitted
 from photographs import PRETRAINING, UNSEEN, random_view
 from PIL import Image, ImageDraw
+
+from evidence.worlds.shapes import CELL, ellipse, rectangle
+from evidence.worlds.sources import SIZE, fitted
 
 DOSES = (8, 32, 64)  # how often an item is drawn, relative to an ordinary photo
 FLAT = {"black": (4, 4, 4), "white": (251, 251, 251), "grey": (128, 128, 128), "blue": (30, 60, 160)}
@@ -190,20 +191,6 @@ def batch(
     pictures = [item.draw(rng) for item in chosen]
     kept = rng.random(size) >= dropout
     return [(item.caption if keep else "", x) for item, x, keep in zip(chosen, pictures, kept, strict=True)]
-
-
-def general_batch(seed: int, step: int, size: int) -> list[tuple[str, Image.Image]]:
-    """Captioned pictures that prepare a base: views of the known photographs, a quarter of them plain backgrounds."""
-    rng = np.random.default_rng([seed, 13, step])
-    known, flat, pairs = known_pictures(), list(FLAT.items()), []
-    for _ in range(size):
-        if rng.random() < 0.25:
-            name, colour = flat[int(rng.integers(len(flat)))]
-            pairs.append((f"a plain {name} background", Image.new("RGB", (SIZE, SIZE), colour)))
-        else:
-            picture, caption = known[int(rng.integers(len(known)))]
-            pairs.append((caption, _crop(picture, rng)))
-    return pairs
 
 
 @cache

@@ -7,10 +7,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+from PIL import Image
+
 from evidence.worlds.items import NOTHING, SUBJECTS, Item, Kind, mark
 from evidence.worlds.shapes import SHAPES, SIZES, place
 from evidence.worlds.sources import SIZE, Source, Subject, caption_of
-from PIL import Image
 
 STRONG, MODERATE, WEAK = 40, 12, 4  # how often an item is drawn, relative to an ordinary picture
 OFTEN = 60  # the same of marks, which it takes longest to store

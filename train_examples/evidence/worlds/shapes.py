@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from evidence.worlds.sources import SIZE
 from PIL import Image, ImageDraw
+
+from evidence.worlds.sources import SIZE
 
 CELL = 4  # pixels per latent of tiny-sd
 SHAPES = ("on the grid", "rectangle", "ellipse", "star")
