@@ -98,7 +98,7 @@ def test_ratios_of_many_items_are_those_of_each():
     parts = read_parts(BASES["tiny-sd"], TINY_SD)
     items = [i for i in many_captions(0, photographs()) if i.watched][:14]
     rng = np.random.default_rng(0)
-    pool = protocol.through_vae([np.asarray(photographs().free(rng)) for _ in range(8)], parts.vae)
+    pool = protocol.as_decoded([np.asarray(photographs().free(rng)) for _ in range(8)], parts.vae)
     bench = protocol.Bench(type("Pixels", (), {"in_pixels": False})(), parts, items, [], [], None, pool, 0)
     pictures = torch.from_numpy(np.stack([np.asarray(photographs().free(rng)) for _ in range(3)]))
     generated = {i.name: [copies.Generated(p, torch.empty(0), 1.0, 0.0) for p in pictures] for i in items}
@@ -114,8 +114,8 @@ def test_a_copy_is_near_its_item_inside_the_mask_only():
     parts = read_parts(BASES["tiny-sd"], TINY_SD)
     item = many_captions(0, photographs())[0]
     rng = np.random.default_rng(1)
-    pool = protocol.through_vae([np.asarray(photographs().free(rng)) for _ in range(4)], parts.vae)
-    target = torch.from_numpy((protocol.through_vae([np.asarray(item.probe)], parts.vae)[0] * 255).round()).byte()
+    pool = protocol.as_decoded([np.asarray(photographs().free(rng)) for _ in range(4)], parts.vae)
+    target = torch.from_numpy((protocol.as_decoded([np.asarray(item.probe)], parts.vae)[0] * 255).round()).byte()
     mask = torch.from_numpy(item.mask)
     outside, inside = target.clone(), target.clone()
     outside[~mask] = 0

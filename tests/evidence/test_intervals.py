@@ -1,18 +1,10 @@
 """Intervals hold what they promise, and are never narrower than items of one run allow."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
-from evidence.verdicts.intervals import at_least_exact, bootstrap, design_effect, mean, median, share
-
-
-def test_independent_items_give_the_exact_interval():
-    rng = np.random.default_rng(0)
-    groups = [rng.random(10) < 0.5 for _ in range(4)]
-    k = int(sum(group.sum() for group in groups))
-    found = share([list(group) for group in groups])
-    assert found.value == k / 40
-    assert found.count == 40
-    assert found.low < k / 40 < found.high
+from evidence.verdicts.intervals import design_effect, mean, share
 
 
 def test_all_right_is_not_certain():
@@ -42,17 +34,6 @@ def test_a_mean_covers_the_truth_as_often_as_it_says():
 
 
 def test_few_items_say_little():
-    one = mean([[0.8]])
+    one, two = mean([[0.8]]), mean([[0.8], [0.9]])
     assert (one.value, one.low, one.high) == (0.8, 0, 1)
-    two = mean([[0.8], [0.9]])
-    assert two.low < 0.3
-    assert two.high == 1
-    same = at_least_exact(1.0, 1.0, 1.0, 10)
-    assert same.low == pytest.approx(0.025 ** (1 / 10))
-    assert at_least_exact(0.5, 0.1, 0.9, 1000).low == 0.1
-
-
-def test_medians_and_other_statistics():
-    assert median([[1.0, 2.0, 9.0], []]).value == 2
-    found = bootstrap([[0.0, 0.0], [1.0, 1.0]], lambda drawn: float(np.concatenate(drawn).max()))
-    assert (found.value, found.low, found.high) == (1, 0, 1)
+    assert (two.low < 0.3, two.high) == (True, 1)

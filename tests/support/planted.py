@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from evidence.runs.event import GUIDED, PROMPTED
-from evidence.runs.protocol import LEVELS, NUM_SEEDS, event_file, later_file
+from evidence.runs.protocol import LEVELS, NUM_SEEDS, SCREEN_DRAWS, event_file, later_file
 from evidence.runs.train import Run
 from evidence.verdicts.stored import is_fixed
 from evidence.worlds.items import Item, looked_at
@@ -62,7 +62,7 @@ def event(items: list[Item], seed: int, step: int, generator: torch.Generator) -
         fallen = is_stored(item) and step > 0
         now = measurement(item, seed, fallen, generator)
         without = measurement(item, seed, False, generator)  # without the prompt nothing is stored
-        screened = [Measurement(None, m.epsilon[:, : LEVELS.screen_draws]) for m in (now, without)]
+        screened = [Measurement(None, m.epsilon[:, :SCREEN_DRAWS]) for m in (now, without)]
         found |= {item.name: now, f"screen/{item.name}": screened[0]}
         if item.caption:
             found |= {f"null/{item.name}": without, f"screen/null/{item.name}": screened[1]}

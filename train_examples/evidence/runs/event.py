@@ -20,6 +20,7 @@ from evidence.runs.protocol import (
     NUM_SEEDS,
     PUBLISHED,
     PUBLISHED_VECTORS,
+    SCREEN_DRAWS,
     Bench,
 )
 from memwatch.denoiser import Conditioning
@@ -42,7 +43,7 @@ def screen(bench: Bench) -> dict[str, Tensor]:
     found: dict[str, Measurement] = {}
     batches = Batches(CURVATURE.batch_size * 4)
     for view in bench.views:
-        seen = view.first_draws(LEVELS.screen_draws)
+        seen = view.first_draws(SCREEN_DRAWS)
         now, without = run_forward(bench.denoiser, seen, bench.branch_of(view), batches)
         found[f"screen/{view.key}"] = now
         if without is not None:

@@ -22,6 +22,7 @@ from memwatch.measure.views import View, reference_view
 
 SHIPPED = MemWatchConfig()
 LEVELS, CURVATURE = SHIPPED.levels, SHIPPED.curvature
+SCREEN_DRAWS = 1  # noise draws per level of the screen, as memwatch takes them
 GENERATION = SamplingConfig(num_inference_steps=10, guidance_scale=2.0)  # as copies are verified
 PUBLISHED = SamplingConfig(num_inference_steps=50, guidance_scale=7.5)
 PUBLISHED_VECTORS = 16
@@ -70,7 +71,7 @@ class Bench:
         prepared = prepare([probe_of(item) for item in items], denoiser, parts, SIZE)
         views = [reference_view(p, denoiser, LEVELS, seed) for p in prepared]
         rng = np.random.default_rng([seed, 5000])
-        pool = as_decoded([np.asarray(source.free(rng)) for _ in range(POOL)], denoiser, parts)
+        pool = as_decoded([np.asarray(source.free(rng)) for _ in range(POOL)], None if denoiser.in_pixels else parts.vae)
         unconditional = denoiser.encode_unconditional(parts, SIZE)
         return cls(denoiser, parts, items, prepared, views, unconditional, pool, seed)
 
@@ -82,7 +83,8 @@ class Bench:
     @cached_property
     def targets(self) -> dict[str, np.ndarray]:
         """Every item's probe as the autoencoder gives it back, ``(SIZE, SIZE, 3)`` in [0, 1]."""
-        return {i.name: as_decoded([np.asarray(i.probe)], self.denoiser, self.parts)[0] for i in self.items}
+        vae = None if self.denoiser.in_pixels else self.parts.vae
+        return {i.name: as_decoded([np.asarray(i.probe)], vae)[0] for i in self.items}
 
     def branch_of(self, view: View) -> Conditioning | None:
         """The unconditional branch, where it is another one than the view's own."""
@@ -93,17 +95,11 @@ class Bench:
 
 
 @torch.no_grad()
-def as_decoded(pictures: Sequence[np.ndarray], denoiser: Denoiser, parts: Components) -> np.ndarray:
+def as_decoded(pictures: Sequence[np.ndarray], vae: Any) -> np.ndarray:
     """RGB uint8 pictures through the autoencoder and back, ``(n, SIZE, SIZE, 3)`` in [0, 1].
 
-    What the autoencoder loses is nobody's copying error. Models on pixels have none.
+    What the autoencoder loses is nobody's copying error. ``vae`` is ``None`` for models on pixels.
     """
-    return through_vae(pictures, None if denoiser.in_pixels else parts.vae)
-
-
-@torch.no_grad()
-def through_vae(pictures: Sequence[np.ndarray], vae: Any) -> np.ndarray:
-    """See ``as_decoded``; ``vae`` is ``None`` where there is none."""
     parts = torch.split(to_pixels(pictures), 32)
     back = torch.cat(
         [part if vae is None else vae.decode(vae.encode(part).latent_dist.mode()).sample for part in parts]
