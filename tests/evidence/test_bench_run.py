@@ -1,14 +1,16 @@
 """A run: it goes on where it was interrupted, goes on for what is called and not copied, and tells a copy from none."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evidence.runs import event as look
+from evidence import bench
+from evidence.runs import event, protocol, train
 from evidence.runs import generations as copies
-from evidence.runs import protocol, train
 from evidence.runs.finished import Finished
 from evidence.runs.train import Run, commit, run_one
 from evidence.runs.trainer import Trainer
@@ -19,7 +21,6 @@ from evidence.worlds.sets import many_captions
 from evidence.worlds.sources import photographs
 from evidence.worlds.world import WORLDS, Plan
 
-from memwatch.cli import main
 from memwatch.config import CurvatureConfig, LevelsConfig, SamplingConfig
 from memwatch.measure.copies import copy_ratios
 
@@ -34,12 +35,12 @@ def small(monkeypatch):
     kept = [full[0], *[next(i for i in full if i.kind is kind) for kind in (Kind.CONTROL, Kind.HELD_OUT)]]
     monkeypatch.setitem(WORLDS, "captions", replace(WORLDS["captions"], make=lambda seed, source: kept))
     monkeypatch.setattr(protocol, "POOL", 4)
-    monkeypatch.setattr(look, "PUBLISHED_VECTORS", 1)
+    monkeypatch.setattr(event, "PUBLISHED_VECTORS", 1)
     quick = SamplingConfig(num_inference_steps=2)
-    monkeypatch.setattr(look, "GUIDED", {"published": quick, "verified": quick})
+    monkeypatch.setattr(event, "GUIDED", {"published": quick, "verified": quick})
     monkeypatch.setattr(copies.generate, "__defaults__", (quick, None))
     levels, curvature = LevelsConfig(timesteps=(141,), draws=4), CurvatureConfig(vectors=1, tile=1)
-    for module in (protocol, look, train.Finished.observation.__globals__):
+    for module in (protocol, event, train.Finished.observation.__globals__):
         target = module if isinstance(module, dict) else vars(module)
         for name, value in (("LEVELS", levels), ("CURVATURE", curvature)):
             if name in target:
@@ -73,14 +74,9 @@ def test_a_run_goes_on_where_it_was_interrupted(small, tmp_path, monkeypatch):
     name = small[0].name
     assert not torch.equal(whole.tensors(0)[f"{name}/rho"], whole.tensors(4)[f"{name}/rho"])
     assert {f"screen/{name}/epsilon", f"screen/null/{name}/epsilon", f"null/{name}/rho"} <= whole.tensors(4).keys()
-    assert {f"{name}/{how}/snapshot" for how in look.GUIDED} <= whole.tensors(4).keys()
+    assert {f"{name}/{how}/snapshot" for how in event.GUIDED} <= whole.tensors(4).keys()
     assert set(whole.numbers[2]["copy_ratio"]) == {name}  # of what is trained on; of everything at the end
     assert set(whole.numbers[4]["copy_ratio"]) == {item.name for item in small}
-    assert whole.prompt_observation(name, 2).eps.shape[:2] == (1, 2)
-    found = {
-        key: whole.measurement(f"{key}/{name}", 4).epsilon for key in ("renoised", "renoised_null", "renoised_first")
-    }
-    assert len({value.numpy().tobytes() for value in found.values()}) == 3
 
 
 def test_a_finished_run_is_left_alone_and_an_uncopied_call_goes_on(small, tmp_path, monkeypatch):
@@ -99,15 +95,23 @@ def test_ratios_of_many_items_are_those_of_each():
     items = [i for i in many_captions(0, photographs()) if i.watched][:14]
     rng = np.random.default_rng(0)
     pool = protocol.as_decoded([np.asarray(photographs().free(rng)) for _ in range(8)], parts.vae)
-    bench = protocol.Bench(type("Pixels", (), {"in_pixels": False})(), parts, items, [], [], None, pool, 0)
+    bench = bench_of(items, pool, parts)
     pictures = torch.from_numpy(np.stack([np.asarray(photographs().free(rng)) for _ in range(3)]))
-    generated = {i.name: [copies.Generated(p, torch.empty(0), 1.0, 0.0) for p in pictures] for i in items}
-    found, nearest = copies.copy_ratios(bench, generated), copies.nearest_ratios(bench, generated)
+    made = dict.fromkeys((i.name for i in items), generated(pictures))
+    found, nearest = copies.copy_ratios(bench, made), copies.nearest_ratios(bench, made)
     for item in items:
         mask = item.mask if item.mask.any() else ~item.mask
         target, shown = bench.targets[item.name], pictures.numpy() / 255
         assert found[item.name] == pytest.approx(copy_ratios(target, shown, pool, mask)), item.name
         assert nearest[item.name] == pytest.approx(copy_ratios(target, shown, pool, np.ones_like(mask))), item.name
+
+
+def bench_of(items, pool, parts):
+    return protocol.Bench(type("Pixels", (), {"in_pixels": False})(), parts, items, [], [], None, pool, 0)
+
+
+def generated(pictures):
+    return [copies.Generated(p, torch.empty(0), 1.0, 0.0) for p in pictures]
 
 
 def test_a_copy_is_near_its_item_inside_the_mask_only():
@@ -120,10 +124,8 @@ def test_a_copy_is_near_its_item_inside_the_mask_only():
     outside, inside = target.clone(), target.clone()
     outside[~mask] = 0
     inside[mask] = target.flip(0, 1)[mask]
-    bench = protocol.Bench(type("Pixels", (), {"in_pixels": False})(), parts, [item], [], [], None, pool, 0)
-    pictures = (target, outside, inside, (target * 0.6).byte())
-    generated = {item.name: [copies.Generated(p, torch.empty(0), 1.0, 0.0) for p in pictures]}
-    same, spoiled_outside, spoiled_inside, dark = copies.copy_ratios(bench, generated)[item.name]
+    made = {item.name: generated((target, outside, inside, (target * 0.6).byte()))}
+    same, spoiled_outside, spoiled_inside, dark = copies.copy_ratios(bench_of([item], pool, parts), made)[item.name]
     assert same == spoiled_outside < 0.05
     assert spoiled_inside > 1 / 3
     assert dark < 0.05
@@ -159,32 +161,24 @@ def test_a_perfect_network_has_no_loss(name, monkeypatch):
     assert torch.allclose(schedule.epsilon(trainer._target(latents, eps, timesteps), x, timesteps), eps, atol=1e-5)
 
 
-def test_the_rate_falls_to_what_is_left_and_stays():
-    base = BASES["tiny-sd"]
-    parts = read_parts(base, TINY_SD)
-    denoiser = base.family(torch.nn.Linear(1, 1), bases.NoiseSchedule.from_scheduler(parts.scheduler))
-    rate = Trainer(denoiser, parts, 100, 1.0, seed=0, last_rate=0.1).schedule.lr_lambdas[0]
-    assert rate(0) < rate(19)
-    assert rate(50) == 0.5
-    assert rate(95) == rate(200) == 0.1
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--runs", "half-0"], f"--runs: got 'half-0', allowed: WORLD-SEED with a world of {', '.join(WORLDS)}"),
-        (["--runs", "captions"], "--runs: got 'captions', allowed: WORLD-SEED"),
         (["--steps", "0"], "--steps: got 0, allowed: 1 or greater"),
         (["--base", "nowhere"], "--base: got 'nowhere', allowed: the folder of a diffusers pipeline"),
+        (["--output", "none", "--report"], "--output: none holds no finished run with planted items; train some first"),
     ],
 )
-def test_wrong_words_are_one_line(words, message, tmp_path, capsys):
-    assert main(["bench", "--output", str(tmp_path), *words]) == 2
-    errors = capsys.readouterr().err
-    assert message in errors
-    assert errors.count("\n") == 1
+def test_wrong_words_are_one_line(words, message, capsys):
+    assert bench.main(words) == 2
+    assert capsys.readouterr().err == f"bench: {message}\n"
 
 
-def test_nothing_to_report_is_said(tmp_path, capsys):
-    assert main(["bench", "--output", str(tmp_path), "--report", str(tmp_path / "results")]) == 2
-    assert "holds no finished run with planted items; train with: memwatch bench" in capsys.readouterr().err
+def test_the_scripts_run_by_their_path(tmp_path):
+    """From anywhere, with nothing of the folder installed."""
+    folder = Path(bench.__file__).parent
+    for script in ("bench.py", "promise.py"):
+        ran = subprocess.run([sys.executable, folder / script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert f"usage: {script}" in ran.stdout

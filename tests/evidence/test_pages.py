@@ -12,7 +12,7 @@ import pytest
 from evidence import bench
 from evidence.pages import gallery
 from evidence.pages.gallery import Mistake, examples, failures_of, write_gallery
-from evidence.pages.item_strip import NEAREST, WIDTH, facts, item_strip, outlined, tiles
+from evidence.pages.item_strip import NEAREST, WIDTH, facts, item_strip, tiles
 from evidence.verdicts.product import Product
 from evidence.verdicts.stored import State, state_of
 from evidence.verdicts.tables import recall, region_iou, stored
@@ -86,15 +86,6 @@ def test_a_strip_shows_probe_mask_map_region_and_framed_copies(products):
     assert long.height > short.height
 
 
-def test_an_outline_runs_along_the_inside_of_what_it_encloses():
-    inside = np.zeros((64, 64), dtype=bool)
-    inside[10:20, 30:50] = True
-    tile = np.asarray(outlined(np.full((64, 64, 3), 100, dtype=np.uint8), inside))
-    assert (tile == 255).all(-1).sum() == 20 * 40 - 16 * 36  # two pixels wide, at twice the size
-    assert (tile[24:36, 64:96] == 100).all()
-    assert (tile[:20] == 30).all()
-
-
 def test_facts_say_size_overlap_and_when(products):
     product = products[0]
     item, other = stored(product)[0], product.run.of_kind(Kind.HELD_OUT)[0]
@@ -126,14 +117,6 @@ def test_the_gallery_shows_failures_first_and_links_small_pictures(products, tmp
         assert (tmp_path / name).stat().st_size <= gallery.MAX_BYTES
         with Image.open(tmp_path / name) as picture:
             assert picture.width == WIDTH
-
-
-def test_a_picture_that_is_too_large_gets_fewer_colours(products, tmp_path, monkeypatch):
-    write_gallery(products, tmp_path / "large")
-    size = (tmp_path / "large" / "items-captions.png").stat().st_size
-    monkeypatch.setattr(gallery, "MAX_BYTES", size * 3 // 4)
-    write_gallery(products, tmp_path / "small")
-    assert (tmp_path / "small" / "items-captions.png").stat().st_size <= size * 3 // 4
 
 
 def test_a_world_is_shown_by_its_best_median_and_worst_item(products):

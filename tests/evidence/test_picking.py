@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from evidence import picking
-from evidence.picking import Planted, files_of, grouped, is_found, moved_marks, picked, write_picking
+from evidence.picking import Planted, files_of, grouped, is_found, picked, write_picking
 from evidence.worlds.items import PLANTED, Kind, planted_set
 
 from memwatch.picking.rows import as_training_set
@@ -32,24 +32,12 @@ def test_a_group_is_found_by_purity_and_cover(rows, found):
     assert not is_found(0, owner, [])
 
 
-def test_whoever_is_in_any_group_is_grouped():
-    assert grouped(np.array([1, 2, 3, 4]), [group(1, 8), group(1, 3)]) == 0.5
-    assert grouped(np.array([], dtype=int), []) == 0
-
-
 @pytest.fixture(scope="module")
 def few():
     """A set of few items, of all kinds; the doses of eight."""
     wanted = [i for i in planted_set(100) if i.dose == 8 and i.kind in PLANTED]
     wanted += [i for i in planted_set(100) if i.kind is Kind.ORDINARY][:40]
     return wanted, files_of(wanted, 100)
-
-
-def test_files_follow_the_doses(few):
-    items, planted = few
-    assert len(planted.rows) == 6 * 8 + 40
-    assert [int((planted.owner == number).sum()) for number in range(len(items))] == [item.dose for item in items]
-    assert planted.rows.caption(0) == items[0].caption
 
 
 def test_planted_groups_are_found_and_picked_and_the_rest_left_alone(few, monkeypatch):
@@ -62,22 +50,13 @@ def test_planted_groups_are_found_and_picked_and_the_rest_left_alone(few, monkey
     assert picked(planted, found, 0) >= set(numbers)
 
 
-def test_moved_marks_lie_where_they_like(monkeypatch):
-    monkeypatch.setattr(picking, "SIDES", (64,))
-    planted = moved_marks(0, others=3, members=4)
-    assert planted.names == ("flat 64 px", "photo 64 px")
-    assert planted.owner.tolist() == [0] * 4 + [1] * 4 + [-1] * 3
-    assert planted.rows.image(0).size == (256, 256)
-    assert planted.rows.image(0).tobytes() != planted.rows.image(1).tobytes()
-
-
 def test_the_page(monkeypatch, tmp_path, few):
     small = Planted(("mark",), np.array([0] * 4 + [-1] * 2), as_training_set(few[1].rows.source[:6]))
     monkeypatch.setattr(picking, "planted_set", lambda seed: few[0])
     monkeypatch.setattr(picking, "moved_marks", lambda seed: small)
     monkeypatch.setattr(picking, "TIMED", 2)
-    text = write_picking(tmp_path, "memwatch bench --pick", seeds=(0,), moved_seeds=(0,)).read_text(encoding="utf-8")
-    assert "Written by `memwatch bench --pick`." in text
+    text = write_picking(tmp_path, seeds=(0,), moved_seeds=(0,)).read_text(encoding="utf-8")
+    assert "Written by `bench.py --pick`." in text
     assert "| logo | 8 | 2/2 | " in text
     assert "Logos found: 100.0%." in text
     assert "| mark | " in text

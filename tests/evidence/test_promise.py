@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from evidence import promise, simulation
 from evidence.simulation import (
-    FALLS,
     SIDE,
     SPREAD,
     STORED,
@@ -17,7 +15,6 @@ from evidence.simulation import (
     Cell,
     Outcome,
     cells,
-    config_of,
     log_factors,
     observation,
     probes_of,
@@ -53,12 +50,6 @@ def test_severities_depend_as_they_should(rho):
     assert inside[2:] == pytest.approx(np.full((2, 2), STORED), abs=1)
 
 
-def test_falls_are_common_and_end_with_the_run():
-    cell = Cell(controls=400, probes=99, events=4, fall="variance")
-    means = np.stack([x[:, 1:].mean((1, 2, 3)) for x in log_factors(cell, np.random.default_rng(0))])
-    assert means == pytest.approx(np.arange(1, 5)[:, None] / 4 * FALLS["variance"], abs=0.03)
-
-
 def test_an_observation_says_what_was_drawn():
     variance, loss = np.random.default_rng(0).uniform(-0.5, 2.5, (2, SIDE, SIDE))
     seen = observation(probes_of(Cell())[0], variance, loss, curvature=True)
@@ -66,12 +57,6 @@ def test_an_observation_says_what_was_drawn():
     assert found.mean.numpy() == pytest.approx((variance + loss) / 2, abs=0.003)
     screened = observation(probes_of(Cell())[0], variance, loss, curvature=False)
     assert (screened.has_curvature, screened.now.draws) == (False, 1)
-
-
-def test_the_shipped_settings_but_for_the_smallest_effect():
-    config = config_of(AlertsConfig(false_alarms_per_run=0.2))
-    assert config.screens
-    assert replace(config.alerts, false_alarms_per_run=0.05, min_severity=1.5) == AlertsConfig()
 
 
 @pytest.mark.parametrize("cell", [Cell(events=6), Cell(controls=11, probes=2, events=6, autocorrelation=1.0)])

@@ -79,18 +79,6 @@ def test_memwatch_and_rivals_are_judged_on_the_same_items(two_worlds):
     assert all(row["all"] < ours for row in rows if row["sampling"] not in ("-", None))  # their maps are noise here
 
 
-def test_what_was_never_lit_counts_as_nothing(products, monkeypatch):
-    before = only(localization_table(products), way="memwatch", threshold="as shipped")["all"]
-    parts = [case for case in cases_of(products) if case.is_part]
-    missed, region = parts[0], type(parts[0].product).region
-    lost = iou(missed.product.region(missed.item), missed.item.mask)
-    monkeypatch.setattr(
-        type(missed.product), "region", lambda p, item: None if item is missed.item else region(p, item)
-    )
-    after = only(localization_table(products), way="memwatch", threshold="as shipped")["all"]
-    assert before - after == pytest.approx(lost / len(parts))
-
-
 def test_a_world_without_a_map_has_no_number(two_worlds, monkeypatch):
     def map_of(run, name, step):
         return kept_map("verified/null")(run, name, step) if run.plan["seed"] == 0 else None
@@ -136,17 +124,6 @@ def test_the_published_score_comes_first_and_the_best_is_no_worse(products):
     for published, best in pairs:
         assert (published["way"], published["sampling"]) == (best["way"], best["sampling"])
         assert best["AUC all"] >= published["AUC all"]
-
-
-def test_a_rival_without_a_number_has_no_row_and_half_of_them_are_counted(products, monkeypatch):
-    def half(run, name, step):
-        return 1.0 * run.items[0].dose if run.plan["seed"] == 0 else None
-
-    monkeypatch.setattr(contest, "RIVALS", (Rival("none"), Rival("half", score_of=(("number", half),))))
-    *_, row = rows = detection_table(products, False)
-    here = [c for c in cases_of(products) if c.group == STORED and c.product.run.plan["seed"] == 0]
-    assert [row["way"] for row in rows[2:]] == ["half"]
-    assert (row["items"], row["AUC all"]) == (len(here), 0.5)
 
 
 def test_against_controls_is_in_their_deviations(products):
@@ -223,13 +200,6 @@ def test_what_was_not_measured_has_no_number(products):
     assert F_MEM.scores(run, name, STEPS[0]) == {}
     assert fallen_loss("", log=False)(run, "nobody", LAST) is None
     assert Rival("x", map_of=kept_map("published/unheard")).scores(run, name, LAST) == {}
-
-
-def test_f_mem_looks_at_as_many_generations_of_everything(products, monkeypatch):
-    run, name = products[0].run, products[0].run.items[0].name
-    numbers = {LAST: {"nearest_ratio": {name: [0.8, 0.7, 0.9, 0.75, 0.1, 0.1]}}}
-    monkeypatch.setitem(run.__dict__, "numbers", numbers)
-    assert F_MEM.scores(run, name, LAST) == {"nearest of 4 generations": -0.7}
 
 
 def test_maps_and_their_summaries(products):

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from evidence.rivals.stops import copies_by
 from evidence.runs.finished import Finished
-from evidence.verdicts.product import Product
 from evidence.verdicts.stored import State, copied_at, first_copy, state_of, unfinished
 from evidence.verdicts.tables import (
     before_copy,
@@ -84,14 +83,6 @@ def test_p_values_of_what_was_never_shown_are_not_too_small(products):
     assert rows[0]["looks"] == 2 * 10 * (len(STEPS) - 1)
     assert rows[0]["share"].value < 0.3
     assert [row["share"].value for row in rows] == sorted((row["share"].value for row in rows), reverse=True)
-
-
-def test_what_memwatch_said_is_asked_by_item(products):
-    product: Product = products[0]
-    item, other = stored(product)[0], product.run.of_kind(Kind.HELD_OUT)[0]
-    assert product.called(item)
-    assert product.score(item) > product.score(other)
-    assert (product.region(item).shape, product.region(other)) == ((64, 64), None)
 
 
 def test_the_world_without_captions_has_no_unconditional_branch(tmp_path):
