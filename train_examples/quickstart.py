@@ -27,13 +27,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from photographs import PRETRAINING, UNSEEN, random_view
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import memwatch
 from memwatch import Finding, MemWatch, Report
-from memwatch.bench.photographs import PRETRAINING, UNSEEN, random_view
 from memwatch.judge.verdict import Verdict
 
 HERE = Path(__file__).parent

@@ -13,12 +13,10 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
-    "bench": ("memwatch.cli.bench", "the planted-memorization benchmark: train, measure, compare"),
     "clean": ("memwatch.cli.clean", "write an image folder without the images behind what was found"),
     "cost": ("memwatch.cli.cost", "what watching a model costs on this machine: seconds, memory, share of training"),
-    "eval": ("memwatch.cli.evaluate", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
+    "eval": ("memwatch.cli.eval", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
     "pick": ("memwatch.cli.pick", "pick what to watch of a training set, and show it before training"),
-    "promise": ("memwatch.cli.promise", "simulate how often a run in which nothing is stored raises an alarm"),
     "report": ("memwatch.cli.report", "one HTML page of a run or a scan; or its verdicts, for people and pipelines"),
     "scan": ("memwatch.cli.scan", "look for what finished checkpoints have stored"),
     "status": ("memwatch.cli.status", "the newest event of a run as a table, while it trains"),

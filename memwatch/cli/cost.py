@@ -1,244 +1,180 @@
-"""``memwatch cost MODEL``: what watching this model costs on this machine."""
+"""``memwatch cost MODEL``: what watching this model costs on this machine.
+
+Whole events of ``MemWatch`` are timed with one and with two made-up probes, and what one more costs is multiplied. The
+weights do not change between the events, so the forward passes single nothing out.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from functools import partial
+from io import StringIO
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
+from PIL import Image
 
-from memwatch.bench.events import LOOKED_AT, Numbers, Setting, SettingCost, Workbench, varied
+from memwatch.callback import MemWatch
 from memwatch.cli.scan import require_option
+from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
+from memwatch.measure.passes import count_passes
+from memwatch.measure.probes import Probe
+from memwatch.pace import CHOSEN, Prices, choose_pace, pace_of, synchronize
 from memwatch.report.about import machine
 from memwatch.scan.checkpoints import CheckpointError, is_pipeline, load_model
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DEFAULTS: dict[str, Any] = {"probes": 8, "controls": 20, "prompts": 0, "resolution": None, "config": None}
-DEFAULTS |= {"step_seconds": None, "batch_size": 1, "steps": 2000, "device": None, "dtype": "float32", "brief": False}
-EPILOG = """\
-Whole events of one and of two made-up probes are timed: what one more costs is multiplied. The table is Markdown, to
-paste. Exit code: 0 done, 2 nothing could be done, for the one reason given.
-"""
-HEAD = """# What memwatch costs here
+PIPELINE = "the folder or hub id of a diffusers pipeline"
+PAGE = """# What memwatch costs here
 
-`{command}`
 {machine}, {dtype}.
 
-{probes} probes and {controls} controls ({references} reference, {prompts} prompt). Measured on {looked_at} of each
-kind, made up, at {levels} noise levels: what one more costs, times {times}, and what an event costs in any case.
-Passes are rows through the network, forward or backward. Peak memory is {memory};
-it does not grow with the number of probes, since a batch never holds two.
+{images} images, controls included. One and two were timed, and what one more costs was multiplied. A pass is one latent
+through the network, forward or backward.
+
+| event | passes | seconds |
+|---|---|---|
+{events}
 """
-ONCE = """
-Once in a run the first full event takes {baseline} s longer, because it measures the baseline as well; a probe that the
-screen chooses before then measures its own. On disk a baseline takes {ledger} in the ledger and {weights} of
-weights."""
-LOOP = """
-A step of the loop takes {step:.3g} s ({known}). In a run of {steps} steps memwatch looks every {every} steps under the
-settings as given; that takes {overhead} of training time (overhead: {allowed:g} is allowed{verdict}).
+SHARE = """
+In a run of {steps} steps of {step:g} s memwatch looks every {every} steps and takes {overhead:.2g} % of training time
+(overhead: {allowed:g} is allowed{verdict}).
 """
-
-
-@dataclass(frozen=True)
-class Loop:
-    """The loop that is watched: seconds of an optimizer step, how they are known, and how many steps there are."""
-
-    seconds: float
-    known: str
-    steps: int
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "What watching this model costs on this machine: seconds, memory, and share of training time."
-    parser.epilog = EPILOG
-    parser.set_defaults(**DEFAULTS)
+    parser.description = "What watching this model costs on this machine: seconds per event, share of training time."
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a diffusers pipeline: its folder or hub id")
-    add("--probes", type=int, metavar="N", help="images that are watched (default: %(default)s)")
-    add("--controls", type=int, metavar="N", help="images held out (default: %(default)s)")
-    add("--prompts", type=int, metavar="N", help="prompt probes, controls included (default: %(default)s)")
-    add("--resolution", type=int, metavar="PIXELS", help="side of the images (default: the model's own)")
+    add("model", metavar="MODEL", help=PIPELINE)
+    add("--probes", type=int, default=8, metavar="N", help="images that are watched (default: %(default)s)")
+    add("--controls", type=int, default=20, metavar="N", help="images held out (default: %(default)s)")
     add("--config", metavar="FILE", help="settings as for training (YAML)")
     add(
-        "--step-seconds",
-        type=float,
-        metavar="S",
-        help="of an optimizer step of your loop; without it steps of this model are timed",
+        "--step-seconds", type=float, metavar="S", help="of a training step; with it the share of training time is told"
     )
-    help_ = "of the timed training steps: AdamW, gradients of all parameters (default: %(default)s)"
-    add("--batch-size", type=int, metavar="N", help=help_)
-    add("--steps", type=int, metavar="N", help="optimizer steps of the run (default: %(default)s)")
-    add("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
-    add("--dtype", metavar="TYPE", help=f"{', '.join(DTYPES)} (default: %(default)s)")
-    add("--brief", action="store_true", help="only the settings as given, without the ones that people turn")
-    add("--json", action="store_true", help="print numbers, not a table")
+    add("--steps", type=int, default=2000, metavar="N", help="training steps of the run (default: %(default)s)")
+    add("--dtype", default="float32", choices=DTYPES, help="of the network (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print the table."""
-    check(args)
-    config = load_config(args.config)
-    config = replace(config, resolution=args.resolution or config.resolution)
-    numbers = Numbers(args.probes + args.controls, args.prompts)
-    accelerator = Accelerator(cpu=args.device == "cpu")
-    settings = [Setting("as given", config), *([] if args.brief else varied(config))]
-    timed, seconds = args.step_seconds is None, args.step_seconds
-    with tqdm(total=len(settings) * Workbench.ticks(numbers) + timed, unit="run", disable=None) as bar:
-        model = model_of(args.model).to(accelerator.device)
-        if args.dtype != "float32":
-            model = model.to(DTYPES[args.dtype])
-        bench = Workbench(accelerator, model, args.model, config.resolution)
-        costs = []
-        for setting in settings:
-            bar.set_description(setting.name)
-            costs.append(bench.measure(setting, numbers, bar.update))
-        if timed:
-            bar.set_description("training steps")
-            seconds = bench.step_seconds(args.batch_size)
-            bar.update()
-    known = f"timed: this model, batch {args.batch_size}, AdamW on all parameters" if timed else "--step-seconds"
-    loop, where = Loop(seconds, known, args.steps), machine("torch", "diffusers", "memwatch", device=accelerator.device)
-    if args.json:
-        print(json.dumps(as_json(costs, args, numbers, loop, where), indent=1, allow_nan=False))
-    else:
-        print(page(costs, args, numbers, loop, where), end="")
+    """Measure, and print a table in Markdown."""
+    for name, least in {"probes": 1, "controls": 0, "steps": 1}.items():
+        require_option(getattr(args, name) >= least, f"--{name}", getattr(args, name), f"{least} or greater")
+    step = args.step_seconds
+    require_option(step is None or 0 < step < math.inf, "--step-seconds", step, "greater than 0")
+    require_option(is_pipeline(args.model), "MODEL", args.model, PIPELINE)
+    config, number = replace(load_config(args.config), max_train_steps=args.steps), args.probes + args.controls
+    accelerator, seconds = Accelerator(), []
+    try:
+        model = load_model(args.model).to(accelerator.device, DTYPES[args.dtype])
+    except CheckpointError as error:
+        raise ValueError(f"MODEL: got {args.model!r}, allowed: {PIPELINE} ({error})") from error
+    for count in (1, 2):
+        with watching(accelerator, model, args.model, config, count) as watch:
+            seconds.append(event_seconds(watch))
+            passes = count_passes(config, number, 0, branches=watch.observer.branches)
+    one, two = seconds
+    first, screened, curvature = map(float, multiplied(one, two, number))
+    shares = {"forward passes alone": 0.0, f"curvature of {CHOSEN:.0%}": CHOSEN} if config.screens else {}
+    shares |= {"curvature of all": 1.0}
+    events = [f"| {what} | {passes.of_event(c):.0f} | {screened + c * curvature:.3g} |" for what, c in shares.items()]
+    where = machine("torch", "diffusers", "memwatch", device=accelerator.device)
+    print(PAGE.format(machine=where, dtype=args.dtype, images=number, events="\n".join(events)), end="")
+    if step is not None:
+        print(share_text(config, step, first, screened, curvature), end="")
     return 0
 
 
-def check(args: argparse.Namespace) -> None:
-    """What the command line may not say.
-
-    Raises:
-        ValueError: the message names option, value and what is allowed.
-    """
-    least = {"probes": 0, "controls": 0, "prompts": 0, "batch_size": 1, "steps": 1}
-    for name, smallest in least.items():
-        value = getattr(args, name)
-        require_option(value >= smallest, f"--{name.replace('_', '-')}", value, f"{smallest} or greater")
-    some = args.probes + args.controls + args.prompts > 0
-    require_option(some, "--probes", args.probes, "1 or greater, since there are no controls and no prompts")
-    seconds = args.step_seconds
-    ok = seconds is None or (math.isfinite(seconds) and seconds > 0)
-    require_option(ok, "--step-seconds", seconds, "greater than 0")
-    require_option(args.dtype in DTYPES, "--dtype", args.dtype, ", ".join(DTYPES))
-    has_cuda = torch.cuda.is_available()
-    allowed = "cpu, cuda" if has_cuda else "cpu, since there is no CUDA here"
-    ok = args.device in (None, "cpu") or (has_cuda and args.device == "cuda")
-    require_option(ok, "--device", args.device, allowed)
-    allowed = "the folder or hub id of a diffusers pipeline"
-    require_option(is_pipeline(args.model), "MODEL", args.model, allowed)
-
-
-def model_of(source: str) -> torch.nn.Module:
-    """The network of a pipeline.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        return load_model(source)
-    except CheckpointError as error:
-        allowed = "the folder or hub id of a diffusers pipeline"
-        raise ValueError(f"MODEL: got {source!r}, allowed: {allowed} ({error})") from error
-
-
-# --- showing ---------------------------------------------------------------------------------------------------------
-
-
-def page(costs: Sequence[SettingCost], args: argparse.Namespace, numbers: Numbers, loop: Loop, where: str) -> str:
-    """Markdown."""
-    given, pace = costs[0], costs[0].pace(loop.seconds, loop.steps)
-    cuda = args.device != "cpu" and torch.cuda.is_available()
-    head = HEAD.format(
-        command=command_of(args),
-        machine=where,
-        dtype=args.dtype,
-        probes=args.probes + args.prompts,
-        controls=args.controls,
-        references=numbers.references,
-        prompts=numbers.prompts,
-        looked_at=" and on ".join(map(str, LOOKED_AT)),
-        levels=len(given.setting.config.levels.timesteps),
-        times=times_text(numbers),
-        memory="what PyTorch allocates on the GPU" if cuda else "what the process's resident set rises by",
-    )
-    once = ONCE.format(baseline=f"{given.baseline:.3g}", ledger=size(given.ledger), weights=size(given.weights))
-    share = LOOP.format(
-        step=loop.seconds,
-        known=loop.known,
-        steps=loop.steps,
+def share_text(config: MemWatchConfig, step: float, first: float, screened: float, curvature: float) -> str:
+    """How often memwatch looks in this run, and the share of training time that this takes."""
+    every, steps = config.every_steps, config.max_train_steps or 1
+    if config.screens:  # the first event with curvature measures the baseline's as well
+        prices = Prices(step, first + curvature, screened + CHOSEN * curvature, curvature)
+    else:
+        prices = Prices(step, first, curvature)
+    if every is None:
+        pace = choose_pace(prices, config)
+    else:
+        number = max(1, steps // every)
+        full = sum(config.is_full_event(n) for n in range(1, number + 1)) / number
+        pace = pace_of(every, prices.event + full * prices.full, prices, config)
+    return SHARE.format(
+        steps=steps,
+        step=step,
         every=pace.every_steps,
-        overhead=percent(pace.overhead),
-        allowed=given.setting.config.overhead,
+        overhead=100 * pace.overhead,
+        allowed=config.overhead,
         verdict="" if pace.within else ", so this is more than that",
     )
-    return "\n".join([head, *event_table(costs), once, share, *pace_table(costs, loop)]) + "\n"
 
 
-def times_text(numbers: Numbers) -> str:
-    """``28``, or ``28 (reference) and 4 (prompt)``."""
-    kinds = [(numbers.references, "reference"), (numbers.prompts, "prompt")]
-    some = [f"{n} ({kind})" for n, kind in kinds if n]
-    return " and ".join(some) if len(some) > 1 else some[0].partition(" ")[0]
+@contextmanager
+def watching(
+    accelerator: Accelerator, model: torch.nn.Module, source: str, config: MemWatchConfig, count: int
+) -> Iterator[MemWatch]:
+    """memwatch on made-up images, due at every step. It says nothing of them, and its files are removed."""
+    side = config.resolution or 512  # memwatch resizes it
+    noise = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    images = [Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC) for coarse in noise]
+    own: dict[str, Any] = {"every_steps": 1, "strict": True, "weights": "live"}
+    own |= dict.fromkeys(("picked", "probes", "controls", "peers"))
+    logger = logging.getLogger("memwatch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(StringIO()), TemporaryDirectory(prefix="memwatch-cost-") as folder:
+            settings = replace(config, **own, output_dir=folder)
+            probes = [Probe(f"a picture of number {i}", image) for i, image in enumerate(images)]
+            watch = MemWatch(accelerator, model, source, config=settings, probes=probes)
+            try:
+                yield watch
+            finally:
+                watch.close()
+    finally:
+        logger.setLevel(level)
 
 
-def event_table(costs: Sequence[SettingCost]) -> Iterator[str]:
-    """Every kind of event under every setting."""
-    yield "| settings | event | passes | seconds | peak memory |"
-    yield "|---|---|---|---|---|"
-    for cost in costs:
-        for name, event in cost.events.items():
-            seconds, peak = f"{event.seconds:.3g}", "-" if event.peak is None else size(event.peak)
-            yield f"| {cost.setting.name} | {name} | {event.passes:.0f} | {seconds} | {peak} |"
+def event_seconds(watch: MemWatch) -> np.ndarray:
+    """Seconds of the first event, of a later one without any curvature, and of the curvature of all probes on top.
+
+    The first event with curvature measures that of the baseline as well, where events are screened.
+    """
+    seconds, number, config = [timed(watch.begin)], 0, watch.config
+    while number == 0 or not config.is_full_event(number):
+        number += 1
+        seconds.append(timed(partial(watch.on_step_end, number)))
+    first, *screened, full = seconds
+    if not config.screens:
+        return np.array([first, 0.0, full])
+    usual = min(screened, default=first)
+    return np.array([first, usual, max(0.0, full - usual) / 2])
 
 
-def pace_table(costs: Sequence[SettingCost], loop: Loop) -> Iterator[str]:
-    """How often memwatch looks under every setting, and what that comes to."""
-    yield "| settings | an event every | overhead | ledger, one event |"
-    yield "|---|---|---|---|"
-    for cost in costs:
-        pace = cost.pace(loop.seconds, loop.steps)
-        overhead = percent(pace.overhead)
-        yield f"| {cost.setting.name} | {pace.every_steps} steps | {overhead} | {size(cost.ledger)} |"
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call, with the GPU waited for."""
+    synchronize()
+    began = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - began
 
 
-def percent(share: float) -> str:
-    """``1.8 %``"""
-    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
+def multiplied(one: np.ndarray, two: np.ndarray, number: int) -> np.ndarray:
+    """Seconds of ``number`` probes, from those of one and of two.
 
-
-def size(number: int) -> str:
-    """``1.5 MB``: bytes for people, in powers of 1000."""
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
-
-
-def as_json(
-    costs: Sequence[SettingCost], args: argparse.Namespace, numbers: Numbers, loop: Loop, where: str
-) -> dict[str, Any]:
-    """The same as plain values; seconds, bytes and shares."""
-
-    def plain(cost: SettingCost) -> dict[str, Any]:
-        pace = asdict(cost.pace(loop.seconds, loop.steps))
-        events = {name: asdict(event) for name, event in cost.events.items()}
-        once = {"baseline_seconds": cost.baseline, "ledger_bytes": cost.ledger, "weights_bytes": cost.weights}
-        return {"name": cost.setting.name, "events": events, "pace": pace} | once
-
-    head = {"command": command_of(args), "machine": where, "dtype": args.dtype, "measured_on": list(LOOKED_AT)}
-    return head | {"probes": asdict(numbers), "loop": asdict(loop), "settings": [plain(cost) for cost in costs]}
-
-
-def command_of(args: argparse.Namespace) -> str:
-    """The command line that leads here; options at their default are left out."""
-    words = [f"memwatch cost {args.model}"]
-    for name, default in DEFAULTS.items():
-        if (value := getattr(args, name)) != default:
-            option = f"--{name.replace('_', '-')}"
-            words.append(option if value is True else f"{option} {value}")
-    return " ".join(words)
+    >>> multiplied(np.array([3.0, 5.0]), np.array([5.0, 4.0]), 10)
+    array([21., 23.])
+    """
+    more = np.where(two > one, two - one, two / 2)  # noise: no probe costs less than nothing
+    total: np.ndarray = np.maximum(0, one - more) + number * more
+    return total

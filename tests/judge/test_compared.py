@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from evidence.simulation import SIDE, config_of, observation
 
 import memwatch.judge.findings
 from memwatch import Probe
-from memwatch.bench.promise import SIDE, config_of, observation
 from memwatch.config import AlertsConfig
 from memwatch.judge.findings import judge_event
 from memwatch.judge.screen import chosen, with_references

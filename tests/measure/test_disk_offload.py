@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, picture
+from support.memory import bytes_held
 
 import memwatch.measure.disk_offload
 from memwatch import Probe
-from memwatch.bench.held import bytes_held
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.disk_offload import ShelvedNetwork, shelved
 from memwatch.measure.observer import Observer
@@ -86,7 +86,7 @@ def test_a_watch_holds_next_to_nothing_between_events(baseline, pretrained, tmp_
     del reports
     gc.collect()
     others = [loop.accelerator, loop.bare, loop.unet, loop.loader, watch.accelerator, watch.observer.parts.scheduler]
-    held = bytes_held(watch, others)["cpu"]
+    held = bytes_held(watch, others)
     assert isinstance(watch.observer, Observer)
     assert isinstance(watch.baselines, Baselines)
     image = 16 * 16 * 3

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from photographs import PRETRAINING, UNSEEN
 from support.builders import CONFIG, Loop, picture
 
 from memwatch import Probe
-from memwatch.bench.photographs import PRETRAINING, UNSEEN
 from memwatch.config import LevelsConfig
 from memwatch.denoiser import Components, Conditioning, StableDiffusion, load_components
 from memwatch.denoiser.schedule import NoiseSchedule

@@ -6,10 +6,10 @@ import io
 
 import numpy as np
 import pytest
+from photographs import PRETRAINING, random_view
 from PIL import Image, ImageDraw, ImageOps
 from support.picked import photo
 
-from memwatch.bench.photographs import PRETRAINING, random_view
 from memwatch.picking import duplicates
 from memwatch.picking.duplicates import components, difference, duplicate_groups, groups_of, near_pairs
 from memwatch.picking.hashes import Hashes, hashes_of

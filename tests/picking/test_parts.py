@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from evidence.worlds.items import mark, rectangle
+from photographs import PRETRAINING, random_view
 from PIL import Image, ImageDraw, ImageOps
 from support.picked import photo
 
-from memwatch.bench.items import mark, rectangle
-from memwatch.bench.photographs import PRETRAINING, random_view
 from memwatch.picking import parts as parts_
 from memwatch.picking.boxes import box_of
 from memwatch.picking.duplicates import duplicate_groups

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evidence.runs.event import GUIDED, PROMPTED
+from evidence.runs.protocol import LEVELS, NUM_SEEDS, SCREEN_DRAWS, event_file, later_file
+from evidence.runs.train import Run
+from evidence.verdicts.stored import is_fixed
+from evidence.worlds.items import Item, looked_at
+from evidence.worlds.sets import MODERATE, STRONG
+from evidence.worlds.world import WORLDS, Plan
 from torch import Tensor
 
-from memwatch.bench.items import Item, looked_at
-from memwatch.bench.look import GUIDED, PROMPTED
-from memwatch.bench.protocol import LEVELS, NUM_SEEDS, event_file, later_file
-from memwatch.bench.sets import MODERATE, STRONG
-from memwatch.bench.stored import is_fixed
-from memwatch.bench.train import Run
-from memwatch.bench.worlds import WORLDS, Plan
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, to_tensors
 from memwatch.measure.views import fixed_noise
@@ -62,7 +62,7 @@ def event(items: list[Item], seed: int, step: int, generator: torch.Generator) -
         fallen = is_stored(item) and step > 0
         now = measurement(item, seed, fallen, generator)
         without = measurement(item, seed, False, generator)  # without the prompt nothing is stored
-        screened = [Measurement(None, m.epsilon[:, : LEVELS.screen_draws]) for m in (now, without)]
+        screened = [Measurement(None, m.epsilon[:, :SCREEN_DRAWS]) for m in (now, without)]
         found |= {item.name: now, f"screen/{item.name}": screened[0]}
         if item.caption:
             found |= {f"null/{item.name}": without, f"screen/null/{item.name}": screened[1]}

@@ -84,16 +84,6 @@ def test_regions_that_fill_the_picture_fail(items, template, share):
     assert problem.startswith(f"{template}: found too coarsely; got a mean IoU of {share}")
 
 
-def test_the_repeated_photo_may_be_recognized_by_any_part(items):
-    assert problems([report(items, rocket_0=(Verdict.MEMORIZED, (0, 0, 8, 8)))], items, STOPPED) == []
-
-
-@pytest.mark.parametrize("planted", PLANTED)
-def test_what_was_not_picked_is_named(items, planted):
-    expected = [f"{planted}: no probe was picked of it"]
-    assert problems([report(items, without=planted)], items, STOPPED) == expected
-
-
 @pytest.mark.parametrize("at", [100, 200])
 def test_a_rare_photo_must_never_be_called(items, at):
     called = {"photo_01_chelsea": (Verdict.MEMORIZED, None)}
@@ -102,22 +92,6 @@ def test_a_rare_photo_must_never_be_called(items, at):
     assert problems(reports, items, STOPPED) == expected
     suspicious = {"photo_01_chelsea": (Verdict.SUSPICIOUS, None)}
     assert problems([report(items, **suspicious)], items, STOPPED) == []
-
-
-def test_a_run_that_memwatch_did_not_stop(items):
-    (problem,) = problems([report(items)], items, None)
-    assert problem.startswith("memwatch did not stop the run")
-
-
-def test_a_run_without_reports(items):
-    first, second = problems([], items, None)
-    assert first.startswith("memwatch did not stop the run")
-    assert second.startswith("memwatch made no report")
-
-
-def test_maps_without_a_comparison_count_as_nothing_found(items):
-    item = next(item for item in items if item.name == "banner-0")
-    assert quickstart.iou(SimpleNamespace(labels=None), item) == 0
 
 
 @pytest.mark.parametrize("stop_reason", [STOPPED, None])
@@ -131,14 +105,3 @@ def test_each_problem_is_one_line_on_stderr_and_the_exit_code_is_1(items, stop_r
     printed = capsys.readouterr()
     assert len(printed.err.splitlines()) == (0 if stop_reason else 1)
     assert all(line.startswith("quickstart: ") for line in printed.err.splitlines())
-
-
-def test_smoke_is_a_shorter_run_and_the_command_line_goes_first(monkeypatch):
-    def parsed(*flags):
-        monkeypatch.setattr(sys, "argv", ["quickstart.py", *flags])
-        return vars(quickstart.parse_args())
-
-    full, smoke = parsed(), parsed("--smoke")
-    assert (full["max_train_steps"], full["every_steps"]) == (600, 100)
-    assert {key: smoke[key] for key in quickstart.SMOKE_TRAINING} == quickstart.SMOKE_TRAINING
-    assert parsed("--smoke", "--every_steps", "7")["every_steps"] == 7

@@ -11,11 +11,11 @@ import pyarrow.parquet
 import pytest
 import torch
 from evidence import planted, reproduce_paper
-from evidence.templates_verbs import download, memorized, non_memorized
+from evidence.runs.bright_ending import bright_ending, recording
+from evidence.templates_verbs import memorized
 from PIL import Image
 from support.processes import new_process
 
-from memwatch.bench.bright_ending import bright_ending, recording
 from memwatch.config_file import load_config
 from memwatch.denoiser import make_denoiser
 from memwatch.denoiser.schedule import NoiseSchedule
@@ -76,20 +76,6 @@ def test_cases_of_every_kind(layout):
     assert copy.all()
 
 
-def test_non_memorized_prompts(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text("a cat\n\n a dog \n", encoding="utf-8")
-    assert [(c.name, c.prompt, c.seed, c.mask) for c in non_memorized(file)] == [
-        ("non-memorized-0000", "a cat", 0, None),
-        ("non-memorized-0001", "a dog", 0, None),
-    ]
-    file.write_text("\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="holds no prompt"):
-        non_memorized(file)
-    with pytest.raises(ValueError, match="no such file"):
-        non_memorized(tmp_path / "none.txt")
-
-
 def test_a_missing_mask_is_named_and_the_others_stay(layout):
     (layout / "templates" / "mask" / "half_mask.jpg").unlink()
     save([row("TV", [[3, 0], [7, 1], [8, 2]])], layout / "sdv1_bb_groundtruth.parquet")
@@ -99,17 +85,6 @@ def test_a_missing_mask_is_named_and_the_others_stay(layout):
     assert "template-0000-seed-03: " in problems[0]
     assert "half_mask.jpg" in problems[0]
     assert problems[1] == "template-0000-seed-08: template 2 is not in a table of 2"
-
-
-def test_a_folder_of_another_layout_is_refused(layout):
-    with pytest.raises(
-        ValueError, match=r"no sdv2\*.parquet with caption.*files there: sdv1_all.parquet, sdv1_bb_groundtruth.parquet"
-    ):
-        memorized(layout, "sdv2")
-    file = layout / "templates" / "metadata.parquet"
-    file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(ValueError, match="metadata.parquet: not a readable parquet file"):
-        memorized(layout, "sdv1")
 
 
 def test_bright_ending_is_the_last_tokens_attention(pipeline):
@@ -134,13 +109,6 @@ def test_bright_ending_is_the_last_tokens_attention(pipeline):
         keys = layer.to_k(hidden).unflatten(-1, (layer.heads, -1))
         attention = (torch.einsum("phd,thd->hpt", queries, keys) * queries.shape[-1] ** -0.5).softmax(-1)
     np.testing.assert_allclose(found, attention[:, :, token].mean(0).reshape(4, 4).numpy(), rtol=1e-4)
-
-
-def test_processors_come_back_after_a_failure(pipeline):
-    before = dict(pipeline.unet.attn_processors)
-    with pytest.raises(RuntimeError, match="in between"), recording(pipeline.unet, 0):
-        raise RuntimeError("in between")
-    assert pipeline.unet.attn_processors == before
 
 
 @pytest.fixture
@@ -211,15 +179,3 @@ def test_what_is_missing_is_one_line(layout, tmp_path, capsys, arguments, messag
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reproduce_paper: ")]
     assert len(errors) == 1
     assert re.search(message, errors[0]), errors
-
-
-def test_the_hubs_data_set_is_asked_for_by_name(layout, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(layout)
-    )
-    assert download() == layout
-    ((name,), options) = asked[0]
-    assert name == "fraisdufour/templates-verbs"
-    assert options["repo_type"] == "dataset"
-    assert "templates/**" in options["allow_patterns"]

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import weakref
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDPMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionXLPipeline,
-    UNet2DModel,
-)
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DModel
 from diffusers.training_utils import EMAModel
 from support import families as tiny
 from support.builders import assert_same, history
@@ -32,39 +23,6 @@ from support.scripts import (
     stable_diffusion,
     train,
 )
-from torch import nn
-
-
-def text_to_image(pretrained: Path, folder: Path) -> Script:
-    """Everything alive; EMA; gradient checkpointing; random flips from Python's and NumPy's streams."""
-    accelerator = accelerator_of(folder)
-    vae, text_encoder, tokenizer, unet, scheduler = stable_diffusion(pretrained)
-    text_encoder.requires_grad_(False)
-    ema = EMAModel(unet.parameters(), decay=0.9)
-    unet.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-2)
-    loader = batches(pixel_values=pixels(6), input_ids=ids_of(tokenizer, [f"a photo of number {i}" for i in range(6)]))
-    unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
-
-    def loss(batch):
-        values = (
-            batch["pixel_values"].flip(-1)
-            if random.random() < 0.5
-            else batch["pixel_values"] * np.random.uniform(0.9, 1)
-        )
-        hidden = text_encoder(batch["input_ids"])[0]
-        return denoising_loss(lambda x, t: unet(x, t, hidden).sample, scheduler, latents_of(vae, values.float()))
-
-    return Script(
-        accelerator,
-        unet,
-        optimizer,
-        loader,
-        loss,
-        (unet, pretrained),
-        after=lambda: ema.step(unet.parameters()),
-        ema=ema,
-    )
 
 
 def text_to_image_sdxl(pretrained: Path, folder: Path) -> Script:
@@ -92,72 +50,6 @@ def text_to_image_sdxl(pretrained: Path, folder: Path) -> Script:
         )
 
     return Script(accelerator, unet, optimizer, loader, loss, (unet, pretrained), gone=gone)
-
-
-def dreambooth(pretrained: Path, folder: Path) -> Script:
-    """Prior preservation: half of a batch are class images; the text encoder is trained along."""
-    accelerator = accelerator_of(folder)
-    vae, text_encoder, tokenizer, unet, scheduler = stable_diffusion(pretrained)
-    text_encoder.train()
-    optimizer = torch.optim.AdamW([*unet.parameters(), *text_encoder.parameters()], lr=1e-2)
-    both = {"instance": pixels(4), "class": pixels(8)[4:]}
-    words = ids_of(tokenizer, ["a photo of a cat", "a photo of a dog"])
-    loader = batches(instance=both["instance"], prior=both["class"])
-    unet, text_encoder, optimizer, loader = accelerator.prepare(unet, text_encoder, optimizer, loader)
-
-    def loss(batch):
-        values = torch.cat([batch["instance"], batch["prior"]])
-        hidden = text_encoder(words.repeat_interleave(len(values) // 2, dim=0))[0]
-        latents = latents_of(vae, values)
-        noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (len(latents),)).long()
-        predicted = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, hidden).sample
-        (mine, prior), (target, prior_target) = predicted.chunk(2), noise.chunk(2)
-        return nn.functional.mse_loss(mine, target) + nn.functional.mse_loss(prior, prior_target)
-
-    extra = {"text_encoder": text_encoder, "tokenizer": tokenizer}
-    script = Script(
-        accelerator, nn.ModuleList([unet, text_encoder]), optimizer, loader, loss, (unet, pretrained), extra
-    )
-    return script
-
-
-def dreambooth_sd3(pretrained: Path, folder: Path) -> Script:
-    """LoRA on the transformer, flow matching; embeddings computed first, then text encoders deleted."""
-    from peft import LoraConfig
-
-    accelerator = accelerator_of(folder)
-    pipe = StableDiffusion3Pipeline.from_pretrained(pretrained)
-    with torch.no_grad():
-        hidden, _, pooled, _ = pipe.encode_prompt("a photo of a cat", None, None, max_sequence_length=77)
-    transformer = (
-        SD3Transformer2DModel.from_pretrained(pretrained, subfolder="transformer").requires_grad_(False).train()
-    )
-    transformer.add_adapter(
-        LoraConfig(r=2, lora_alpha=2, lora_dropout=0.1, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(pretrained, subfolder="scheduler")
-    loader = batches(model_input=latents_of(pipe.vae, pixels(6)))
-    parts = (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3, pipe.transformer)
-    gone = [weakref.ref(part) for part in parts]
-    del pipe, parts
-    optimizer = torch.optim.AdamW([p for p in transformer.parameters() if p.requires_grad], lr=1e-2)
-    transformer, optimizer, loader = accelerator.prepare(transformer, optimizer, loader)
-
-    def loss(batch):
-        z_0 = batch["model_input"]
-        noise = torch.randn_like(z_0)
-        timesteps = scheduler.timesteps[torch.randint(0, 1000, (len(z_0),))]
-        sigmas = (timesteps / 1000)[:, None, None, None]
-        arguments = {
-            "encoder_hidden_states": hidden.expand(len(z_0), -1, -1),
-            "pooled_projections": pooled.expand(len(z_0), -1),
-        }
-        v = transformer(
-            hidden_states=(1 - sigmas) * z_0 + sigmas * noise, timestep=timesteps, **arguments, return_dict=False
-        )[0]
-        return nn.functional.mse_loss(v.float(), noise - z_0)
-
-    return Script(accelerator, transformer, optimizer, loader, loss, (transformer, pretrained), gone=gone)
 
 
 def textual_inversion(pretrained: Path, folder: Path) -> Script:
@@ -217,15 +109,11 @@ def unconditional(pretrained: Path, folder: Path) -> Script:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, pretrained):
     folder = tmp_path_factory.mktemp("loops")
-    sd1 = dict.fromkeys((text_to_image, dreambooth, textual_inversion), pretrained)
-    return sd1 | {
-        text_to_image_sdxl: tiny.sdxl(folder),
-        dreambooth_sd3: tiny.sd3(folder),
-        unconditional: tiny.unconditional(folder),
-    }
+    made = {text_to_image_sdxl: tiny.sdxl(folder), unconditional: tiny.unconditional(folder)}
+    return made | {textual_inversion: pretrained}
 
 
-SCRIPTS = [text_to_image, text_to_image_sdxl, dreambooth, dreambooth_sd3, textual_inversion, unconditional]
+SCRIPTS = [text_to_image_sdxl, textual_inversion, unconditional]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

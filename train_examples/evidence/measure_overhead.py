@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import quickstart
-
-from memwatch.bench.markdown import PACKAGES, markdown_table
 from memwatch.config import MemWatchConfig
 from memwatch.report.about import machine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+import quickstart
+
+from evidence.pages.markdown import PACKAGES, markdown_table
 
 RESULTS = Path(__file__).parents[1] / "results" / "overhead.md"
 WATCHING = {"config": None, "every_steps": None, "stop": {"enabled": False}}

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from planted_files import KINDS, LARGE, SMALL, Plan, planned, write_rows
 
-from memwatch.bench.markdown import markdown_table
 from memwatch.picking.parts import SAMPLE
 from memwatch.report.about import machine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from evidence.pages.markdown import markdown_table
+from evidence.planted_files import KINDS, LARGE, SMALL, Plan, planned, write_rows
 
 RESULTS = Path(__file__).parents[1] / "results" / "survey.md"
 PACKAGES = ("numpy", "scipy", "pillow", "imagehash", "memwatch")  # that results depend on

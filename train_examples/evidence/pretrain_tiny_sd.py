@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from textwrap import fill
@@ -32,7 +33,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from memwatch.bench.photographs import PRETRAINING, UNSEEN, Photograph, views
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from photographs import PRETRAINING, UNSEEN, Photograph, views
 
 SIZE = 64  # pixels
 WORDS = """a an the of on in at with and photo picture poster card banner logo sign sticker stamp frame label number

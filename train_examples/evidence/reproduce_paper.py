@@ -26,8 +26,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from memwatch.bench.bright_ending import bright_ending
-from memwatch.bench.evaluation import evaluate_sets, read_folders
+from memwatch.cli.eval import evaluate_sets, read_folders
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components, make_denoiser
 from memwatch.denoiser.schedule import NoiseSchedule
@@ -40,6 +39,7 @@ from memwatch.measure.views import prompt_view
 from memwatch.scan.checkpoints import load_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from evidence.runs.bright_ending import bright_ending
 from evidence.templates_verbs import Case, download, memorized, non_memorized
 
 CONFIG = load_config(Path(__file__).resolve().parents[2] / "configs" / "paper.yaml")

@@ -1,0 +1,113 @@
+"""How well maps agree with masks, and tell memorized from other images. Pure functions.
+
+The oracle is the protocol of Kim & Lee (ICML 2026): log1p, min-max over the whole set, best of 101 thresholds, each
+number at its own best. No user has that threshold, so ``memwatch eval`` gives every number at a fixed one as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+THRESHOLDS = np.linspace(-1e-6, 1 + 1e-6, 101)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Agreement of predicted with true pixels over a set, each in [0, 1].
+
+    Attributes:
+        iou: pixels of the whole set pooled.
+        miou: mean over samples of their own IoU; empty against empty counts 1.
+        accuracy: share of pixels that agree.
+    """
+
+    iou: float
+    miou: float
+    accuracy: float
+
+
+def iou(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union of two bool arrays of one shape, all pixels pooled; 1 when both are empty."""
+    union = np.count_nonzero(predicted | truth)
+    return np.count_nonzero(predicted & truth) / union if union else 1.0
+
+
+def overlap(predicted: np.ndarray, truth: np.ndarray) -> Overlap:
+    """``Overlap`` of bool arrays ``(n, h, w)``."""
+    each = [iou(p, t) for p, t in zip(predicted, truth, strict=True)]
+    return Overlap(iou(predicted, truth), float(np.mean(each)), float(np.mean(predicted == truth)))
+
+
+def at_threshold(maps: np.ndarray, masks: np.ndarray, threshold: float | np.ndarray) -> Overlap:
+    """``Overlap`` of ``maps >= threshold`` with ``masks``, both ``(n, h, w)``.
+
+    Args:
+        threshold: in the maps' own unit; one for all, or one per map.
+    """
+    return overlap(maps >= np.reshape(threshold, (-1, 1, 1)), masks)
+
+
+def normalized(maps: np.ndarray) -> np.ndarray:
+    """log1p, then min-max over the whole set, to [0, 1]. Negative values count as 0; the published maps have none."""
+    values = np.log1p(np.clip(maps, 0, None))
+    low, high = values.min(), values.max()
+    scaled: np.ndarray = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return scaled
+
+
+def best_of_thresholds(maps: np.ndarray, masks: np.ndarray) -> Overlap:
+    """The published oracle: ``normalized`` maps at 101 thresholds; IoU, mIoU and accuracy each at its own best one.
+
+    Args:
+        maps: ``(n, h, w)``, any unit, finite.
+        masks: ``(n, h, w)``, bool.
+    """
+    values = normalized(maps)
+    found = [overlap(values > threshold, masks) for threshold in THRESHOLDS]
+    return Overlap(*(max(getattr(o, name) for o in found) for name in ("iou", "miou", "accuracy")))
+
+
+def auc(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray) -> float:
+    """Probability that a positive exceeds a negative, ties counting half (Mann-Whitney).
+
+    Raises:
+        ValueError: either is empty.
+    """
+    p, n = np.asarray(positives, dtype=np.float64), np.sort(np.asarray(negatives, dtype=np.float64))
+    if not len(p) or not len(n):
+        raise ValueError(f"AUC needs positives and negatives, got {len(p)} and {len(n)}")
+    below = np.searchsorted(n, p, "left") + np.searchsorted(n, p, "right")
+    return float(below.mean() / 2 / len(n))
+
+
+def tpr_at_fpr(
+    positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray, fpr: float = 0.01
+) -> float:
+    """Largest true-positive rate of any threshold whose false-positive rate is at most ``fpr``.
+
+    Raises:
+        ValueError: either is empty, or ``fpr`` is not in [0, 1).
+    """
+    p, n = np.asarray(positives, dtype=np.float64), np.asarray(negatives, dtype=np.float64)
+    if not len(p) or not len(n) or not 0 <= fpr < 1:
+        raise ValueError(f"TPR at FPR {fpr} needs positives, negatives and an FPR in [0, 1), got {len(p)} and {len(n)}")
+    return float(np.mean(p > threshold_at(n, fpr)))
+
+
+def threshold_at(negatives: np.ndarray, fpr: float = 0.01) -> float:
+    """The lowest of the scores that no more than this share of the negatives exceeds; they are not empty."""
+    return float(np.sort(negatives)[::-1][math.floor(fpr * len(negatives) + 1e-9)])
+
+
+def resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Bilinear, with antialiasing when it shrinks; unchanged when the shape is the same already."""
+    if values.shape == shape:
+        return values
+    tensor = torch.from_numpy(values)[None, None]
+    result: np.ndarray = torch.nn.functional.interpolate(tensor, shape, mode="bilinear", antialias=True)[0, 0].numpy()
+    return result

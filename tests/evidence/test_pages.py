@@ -1,0 +1,137 @@
+"""The benchmark's pages: every table is there, failures come first, and the pictures show what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evidence import bench
+from evidence.pages import gallery
+from evidence.pages.gallery import Mistake, examples, failures_of, write_gallery
+from evidence.pages.item_strip import NEAREST, WIDTH, facts, item_strip, tiles
+from evidence.verdicts.product import Product
+from evidence.verdicts.stored import State, state_of
+from evidence.verdicts.tables import recall, region_iou, stored
+from evidence.worlds.items import Kind
+from PIL import Image, ImageColor
+
+
+def misjudged(product: Product) -> Product:
+    """The same with one stored item that is never called, one called too late, and two false calls."""
+    never, late, *_ = stored(product)
+    wrong = [item.name for item in product.run.of_kind(Kind.HELD_OUT)[:2]]
+    said = {name: step for name, step in product.first_alert.items() if name != never.name}
+    said |= {late.name: product.run.last} | dict.fromkeys(wrong, product.run.steps[1])
+    return replace(product, first_alert=said)
+
+
+def test_the_page_has_every_table_and_says_how_it_was_made(runs, products, tmp_path):
+    assert bench.main(["--output", str(runs), "--report", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Written by `bench.py --report`." in page
+    assert "{" not in page
+    tables = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    found = recall(products)
+    expected = {"value": found.value, "low": found.low, "high": found.high, "count": found.count}
+    assert tables["worlds"][-1]["recall"] == expected
+    assert str(found) in page
+    assert all(rows for rows in tables.values())
+    assert (tmp_path / "items.md").is_file()
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_and_called_in_time_is_no_failure_nor_is_what_is_on_its_way(products):
+    assert failures_of(products) == []
+    product = products[0]
+    assert any(state_of(product.run, item) is State.ON_ITS_WAY for item in product.run.watched if product.called(item))
+    silent = replace(product, first_alert={item.name: 30 for item in stored(product)})  # at the first copy
+    assert failures_of([silent]) == []
+
+
+def test_false_calls_come_first_then_what_was_never_called_then_what_was_late(products):
+    product = misjudged(products[0])
+    never, late, *_ = stored(product)
+    found = failures_of([product])
+    assert [f.mistake for f in found] == [Mistake.FALSE_CALL] * 2 + [Mistake.NEVER_CALLED, Mistake.LATE]
+    assert [f.item.name for f in found[2:]] == [never.name, late.name]
+    assert [f.step for f in found] == [10, 10, 40, 30]
+    assert found[3].words.startswith("Late: at step 30 memwatch said memorized (")
+
+
+# --- strips ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_strip_shows_probe_mask_map_region_and_framed_copies(products):
+    product = products[0]
+    item = next(i for i in stored(product) if not i.mask.all())
+    image = np.asarray(item.probe)
+    probe, mask, heat, region, *made = [np.asarray(tile) for tile in tiles(product, item)]
+    assert len(made) == NEAREST
+    assert np.array_equal(probe[::2, ::2], image)
+    for tile, inside in ((mask, item.mask), (region, product.region(item))):
+        assert np.array_equal(tile[::2, ::2][~inside], (0.3 * image[~inside]).astype(np.uint8))
+    changed = (heat != probe).any(-1)[::2, ::2]
+    assert changed[item.mask].mean() > 0.9  # the map is coloured where the item is stored
+    for tile in made:
+        assert tuple(tile[0, 0]) == ImageColor.getrgb("#D81B60")
+        assert np.array_equal(tile[8:-8:2, 8:-8:2], image[4:-4, 4:-4])
+    short, long = (item_strip(product, item, failure=words) for words in ("few", "many words " * 40))
+    assert short.width == long.width == WIDTH
+    assert long.height > short.height
+
+
+def test_facts_say_size_overlap_and_when(products):
+    product = products[0]
+    item, other = stored(product)[0], product.run.of_kind(Kind.HELD_OUT)[0]
+    said = facts(product, item)
+    assert f"mask: {100 * item.mask.mean():.0f} % of the picture, IoU {region_iou(product, item):.2f}" in said
+    assert "first called memorized at step 20 (exposure " in said
+    assert "first copied at step 30 (exposure " in said
+    assert facts(product, other) == "held out, dose 0, nothing is fixed; never called memorized; never copied"
+    *_, made = [np.asarray(tile) for tile in tiles(product, other)]
+    assert (made == 128).all()  # no frame
+
+
+# --- the gallery -----------------------------------------------------------------------------------------------------
+
+
+def pictures_in(file: Path) -> list[str]:
+    return re.findall(r"!\[[^]]+\]\(([^)]+)\)", file.read_text(encoding="utf-8"))
+
+
+def test_the_gallery_shows_failures_first_and_links_small_pictures(products, tmp_path):
+    (tmp_path / "items-gone.png").write_bytes(b"")
+    file = write_gallery([misjudged(product) for product in products], tmp_path)
+    assert "copied): 4. Of the stored ones 2 were called only after" in file.read_text(encoding="utf-8")
+    assert "The worst 8 of 8 failures:" in file.read_text(encoding="utf-8")
+    names = pictures_in(file)
+    assert names == ["items-failures-1.png", "items-failures-2.png", "items-captions.png"]
+    assert {file.name for file in tmp_path.glob("*.png")} == set(names)
+    for name in names:
+        assert (tmp_path / name).stat().st_size <= gallery.MAX_BYTES
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width == WIDTH
+
+
+def test_a_world_is_shown_by_its_best_median_and_worst_item(products):
+    found = examples(products)
+    assert [which for which, *_ in found] == ["best", "median", "worst"]
+    partial = sorted((region_iou(p, i) for p in products for i in stored(p) if not i.mask.all()), reverse=True)
+    assert [region_iou(p, item) for _, p, item in found] == [partial[0], partial[len(partial) // 2], partial[-1]]
+
+
+@pytest.mark.parametrize(("kept", "words"), [(1, ["best"]), (2, ["best", "worst"]), (0, [])])
+def test_few_stored_items_are_shown_once_each_and_whole_ones_by_their_score(products, monkeypatch, kept, words):
+    product = products[0]
+    whole = [replace(item, mask=np.ones_like(item.mask)) for item in stored(product)[:kept]]
+    monkeypatch.setattr(gallery, "stored", lambda _: whole)
+    found = examples([product])
+    assert [which for which, *_ in found] == words
+    scores = [product.score(item) for _, _, item in found]
+    assert scores == sorted(scores, reverse=True)

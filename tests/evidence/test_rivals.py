@@ -1,0 +1,213 @@
+"""The contest: who is compared with whom, and what a rival's numbers are."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from evidence.rivals import contest
+from evidence.rivals.cases import NEGATIVES, STORED, Case, cases_of
+from evidence.rivals.contest import detection_table, first_table, localization_table, oracle
+from evidence.rivals.rivals import (
+    ALL_ONES,
+    F_MEM,
+    RIVALS,
+    Rival,
+    clid,
+    fallen_loss,
+    held_out_loss,
+    kept_map,
+    raw,
+    risen_loss,
+    scores_in,
+)
+from evidence.rivals.stops import CLOSE, copies_by, stop_table
+from evidence.runs.protocol import LEVELS
+from evidence.worlds.items import Kind
+from evidence.worlds.sets import MODERATE, STRONG, WEAK
+from support.planted import COPIED_FROM, STEPS
+
+from memwatch.cli.metrics import auc, iou
+
+LAST = STEPS[-1]
+
+
+@pytest.fixture
+def two_worlds(products, monkeypatch):
+    """Both runs, as if each were of a world of its own."""
+    of_seed = property(lambda case: ("captions", "marks")[case.product.run.plan["seed"]])
+    monkeypatch.setattr(Case, "world", of_seed)
+    return products
+
+
+def only(rows, **wanted):
+    (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return row
+
+
+def test_what_is_on_its_way_is_neither_right_nor_wrong(products):
+    cases = cases_of(products)
+    groups = {(case.product.run.name, case.item.name): case.group for case in cases}
+    for product in products:
+        for item in product.run.watched:
+            expected = str(item.kind)
+            if item.dose == STRONG:
+                expected = STORED
+            elif item.dose == MODERATE and item.mask.any():
+                expected = None
+            elif item.dose == WEAK and item.kind in (Kind.TEMPLATE, Kind.LOGO):
+                expected = "planted"
+            assert groups.get((product.run.name, item.name)) == expected
+    assert {case.group for case in cases} == {STORED, *NEGATIVES}
+
+
+# --- where -----------------------------------------------------------------------------------------------------------
+
+
+def test_memwatch_and_rivals_are_judged_on_the_same_items(two_worlds):
+    rows = localization_table(two_worlds)
+    parts = [case for case in cases_of(two_worlds) if case.is_part]
+    counts = only(rows, way="items")
+    assert (counts["captions"] + counts["marks"], counts["all"]) == (len(parts), len(parts))
+    shipped = [iou(case.product.region(case.item), case.item.mask) for case in parts]
+    assert only(rows, way="memwatch", threshold="as shipped")["all"] == pytest.approx(np.mean(shipped))
+    assert only(rows, way=ALL_ONES.name)["all"] == pytest.approx(np.mean([case.item.mask.mean() for case in parts]))
+    ways = {(row["way"], row["sampling"]) for row in rows}
+    assert {(rival.name, rival.sampling) for rival in RIVALS if rival.map_of} < ways
+    ours = only(rows, way="memwatch", threshold="oracle")["all"]
+    assert all(row["all"] < ours for row in rows if row["sampling"] not in ("-", None))  # their maps are noise here
+
+
+def test_a_world_without_a_map_has_no_number(two_worlds, monkeypatch):
+    def map_of(run, name, step):
+        return kept_map("verified/null")(run, name, step) if run.plan["seed"] == 0 else None
+
+    monkeypatch.setattr(contest, "RIVALS", (Rival("half", map_of=map_of), Rival("no map at all")))
+    rows = localization_table(two_worlds)
+    row = only(rows, way="half")
+    assert row["captions"] > 0
+    assert (row["marks"], row["all"]) == (None, None)
+    assert not any(row["way"] == "no map at all" for row in rows)
+
+
+def test_the_oracle_takes_the_best_variant():
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[:2] = True
+    good, bad = mask.astype(float), 1.0 - mask
+    assert oracle([[bad, good], [bad, good]], [mask, mask]) == 1.0
+    assert oracle([[bad], [good]], [mask, mask]) < 1.0
+    assert oracle([[good], []], [mask, mask]) is None
+
+
+# --- whether ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_detection(products, prompts):
+    rows = detection_table(products, prompts)
+    cases, counts = cases_of(products), rows[0]
+    stored = sum(case.group == STORED for case in cases)
+    assert counts["AUC all"] == len(cases) - stored == sum(counts[f"AUC {name}"] for name in NEGATIVES)
+    assert {row["items"] for row in rows} == {stored}
+    assert all(row.keys() == counts.keys() for row in rows)
+    scores = [[c.product.score(c.item) for c in cases if (c.group == STORED) is is_] for is_ in (True, False)]
+    assert only(rows, way="memwatch")["AUC all"] == auc(*scores) == 1.0
+    assert only(rows, way="f_mem")["AUC all"] == 1.0  # what is stored is what they generate here
+    named = {row["way"] for row in rows}
+    assert ("Wen norm" in named, "CLiD" in named, ALL_ONES.name in named) == (prompts, True, False)
+
+
+def test_the_published_score_comes_first_and_the_best_is_no_worse(products):
+    pairs = [(a, b) for a, b in pairwise(detection_table(products, True)) if "best of" in (b["score"] or "")]
+    assert len(pairs) >= 10
+    for published, best in pairs:
+        assert (published["way"], published["sampling"]) == (best["way"], best["sampling"])
+        assert best["AUC all"] >= published["AUC all"]
+
+
+def test_against_controls_is_in_their_deviations(products):
+    run = products[0].run
+    found = scores_in(run, Rival("x", map_of=kept_map("published/null")), LAST)
+    assert (next(iter(found)), len(found)) == ("mean", 12)
+    controls = [item.name for item in run.of_kind(Kind.CONTROL)]
+    own, judged = (np.array([found[k][name] for name in controls]) for k in ("mean", "mean, against controls"))
+    assert judged == pytest.approx((own - own.mean()) / own.std(ddof=1))
+    assert list(scores_in(run, Rival("x", score_of=(("number", lambda *_: 2.0),)), LAST)) == ["number"]
+
+
+# --- when ------------------------------------------------------------------------------------------------------------
+
+
+def test_who_speaks_first(products):
+    rows = first_table(products)
+    copy, f_mem, ours = (only(rows, way=way) for way in ("the first copy itself", "f_mem", "memwatch, memorized"))
+    assert (copy["before the first copy"], copy["at or before it"]) == (0.0, 1.0)
+    assert (f_mem["called"], f_mem["before the first copy"], f_mem["at or before it"]) == (1.0, 0.0, 1.0)
+    assert f_mem["exposures"] == copy["exposures"]
+    stored = [case for case in cases_of(products) if case.group == STORED]
+    alerts = [case.product.first_alert[case.item.name] for case in stored]
+    assert ours["before the first copy"] == pytest.approx(np.mean([alert < COPIED_FROM for alert in alerts]))
+    shown = [case.product.run.exposures(case.item, alert) for case, alert in zip(stored, alerts, strict=True)]
+    assert ours["exposures"] == pytest.approx(np.median(shown))
+    assert ours["negatives called"] <= 0.05
+    assert only(rows, way="memwatch, suspicious")["exposures"] <= ours["exposures"]
+    loss = only(rows, way="loss of the image itself")
+    assert loss["called"] == 1.0
+    assert loss["exposures"] < copy["exposures"]
+
+
+def test_stopping_early_spares_copies(products):
+    rows = {row["rule"]: row for row in stop_table(products)}
+    assert (rows["memwatch"]["stopped"], rows["memwatch"]["nothing copied"].value) == (2, 1)
+    assert (rows["never"]["stopped"], rows["never"]["nothing copied"].value) == (0, 0)
+    assert rows["never"]["items copied, mean"] > rows["memwatch"]["items copied, mean"] == 0
+    run = products[0].run
+    assert copies_by(run, COPIED_FROM - 1) == 0 < copies_by(run, COPIED_FROM)
+    assert held_out_loss(run, 0) == pytest.approx(held_out_loss(run, LAST), rel=CLOSE - 1)
+
+
+def test_nothing_stored_is_nothing_to_compare(products, monkeypatch):
+    monkeypatch.setattr(contest, "cases_of", lambda products: [c for c in cases_of(products) if c.group != STORED])
+    assert localization_table(products) == detection_table(products, True) == first_table(products) == []
+
+
+# --- a rival's numbers -----------------------------------------------------------------------------------------------
+
+
+def loss(run, key, name, step, draws):
+    eps = run.true_noise(name)[:, :draws]
+    return ((run.measurement(key, step).epsilon[:, :draws] - eps) ** 2).mean().item()
+
+
+def test_losses(products):
+    run = products[0].run
+    name = next(item.name for item in run.items if item.dose == STRONG)
+    before, now = (loss(run, f"screen/{name}", name, step, 1) for step in (STEPS[0], LAST))
+    assert fallen_loss("screen/", log=False)(run, name, LAST) == pytest.approx(before - now, rel=1e-5)
+    assert fallen_loss("screen/", log=True)(run, name, LAST) == pytest.approx(np.log(before / now), rel=1e-5)
+    full = loss(run, f"null/{name}", name, LAST, LEVELS.draws) - loss(run, name, name, LAST, LEVELS.draws)
+    assert clid(run, name, LAST) == pytest.approx(full, rel=1e-5)
+    held_out = [item.name for item in run.of_kind(Kind.HELD_OUT, Kind.CONTROL) if item.dose == 0]
+    by_step = [np.mean([loss(run, f"screen/{n}", n, step, 1) for n in held_out]) for step in STEPS]
+    for i, step in enumerate(STEPS):
+        assert risen_loss(run, name, step) == pytest.approx(by_step[i] - min(by_step[: i + 1]), abs=1e-7)
+
+
+def test_what_was_not_measured_has_no_number(products):
+    run, name = products[0].run, products[0].run.items[0].name
+    assert clid(run, "nobody", LAST) is raw(run, "nobody", LAST) is None
+    assert F_MEM.scores(run, name, STEPS[0]) == {}
+    assert fallen_loss("", log=False)(run, "nobody", LAST) is None
+    assert Rival("x", map_of=kept_map("published/unheard")).scores(run, name, LAST) == {}
+
+
+def test_maps_and_their_summaries(products):
+    run, name = products[0].run, products[0].run.items[0].name
+    rho = run.measurement(name, LAST).rho.samples
+    assert raw(run, name, LAST) == pytest.approx(1 - rho.mean((0, 1)).numpy(), abs=1e-6)
+    values = np.zeros((16, 16))
+    values[0, :2] = 8.0
+    scores = Rival("x", map_of=lambda *_: values).scores(run, name, LAST)
+    assert (scores["mean"], scores["largest"], scores["mean of 16 largest"]) == (16 / 256, 8.0, 1.0)
+    assert scores["largest, smoothed"] == pytest.approx(4.0)  # the corner: two of its four neighbours

@@ -1,0 +1,133 @@
+"""What the worlds train on: masks of the sizes they say, captions of one kind, batches that follow from the seed."""
+
+from __future__ import annotations
+
+import gzip
+import math
+
+import numpy as np
+import pytest
+from evidence.worlds.items import DOSES, PLANTED, Item, Kind, batch, looked_at, planted_set
+from evidence.worlds.sets import MARKS, MODERATE, STRONG, WEAK
+from evidence.worlds.shapes import CELL, SHAPES, SIZES, place
+from evidence.worlds.sources import SIZE, fashion, photographs
+from evidence.worlds.world import WORLDS
+
+PHOTOGRAPHIC = [name for name, world in WORLDS.items() if world.start.source is photographs]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bounds", SIZES.values(), ids=SIZES)
+def test_a_mask_has_the_size_that_was_asked_for(shape, bounds):
+    rng = np.random.default_rng(0)
+    masks = [place(rng, *bounds, shape) for _ in range(5)]
+    assert all(mask.shape == (SIZE, SIZE) and bounds[0] <= mask.mean() <= bounds[1] for mask in masks)
+    cells = np.stack(masks).reshape(-1, SIZE // CELL, CELL, SIZE // CELL, CELL).mean((2, 4))
+    assert ((cells > 0) & (cells < 1)).any() == (shape != SHAPES[0])  # only the first one covers whole latents
+
+
+@pytest.mark.parametrize("world", [*PHOTOGRAPHIC, "pick"])
+def test_a_mask_is_exactly_what_every_showing_has_in_common(world):
+    for item in planted_set(3) if world == "pick" else WORLDS[world].items(3):
+        if item.kind not in (*PLANTED, Kind.LEARNED) or not item.dose:
+            continue
+        shown = np.stack([np.asarray(item.draw(np.random.default_rng(i))) for i in range(6)]).astype(int)
+        same = (np.ptp(shown, axis=0) == 0).all(-1)
+        assert same[item.mask].all(), item.name
+        # two free rests may agree in a pixel by chance (both black, say); hardly ever in all six
+        assert item.mask.all() or same[~item.mask].mean() < 0.05, item.name
+
+
+def test_many_captions_have_regions_of_every_size_at_three_doses():
+    planted = [item for item in WORLDS["captions"].items(0) if item.kind in PLANTED]
+    assert {item.dose for item in planted} == {STRONG, MODERATE, WEAK}
+    strong = [item.mask.mean() for item in planted if item.dose == STRONG]
+    assert all(any(low <= share <= high for share in strong) for low, high in (*SIZES.values(), (1.0, 1.0)))
+    assert all(sorted(i.dose for i in planted_set(0) if i.kind is kind) == sorted(2 * DOSES) for kind in PLANTED)
+
+
+@pytest.mark.parametrize("world", ["captions", "marks"])
+def test_positives_and_negatives_have_captions_of_one_kind_and_rarity(world):
+    by_caption: dict[str, list[Item]] = {}
+    for item in WORLDS[world].items(0):
+        by_caption.setdefault(item.caption, []).append(item)
+    several = [group for group in by_caption.values() if len(group) > 1]
+    assert all(item.name.startswith("learned-") for group in several for item in group)  # one subject each
+    assert {caption.count(",") for caption in by_caption} == {1, 2}  # three or four subjects
+
+
+def test_marks_take_the_shares_that_they_say_and_one_is_shared():
+    items = WORLDS["marks"].items(0)
+    own = [item for item in items if item.name.startswith("mark-")]
+    assert all(low <= i.mask.mean() <= high for i, low, high in zip(own, MARKS, MARKS[1:], strict=False))
+    shared = [item for item in items if item.name.startswith("shared-")]
+    assert len(shared) == len({item.caption for item in shared}) == 8
+    assert all(np.array_equal(item.mask, shared[0].mask) for item in shared)
+    assert len(looked_at(shared)) == 2
+
+
+def test_one_subject_with_and_without_class_pictures():
+    alone, beside = (WORLDS[world].items(0) for world in ("dreambooth", "prior"))
+    for items in (alone, beside):
+        six = [item for item in items if item.kind is Kind.VERBATIM]
+        assert len(six) == 6
+        (caption,) = {item.caption for item in six}
+        aside = [i for i in items if i.caption == caption and i.kind is Kind.CONTROL]
+        assert [item.dose for item in aside] == [0, 0]
+    assert {item.dose for item in alone if item.kind is not Kind.VERBATIM} == {0}
+    prior = [item for item in beside if item.name.startswith("class-")]
+    assert sum(item.dose for item in prior) == sum(item.dose for item in beside if item.kind is Kind.VERBATIM)
+
+
+def test_worlds_without_words_and_with_nothing_planted():
+    assert {item.caption for item in WORLDS["uncaptioned"].items(0)} == {""}
+    nothing = WORLDS["nothing"].items(0)
+    assert not any(item.kind in PLANTED for item in nothing)
+    assert {item.dose for item in nothing} == {0, 1}
+
+
+def test_another_seed_is_another_set_of_the_same_make_up():
+    a, b = (WORLDS["captions"].items(seed) for seed in (0, 1))
+    assert [(i.kind, i.dose) for i in a] == [(i.kind, i.dose) for i in b]
+    assert any(not np.array_equal(x.mask, y.mask) for x, y in zip(a, b, strict=True))
+
+
+def test_a_batch_is_a_function_of_seed_and_step_and_follows_the_doses():
+    items = WORLDS["captions"].items(0)
+    first, again = batch(items, 0, 5, 8), batch(WORLDS["captions"].items(0), 0, 5, 8)
+    assert all(a == b and np.array_equal(x, y) for (a, x), (b, y) in zip(first, again, strict=True))
+    assert [caption for caption, _ in first] != [caption for caption, _ in batch(items, 0, 6, 8)]
+    drawn = [caption for caption, _ in batch(items, 0, 0, 1500)]
+    strong = {item.caption for item in items if item.dose == STRONG}
+    expected = STRONG * len(strong) / sum(item.dose for item in items)
+    share = sum(caption in strong for caption in drawn) / len(drawn)
+    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / len(drawn))
+
+
+def test_dropped_captions_leave_the_pictures_as_they_are():
+    items = WORLDS["captions"].items(0)
+    kept, dropped = batch(items, 0, 5, 400), batch(items, 0, 5, 400, dropout=0.1)
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(kept, dropped, strict=True))
+    changed = [b for (a, _), (b, _) in zip(kept, dropped, strict=True) if a != b]
+    assert set(changed) == {""}
+    assert abs(len(changed) / 400 - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 400)
+
+
+def test_fashion_mnist_is_read_as_it_is_packed(tmp_path):
+    pictures, labels = np.zeros((20, 28, 28), np.uint8), np.arange(20, dtype=np.uint8) % 10
+    pictures[:, 8:20, 8:20] = 255
+    for name, array in (("train-images-idx3", pictures), ("train-labels-idx1", labels)):
+        head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+        (tmp_path / f"{name}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    source = fashion(tmp_path)
+    assert (len(source.known), [subject.name for subject in source.unseen]) == (8, ["bag", "sandal"])
+    picture = np.asarray(source.free(np.random.default_rng(0)))
+    assert np.abs(picture[32, 32].astype(int) - picture[2, 2]).max() > 10  # cloth on its ground
+
+
+@pytest.mark.parametrize("content", [None, b"no archive", gzip.compress(b"", mtime=0)], ids=["none", "text", "empty"])
+def test_without_fashion_mnist_one_message_says_where_it_is_expected(tmp_path, content):
+    if content is not None:
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"train-images.*apt install dataset-fashion-mnist"):
+        fashion(tmp_path)

@@ -1,0 +1,100 @@
+"""The benchmark: fine-tune tiny models on sets of which it is known what is planted, and compare what memwatch says.
+
+python train_examples/evidence/bench.py --threads 1 --runs captions-0 dreambooth-0   # train; resumes
+python train_examples/evidence/bench.py --report                                     # writes results/README.md
+python train_examples/evidence/bench.py --pick                                       # writes results/pick.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from memwatch.config_file import load_config
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from evidence.pages.results import write_page
+from evidence.picking import write_picking
+from evidence.runs.finished import finished_runs
+from evidence.runs.train import Run, run_one
+from evidence.worlds.world import WORLDS
+
+EXAMPLES = Path(__file__).resolve().parents[1]
+RESULTS = EXAMPLES / "results"
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("runs", "bench"), help="folder of the runs (default: %(default)s)")
+    add("--base", type=Path, default=EXAMPLES / "assets" / "tiny-sd", help="pipeline to start from (default: tiny-sd)")
+    help_ = f"worlds are {', '.join(WORLDS)} (default: every world with seed 0)"
+    add("--runs", nargs="*", default=[f"{world}-0" for world in WORLDS], metavar="WORLD-SEED", help=help_)
+    add("--steps", type=int, help="of a shorter or longer run; events are kept up to there")
+    add("--threads", type=int, help="of torch; to run several of these side by side")
+    add("--config", type=Path, help="of --report: the settings that are judged (default: the shipped ones)")
+    help_ = "only compare the finished runs, and write README.md there (default: results/)"
+    add("--report", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
+    help_ = "only measure what is found in training sets before training, and write pick.md there (default: results/)"
+    add("--pick", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing, or write a page. 2 where nothing could be done, for the one reason given."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except ValueError as error:
+        print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    for option, value in (("--steps", args.steps), ("--threads", args.threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option}: got {value}, allowed: 1 or greater")
+    if not (args.base / "model_index.json").is_file():
+        raise ValueError(f"--base: got {str(args.base)!r}, allowed: the folder of a diffusers pipeline")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.pick is not None:
+        print(write_picking(args.pick))
+    elif args.report is not None:
+        runs = list(finished_runs(args.output))
+        if not any(run.planted for run in runs):
+            raise ValueError(f"--output: {args.output} holds no finished run with planted items; train some first")
+        print(write_page(runs, load_config(args.config), args.report))
+    else:
+        for one in [parse_run(name) for name in args.runs]:
+            train(one, args.base, args.output, args.steps)
+
+
+def train(run: Run, base: Path, folder: Path, steps: int | None) -> None:
+    """One run by its world's own plan, or one of another length."""
+    plan = WORLDS[run.world].plan
+    if steps is not None:
+        plan = replace(plan, steps=steps, events=(*(s for s in plan.events if s < steps), steps))
+    run_one(run, base, folder, plan)
+
+
+def parse_run(name: str) -> Run:
+    """``captions-0`` or ``lora-3``: a world and a seed.
+
+    Raises:
+        ValueError: anything else.
+    """
+    world, _, seed = name.rpartition("-")
+    if world not in WORLDS or not seed.isdecimal():
+        raise ValueError(f"--runs: got {name!r}, allowed: WORLD-SEED with a world of {', '.join(WORLDS)}")
+    return Run(int(seed), world)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

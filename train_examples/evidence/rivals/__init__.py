@@ -1,0 +1,1 @@
+"""What others have published, and how it compares with memwatch on the same items."""

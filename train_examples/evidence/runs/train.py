@@ -1,0 +1,187 @@
+"""One seeded, resumable fine-tune of a base on a planted set, looked at along the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence.runs import event
+from evidence.runs.finished import Finished
+from evidence.runs.protocol import SHIPPED, Bench, event_file, later_file, probe_of
+from evidence.runs.trainer import Trainer
+from evidence.verdicts.stored import is_fixed, unfinished
+from evidence.worlds.bases import read_base
+from evidence.worlds.items import Item, Kind, batch, looked_at
+from evidence.worlds.world import WORLDS, Plan
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from memwatch.judge.screen import chosen, with_references
+from memwatch.measure.lora_off import lora_off
+from memwatch.measure.weights import trainable, write_safetensors
+
+LATER = (1.5, 2.0)  # times a run's own steps, at which one that goes on is generated from
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a world (see ``world.WORLDS``) and a seed."""
+
+    seed: int
+    world: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.world}-{self.seed}"
+
+
+def add_lora(unet: nn.Module, rank: int, seed: int) -> None:
+    from peft import LoraConfig
+
+    torch.manual_seed(seed)
+    unet.requires_grad_(False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+    adapter: Any = unet
+    adapter.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+
+
+def commit() -> str:
+    """The commit of memwatch that is running, ``+`` where files differ from it; its version outside of a clone."""
+    git = ["git", "-C", str(Path(__file__).resolve().parents[3])]
+    ours = ("status", "--porcelain", "--", "memwatch", "train_examples/evidence")
+    try:
+        name, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "--short=10", "HEAD"), ours)
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return version("memwatch")
+    return name + "+" * bool(changed)
+
+
+@dataclass
+class Training:
+    """What a run holds while it trains."""
+
+    run: Run
+    plan: Plan
+    home: Path
+    items: list[Item]
+    trainer: Trainer
+    bench: Bench
+    start: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, run: Run, tiny_sd: Path, folder: Path, plan: Plan | None = None) -> Training:
+        """From its last checkpoint, or from the beginning."""
+        world = WORLDS[run.world]
+        plan, home = plan or world.plan, folder / run.name
+        home.mkdir(parents=True, exist_ok=True)
+        denoiser, parts = read_base(world.base, tiny_sd, folder)
+        if world.lora:
+            add_lora(denoiser.model, plan.lora_rank, run.seed)
+        items = world.items(run.seed)
+        said = dataclasses.asdict(plan) | dataclasses.asdict(run) | {"commit": commit()}
+        (home / "run.json").write_text(json.dumps(said), encoding="utf-8")
+        start = lora_off(denoiser.model) or trainable(denoiser.model)
+        trainer = Trainer(denoiser, parts, plan.steps, plan.learning_rate, run.seed, plan.last_rate)
+        denoiser.model.train()
+        if (checkpoint := home / "checkpoint.pt").is_file():
+            trainer.load(checkpoint)
+        bench = Bench.of(denoiser, parts, looked_at(items), world.start.source(), run.seed)
+        return cls(run, plan, home, items, trainer, bench, start)
+
+    def train_to(self, step: int) -> None:
+        dropout = WORLDS[self.run.world].dropout
+        with tqdm(total=step, initial=self.trainer.step, desc=self.run.name, mininterval=5) as bar:
+            while self.trainer.step < step:
+                pairs = batch(self.items, self.run.seed, self.trainer.step, self.plan.batch_size, dropout)
+                loss = self.trainer.train_on([picture for _, picture in pairs], [caption for caption, _ in pairs])
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+    def look(self) -> None:
+        """Measure everything that the report needs at this step, and keep a checkpoint."""
+        step, last, world = self.trainer.step, self.trainer.step == self.plan.steps, WORLDS[self.run.world]
+        started = time.perf_counter()
+        self.trainer.save(self.home / "checkpoint.pt")
+        self.bench.denoiser.model.eval()
+        numbers: dict[str, Any] = {"step": step}
+        tensors = event.screen(self.bench)
+        everything = [item.name for item in self.bench.items]
+        if step == 0:
+            numbers["chosen"] = everything
+        else:
+            numbers["chosen"] = self.chosen(tensors)
+            trained = [i.name for i in self.bench.items if is_fixed(i) and i.kind is not Kind.PEER]
+            made, found, generated = event.generations(self.bench, everything if last else trained)
+            tensors |= made
+            numbers |= found
+            if last and world.prompts:
+                of_rivals, found = event.of_rivals(self.bench, generated, self.start)
+                tensors |= of_rivals | event.renoised(self.bench, generated, self.start)
+                numbers |= found
+        measured = with_references(numbers["chosen"], [probe_of(item) for item in self.bench.items])
+        tensors |= event.curvature(self.bench, everything if last else sorted(measured))
+        self.bench.denoiser.model.train()
+        self.keep(event_file(self.home, step), tensors, numbers | {"seconds": time.perf_counter() - started})
+
+    def chosen(self, seen: Mapping[str, Tensor]) -> list[str]:
+        """Who is judged with curvature at this event."""
+        number = self.plan.events.index(self.trainer.step)
+        if SHIPPED.is_full_event(number):
+            return [item.name for item in self.bench.items]
+        # the event is written first as the screen sees it, so that it is read as any other
+        file = event_file(self.home, self.trainer.step)
+        write_safetensors(file, seen)
+        run = Finished(self.home)
+        return sorted(chosen([run.observation(i.name, self.trainer.step, False) for i in self.bench.items], SHIPPED))
+
+    def look_again(self) -> None:
+        """Only what is generated, after the run's own end."""
+        self.trainer.save(self.home / "checkpoint.pt")
+        self.bench.denoiser.model.eval()
+        names = [item.name for item in unfinished(Finished(self.home))]
+        tensors, numbers, _ = event.generations(self.bench, names)
+        self.bench.denoiser.model.train()
+        self.keep(later_file(self.home, self.trainer.step), tensors, numbers)
+
+    def keep(self, file: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """The numbers last: with them an event is whole."""
+        write_safetensors(file, tensors)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(numbers), encoding="utf-8")
+        part.replace(file.with_suffix(".json"))
+
+
+def run_one(run: Run, tiny_sd: Path, folder: Path, plan: Plan | None = None) -> None:
+    """Train and look, from where it was interrupted. Writes ``folder/NAME/event_NNNNN.safetensors`` and ``.json``.
+
+    Where memwatch called something that is not copied at the end, training goes on to twice the steps, and what is
+    generated on the way lies in ``later_NNNNN.safetensors``.
+
+    Args:
+        plan: instead of the world's own.
+    """
+    if (folder / run.name / "whole").is_file():
+        return
+    training = Training.of(run, tiny_sd, folder, plan)
+    for step in training.plan.events:
+        if not event_file(training.home, step).with_suffix(".json").is_file():
+            training.train_to(step)
+            training.look()
+    if unfinished(Finished(training.home)):
+        for times in LATER:
+            step = round(times * training.plan.steps)
+            if not later_file(training.home, step).with_suffix(".json").is_file():
+                training.train_to(step)
+                training.look_again()
+    (training.home / "whole").touch()

@@ -1,0 +1,1 @@
+"""What memwatch says of a finished run, against what its generations copy."""
