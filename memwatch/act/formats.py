@@ -72,11 +72,7 @@ def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline:
 
 
 def require_fit(part: Part, weights: Weights) -> None:
-    """Every weight has its parameter, of the same shape.
-
-    Raises:
-        ValueError: one has not; the network was changed since.
-    """
+    """Raise a ``ValueError`` where a weight has no parameter of the same shape: the network was changed since."""
     shapes = {name: tuple(p.shape) for name, p in part.network.named_parameters()}
     for name, tensor in weights.items():
         if (shape := shapes.get(name)) != tuple(tensor.shape):
@@ -88,25 +84,27 @@ def require_fit(part: Part, weights: Weights) -> None:
 
 
 def write_network(part: Part, weights: Weights, folder: Path, at: Path) -> str:
-    """A folder as ``save_pretrained`` writes it. Returns the line that loads it.
-
-    Raises:
-        ValueError: the network holds adapters, so that others cannot load it as a whole.
-    """
+    """A folder as ``save_pretrained`` writes it, unless the network holds adapters. Returns the line that loads it."""
     network: Any = part.network
     if getattr(network, "peft_config", None):
         name = next(iter(weights))
         raise ValueError(f"{part.name} holds adapters and trains {name} as well; no form of diffusers holds both")
-    with stated(network, weights), kept_config(network), quietly():
-        network.save_pretrained(folder / part.name)
+    settings: dict[str, Any] = getattr(getattr(network, "config", None), "__dict__", {})
+    before = dict(settings)
+    try:
+        with replaced(network, weights), quietly():
+            network.save_pretrained(folder / part.name)
+    finally:  # transformers notes in the configuration what it saves
+        settings.clear()
+        settings.update(before)
     return f"{part.name} = {type(network).__name__}.from_pretrained({os.fspath(at / part.name)!r})"
 
 
 @contextmanager
-def stated(network: nn.Module, weights: Weights) -> Iterator[None]:
-    """Inside, ``network.state_dict()`` gives these weights in place of its own.
+def replaced(network: nn.Module, weights: Weights) -> Iterator[None]:
+    """Inside, ``network.state_dict()`` returns these weights instead of its own.
 
-    No parameter is touched: that costs no memory on the device, keeps the type in which the weights were trained, and
+    No parameter is touched: that takes no memory on the device, keeps the type in which the weights were trained, and
     DDP forgets its hooks when a parameter changes device or type.
     """
     names = {id(p): name for name, p in network.named_parameters()}
@@ -120,18 +118,6 @@ def stated(network: nn.Module, weights: Weights) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def kept_config(network: Any) -> Iterator[None]:
-    """Afterwards the network's configuration is as before; transformers notes in it what it saves."""
-    settings: dict[str, Any] = getattr(getattr(network, "config", None), "__dict__", {})
-    before = dict(settings)
-    try:
-        yield
-    finally:
-        settings.clear()
-        settings.update(before)
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------
@@ -167,11 +153,7 @@ def write_lora(adapters: Mapping[str, tuple[Part, Weights]], pipeline: str, fold
 
 
 def adapter_of(part: Part, trained: Weights) -> tuple[str, Any]:
-    """Name and configuration of the adapter that is trained.
-
-    Raises:
-        ValueError: there is not exactly one, or it is no LoRA.
-    """
+    """Name and configuration of the one LoRA adapter that is trained; a ``ValueError`` where there is no such thing."""
     configs: Mapping[str, Any] = getattr(part.network, "peft_config", None) or {}
     names = [adapter for adapter in configs if any(f".{adapter}." in f"{name}." for name in trained)]
     if len(names) != 1:
@@ -203,7 +185,7 @@ def write_words(part: Part, embedding: Tensor, words: Mapping[str, list[int]], f
 
 
 def added_words(tokenizer: Any) -> dict[str, list[int]]:
-    """The rows of every word that was added to a tokenizer; empty where there is none.
+    """The rows of every word that was added to a tokenizer.
 
     ``<toy>``, ``<toy>_1``, ``<toy>_2`` are three vectors of one word, as diffusers names them.
     """

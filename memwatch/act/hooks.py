@@ -52,10 +52,11 @@ def as_hooks(on_alert: Any) -> list[HookSink]:
     """
     hooks = [] if on_alert is None else list(on_alert) if isinstance(on_alert, list | tuple) else [on_alert]
     sinks: list[HookSink] = []
-    for number, hook in enumerate(hooks, 1):
+    for hook in hooks:
         is_function = callable(hook) and not isinstance(hook, type)
         require(is_function, "on_alert", hook, "a function that takes an Alert (no class), a list of them, or None")
         function = hook.func if isinstance(hook, partial) else hook
-        name = getattr(function, "__qualname__", type(function).__qualname__)
-        sinks.append(HookSink(hook, f"on_alert {name}" + (f" ({number})" if len(hooks) > 1 else "")))
+        name = f"on_alert {getattr(function, '__qualname__', type(function).__qualname__)}"
+        same = sum(sink.name.partition(" (")[0] == name for sink in sinks)
+        sinks.append(HookSink(hook, f"{name} ({same + 1})" if same else name))
     return sinks

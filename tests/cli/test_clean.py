@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from support.picked import photo, save_folder
@@ -22,7 +23,7 @@ def flagged(file, *probes):
         for name, files, *verdict in probes:
             rows = tuple(range(len(files)))
             f = Flagged(name, *(verdict or ["memorized"]), 300, 0, rows, files, "near-duplicates", 9.0, None, 2.4)
-            lines.write(json.dumps(f.to_dict() | {"looks": []}) + "\n")
+            lines.write(json.dumps(asdict(f) | {"looks": []}) + "\n")
     return file
 
 
@@ -167,4 +168,4 @@ def test_a_full_disk_leaves_no_half_a_set(train, tmp_path, monkeypatch, capsys):
 
 def test_there_is_no_file(train, tmp_path, capsys):
     assert clean(train, tmp_path / "nothing") == 2
-    assert "is no file; a run writes flagged.jsonl" in capsys.readouterr().err
+    assert "does not exist; a run writes flagged.jsonl" in capsys.readouterr().err
