@@ -37,7 +37,7 @@ Weights = Mapping[str, Tensor]  # of one part, by parameter name, on the CPU
 
 
 def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline: str, folder: Path, at: Path) -> str:
-    """Write each part's trained weights in the form that goes with how it is trained.
+    """Write each part's trained weights into an existing folder, in the form that goes with how it is trained.
 
     LoRA goes into one file for all parts, the embeddings of added words into one file per text encoder, and any other
     part into a folder of its own, whole. What is not trained is written as it is in the network now.
@@ -45,7 +45,6 @@ def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline:
     Args:
         weights: by part.
         pipeline: name of the diffusers class, whose LoRA format is written.
-        folder: it must exist.
         at: where the folder will lie in the end.
 
     Returns:
@@ -53,7 +52,6 @@ def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline:
 
     Raises:
         ValueError: the weights do not fit the network, or diffusers has no form that holds all of them.
-        OSError, SafetensorError: the disk refused.
     """
     adapters: dict[str, tuple[Part, Weights]] = {}
     lines: list[str] = []
@@ -124,18 +122,11 @@ def replaced(network: nn.Module, weights: Weights) -> Iterator[None]:
 
 
 def write_lora(adapters: Mapping[str, tuple[Part, Weights]], pipeline: str, folder: Path, at: Path) -> str:
-    """``LORA_FILE``, as the pipeline's own ``save_lora_weights`` writes it, with rank and alpha. Returns its line.
-
-    Args:
-        adapters: by part, with what is trained of its adapter.
-
-    Raises:
-        ValueError: the pipeline has no LoRA of a part, or none of this kind.
-    """
+    """``LORA_FILE``, as the pipeline's own ``save_lora_weights`` writes it, with rank and alpha. Returns its line."""
     import diffusers
     from peft import get_peft_model_state_dict
 
-    save = getattr(getattr(diffusers, pipeline), "save_lora_weights", None)
+    save: Any = getattr(getattr(diffusers, pipeline), "save_lora_weights", None)
     known = inspect.signature(save).parameters if save is not None else {}
     arguments: dict[str, Any] = {}
     for name, (part, trained) in adapters.items():
@@ -147,7 +138,6 @@ def write_lora(adapters: Mapping[str, tuple[Part, Weights]], pipeline: str, fold
         state = get_peft_model_state_dict(network, {**rest, **trained}, adapter, save_embedding_layers=False)
         arguments[f"{name}_lora_layers"] = {key: tensor.contiguous() for key, tensor in state.items()}
         arguments[f"{name}_lora_adapter_metadata"] = config.to_dict()
-    assert save is not None
     save(folder, **arguments)
     return f"pipe.load_lora_weights({os.fspath(at)!r}, weight_name={LORA_FILE!r})"
 
@@ -171,16 +161,17 @@ def write_words(part: Part, embedding: Tensor, words: Mapping[str, list[int]], f
     """The embeddings of a textual inversion, as ``load_textual_inversion`` reads them. Returns the line that loads it.
 
     Args:
-        embedding: of all tokens, ``(n, d)``.
-        words: by added word, its rows.
+        embedding: of all tokens, ``(n, d)``. words: by added word, its rows.
     """
     number = part.name.removeprefix("text_encoder")  # nothing, or _2
     file = f"learned_embeds{number}.safetensors"
     write_safetensors(folder / file, {word: embedding[rows] for word, rows in words.items()}, {"format": "pt"})
-    path, where = os.fspath(at / file), f", text_encoder=pipe.{part.name}, tokenizer=pipe.tokenizer{number}"
+    path, where = os.fspath(at / file), ""
+    if number:
+        where = f", text_encoder=pipe.{part.name}, tokenizer=pipe.tokenizer{number}"
     if len(words) == 1:
-        return f"pipe.load_textual_inversion({path!r}{where if number else ''})"
-    each = f"pipe.load_textual_inversion({{word: rows}}{where if number else ''})"  # a file may hold one word only
+        return f"pipe.load_textual_inversion({path!r}{where})"
+    each = f"pipe.load_textual_inversion({{word: rows}}{where})"  # a file may hold one word only
     return f"[{each} for word, rows in safetensors.torch.load_file({path!r}).items()]"
 
 

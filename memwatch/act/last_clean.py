@@ -28,12 +28,7 @@ KEEPING, WRITING = "keeping the weights to roll back to", "writing the weights t
 
 
 def is_clean(states: Mapping[str, ProbeState], findings: Sequence[Finding]) -> bool:
-    """Whether no watched probe meets the memorized criteria at this event, and all output is finite.
-
-    Args:
-        states: by name, after the event.
-        findings: of the watched probes; controls and peers do not count.
-    """
+    """Whether no watched probe meets the memorized criteria, and all output is finite. ``states``: after the event."""
     watched = [states.get(finding.name, finding.state) for finding in findings]
     return all(s.finite and not s.is_enough for s in watched)
 
@@ -82,11 +77,7 @@ class LastClean:
     def note(self, step: int, clean: bool, *, final: bool = False) -> None:
         """Keep the weights of a clean event in place of those kept before; call it at each event, on every rank.
 
-        Where that fails, those kept before stay, also on disk.
-
-        Args:
-            clean: see ``is_clean``.
-            final: see ``is_memorized``; it holds for the rest of the run.
+        Where that fails, those kept before stay. ``clean``, ``final``: see ``is_clean`` and ``is_memorized``.
         """
         if self.ranks.lockstep:
             return
@@ -119,10 +110,8 @@ class LastClean:
     def write(self) -> Path | None:
         """Write ``output_dir/last_clean``, as diffusers loads it, and say how; on every rank, again is safe.
 
-        It waits for no other rank. Where there is no reason to roll back, what was kept is deleted.
-
-        Returns:
-            The folder; ``None`` where nothing is kept, there is no reason to roll back, or writing failed.
+        It waits for no other rank. Returns the folder; ``None`` where nothing is kept, writing failed, or there is no
+        reason to roll back: then what was kept is deleted.
         """
         if self.ranks.lockstep or self.step is None:
             return None

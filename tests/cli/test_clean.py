@@ -120,7 +120,9 @@ def test_an_image_that_is_missing_stays_missing(train, tmp_path):
 
 def test_probes_from_elsewhere_are_said(train, tmp_path, capsys):
     assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)), ("poster", ()))) == 0
-    assert "not of the training set, so nothing is left out for them: poster" in capsys.readouterr().out
+    assert (
+        "nothing is left out for these probes, which are not from the training set: poster" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_probes_from_elsewhere_are_said(train, tmp_path, capsys):
         ),
         ([("cat", ("1.png",), "suspicious")], [], "no probe from a training set is memorized"),
         ([("poster", ())], ["--verdict", "suspicious"], "no probe from a training set is suspicious or memorized"),
-        ([], [], "so there is nothing to leave out"),
+        ([], [], "there is nothing to leave out"),
         ([("cat", (*(f"{i}.png" for i in range(8)), "deep/8.png", "deep/9.png"))], [], "every image of"),
         ([("cat", ("1.png",))], ["--out", "{train}/deep/out"], "which is only read"),
         ([("cat", ("1.png",))], ["--out", "{train}"], "which is only read"),
