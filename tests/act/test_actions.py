@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 import memwatch
 import memwatch.judge.findings
-from memwatch import ConfigError, Probe, ProbeError
+from memwatch import ConfigError
 from memwatch.act.actions import refuse_other_controls
 from memwatch.act.flagged import read_flagged
 
@@ -81,21 +81,6 @@ def test_a_loader_with_held_out_rows_is_refused_before_the_first_step(picked, pr
     loop = RowsLoop(pretrained, tmp_path, Subset(ROWS, [picked.held_out[3], *picked.train_rows]))
     with pytest.raises(ConfigError, match="it gives 1 row that"):
         loop.watch(pipeline, picked=picked, config=PICKING).guard(loop.loader)
-
-
-@pytest.mark.parametrize("wrong", [ROWS, 16], ids=["rows", "number"])
-def test_what_was_not_picked_is_refused_at_construction(wrong, pretrained, pipeline, tmp_path):
-    with pytest.raises(ConfigError, match=r"'picked': got .*allowed: what memwatch.pick\(dataset\) returns"):
-        RowsLoop(pretrained, tmp_path).watch(pipeline, picked=wrong, config=PICKING)
-
-
-def test_a_given_control_that_is_trained_on_is_refused_at_construction(picked, pretrained, pipeline, tmp_path):
-    row = picked.train_rows[-1]
-    given = [Probe("", ROWS[row]["image"], name="mine")]
-    with pytest.raises(
-        ProbeError, match=rf"1 of 1 control given show rows that are trained on: mine \(row-{row:05d}\)"
-    ):
-        RowsLoop(pretrained, tmp_path).watch(pipeline, picked=picked, controls=given, config=PICKING)
 
 
 # --- alerts ----------------------------------------------------------------------------------------------------------
@@ -191,19 +176,6 @@ def test_a_resume_with_other_controls_is_an_error_that_names_them(picked, start,
     said = str(caught.value)
     assert said.startswith(f"controls: {len(new)} of 12 controls ({new[0]}, ")
     assert "were not held out by the run that is resumed" in said
-
-
-def test_a_checkpoint_without_memwatch_is_gone_on_from_afresh(picked, start, pretrained, tmp_path, caplog):
-    alone = RowsLoop(pretrained, tmp_path, picked.train)
-    alone.run(None, 4)
-    alone.accelerator.save_state(str(tmp_path / "checkpoint"))
-    loop, watch = start()
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        loop.accelerator.load_state(str(tmp_path / "checkpoint"))
-    assert any("starts afresh" in message for message in caplog.messages)
-    loop.step = 4
-    assert [len(report.controls) for report in loop.run(watch, 8)][-2:] == [12, 12]
-    assert [line["step"] for line in history(tmp_path)][-2:] == [6, 8]
 
 
 def test_which_controls_are_other_ones():

@@ -46,11 +46,15 @@ def test_of_shared_parts_those_are_behind_it_that_the_region_lies_on(picked, reg
     assert rows_behind(picked, 0, region)[0] == tuple(sorted(rows))
 
 
-def test_why_names_what_the_rows_are(picked):
+def test_why_names_what_the_rows_are(picked, tmp_path):
     assert rows_behind(picked, 0, LEFT)[1] == "6 rows that share the part, 4 near-duplicates"
     assert rows_behind(picked, 50, LEFT) == ((50,), "this row alone")
     assert rows_behind(picked, None, LEFT) == ((), "not picked from the training set")
     assert rows_behind(None, 3, LEFT) == ((), "not picked from the training set")
+    sink = FlaggedSink(tmp_path)
+    sink.write(event(100, found("poster"), found("cat", row=3)))
+    for line in lines(sink):
+        assert (line["row"], line["rows"], line["files"], line["exposures"]) == (None, [], [], None)
 
 
 def test_a_line_says_all_that_there_is_to_say(sink):
@@ -92,13 +96,6 @@ def test_the_newest_event_of_the_worst_verdict_is_told(sink):
     assert (line["step"], line["verdict"], line["severity"]) == (300, "memorized", 2.6)
 
 
-def test_probes_from_elsewhere_have_no_rows(tmp_path):
-    sink = FlaggedSink(tmp_path)
-    sink.write(event(100, found("poster"), found("cat", row=3)))
-    for line in lines(sink):
-        assert (line["row"], line["rows"], line["files"], line["exposures"]) == (None, [], [], None)
-
-
 def test_a_resumed_run_ends_with_the_same_file(picked, tmp_path):
     """Events at 100 to 500; one run goes on from 200 in a new process, and sees the same again."""
     events = [
@@ -136,18 +133,6 @@ def test_rewinding_to_before_everything_leaves_nothing_and_a_new_run_leaves_the_
     assert (sink.flagged, sink.file.read_bytes()) == ([], before)
     sink.rewind(100)
     assert (sink.flagged, lines(sink)) == ([], [])
-
-
-def test_a_full_disk_loses_nothing_that_was_seen(sink, monkeypatch):
-    def full(*_):
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("memwatch.act.flagged.rewrite", full)
-        with pytest.raises(OSError, match="no space"):
-            sink.write(event(100, found("cat", row=0)))
-    sink.write(event(200, found("dog", row=50)))
-    assert {line["probe"] for line in lines(sink)} == {"cat", "dog"}
 
 
 def test_names_are_those_of_the_folder_or_of_the_files(tmp_path):

@@ -74,22 +74,14 @@ def test_a_token_comes_from_the_environment_and_goes_to_no_chat(monkeypatch):
         )
 
 
-def test_slack_gets_text_that_mentions_nobody():
+def test_each_host_gets_what_it_takes():
     body = body_of("https://hooks.slack.com/services/x", [alert("<!channel> cat & dog")], "")
     assert body == {"text": "&lt;!channel&gt; cat &amp; dog"}
-
-
-@pytest.mark.parametrize("host", ["discord.com", "discordapp.com", "ptb.discord.com"])
-def test_discord_gets_content_that_fits(host):
-    body = body_of(f"https://{host}/api/webhooks/1/x", [alert("@everyone " + "x" * 3000)], "run")
-    assert body.keys() == {"content", "allowed_mentions"}
-    assert body["allowed_mentions"] == {"parse": []}
-    assert len(body["content"]) == 2000
-    assert "alerts" in body_of(f"https://not{host.removeprefix('ptb.')}/x", [alert("")], "")
-
-
-def test_a_number_that_is_not_finite_is_null():
-    body = body_of("https://example.com", [replace(alert(""), severity=float("inf"))], "")
+    for host in ("discord.com", "discordapp.com", "ptb.discord.com"):
+        body = body_of(f"https://{host}/api/webhooks/1/x", [alert("@everyone " + "x" * 3000)], "run")
+        assert body == {"content": body["content"], "allowed_mentions": {"parse": []}}
+        assert len(body["content"]) == 2000
+    body = body_of("https://notdiscord.com/x", [replace(alert(""), severity=float("inf"))], "")
     assert body["alerts"][0]["severity"] is None
 
 
