@@ -1,9 +1,9 @@
-"""Actions: what follows from what an event has found. Hooks, the rows behind it, and the weights of before it."""
+"""Actions: what follows from the findings of an event: hooks, flagged rows, and weights to roll back to."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,8 @@ class Actions:
         self.batches = 0
         self._rows_per_batch: int | None = None
 
-    # --- the dataloader ----------------------------------------------------------------------------------------------
-
     def guard(self, dataloader: Any) -> None:
-        """This is a dataloader of the loop. It is only looked at.
+        """Check a dataloader of the loop, and note its batch size. Nothing in it is changed.
 
         Raises:
             ConfigError: on every rank, when it gives rows that are held out.
@@ -84,14 +82,10 @@ class Actions:
 
     def rows_seen(self) -> int | None:
         """How many rows training has seen so far, over all ranks; ``None`` where that is not known."""
-        if self._rows_per_batch is None or not self.batches:
-            return None
-        return self.batches * self._rows_per_batch
-
-    # --- what follows ------------------------------------------------------------------------------------------------
+        return self.batches * self._rows_per_batch if self._rows_per_batch and self.batches else None
 
     def follow(self, step: int, judgement: Judgement) -> None:
-        """Keep weights that are clean."""
+        """Keep the weights of an event that is clean."""
         if self._last_clean is not None:
             found = judgement.findings
             self._last_clean.note(step, is_clean(judgement.states, found), final=is_memorized(found))
@@ -101,7 +95,7 @@ class Actions:
         return self._flagged.flagged
 
     def end(self) -> None:
-        """The run ends: write the weights of before the first alert, if there was one."""
+        """The run ends: write the weights to roll back to, if there is a reason."""
         if self._last_clean is not None:
             self._last_clean.write()
 
@@ -124,19 +118,17 @@ class Actions:
 
 
 def refuse_other_controls(now: Mapping[str, str], then: Mapping[str, str] | None) -> None:
-    """See that every control was one in the run that is resumed: what it did not hold out it may have trained on.
+    """Check that the run that is resumed held out every control; otherwise it may have trained on it.
 
     Args:
         now, then: by name what every control's image hashes to; ``None`` where the checkpoint does not say.
 
     Raises:
-        ConfigError: some were none.
+        ConfigError: some were not held out.
     """
-    known = set((then or {}).values())
-    new: Sequence[str] = [name for name, key in now.items() if key not in known]
-    if then is not None and new:
-        what = (
-            f"{len(new)} of {counted(len(now), 'control')} ({listed(new)}) were not held out by the run that is resumed"
-        )
+    new = [] if then is None else [name for name, key in now.items() if key not in then.values()]
+    if new:
+        which = f"{len(new)} of {counted(len(now), 'control')} ({listed(new)})"
+        why = "were not held out by the run that is resumed, so that it may have trained on them"
         how = "pick from the same rows, with the same seed and numbers, as that run did"
-        raise ConfigError(f"controls: {what}, so that it may have trained on them; {how}")
+        raise ConfigError(f"controls: {which} {why}; {how}")

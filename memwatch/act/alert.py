@@ -1,7 +1,8 @@
-"""Alert: one probe's news, in the form in which hooks, the webhook and ``flagged.jsonl`` get it."""
+"""Alert: a new verdict on one probe, as hooks and the webhook get it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,18 +44,18 @@ class Alert:
         """The alert of one of ``report.alerts``."""
         region = finding.regions[0] if finding.regions else None
         return cls(
-            report.step,
-            finding.name,
-            str(finding.verdict),
-            finding.severity,
-            finding.p,
-            None if region is None else region.box,
-            0.0 if region is None else region.area,
-            None if finding.proof is None else finding.proof.copied,
-            finding.observation.probe.row,
-            report.alert_text(finding),
+            step=report.step,
+            probe=finding.name,
+            verdict=str(finding.verdict),
+            severity=finding.severity,
+            p=finding.p,
+            box=None if region is None else region.box,
+            area=0.0 if region is None else region.area,
+            copied=None if finding.proof is None else finding.proof.copied,
+            row=finding.observation.probe.row,
+            text=report.alert_text(finding),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON takes them."""
-        return asdict(self)
+        """Plain values, as JSON takes them: a number that is not finite becomes ``None``."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}

@@ -1,28 +1,23 @@
-"""Flagged: which rows of the training set lie behind what was found, in ``flagged.jsonl``.
+"""Flagged: the rows of the training set that lie behind findings, in ``flagged.jsonl``, which ``memwatch clean`` reads.
 
-``memwatch clean`` reads it. A probe is flagged from its first suspicion on, and by the worst that it was ever called:
-what was memorized once stays so, even if it fades later. Of the events with that verdict the newest is told.
+A probe is flagged from its first suspicion on, and by the worst that it was ever called: what was memorized once stays
+so, even if it fades later. Of the events with that verdict the newest is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from memwatch.act.source_rows import file_name, rows_behind
-from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.picking.picked import Picked
-from memwatch.picking.survey import Box
 from memwatch.report.jsonl import read_lines, rewrite
 from memwatch.report.report import Report
 
 FLAGGED = "flagged.jsonl"
-LOOKS = "looks"
-
-RowsSeen = Callable[[], int | None]
 
 
 @dataclass(frozen=True)
@@ -60,97 +55,26 @@ class Flagged:
     def is_memorized(self) -> bool:
         return self.verdict == Verdict.MEMORIZED
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON takes them."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Flagged:
-        """The inverse; other keys are passed over.
+        """From a line of ``flagged.jsonl``; other keys are ignored.
 
         Raises:
-            ValueError: it is no line of ``flagged.jsonl``; the message names the key.
+            ValueError: it is no such line; the message names the key that is missing.
         """
         try:
-            values = {name: saved[name] for name in cls.__dataclass_fields__}
-            lists: dict[str, Any] = {name: tuple(values[name]) for name in ("rows", "files")}
-            lists["box"] = None if values["box"] is None else tuple(values["box"])
-            return cls(**values | lists)
+            values: dict[str, Any] = {field.name: saved[field.name] for field in fields(cls)}
         except KeyError as error:
             raise ValueError(f"no line of {FLAGGED}: it has no {error}") from error
-        except TypeError as error:
-            raise ValueError(f"no line of {FLAGGED}: {error}") from error
-
-
-@dataclass(frozen=True)
-class Look:
-    """What one event said of a probe with evidence.
-
-    Attributes:
-        row: as in ``Flagged``, and so are verdict, step, severity and box.
-        side: of the probe's image, pixels.
-        seen: rows that training had seen by then, if known.
-    """
-
-    step: int
-    verdict: str
-    severity: float
-    row: int | None
-    box: tuple[int, int, int, int] | None
-    side: int
-    seen: int | None
-
-    @classmethod
-    def of(cls, finding: Finding, step: int, seen: int | None) -> Look:
-        image, region = finding.observation.image, finding.regions[0] if finding.regions else None
-        box, side = None if region is None else region.box, 0 if image is None else image.shape[0]
-        return cls(step, str(finding.verdict), finding.severity, finding.observation.probe.row, box, side, seen)
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Look:
-        return cls(**dict(saved) | {"box": None if saved["box"] is None else tuple(saved["box"])})
-
-    @property
-    def region(self) -> Box | None:
-        """The box in fractions of the picture."""
-        if self.box is None or self.side <= 0:
-            return None
-        left, top, right, bottom = (edge / self.side for edge in self.box)
-        return left, top, right, bottom
-
-
-def flagged_of(looks: Mapping[str, Sequence[Look]], picked: Picked | None) -> list[Flagged]:
-    """Every probe with evidence, the worst first.
-
-    Args:
-        looks: by probe, its events with evidence in order of their steps.
-        picked: what the probes were picked from; ``None`` where they came otherwise.
-    """
-    found = [_flagged(name, told(of_probe), picked) for name, of_probe in looks.items() if of_probe]
-    return sorted(found, key=lambda f: (not f.is_memorized, -f.severity, f.probe))
-
-
-def told(looks: Sequence[Look]) -> Look:
-    """Which event stands for a probe: the newest with the worst verdict."""
-    memorized = [look for look in looks if look.verdict == Verdict.MEMORIZED]
-    return (memorized or looks)[-1]
-
-
-def _flagged(name: str, look: Look, picked: Picked | None) -> Flagged:
-    rows, why = rows_behind(picked, look.row, look.region)
-    exposures = None
-    if picked is not None and look.seen is not None and rows:
-        exposures = look.seen * len(rows) / max(1, len(picked.train_rows))
-    files = tuple(file_name(picked.rows, row) for row in rows) if picked is not None else ()
-    row = look.row if rows else None
-    return Flagged(name, look.verdict, look.step, row, rows, files, why, exposures, look.box, look.severity)
+        values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return cls(**values)
 
 
 class FlaggedSink:
     """Keeps ``flagged.jsonl`` up to date: one line per flagged probe, the worst first; see ``Flagged``.
 
-    The file is written whole at every event that adds to it. Its ``looks`` hold every event with evidence, so that a
-    run that resumes from an earlier checkpoint forgets exactly what came after it.
+    The file is written whole at every event that adds to it. Its ``looks`` hold what every event with evidence said of
+    the probe, so that a run that resumes from an earlier checkpoint forgets exactly what came after it.
 
     Args:
         folder: ``output_dir``; nothing is created before something is flagged.
@@ -160,30 +84,57 @@ class FlaggedSink:
 
     name = "flagged rows"
 
-    def __init__(self, folder: Path, picked: Picked | None = None, rows_seen: RowsSeen = lambda: None) -> None:
+    def __init__(
+        self, folder: Path, picked: Picked | None = None, rows_seen: Callable[[], int | None] = lambda: None
+    ) -> None:
         self.file, self._picked, self._rows_seen = folder / FLAGGED, picked, rows_seen
-        self._looks: dict[str, list[Look]] = {}
+        self._looks: dict[str, list[dict[str, Any]]] = {}  # by probe, as in the file
 
     @property
     def flagged(self) -> list[Flagged]:
         """Every flagged probe, the worst first."""
-        return flagged_of(self._looks, self._picked)
+        found = [self._flagged(probe, looks) for probe, looks in self._looks.items()]
+        return sorted(found, key=lambda f: (not f.is_memorized, -f.severity, f.probe))
+
+    def _flagged(self, probe: str, looks: list[dict[str, Any]]) -> Flagged:
+        look = ([look for look in looks if look["verdict"] == Verdict.MEMORIZED] or looks)[-1]
+        box, picked = look["box"], self._picked
+        region = None if box is None or not look["side"] else tuple(edge / look["side"] for edge in box)
+        rows, why = rows_behind(picked, look["row"], region)
+        exposures = None
+        if picked is not None and look["seen"] is not None and rows:
+            exposures = look["seen"] * len(rows) / max(1, len(picked.train_rows))
+        return Flagged(
+            probe=probe,
+            verdict=look["verdict"],
+            step=look["step"],
+            row=look["row"] if rows else None,
+            rows=rows,
+            files=() if picked is None else tuple(file_name(picked.rows, row) for row in rows),
+            why=why,
+            exposures=exposures,
+            box=None if box is None else tuple(box),
+            severity=look["severity"],
+        )
 
     def write(self, report: Report) -> None:
         """Note what has evidence at this event."""
         evident = [finding for finding in report.findings if finding.verdict.is_evidence]
         seen = self._rows_seen() if evident else None
         for finding in evident:
-            self._looks.setdefault(finding.name, []).append(Look.of(finding, report.step, seen))
+            image = finding.observation.image
+            look = {"step": report.step, "verdict": str(finding.verdict), "severity": finding.severity}
+            look |= {"row": finding.observation.probe.row, "box": finding.regions[0].box if finding.regions else None}
+            look |= {"side": 0 if image is None else image.shape[0], "seen": seen}
+            self._looks.setdefault(finding.name, []).append(look)
         if evident:
             self._write()
 
     def rewind(self, step: int) -> None:
         """Go on from what the file held after the event at ``step``: training resumes from an earlier checkpoint."""
-        for line in read_lines(self.file):
-            self._looks[str(line.get("probe"))] = [Look.from_dict(look) for look in line.get(LOOKS, ())]
-        kept = {name: [look for look in looks if look.step <= step] for name, looks in self._looks.items()}
-        self._looks = {name: looks for name, looks in kept.items() if looks}
+        self._looks |= {str(line.get("probe")): list(line.get("looks", ())) for line in read_lines(self.file)}
+        kept = {probe: [look for look in looks if look["step"] <= step] for probe, looks in self._looks.items()}
+        self._looks = {probe: looks for probe, looks in kept.items() if looks}
         if self.file.is_file():
             self._write()
 
@@ -195,9 +146,8 @@ class FlaggedSink:
         """The file is closed after every write."""
 
     def _write(self) -> None:
-        lines = [f.to_dict() | {LOOKS: [asdict(look) for look in self._looks[f.probe]]} for f in self.flagged]
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        rewrite(self.file, lines)
+        rewrite(self.file, [asdict(f) | {"looks": self._looks[f.probe]} for f in self.flagged])
 
 
 def read_flagged(file: Path) -> list[Flagged]:
@@ -207,5 +157,5 @@ def read_flagged(file: Path) -> list[Flagged]:
         FileNotFoundError: there is no such file. ValueError: it holds something else.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is no file; a run writes {FLAGGED} into its output_dir")
+        raise FileNotFoundError(f"{file} does not exist; a run writes {FLAGGED} into its output_dir")
     return [Flagged.from_dict(line) for line in read_lines(file)]

@@ -37,7 +37,7 @@ Weights = Mapping[str, Tensor]  # of one part, by parameter name, on the CPU
 
 
 def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline: str, folder: Path, at: Path) -> str:
-    """Write each part's trained weights in the form that goes with how it is trained.
+    """Write each part's trained weights into an existing folder, in the form that goes with how it is trained.
 
     LoRA goes into one file for all parts, the embeddings of added words into one file per text encoder, and any other
     part into a folder of its own, whole. What is not trained is written as it is in the network now.
@@ -45,7 +45,6 @@ def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline:
     Args:
         weights: by part.
         pipeline: name of the diffusers class, whose LoRA format is written.
-        folder: it must exist.
         at: where the folder will lie in the end.
 
     Returns:
@@ -53,7 +52,6 @@ def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline:
 
     Raises:
         ValueError: the weights do not fit the network, or diffusers has no form that holds all of them.
-        OSError, SafetensorError: the disk refused.
     """
     adapters: dict[str, tuple[Part, Weights]] = {}
     lines: list[str] = []
@@ -72,11 +70,7 @@ def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline:
 
 
 def require_fit(part: Part, weights: Weights) -> None:
-    """Every weight has its parameter, of the same shape.
-
-    Raises:
-        ValueError: one has not; the network was changed since.
-    """
+    """Raise a ``ValueError`` where a weight has no parameter of the same shape: the network was changed since."""
     shapes = {name: tuple(p.shape) for name, p in part.network.named_parameters()}
     for name, tensor in weights.items():
         if (shape := shapes.get(name)) != tuple(tensor.shape):
@@ -88,25 +82,27 @@ def require_fit(part: Part, weights: Weights) -> None:
 
 
 def write_network(part: Part, weights: Weights, folder: Path, at: Path) -> str:
-    """A folder as ``save_pretrained`` writes it. Returns the line that loads it.
-
-    Raises:
-        ValueError: the network holds adapters, so that others cannot load it as a whole.
-    """
+    """A folder as ``save_pretrained`` writes it, unless the network holds adapters. Returns the line that loads it."""
     network: Any = part.network
     if getattr(network, "peft_config", None):
         name = next(iter(weights))
         raise ValueError(f"{part.name} holds adapters and trains {name} as well; no form of diffusers holds both")
-    with stated(network, weights), kept_config(network), quietly():
-        network.save_pretrained(folder / part.name)
+    settings: dict[str, Any] = getattr(getattr(network, "config", None), "__dict__", {})
+    before = dict(settings)
+    try:
+        with replaced(network, weights), quietly():
+            network.save_pretrained(folder / part.name)
+    finally:  # transformers notes in the configuration what it saves
+        settings.clear()
+        settings.update(before)
     return f"{part.name} = {type(network).__name__}.from_pretrained({os.fspath(at / part.name)!r})"
 
 
 @contextmanager
-def stated(network: nn.Module, weights: Weights) -> Iterator[None]:
-    """Inside, ``network.state_dict()`` gives these weights in place of its own.
+def replaced(network: nn.Module, weights: Weights) -> Iterator[None]:
+    """Inside, ``network.state_dict()`` returns these weights instead of its own.
 
-    No parameter is touched: that costs no memory on the device, keeps the type in which the weights were trained, and
+    No parameter is touched: that takes no memory on the device, keeps the type in which the weights were trained, and
     DDP forgets its hooks when a parameter changes device or type.
     """
     names = {id(p): name for name, p in network.named_parameters()}
@@ -122,34 +118,15 @@ def stated(network: nn.Module, weights: Weights) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def kept_config(network: Any) -> Iterator[None]:
-    """Afterwards the network's configuration is as before; transformers notes in it what it saves."""
-    settings: dict[str, Any] = getattr(getattr(network, "config", None), "__dict__", {})
-    before = dict(settings)
-    try:
-        yield
-    finally:
-        settings.clear()
-        settings.update(before)
-
-
 # --- LoRA ------------------------------------------------------------------------------------------------------------
 
 
 def write_lora(adapters: Mapping[str, tuple[Part, Weights]], pipeline: str, folder: Path, at: Path) -> str:
-    """``LORA_FILE``, as the pipeline's own ``save_lora_weights`` writes it, with rank and alpha. Returns its line.
-
-    Args:
-        adapters: by part, with what is trained of its adapter.
-
-    Raises:
-        ValueError: the pipeline has no LoRA of a part, or none of this kind.
-    """
+    """``LORA_FILE``, as the pipeline's own ``save_lora_weights`` writes it, with rank and alpha. Returns its line."""
     import diffusers
     from peft import get_peft_model_state_dict
 
-    save = getattr(getattr(diffusers, pipeline), "save_lora_weights", None)
+    save: Any = getattr(getattr(diffusers, pipeline), "save_lora_weights", None)
     known = inspect.signature(save).parameters if save is not None else {}
     arguments: dict[str, Any] = {}
     for name, (part, trained) in adapters.items():
@@ -161,17 +138,12 @@ def write_lora(adapters: Mapping[str, tuple[Part, Weights]], pipeline: str, fold
         state = get_peft_model_state_dict(network, {**rest, **trained}, adapter, save_embedding_layers=False)
         arguments[f"{name}_lora_layers"] = {key: tensor.contiguous() for key, tensor in state.items()}
         arguments[f"{name}_lora_adapter_metadata"] = config.to_dict()
-    assert save is not None
     save(folder, **arguments)
     return f"pipe.load_lora_weights({os.fspath(at)!r}, weight_name={LORA_FILE!r})"
 
 
 def adapter_of(part: Part, trained: Weights) -> tuple[str, Any]:
-    """Name and configuration of the adapter that is trained.
-
-    Raises:
-        ValueError: there is not exactly one, or it is no LoRA.
-    """
+    """Name and configuration of the one LoRA adapter that is trained; a ``ValueError`` where there is no such thing."""
     configs: Mapping[str, Any] = getattr(part.network, "peft_config", None) or {}
     names = [adapter for adapter in configs if any(f".{adapter}." in f"{name}." for name in trained)]
     if len(names) != 1:
@@ -189,21 +161,22 @@ def write_words(part: Part, embedding: Tensor, words: Mapping[str, list[int]], f
     """The embeddings of a textual inversion, as ``load_textual_inversion`` reads them. Returns the line that loads it.
 
     Args:
-        embedding: of all tokens, ``(n, d)``.
-        words: by added word, its rows.
+        embedding: of all tokens, ``(n, d)``. words: by added word, its rows.
     """
     number = part.name.removeprefix("text_encoder")  # nothing, or _2
     file = f"learned_embeds{number}.safetensors"
     write_safetensors(folder / file, {word: embedding[rows] for word, rows in words.items()}, {"format": "pt"})
-    path, where = os.fspath(at / file), f", text_encoder=pipe.{part.name}, tokenizer=pipe.tokenizer{number}"
+    path, where = os.fspath(at / file), ""
+    if number:
+        where = f", text_encoder=pipe.{part.name}, tokenizer=pipe.tokenizer{number}"
     if len(words) == 1:
-        return f"pipe.load_textual_inversion({path!r}{where if number else ''})"
-    each = f"pipe.load_textual_inversion({{word: rows}}{where if number else ''})"  # a file may hold one word only
+        return f"pipe.load_textual_inversion({path!r}{where})"
+    each = f"pipe.load_textual_inversion({{word: rows}}{where})"  # a file may hold one word only
     return f"[{each} for word, rows in safetensors.torch.load_file({path!r}).items()]"
 
 
 def added_words(tokenizer: Any) -> dict[str, list[int]]:
-    """The rows of every word that was added to a tokenizer; empty where there is none.
+    """The rows of every word that was added to a tokenizer.
 
     ``<toy>``, ``<toy>_1``, ``<toy>_2`` are three vectors of one word, as diffusers names them.
     """

@@ -1,8 +1,7 @@
-"""Hooks: the user's own functions, told of every alert."""
+"""Hooks: the user's own functions, called with every alert."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,24 +10,20 @@ from memwatch.act.alert import Alert
 from memwatch.config import require
 from memwatch.report.report import Report
 
-Hook = Callable[[Alert], object]
-
 
 class HookSink:
-    """Calls a function once per alert of a report, on the main process. What it returns is not looked at.
+    """Calls a function once per alert of a report, on the main process.
 
     Args:
-        hook: takes an ``Alert``. It runs in the training loop: what takes long belongs in a thread of its own.
-
-    Attributes:
-        name: says the function, for messages.
+        hook: takes an ``Alert``. It runs in the training loop: slow work belongs in a thread of its own.
+        name: of the sink, for messages.
     """
 
-    def __init__(self, hook: Hook) -> None:
-        self.hook, self.name = hook, f"on_alert {_name_of(hook)}"
+    def __init__(self, hook: Callable[[Alert], object], name: str = "on_alert") -> None:
+        self.hook, self.name = hook, name
 
     def write(self, report: Report) -> None:
-        """Tell the hook of every alert, also of those after one at which it failed.
+        """Call the hook with every alert, also with those after one at which it failed.
 
         Raises:
             Exception: the first that the hook raised.
@@ -47,29 +42,21 @@ class HookSink:
 
 
 def as_hooks(on_alert: Any) -> list[HookSink]:
-    """One sink per function, each with a name of its own, so that one that fails does not switch off another.
+    """One sink per function. Each has its own name, so that one that fails does not switch off another.
 
     Args:
-        on_alert: a function of one ``Alert``, a list or tuple of them, or ``None``.
+        on_alert: a function that takes an ``Alert``, a list or tuple of them, or ``None``.
 
     Raises:
         ConfigError: anything else.
     """
-    given = [] if on_alert is None else list(on_alert) if isinstance(on_alert, list | tuple) else [on_alert]
-    allowed = "a function that takes an Alert, a list of them, or None"
-    for hook in given:
-        require(callable(hook), "on_alert", hook, allowed)
-        require(not isinstance(hook, type), "on_alert", hook, f"{allowed}; this is a class, pass an instance")
-    sinks, seen = [HookSink(hook) for hook in given], Counter[str]()
-    for sink in sinks:
-        seen[sink.name] += 1
-        if seen[sink.name] > 1:
-            sink.name += f" ({seen[sink.name]})"
+    hooks = [] if on_alert is None else list(on_alert) if isinstance(on_alert, list | tuple) else [on_alert]
+    sinks: list[HookSink] = []
+    for hook in hooks:
+        is_function = callable(hook) and not isinstance(hook, type)
+        require(is_function, "on_alert", hook, "a function that takes an Alert (no class), a list of them, or None")
+        function = hook.func if isinstance(hook, partial) else hook
+        name = f"on_alert {getattr(function, '__qualname__', type(function).__qualname__)}"
+        same = sum(sink.name.partition(" (")[0] == name for sink in sinks)
+        sinks.append(HookSink(hook, f"{name} ({same + 1})" if same else name))
     return sinks
-
-
-def _name_of(hook: Any) -> str:
-    """``notify``; ``Notifier`` of an object that can be called."""
-    if isinstance(hook, partial):
-        return _name_of(hook.func)
-    return str(getattr(hook, "__qualname__", type(hook).__qualname__))

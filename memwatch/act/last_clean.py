@@ -1,4 +1,4 @@
-"""Last clean: the newest weights of before there was enough evidence to call anything, kept to roll back to."""
+"""Last clean: the latest weights saved before any probe met the memorized criteria, to roll back to."""
 
 from __future__ import annotations
 
@@ -28,12 +28,7 @@ KEEPING, WRITING = "keeping the weights to roll back to", "writing the weights t
 
 
 def is_clean(states: Mapping[str, ProbeState], findings: Sequence[Finding]) -> bool:
-    """Whether no evidence is enough for ``memorized`` at this event, and all output is finite.
-
-    Args:
-        states: by name, after the event.
-        findings: of the watched probes; controls and peers do not count.
-    """
+    """Whether no watched probe meets the memorized criteria, and all output is finite. ``states``: after the event."""
     watched = [states.get(finding.name, finding.state) for finding in findings]
     return all(s.finite and not s.is_enough for s in watched)
 
@@ -44,10 +39,10 @@ def is_memorized(findings: Sequence[Finding]) -> bool:
 
 
 class LastClean:
-    """The newest weights of before there was enough to call anything memorized, one file in ``output_dir/rollback``.
+    """The latest weights saved before any probe met the memorized criteria, one file in ``output_dir/rollback``.
 
-    What is kept is what training changes: of the denoiser, its averages where MemWatch was given an ``ema``; and of the
-    text encoders that it was given. Lives on every rank; the main process reads, writes and deletes.
+    They are what training changes: of the denoiser, its averages where MemWatch was given an ``ema``; and of the text
+    encoders that it was given. Lives on every rank; the main process reads, writes and deletes.
 
     Args:
         folder: ``output_dir``; nothing is written there until the first clean event.
@@ -72,9 +67,8 @@ class LastClean:
         self._written: int | None = None
         self._ema, why = usable_ema(observer)
         if self.ranks.lockstep:
-            shards = f"{self.ranks.sharding} holds the model in shards, which memwatch does not put together"
-            instead = "keep accelerate's checkpoints, and go back to one from before the step that the report names"
-            why = f"no weights are kept to roll back to: {shards}; {instead}"
+            why = f"rollback is off, because {self.ranks.sharding} holds the model in shards; to go back, use "
+            why += "accelerate's checkpoints from before the step that the report names"
         if self._is_main and why:
             logger.warning("memwatch: %s", why)
 
@@ -83,11 +77,7 @@ class LastClean:
     def note(self, step: int, clean: bool, *, final: bool = False) -> None:
         """Keep the weights of a clean event in place of those kept before; call it at each event, on every rank.
 
-        Where that fails, those kept before stay, also on disk.
-
-        Args:
-            clean: see ``is_clean``.
-            final: see ``is_memorized``; it holds for the rest of the run.
+        Where that fails, those kept before stay. ``clean``, ``final``: see ``is_clean`` and ``is_memorized``.
         """
         if self.ranks.lockstep:
             return
@@ -103,47 +93,46 @@ class LastClean:
                 self.step, self.unclean_since = step, None
 
     def _keep(self, step: int) -> None:
-        if self._is_main:
-            self._store.add(step, self._weights())
-            self._store.sweep()
-
-    def _weights(self) -> dict[str, Tensor]:
         """CPU copies of what is trained, as ``PART/PARAMETER``."""
+        if not self._is_main:
+            return
         found: dict[str, Tensor] = {}
         for i, part in enumerate(self._parts):
             now: dict[str, Tensor] = dict(part.network.named_parameters())
             now |= averages(part.network, self._ema) if i == 0 and self._ema is not None else {}
             for name in sorted(self._trained[part.name] & now.keys()):
                 found[f"{part.name}/{name}"] = now[name].detach().to("cpu", copy=True)
-        return found
+        self._store.add(step, found)
+        self._store.sweep()
 
     # --- at the end --------------------------------------------------------------------------------------------------
 
     def write(self) -> Path | None:
         """Write ``output_dir/last_clean``, as diffusers loads it, and say how; on every rank, again is safe.
 
-        It waits for no other rank. Where nothing is to be rolled back, what was kept is deleted.
-
-        Returns:
-            The folder; ``None`` where there is nothing to roll back to, nothing that calls for it, or it failed.
+        It waits for no other rank. Returns the folder; ``None`` where nothing is kept, writing failed, or there is no
+        reason to roll back: then what was kept is deleted.
         """
         if self.ranks.lockstep or self.step is None:
             return None
         if self.unclean_since is None:
-            self._forget()
+            self.step = None
+            self._store.resume([])
+            if self._is_main:
+                shutil.rmtree(self._kept_in, ignore_errors=True)
             return None
-        if self._is_main and self._written != self.step:
-            file = self._kept_in / f"step_{self.step:07d}.safetensors"
-            with self._faults.surviving(WRITING, f"those of step {self.step} stay in {file}"):
-                how = self._write(self.step)
-                self._written = self.step
-                since = (
-                    f"from step {self.unclean_since} on there was enough to call something, or output was not finite"
-                )
-                where = f"the weights of step {self.step}, before that, are in {self.folder}"
-                logger.warning("memwatch: %s; %s. To load them: %s", since, where, how)
-            return self.folder if self._written == self.step else None
-        return self.folder
+        if not self._is_main or self._written == self.step:
+            return self.folder
+        file = self._kept_in / f"step_{self.step:07d}.safetensors"
+        with self._faults.surviving(WRITING, f"those of step {self.step} stay in {file}"):
+            how = self._write(self.step)
+            self._written = self.step
+            what = "the latest weights saved before any probe met the memorized criteria"
+            since = f"since step {self.unclean_since} one does, or output is not finite"
+            logger.warning(
+                "memwatch: %s (step %d) are in %s; %s. To load them: %s", what, self.step, self.folder, since, how
+            )
+        return self.folder if self._written == self.step else None
 
     def _write(self, step: int) -> str:
         """The folder, whole or not at all. Returns the Python line that loads it."""
@@ -163,13 +152,6 @@ class LastClean:
         finally:
             shutil.rmtree(new, ignore_errors=True)
         return how
-
-    def _forget(self) -> None:
-        """The model of now is clean."""
-        self.step = None
-        self._store.resume([])
-        if self._is_main:
-            shutil.rmtree(self._kept_in, ignore_errors=True)
 
     # --- resume ------------------------------------------------------------------------------------------------------
 
@@ -192,8 +174,7 @@ class LastClean:
 def parts_of(observer: Observer) -> list[Part]:
     """The denoiser, and the text encoders that the caller passed."""
     denoiser, encoders = observer.denoiser, observer.text_encoders
-    names = denoiser.text_encoders
-    given = zip(names, encoders, observer.parts.tokenizers, strict=False)  # not every text encoder need be given
+    given = zip(denoiser.text_encoders, encoders, observer.parts.tokenizers, strict=False)  # not all need be given
     found = [Part(name, network, tokenizer) for name, network, tokenizer in given if network is not None]
     return [Part(denoiser.part, observer.model), *found]
 
@@ -207,4 +188,4 @@ def usable_ema(observer: Observer) -> tuple[Any, str]:
     if averaged in (len(parameters), trained):
         return ema, ""
     what = f"the EMA averages {averaged} tensors, and the model has {len(parameters)}, {trained} of them trained"
-    return None, f"{what}; live weights are kept to roll back to"
+    return None, f"{what}; rollback keeps the live weights instead"

@@ -1,4 +1,4 @@
-"""Behind: the training rows that a finding is about."""
+"""Source rows: the training rows that a finding is about."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from memwatch.picking.rows import TrainingSet
 from memwatch.picking.survey import Box, Group, GroupKind
 from memwatch.picking.text import counted
 
-COVERED = 0.5  # share of the smaller of part and region that both have in common, from which they are about the same
+SAME_PLACE = 0.5  # least overlap of part and region, as a share of the smaller one
 
 
 def rows_behind(picked: Picked | None, row: int | None, region: Box | None) -> tuple[tuple[int, ...], str]:
     """The training rows behind a finding, rising, and what they are in words.
 
-    All near-duplicates of the row are behind it. The rows of a shared part are behind it where the finding is about
-    that part: at least half of the region lies in the part, or half of the part in the region.
+    These are the row itself, all its near-duplicates, and the rows of a shared part that the finding is about: at least
+    half of the region lies in the part, or half of the part in the region.
 
     Args:
         row: of the probe. region: the box that decides, in fractions of the picture.
@@ -36,7 +36,7 @@ def rows_behind(picked: Picked | None, row: int | None, region: Box | None) -> t
 def is_about(region: Box, group: Group, row: int) -> bool:
     """Whether a region of a row's picture is about the part that the row shares."""
     boxes = [box for member, box in zip(group.rows, group.boxes, strict=True) if member == row]
-    return any(_overlap(region, box) >= COVERED for box in boxes)
+    return any(_overlap(region, box) >= SAME_PLACE for box in boxes)
 
 
 def _overlap(a: Box, b: Box) -> float:

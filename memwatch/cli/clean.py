@@ -18,8 +18,8 @@ VERDICTS = (str(Verdict.MEMORIZED), str(Verdict.SUSPICIOUS))
 EPILOG = f"""\
 TRAIN is an image folder, and is only read. {FLAGGED} lies in the output_dir of a run that picked its probes from TRAIN.
 Images are copied byte for byte, together with what lies beside them under the same name (captions), and the lines of
-every {METADATA} with all their keys. --keep one leaves the first image of each group; one that has no group goes all
-the same. Exit code: 0 done, 2 nothing was written, for the one reason given.
+every {METADATA} with all their keys. --keep one keeps the first image of each group; a single image is left out all the
+same. Exit code: 0 done, 2 nothing was written, for the reason given.
 """
 
 
@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--flagged", metavar="FILE", type=Path, required=True, help=f"{FLAGGED} of a run")
     add("--out", metavar="TRAIN2", type=Path, required=True, help="a new or empty folder")
     add("--keep", choices=["none", "one"], default="none", help="of each group (default: %(default)s)")
-    help_ = "the least that counts; suspicious takes both (default: %(default)s)"
+    help_ = "suspicious leaves out what is behind suspicious probes as well (default: %(default)s)"
     add("--verdict", choices=VERDICTS, default=VERDICTS[0], help=help_)
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     flagged, others = [f for f in bad if f.files], [f.probe for f in bad if not f.files]
     if not flagged:
         least = "memorized" if args.verdict == Verdict.MEMORIZED else "suspicious or memorized"
-        raise ValueError(f"{args.flagged}: no probe from a training set is {least}, so there is nothing to leave out")
+        raise ValueError(f"{args.flagged}: no probe from a training set is {least}; there is nothing to leave out")
     rows = as_training_set(args.train)
     found = rows_named(flagged, rows, args.train)
     kept = first_of_groups(list(found.values())) if args.keep == "one" else set()
@@ -54,17 +54,13 @@ def run(args: argparse.Namespace) -> int:
     for f in flagged:
         print(told(f, found[f.probe], goes))
     if others:
-        print(f"not of the training set, so nothing is left out for them: {listed(others)}")
+        print(f"nothing is left out for these probes, which are not from the training set: {listed(others)}")
     print(f"{len(goes)} of {counted(len(rows), 'image')} left out; the others are in {args.out}")
     return 0
 
 
 def check_out(out: Path, train: Path) -> None:
-    """See that a folder may be written.
-
-    Raises:
-        ValueError: it exists and is not empty, or lies in the training set.
-    """
+    """Raise a ``ValueError`` where a folder exists and is not empty, or lies in the training set."""
     inside = out.resolve().is_relative_to(train.resolve())
     require_option(not inside, "--out", str(out), f"a folder outside of {train}, which is only read")
     is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
@@ -72,11 +68,7 @@ def check_out(out: Path, train: Path) -> None:
 
 
 def rows_named(flagged: Sequence[Flagged], rows: TrainingSet, train: Path) -> dict[str, list[int]]:
-    """By probe, the rows of the training set that its files are.
-
-    Raises:
-        ValueError: some are not in it; the message names them.
-    """
+    """By probe, the rows of the training set that its files are; a ``ValueError`` names those that are not in it."""
     by_name = {rows.name(row): row for row in range(len(rows))}
     root, missing = train.resolve(), []
 
@@ -92,7 +84,9 @@ def rows_named(flagged: Sequence[Flagged], rows: TrainingSet, train: Path) -> di
         missing += [file for file, row in known.items() if row is None]
     if missing:
         names = listed(list(dict.fromkeys(missing)))
-        raise ValueError(f"--flagged: names files that are not in {train}: {names}; it is of another training set")
+        raise ValueError(
+            f"--flagged: it names files that are not in {train}: {names}; it belongs to another training set"
+        )
     return found
 
 
@@ -107,7 +101,7 @@ def first_of_groups(groups: Sequence[Collection[int]]) -> set[int]:
 
 
 def told(flagged: Flagged, rows: Sequence[int], goes: Collection[int]) -> str:
-    """Why images go, and how many."""
+    """Why images are left out, and how many."""
     kept = sum(row not in goes for row in rows)
     number = f"{len(rows) - kept} left out" + (f", {kept} kept" if kept else "")
     what = f"{flagged.verdict} at step {flagged.step}, {flagged.severity:.1f}x"

@@ -8,7 +8,7 @@ import pytest
 from support.finding import event, found
 from support.picked import chosen, duplicates, part, photo, save_folder, surveyed
 
-from memwatch.act.flagged import FLAGGED, Flagged, FlaggedSink, Look, flagged_of, read_flagged, told
+from memwatch.act.flagged import FLAGGED, FlaggedSink, read_flagged
 from memwatch.act.source_rows import rows_behind
 from memwatch.picking.rows import as_training_set
 
@@ -46,11 +46,15 @@ def test_of_shared_parts_those_are_behind_it_that_the_region_lies_on(picked, reg
     assert rows_behind(picked, 0, region)[0] == tuple(sorted(rows))
 
 
-def test_why_names_what_the_rows_are(picked):
+def test_why_names_what_the_rows_are(picked, tmp_path):
     assert rows_behind(picked, 0, LEFT)[1] == "6 rows that share the part, 4 near-duplicates"
     assert rows_behind(picked, 50, LEFT) == ((50,), "this row alone")
     assert rows_behind(picked, None, LEFT) == ((), "not picked from the training set")
     assert rows_behind(None, 3, LEFT) == ((), "not picked from the training set")
+    sink = FlaggedSink(tmp_path)
+    sink.write(event(100, found("poster"), found("cat", row=3)))
+    for line in lines(sink):
+        assert (line["row"], line["rows"], line["files"], line["exposures"]) == (None, [], [], None)
 
 
 def test_a_line_says_all_that_there_is_to_say(sink):
@@ -63,22 +67,6 @@ def test_a_line_says_all_that_there_is_to_say(sink):
     assert (line["box"], line["severity"]) == ([0, 0, 14, 32], 2.4)
     assert line["exposures"] == pytest.approx(1000 * 9 / 100)  # of 120 rows 20 are held out
     assert read_flagged(sink.file) == sink.flagged
-
-
-def test_names_are_those_of_the_folder_or_of_the_files(tmp_path):
-    folder = save_folder(tmp_path / "train", {f"in/{i}.png": photo(i) for i in range(3)})
-    survey = surveyed(3, duplicates(0, 2))
-    looks = {"a": [Look.of(found("a", row=2), 100, None)]}
-    for rows, names in (
-        (as_training_set(folder), ("in/0.png", "in/2.png")),
-        (
-            as_training_set([(folder / f"in/{i}.png", "") for i in range(3)]),
-            tuple(f"{folder}/in/{i}.png" for i in (0, 2)),
-        ),
-    ):
-        (flagged,) = flagged_of(looks, chosen(survey, rows, probes=2))
-        assert flagged.files == names
-        assert flagged.exposures is None
 
 
 def test_worst_first_and_only_with_evidence(sink):
@@ -95,12 +83,6 @@ def test_worst_first_and_only_with_evidence(sink):
     assert [line["probe"] for line in lines(sink)] == ["worst", "bad", "weak"]
 
 
-def test_nothing_is_written_without_evidence(sink):
-    sink.write(event(100, found("cat", "no evidence", row=0)))
-    assert not sink.file.parent.exists()
-    assert sink.flagged == []
-
-
 def test_the_newest_event_of_the_worst_verdict_is_told(sink):
     for step, verdict, severity in (
         (100, "suspicious", 1.4),
@@ -112,14 +94,6 @@ def test_the_newest_event_of_the_worst_verdict_is_told(sink):
         sink.write(event(step, found("cat", verdict, row=50, severity=severity)))
     (line,) = lines(sink)
     assert (line["step"], line["verdict"], line["severity"]) == (300, "memorized", 2.6)
-    assert told(sink._looks["cat"]).step == 300
-
-
-def test_probes_from_elsewhere_have_no_rows(tmp_path):
-    sink = FlaggedSink(tmp_path)
-    sink.write(event(100, found("poster"), found("cat", row=3)))
-    for line in lines(sink):
-        assert (line["row"], line["rows"], line["files"], line["exposures"]) == (None, [], [], None)
 
 
 def test_a_resumed_run_ends_with_the_same_file(picked, tmp_path):
@@ -149,32 +123,26 @@ def test_a_resumed_run_ends_with_the_same_file(picked, tmp_path):
     assert second.file.read_bytes() == whole.file.read_bytes()
 
 
-def test_rewinding_to_before_everything_leaves_nothing(sink):
+def test_rewinding_to_before_everything_leaves_nothing_and_a_new_run_leaves_the_file(sink):
+    sink.write(event(50, found("cat", "no evidence", row=0)))
     sink.rewind(100)  # there is no file yet
-    assert not sink.file.exists()
+    assert not sink.file.parent.exists()
     sink.write(event(200, found("cat", row=0)))
+    before = sink.file.read_bytes()
+    sink.forget()
+    assert (sink.flagged, sink.file.read_bytes()) == ([], before)
     sink.rewind(100)
     assert (sink.flagged, lines(sink)) == ([], [])
 
 
-def test_a_new_run_forgets_and_leaves_the_file_alone(sink):
-    sink.write(event(200, found("cat", row=0)))
-    before = sink.file.read_bytes()
-    sink.forget()
-    assert sink.flagged == []
-    assert sink.file.read_bytes() == before
-
-
-def test_a_full_disk_loses_nothing_that_was_seen(sink, monkeypatch):
-    def full(*_):
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("memwatch.act.flagged.rewrite", full)
-        with pytest.raises(OSError, match="no space"):
-            sink.write(event(100, found("cat", row=0)))
-    sink.write(event(200, found("dog", row=50)))
-    assert {line["probe"] for line in lines(sink)} == {"cat", "dog"}
+def test_names_are_those_of_the_folder_or_of_the_files(tmp_path):
+    folder = save_folder(tmp_path / "train", {f"in/{i}.png": photo(i) for i in range(3)})
+    paths = [folder / f"in/{i}.png" for i in range(3)]
+    of_folder, of_files = as_training_set(folder), as_training_set([(path, "") for path in paths])
+    for rows, names in ((of_folder, ("in/0.png", "in/2.png")), (of_files, (str(paths[0]), str(paths[2])))):
+        sink = FlaggedSink(tmp_path / "out", chosen(surveyed(3, duplicates(0, 2)), rows, probes=2))
+        sink.write(event(100, found("a", row=2)))
+        assert (sink.flagged[0].files, sink.flagged[0].exposures) == (names, None)
 
 
 def test_what_is_no_file_of_flagged_rows_is_named(tmp_path):
@@ -183,9 +151,4 @@ def test_what_is_no_file_of_flagged_rows_is_named(tmp_path):
     file = tmp_path / FLAGGED
     file.write_text('{"step": 3, "findings": []}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="it has no 'probe'"):
-        read_flagged(file)
-    file.write_text(json.dumps(Flagged("a", "memorized", 1, 0, (0,), ("a",), "", None, None, 2.0).to_dict()) + "\n")
-    assert read_flagged(file)[0].is_memorized
-    file.write_text(file.read_text().replace("[0]", "0"), encoding="utf-8")
-    with pytest.raises(ValueError, match="no line of flagged.jsonl"):
         read_flagged(file)

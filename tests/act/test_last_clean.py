@@ -52,8 +52,6 @@ def no_space(*args, **kwargs):
     ("state", "clean", "memorized"),
     [
         (ProbeState(), True, False),  # nothing to compare with yet
-        (ProbeState(verdict=Verdict.NO_EVIDENCE, events=3), True, False),
-        (ProbeState(verdict=Verdict.SUSPICIOUS), True, False),
         (ProbeState(verdict=Verdict.SUSPICIOUS, streak=2, since=4), True, False),  # a small effect, however often
         (ProbeState(verdict=Verdict.SUSPICIOUS, streak=1, since=4, is_enough=True), False, False),
         (ProbeState(verdict=Verdict.MEMORIZED, streak=2, since=4, is_enough=True), False, True),
@@ -75,7 +73,6 @@ def test_what_is_enough_for_memorized_is_not_clean(state, clean, memorized):
 @pytest.mark.parametrize(
     ("events", "kept", "unclean_since"),
     [
-        ("c", 0, None),
         ("ccc", 2, None),
         ("ccu", 1, 2),
         ("cuu", 0, 1),
@@ -102,40 +99,20 @@ def test_the_newest_clean_weights_are_kept_until_something_is_memorized(events, 
     assert (tmp_path / "rollback").exists() == (written is not None)  # the final model is the clean one
 
 
-def test_it_says_once_how_to_load_it(pipe, pretrained, tmp_path, caplog):
+def test_it_says_once_how_to_load_it(pipe, tmp_path, caplog):
     keeper = keeper_of(pipe, tmp_path)
-    keeper.note(2, True)
-    keeper.note(4, False)
-    keeper.note(6, False)
+    for step in (2, 4, 6):
+        keeper.note(step, step == 2)
     with caplog.at_level(logging.INFO, "memwatch"):
         assert keeper.write() == keeper.write() == tmp_path / "last_clean"
-    (said_,) = caplog.messages
+    (message,) = caplog.messages
     about = json.loads((tmp_path / "last_clean" / "memwatch.json").read_text(encoding="utf-8"))
-    assert said_.startswith("memwatch: from step 4 on there was enough to call something, or output was not finite; ")
-    assert "; the weights of step 2, before that, are in" in said_
-    assert said_.endswith(f"To load them: unet = UNet2DConditionModel.from_pretrained('{tmp_path}/last_clean/unet')")
-    assert "\n" not in said_
-    assert {key: about[key] for key in ("step", "unclean_since", "ema")} == {
-        "step": 2,
-        "unclean_since": 4,
-        "ema": False,
-    }
-    assert said_.endswith(about["load"])
+    assert "the latest weights saved before any probe met the memorized criteria (step 2) are in" in message
+    assert "since step 4 one does" in message
+    assert message.endswith(f"To load them: unet = UNet2DConditionModel.from_pretrained('{tmp_path}/last_clean/unet')")
+    assert message.endswith(about["load"])
+    assert (about["step"], about["unclean_since"], about["ema"]) == (2, 4, False)
     assert {"memwatch", "torch", "diffusers", "peft"} <= set(about["versions"])
-
-
-def test_a_run_that_goes_on_after_it_was_written_is_written_anew(pipe, pretrained, tmp_path):
-    keeper = keeper_of(pipe, tmp_path)
-    for step, clean in ((2, True), (4, False)):
-        keeper.note(step, clean)
-    keeper.write()
-    train(pipe, 1)
-    kept = said(pipe)
-    for step, clean in ((6, True), (8, False)):
-        keeper.note(step, clean)
-    train(pipe, 2)
-    assert torch.equal(said(loaded(keeper.write(), pretrained)), kept)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_clean", "rollback"]
 
 
 def test_what_was_trained_for_some_steps_only_is_kept_as_well(pipe, pretrained, tmp_path):
@@ -152,38 +129,20 @@ def test_what_was_trained_for_some_steps_only_is_kept_as_well(pipe, pretrained, 
     assert torch.equal(said(loaded(keeper.write(), pretrained)), kept)
 
 
-def test_where_nothing_is_trained_nothing_is_kept(pretrained, tmp_path):
-    keeper = keeper_of(frozen(pretrained), tmp_path)
-    keeper.note(0, True)
-    keeper.note(2, False)
-    assert keeper.write() is None
-    assert not any(tmp_path.iterdir())
-
-
-def test_averages_of_other_tensors_are_said_and_not_kept(pipe, pretrained, tmp_path, caplog):
-    ema = EMAModel(list(pipe.unet.parameters())[:3])
+def test_shards_and_averages_of_other_tensors_are_said(pipe, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "memwatch"):
-        keeper = keeper_of(pipe, tmp_path, ema=ema)
-    assert "the EMA averages 3 tensors, and the model has" in caplog.text
-    kept = said(pipe)
-    keeper.note(0, True)
-    keeper.note(2, False)
-    assert torch.equal(said(loaded(keeper.write(), pretrained)), kept)
-
-
-def test_shards_are_refused_once(pipe, tmp_path, caplog):
-    observer = keeper_of(pipe, tmp_path)
-    ranks = replace(observer.ranks, sharding="FSDP2", lockstep=True)
+        keeper = keeper_of(pipe, tmp_path, ema=EMAModel(list(pipe.unet.parameters())[:3]))
+    (message,) = caplog.messages
+    assert "the EMA averages 3 tensors, and the model has" in message
     denoiser, parts = SimpleNamespace(part="unet", pipeline="", text_encoders=()), SimpleNamespace(tokenizers=())
+    ranks = replace(keeper.ranks, sharding="FSDP2", lockstep=True)
     observer = SimpleNamespace(ranks=ranks, denoiser=denoiser, model=pipe.unet, ema=None, text_encoders=(), parts=parts)
     with caplog.at_level(logging.WARNING, "memwatch"):
         keeper = LastClean(observer, tmp_path, Faults(strict=True))
         keeper.note(0, True)
         keeper.note(2, False)
         assert keeper.write() is None
-    (refused,) = caplog.messages
-    assert "FSDP2 holds the model in shards" in refused
-    assert "accelerate's checkpoints" in refused
+    assert "rollback is off, because FSDP2 holds the model in shards" in caplog.messages[-1]
     assert not any(tmp_path.iterdir())
 
 
@@ -205,19 +164,6 @@ def test_a_full_disk_while_keeping_leaves_what_was_kept(pipe, pretrained, tmp_pa
     assert torch.equal(said(loaded(keeper.write(), pretrained)), kept)
     keeper.note(6, True)  # there is space again
     assert (keeper.step, files(tmp_path)) == (6, [name_of(6)])
-
-
-def test_three_full_disks_in_a_row_end_the_keeping(pipe, tmp_path, monkeypatch):
-    keeper = keeper_of(pipe, tmp_path, strict=False)
-    keeper.note(0, True)
-    with monkeypatch.context() as full:
-        full.setattr(memwatch.measure.snapshots, "write_safetensors", no_space)
-        for step in (2, 4, 6, 8):
-            keeper.note(step, True)
-    assert keeper._faults.count == 3
-    keeper.note(10, True)
-    keeper.note(12, False)
-    assert (keeper.step, keeper.unclean_since) == (0, 12)
 
 
 @pytest.mark.parametrize("where", ["save_pretrained", "write_json"])
@@ -246,12 +192,6 @@ def add_lora(network, *names: str) -> None:
         network.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name=name)
 
 
-def add_loha(network) -> None:
-    from peft import LoHaConfig
-
-    network.add_adapter(LoHaConfig(r=2, target_modules=["to_q"]))
-
-
 def add_adapters_of_two_names(network) -> None:
     add_lora(network, "one", "two")
     for name, p in network.named_parameters():
@@ -267,7 +207,6 @@ def add_lora_and_thaw(network) -> None:
 @pytest.mark.parametrize(
     ("adapt", "why"),
     [
-        (add_loha, "unet holds adapters and trains"),
         (add_adapters_of_two_names, "unet trains 2 adapters (one, two), and one file holds one"),
         (add_lora_and_thaw, "unet holds adapters and trains conv_out"),
     ],
@@ -287,19 +226,6 @@ def test_what_diffusers_has_no_form_for_stays_a_file(adapt, why, pretrained, tmp
     assert set(kept) == {f"unet/{name}" for name, p in pipe.unet.named_parameters() if p.requires_grad}
 
 
-def test_a_lora_of_a_text_encoder_that_the_pipeline_does_not_know(family_folders, tmp_path, caplog):
-    from peft import LoraConfig, inject_adapter_in_model
-
-    pipe = frozen(family_folders["flux"])
-    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q", "v"]), pipe.text_encoder_2)
-    keeper = keeper_of(pipe, tmp_path, encoders=[None, pipe.text_encoder_2], strict=False)
-    keeper.note(2, True)
-    keeper.note(4, False)
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        assert keeper.write() is None
-    assert "FluxPipeline knows no LoRA of text_encoder_2" in caplog.text
-
-
 def test_a_model_that_was_changed_after_training_is_named(pipe, tmp_path, caplog):
     keeper = keeper_of(pipe, tmp_path, strict=False)
     keeper.note(2, True)
@@ -309,7 +235,6 @@ def test_a_model_that_was_changed_after_training_is_named(pipe, tmp_path, caplog
         assert keeper.write() is None
     (message,) = caplog.messages
     assert "unet was changed" in message
-    assert "has no such parameter any more" in message
     assert name_of(2) in message
 
 
@@ -349,17 +274,6 @@ def test_a_new_process_goes_on_from_a_checkpoint(lora, pretrained, tmp_path):
     torch.testing.assert_close(said(loaded(again.write(), pretrained)), kept)
 
 
-def test_a_past_that_a_resume_has_left_takes_no_room(pipe, tmp_path):
-    keeper = keeper_of(pipe, tmp_path)
-    keeper.note(2, True)
-    state = keeper.state_dict()
-    keeper.note(6, True)
-    again = keeper_of(pipe, tmp_path)
-    again.load_state_dict(state)
-    again.note(4, True)
-    assert files(tmp_path) == [name_of(2), name_of(4)]
-
-
 def test_weights_that_are_gone_are_said_and_the_next_are_kept(pipe, tmp_path, caplog):
     keeper = keeper_of(pipe, tmp_path)
     keeper.note(2, True)
@@ -370,13 +284,9 @@ def test_weights_that_are_gone_are_said_and_the_next_are_kept(pipe, tmp_path, ca
     with caplog.at_level(logging.WARNING, "memwatch"):
         again.load_state_dict(state)
         assert again.write() is None
-    assert (
-        sum("the weights of step 2, kept to roll back to, are missing" in message for message in caplog.messages) == 1
-    )
+    assert "the weights of step 2, kept to roll back to, are missing" in caplog.text
     again.note(6, True)
     assert (again.step, again.unclean_since) == (6, None)
-    again.load_state_dict({})
-    assert again.state_dict() == {"step": None, "unclean_since": None, "final": False}
 
 
 # --- training is untouched -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from support.picked import photo, save_folder
@@ -22,7 +23,7 @@ def flagged(file, *probes):
         for name, files, *verdict in probes:
             rows = tuple(range(len(files)))
             f = Flagged(name, *(verdict or ["memorized"]), 300, 0, rows, files, "near-duplicates", 9.0, None, 2.4)
-            lines.write(json.dumps(f.to_dict() | {"looks": []}) + "\n")
+            lines.write(json.dumps(asdict(f) | {"looks": []}) + "\n")
     return file
 
 
@@ -119,7 +120,9 @@ def test_an_image_that_is_missing_stays_missing(train, tmp_path):
 
 def test_probes_from_elsewhere_are_said(train, tmp_path, capsys):
     assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)), ("poster", ()))) == 0
-    assert "not of the training set, so nothing is left out for them: poster" in capsys.readouterr().out
+    assert (
+        "nothing is left out for these probes, which are not from the training set: poster" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_probes_from_elsewhere_are_said(train, tmp_path, capsys):
         ),
         ([("cat", ("1.png",), "suspicious")], [], "no probe from a training set is memorized"),
         ([("poster", ())], ["--verdict", "suspicious"], "no probe from a training set is suspicious or memorized"),
-        ([], [], "so there is nothing to leave out"),
+        ([], [], "there is nothing to leave out"),
         ([("cat", (*(f"{i}.png" for i in range(8)), "deep/8.png", "deep/9.png"))], [], "every image of"),
         ([("cat", ("1.png",))], ["--out", "{train}/deep/out"], "which is only read"),
         ([("cat", ("1.png",))], ["--out", "{train}"], "which is only read"),
@@ -167,4 +170,4 @@ def test_a_full_disk_leaves_no_half_a_set(train, tmp_path, monkeypatch, capsys):
 
 def test_there_is_no_file(train, tmp_path, capsys):
     assert clean(train, tmp_path / "nothing") == 2
-    assert "is no file; a run writes flagged.jsonl" in capsys.readouterr().err
+    assert "does not exist; a run writes flagged.jsonl" in capsys.readouterr().err

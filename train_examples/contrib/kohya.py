@@ -1,76 +1,41 @@
-"""memwatch in kohya's sd-scripts, whose files stay as they are: LoRA of Stable Diffusion 1.x, 2.x and XL.
+"""Runs kohya's ``train_network.py`` (LoRA of Stable Diffusion 1.x and 2.x) with memwatch in it; see README.md.
 
-Put the runner before the script on your own command line, in the folder of sd-scripts::
-
-    accelerate launch -m memwatch.integrations.kohya train_network.py --memwatch memwatch.yaml --network_dim 16 ...
-    accelerate launch -m memwatch.integrations.kohya sdxl_train_network.py --memwatch memwatch.yaml ...
-
-``memwatch.yaml`` holds memwatch's settings, ``probes`` and ``controls`` among them; ``memwatch = "memwatch.yaml"`` in
-their ``--config_file`` does as well. Read at commit 48d368fa (February 2026). Of that commit ``train_network.py`` was
-run on a CPU, with a tiny random model, diffusers 0.36 and transformers 4.54; ``sdxl_train_network.py`` was tried on a
-miniature only, its UNet and LoRA beside diffusers' own. sd-scripts pins diffusers 0.32, which is too old for memwatch,
-and cannot be imported with transformers 5: ``pip install "diffusers>=0.36" "transformers<5"``.
-
-How it works, and what to know:
-
-- The runner subclasses ``NetworkTrainer``. ``sample_images`` is called once before training and after every optimizer
-  step, on every rank: there it takes the baseline, and then looks. Several ranks have not been tried.
-- The networks of sd-scripts patch the layers of a UNet that is no diffusers model. ``Patched`` puts both together.
-- memwatch looks in the loop's mixed precision, since the networks are of another type than what they adapt.
-- A stop empties the training dataloader. The epochs that are left run through empty, without samples, validation and
-  saves, and their own final save follows. Its metadata say ``ss_steps`` truly, and ``ss_epoch`` as planned.
-- ``--save_state`` keeps memwatch's state, and ``--resume`` goes on from it. memwatch counts steps on, although
-  sd-scripts begins at 0 again.
-- Their gradient checkpointing rests during a look: it needs training mode, and SDXL's is reentrant. A look that runs
-  out of memory is repeated with smaller batches.
-- Prompts are cut to the text encoder's length, whatever ``--max_token_length`` says, and weighted captions are read as
-  plain text.
-- Their dataset reads whole folders: train on ``watch/train`` of ``memwatch pick TRAIN --out watch``.
-
-Not there: other scripts (Flux, SD 3, Lumina, full fine-tuning, textual inversion), DeepSpeed, an fp8 base,
-``signals.baseline: base``, ``weights: ema``, ``rollback``. ``memwatch scan`` reads what they
-save.
+The runner subclasses their ``NetworkTrainer``, whose ``sample_images`` is called once before training and after every
+optimizer step, on every rank: there memwatch takes the baseline, and later its events.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from kohya_model import EncoderWithLoRA, UNetWithLoRA, pipeline_of
 from torch.utils.data import DataLoader
 
-from memwatch.callback import MemWatch
-from memwatch.config import MemWatchConfig
+from memwatch import ConfigError, MemWatch, MemWatchConfig
+from memwatch.config_file import load_config
 from memwatch.denoiser import unwrap
 from memwatch.guard import GuardedLoader
-from memwatch.integrations.kohya_model import PatchedSDXL, PatchedUNet, encoders_of, pipeline_of_run
-from memwatch.integrations.runner import (
-    has_stopped,
-    import_theirs,
-    read_settings,
-    refuse,
-    shorter_side,
-    watch_or_refuse,
-)
 from memwatch.resume import FIRST, load, save
 from memwatch.run_folder import write_json
 
 logger = logging.getLogger("memwatch")
 
-TRAINER = "sd-scripts"
-SCRIPTS = {"train_network": "NetworkTrainer", "sdxl_train_network": "SdxlNetworkTrainer"}
+SCRIPT = "train_network"
 NEVER = sys.maxsize  # epochs
 STEP = "memwatch_step.json"  # in their checkpoints: memwatch's count of steps
 
 
 class Watching:
-    """What ``watching`` mixes into a ``NetworkTrainer``.
+    """What ``main`` mixes into their ``NetworkTrainer``.
 
     Attributes:
         settings: memwatch's configuration.
@@ -78,8 +43,6 @@ class Watching:
     """
 
     settings: MemWatchConfig
-    is_sdxl: bool  # theirs, and so is what follows
-    vae_scale_factor: float
     watch: MemWatch | None = None
     _network: Any = None
     _step = 0
@@ -114,7 +77,7 @@ class Watching:
             )
 
     def accelerator_logging(self, accelerator: Any, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """They log to each tracker by itself, past ``accelerator.log``."""
+        """They log to each tracker directly, not through ``accelerator.log``."""
         if self.watch is not None:
             self.watch.note_losses(logs, self._step)
         super().accelerator_logging(accelerator, logs, *args, **kwargs)  # type: ignore[misc]
@@ -125,31 +88,34 @@ class Watching:
         return self.watch is not None and self.watch.should_stop
 
     def _begin(self, accelerator: Any, args: Any, vae: Any, tokenizers: Any, text_encoder: Any, unet: Any) -> None:
-        if self._network is None:
-            refuse(f"this {TRAINER} has no 'post_process_network'; update it to one of 2026")
         checkpoint = Path(args.resume) if args.resume else None
         self._step = start = step_of(checkpoint)
         left = args.max_train_steps if start == 0 or not args.skip_until_initial_step else args.max_train_steps - start
         config = replace(
             self.settings,
             max_train_steps=self.settings.max_train_steps or start + left,
-            resolution=self.settings.resolution or shorter_side(args.resolution),
+            resolution=self.settings.resolution or min(int(side) for side in re.findall(r"\d+", str(args.resolution))),
         )
-        theirs = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
-        encoders = [unwrap(encoder) for encoder in theirs]
-        self.watch = watch_or_refuse(
-            accelerator,
-            (PatchedSDXL if self.is_sdxl else PatchedUNet)(unwrap(unet), self._network, encoders),
-            pipeline_of_run(vae, args, accelerator.device, self.vae_scale_factor),
-            config=config,
-            text_encoder=encoders_of(encoders, self._network, accelerator, args, is_sdxl=self.is_sdxl),
-            tokenizer=list(tokenizers),
-        )
+        encoder = unwrap(text_encoder[0] if isinstance(text_encoder, list | tuple) else text_encoder)
+        loras, skip = getattr(self._network, "text_encoder_loras", ()), (args.clip_skip or 1) - 1
+        try:
+            self.watch = MemWatch(
+                accelerator,
+                UNetWithLoRA(unwrap(unet), self._network, encoder),
+                pipeline_of(vae, args, accelerator.device),
+                config=config,
+                text_encoder=EncoderWithLoRA(encoder, loras, accelerator.autocast, skip),
+                tokenizer=tokenizers[0],
+            )
+        except ValueError as error:  # ConfigError and ProbeError are ValueErrors
+            refuse(error)
         self.watch.observer.limit_batches(args.train_batch_size)
         accelerator.register_save_state_pre_hook(self._save)
         if checkpoint is not None:
             load(self.watch, checkpoint / FIRST)
-            if has_stopped(self.watch):
+            if self.watch.should_stop:
+                go_on = "to train on, resume an earlier checkpoint"
+                logger.warning("memwatch has stopped this run before (%s); %s", self.watch.stop_reason, go_on)
                 run_empty(args, 0)
         self.watch.begin(start)
 
@@ -161,7 +127,7 @@ class Watching:
             run_empty(args, global_step)
 
     def _save(self, models: Any, weights: Any, folder: str) -> None:
-        """At their last checkpoint the watch is closed already, and hears of no more checkpoints itself."""
+        """Their last checkpoint comes after the watch is closed, when memwatch's own hook is gone."""
         assert self.watch is not None
         save(self.watch, Path(folder) / FIRST)
         with self.watch.faults.surviving("saving the count of steps", "a run that resumes from it counts from 0"):
@@ -169,13 +135,8 @@ class Watching:
                 write_json(Path(folder) / STEP, {"step": self._step})
 
 
-def watching(trainer: type, settings: MemWatchConfig) -> type:
-    """A subclass of one of their trainers that watches what it trains."""
-    return type(f"Watching{trainer.__name__}", (Watching, trainer), {"settings": settings})
-
-
 def guard_prepared(accelerator: Any, should_stop: Callable[[], bool]) -> None:
-    """The first dataloader that ``accelerator.prepare`` gives, the training one, is empty once a stop is decided."""
+    """Let the first dataloader that ``accelerator.prepare`` returns, the training one, be empty after a stop."""
     prepare = accelerator.prepare
 
     def guarding(*args: Any, **kwargs: Any) -> Any:
@@ -207,19 +168,37 @@ def step_of(checkpoint: Path | None) -> int:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train by one of their scripts, watched.
+def refuse(why: object) -> NoReturn:
+    """End the program with one message and exit code 2, before training."""
+    print(f"memwatch: {' '.join(str(why).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def read_settings(file: str | None) -> MemWatchConfig:
+    """The configuration in a YAML file. Rollback is off, because sd-scripts saves in a format of its own."""
+    if not file:
+        refuse("--memwatch: got nothing, allowed: a YAML file with the settings, 'probes' and 'controls' among them")
+    try:
+        config = load_config(file)
+    except ConfigError as error:
+        refuse(error)
+    if config.picked is None and config.probes is None:
+        refuse(f"{file}: 'probes' is missing (an image folder or prompts), or 'picked' (a folder of 'memwatch pick')")
+    return replace(config, rollback=False, precision="loop")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train by their script, watched.
 
     Raises:
-        SystemExit: with code 2, when it cannot be watched; the message says why.
+        SystemExit: with code 2, where it cannot be watched; the message says why.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     script = Path(argv[0]) if argv else Path()
-    known = ", ".join(f"{name}.py" for name in SCRIPTS)
-    if script.stem not in SCRIPTS:
-        refuse(f"script: got {argv[0] if argv else 'nothing'!r}, allowed as the first argument: {known}")
+    if script.stem != SCRIPT:
+        refuse(f"script: got {argv[0] if argv else 'nothing'!r}, allowed as the first argument: {SCRIPT}.py")
     sys.argv = [str(script), *argv[1:]]  # they parse it a second time for --config_file
-    module = import_theirs(script.stem, TRAINER, str(script.resolve().parent))
+    sys.path.insert(0, str(script.resolve().parent))
+    module = importlib.import_module(SCRIPT)
     parser = module.setup_parser()
     parser.add_argument("--memwatch", metavar="YAML", help="settings of memwatch")
     args = parser.parse_args()
@@ -228,9 +207,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for option in ("deepspeed", "fp8_base", "fp8_base_unet"):
         if getattr(args, option, None):
             refuse(f"--{option} is set, and memwatch cannot look at such a model; train without it")
-    settings = read_settings(args.memwatch, TRAINER)
-    watching(getattr(module, SCRIPTS[script.stem]), settings)().train(args)
+    trainer = type("WatchingTrainer", (Watching, module.NetworkTrainer), {"settings": read_settings(args.memwatch)})
+    trainer().train(args)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -196,28 +196,27 @@ def test_a_model_that_was_cast_is_written_as_it_was_trained(pretrained, tmp_path
     assert {p.dtype for p in pipe.unet.parameters()} == {torch.float16}
 
 
-def test_what_is_frozen_of_an_adapter_is_written_with_it(pretrained, tmp_path):
-    pipe = frozen(pretrained)
-    add_lora(pipe.unet)
-    for name, p in pipe.unet.named_parameters():
-        p.requires_grad_(".lora_B." in name)
-    folder, kept = roll_back(pipe, tmp_path)
-    torch.testing.assert_close(said(loaded(folder, pretrained)), kept)
-
-
-def test_dora(pretrained, tmp_path):
-    from peft import LoraConfig
-
-    pipe = frozen(pretrained)
-    pipe.unet.add_adapter(LoraConfig(r=2, use_dora=True, target_modules=["to_q", "to_v"]))
-    folder, kept = roll_back(pipe, tmp_path)
-    torch.testing.assert_close(said(loaded(folder, pretrained)), kept)
-
-
-def test_a_peft_model_around_the_network(pretrained, tmp_path):
+def peft_model(unet: nn.Module) -> None:
     from peft import LoraConfig, get_peft_model
 
+    get_peft_model(unet, LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"]))
+
+
+def dora(unet: nn.Module) -> None:
+    from peft import LoraConfig
+
+    unet.add_adapter(LoraConfig(r=2, use_dora=True, target_modules=["to_q", "to_v"]))
+
+
+def half_frozen(unet: nn.Module) -> None:
+    add_lora(unet)
+    for name, p in unet.named_parameters():
+        p.requires_grad_(".lora_B." in name)
+
+
+@pytest.mark.parametrize("adapt", [peft_model, dora, half_frozen])
+def test_other_loras(adapt, pretrained, tmp_path):
     pipe = frozen(pretrained)
-    get_peft_model(pipe.unet, LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"]))
+    adapt(pipe.unet)
     folder, kept = roll_back(pipe, tmp_path)
     torch.testing.assert_close(said(loaded(folder, pretrained)), kept)
