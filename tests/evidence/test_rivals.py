@@ -11,7 +11,6 @@ from evidence.rivals.cases import NEGATIVES, STORED, Case, cases_of
 from evidence.rivals.contest import detection_table, first_table, localization_table, oracle
 from evidence.rivals.rivals import (
     ALL_ONES,
-    F_MEM,
     RIVALS,
     Rival,
     clid,
@@ -192,14 +191,6 @@ def test_losses(products):
     by_step = [np.mean([loss(run, f"screen/{n}", n, step, 1) for n in held_out]) for step in STEPS]
     for i, step in enumerate(STEPS):
         assert risen_loss(run, name, step) == pytest.approx(by_step[i] - min(by_step[: i + 1]), abs=1e-7)
-
-
-def test_what_was_not_measured_has_no_number(products):
-    run, name = products[0].run, products[0].run.items[0].name
-    assert clid(run, "nobody", LAST) is raw(run, "nobody", LAST) is None
-    assert F_MEM.scores(run, name, STEPS[0]) == {}
-    assert fallen_loss("", log=False)(run, "nobody", LAST) is None
-    assert Rival("x", map_of=kept_map("published/unheard")).scores(run, name, LAST) == {}
 
 
 def test_maps_and_their_summaries(products):

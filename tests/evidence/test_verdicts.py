@@ -65,11 +65,6 @@ def test_false_calls_lower_precision_and_are_listed(products):
     assert (row["probes"], row["runs with a memorized"], row["runs"]) == ("every run, held out", 1, 2)
 
 
-def test_a_call_at_the_event_of_the_first_copy_is_not_before_it(products):
-    late = [replace(p, first_alert=dict.fromkeys(p.first_alert, COPIED_FROM)) for p in products]
-    assert before_copy(late).value == 0
-
-
 def test_items_are_counted_by_size(products):
     rows = {row["size"]: row for row in size_table(products)}
     assert rows["30% or more"]["stored"] == 2
