@@ -16,10 +16,7 @@ import numpy as np
 from PIL import Image
 
 from memwatch.cli.metrics import at_threshold, auc, best_of_thresholds, resized, tpr_at_fpr
-from memwatch.config import RegionsConfig
 from memwatch.judge.regions import threshold_of
-
-MIN_FACTOR, RELATIVE = RegionsConfig().min_factor, RegionsConfig().relative
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +129,7 @@ def read_folders(maps: Path, masks: Path) -> tuple[list[Sample], list[str]]:
             size = f"{mask.shape[1]}x{mask.shape[0]}"
             problems.append(f"mask {masks / name}.png: {size} px, the other masks have {shape[1]}x{shape[0]} px")
             continue
-        own = threshold_of(values, MIN_FACTOR, RELATIVE)
+        own = threshold_of(values)
         samples.append(Sample(name, resized(values, shape), mask, float(values.mean()), own))
     if not samples:
         raise ValueError("; ".join(["no map is left to evaluate", *problems]))

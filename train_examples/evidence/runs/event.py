@@ -17,12 +17,12 @@ from evidence.runs.protocol import (
     NUM_SEEDS,
     PUBLISHED,
     PUBLISHED_VECTORS,
-    SCREEN_DRAWS,
     Bench,
 )
 from evidence.worlds.items import PLANTED, Kind
 from torch import Tensor
 
+from memwatch.config import SCREEN_DRAWS
 from memwatch.denoiser import Conditioning
 from memwatch.measure.batches import Batches
 from memwatch.measure.curvature import test_vectors, value_and_diag_jacobian

@@ -22,7 +22,6 @@ from memwatch.measure.views import View, reference_view
 
 SHIPPED = MemWatchConfig()
 LEVELS, CURVATURE = SHIPPED.levels, SHIPPED.curvature
-SCREEN_DRAWS = 1  # noise draws per level of the screen, as memwatch takes them
 GENERATION = SamplingConfig(num_inference_steps=10, guidance_scale=2.0)  # as copies are verified
 PUBLISHED = SamplingConfig(num_inference_steps=50, guidance_scale=7.5)
 PUBLISHED_VECTORS = 16
