@@ -170,7 +170,7 @@ def test_a_checkpoint_without_memwatch_is_resumed_with_a_new_baseline(theirs, pr
     state = tmp_path / "out" / "last-state"
     with caplog.at_level(logging.WARNING, "memwatch"):
         watched(theirs, pretrained, tmp_path, "--resume", state)
-    assert "no state of its own in this checkpoint" in caplog.text
+    assert "this checkpoint has no state of memwatch" in caplog.text
     assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
 
 

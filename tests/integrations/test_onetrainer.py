@@ -188,7 +188,7 @@ def test_a_backup_without_memwatch_is_gone_on_from_with_a_new_baseline(clone, pr
     bare(pretrained, tmp_path, epochs=1, backup_after=3)
     with caplog.at_level(logging.WARNING, "memwatch"):
         watched(pretrained, tmp_path, epochs=1, continue_last_backup=True)
-    assert "no state of its own in this checkpoint" in caplog.text
+    assert "this checkpoint has no state of memwatch" in caplog.text
     assert steps_of(tmp_path)[0] == 3
 
 
