@@ -159,10 +159,7 @@ class MemWatch:
             return self._event(step)
 
     def on_step_end(self, step: int) -> Report | None:
-        """Call after every optimizer step, on every rank. Returns the event's report; ``None`` when no event is due.
-
-        An event that failed has a report with a ``failure`` and no findings.
-        """
+        """Call after every optimizer step, on every rank. Returns the event's report; ``None`` when no event is due."""
         if self._closed:
             return None
         with self._timed(step):

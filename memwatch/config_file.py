@@ -92,7 +92,7 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """``value`` as ``hint`` wants it. Sections are built, lists become tuples, integers floats; no more is converted."""
+    """``value`` as ``hint`` wants it. Sections are built, lists become tuples, integers floats, and no more."""
     if is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
             return value

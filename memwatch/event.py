@@ -27,7 +27,7 @@ from memwatch.pace import planned_events
 from memwatch.report.about import About
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
-from memwatch.resume import Progress, with_evidence
+from memwatch.resume import Progress
 
 MEASURING, SCREENING = "measuring the probes", "choosing whose curvature to measure"
 CHECKING, REMEMBERING = "checking the prediction type", "storing the measurements"
@@ -67,7 +67,7 @@ def conduct(watch: Watched, step: int) -> Report:
     started, progress, observer, faults = time.perf_counter(), watch.progress, watch.observer, watch.faults
     ranks, main, config = observer.ranks, observer.ranks.accelerator.is_main_process, watch.config
     full, judgement, failure = config.is_full_event(progress.events), Judgement(), None
-    observer.rotate(progress.events, with_evidence(progress.states))
+    observer.rotate(progress.events, {name for name, state in progress.states.items() if state.verdict.is_evidence})
     progress.last_step, progress.events = step, progress.events + 1
     try:
         seen, screened = watch.observe(step, full=full)

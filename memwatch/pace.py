@@ -26,7 +26,7 @@ class Pace:
     """The choice.
 
     Attributes:
-        every_steps: optimizer steps between events. overhead: the share of training time that they are expected to take.
+        every_steps: optimizer steps between events. overhead: the share of training time that they should take.
         within: whether the user allows that much.
     """
 

@@ -69,11 +69,6 @@ class Progress:
         )
 
 
-def with_evidence(states: Mapping[str, ProbeState]) -> set[str]:
-    """The names of those with evidence at the last event."""
-    return {name for name, state in states.items() if state.verdict.is_evidence}
-
-
 class Resumable(Protocol):
     """What has a state of plain values."""
 
