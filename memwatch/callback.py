@@ -17,7 +17,7 @@ from memwatch.act.flagged import Flagged
 from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
-from memwatch.event import NEEDED, Seen, conduct, look_at_all
+from memwatch.event import NEEDED, Observed, conduct, observe_all
 from memwatch.faults import Faults, PartError
 from memwatch.guard import GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
 from memwatch.judge.findings import Judgement
@@ -39,15 +39,13 @@ from memwatch.run_folder import RunFolder
 
 logger = logging.getLogger("memwatch")
 
-ENTERING = "making room in output_dir"
-RESUMING, NOTING = "going on from the checkpoint", "noting a validation loss"
+ENTERING, RESUMING, NOTING = "preparing output_dir", "resuming from the checkpoint", "noting a validation loss"
 
 
 class MemWatch:
-    """Watches a Stable Diffusion fine-tune for what it stores.
+    """Watches a Stable Diffusion fine-tune for what the model stores of its training images.
 
-    Construct it after ``accelerator.prepare`` and ``init_trackers`` and before ``load_state``. The loop that it
-    expects::
+    Construct it after ``accelerator.prepare`` and ``init_trackers`` and before ``load_state``, for a loop like this::
 
         picked = memwatch.pick(dataset["train"])       # before transforms and DataLoader; train on picked.train
         ...
@@ -57,10 +55,9 @@ class MemWatch:
             watch.on_step_end(global_step)     # on every rank
         accelerator.end_training()             # closes the watch as well
 
-    A checkpoint of ``accelerator.save_state`` holds memwatch's state as ``memwatch.json``, and ``load_state`` goes on
-    from it in the same ``output_dir``. One that was saved without memwatch is loaded as well, and memwatch starts
-    afresh; one with that file is loaded without memwatch, too. A run that starts afresh where another has left files
-    moves those to ``output_dir/earlier/NNNN``.
+    ``accelerator.save_state`` saves memwatch's state as ``memwatch.json``, and ``load_state`` resumes from it in the
+    same ``output_dir``. From a checkpoint without that file memwatch starts afresh. A run that starts afresh moves the
+    files of another run in ``output_dir`` to ``output_dir/earlier/NNNN``.
 
     Args:
         accelerator: the loop's.
@@ -70,14 +67,14 @@ class MemWatch:
         picked: what ``memwatch.pick`` has returned, or a folder that ``memwatch pick`` has written.
         config: YAML file, dict or ``MemWatchConfig``.
         probes: prompts, ``Probe``s, image folder, text file of prompts, or rows with image and text, besides those
-            picked; goes before the config's.
+            picked; replaces the config's.
         controls: the same, of the training data's own kind but held out; without any controls alerts are uncalibrated.
         peers: the same, ordinary training images, as a second reference.
         vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Several text encoders are a list in
             the pipeline's order, with ``None`` for those to be loaded. If any is trained (also a textual inversion's
-            embedding), prompts are encoded afresh at every event.
-        ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``, and for what is rolled back to.
-        on_alert: called with every ``Alert`` on the main process: one callable or several. What it raises is counted.
+            embedding), prompts are encoded anew at every event.
+        ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``, and for ``last_clean``.
+        on_alert: called with every ``Alert`` on the main process: one callable or several. Its errors are counted.
         overrides: top-level config keys.
 
     Attributes:
@@ -115,24 +112,13 @@ class MemWatch:
         self.config: MemWatchConfig = replace(wanted, output_dir=str(Path(wanted.output_dir).absolute()))
         self.ranks = Ranks.of(accelerator)
         given = Components(scheduler, vae, as_tuple(text_encoder), as_tuple(tokenizer))
-        kind, file = self.config.signals.baseline_parts
-        allowed = "path: and an existing safetensors file"
-        outside = Path(file).absolute()
-        require(kind != "path" or outside.is_file(), "signals.baseline", self.config.signals.baseline, allowed)
-        has_rotation = self.config.screens and self.ranks.swappable
-        run = for_run(picked, self.config, probes, controls, peers, has_rotation=has_rotation)
+        kind, file = wanted.signals.baseline_parts
+        outside, allowed = Path(file).absolute(), "path: and an existing safetensors file"
+        require(kind != "path" or outside.is_file(), "signals.baseline", wanted.signals.baseline, allowed)
+        run = for_run(picked, wanted, probes, controls, peers, has_rotation=wanted.screens and self.ranks.swappable)
         self.picked = run.picked
-        self.observer = Observer(
-            self.ranks,
-            model,
-            pretrained,
-            given,
-            config=self.config,
-            probes=run.probes or None,
-            controls=run.controls or None,
-            peers=run.peers or None,
-            ema=ema,
-        )
+        watched = {"probes": run.probes or None, "controls": run.controls or None, "peers": run.peers or None}
+        self.observer = Observer(self.ranks, model, pretrained, given, config=self.config, ema=ema, **watched)
         self.folder = RunFolder(Path(self.config.output_dir))
         stores = open_stores(self.folder.folder, self.ranks)
         fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(outside)
@@ -154,9 +140,7 @@ class MemWatch:
     # --- what the loop calls -----------------------------------------------------------------------------------------
 
     def guard(self, dataloader: Any) -> Any:
-        """``dataloader``, but the baseline comes before its first batch, and iteration ends when a stop is decided.
-
-        Batches, sampler and length are its own.
+        """The same dataloader, which takes the baseline before its first batch and ends when memwatch decides to stop.
 
         Raises:
             ConfigError: it gives rows that are held out as controls.
@@ -168,23 +152,19 @@ class MemWatch:
         return GuardedLoader(dataloader, self.begin, lambda: self.should_stop, self.actions.on_batch)
 
     def begin(self, step: int = 0) -> Report | None:
-        """Take the first baseline, unless there is one. ``guard`` calls it; a loop without it may, on every rank."""
+        """Take the baseline, unless there is one. ``guard`` calls it; a loop without a guard may, on every rank."""
         if self.progress.last_step is not None:  # the guard calls it at every pass
             return None
         with self._timed(step):
             return self._event(step)
 
     def on_step_end(self, step: int) -> Report | None:
-        """Call after every optimizer step, on every rank. Returns the event's report, or ``None`` when none is due.
-
-        An event that failed has a report, too, with a ``failure`` and no findings.
-        """
+        """Call after every optimizer step, on every rank. Returns the event's report; ``None`` when no event is due."""
         if self._closed:
             return None
         with self._timed(step):
             if (last := self.progress.last_step) is None:
-                hint = "iterate over watch.guard(dataloader)"
-                logger.warning("memwatch takes its first baseline only now, after step %d: %s", step, hint)
+                logger.warning("baseline taken only now, after step %d; iterate over watch.guard(dataloader)", step)
                 return self._event(step)
             every = self.every_steps
             is_due = every is not None and step // every > last // every  # also when numbers are skipped
@@ -202,20 +182,16 @@ class MemWatch:
 
     @property
     def every_steps(self) -> int | None:
-        """Optimizer steps between events: the user's, or memwatch's own choice; ``None`` until it has chosen.
-
-        All ranks have timed the same steps by then, and take rank 0's choice.
-        """
+        """Optimizer steps between events: the user's, or memwatch's choice (rank 0's); ``None`` until it has chosen."""
         progress = self.progress
-        known = self.config.every_steps or progress.every_steps
-        if known is None and (step_seconds := progress.clock.step_seconds) is not None:
+        chosen = self.config.every_steps or progress.every_steps
+        if chosen is None and (step_seconds := progress.clock.step_seconds) is not None:
             prices = Prices.of(step_seconds, progress.clock.first, self.observer.passes)
             pace = self.ranks.broadcast(choose_pace(prices, self.config))
-            progress.every_steps = pace.every_steps
+            progress.every_steps = chosen = pace.every_steps
             if self.accelerator.is_main_process:
                 say_pace(pace, self.config)
-            return pace.every_steps
-        return known
+        return chosen
 
     @property
     def should_stop(self) -> bool:
@@ -227,18 +203,15 @@ class MemWatch:
 
     @property
     def exit_code(self) -> int:
-        """For ``sys.exit`` at the end of a script: 3 where memwatch has decided to stop, else 0."""
+        """For ``sys.exit`` at the end of a script: 3 if memwatch has decided to stop, else 0."""
         return EXIT_CODE if self.should_stop else 0
 
     def flagged(self) -> list[Flagged]:
-        """The training rows behind every alert so far, worst first; the main process knows them."""
+        """The training rows behind every alert so far, worst first, on the main process."""
         return self.actions.flagged()
 
     def close(self) -> None:
-        """End the events, write ``last_clean``, leave ``output_dir`` to others, and close the sinks.
-
-        Call it on every rank; again is safe.
-        """
+        """End the events, write ``last_clean``, unlock ``output_dir``, and close the sinks. Call it on every rank."""
         if not self._closed:
             self._closed = True
             self.actions.end()
@@ -247,35 +220,35 @@ class MemWatch:
             self.sinks.close()
 
     def note_losses(self, values: Mapping[str, Any], step: int) -> None:
-        """Keep the validation losses among what the loop logs; ``losses.jsonl`` and the report page hold them.
+        """Keep the validation losses among what the loop logs, for ``losses.jsonl`` and the report page.
 
-        Whatever ``accelerator.log`` gets comes here by itself. A loop that logs elsewhere may call it.
+        ``accelerator.log`` calls it; a loop that logs elsewhere may.
         """
         if self.accelerator.is_main_process and not self._closed:
-            with self.faults.surviving(NOTING, "memwatch keeps it, and writes it with the next one"):
+            with self.faults.surviving(NOTING, "memwatch keeps the loss in memory and writes it with the next one"):
                 self.sinks.losses.note(values, step)
 
-    # --- one event ---------------------------------------------------------------------------------------------------
+    # --- one event, see ``memwatch.event`` ---------------------------------------------------------------------------
 
     def _event(self, step: int) -> Report | None:
-        """One event, see ``memwatch.event``; ``None`` once memwatch has switched itself off."""
+        """One event; ``None`` once memwatch is switched off."""
         if self._closed or any(map(self.faults.is_off, (ENTERING, *NEEDED))):
             return None
         was_stopped = self.should_stop
         report = conduct(self, step)
         if self.should_stop and not was_stopped:
-            self.actions.end()  # the weights of before the first alert
+            self.actions.end()
         return report
 
-    def look(self, step: int, *, full: bool) -> Seen:
-        """What is seen of every probe; ``output_dir`` is this run's own from then on. ``memwatch.event`` calls it."""
+    def observe(self, step: int, *, full: bool) -> Observed:
+        """See ``event.Watched``. ``output_dir`` holds this run's files from then on."""
         if not self.progress.has_entered:
             self._enter(self.progress.run)
             self.progress.has_entered = True
-        return look_at_all(self, step, full=full)
+        return observe_all(self, step, full=full)
 
     def act(self, step: int, judgement: Judgement) -> None:
-        """What follows from a judgement. ``memwatch.event`` calls it."""
+        """See ``event.Watched``."""
         self.actions.follow(step, judgement)
 
     # --- run and resume ----------------------------------------------------------------------------------------------
@@ -285,7 +258,7 @@ class MemWatch:
         return Progress(self.ranks.broadcast(uuid4().hex))
 
     def _enter(self, run: str) -> None:
-        """From now on ``output_dir`` holds the files of this run."""
+        """Make ``output_dir`` the folder of this run."""
         main = self.accelerator.is_main_process
         self.ranks.together(ENTERING, self.faults, lambda: self.folder.enter(run) if main else None)
         self.baselines.run = run
@@ -296,9 +269,7 @@ class MemWatch:
         return self.progress.to_dict() | self.baselines.state_dict() | noted | {"actions": self.actions.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``, on every rank; what was written after it is forgotten.
-
-        From the state of an older version, and from an empty one, memwatch starts afresh.
+        """Resume from ``state``, on every rank, and forget what was written after it; from an empty one start afresh.
 
         Raises:
             ConfigError: a control was not held out by the run that is resumed.
@@ -312,18 +283,16 @@ class MemWatch:
         self.baselines.load_state_dict({"ledger": [], "weights": []})
         self.actions.load_state_dict({}, None)
         if self.accelerator.is_main_process:
-            afresh = "it starts afresh from the checkpoint's weights, and its next event takes a new baseline"
-            logger.warning("memwatch has no state of its own in this checkpoint; %s", afresh)
+            logger.warning("this checkpoint has no state of memwatch; the next event takes a new baseline")
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.progress = replace(Progress.from_dict(state), has_entered=True)
         self.faults.load_state_dict(state["faults"])
         self.actions.load_state_dict(state.get("actions", {}), self.progress.last_step)
         complete = self.baselines.load_state_dict(state)
-        if not self.accelerator.is_main_process:
-            return
-        warn_of_baselines(self.baselines, [p.probe for p in self.observer.fixed], complete, self.config.output_dir)
-        if self.progress.last_step is not None:
+        if self.accelerator.is_main_process:
+            warn_of_baselines(self.baselines, [p.probe for p in self.observer.fixed], complete, self.config.output_dir)
+        if self.accelerator.is_main_process and self.progress.last_step is not None:
             with self.faults.surviving("rewinding the history", "it keeps the events after this checkpoint"):
                 self.sinks.files.rewind(self.progress.last_step)
                 self.sinks.losses.rewind(state.get("losses", 0))

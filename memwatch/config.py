@@ -1,7 +1,6 @@
 """Configuration: one frozen dataclass per component. ``config_file`` reads them, ``configs/README.md`` lists them.
 
-Every key is checked when it is set, and named when it is wrong. Each docstring line holds meaning, unit and bounds of a
-key.
+Every value is checked when it is set. Each docstring line holds meaning, unit and bounds of a key.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RotationConfig:
-    """Training rows that ``memwatch.pick`` has not chosen as probes, and that are screened a few per event.
+    """Training rows that ``memwatch.pick`` has not chosen as probes; a few of them are screened per event.
 
     Attributes:
         rows: how many take part in all, at least 0. They are encoded once, before training.
-        per_event: rows that are screened at one event, at least 0; one that stands out is screened again.
+        per_event: rows that are rotated in at one event, at least 0; rows that stand out stay.
     """
 
     rows: int = 256
@@ -46,7 +45,7 @@ class RotationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LevelsConfig:
-    """Noise levels at which probes are looked at: reference probes at their image, prompt probes at what they generate.
+    """Noise levels at which probes are measured: reference probes on their image, prompt probes on what they generate.
 
     Attributes:
         timesteps: diffusion timesteps, increasing, each in 0..999. For rectified flow (SD 3, Flux) ``sigma = timestep /
@@ -71,11 +70,11 @@ class CurvatureConfig:
 
     Attributes:
         vectors: test vectors per noise draw, at least 1.
-        tile: test vectors come in blocks of this many, over ``vectors`` and the noise draws of a level; in the mean
-            over a block neighbouring coordinates do not disturb each other. A power of two that divides ``vectors`` or
-            is a multiple of it; 1 means independent ones.
-        batch_size: noisy latents per forward pass. It is halved when memory runs out, for the rest of the
-            run. On a GPU it is at most the batch size of the guarded dataloader.
+        tile: test vectors per block, over ``vectors`` and the noise draws of a level; in the mean over a block
+            neighbouring coordinates do not disturb each other. A power of two that divides ``vectors`` or is a multiple
+            of it; 1 means independent vectors.
+        batch_size: noisy latents per forward pass. When memory runs out, it is halved for the rest of the run. On a GPU
+            it is at most the batch size of the guarded dataloader.
     """
 
     vectors: int = 1
@@ -92,7 +91,7 @@ class CurvatureConfig:
 
     @property
     def replicates(self) -> int:
-        """Replicates of the retained variance per noise draw: the blocks in it; one where blocks span draws."""
+        """Replicates of the retained variance per noise draw: its blocks of test vectors; 1 where blocks span draws."""
         return max(1, self.vectors // self.tile)
 
 
@@ -105,11 +104,9 @@ class SignalsConfig:
             loss. ``both``: the mean of the two log ratios. With ``sampling.look: last_step`` there is no loss for
             prompt probes, and ``both`` is the variance alone.
         against: what it is compared with. ``snapshot``: an earlier model. ``unconditional``: the same model without the
-            prompt. ``both``: the smaller of the two, where the second gets back what the model without the prompt has
-            begun to store itself.
-        baseline: the earlier model. ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the last event
-            in which the probe raised no suspicion), ``base`` (LoRA off) or ``path:FILE`` (safetensors of trainable
-            tensors).
+            prompt. ``both``: the smaller of the two, corrected for what the unconditional branch has memorized.
+        baseline: the earlier model. ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the probe's
+            last event without evidence), ``base`` (LoRA off) or ``path:FILE`` (safetensors of trainable tensors).
         smooth: side of the mean filter, latent pixels, odd.
     """
 
@@ -131,13 +128,13 @@ class SignalsConfig:
 
     @property
     def baseline_parts(self) -> tuple[str, str]:
-        """``lag:3`` is ``("lag", "3")``; without an argument the second is empty."""
+        """``lag:3`` is ``("lag", "3")``; without an argument the second item is empty."""
         name, _, argument = self.baseline.partition(":")
         return name, argument
 
     @property
     def baseline_is_fixed(self) -> bool:
-        """Whether the baseline is one set of weights from outside the run, and not an earlier event of it."""
+        """Whether the baseline is one set of weights from outside the run, not an earlier event."""
         return self.baseline_parts[0] in ("base", "path")
 
 
@@ -146,14 +143,14 @@ class SamplingConfig:
     """How prompts are sampled: by DDIM, as in the paper; rectified flow (SD 3, Flux) by Euler steps.
 
     Attributes:
-        look: where prompt probes are looked at. ``generation``: the finished generations are noised again, and looked
-            at as the images of reference probes are. ``last_step``: at the last sampling step, as in the paper; the
-            noise there is not known, so there is no loss.
-        seeds: generations per prompt probe, with seeds in a row, pooled into one map; at least 1, rounded down to a
+        look: where prompt probes are measured. ``generation``: the finished generations are noised again, and measured
+            as the images of reference probes are. ``last_step``: at the last sampling step, as in the paper; the noise
+            there is not known, so there is no loss.
+        seeds: generations per prompt probe, with consecutive seeds, pooled into one map; at least 1, rounded down to a
             divisor of ``levels.draws``. With ``last_step`` 1 alone.
         num_inference_steps: sampling steps, at least 2. 15 show the copies that 50 show; the paper takes 50.
-        guidance_scale: classifier-free guidance, at least 1; 1 is none. Flux (distilled) and unconditional models do
-            without.
+        guidance_scale: classifier-free guidance, at least 1; 1 is none. Flux (distilled) and unconditional models take
+            none.
     """
 
     look: str = "generation"
@@ -178,12 +175,12 @@ class AlertsConfig:
         false_alarms_per_run: the chance that a run in which nothing is stored calls anything memorized, whatever the
             number of probes and events; in (0, 1).
         max_p: largest p-value of a suspicious probe at one event, in (0, 1].
-        min_severity: smallest reduction factor of a memorized region, greater than 1. What is smaller may be real, but
-            matters less than what ordinary learning does.
-        patience: events in a row with evidence, the last of them enough to call, until a probe is memorized; at least
-            1. The promise is kept by p-values alone; this spares what flickers.
-        webhook: where alerts are posted as JSON, in words that Slack and Discord take: a URL, or ``$NAME`` for the URL
-            in that environment variable. Logs and files show its host alone.
+        min_severity: smallest reduction factor of a memorized region, greater than 1. A smaller effect may be
+            real, but ordinary learning has as much.
+        patience: how many events in a row must have evidence until a probe is memorized, at least 1. It spares what
+            flickers; p-values alone keep the false-alarm rate.
+        webhook: where alerts are posted as JSON that Slack and Discord accept: a URL, or ``$NAME`` for the URL in that
+            environment variable. Logs and files show its host alone.
     """
 
     false_alarms_per_run: float = 0.05
@@ -224,10 +221,10 @@ class StopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProofConfig:
-    """Proof by generation: whether a probe that becomes suspicious or memorized comes out when its caption is sampled.
+    """Proof by generation: does the caption of a suspicious or memorized probe bring out a copy of its region?
 
-    Four generations per caption, sampled as ``sampling`` says, for the four worst probes of an event. Prompt probes are
-    generations already, and are not sampled again.
+    Four generations per caption, sampled as ``sampling`` says, for the four worst probes of an event. Prompt probes
+    have their generations already.
 
     Attributes:
         enabled: whether to generate. The autoencoder then stays in memory.
@@ -244,23 +241,23 @@ class MemWatchConfig:
         every_steps: optimizer steps between events, at least 1; null lets memwatch choose, see ``overhead``.
         overhead: the share of training time that memwatch may take, in (0, 1), when it chooses ``every_steps`` itself.
             It times the first steps and chooses once, see ``memwatch/pace.py``.
-        max_train_steps: optimizer steps of the whole run, if known; null otherwise. A plan for overhead and false
-            alarms, never a limit.
+        max_train_steps: optimizer steps of the whole run, if known; null otherwise. It plans overhead and false alarms,
+            and limits nothing.
         output_dir: where history, maps, pictures, ledger and snapshots go.
-        picked: a folder that ``memwatch pick`` has written. The ``picked`` argument goes first.
+        picked: a folder that ``memwatch pick`` has written. The ``picked`` argument replaces it.
         probes: an image folder, a text file with one prompt per line, or a list of prompts, besides those picked. The
-            ``probes`` argument goes first.
+            ``probes`` argument replaces it.
         controls: the same, held out from training. Without any controls alerts are uncalibrated.
-        peers: the same, ordinary images of the training set, drawn at random. What is no stronger than they are is not
-            called memorized, unless they are being stored as well.
+        peers: the same, ordinary images of the training set, drawn at random. A probe that is no stronger than they are
+            is not called memorized, unless they are being stored as well.
         resolution: side of probe images in pixels, a multiple of the autoencoder's scale; null takes the model's own.
         seed: of noise draws, test vectors and prompt probes without a seed of their own.
         weights: ``live``, or ``ema`` to watch the averaged weights (needs the ``ema`` argument).
-        precision: ``full`` looks in the type of the model's weights, ``loop`` in the mixed precision of the loop's
+        precision: ``full`` measures in the type of the model's weights, ``loop`` in the mixed precision of the loop's
             accelerator. In bf16 log ratios differ by 0.01 from float32, at most an eighth of their standard error.
-        rollback: keep the latest weights saved before any probe met the memorized criteria on disk, and write them into
-            ``output_dir/last_clean`` for diffusers to load when the run ends after an alert.
-        strict: raise on failures that would otherwise cost memwatch a look or a row, with a warning.
+        rollback: keep the latest weights saved before any probe met the memorized criteria, on disk, and write them
+            into ``output_dir/last_clean`` for diffusers to load when the run ends after an alert.
+        strict: raise on failures that would otherwise cost an event or a row, with a warning.
     """
 
     every_steps: int | None = None
@@ -312,7 +309,7 @@ class MemWatchConfig:
     def screens(self) -> bool:
         """Whether forward passes screen every probe, and curvature is measured only for those that exceed the controls.
 
-        It takes the loss term, and a baseline that stays (``first``, ``base``, ``path:FILE``). With other settings
+        A screen takes the loss term, and a baseline that stays (``first``, ``base``, ``path:FILE``). Without one
         curvature is measured for everything at every event.
         """
         stays = self.signals.baseline_is_fixed or self.signals.baseline_parts[0] == "first"
@@ -320,7 +317,7 @@ class MemWatchConfig:
         return stays and has_loss
 
     def is_full_event(self, number: int) -> bool:
-        """Whether the run's event of that number, 0 the first, measures curvature on everything."""
+        """Whether the run's event of that number, 0 for the first, measures curvature on everything."""
         return not self.screens or (number > 0 and number % FULL_EVERY == 0)
 
     @property
@@ -334,7 +331,7 @@ class MemWatchConfig:
         return asdict(self)
 
     def to_show(self) -> dict[str, Any]:
-        """The same for logs and files: of a webhook's URL, which is a secret, the host alone."""
+        """The same for logs and files, which show of a webhook's URL, a secret, the host alone."""
         plain = self.to_dict()
         if self.alerts.webhook is not None:
             plain["alerts"]["webhook"] = shown_url(self.alerts.webhook)
@@ -342,7 +339,7 @@ class MemWatchConfig:
 
 
 def shown_url(url: str) -> str:
-    """A URL without what may be secret in it; ``$NAME`` stays.
+    """A URL less what may be secret in it; ``$NAME`` stays.
 
     >>> shown_url("https://hooks.example.com/services/T0/B0/x1?key=2")
     'https://hooks.example.com/...'

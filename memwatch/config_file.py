@@ -1,4 +1,4 @@
-"""Configuration files: read YAML, a dict or a ready configuration, and name what is wrong with it."""
+"""Reads a configuration from YAML, a dict or a ``MemWatchConfig``, and names what is wrong with it."""
 
 from __future__ import annotations
 
@@ -16,32 +16,24 @@ import yaml
 
 from memwatch.config import ConfigError, MemWatchConfig, require
 
-REPLACED = {  # key of an earlier version: by value, what is set now
-    "signals.decide": {
-        "log_ratio": "terms: variance, against: snapshot",
-        "log_ratio_null": "terms: variance, against: unconditional",
-        "loss_log_ratio": "terms: loss, against: snapshot",
-        "both": "terms: both, against: snapshot",
-        "both_baselines": "terms: both, against: both",
-    }
-}
-FULL = "curvature is measured only for probes that exceed the controls, and for everything at every eighth event"
+FULL = "curvature is measured for probes that exceed the controls, and for everything at every eighth event"
 WATCHED = "every memorized probe counts, at the event that calls it; see stop.num_probes and alerts"
 REMOVED = {  # key of an earlier version: what takes its place
-    "signals.null_draws": "the unconditional branch is looked at at all noise draws",
+    "signals.decide": "set signals.terms (variance, loss, both) and signals.against (snapshot, unconditional, both)",
+    "signals.null_draws": "the unconditional branch is measured at all noise draws",
     "dataset": "call memwatch.pick(dataset) before transforms and DataLoader, and pass what it returns as picked",
     "pick": "memwatch.pick takes probes, controls and columns; see also rotation",
     "on_memorized": "memwatch changes no dataloader; 'memwatch clean' writes the training set without what is stored",
     "screen": FULL,
     "full_every": FULL,
     "levels.screen_draws": "the screen takes one noise draw per level",
-    "signals.unconditional": "the unconditional branch is always looked at, where the model has one",
+    "signals.unconditional": "the unconditional branch is always measured, where the model has one",
     "signals.combine": "noise levels are averaged",
     "regions": "a region is what reaches 1.1x and a share of the map's own peak",
     "snapshots": "the latest four events and the first stay usable as baselines, on disk",
     "heatmap": "the colour scale ends at 6x in every picture",
     "alerts.uncalibrated_severity": "without controls a probe is suspicious from 2x on",
-    "proof.seeds": "it takes four generations per caption",
+    "proof.seeds": "a proof takes four generations per caption",
     "proof.num_inference_steps": "sampling.num_inference_steps holds for the proof as well",
     "proof.max_probes": "the four worst probes of an event are proved",
     "stop.patience": WATCHED,
@@ -57,8 +49,7 @@ def load_config(source: str | Path | Mapping[str, Any] | MemWatchConfig | None, 
 
     Args:
         source: a YAML file, a (nested) mapping, a ready configuration, or ``None`` for the defaults.
-        overrides: top-level keys that go before the source's; a section given as a mapping is merged into the source's
-            section.
+        overrides: top-level keys that replace the source's; a mapping is merged into the source's section.
 
     Raises:
         ConfigError: unknown key (the nearest known one is named), wrong type, or a value that is not allowed.
@@ -90,9 +81,6 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
     names = [item.name for item in fields(cls)]
     for key in data:
-        if (was := REPLACED.get(f"{prefix}{key}")) is not None:
-            now = was.get(str(data[key]), "; ".join(f"{value} is now {{{new}}}" for value, new in was.items()))
-            raise ConfigError(f"config key '{prefix}{key}' ({data[key]!r}) is replaced by: {{{now}}}")
         if (why := REMOVED.get(f"{prefix}{key}")) is not None:
             shown = reprlib.repr(data[key])  # it may be a whole data set
             raise ConfigError(f"config key '{prefix}{key}' ({shown}) is gone: {why}")
@@ -104,7 +92,7 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """``value`` as ``hint`` wants it. Sections are built, lists become tuples, integers floats; no more is guessed."""
+    """``value`` as ``hint`` wants it. Sections are built, lists become tuples, integers floats, and no more."""
     if is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
             return value

@@ -27,14 +27,14 @@ from memwatch.pace import planned_events
 from memwatch.report.about import About
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
-from memwatch.resume import Progress, with_evidence
+from memwatch.resume import Progress
 
-LOOKING, SCREENING = "looking at the model", "choosing what to measure"
-READING, KEEPING = "telling epsilon from v_prediction", "keeping what was seen"
-JUDGING, STOPPING, REPORTING = "judging what was seen", "deciding whether to stop", "writing the report"
-NEEDED = (LOOKING, SCREENING, KEEPING, JUDGING, STOPPING)  # without any of these there is no event
+MEASURING, SCREENING = "measuring the probes", "choosing whose curvature to measure"
+CHECKING, REMEMBERING = "checking the prediction type", "storing the measurements"
+JUDGING, STOPPING, REPORTING = "judging the measurements", "deciding whether to stop", "writing the report"
+NEEDED = (MEASURING, SCREENING, REMEMBERING, JUDGING, STOPPING)  # an event takes all of these
 
-Seen = tuple[list[Observation], Screened | None]
+Observed = tuple[list[Observation], Screened | None]
 
 
 class Watched(Protocol):
@@ -51,37 +51,37 @@ class Watched(Protocol):
     @property
     def every_steps(self) -> int | None: ...
 
-    def look(self, step: int, *, full: bool) -> Seen:
-        """What is seen of every probe, the same on every rank; usually ``look_at_all``."""
+    def observe(self, step: int, *, full: bool) -> Observed:
+        """The observations of every probe, the same on every rank; usually by ``observe_all``."""
 
     def act(self, step: int, judgement: Judgement) -> None:
         """What follows from a judgement, on every rank."""
 
 
 def conduct(watch: Watched, step: int) -> Report:
-    """One event, on every rank. What fails costs this event, on every rank, and is tried again at the next one.
+    """One event, on every rank. A failure costs this event, on every rank; the next event tries again.
 
     Returns:
         The report, with pictures on the main process. Of an event that failed it has a ``failure`` and no findings.
     """
     started, progress, observer, faults = time.perf_counter(), watch.progress, watch.observer, watch.faults
-    ranks, main = observer.ranks, observer.ranks.accelerator.is_main_process
-    full, judgement, failure = watch.config.is_full_event(progress.events), Judgement(), None
-    observer.rotate(progress.events, with_evidence(progress.states))
+    ranks, main, config = observer.ranks, observer.ranks.accelerator.is_main_process, watch.config
+    full, judgement, failure = config.is_full_event(progress.events), Judgement(), None
+    observer.rotate(progress.events, {name for name, state in progress.states.items() if state.verdict.is_evidence})
     progress.last_step, progress.events = step, progress.events + 1
     try:
-        seen, screened = watch.look(step, full=full)
-        if misread := ranks.broadcast(ranks.together(READING, faults, lambda: observer.misread(seen))):
+        seen, screened = watch.observe(step, full=full)
+        if misread := ranks.broadcast(ranks.together(CHECKING, faults, lambda: observer.misread(seen))):
             raise PartError(misread)
-        ranks.together(KEEPING, faults, lambda: remember(watch, step, seen))
+        weights, rotation = observer.trainable_weights, [p.name for p in observer.rotation]
+        ranks.together(REMEMBERING, faults, lambda: watch.baselines.remember(step, seen, weights, faults, rotation))
         watch.baselines.settle()
-        observations = observer.in_order(seen)
-        planned = planned_events(watch.config.max_train_steps, watch.every_steps)
-        judgement = ranks.together(JUDGING, faults, lambda: judge(watch, step, observations, screened, planned))
+        observations, planned = observer.in_order(seen), planned_events(config.max_train_steps, watch.every_steps)
+        judged_by = (progress.states, step, config, planned, observer.num_rotating(planned), screened)
+        judgement = ranks.together(JUDGING, faults, lambda: judge_event(observations, *judged_by))
         found = prove(judgement.findings, observations, observer, faults, progress.stop.copied)
         judgement = replace(judgement, findings=found)
-        rule = watch.config.stop
-        stop = ranks.together(STOPPING, faults, lambda: decide_stop(progress.stop, found, step, rule))
+        stop = ranks.together(STOPPING, faults, lambda: decide_stop(progress.stop, found, step, config.stop))
         progress.states, progress.stop = dict(judgement.states), ranks.broadcast(stop)
         watch.act(step, judgement)
     except PartError as failed:
@@ -95,61 +95,44 @@ def conduct(watch: Watched, step: int) -> Report:
     return report
 
 
-def look_at_all(watch: Watched, step: int, *, full: bool) -> Seen:
+def observe_all(watch: Watched, step: int, *, full: bool) -> Observed:
     """Screen everything, then measure curvature for what stands out and for the controls that it is judged by.
 
-    Both parts of what it returns are the same on every rank; the second is ``None`` without a screen. Where weights
-    cannot be exchanged later, what has no baseline yet is measured with curvature at once.
+    The second item is ``None`` without a screen. Where weights cannot be exchanged later, curvature is measured at once
+    for what has no baseline yet.
 
     Args:
         full: whether curvature is measured for everything but the rows in rotation.
     """
-    observer, config, faults = watch.observer, watch.config, watch.faults
-    ranks = observer.ranks
-    hidden = not ranks.accelerator.is_main_process
-    last_clean = {name: state.last_clean for name, state in watch.progress.states.items()}
+    observer, config, ranks = watch.observer, watch.config, watch.observer.ranks
+    observer.forget_generations()
+    everything = {p.name for p in observer.probes}
+    screened = measure(watch, step, everything, curvature=False) if config.screens else []
+    names = ranks.together(SCREENING, watch.faults, lambda: chosen(screened, config)) if screened else set()
+    measured = with_references(names, [p.probe for p in observer.probes])
+    if full:
+        names = names | {p.name for p in observer.fixed}
+    elif not ranks.swappable:
+        names = names | {o.name for o in screened if o.baseline is None}
+    seen = screened + measure(watch, step, names | measured, curvature=True)
+    return seen, Screened(screened, frozenset(names)) if config.screens else None
 
-    def look(names: Collection[str], curvature: bool) -> list[Observation]:
-        """At this rank's share."""
+
+def measure(watch: Watched, step: int, names: Collection[str], *, curvature: bool) -> list[Observation]:
+    """The observations of these probes, the same on every rank; each rank measures its share."""
+    observer, ranks = watch.observer, watch.observer.ranks
+    last_clean = {name: state.last_clean for name, state in watch.progress.states.items()}
+    hidden = not ranks.accelerator.is_main_process
+
+    def share() -> list[Observation]:
         with observer.borrowed():
-            probes = ranks.share(observer.probes)  # as a trained text encoder understands them now
+            probes = ranks.share(observer.probes)  # encoded anew inside, where the text encoder is trained
             probes = [p for p in probes if p.name in names]
             title = f"memwatch step {step}, {'curvature' if curvature else 'screen'}"
             with tqdm(total=len(probes), desc=title, leave=False, disable=hidden, unit="probe") as bar:
                 return observer.observe(probes, watch.baselines, last_clean, bar.update, curvature=curvature)
 
-    def look_together(names: Collection[str], curvature: bool) -> list[Observation]:
-        """All ranks get what all have seen."""
-        return ranks.gather(ranks.together(LOOKING, faults, lambda: look(names, curvature))) if names else []
-
-    observer.forget_generations()
-    screened = look_together({p.name for p in observer.probes}, curvature=False) if config.screens else []
-    names = ranks.together(SCREENING, faults, lambda: chosen(screened, config)) if screened else set()
-    measured = with_references(names, [p.probe for p in observer.probes])
-    if full:
-        names = names | {p.name for p in observer.fixed}
-    elif not ranks.swappable:  # now or never
-        names = names | {o.name for o in screened if o.baseline is None}
-    seen = screened + look_together(names | measured, curvature=True)
-    return seen, Screened(screened, frozenset(names)) if config.screens else None
-
-
-def remember(watch: Watched, step: int, seen: Sequence[Observation]) -> None:
-    """What was seen becomes a baseline of later events."""
-    rotation = [p.name for p in watch.observer.rotation]
-    watch.baselines.remember(step, seen, watch.observer.trainable_weights, watch.faults, rotation)
-
-
-def judge(
-    watch: Watched, step: int, seen: Sequence[Observation], screened: Screened | None, planned: int | None
-) -> Judgement:
-    """Maps, statistics, verdicts, and the false-alarm check on the controls.
-
-    Args:
-        planned: how many events the run will have, if known.
-    """
-    rotating = watch.observer.num_rotating(planned)
-    return judge_event(seen, watch.progress.states, step, watch.config, planned, rotating, screened)
+    return ranks.gather(ranks.together(MEASURING, watch.faults, share)) if names else []
 
 
 def report_of(watch: Watched, step: int, judgement: Judgement, failure: str | None, seconds: float) -> Report:

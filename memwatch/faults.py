@@ -1,6 +1,6 @@
-"""Faults: a monitor never kills a run. A failure is counted, said once, tried again; three in a row end the trying.
+"""Faults: a monitor never kills a run. A failing part is counted, reported once and tried again.
 
-A part that writes to a place outside (a disk, a server) rests after three failures instead, and is tried now and then.
+Three failures in a row switch a part off. A part that writes to a disk or a server is then tried now and then instead.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 logger = logging.getLogger("memwatch")
 
 LIMIT = 3  # failures in a row
-REST = 10  # a part that rests is tried at every so many events
+REST = 10  # events between two tries of a part that rests
 
 
 class StrictError(RuntimeError):
-    """A failure that was counted, and raised because ``strict`` asks for it."""
+    """A failure that was counted, and is raised because of ``strict``."""
 
 
 class PartError(Exception):
-    """What an event was to give is missing: a part failed, counted and said already, or nothing can be judged yet."""
+    """This event has no result: a part failed, which is counted and reported, or nothing can be judged yet."""
 
 
 class Faults:
-    """Counts the failures of memwatch's parts; a part is named in the words that a message to people uses.
+    """Counts the failures of memwatch's parts, which are named as messages name them.
 
     Args:
-        strict: raise every failure as a ``StrictError``, which is a ``RuntimeError``, instead.
+        strict: raise every failure as a ``StrictError``.
 
     Attributes:
         count: failures so far.
@@ -37,18 +37,18 @@ class Faults:
     def __init__(self, *, strict: bool = False) -> None:
         self.strict, self.count = strict, 0
         self._in_a_row: dict[str, int] = {}
-        self._asked: dict[str, int] = {}  # of a part that rests: how often since it was tried
+        self._asked: dict[str, int] = {}  # by part that rests, events since it was tried
 
     def failed(
         self, part: str, what: str, error: BaseException | None, instead: str | None = None, *, rests: bool = False
     ) -> None:
-        """Count a failure, and say it when it is the first in a row or the ``LIMIT``-th.
+        """Count a failure, and report the first and the ``LIMIT``-th in a row.
 
         Args:
             what: the error, for people.
-            instead: what memwatch does now. Default: the part is tried again at the next event, and after ``LIMIT``
-                failures in a row it is switched off, or rests; whoever uses it asks ``is_off`` or ``is_resting``.
-            rests: whether the part rests.
+            instead: what memwatch does now. Default: the part is tried again at the next event, until ``LIMIT``
+                failures in a row switch it off or let it rest. Callers ask ``is_off`` or ``is_resting``.
+            rests: whether the part rests instead of being switched off.
 
         Raises:
             StrictError: when ``strict``.
@@ -63,30 +63,30 @@ class Faults:
             again = "memwatch will try again at the next event"
             instead = again if in_a_row < LIMIT else f"that was {LIMIT} times in a row, so it is {then}"
         if in_a_row in (1, LIMIT):
-            logger.warning("memwatch: %s failed (%s); %s. Training goes on.", part, what, instead)
+            logger.warning("%s failed (%s); %s. Training goes on.", part, what, instead)
 
     def is_off(self, part: str) -> bool:
         """Whether a part has failed ``LIMIT`` times in a row."""
         return self._in_a_row.get(part, 0) >= LIMIT
 
     def is_resting(self, part: str) -> bool:
-        """Whether a part that rests is to be left alone; ask once per event. After a resume it is tried at once."""
+        """Whether to leave a resting part alone now; ask once per event. After a resume it is tried at once."""
         self._asked[part] = asked = self._asked.get(part, REST - 1) + 1
         return self.is_off(part) and asked % REST != 0
 
     def worked(self, part: str, missing: str | None = None) -> None:
-        """A part did its work, so that its failures no longer count as in a row.
+        """A part did its work, which ends its failures in a row.
 
         Args:
-            missing: of a part that rests, what is lost of the events in between, for people.
+            missing: what a part that rested has lost of the events in between, for people.
         """
         in_a_row = self._in_a_row.pop(part, 0)
         if in_a_row >= LIMIT and missing is not None:
-            logger.warning("memwatch: %s works again, after %d failures in a row; %s.", part, in_a_row, missing)
+            logger.warning("%s works again, after %d failures in a row; %s.", part, in_a_row, missing)
 
     @contextmanager
     def surviving(self, part: str, instead: str | None = None, *, missing: str | None = None) -> Iterator[None]:
-        """Whatever the block raises is a failure of ``part``, and goes no further; see ``failed`` and ``worked``.
+        """What the block raises is counted as a failure of ``part`` and goes no further; see ``failed``, ``worked``.
 
         Args:
             missing: makes it a part that rests.
@@ -101,9 +101,9 @@ class Faults:
             self.worked(part, missing)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: failures so far, and those in a row by part."""
+        """Plain values."""
         return {"count": self.count, "in_a_row": dict(self._in_a_row)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting from ``state``; what was switched off stays so."""
+        """Go on counting from ``state``; what was switched off stays off."""
         self.count, self._in_a_row = int(state["count"]), dict(state["in_a_row"])

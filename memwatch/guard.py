@@ -1,7 +1,4 @@
-"""Guard: where memwatch meets the training loop.
-
-The guarded dataloader ends a run, and memwatch hears what is logged and when accelerate ends training.
-"""
+"""Guard: where memwatch meets the training loop: its dataloader, and its calls of the accelerator."""
 
 from __future__ import annotations
 
@@ -13,25 +10,25 @@ from weakref import WeakMethod
 
 logger = logging.getLogger("memwatch")
 
-MANY, TOO_MANY = 10_000, 100_000  # passes without a batch; an epoch loop of 10,000 that was stopped ends quietly
+MANY, TOO_MANY = 10_000, 100_000  # passes without a batch in a row: a warning, an error
 
 
 class GuardedLoader:
     """A dataloader that takes the baseline before its first batch and ends as soon as a stop is decided.
 
-    Batches, sampler and length are the wrapped dataloader's own, and so is everything else, its type for ``isinstance``
-    included. Wrap it *after* ``skip_first_batches``, which makes a new dataloader.
+    Everything else is the wrapped dataloader's own, its type for ``isinstance`` included. Wrap it *after*
+    ``skip_first_batches``, which makes a new dataloader.
 
-    A loop that counts steps and not epochs goes round for ever where there are no batches, after a stop or in a loader
-    that is empty: it is warned after ``MANY`` such passes in a row.
+    A loop that counts steps, not epochs, never ends without batches, be it after a stop or because the loader is empty.
+    It is warned after ``MANY`` passes in a row without a batch, and ended after ``TOO_MANY``.
 
     Args:
         begin: takes the baseline, unless there is one.
         should_stop: whether a stop is decided.
-        on_batch: called before a batch is given.
+        on_batch: called before every batch.
 
     Raises:
-        RuntimeError: when it is iterated over, after ``TOO_MANY`` passes in a row without a batch.
+        RuntimeError: in iteration, after ``TOO_MANY`` passes in a row without a batch.
     """
 
     def __init__(
@@ -57,17 +54,15 @@ class GuardedLoader:
         self._warn_of_empty_passes()
 
     def _warn_of_empty_passes(self) -> None:
-        """A stop is never taken back, so that all passes after it are empty."""
-        if self._empty_passes in (MANY + 1, TOO_MANY):
-            stopped = "memwatch has stopped training, but the loop goes on without batches"
-            empty = f"the dataloader has given no batch in {self._empty_passes} passes, and the loop goes on"
+        if self._empty_passes not in (MANY + 1, TOO_MANY):
+            return
+        said = f"the dataloader has given no batch in {self._empty_passes} passes; see its batch size and drop_last"
+        if self._should_stop():
             fix = "write 'while global_step < max_steps and not watch.should_stop:'"
-            said = (
-                f"{stopped}; {fix}" if self._should_stop() else f"{empty}; see its data set, batch size and drop_last"
-            )
-            if self._empty_passes == TOO_MANY:
-                raise RuntimeError(said)
-            logger.warning(said)
+            said = f"training was stopped, but the loop goes on without batches; {fix}"
+        if self._empty_passes == TOO_MANY:
+            raise RuntimeError(f"memwatch: {said}")
+        logger.warning(said)
 
     def __len__(self) -> int:
         return len(self._dataloader)
@@ -108,10 +103,9 @@ def rows_in(dataloader: Any) -> int | None:
 
 
 def hook_end_training(accelerator: Any, close: Callable[[], None]) -> None:
-    """Call the bound method ``close`` first when ``accelerator.end_training()`` is called, on every rank.
+    """Call the bound method ``close``, which is held weakly, before ``accelerator.end_training()``, on every rank.
 
-    accelerate has no hook for it. A tracker that hears it would live on the main process alone, and scripts that walk
-    over their trackers warn of one that they do not know. Its object is held weakly.
+    accelerate has no hook for it, and a tracker would live on the main process alone.
     """
     hook = WeakMethod(close)
 
@@ -123,7 +117,7 @@ def hook_end_training(accelerator: Any, close: Callable[[], None]) -> None:
 
 
 def hook_log(accelerator: Any, note: Callable[[dict[str, Any], int], None]) -> None:
-    """Call the bound method ``note(values, step)`` first at every ``accelerator.log`` with a step; held weakly."""
+    """Call the bound method ``note(values, step)``, held weakly, before every ``accelerator.log`` with a step."""
     hook = WeakMethod(note)
 
     def before(values: dict[str, Any], step: int | None = None, *args: Any, **kwargs: Any) -> None:
@@ -134,7 +128,7 @@ def hook_log(accelerator: Any, note: Callable[[dict[str, Any], int], None]) -> N
 
 
 def call_before(accelerator: Any, name: str, before: Callable[..., None]) -> None:
-    """Let ``before`` hear every call of a method, with its arguments, ahead of the method itself."""
+    """Call ``before`` with the arguments of every call of a method, ahead of the method."""
     method = getattr(accelerator, name)
 
     @functools.wraps(method)

@@ -1,4 +1,4 @@
-"""Pace: how often memwatch looks, so that it takes no larger a share of training time than the user allows."""
+"""Pace: how often an event comes, so that memwatch takes no larger a share of training time than the user allows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import torch
 from memwatch.config import FULL_EVERY, MemWatchConfig
 from memwatch.measure.passes import Passes
 
-WARM_UP, TIMED = 2, 10  # of a run's first steps: how many are passed over, and how many are timed then
-HORIZON = 2000  # steps from which on a run can pay for its events, and over which it does if its length is not known
-OFTENEST, RAREST = 25, 500  # steps between events that are chosen without a word
-NEVER_RARER = 1000
-MIN_EVENTS = 4  # of a shorter run: an alert takes two, and it should be in time
-CHOSEN = 0.25  # of all curvature, what an event with a screen is expected to measure where nothing is stored
-FIRST_AT_MOST = 0.5  # share of the budget that may pay off the first event; the rest is for the others
+WARM_UP, TIMED = 2, 10  # first steps of a run that are not timed, and steps after them that are
+HORIZON = 2000  # steps that a run is taken to have if its length is not known; a shorter one has at least MIN_EVENTS
+OFTENEST, RAREST, NEVER_RARER = 25, 500, 1000  # steps between events; above RAREST with a warning
+MIN_EVENTS = 4  # an alert takes two, and it should be in time
+CHOSEN = 0.25  # share of all curvature that an event with a screen is expected to measure where nothing is stored
+FIRST_AT_MOST = 0.5  # share of the budget that may pay for the first event
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,8 @@ class Pace:
     """The choice.
 
     Attributes:
-        every_steps: optimizer steps between events.
-        overhead: the share of training time that this is expected to take.
-        within: whether that is what the user allows.
+        every_steps: optimizer steps between events. overhead: the share of training time that they should take.
+        within: whether the user allows that much.
     """
 
     every_steps: int
@@ -46,9 +44,8 @@ class Prices:
 
     Attributes:
         step: of one optimizer step of the loop.
-        first: of the first event, which is paid off over the whole run.
-        event: of a later one, as it is to be expected.
-        full: of one that measures curvature on everything, besides.
+        first: of the first event, spread over the whole run. event: of a later event, as expected.
+        full: what an event takes besides that measures curvature on everything.
     """
 
     step: float
@@ -58,11 +55,7 @@ class Prices:
 
     @classmethod
     def of(cls, step: float, first: float, passes: Passes) -> Prices:
-        """What events will cost, judged by the first, which ran the screen alone, or without a screen everything.
-
-        Args:
-            passes: of one event.
-        """
+        """What events will cost, from the first one and its ``passes``: of the screen or, without a screen, all."""
         if not passes.screen:
             return cls(step, first, first)
         a_pass = first / passes.of_event()
@@ -70,10 +63,9 @@ class Prices:
 
 
 def choose_pace(prices: Prices, config: MemWatchConfig) -> Pace:
-    """As many events as ``overhead`` allows, within bounds.
+    """As many events as ``overhead`` allows: at most one per 25 steps, and at least one per 1,000.
 
-    Never more often than every 25 steps. Rarer than every 500 where it must be, but never rarer than every 1,000; and a
-    run that is known to be shorter than 2,000 steps has 4 events at least. Then more is spent than allowed.
+    A run that is known to be shorter than 2,000 steps has at least 4. Then memwatch may take more than allowed.
 
     >>> choose_pace(Prices(step=1.0, first=10.0, event=4.0), MemWatchConfig(overhead=0.02)).every_steps
     270
@@ -95,13 +87,13 @@ def choose_pace(prices: Prices, config: MemWatchConfig) -> Pace:
 
 
 def pace_of(every: int, event: float, prices: Prices, config: MemWatchConfig) -> Pace:
-    """What an event of ``event`` seconds every ``every`` steps comes to."""
+    """An event of ``event`` seconds every ``every`` steps."""
     overhead = (prices.first / (config.max_train_steps or HORIZON) + event / every) / prices.step
     return Pace(every, overhead, overhead <= config.overhead)
 
 
 def rounded(steps: float) -> int:
-    """Up to a number that people can read: a multiple of 5, from 100 on of 10, and from 1,000 on of 100.
+    """Rounded up to a multiple of 5, from 100 on of 10, and from 1,000 on of 100.
 
     >>> [rounded(n) for n in (21.4, 133.3, 1001)]
     [25, 140, 1100]
@@ -111,7 +103,7 @@ def rounded(steps: float) -> int:
 
 
 def planned_events(max_train_steps: int | None, every_steps: int | None) -> int | None:
-    """How many events a run will have after its first; ``None`` where that is not known."""
+    """How many events a run will have after its first; ``None`` if that is not known."""
     return max(1, max_train_steps // every_steps) if max_train_steps and every_steps else None
 
 
@@ -119,13 +111,12 @@ def planned_events(max_train_steps: int | None, every_steps: int | None) -> int 
 class Clock:
     """Times the loop's own steps, and memwatch between them.
 
-    A step is all time of the loop between two new step numbers, however many batches, passes and calls lie in between.
-    The first number may come in the middle of a step, so the one that follows it ends no whole step, either.
+    A step is all time of the loop between two new step numbers, however many batches, passes and calls it takes. The
+    first number may come in the middle of a step, so the time up to the second is not a whole step.
 
     Attributes:
-        trained: seconds of training so far, memwatch left out. spent: seconds of memwatch.
-        first: seconds of the first event.
-        steps: seconds per step of the first ones, until enough are timed.
+        trained: seconds of training so far, without memwatch. spent: seconds of memwatch. first: of the first event.
+        steps: seconds of the first steps, until enough are timed.
     """
 
     trained: float = 0.0
@@ -139,11 +130,11 @@ class Clock:
     _ended: float | None = None  # ``trained`` when that came, where it was surely the end of a step
 
     def arrive(self, step: int) -> None:
-        """The loop has come to the end of ``step``, or of a batch of the next one where the number is not new."""
+        """The loop has come to the end of ``step`` or, if that is no new number, of a batch of the next step."""
         is_new = self._newest is None or step > self._newest
         is_timed = is_new and len(self.steps) < WARM_UP + TIMED
         if is_timed:
-            synchronize()  # what a GPU has still to do belongs to the step
+            synchronize()  # the GPU's unfinished work belongs to the step
         self._arrived = self.now()
         self.trained += 0.0 if self._left is None else self._arrived - self._left
         if is_timed and self._newest is not None and self._ended is not None:
@@ -159,12 +150,11 @@ class Clock:
 
     @property
     def _here(self) -> float:
-        """Seconds since the loop arrived."""
         return 0.0 if self._arrived is None else self.now() - self._arrived
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds of a usual step; ``None`` until enough have been timed."""
+        """Seconds of a usual step; ``None`` until enough are timed."""
         timed = self.steps[WARM_UP:]
         return statistics.median(timed) if len(timed) >= TIMED else None
 

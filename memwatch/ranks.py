@@ -1,4 +1,4 @@
-"""Ranks: the processes of a run, how they hold the model, which probes each looks at, and how they agree."""
+"""Ranks: the processes of a run, how they hold the model, which probes each measures, and how they agree."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Ranks:
 
     Attributes:
         accelerator: the loop's.
-        sharding: how the model lies on the ranks, in words that users know: ``DDP``, ``FSDP2``, ...
-        lockstep: whether a forward pass is a collective, because the parameters are sharded. Then every rank looks at
-            every probe, in the same order.
-        swappable: whether earlier weights can take the place of the live ones.
+        sharding: how the model is shared out, in words that users know: ``DDP``, ``FSDP2``, ...
+        lockstep: whether a forward pass is a collective, because parameters are sharded. Then every rank measures every
+            probe, in the same order.
+        swappable: whether earlier weights can replace the live ones for a while.
     """
 
     accelerator: Any
@@ -47,9 +47,7 @@ class Ranks:
         kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
         if kind in UNKNOWN:
             known = "one process, DDP, FSDP1, FSDP2 and DeepSpeed"
-            raise ValueError(
-                f"distributed type {kind} splits the model in a way that memwatch does not know; it works with {known}"
-            )
+            raise ValueError(f"memwatch works with {known}; got distributed type {kind}")
         if kind == "DEEPSPEED":
             stage = int(accelerator.deepspeed_config["zero_optimization"]["stage"])
             return cls(accelerator, f"DeepSpeed ZeRO-{stage}", lockstep=stage == 3, swappable=stage < 3)
@@ -60,10 +58,7 @@ class Ranks:
 
     @property
     def reuse_graph(self) -> bool:
-        """Whether one forward pass serves several backward passes.
-
-        FSDP1 and ZeRO-3 free the gathered parameters after the first backward pass.
-        """
+        """Whether one forward pass serves several backward passes; FSDP1 and ZeRO-3 free parameters after the first."""
         return not self.lockstep or self.swappable
 
     def require(self, config: MemWatchConfig, has_prompts: bool) -> None:
@@ -76,36 +71,29 @@ class Ranks:
             under = f"under {self.sharding}, whose weights cannot be exchanged during training"
             require(not has_prompts, "probes", "prompts", f"images with captions {under}")
             require(config.weights == "live", "weights", config.weights, f"live {under}")
-            require(
-                not config.signals.baseline_is_fixed,
-                "signals.baseline",
-                config.signals.baseline,
-                f"first, previous, lag:N or last_clean {under}",
-            )
+            signals, allowed = config.signals, f"first, previous, lag:N or last_clean {under}"
+            require(not signals.baseline_is_fixed, "signals.baseline", signals.baseline, allowed)
 
     def mixed_precision(self) -> AbstractContextManager[Any]:
-        """The loop's own, as ``accelerator.autocast`` enters it.
+        """The loop's own, as ``accelerator.autocast`` enters it, but without a cache.
 
-        Without a cache: low-precision copies of weights that were made without gradients would reach a surrounding
-        autocast of the loop.
+        A cache would hand low-precision weights made without gradients to a surrounding autocast of the loop.
         """
         handler = self.accelerator.autocast_handler or AutocastKwargs()
         context: AbstractContextManager[Any] = self.accelerator.autocast(replace(handler, cache_enabled=False))
         return context
 
     def forward_module(self, model: nn.Module) -> nn.Module:
-        """The module that memwatch calls instead of the wrapped model.
-
-        That is the bare network or, under sharding, the module whose hooks gather the parameters.
+        """What memwatch calls: the bare network or, under sharding, the module whose hooks gather the parameters.
 
         Raises:
-            ValueError: the parameters lie on another device than the one that computes (CPU offload).
+            ValueError: the parameters are on another device than the one that computes (CPU offload).
         """
         if not self.lockstep:
             return unwrap(model)
         model = getattr(model, "_orig_mod", model)
         if self.sharding.startswith("DeepSpeed"):
-            # The engine's own forward would take a backward pass through its output for one of the loop.
+            # the engine's own forward would mistake memwatch's backward pass for one of the loop
             inner: Any = model.module
             return inner  # type: ignore[no-any-return]
         lies, computes = next(model.parameters()).device.type, self.accelerator.device.type
@@ -116,10 +104,7 @@ class Ranks:
 
     @contextmanager
     def unpartitioned(self) -> Iterator[None]:
-        """Inside, models are loaded whole.
-
-        Under ZeRO-3 transformers splits every model that it loads. accelerate 1.15's own switch does not prevent it.
-        """
+        """Inside, models are loaded whole; under ZeRO-3 transformers would split them, whatever accelerate is told."""
         if not self.sharding.startswith("DeepSpeed"):
             yield
             return
@@ -135,27 +120,24 @@ class Ranks:
     # --- sharing out, and agreeing -----------------------------------------------------------------------------------
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """The items that this rank looks at: all of them in lockstep."""
+        """The items that this rank measures: all of them in lockstep."""
         return items if self.lockstep else items[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def gather(self, items: Sequence[T]) -> list[T]:
-        """The items of all ranks, the same on every rank.
-
-        Where every rank looks at every probe, the items are rank 0's.
-        """
+        """The items of all ranks, the same on every rank; rank 0's in lockstep."""
         speaks = self.accelerator.process_index == 0 or not self.lockstep
         found = list(items) if speaks else []
         return gather_object(found) if self.accelerator.num_processes > 1 else found
 
     def agree(self, error: str | None) -> str | None:
-        """The first error of any rank, the same on every rank; ``None`` where all went well. It waits for all."""
+        """The first error of any rank, the same on every rank; ``None`` without an error. It waits for all ranks."""
         errors = gather_object([error]) if self.accelerator.num_processes > 1 else [error]
         return next((text for text in errors if text is not None), None)
 
     def together(self, part: str, faults: Faults, work: Callable[[], T]) -> T:
-        """What ``work`` gives on this rank, once it is done on all; a failure on one rank is one of ``part`` on all.
+        """What ``work`` returns on this rank, once it is done on all; a failure on any rank is one of ``part`` on all.
 
-        ``work`` must not wait for other ranks, since one that failed never comes. Only passes of a sharded model do.
+        ``work`` must not wait for other ranks, since a failed rank never comes. Only passes of a sharded model do.
 
         Raises:
             PartError: on every rank, when it failed on any.
@@ -195,10 +177,7 @@ class Ranks:
         return bool(self.lockstep or self.accelerator.is_local_main_process)
 
     def weights_folder(self, folder: Path) -> Path:
-        """Where this rank writes weights.
-
-        The folder of a shard names the number of ranks, because the shards of another number would not fit.
-        """
+        """Where this rank writes weights; a shard's folder names the number of ranks, which shards of it need."""
         if not self.lockstep:
             return folder
         return folder / f"rank-{self.accelerator.process_index}-of-{self.accelerator.num_processes}"

@@ -1,4 +1,4 @@
-"""Resume: what a run has come to, and how it lies as a small file in the checkpoints that accelerate saves."""
+"""Resume: the progress of a run, and the small file that holds it in the checkpoints of accelerate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAVING, READING = "saving memwatch's state in the checkpoint", "reading memwatch
 
 @dataclass
 class Progress:
-    """What a run has come to.
+    """How far a run has come.
 
     Attributes:
         run: its id.
@@ -56,7 +56,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Progress:
-        """The inverse; other keys are passed over."""
+        """The inverse of ``to_dict``; other keys are ignored."""
         states = {n: ProbeState(**(s | {"verdict": Verdict(s["verdict"])})) for n, s in saved["states"].items()}
         return cls(
             saved["run"],
@@ -67,11 +67,6 @@ class Progress:
             states,
             clock=Clock(**saved.get("clock", {})),
         )
-
-
-def with_evidence(states: Mapping[str, ProbeState]) -> set[str]:
-    """The names of those with evidence at the last event."""
-    return {name for name, state in states.items() if state.verdict.is_evidence}
 
 
 class Resumable(Protocol):
@@ -89,10 +84,10 @@ _FILES: WeakKeyDictionary[Any, WeakKeyDictionary[Resumable, str]] = WeakKeyDicti
 
 
 def hook_checkpoints(watch: Resumable) -> Callable[[], None]:
-    """Save ``watch`` with every ``accelerator.save_state``, load it with every ``load_state``. Returns what ends that.
+    """Save ``watch`` with every ``accelerator.save_state``, load it with every ``load_state``; returns what ends that.
 
-    The state lies in ``memwatch.json`` (``memwatch_1.json`` for a second watch of the same accelerator). It is not
-    registered for checkpointing: accelerate refuses checkpoints with more or fewer objects than are registered.
+    The state is in ``memwatch.json`` (``memwatch_1.json`` for a second watch of the same accelerator). It is not
+    registered for checkpointing, since accelerate refuses checkpoints with more or fewer objects than are registered.
     """
     accelerator, hooked = watch.ranks.accelerator, ref(watch)
     files = _FILES.setdefault(accelerator, WeakKeyDictionary())
@@ -121,23 +116,21 @@ def hook_checkpoints(watch: Resumable) -> Callable[[], None]:
 
 
 def save(watch: Resumable, file: Path) -> None:
-    """Write the state. It waits for no other rank: many scripts call ``save_state`` on the main process only."""
+    """Write the state without waiting for other ranks: many scripts call ``save_state`` on the main process only."""
     accelerator = watch.ranks.accelerator
     on_each = accelerator.project_configuration.save_on_each_node
     writes = accelerator.is_local_main_process if on_each else accelerator.is_main_process
     with watch.faults.surviving(SAVING, "a run that resumes from it starts afresh"):
-        state = watch.state_dict()  # on every rank: each lets go of the snapshots that only the last checkpoint needed
+        state = watch.state_dict()  # on every rank: each drops the snapshots that only the last checkpoint needed
         if writes:
             write_json(file, state)
 
 
 def load(watch: Resumable, file: Path) -> None:
-    """Read the state on the main process, and go on from it on all; from ``{}`` where there is none."""
+    """Read the state on the main process, and resume from it on all ranks; from ``{}`` where there is none."""
     accelerator, state = watch.ranks.accelerator, {}
     with suppress(PartError):
         state = watch.ranks.together(READING, watch.faults, lambda: read(file) if accelerator.is_main_process else {})
-    if accelerator.is_main_process and not state:
-        warn_of_older(accelerator, file.parent)
     watch.load_state_dict(watch.ranks.broadcast(state))
 
 
@@ -146,25 +139,17 @@ def read(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
-def warn_of_older(accelerator: Any, checkpoint: Path) -> None:
-    """Older versions of memwatch registered themselves; accelerate refuses their checkpoints in words of its own."""
-    found = sorted(checkpoint.glob("custom_checkpoint_*.pkl"))
-    if len(found) > len(getattr(accelerator, "_custom_objects", found)):
-        what = "accelerate will refuse this checkpoint; if an older memwatch saved it, delete the file with its state"
-        logger.warning("memwatch: %s (%s, unless the script registers others after it)", what, found[-1])
-
-
 def warn_of_baselines(baselines: Baselines, probes: Sequence[Probe], complete: bool, folder: str) -> None:
-    """Say what of the earlier events is missing, and what fits no longer.
+    """Warn of baselines that are missing, and of those that no longer fit.
 
     Args:
         complete: whether all that the checkpoint refers to is still in ``folder``.
     """
     if not complete:
         instead = "probes that need them are compared with a later event"
-        logger.warning("memwatch: some earlier baselines are missing from %s; %s", folder, instead)
+        logger.warning("some earlier baselines are missing from %s; %s", folder, instead)
     if names := baselines.without_earlier(probes):
         who = f"{', '.join(names[:5])}{' and others' if names[5:] else ''}"
         why = "settings or probes are not those of the checkpoint"
         what = "the next event is their new baseline; resume with those of the checkpoint to keep the earlier one"
-        logger.warning("memwatch: %s, so there is nothing to compare %s with, and %s", why, who, what)
+        logger.warning("%s, so there is nothing to compare %s with; %s", why, who, what)

@@ -1,4 +1,4 @@
-"""The folder of a run: locked while the run lives, and never shared with the files of another run."""
+"""The folder of a run: locked while the run lives, and never mixed with the files of another run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger("memwatch")
 
 OWNER = "run.json"  # names the run whose files lie beside it
-SIGNS = ("history.jsonl", "ledger", "observations")  # without that file, one of these tells that memwatch was here
+SIGNS = ("history.jsonl", "ledger", "observations")  # without ``OWNER``, any of these is a sign of memwatch's files
 PICTURES = ("heatmaps", "overview", "images", "generations")
 WEIGHTS = ("snapshots", "rollback", "last_clean")
 OURS = (*SIGNS, *PICTURES, *WEIGHTS, "maps", "decisive", "about.json", "losses.jsonl", "flagged.jsonl", "report.html")
 
 
 class RunFolder:
-    """``output_dir`` of a run. Only the main process uses it.
-
-    Args:
-        folder: it is created when the lock is taken.
-    """
+    """``output_dir`` of a run, for the main process alone; ``lock`` creates it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,7 +31,7 @@ class RunFolder:
     def lock(self) -> bool:
         """Keep other live runs out, until ``release``, or until this object or its process is gone.
 
-        Returns whether none was in. Where files cannot be locked, nobody is kept out, and a warning says so.
+        Returns whether no other run holds the lock. Where files cannot be locked, it warns and locks nothing.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -48,13 +44,13 @@ class RunFolder:
         except Timeout:
             return False
         except (OSError, NotImplementedError) as error:
-            logger.warning("memwatch: %s cannot be locked (%s); see to it that no two runs use it", self.folder, error)
+            logger.warning("%s cannot be locked (%s); make sure that no other run uses it", self.folder, error)
             return True
         self._lock = lock
         return True
 
     def release(self) -> None:
-        """Let others in; safe to call again."""
+        """Unlock; safe to call again."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -62,12 +58,7 @@ class RunFolder:
     # --- one run after the other -------------------------------------------------------------------------------------
 
     def enter(self, run: str) -> None:
-        """Make this the folder of ``run``.
-
-        What another run left goes to ``earlier/NNNN``; its own comes back from there.
-
-        Args:
-            run: the run's id.
+        """Make this the folder of the run with that id. Files of another run move to ``earlier/NNNN``, its own back.
 
         Raises:
             OSError: the disk refused; nothing is deleted.
@@ -78,12 +69,12 @@ class RunFolder:
         if any((self.folder / name).exists() for name in (SIGNS if owner is None else OURS)):
             aside = self._next_aside()
             move(self.folder, aside)
-            logger.warning("memwatch: %s held the files of another run; they are in %s now", self.folder, aside)
+            logger.info("the files of another run in %s were moved to %s", self.folder, aside)
         own = next((place for place in self.asides() if owner_of(place) == run), None)
         if own is not None:
             move(own, self.folder)
             own.rmdir()
-            logger.warning("memwatch: the files of the resumed run are back from %s", own)
+            logger.info("the files of the resumed run were moved back from %s", own)
         write_json(self.folder / OWNER, {"run": run})
 
     def asides(self) -> list[Path]:
@@ -96,7 +87,7 @@ class RunFolder:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move memwatch's own files from one folder to another; whatever else lies there stays."""
+    """Move memwatch's own files from one folder to another; other files stay."""
     target.mkdir(parents=True, exist_ok=True)
     for name in (*OURS, OWNER):
         if (source / name).exists():
@@ -104,7 +95,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def owner_of(folder: Path) -> str | None:
-    """The id of the run whose files lie in ``folder``; ``None`` where that is not known."""
+    """The id of the run whose files are in ``folder``; ``None`` where that is not known."""
     try:
         return str(json.loads((folder / OWNER).read_text(encoding="utf-8"))["run"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -112,7 +103,7 @@ def owner_of(folder: Path) -> str | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write whole or not at all; what JSON does not know is text."""
+    """Write a JSON file whole or not at all; what JSON does not know becomes text."""
     write_whole(path, json.dumps(value, default=str))
 
 

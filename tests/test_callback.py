@@ -1,52 +1,57 @@
-"""The loop's contract: when events are due, what a stop does, what the guard is, and what closing closes."""
+"""The loop's contract: when events are due, what a stop does, what is compared with what, and what closing closes."""
 
 from __future__ import annotations
 
 import logging
 
 import pytest
-from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, history, probes_of_both_kinds
-from torch.utils.data import DataLoader
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors.torch import save_file
+from support.builders import (
+    CONFIG,
+    EAGER,
+    Loop,
+    assert_same,
+    call_every_change,
+    history,
+    maps,
+    picture,
+    probes_of_both_kinds,
+    stop_at,
+)
 
-import memwatch.callback
-from memwatch.judge.stop import StopState
+from memwatch import ConfigError, Probe, ProbeError
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.weights import trainable
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("decided", ["by-config", "by-patch"])
+@pytest.fixture
+def loop(pretrained, tmp_path) -> Loop:
+    return Loop(pretrained, tmp_path)
+
+
+# --- events and stops -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("accumulation", "decided"), [(1, "by the rule"), (1, "at once"), (2, "at once")])
 def test_a_stop_ends_training_without_another_optimizer_step(
     decided, accumulation, pretrained, pipeline, images, tmp_path, monkeypatch
 ):
     loop = Loop(pretrained, tmp_path, accumulation=accumulation, lr=3e-2)
-    overrides = EAGER if decided == "by-config" else {}
-    if decided == "by-config":
+    if decided == "by the rule":
         call_every_change(monkeypatch)
     else:
-
-        def stops_at_two(state, findings, step, rule):
-            return StopState(1, "enough") if step >= 2 else state
-
-        monkeypatch.setattr(memwatch.callback, "decide_stop", stops_at_two)
-    watch = loop.watch(pipeline, controls=images, **overrides)
+        stop_at(2, monkeypatch)
+    watch = loop.watch(pipeline, controls=images, **EAGER)
     optimizer_steps, at_event = [], []
     real_step = loop.optimizer.optimizer.step
-
-    def counted_step(*args, **kwargs):
-        optimizer_steps.append(loop.step)
-        return real_step(*args, **kwargs)
-
-    loop.optimizer.optimizer.step = counted_step
+    loop.optimizer.optimizer.step = lambda *args: optimizer_steps.append(loop.step) or real_step(*args)
     reports = loop.run(watch, 20, each=lambda running: at_event.append(trainable(running.bare)))
     assert watch.should_stop
-    assert reports[-1].stop_reason == watch.stop_reason
-    assert reports[-1].stop_reason is not None
-    assert [r.stop_reason for r in reports[:-1]] == [None] * (len(reports) - 1)
-    assert loop.step == reports[-1].step == len(optimizer_steps) < 20
-    if decided == "by-patch":
-        assert loop.step == 2
-        assert watch.stop_reason == "enough"
+    assert [r.stop_reason for r in reports] == [None] * (len(reports) - 1) + [watch.stop_reason]
+    assert (watch.stop_reason == "enough") == (decided == "at once")
+    assert loop.step == reports[-1].step == len(optimizer_steps) == 2
     assert_same(at_event[-1], trainable(loop.bare))
     assert list(watch.guard(loop.loader)) == []  # another epoch would have no batches
     assert history(tmp_path)[-1]["stop_reason"] == watch.stop_reason
@@ -57,46 +62,38 @@ def test_a_stop_is_never_taken_back(pretrained, pipeline, tmp_path, monkeypatch)
     loop = Loop(pretrained, tmp_path, lr=0.0)
     watch = loop.watch(pipeline)
     watch.begin()
-    assert (watch.should_stop, watch.stop_reason) == (False, None)
+    assert (watch.should_stop, watch.stop_reason, watch.exit_code) == (False, None, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(memwatch.callback, "decide_stop", lambda *args: StopState(1, "enough"))
+        stop_at(2, patch)
         watch.on_step_end(2)
     report = watch.on_step_end(4)  # the real rule again, and nothing to see
     assert report.findings[0].verdict is Verdict.NO_EVIDENCE
-    assert (watch.should_stop, watch.stop_reason, report.stop_reason) == (True, "enough", "enough")
+    assert watch.stop_reason == report.stop_reason == "enough"
+    assert watch.exit_code == 3
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_disabled_stop_never_stops(pretrained, pipeline, images, tmp_path):
+def test_a_disabled_stop_never_stops_and_an_alert_says_what_was_compared(pretrained, pipeline, images, tmp_path):
     loop = Loop(pretrained, tmp_path, lr=3e-2)
     watch = loop.watch(pipeline, controls=images, **EAGER | {"stop": {"enabled": False}})
     reports = loop.run(watch, 4)
     assert any(f.verdict is Verdict.MEMORIZED for r in reports for f in r.findings)
     assert not watch.should_stop
+    texts = [report.alert_text(finding) for report in reports for finding in report.alerts]
+    assert texts
+    for text in texts:
+        assert "baseline: step 0 and the model's own unconditional branch" in text
 
 
-def test_the_guard_is_the_dataloader_in_every_other_respect(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline)
-    guarded = watch.guard(loop.loader)
-    assert len(guarded) == len(loop.loader) == 4
-    assert isinstance(guarded, DataLoader)
-    assert guarded.dataset is loop.loader.dataset
-    assert guarded.batch_sampler is loop.loader.batch_sampler
-    assert guarded.total_batch_size == loop.loader.total_batch_size
-    with pytest.raises(AttributeError, match="no_such_thing"):
-        _ = guarded.no_such_thing
-    assert not (tmp_path / "memwatch" / "history.jsonl").exists()  # the baseline waits for the first batch
-    assert len(list(guarded)) == 4
-    assert [row["step"] for row in history(tmp_path)] == [0]
-    assert len(list(guarded)) == 4
-    assert len(history(tmp_path)) == 1
-
-
-def test_begin_happens_once_and_events_are_due_every_so_many_steps(pretrained, pipeline, tmp_path, caplog):
+def test_the_baseline_waits_for_the_first_batch_and_events_come_every_so_many_steps(
+    pretrained, pipeline, tmp_path, caplog
+):
     loop = Loop(pretrained, tmp_path, lr=0.0)
     watch = loop.watch(pipeline, every_steps=3)
-    assert watch.begin().step == 0
+    guarded = watch.guard(loop.loader)
+    assert guarded.total_batch_size == loop.loader.total_batch_size
+    assert not (tmp_path / "memwatch" / "history.jsonl").exists()
+    assert [len(list(guarded)) for _ in range(2)] == [4, 4]
     assert watch.begin() is None
     due = [step for step in (1, 2, 3, 3, 4, 6) if watch.on_step_end(step) is not None]
     assert due == [3, 6]
@@ -104,50 +101,139 @@ def test_begin_happens_once_and_events_are_due_every_so_many_steps(pretrained, p
     late = Loop(pretrained, tmp_path / "late").watch(pipeline)
     with caplog.at_level(logging.WARNING, "memwatch"):
         assert late.on_step_end(1).step == 1
-    assert any("first baseline only now" in message for message in caplog.messages)
+    assert any("baseline taken only now, after step 1" in message for message in caplog.messages)
 
 
-def test_end_training_closes_and_closing_twice_is_fine(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
+@pytest.mark.parametrize("trackers", ["before", "later"])
+def test_end_training_closes_and_closing_twice_is_fine(trackers, loop, pipeline, tmp_path):
     watch = loop.watch(pipeline)
+    if trackers == "later":
+        loop.accelerator.init_trackers("late")  # makes a new list of trackers
     loop.run(watch, 2)
     closed = []
     watch.sinks.files.close = lambda: closed.append(True)
     loop.accelerator.end_training()
-    watch.close()
     watch.close()
     assert closed == [True]
     assert watch.on_step_end(4) is None
     assert [row["step"] for row in history(tmp_path)] == [0, 2]
 
 
-def test_end_training_closes_when_trackers_are_initialized_later(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline)
-    loop.accelerator.init_trackers("late")  # makes a new list of trackers
-    loop.run(watch, 2)
-    loop.accelerator.end_training()
-    assert watch.on_step_end(4) is None
-    assert [row["step"] for row in history(tmp_path)] == [0, 2]
-
-
-def test_several_probes_of_both_kinds_keep_their_order(pretrained, pipeline, images, tmp_path):
-    loop = Loop(pretrained, tmp_path)
+def test_several_probes_of_both_kinds_keep_their_order(loop, pipeline, images):
     probes = [probes_of_both_kinds()[1], "a blue sign", *probes_of_both_kinds()[:1]]
-    report = loop.watch(pipeline, probes, controls=images, config=CONFIG).begin()
+    report = loop.watch(pipeline, probes, controls=images).begin()
     found = [(f.name, f.observation.probe.is_reference) for f in report.findings]
     assert found == [("poster", False), ("a-blue-sign", False), ("cat", True)]
     assert all(f.observation.image.shape == (16, 16, 3) for f in report.findings)
     assert all(f.verdict is Verdict.INCONCLUSIVE for f in report.findings)
 
 
-@pytest.mark.usefixtures("eager")
-def test_an_alert_says_what_the_probe_was_compared_with(pretrained, pipeline, images, tmp_path):
+# --- baselines --------------------------------------------------------------------------------------------------------
+
+
+def baseline_steps(report) -> set[int | None]:
+    return {finding.observation.baseline_step for finding in report.findings}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        ("first", [None, 0, 0, 0, 0]),
+        ("previous", [None, 0, 2, 4, 6]),
+        ("lag:2", [None, 0, 0, 2, 4]),
+        ("last_clean", [None, 0, 2, 4, 6]),
+    ],
+)
+def test_baseline_steps(baseline, expected, loop, pipeline, tmp_path):
+    loop.run(loop.watch(pipeline, signals={"baseline": baseline}, alerts={"min_severity": 1e6}), 8)
+    rows = history(tmp_path)
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8]
+    for index, name in enumerate(("cat", "poster")):
+        assert [row["findings"][index]["baseline_step"] for row in rows] == expected
+        for row in rows[1:]:
+            value = maps(tmp_path, row["step"])[f"{name}/log_ratio"]
+            assert value.isfinite().all()
+            assert value.any()
+
+
+def test_last_clean_stays_where_suspicion_began(pretrained, pipeline, tmp_path):
     loop = Loop(pretrained, tmp_path, lr=3e-2)
-    reports = loop.run(loop.watch(pipeline, controls=images, **EAGER | {"stop": {"enabled": False}}), 4)
-    texts = [report.alert_text(finding) for report in reports for finding in report.alerts]
-    assert texts
-    for text in texts:
-        baseline, prompt = text.splitlines()[-2:]
-        assert baseline == "baseline: step 0 and the model's own unconditional branch."
-        assert prompt.startswith("prompt: ")
+    watch = loop.watch(pipeline, signals={"baseline": "last_clean"}, alerts={"min_severity": 1e6})
+    loop.run(watch, 4)
+    state = watch.state_dict()
+    for probe in state["states"].values():  # as if suspicion had begun at step 4
+        probe.update(streak=1, since=4, last_clean=2, verdict="suspicious")
+    watch.load_state_dict(state)
+    assert baseline_steps(loop.run(watch, 6)[-1]) == {2}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "kind"),
+    [
+        ("base", {"lora": True}),
+        ("base", {"lora": True, "checkpointing": True, "precision": "bf16"}),
+        ("path", {}),
+        ("path", {"lora": True}),
+    ],
+)
+def test_weights_from_outside_are_the_model_before_training(baseline, kind, pretrained, pipeline, tmp_path):
+    """LoRA off, or a file of what was trainable before the first step."""
+    path = tmp_path / "before.safetensors"
+    save_file(trainable(Loop(pretrained, **kind).bare), path)
+    found = {}
+    for name in ("first", f"path:{path}" if baseline == "path" else "base"):
+        loop = Loop(pretrained, tmp_path / name[:4], **kind, lr=5e-2 if baseline == "base" else 1e-2)
+        reports = loop.run(loop.watch(pipeline, signals={"baseline": name}), 4)
+        found[name == "first"] = maps(tmp_path / name[:4], 4)
+        assert baseline_steps(reports[-1]) == {0 if name == "first" else None}
+    assert found[True].keys() == found[False].keys()
+    assert found[True]["poster/collapse"].any()
+    for name, value in found[True].items():
+        torch.testing.assert_close(value, found[False][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_what_cannot_be_compared_with_is_refused(loop, pipeline):
+    for baseline, message in {"base": "no LoRA layers", "path:nowhere.safetensors": "existing"}.items():
+        with pytest.raises(ConfigError, match=rf"signals.baseline.*'{baseline}'.*{message}"):
+            loop.watch(pipeline, signals={"baseline": baseline})
+    with pytest.raises(ValueError, match=r"weights.*ema"):
+        loop.watch(pipeline, weights="ema")
+    loop.ema = EMAModel([torch.nn.Parameter(torch.zeros(2))])
+    with pytest.raises(ConfigError, match=r"'weights'.*'ema'.*averages 1 tensors"):
+        loop.watch(pipeline, weights="ema")
+
+
+# --- peers ------------------------------------------------------------------------------------------------------------
+
+PEERS = ["peer/control0", "peer/control1", "peer/control2"]  # of the files in ``images``
+DOG = [Probe("a dog", picture(5), name="dog")]
+
+
+@pytest.mark.parametrize("given", ["argument", "key", "argument goes first"])
+def test_peers_come_as_an_argument_or_as_a_key(given, loop, pipeline, images):
+    key = {"key": str(images), "argument goes first": "nowhere"}.get(given)
+    overrides = {"config": CONFIG | {"peers": key}} | ({} if given == "key" else {"peers": images})
+    watch = loop.watch(pipeline, controls=DOG, **overrides)
+    assert [p.name for p in watch.observer.probes] == ["cat", "poster", "control/dog", *PEERS]
+    assert [p.name for p in watch.observer.probes if p.probe.is_peer and not p.probe.is_control] == PEERS
+    with pytest.raises(ProbeError, match="'nowhere' is neither a folder nor a file"):
+        loop.watch(pipeline, peers="nowhere")
+
+
+@pytest.mark.usefixtures("eager")
+def test_peers_are_measured_as_controls_are_and_are_a_reference_for_images_alone(loop, pipeline, images, tmp_path):
+    watch = loop.watch(pipeline, peers=images, controls=DOG, **EAGER | {"stop": {"enabled": False}})
+    (report,) = loop.run(watch, 2)
+    (control,), peers = report.judgement.controls, report.judgement.peers
+    assert [f.name for f in peers] == PEERS
+    for f in peers:
+        assert f.observation.baseline_step == control.observation.baseline_step == 0
+        assert f.signals.maps().keys() == control.signals.maps().keys()
+        assert f.signals.decisive.samples.any()
+    image, prompt = report.findings
+    assert image.regions[0].rank_p_peers in {1 / 4, 2 / 4, 3 / 4, 1.0}
+    assert prompt.regions[0].rank_p_peers is None
+    assert set(watch.state_dict()["states"]) == {"cat", "poster", "control/dog"}  # peers have no memory
+    assert [f["name"] for f in history(tmp_path)[-1]["findings"]] == ["cat", "poster"]
+    assert not any("peer/" in key for key in history(tmp_path)[-1]["scalars"])
+    assert not (tmp_path / "memwatch" / "heatmaps" / "peer").exists()

@@ -1,18 +1,19 @@
-"""The configuration: every value is checked, and named when it is wrong."""
+"""The configuration: read from files and arguments, every value checked, and named when it is wrong."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+import yaml
+from support.builders import SCREENS
 
-from memwatch.config import ConfigError, MemWatchConfig, SignalsConfig, require
-from memwatch.config_file import load_config
+from memwatch.config import FULL_EVERY, ConfigError, LevelsConfig, MemWatchConfig, SignalsConfig
+from memwatch.config_file import REMOVED, load_config
 
-SECTIONS = (
-    *("rotation", "levels", "curvature", "signals", "sampling", "regions"),
-    *("alerts", "proof", "stop", "snapshots", "heatmap"),
-)
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+SECTIONS = [item.name for item in dataclasses.fields(MemWatchConfig) if dataclasses.is_dataclass(item.default_factory)]
 
 
 def nested(key, value):
@@ -20,153 +21,111 @@ def nested(key, value):
     return {section: {name: value}} if section else {name: value}
 
 
-def test_sections_listed_here_are_all_there_are():
-    assert tuple(name for name, value in vars(MemWatchConfig()).items() if dataclasses.is_dataclass(value)) == SECTIONS
+# --- values -----------------------------------------------------------------------------------------------------------
 
-
-def test_configurations_are_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        MemWatchConfig().every_steps = 3
-
-
+NAN = float("nan")
 BAD = {
     "every_steps": [0, -1],
-    "rotation.rows": [-1],
-    "rotation.per_event": [-1],
-    "alerts.webhook": ["$", "$no-name"],
-    "stop.verdict": ["", "inconclusive"],
+    "max_train_steps": [0],
+    "overhead": [0.0, 1.0, NAN],
     "output_dir": [""],
     "resolution": [0, 7],
     "weights": ["EMA", ""],
     "precision": ["bf16", ""],
+    "rotation.rows": [-1],
+    "rotation.per_event": [-1],
     "levels.timesteps": [[], [2, 1], [1, 1], [-1, 2]],
     "levels.draws": [0],
     "curvature.vectors": [0],
     "curvature.tile": [0, -2, 3],
     "curvature.batch_size": [0],
-    "signals.terms": ["score", "", "log_ratio"],
+    "signals.terms": ["score", ""],
     "signals.against": ["first", ""],
-    "signals.combine": ["min"],
     "signals.smooth": [0, 2, -1],
     "signals.baseline": ["", "last", "lag", "lag:", "lag:0", "lag:-1", "lag:x", "first:1", "path", "path:"],
     "sampling.look": ["first_step", ""],
     "sampling.seeds": [0],
     "sampling.num_inference_steps": [1],
     "sampling.guidance_scale": [0.5],
-    "regions.min_factor": [1.0, 0.0, float("nan")],
-    "regions.min_area": [0.0, 0.015, 1.0],
-    "regions.relative": [-0.1, 1.0],
-    "alerts.false_alarms_per_run": [0.0, 1.0, float("nan")],
-    "alerts.uncalibrated_severity": [1.0],
-    "alerts.max_p": [0.0, 1.1, float("nan")],
-    "alerts.min_severity": [1.0],
+    "alerts.false_alarms_per_run": [0.0, 1.0, NAN],
+    "alerts.max_p": [0.0, 1.1, NAN],
+    "alerts.min_severity": [1.0, float("inf")],
     "alerts.patience": [0],
-    "proof.seeds": [0],
-    "proof.num_inference_steps": [1],
-    "proof.max_probes": [0],
+    "alerts.webhook": ["$", "$no-name"],
     "stop.num_probes": [0],
-    "stop.patience": [0],
-    "stop.min_severity": [1.0],
-    "stop.max_p": [0.0, 2.0],
-    "snapshots.keep": [0],
-    "heatmap.max_factor": [1.0, -2.0],
 }
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
-def test_bad_value_names_key_value_and_what_is_allowed(key, value):
+def test_a_bad_value_names_key_value_and_what_is_allowed(key, value):
+    section, _, name = key.rpartition(".")
+    kind = type(getattr(MemWatchConfig(), section)) if section else MemWatchConfig
     with pytest.raises(ConfigError) as caught:
         load_config(nested(key, value))
     shown = tuple(value) if isinstance(value, list) else value
     assert str(caught.value).startswith(f"config key '{key}': got {shown!r}, allowed: ")
-
-
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
-def test_a_configuration_made_in_python_is_checked_alike(key, value):
-    section, _, name = key.rpartition(".")
-    kind = type(getattr(MemWatchConfig(), section)) if section else MemWatchConfig
-    with pytest.raises(ConfigError, match=f"config key '{key}': got "):
-        kind(**{name: value})
-
-
-@pytest.mark.parametrize(
-    "baseline", ["first", "previous", "last_clean", "base", "lag:1", "lag:12", "path:a/b.safetensors"]
-)
-def test_good_baselines(baseline):
-    assert load_config({"signals": {"baseline": baseline}}).signals.baseline == baseline
+    if value != float("inf"):  # a configuration made in Python is checked alike
+        with pytest.raises(ConfigError, match=f"config key '{key}': got "):
+            kind(**{name: value})
 
 
 @pytest.mark.parametrize(
     ("baseline", "parts", "is_fixed"),
     [
         ("first", ("first", ""), False),
+        ("previous", ("previous", ""), False),
+        ("last_clean", ("last_clean", ""), False),
         ("lag:12", ("lag", "12"), False),
         ("base", ("base", ""), True),
         ("path:a:b.safetensors", ("path", "a:b.safetensors"), True),
     ],
 )
-def test_parts_of_a_baseline(baseline, parts, is_fixed):
+def test_baselines(baseline, parts, is_fixed):
     signals = SignalsConfig(baseline=baseline)
     assert (signals.baseline_parts, signals.baseline_is_fixed) == (parts, is_fixed)
 
 
-def test_null_branch_must_be_looked_at_to_decide():
-    with pytest.raises(ConfigError, match=r"signals.unconditional.*true, because signals.against is unconditional"):
-        load_config({"signals": {"against": "unconditional", "unconditional": False}})
-
-
-def test_one_replicate_is_refused():
-    with pytest.raises(ConfigError, match=r"levels.draws.*one replicate has no error bar"):
-        load_config({"levels": {"draws": 1}})
-
-
-def test_a_key_that_is_gone_says_why():
-    with pytest.raises(ConfigError, match=r"'signals.null_draws' \(2\) is gone: the unconditional branch is looked at"):
-        load_config({"signals": {"null_draws": 2}})
-
-
-@pytest.mark.parametrize(
-    ("terms", "draws", "refused"),
-    [
-        ("variance", 1, None),
-        ("loss", 1, "levels.draws"),
-        ("both", 1, "levels.draws"),
-        ("loss", 2, None),
-        ("both", 2, None),
-    ],
-)
-def test_what_decides_needs_two_replicates(terms, draws, refused):
-    """16 vectors in blocks of 8: one draw has 2 replicates of the variance, but one of the loss."""
+@pytest.mark.parametrize(("terms", "draws", "ok"), [("variance", 1, True), ("loss", 1, False), ("both", 1, False)])
+def test_what_decides_needs_two_replicates(terms, draws, ok):
+    """16 vectors in blocks of 4: one draw has 4 replicates of the variance, but one of the loss."""
     given = {"levels": {"draws": draws}, "curvature": {"vectors": 16}, "signals": {"terms": terms}}
-    if refused is None:
+    if ok:
         assert load_config(given).levels.draws == draws
         return
-    with pytest.raises(ConfigError, match=rf"config key '{refused}': got 1, allowed: 2 or greater with .*"):
+    with pytest.raises(ConfigError, match=r"config key 'levels.draws': got 1, allowed: 2 or greater with .*"):
         load_config(given)
 
 
-@pytest.mark.parametrize(
-    ("draws", "wanted", "expected"), [(8, 4, 4), (2, 4, 2), (9, 4, 3), (6, 4, 3), (5, 4, 1), (4, 1, 1)]
-)
-def test_seeds_are_rounded_down_to_a_divisor(draws, wanted, expected):
-    assert load_config({"levels": {"draws": draws}, "sampling": {"seeds": wanted}}).seeds == expected
-
-
-def test_the_last_step_is_looked_at_for_one_seed():
+def test_values_that_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"levels.draws.*one replicate has no error bar"):
+        load_config({"levels": {"draws": 1}})
     with pytest.raises(ConfigError, match=r"sampling.seeds': got 4, allowed: 1, because sampling.look is last_step"):
         load_config({"sampling": {"look": "last_step"}})
-    assert load_config({"sampling": {"look": "last_step", "seeds": 1}}).seeds == 1
-
-
-def test_a_stop_cannot_wait_for_a_copy_that_nobody_looks_for():
     with pytest.raises(ConfigError, match=r"stop.require_copy': got True, allowed: false, because proof.enabled is"):
         load_config({"stop": {"require_copy": True}, "proof": {"enabled": False}})
 
 
-def test_require():
-    require(True, "a", 1, "b")
-    with pytest.raises(ValueError, match=r"^config key 'a': got 1, allowed: b$"):
-        require(False, "a", 1, "b")
+@pytest.mark.parametrize(("draws", "wanted", "expected"), [(8, 4, 4), (2, 4, 2), (9, 4, 3), (6, 4, 3), (5, 4, 1)])
+def test_seeds_are_rounded_down_to_a_divisor(draws, wanted, expected):
+    assert load_config({"levels": {"draws": draws}, "sampling": {"seeds": wanted}}).seeds == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "screens"),
+    [
+        ({}, True),
+        ({"signals": {"baseline": "base"}}, True),
+        ({"signals": {"baseline": "previous"}}, False),
+        ({"signals": {"terms": "variance"}}, False),
+        ({"sampling": {"look": "last_step", "seeds": 1}}, False),
+    ],
+)
+def test_a_screen_takes_a_loss_and_a_baseline_that_stays(settings, screens, monkeypatch):
+    monkeypatch.setattr(MemWatchConfig, "screens", SCREENS)
+    config = load_config(settings)
+    assert config.screens is screens
+    full = [n for n in range(2 * FULL_EVERY + 1) if config.is_full_event(n)]
+    assert full == ([FULL_EVERY, 2 * FULL_EVERY] if screens else list(range(2 * FULL_EVERY + 1)))
 
 
 def test_a_webhook_is_a_secret():
@@ -177,3 +136,116 @@ def test_a_webhook_is_a_secret():
     with pytest.raises(ConfigError) as caught:
         load_config({"alerts": {"webhook": "ftp://host/secret"}})
     assert "secret" not in str(caught.value)
+
+
+# --- files and arguments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_file_loads(path):
+    assert (load_config(path) == MemWatchConfig()) == (path.name == "default.yaml")
+    assert load_config(None) == load_config({}) == MemWatchConfig()
+
+
+def test_round_trip_through_yaml(tmp_path):
+    config = load_config({"every_steps": 7, "probes": ["a", "b"], "levels": {"timesteps": [1, 2]}, "resolution": 512})
+    path = tmp_path / "c.yaml"
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items() if k != "levels"}
+    path.write_text(yaml.safe_dump(values))
+    assert load_config(path, levels={"timesteps": [1, 2]}) == config
+    assert load_config(config.to_dict()) == load_config(config) == config
+
+
+def test_overrides_are_merged_and_change_no_source(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("every_steps: 10\ncurvature: {vectors: 16, tile: 4}\nalerts: {patience: 5}\n")
+    config = load_config(str(path), every_steps=20, curvature={"tile": 8}, stop={"enabled": False})
+    assert (config.every_steps, config.alerts.patience, config.stop.enabled) == (20, 5, False)
+    assert (config.curvature.vectors, config.curvature.tile) == (16, 8)
+    source = {"levels": {"draws": 3}}
+    assert load_config(source, levels={"timesteps": [5]}).levels == LevelsConfig(timesteps=(5,), draws=3)
+    assert source == {"levels": {"draws": 3}}
+    assert load_config(MemWatchConfig(every_steps=3), levels={"draws": 2}).levels == LevelsConfig(draws=2)
+    assert load_config(None, levels=LevelsConfig(draws=9)).levels.draws == 9
+    with pytest.raises(ConfigError, match="'levels': got 3"):
+        load_config({"levels": 3}, levels={"draws": 2})
+
+
+def test_conversions():
+    config = load_config({"overhead": 0.5, "alerts": {"min_severity": 4}, "output_dir": Path("a/b"), "probes": ["x"]})
+    assert isinstance(config.alerts.min_severity, float)
+    assert (config.output_dir, config.probes) == (str(Path("a/b")), ("x",))
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [1", "broken.yaml"), ("- 1\n", "got list, allowed: a mapping")])
+def test_files_and_sources_that_cannot_be_used(text, message, tmp_path):
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"config.*{message}"):
+        load_config(tmp_path / "broken.yaml")
+    with pytest.raises(ConfigError, match=r"config file .*missing\.yaml"):
+        load_config(tmp_path / "missing.yaml")
+    for source in ([], False, 0):
+        with pytest.raises(ConfigError, match="mapping"):
+            load_config(source)
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_config(tmp_path / "empty.yaml") == MemWatchConfig()
+
+
+# --- keys and types ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("every_step", "did you mean 'every_steps'?"),
+        ("level", "did you mean 'levels'?"),
+        ("signals.agianst", "did you mean 'signals.against'?"),
+        ("alerts.patient", "did you mean 'alerts.patience'?"),
+        ("proof.zzz", "known keys: enabled"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_or_all(key, hint):
+    with pytest.raises(ConfigError) as caught:
+        load_config(nested(key, 1))
+    assert str(caught.value) == f"config key '{key}' is unknown; {hint}"
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_says_what_replaces_it(key):
+    assert "." in key or key not in SECTIONS
+    for source, overrides in ((nested(key, 2), {}), (None, nested(key, 2))):
+        with pytest.raises(ConfigError) as caught:
+            load_config(source, **overrides)
+        assert str(caught.value) == f"config key '{key}' (2) is gone: {REMOVED[key]}"
+
+
+def test_a_data_set_that_is_passed_as_before_is_not_written_out():
+    with pytest.raises(ConfigError, match="is gone: call memwatch.pick") as caught:
+        load_config(None, dataset=[{"image": "x" * 1000}] * 1000)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("every_steps", "10", "integer or null"),
+        ("every_steps", 1.5, "integer or null"),
+        ("every_steps", True, "integer or null"),
+        ("output_dir", 3, "text"),
+        ("probes", 3, "text or list of text or null"),
+        ("strict", 1, "true or false"),
+        ("levels.timesteps", 61, "list of integer"),
+        ("levels.draws", [4], "integer"),
+        ("alerts.max_p", True, "number"),
+        *((section, value, "a mapping of ") for section in SECTIONS for value in (3, None)),
+    ],
+)
+def test_wrong_type(key, value, allowed):
+    with pytest.raises(ConfigError) as caught:
+        load_config(nested(key, value))
+    assert str(caught.value).startswith(f"config key '{key}': got {value!r}, allowed: {allowed}")
+
+
+def test_wrong_type_inside_a_list():
+    with pytest.raises(ConfigError, match=r"config key 'levels.timesteps\[1\]': got 'x', allowed: integer"):
+        load_config({"levels": {"timesteps": [1, "x"]}})

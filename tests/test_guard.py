@@ -1,7 +1,4 @@
-"""The guard after a stop: a loop over epochs ends quietly, and one that can never end is told how to.
-
-What the accelerator is asked to do is heard first, and done as ever.
-"""
+"""The guard: it changes no batch, ends quietly after a stop, and hears what the accelerator is asked to do."""
 
 from __future__ import annotations
 
@@ -12,31 +9,29 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    RandomSampler,
-    Subset,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, SubsetRandomSampler, WeightedRandomSampler
 
 from memwatch.guard import MANY, TOO_MANY, GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
 
 FIX = "write 'while global_step < max_steps and not watch.should_stop:'"
 
 
-def test_a_loop_over_epochs_ends_quietly(caplog):
-    loader = GuardedLoader([1, 2, 3], lambda: None, lambda: True)
+def test_a_loop_over_epochs_ends_quietly_and_a_batch_begins_the_count_anew(caplog):
+    assert (MANY, TOO_MANY) == (10_000, 100_000)
+    stopped, batches = GuardedLoader([1, 2, 3], lambda: None, lambda: True), []
+    open_ = GuardedLoader(batches, lambda: None, lambda: False)
     with caplog.at_level(logging.INFO, "memwatch"):
-        for _ in range(10_000):
-            assert list(loader) == []
+        assert [list(stopped) for _ in range(MANY)] == [[]] * MANY
+        for _ in range(3):
+            assert [list(open_) for _ in range(MANY)] == [[]] * MANY
+            batches.append(1)
+            assert list(open_) == [1]
+            batches.clear()
     assert caplog.messages == []
 
 
 def test_a_loop_over_steps_is_told_once_and_then_ended(caplog):
-    """``while step < 10: for batch in loader`` went round for ever."""
-    assert (MANY, TOO_MANY) == (10_000, 100_000)
+    """``while step < 10: for batch in loader`` never ends."""
     steps, passes = [], []
     loader = GuardedLoader([1, 2, 3], lambda: passes.append(True), lambda: len(passes) > 1)
 
@@ -46,37 +41,20 @@ def test_a_loop_over_steps_is_told_once_and_then_ended(caplog):
 
     with caplog.at_level(logging.WARNING, "memwatch"), pytest.raises(RuntimeError) as caught:
         train()
-    assert steps == [1, 2, 3]
-    assert len(passes) == 1 + TOO_MANY
-    (said,) = caplog.messages
-    assert said == str(caught.value)
-    assert said == f"memwatch has stopped training, but the loop goes on without batches; {FIX}"
+    assert (steps, len(passes)) == ([1, 2, 3], 1 + TOO_MANY)
+    assert caplog.messages == [f"training was stopped, but the loop goes on without batches; {FIX}"]
+    assert str(caught.value) == f"memwatch: {caplog.messages[0]}"
 
 
 def test_empty_passes_are_counted_where_nothing_was_stopped_as_well(caplog):
-    """Eight of ten rows dropped with ``drop_last`` were 150,000 silent passes."""
     loader = GuardedLoader(DataLoader([1, 2], batch_size=4, drop_last=True), lambda: None, lambda: False)
-    with caplog.at_level(logging.WARNING, "memwatch"), pytest.raises(RuntimeError) as caught:
+    said = "the dataloader has given no batch in {} passes; see its batch size and drop_last"
+    with caplog.at_level(logging.WARNING, "memwatch"), pytest.raises(RuntimeError, match=said.format(TOO_MANY)):
         list(itertools.takewhile(lambda batches: not batches, (list(loader) for _ in itertools.count())))
-    (said,) = caplog.messages
-    assert said.startswith(f"the dataloader has given no batch in {MANY + 1} passes, and the loop goes on")
-    assert str(caught.value).startswith(f"the dataloader has given no batch in {TOO_MANY} passes")
-    assert "see its data set, batch size and drop_last" in said
-
-
-def test_a_pass_with_a_batch_begins_the_count_anew(caplog):
-    batches = []
-    loader = GuardedLoader(batches, lambda: None, lambda: False)
-    for _ in range(3):
-        assert [list(loader) for _ in range(MANY)] == [[]] * MANY
-        batches.append(1)
-        assert list(loader) == [1]
-        batches.clear()
-    assert caplog.messages == []
+    assert caplog.messages == [said.format(MANY + 1)]
 
 
 # --- it changes no batch, length or sampler --------------------------------------------------------------------------
-
 
 ROWS = list(range(10))
 LOADERS = {
@@ -92,8 +70,6 @@ LOADERS = {
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_batches_sampler_and_length_are_the_dataloaders_own(kind):
-    """With rows held out inside of it, some of these had another length, raised, or gave none."""
-
     def batches(loader):
         torch.manual_seed(7)
         return [[torch.as_tensor(batch).tolist() for batch in loader] for _ in range(2)]
@@ -105,6 +81,8 @@ def test_batches_sampler_and_length_are_the_dataloaders_own(kind):
     assert guarded.batch_sampler is wrapped.batch_sampler
     assert batches(guarded) == expected
     assert isinstance(guarded, DataLoader)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = guarded.no_such_thing
 
 
 def test_the_baseline_comes_first_and_every_batch_is_counted():
@@ -115,19 +93,12 @@ def test_the_baseline_comes_first_and_every_batch_is_counted():
     assert said == ["begin", "batch", 1, "batch", 2]
 
 
-def test_rows_per_device():
-    rows = list(range(8))
-    assert rows_per_device(DataLoader(rows, batch_size=3), 1) == 3
-    assert rows_per_device(DataLoader(rows, batch_size=None), 1) is None
-    assert rows_per_device(iter(rows), 1) is None
-    assert rows_per_device(SimpleNamespace(total_batch_size=8), 4) == 2  # accelerate's, over all processes
-    assert rows_per_device(SimpleNamespace(total_batch_size=2), 4) == 1
-
-
-def test_rows_in_a_data_set():
-    assert rows_in(DataLoader(list(range(8)), batch_size=3)) == 8
-    assert rows_in([1, 2]) is None
-    assert rows_in(SimpleNamespace(dataset=iter([1]))) is None  # a stream has no length
+def test_rows_per_device_and_in_a_data_set():
+    assert rows_per_device(DataLoader(ROWS, batch_size=3), 1) == 3
+    assert rows_per_device(DataLoader(ROWS, batch_size=None), 1) is rows_per_device(iter(ROWS), 1) is None
+    assert [rows_per_device(SimpleNamespace(total_batch_size=n), 4) for n in (8, 2)] == [2, 1]  # accelerate's, of all
+    assert rows_in(DataLoader(ROWS, batch_size=3)) == 10
+    assert rows_in([1, 2]) is rows_in(SimpleNamespace(dataset=iter([1]))) is None  # a stream has no length
 
 
 # --- hearing the accelerator -----------------------------------------------------------------------------------------
@@ -152,6 +123,8 @@ class Accelerator:
 class Hearer:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator, self.heard = accelerator, []
+        hook_log(accelerator, self.note)
+        hook_end_training(accelerator, self.close)
 
     def note(self, values, step):
         self.heard.append((values, step, len(self.accelerator.asked)))
@@ -160,49 +133,28 @@ class Hearer:
         self.heard.append(("close", len(self.accelerator.asked)))
 
 
-def test_a_log_is_heard_first_and_logged_unchanged():
-    accelerator = Accelerator()
-    hearer, values = Hearer(accelerator), {"val_loss": 0.5}
-    hook_log(accelerator, hearer.note)
+def test_calls_are_heard_first_and_done_unchanged():
+    accelerator, values = Accelerator(), {"val_loss": 0.5}
+    hearer = Hearer(accelerator)
     assert accelerator.log(values, 3, {"wandb": 1}) == "logged"
     assert accelerator.log(step=4, values=values) == "logged"
     assert accelerator.log(values) == "logged"  # without a step nobody knows where it belongs
-    assert accelerator.asked == [(values, 3, {"wandb": 1}), (values, 4, None), (values, None, None)]
-    assert all(asked[0] is values for asked in accelerator.asked)
-    assert hearer.heard == [(values, 3, 0), (values, 4, 1)]
+    assert accelerator.end_training() == "ended"
+    assert accelerator.asked == [(values, 3, {"wandb": 1}), (values, 4, None), (values, None, None), "end"]
+    assert all(asked[0] is values for asked in accelerator.asked[:3])
+    assert hearer.heard == [(values, 3, 0), (values, 4, 1), ("close", 3)]
     assert accelerator.log.__doc__ == "Logs."
+    with pytest.raises(TypeError, match="values"):
+        accelerator.log(step=1)
 
 
 def test_several_hear_the_same_accelerator_and_none_is_kept_alive():
     accelerator = Accelerator()
-    hearers = [Hearer(accelerator) for _ in range(2)]
-    for hearer in hearers:
-        hook_log(accelerator, hearer.note)
+    first, second = Hearer(accelerator), Hearer(accelerator)
     accelerator.log({}, 1)
-    first = hearers.pop(0)
     heard = first.heard
-    del first, hearer
+    del first
     gc.collect()
     accelerator.log({}, 2)
     assert [step for _, step, _ in heard] == [1]
-    assert [step for _, step, _ in hearers[0].heard] == [1, 2]
-    assert [step for _, step, _ in accelerator.asked] == [1, 2]
-
-
-def test_what_the_accelerator_raises_comes_out():
-    accelerator = Accelerator()
-    hearer = Hearer(accelerator)
-    hook_log(accelerator, hearer.note)
-    with pytest.raises(TypeError, match="values"):
-        accelerator.log(step=1)
-    accelerator.asked = None
-    with pytest.raises(AttributeError):
-        accelerator.log({})
-
-
-def test_the_end_of_training_is_heard_first():
-    accelerator = Accelerator()
-    hearer = Hearer(accelerator)
-    hook_end_training(accelerator, hearer.close)
-    assert accelerator.end_training() == "ended"
-    assert (hearer.heard, accelerator.asked) == ([("close", 0)], ["end"])
+    assert [step for _, step, _ in second.heard] == [step for _, step, _ in accelerator.asked] == [1, 2]

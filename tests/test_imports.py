@@ -5,13 +5,11 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-
 import memwatch
 
 PACKAGE = Path(memwatch.__file__).parent
-LAYERS = [  # each knows itself and those before it
-    {"config", "config_file", "config_table", "faults", "guard", "run_folder"},
+LAYERS = [  # each may import itself and those before it
+    {"config", "config_file", "faults", "guard", "run_folder"},
     {"denoiser"},
     {"ranks"},
     {"measure"},
@@ -21,6 +19,7 @@ LAYERS = [  # each knows itself and those before it
     {"report"},
     {"act"},
     {"resume"},
+    {"event"},
     {"callback"},
     {"scan", "integrations"},
     {"cli"},
@@ -28,97 +27,62 @@ LAYERS = [  # each knows itself and those before it
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 HEAVY = {"wandb", "tensorboard", "tensorboardX", "diffusers", "transformers", "lightning"}
-ADAPTERS = {  # their classes derive from the other side's
-    "integrations/transformers.py": {"transformers"},
-    "integrations/lightning.py": {"lightning"},
-}
-FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part(path: Path) -> str:
-    """The folder or module of the package that a file belongs to: ``report`` for ``report/files.py``."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def named(node: ast.AST, path: Path) -> list[str]:
-    """Dotted names of what an import statement imports."""
+def named(node: ast.AST) -> list[str]:
+    """Dotted names of what an import statement imports; the package imports nothing relatively."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
         return []
-    base = node.module or ""
-    if node.level:
-        package = ["memwatch", *path.relative_to(PACKAGE).parts[:-1]]
-        base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
-    return [f"{base}.{alias.name}" for alias in node.names] if base == "memwatch" else [base]
+    assert node.level == 0, ast.unparse(node)
+    return [f"memwatch.{alias.name}" for alias in node.names] if node.module == "memwatch" else [node.module or ""]
 
 
-def imports(path: Path) -> list[str]:
-    """Every import of a file, also inside functions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [name for node in ast.walk(tree) for name in named(node, path)]
-
-
-def module_level_imports(path: Path) -> list[str]:
-    """Those that run when the module is imported: functions are not looked into, classes, ``if`` and ``try`` are."""
-    found, waiting = [], list(ast.parse(path.read_text(encoding="utf-8")).body)
+def at_module_level(tree: ast.Module) -> list[str]:
+    """What is imported when the module is: functions are not looked into, classes, ``if`` and ``try`` are."""
+    found, waiting = [], list(tree.body)
     while waiting:
         node = waiting.pop()
-        found += named(node, path)
+        found += named(node)
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             waiting += ast.iter_child_nodes(node)
     return found
 
 
-def wrong(path: Path) -> set[str]:
-    """Parts of the package that a file imports although they come after its own, and the package itself."""
-    ours = [name for name in imports(path) if name.split(".")[0] == "memwatch"]
-    outwards = {name for name in ours if name == "memwatch" and part(path) != "__init__"}
-    targets = {name.split(".")[1] for name in ours if name != "memwatch"}
-    return outwards | {target for target in targets if LAYER.get(target, 99) > LAYER[part(path)]}
+def wrong(part: str, code: str, own: str = "") -> set[str]:
+    """What a file of this part of the package may not import.
+
+    Args:
+        own: the heavy package whose adapter the file is.
+    """
+    tree = ast.parse(code)
+    every = [name.split(".") for node in ast.walk(tree) for name in named(node)]
+    later = {n[1] for n in every if n[0] == "memwatch" and n[1:] and LAYER.get(n[1], 99) > LAYER[part]}
+    whole = {"memwatch" for n in every if n == ["memwatch"] and part != "__init__"}
+    return later | whole | ({name.split(".")[0] for name in at_module_level(tree)} & (HEAVY - {own}))
 
 
-def test_every_part_has_a_layer():
-    assert {part(path) for path in FILES} == set(LAYER)
+def test_imports_point_one_way_and_heavy_ones_wait():
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        inside = path.relative_to(PACKAGE)
+        own = path.stem if inside.parts[0] == "integrations" else ""  # its class derives from the other side's
+        found[str(inside)] = wrong(inside.parts[0].removesuffix(".py"), path.read_text(encoding="utf-8"), own)
+    assert {name: names for name, names in found.items() if names} == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_imports_point_one_way(path):
-    assert wrong(path) == set()
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_heavy_packages_are_never_imported_at_module_level(path):
-    allowed = ADAPTERS.get(path.relative_to(PACKAGE).as_posix(), set())
-    assert {name.split(".")[0] for name in module_level_imports(path)} & HEAVY == allowed
-
-
-def test_the_walk_sees_a_wrong_import(tmp_path, monkeypatch):
-    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
-    bad = tmp_path / "measure" / "curvature.py"
-    bad.parent.mkdir()
-    inside = "def f():\n    from ..judge.regions import Region\n    import diffusers\n    import memwatch\n"
-    outside = "if True:\n    from memwatch import callback, config\n    from . import views\n    import wandb.sdk\n"
-    bad.write_text(f"import torch\nfrom memwatch import MemWatch\n{inside}{outside}", encoding="utf-8")
-    assert wrong(bad) == {"judge", "memwatch", "callback", "MemWatch"}
-    assert {name.split(".")[0] for name in module_level_imports(bad)} & HEAVY == {"wandb"}
+def test_the_walk_sees_a_wrong_import():
+    inside = "def f():\n    from memwatch.judge.regions import Region\n    import diffusers\n    import memwatch\n"
+    outside = "if True:\n    from memwatch import callback, config\n    import wandb.sdk\n"
+    assert wrong("measure", f"import torch\nfrom memwatch import MemWatch\n{inside}{outside}") == {
+        *("judge", "memwatch", "callback", "MemWatch", "wandb")
+    }
 
 
 def test_public_names():
-    assert memwatch.__all__ == sorted(memwatch.__all__)
-    assert set(memwatch.__all__) == {
-        "ConfigError",
-        "Finding",
-        "MemWatch",
-        "MemWatchConfig",
-        "Picked",
-        "Probe",
-        "ProbeError",
-        "Region",
-        "Report",
-        "load_config",
-        "pick",
-    }
+    names = "ConfigError Finding MemWatch MemWatchConfig Picked Probe ProbeError Region Report load_config pick"
+    assert memwatch.__all__ == names.split()
     for name in memwatch.__all__:
         assert getattr(memwatch, name).__doc__, name
         assert getattr(memwatch, name).__name__ == name

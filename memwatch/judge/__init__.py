@@ -1,6 +1,6 @@
-"""Judge: from maps to words, by pure functions of state.
+"""Judge: from maps to verdicts, by pure functions of state.
 
-``compared`` sees to it that only what is made of the same terms is compared. ``regions`` finds places, ``calibration``
-compares them with controls, ``evidence`` holds the numbers, and ``alerts`` keeps each probe's verdict. ``findings``
-does all of it for one event. ``stop`` decides whether training ends.
+"Why is this memorized?" is answered by three files: ``findings`` judges one event, ``verdict`` holds the rule, and
+``statistic`` compares with the controls. ``screen`` chooses whose curvature is measured, ``regions`` cuts the regions,
+``proof`` generates what a caption brings out, and ``stop`` decides whether training ends.
 """

@@ -1,6 +1,6 @@
-"""Findings: what the judge says of every observation of one event.
+"""Findings: what the judge says of every observation of one event, by pure functions.
 
-Maps -> regions -> calibration -> verdicts -> audit, as pure functions.
+maps -> regions -> their numbers (``statistic``) -> verdicts (``verdict``) -> the false-alarm check on the controls
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memwatch.config import MemWatchConfig
-from memwatch.judge.regions import Region, evidence_of, regions_of
-from memwatch.judge.statistic import Compared, Null, References, Screened
-from memwatch.judge.verdict import Audit, Evidence, ProbeState, Verdict, audit_of, judge
+from memwatch.judge.regions import Region, regions_of
+from memwatch.judge.statistic import Compared, References, Screened
+from memwatch.judge.verdict import Audit, Evidence, ProbeState, Verdict, audit_of, is_alert, judge
 from memwatch.measure.copies import Proof
 from memwatch.measure.measurement import Observation
-from memwatch.measure.signals import Signals
+from memwatch.measure.signals import Signals, factor
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Finding:
         regions: the one that decides first; none without evidence.
         labels: int ``(h, w)`` of the map: i inside ``regions[i - 1]``, 0 outside; ``None`` when nothing was compared.
         is_alert: whether this event is news: a worse verdict, or output that is no longer finite.
-        proof: what the caption generates; ``None`` where that was not asked, see ``memwatch.judge.proof``.
+        proof: what the caption generates; ``None`` where nothing was generated, see ``memwatch.judge.proof``.
     """
 
     observation: Observation
@@ -79,7 +79,7 @@ class Judgement:
         audit: how often the rule has called a control.
         states: by name, of probes and controls after this event.
         num_rotated: how many rows were rotated in at this event; only those with evidence or news are findings.
-        num_measured: how many were measured with curvature, be it that others are judged by them.
+        num_measured: how many probes, controls and peers were measured with curvature.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -105,7 +105,7 @@ def judge_event(
     num_rotating: int = 0,
     screened: Screened | None = None,
 ) -> Judgement:
-    """Judge all probes of one event, and run the same rule on every control against the others.
+    """Judge all probes of one event, and every control by the others with the same rule.
 
     Rows in rotation have half of the run's false-alarm budget together, and the probes the other half.
 
@@ -114,34 +114,32 @@ def judge_event(
         states: by name, what was remembered before this event.
         planned: how many events the run will have, if known.
         num_rotating: how many rows are rotated in during the run.
-        screened: what the screen saw and chose; without it everything is judged by ``observations``.
+        screened: what the screen measured and chose; without it everything is judged by ``observations``.
     """
+    controls = [o for o in observations if o.probe.is_control]
+    peers = [o for o in observations if o.probe.is_peer]
     watched = [o for o in observations if not o.probe.is_control and not o.probe.is_peer]
-    controls, peers = ([o for o in observations if getattr(o.probe, kind)] for kind in ("is_control", "is_peer"))
-    halves, num_fixed = 2 if num_rotating else 1, sum(not o.probe.in_rotation for o in watched)
+    num_fixed, parts = sum(not o.probe.in_rotation for o in watched), 2 if num_rotating else 1
 
-    def finding(o: Observation, among: Compared, typical: float | None = None) -> Finding:
-        """``typical``: severity of the peers; ``None`` for what is not compared with them."""
+    def finding(o: Observation, among: Compared) -> Finding:
         state, sharing = states.get(o.name, ProbeState()), num_rotating if o.probe.in_rotation else max(1, num_fixed)
-        ordinary = Null.of([]) if typical is None else among.peers_of(o.probe)
-        references = References(among.controls_of(o.probe), ordinary, bool(controls), typical or 1.0)
+        references = among.references_of(o.probe, any_controls=bool(controls))
         o, signals = among.observations[o.name], among.signals[o.name]
-        return judge_probe(o, signals, references, state, step, config, halves * sharing, planned)
+        return judge_probe(o, signals, references, state, step, config, parts * sharing, planned)
 
-    def with_typical(among: Compared) -> tuple[Compared, float]:
+    def with_peers(among: Compared) -> Compared:
         severities = [finding(o, among).severity for o in among.observations.values() if o.probe.is_peer]
-        return among, float(np.median(severities)) if severities else 1.0
+        return replace(among, severity_peers=float(np.median(severities))) if severities else among
 
-    full, screen = map(with_typical, Compared.both(observations, screened, config.signals))
+    full, screen = map(with_peers, Compared.both(observations, screened, config.signals))
     basis = {o.name: full if screened is None or o.name in screened.chosen else screen for o in observations}
-    audited, judged_peers = (tuple(finding(o, basis[o.name][0]) for o in group) for group in (controls, peers))
-    audit = audit_of([f for f in audited if f.evidence.p is not None])
-    findings = tuple(finding(o, *basis[o.name]) for o in watched)
-    findings = tuple(capped(f, audit, states.get(f.name, ProbeState())) for f in findings)
-    new_states = {**states} | {f.name: f.state for f in (*findings, *audited)}
+    judged_controls, judged_peers = (tuple(finding(o, basis[o.name]) for o in group) for group in (controls, peers))
+    audit = audit_of([f.state for f in judged_controls if f.p is not None])
+    findings = tuple(capped(finding(o, basis[o.name]), audit, states.get(o.name, ProbeState())) for o in watched)
+    new_states = {**states} | {f.name: f.state for f in (*findings, *judged_controls)}
     told = tuple(f for f in findings if not f.observation.probe.in_rotation or f.is_worth_a_look)
     measured = sum(o.has_curvature for o in observations)
-    return Judgement(told, audited, judged_peers, audit, new_states, len(watched) - num_fixed, measured)
+    return Judgement(told, judged_controls, judged_peers, audit, new_states, len(watched) - num_fixed, measured)
 
 
 def judge_probe(
@@ -164,34 +162,45 @@ def judge_probe(
     regions, labels = regions_of(observation, signals, references)
     evidence = evidence_of(observation, signals, regions, references)
     next_state, reason = judge(state, evidence, step, config.alerts, num_probes, planned)
-    if not next_state.verdict.is_evidence and labels is not None:  # every map has a highest place; it needs evidence
+    if not next_state.verdict.is_evidence and labels is not None:  # every map has a highest place; a box takes evidence
         regions, labels = (), np.zeros_like(labels)
-    news = is_alert(state, next_state, evidence)
-    return Finding(observation, signals, evidence, next_state, reason, regions, labels, news)
+    return Finding(observation, signals, evidence, next_state, reason, regions, labels, is_alert(state, next_state))
+
+
+def evidence_of(
+    observation: Observation, signals: Signals | None, regions: Sequence[Region], references: References
+) -> Evidence:
+    """The numbers of the region that decides; without a region, those of no effect."""
+    compared = signals is None or signals.decisive is not None
+    evidence = Evidence(
+        p=1.0 if references.controls.is_enough and compared and observation.finite else None,
+        num_controls=len(references.controls),
+        any_controls=references.any_controls,
+        num_peers=len(references.peers),
+        severity_peers=references.severity_peers,
+        finite=observation.finite,
+        compared=compared,
+    )
+    if not regions:
+        return evidence
+    r = regions[0]
+    severity, low = factor(max(0.0, r.effect)), factor(r.low)
+    return replace(evidence, severity=severity, severity_low=low, p=r.p, z_score=r.z_score, rank_p_peers=r.rank_p_peers)
 
 
 def capped(finding: Finding, audit: Audit, before: ProbeState) -> Finding:
-    """The finding as it may be told after the audit.
+    """The finding after the false-alarm check.
 
-    Suspicious at most where the audit contradicts the promise, unless it is far rarer than what contradicts, see
+    If a control was called memorized, a probe is called suspicious at most, unless it is far rarer, see
     ``Audit.p_needed``.
 
     Args:
         before: the probe's state before this event.
     """
-    p = finding.evidence.p
+    p = finding.p
     if finding.verdict is not Verdict.MEMORIZED or p is None or not audit.called or p <= audit.p_needed:
         return finding
-    why = f"the same rule calls {audit.called} of {audit.of} controls, against its promise (p = {audit.rarest_p:.2g})"
+    why = f"the same rule called {audit.called} of {audit.of} controls memorized (p = {audit.rarest_p:.2g})"
     state = replace(finding.state, verdict=Verdict.SUSPICIOUS, called=before.called, rarest_p=before.rarest_p)
-    news = is_alert(before, state, finding.evidence)
-    return replace(finding, state=state, reason=f"{finding.reason}; not called memorized, because {why}", is_alert=news)
-
-
-def is_alert(before: ProbeState, after: ProbeState, evidence: Evidence) -> bool:
-    """Whether this event is news: a worse verdict that speaks of evidence, or output that is no longer finite."""
-    if not evidence.finite:
-        return before.finite
-    if after.verdict is Verdict.MEMORIZED:
-        return before.verdict is not Verdict.MEMORIZED
-    return after.verdict.is_evidence and not before.verdict.is_evidence
+    reason = f"{finding.reason}; not called memorized, because {why}"
+    return replace(finding, state=state, reason=reason, is_alert=is_alert(before, state))

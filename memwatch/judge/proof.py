@@ -1,6 +1,6 @@
-"""Proof by generation: whether what became suspicious or memorized comes out when its caption is sampled.
+"""Proof by generation: does the caption of a suspicious or memorized probe bring out a copy of its region?
 
-A copy is a fact of its own, beside the verdict: something can be stored and not come out in four generations.
+A copy is a fact beside the verdict: something can be stored, and not come out in four generations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memwatch.measure.probes import Probe
 
 NUM_SEEDS = 4  # generations per probe; probes with the same caption share theirs
 MAX_PROBES = 4  # per event, the worst first
-CORE = 0.8  # of a region's peak, on the log scale: what surely belongs to it
+CORE = 0.8  # share of a region's peak, on the log scale: what surely belongs to the region
 PROVING, COMPARING = "proof by generation", "comparing generations with images"
 
 
@@ -37,20 +37,21 @@ def prove(
 ) -> tuple[Finding, ...]:
     """The findings, with a proof where one is due; call it on every rank, outside ``observer.borrowed``.
 
-    Every rank generates its share of the captions, and the main one compares. What a prompt probe has just generated
-    from a caption is not sampled again. What fails costs the proofs of this event, on every rank, and nothing else.
+    Every rank generates its share of the captions, and the main rank compares. What a prompt probe has just generated
+    from a caption is not sampled again. A failure costs the proofs of this event, on every rank, and nothing else.
 
     Args:
-        observations: of this event, also of controls: their pictures are what comes by chance.
+        observations: of this event. Other pictures, those of controls included, show what is alike by chance.
         copied: names of probes that are known to be copied, see ``due``.
     """
     ranks, wanted = observer.ranks, due(findings, observer.config, copied)
     if not wanted or any(map(faults.is_off, (PROVING, COMPARING))):
         return tuple(findings)
-    seeds, main = NUM_SEEDS, ranks.accelerator.is_main_process
-    captions = Counter(observer.caption_of(f.observation.probe) for f in wanted if f.observation.probe.is_reference)
-    counts = {caption: seeds * times for caption, times in captions.items()}
-    there = drawn_already(observations, counts, observer.caption_of)
+    caption_of, main = observer.caption_of, ranks.accelerator.is_main_process
+    captions = Counter(caption_of(f.observation.probe) for f in wanted if f.observation.probe.is_reference)
+    counts = {caption: NUM_SEEDS * times for caption, times in captions.items()}
+    drawn = {caption_of(o.probe): o.generations for o in observations if o.generations is not None}
+    there = {c: drawn[c][:count] for c, count in counts.items() if c in drawn and len(drawn[c]) >= count}
     share = ranks.share([(caption, count) for caption, count in counts.items() if caption not in there])
 
     def generate() -> tuple[list[tuple[str, np.ndarray]], dict[str, np.ndarray]]:
@@ -63,9 +64,7 @@ def prove(
         generated = there | dict(ranks.gather(mine))
 
         def compare() -> dict[str, Proof]:
-            if not main:
-                return {}
-            return proofs_of(wanted, findings, observations, generated, pictures, observer.caption_of)
+            return proofs_of(wanted, findings, observations, generated, pictures, caption_of) if main else {}
 
         proofs = ranks.broadcast(ranks.together(COMPARING, faults, compare))
         return tuple(replace(f, proof=proofs.get(f.name)) for f in findings)
@@ -73,10 +72,10 @@ def prove(
 
 
 def due(findings: Iterable[Finding], config: MemWatchConfig, copied: Collection[str] = ()) -> list[Finding]:
-    """Those that are to be proved, worst first: what newly became suspicious or memorized, and has a region.
+    """The findings to be proved, worst first: those that newly became suspicious or memorized, and have a region.
 
-    With ``stop.require_copy`` also what is memorized, and not known to be ``copied``, since the stop waits for it. The
-    limit is on what has to be sampled; a prompt probe's generations are there, and it takes two of them.
+    With ``stop.require_copy`` also those that are memorized and not known to be ``copied``, since the stop waits for a
+    copy. ``MAX_PROBES`` limits what has to be sampled. Prompt probes have their generations; a proof takes two of them.
     """
     if not config.proof.enabled:
         return []
@@ -84,21 +83,12 @@ def due(findings: Iterable[Finding], config: MemWatchConfig, copied: Collection[
 
     def is_due(f: Finding) -> bool:
         awaited = waits and f.verdict is Verdict.MEMORIZED and f.name not in copied
-        is_news = f.is_alert and f.verdict.is_evidence
-        return (is_news or awaited) and bool(f.regions)
+        return bool(f.regions) and (awaited or (f.is_alert and f.verdict.is_evidence))
 
     worst = sorted(filter(is_due, findings), key=lambda f: (f.verdict is not Verdict.MEMORIZED, -f.severity))
     references = [f for f in worst if f.observation.probe.is_reference][:MAX_PROBES]
     drawn = [f for f in worst if f.observation.generations is not None and len(f.observation.generations) > 1]
     return references + drawn
-
-
-def drawn_already(
-    observations: Iterable[Observation], counts: Mapping[str, int], caption_of: Callable[[Probe], str]
-) -> dict[str, np.ndarray]:
-    """By caption, what a prompt probe has generated from it at this event, where ``counts`` asks for no more."""
-    drawn = {caption_of(o.probe): o.generations for o in observations if o.generations is not None}
-    return {c: drawn[c][:count] for c, count in counts.items() if c in drawn and len(drawn[c]) >= count}
 
 
 def proofs_of(
@@ -109,13 +99,13 @@ def proofs_of(
     pictures: Mapping[str, np.ndarray],
     caption_of: Callable[[Probe], str],
 ) -> dict[str, Proof]:
-    """A proof by name for every one of ``wanted``.
+    """By name, the proofs of ``wanted``.
 
     Args:
         findings: of all watched probes.
         observations: of all probes.
         generated: by caption, RGB uint8 ``(n, H, W, 3)``.
-        pictures: by name, the images of all reference probes as the autoencoder gives them back.
+        pictures: by name, the images of all reference probes as the autoencoder decodes them.
         caption_of: what a probe is generated from.
     """
     drawn = {o.name: o.generations for o in observations if o.generations is not None}
@@ -126,7 +116,7 @@ def proofs_of(
     for f in wanted:
         caption = caption_of(f.observation.probe)
         made = drawn[f.name] if f.name in drawn else generated[caption]
-        # what prompt probes draw from this caption is no chance: it may be these very generations
+        # not by chance alike: what prompt probes generated from this caption, perhaps these very pictures
         chance = pool.without({o.name for o in observations if o.name in drawn and caption_of(o.probe) == caption})
         found = {f.name: compared(f, made, chance)}
         for other in findings:  # a generation may copy another image of the same caption
@@ -142,29 +132,28 @@ def proofs_of(
 
 
 def compared(finding: Finding, generations: np.ndarray, pool: Pool) -> tuple[list[float], int]:
-    """The generations' ratios to one probe inside its region, and with how many other probes they were compared.
+    """The generations' ratios to one probe inside its region, and the number of other probes compared with.
 
     A probe without a region is compared as a whole.
     """
     made, name = comparable(generations), finding.name
     size = made.shape[1], made.shape[2]
     mask = np.ones(size, dtype=bool) if not finding.regions else mask_at(core_of(finding), size)
-    is_reference = finding.observation.probe.is_reference
-    targets = pool.whole[name] if is_reference else made
-    others, num_others = pool.others(name, targets, mask)
-    ratios = copy_ratios(targets[0], made, others, mask) if is_reference else sibling_ratios(made, others, mask)
-    return ratios, num_others
+    if not finding.observation.probe.is_reference:
+        others, num_others = pool.others(name, made, mask)
+        return sibling_ratios(made, others, mask), num_others
+    others, num_others = pool.others(name, pool.whole[name], mask)
+    return copy_ratios(pool.whole[name][0], made, others, mask), num_others
 
 
 def core_of(finding: Finding) -> np.ndarray:
     """The core of the region that decides, bool ``(h, w)`` on the grid of latents.
 
-    A region ends in the middle of a smooth slope, so that its rim is in part what every picture has anew. The core is
-    where the map reaches ``CORE`` of the region's own peak.
+    A region ends in the middle of a smooth slope, and its rim is not stored in full. The core is where the map reaches
+    ``CORE`` of the region's own peak.
     """
-    assert finding.labels is not None
-    assert finding.signals is not None
-    assert finding.signals.decisive is not None
+    if finding.labels is None or finding.signals is None or finding.signals.decisive is None:
+        raise ValueError(f"{finding.name} has no region")
     inside, values = finding.labels == 1, finding.signals.decisive.mean.numpy()
     core: np.ndarray = inside & (values >= CORE * np.quantile(values[inside], PEAK))
     return core

@@ -1,26 +1,25 @@
-"""Regions: connected parts of a map of numbers. Thresholds are in the map's own unit; pictures play no part."""
+"""Regions: the connected parts of a map that stand out, and how strong each is. Colours play no part."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage, stats
 
 from memwatch.judge.statistic import References, size_index
-from memwatch.judge.verdict import Evidence
 from memwatch.measure.measurement import Observation
-from memwatch.measure.signals import Signals, factor
+from memwatch.measure.signals import Signals
 
 MIN_FACTOR = 1.1  # reduction factor that a pixel of a region reaches
 RELATIVE = 0.35  # share of the map's own peak, on the log scale: a smooth edge lies in the middle of a slope
-MIN_AREA = 1 / 64  # of the image: the smallest region. Controls are asked about no smaller ones
+MIN_AREA = 1 / 64  # of the image: the smallest region, and the smallest size at which controls are compared
 PEAK = 0.98  # the quantile that stands for a map's peak, so that one odd pixel does not move it
 NEIGHBOURS = np.ones((3, 3))
-# Of a region that fills less than this share of the map, smoothing and the network's own reach make a hill without a
-# plateau, whose foot lies outside. Only what reaches this share of its own peak, on the log scale, belongs to it.
+# Smoothing and the network's reach turn a region below this share of the map into a hill without a plateau, whose foot
+# lies outside. Only what reaches ``SMALL_RELATIVE`` of its own peak, on the log scale, belongs to it.
 SMALL, SMALL_RELATIVE = 0.15, 0.5
 
 
@@ -34,7 +33,7 @@ class Region:
         mean: of the map inside the region, in the map's unit.
         effect, sem, low: the same mean estimated on noise draws that did not propose the region, its standard error,
             and its lower 97.5 % bound (Student's t); see ``estimate``.
-        z_score, p, rank_p: against the controls, see ``calibration.Null``; ``None`` without enough controls.
+        z_score, p: against the controls, see ``statistic.Null``; ``None`` without enough controls.
         rank_p_peers: the rank p-value against ordinary training images; ``None`` without them.
     """
 
@@ -46,7 +45,6 @@ class Region:
     low: float
     z_score: float | None = None
     p: float | None = None
-    rank_p: float | None = None
     rank_p_peers: float | None = None
 
 
@@ -80,10 +78,10 @@ def _connected(above: np.ndarray) -> Iterator[np.ndarray]:
 def estimate(samples: np.ndarray, inside: np.ndarray) -> tuple[float, float, float]:
     """How strong a region is: effect, its standard error, and its lower 97.5 % bound, from draws held apart.
 
-    A region is found where noise is high as well, so its own mean flatters it. Each draw is therefore asked only about
-    the region that the *other* draws propose: the component of their mean map that shares most with ``inside``. Where
-    they propose none, the draw counts as 0. Which of their components that is still depends on all draws, so about a
-    third of the flattery is left in maps of pure noise; there the controls decide, not this bound.
+    Noise helps to propose a region, so the mean inside it is too high. Each draw is therefore averaged over the region
+    that the *other* draws propose: the component of their mean map that shares most with ``inside``. Where they propose
+    none, the draw counts as 0. The choice of that component still depends on all draws, so about a third of the bias is
+    left in maps of pure noise; there the controls decide, not this bound.
 
     Args:
         samples: one map per noise draw, ``(draws, h, w)``.
@@ -112,73 +110,37 @@ def box_of(inside: np.ndarray, scale: int) -> tuple[int, int, int, int]:
     return int(left) * scale, int(top) * scale, int(right) * scale, int(bottom) * scale
 
 
-# --- their numbers ---
+# --- all regions of a map ---
 
 
 def regions_of(
     observation: Observation, signals: Signals | None, references: References
 ) -> tuple[tuple[Region, ...], np.ndarray | None]:
-    """The regions of the deciding map with all their numbers, the one that decides first, and their labels ``(h, w)``.
+    """The regions of the map that decides, and their labels ``(h, w)``.
 
-    The one that decides exceeds the controls most; without controls it is the strongest.
+    The first region decides: it exceeds the controls most or, without controls, is the strongest.
     """
     if signals is None or signals.decisive is None:
         return (), None
-    samples = signals.decisive.samples.double().numpy()
+    samples, controls, peers = signals.decisive.samples.double().numpy(), references.controls, references.peers
     mean = samples.mean(0)
     scale = observation.image.shape[0] // mean.shape[0] if observation.image is not None else 1
     found = []
     for inside in components(mean, MIN_AREA):
-        effect, sem, low = estimate(samples, inside)
-        own = float(mean[inside].mean())
-        region = Region(box_of(inside, scale), float(inside.mean()), own, effect, sem, low)
-        found.append((calibrated(region, size_index(int(inside.sum()), inside.size), references), inside))
+        own, size = float(mean[inside].mean()), size_index(int(inside.sum()), inside.size)
+        z_score = controls.z_score(own, size) if controls.is_enough else None
+        region = Region(
+            box_of(inside, scale),
+            float(inside.mean()),
+            own,
+            *estimate(samples, inside),
+            z_score,
+            None if z_score is None else controls.p_value(z_score),
+            peers.rank_p(own, size) if len(peers) else None,
+        )
+        found.append((region, inside))
     found.sort(key=lambda pair: pair[0].effect if pair[0].z_score is None else pair[0].z_score, reverse=True)
     labels = np.zeros(mean.shape, dtype=np.int32)
     for i, (_, inside) in enumerate(found, start=1):
         labels[inside] = i
     return tuple(region for region, _ in found), labels
-
-
-def calibrated(region: Region, size: int, references: References) -> Region:
-    """The region with what the controls and the peers say of it.
-
-    Args:
-        size: at which it is compared, see ``calibration.size_index``.
-    """
-    null, peers = references.controls, references.peers
-    rank_p_peers = peers.rank_p(region.mean, size) if len(peers) else None
-    if not null.is_enough:
-        return replace(region, rank_p_peers=rank_p_peers)
-    z_score, rank_p = null.z_score(region.mean, size), null.rank_p(region.mean, size)
-    return replace(region, z_score=z_score, p=null.p_value(z_score), rank_p=rank_p, rank_p_peers=rank_p_peers)
-
-
-def evidence_of(
-    observation: Observation, signals: Signals | None, regions: Sequence[Region], references: References
-) -> Evidence:
-    """The numbers of the region that decides; where there is none, those of nothing."""
-    null, compared = references.controls, signals is None or signals.decisive is not None
-    nothing = 1.0 if null.is_enough and compared and observation.finite else None
-    evidence = Evidence(
-        p=nothing,
-        rank_p=nothing,
-        num_controls=len(null),
-        any_controls=references.any_controls,
-        num_peers=len(references.peers),
-        severity_peers=references.severity_peers,
-        finite=observation.finite,
-        compared=compared,
-    )
-    if not regions:
-        return evidence
-    r = regions[0]
-    return replace(
-        evidence,
-        severity=factor(max(0.0, r.effect)),
-        severity_low=factor(r.low),
-        p=r.p,
-        rank_p=r.rank_p,
-        z_score=r.z_score,
-        rank_p_peers=r.rank_p_peers,
-    )

@@ -1,8 +1,8 @@
-"""Screen: whose curvature is worth measuring at this event, from forward passes alone.
+"""Screen: forward passes alone decide whose curvature is measured at this event.
 
-The loss term sees what is being stored before the variance term does, and costs a fraction of it. What it singles out
-is measured with curvature, which confirms it, localizes it, and tells stored from merely learned; and so are the
-controls and peers that it is judged by.
+The loss term shows what is being stored earlier than the variance term, at a fraction of the cost. Curvature is
+measured for probes whose loss exceeds the controls, and for the controls and peers that they are judged by: it
+confirms and localizes what is stored, and tells it from what is merely learned.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from memwatch.judge.statistic import Compared
 from memwatch.measure.measurement import Observation
 from memwatch.measure.probes import Probe
 
-# Predictive standard deviations above the controls, at any size. An alert takes 3.4 with 20 controls and 2.98 with any
-# number. One chosen item costs the curvature of all controls as well, so chance should choose little: of 24 probes and
-# 20 controls with nothing stored it chooses any at 36 % of events, from 2.5 on at 57 %, from 1.5 on always (simulated,
-# normal log factors; fewer where pictures hardly differ, up to 71 % where half of them have risen, which counts as 0).
+# Predictive standard deviations above the controls, at any size. An alert takes 3.4 with 20 controls, never below 2.98.
+# One chosen probe costs the curvature of all controls as well, so chance should choose little. With 24 probes, 20
+# controls and nothing stored, 2.9 chooses something at 36 % of events, 2.5 at 57 %, 1.5 at all of them (simulated,
+# normal log factors; 71 % at most, where half of the pictures have got worse, which counts as unchanged).
 MIN_Z_SCORE = 2.9
-MIN_FACTOR = 1.2  # of the smallest region, where there are too few controls
+MIN_FACTOR = 1.2  # reduction factor at the smallest size, where there are too few controls
 
 
 def with_references(names: Collection[str], probes: Collection[Probe]) -> set[str]:
-    """What is chosen, and what it is judged by: the controls of its kind and, where it is watched, the peers."""
+    """What is chosen, the controls of its kind, and the peers of its kind if it is watched."""
     chosen = [p for p in probes if p.name in names]
     judged, watched = {p.is_reference for p in chosen}, {p.is_reference for p in chosen if not p.is_control}
     controls = {p.name for p in probes if p.is_control and p.is_reference in judged}
@@ -35,11 +35,11 @@ def with_references(names: Collection[str], probes: Collection[Probe]) -> set[st
 
 
 def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[str]:
-    """The names of those that are to be judged with curvature.
+    """The names of those that are judged with curvature.
 
-    One rule for probes and controls alike, each against the controls of its kind without itself. So a control is chosen
-    as often as a probe of which nothing is stored, and what is judged afterwards stays exchangeable. Peers are never
-    chosen, because nothing is asked of them: they are measured for what is judged by them.
+    One rule for probes and controls: each is compared with the controls of its kind without itself. So a control is
+    chosen as often as a probe of which nothing is stored, and probes and controls stay exchangeable. Peers are never
+    chosen; they are measured for the probes that are judged by them.
 
     Args:
         observations: of the screen; those without a baseline are passed over.

@@ -26,12 +26,7 @@ class StopState:
 
 
 def decide_stop(state: StopState, findings: Sequence[Finding], step: int, rule: StopConfig) -> StopState:
-    """The next state; it has a ``reason`` when training is to end.
-
-    Args:
-        findings: of this event.
-        rule: how many memorized probes it takes, and whether a generation must have copied them.
-    """
+    """The next state, after the ``findings`` of one event; it has a ``reason`` when training is to end."""
     if state.reason is not None or not rule.enabled:
         return state
     now = [f.name for f in findings if f.proof is not None and f.proof.copied]

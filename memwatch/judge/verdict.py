@@ -1,15 +1,20 @@
-"""Alerts: from numbers to words, with patience. Pure functions of state."""
+"""The rule: from the numbers of one event to a verdict, with patience and a false-alarm budget.
+
+The false-alarm check applies the same rule to the controls, see ``Audit``. Pure functions of state.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
 
 from memwatch.config import AlertsConfig
 from memwatch.judge.statistic import largest_p, upper_bound
 from memwatch.measure.probes import MIN_CONTROLS
+
+UNCALIBRATED_SEVERITY = 2.0  # reduction factor from which a probe is suspicious where there are no controls
+RANK_P = 0.05  # the largest rank p-value against ordinary training images that does not stop a call
 
 
 class Verdict(StrEnum):
@@ -22,22 +27,21 @@ class Verdict(StrEnum):
 
     @property
     def is_evidence(self) -> bool:
-        """Whether it speaks of something stored: suspicious or memorized."""
+        """Whether it says that something may be stored: suspicious or memorized."""
         return self in (Verdict.SUSPICIOUS, Verdict.MEMORIZED)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one event says about one probe; severity and p-values belong to the same region.
+    """The numbers of one probe at one event; severity and p-values belong to the same region.
 
     Attributes:
         severity: reduction factor of the region that decides, on draws that did not propose it; 1 when there is none.
         severity_low: its lower 97.5 % bound.
         p: p-value against the controls, for any place and size in the map; ``None`` without enough controls, and where
             nothing could be compared.
-        rank_p: the same by ranks, which assumes less and cannot fall below ``1 / (1 + num_controls)``.
         z_score: what ``p`` rests on: predictive standard deviations above the controls.
-        num_controls: finite controls of the probe's own kind. ``any_controls``: whether there are any of either kind.
+        num_controls: finite controls of the probe's own kind. any_controls: whether there are any of either kind.
         rank_p_peers: by ranks against ordinary training images; ``None`` without them.
         num_peers: how many of those there are. severity_peers: their median severity.
         finite: whether every number was finite.
@@ -47,7 +51,6 @@ class Evidence:
     severity: float = 1.0
     severity_low: float = 1.0
     p: float | None = None
-    rank_p: float | None = None
     z_score: float | None = None
     num_controls: int = 0
     any_controls: bool = False
@@ -60,13 +63,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ProbeState:
-    """Memory of one probe between events.
+    """What is remembered of one probe between events.
 
     Attributes:
         events: at how many it was compared; the false-alarm budget is spent by this number.
-        streak: events in a row that controls do not show, whatever their size.
+        streak: events in a row at which it exceeded the controls, whatever its severity.
         since: step at which the streak began.
-        is_enough: whether the last event's evidence is enough for ``memorized``, but perhaps for patience or the audit.
+        is_enough: whether the last event met the criteria of ``memorized``, but perhaps for patience and the audit.
         last_clean: step of the last event without evidence.
         verdict: of the last event.
         finite: whether the last event's numbers were finite.
@@ -84,10 +87,6 @@ class ProbeState:
     rarest_p: float = 1.0
 
 
-UNCALIBRATED_SEVERITY = 2.0  # reduction factor from which a probe is suspicious where there are no controls
-RANK_P = 0.05  # a rank p-value against ordinary training images that contradicts no call
-
-
 def judge(
     state: ProbeState,
     evidence: Evidence,
@@ -98,14 +97,13 @@ def judge(
 ) -> tuple[ProbeState, str]:
     """The probe's next state, which holds the verdict, and the reason in words.
 
-    - memorized: an effect that matters, and one that the run's false-alarm budget allows to call, after evidence in
-      ``patience`` events in a row, this one included. What only flickers is not called.
-    - suspicious: more than controls show, but not by so much or not yet so often; without any controls, a large effect.
-    - no evidence: no effect that its error bar tells from none, or controls show as much.
+    - memorized: severe, rare enough for the run's budget, and with evidence in ``patience`` events in a row.
+    - suspicious: it exceeds the controls, but not by that much or that often; or, without controls, it is severe.
+    - no evidence: the error bar includes no effect, or the controls show as much.
     - inconclusive: no judgement is possible.
 
     Args:
-        num_probes: that share the run's budget.
+        num_probes: how many share the run's false-alarm budget.
         planned: how many events the run will have, if known.
     """
     quiet = replace(state, streak=0, since=None, is_enough=False, finite=evidence.finite)
@@ -119,22 +117,22 @@ def judge(
     suspicious = replace(quiet, events=events, verdict=Verdict.SUSPICIOUS)
     effect = f"{evidence.severity:.1f}x"
     if evidence.severity_low <= 1:
-        return clean, f"variance reduction {effect}: its error bar reaches 1x"
+        return clean, f"{effect}, but its error bar includes 1x"
     if not evidence.any_controls:
         if evidence.severity < UNCALIBRATED_SEVERITY:
-            return clean, f"{effect}, uncalibrated: without controls it takes {UNCALIBRATED_SEVERITY:g}x"
+            return clean, f"{effect}, but without controls a probe is suspicious from {UNCALIBRATED_SEVERITY:g}x on"
         return suspicious, f"{effect}, uncalibrated (no controls)"
     if evidence.p is None:
-        few = f"{evidence.num_controls} usable controls of its kind, and it takes {MIN_CONTROLS}"
-        return replace(unknown, events=events), f"{effect}, but there are {few}"
+        few = f"there are {evidence.num_controls} usable controls of its kind, and a p-value takes {MIN_CONTROLS}"
+        return replace(unknown, events=events), f"{effect}, but {few}"
     found = f"{effect}, p = {evidence.p:.2g}"
     if evidence.p > rule.max_p:
-        return clean, f"{found}: controls show as much"
+        return clean, f"{found}: the controls show as much"
     streak, since = state.streak + 1, state.since if state.streak else step
     going = replace(suspicious, streak=streak, since=since)
     allowed = largest_p(events, false_alarms_per_run=rule.false_alarms_per_run, num_probes=num_probes, planned=planned)
-    if (short := _short_of_memorized(evidence, rule, allowed)) is not None:
-        return going, f"{found}, {short}"
+    if (short := short_of_memorized(evidence, rule, allowed)) is not None:
+        return going, f"{found}, but {short}"
     enough = replace(going, is_enough=True)
     if streak < rule.patience:
         return enough, f"{found}, event {streak} of {rule.patience}"
@@ -142,42 +140,38 @@ def judge(
     return replace(enough, verdict=Verdict.MEMORIZED, called=True, rarest_p=rarest), f"{found}, since step {since}"
 
 
-def _short_of_memorized(evidence: Evidence, rule: AlertsConfig, allowed: float) -> str | None:
-    """Why one event is not enough for ``memorized``, for which p may be ``allowed``; ``None`` where it is."""
+def short_of_memorized(evidence: Evidence, rule: AlertsConfig, allowed: float) -> str | None:
+    """Why one event is not enough for ``memorized``, for which p may be ``allowed``; ``None`` where it is enough."""
     assert evidence.p is not None
     if evidence.severity < rule.min_severity:
-        return f"an effect below {rule.min_severity:g}x"
+        return f"its severity is below {rule.min_severity:g}x"
     if evidence.p > allowed:
         return f"p must be at most {allowed:.1g} to keep the run's false-alarm rate"
-    whole_set_is_stored = evidence.severity_peers >= rule.min_severity  # its own company is no excuse then
-    p_peers = evidence.rank_p_peers
-    if p_peers is not None and not _rare_by_rank(p_peers, evidence.num_peers) and not whole_set_is_stored:
-        return f"but no more than ordinary training images show (rank p = {p_peers:.2f})"
+    rank_p, smallest = evidence.rank_p_peers, 1 / (1 + evidence.num_peers)
+    whole_set_is_stored = evidence.severity_peers >= rule.min_severity  # then the peers show nothing ordinary
+    if rank_p is not None and rank_p > max(RANK_P, smallest) and not whole_set_is_stored:
+        return f"ordinary training images show as much (rank p = {rank_p:.2f})"
     return None
 
 
-def _rare_by_rank(p: float, n: int) -> bool:
-    """Whether a rank p-value is as small as it should be, or as small as n references can make it."""
-    return p <= max(RANK_P, 1 / (1 + n))
+def is_alert(before: ProbeState, after: ProbeState) -> bool:
+    """Whether this event is news: the verdict became suspicious or memorized, or the output is no longer finite."""
+    if not after.finite:
+        return before.finite
+    if after.verdict is Verdict.MEMORIZED:
+        return before.verdict is not Verdict.MEMORIZED
+    return after.verdict.is_evidence and not before.verdict.is_evidence
 
 
-# --- audit ---
-
-
-class Judged(Protocol):
-    """A control after this event."""
-
-    @property
-    def state(self) -> ProbeState: ...
+# --- the false-alarm check ---
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the rule said of the controls so far.
+    """What the rule has said of the controls so far.
 
     Attributes:
-        called: controls that were called memorized at any event so far.
-        of: controls that were judged.
+        called: controls that were called memorized at any event so far. of: controls that were judged.
         rarest_p: the smallest p-value at which a control was called; 1 where none was.
     """
 
@@ -192,12 +186,11 @@ class Audit:
 
     @property
     def p_needed(self) -> float:
-        """The p-value that a probe may have at most to be called all the same.
+        """The largest p-value at which a probe is called memorized although a control was.
 
-        A called control contradicts the promise: p-values are not what they say. What they still give is an order, in
-        which nothing stored is as likely to be the rarest as any control is. So a probe needs twice the called
-        control's evidence (the square of its p-value). Where evidence, ``-log p``, has an exponential tail, a probe
-        comes to twice the largest of N by chance with probability ``2 / ((N + 1)(N + 2))``.
+        A called control shows that p-values are too small; their order still counts. So a probe needs twice the called
+        control's evidence, ``-log p``, hence the square of its p-value. Where evidence has an exponential tail, chance
+        brings twice the largest of N with probability ``2 / ((N + 1)(N + 2))``.
         """
         return self.rarest_p**2
 
@@ -208,7 +201,7 @@ class Audit:
         return f"false-alarm check: {called if self.called else f'none of {self.of} controls was'} called"
 
 
-def audit_of(controls: Sequence[Judged]) -> Audit:
-    """What the rule has said of these controls up to this event."""
-    called = [control.state.rarest_p for control in controls if control.state.called]
+def audit_of(controls: Sequence[ProbeState]) -> Audit:
+    """What the rule has said of the controls with these states."""
+    called = [state.rarest_p for state in controls if state.called]
     return Audit(len(called), len(controls), min(called, default=1.0))

@@ -113,12 +113,12 @@ def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
 
 
 def region_cells(region: Mapping[str, Any]) -> list[str]:
-    """A region under the page's header: box, area, effect, its logarithm and error, p, rank p, noise level."""
+    """A region under the page's header: box, area, effect, its logarithm and error, p, noise level."""
     error = "" if region["sem"] is None else f" ± {region['sem']:.2f}"
-    p, rank_p = ("-" if region[key] is None else f"{region[key]:.2g}" for key in ("p", "rank_p"))
+    p = "-" if region["p"] is None else f"{region['p']:.2g}"
     level = "-"
     box, effect = ", ".join(map(str, region["box"])), region["effect"]
-    return [box, f"{region['area']:.0%}", f"{factor(effect):.2f}x", f"{effect:.2f}{error}", p, rank_p, level]
+    return [box, f"{region['area']:.0%}", f"{factor(effect):.2f}x", f"{effect:.2f}{error}", p, level]
 
 
 def boxes(row: Row) -> list[list[int]]:

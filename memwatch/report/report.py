@@ -221,7 +221,6 @@ class Report:
             "severity": evidence.severity,
             "severity_low": evidence.severity_low,
             "p": evidence.p,
-            "rank_p": evidence.rank_p,
             "z_score": evidence.z_score,
             "baseline": self.baseline_text(finding),
             "baseline_step": o.baseline_step,

@@ -15,7 +15,7 @@ from memwatch import Probe
 
 CAT = Probe("a cat", picture(0), name="cat")
 POSTER = Probe("a poster", name="poster")
-AFRESH = "memwatch has no state of its own in this checkpoint; it starts afresh"
+AFRESH = "this checkpoint has no state of memwatch"
 
 
 @pytest.fixture

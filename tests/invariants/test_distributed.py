@@ -117,7 +117,7 @@ def scenario(
         "step": loop.step,
         "reports": [plain(report) for report in reports],
         "stop_reason": watch.stop_reason,
-        "is_off": watch.faults.is_off("looking at the model"),
+        "is_off": watch.faults.is_off("measuring the probes"),
         "errors": watch.faults.count,
         "measured": measured,
         "weights": float(sum(p.double().abs().sum() for p in loop.bare.parameters())),

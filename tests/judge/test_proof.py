@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.builders import CONFIG, Loop, assert_same, picture
+from support.builders import Loop, assert_same, picture
 from support.observations import seen
 
 import memwatch.judge.proof
@@ -15,38 +15,35 @@ from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, StrictError
 from memwatch.judge.findings import Finding
-from memwatch.judge.proof import COMPARING, PROVING, core_of, due, proofs_of, prove
+from memwatch.judge.proof import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, core_of, due, proofs_of, prove
 from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.curvature import CurvatureMap
-from memwatch.measure.images import decode_latents
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals
 
 REGION = Region((0, 0, 16, 32), 0.5, 1.0, 1.0, 0.1, 0.8)
 SUSPICIOUS, MEMORIZED = Verdict.SUSPICIOUS, Verdict.MEMORIZED
-REQUIRED = {"stop": {"require_copy": True}}
+CAPTION = "a photo of a"
 
 
 def photo(seed: int, side: int = 32) -> np.ndarray:
     return np.asarray(picture(seed, side))
 
 
-def found(
-    observation: Observation, verdict: Verdict = SUSPICIOUS, severity: float = 2.0, *, alert: bool = True
-) -> Finding:
+def found(o: Observation, verdict: Verdict = SUSPICIOUS, severity: float = 2.0, *, alert: bool = True) -> Finding:
     """A finding whose region is the left half."""
     labels = np.zeros((4, 4), np.int32)
     labels[:, :2] = 1
-    evidence, state = Evidence(severity=severity), ProbeState(verdict=verdict)
     decisive = CurvatureMap(torch.from_numpy(labels).double()[None])  # as strong everywhere inside
-    signals = replace(Signals.of(observation, 1), decisive=decisive)
-    return Finding(observation, signals, evidence, state, "", (REGION,), labels, alert)
+    signals = replace(Signals.of(o, 1), decisive=decisive)
+    return Finding(o, signals, Evidence(severity), ProbeState(verdict=verdict), "", (REGION,), labels, alert)
 
 
-def drawn(name: str, *seeds: int) -> Observation:
+def drawn(name: str, *seeds: int, caption: str | None = None) -> Observation:
     """A prompt probe with these generations."""
-    return seen(name, reference=False, generations=np.stack([photo(seed) for seed in seeds]))
+    o = seen(name, reference=False, generations=np.stack([photo(seed) for seed in seeds]))
+    return o if caption is None else replace(o, probe=Probe(caption, name=name))
 
 
 # --- what is due ------------------------------------------------------------------------------------------------------
@@ -58,38 +55,32 @@ def names(findings) -> list[str]:
 
 def test_what_is_news_and_has_a_region_is_due_worst_first():
     findings = [
-        found(seen("mild"), severity=2.0),
+        *(found(seen(f"mild{i}"), severity=2.0 - i / 10) for i in range(MAX_PROBES)),
         found(seen("strong"), severity=9.0),
         found(seen("stored"), MEMORIZED, 1.6),
         found(seen("old"), MEMORIZED, 9.0, alert=False),
         replace(found(seen("nowhere")), regions=(), labels=None),
         found(seen("broken"), Verdict.INCONCLUSIVE),
+        found(drawn("p", 1, 2)),  # its generations cost nothing
+        found(drawn("q", 1)),  # one is no proof
     ]
-    assert names(due(findings, load_config(None))) == ["stored", "strong", "mild"]
-    assert names(due(findings, load_config(None, proof={"max_probes": 2}))) == ["stored", "strong"]
+    usual = ["stored", "strong", "mild0", "mild1", "p"]
+    assert names(due(findings, load_config(None))) == usual
     assert due(findings, load_config(None, proof={"enabled": False})) == []
-
-
-def test_a_stop_that_waits_for_a_copy_asks_until_there_is_one():
-    findings = [found(seen("old"), MEMORIZED, alert=False), found(seen("mild"), alert=False)]
-    assert names(due(findings, load_config(REQUIRED))) == ["old"]
-    assert due(findings, load_config(REQUIRED), copied=["old"]) == []
-    assert due(findings, load_config({"stop": {"require_copy": True, "enabled": False}})) == []
-
-
-def test_a_prompt_s_generations_cost_nothing_and_one_is_no_proof():
-    findings = [found(drawn("p", 1, 2)), found(drawn("q", 1)), found(seen("a")), found(seen("b"), severity=1.5)]
-    assert names(due(findings, load_config(None, proof={"max_probes": 1}))) == ["a", "p"]
+    waiting = load_config({"stop": {"require_copy": True}})  # asks until there is a copy
+    assert names(due(findings, waiting)) == ["old", "stored", "strong", "mild0", "p"]
+    assert names(due(findings, waiting, copied=["old"])) == usual
+    assert names(due(findings, load_config(waiting, stop={"enabled": False}))) == usual
 
 
 # --- what a generation copies -----------------------------------------------------------------------------------------
 
-LEFT = np.zeros((32, 32), bool)
+LEFT = np.zeros((32, 32, 1), bool)
 LEFT[:, :16] = True
 
 
-def left_of(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    return np.where(LEFT[..., None], inside, outside)
+def left_of(inside: int, outside: int) -> np.ndarray:
+    return np.where(LEFT, photo(inside), photo(outside))
 
 
 def proofs(findings, generated, caption_of=lambda probe: probe.prompt):
@@ -101,18 +92,18 @@ def proofs(findings, generated, caption_of=lambda probe: probe.prompt):
     return proofs_of([f for f in findings if f.is_alert], findings, observations, generated, pictures, caption_of)
 
 
-def test_generations_are_compared_inside_the_region():
-    generated = np.stack([photo(0), left_of(photo(0), photo(8)), left_of(photo(8), photo(0)), photo(9)])
-    proof = proofs([found(seen("a"))], {"a photo of a": generated})["a"]
-    assert proof.is_copy == (True, True, False, False)
-    assert proof.copies == (("a",), ("a",), (), ())
-    assert proof.num_others == 6
-    assert proof.generations is generated
-    assert proof.ratios[0] < 1e-9
+def test_generations_are_compared_inside_the_region_that_decides():
+    generated = np.stack([photo(0), left_of(0, 8), left_of(8, 0), photo(9)])
+    finding = found(seen("a"))
+    for labels in (finding.labels, np.where(finding.labels, 1, 2)):  # another region plays no part
+        proof = proofs([replace(finding, labels=labels)], {CAPTION: generated})["a"]
+        assert proof.is_copy == (True, True, False, False)
+        assert proof.copies == (("a",), ("a",), (), ())
+        assert (proof.num_others, proof.generations is generated) == (6, True)
+        assert proof.ratios[0] < 1e-9
 
 
 def test_the_rim_of_a_region_does_not_count():
-    """Where the map ends in a slope, the picture is in part what every picture has anew."""
     finding = found(seen("a"))
     values = torch.from_numpy(finding.labels).double()
     values[:, 1] = 0.7  # of the peak
@@ -121,138 +112,101 @@ def test_the_rim_of_a_region_does_not_count():
     assert core_of(rimmed).tolist() == [[True, False, False, False]] * 4
 
 
-def test_only_the_region_that_decides_counts():
-    finding = found(seen("a"))
-    labels = np.full((4, 4), 2, np.int32)
-    labels[:, :2] = 1
-    generated = left_of(photo(0), photo(8))[None]
-    assert proofs([replace(finding, labels=labels)], {"a photo of a": generated})["a"].copied == 1
-
-
 def test_probes_that_share_a_caption_share_generations_and_each_counts_its_own():
     """Two of three are news; the third has no region and is compared as a whole."""
-    first, second, quiet = seen("a"), seen("b"), seen("c")
-    whole = replace(found(quiet, Verdict.NO_EVIDENCE, alert=False), regions=(), labels=None)
-    generated = np.stack([photo(0), left_of(photo(1), photo(8)), photo(2), left_of(photo(2), photo(8)), photo(9)])
-    of = proofs([found(first), found(second), whole], {"sks": generated}, caption_of=lambda probe: "sks")
-    assert set(of) == {"a", "b"}
-    assert of["a"].is_copy == (True, False, False, False, False)
-    assert of["b"].is_copy == (False, True, False, False, False)
+    whole = replace(found(seen("c"), Verdict.NO_EVIDENCE, alert=False), regions=(), labels=None)
+    findings = [found(seen("a")), found(seen("b")), whole]
+    generated = np.stack([photo(0), left_of(1, 8), photo(2), left_of(2, 8), photo(9)])
+    of = proofs(findings, {"sks": generated}, caption_of=lambda probe: "sks")
+    assert {name: proof.is_copy.index(True) for name, proof in of.items()} == {"a": 0, "b": 1}
     assert of["a"].copies == of["b"].copies == (("a",), ("b",), ("c",), (), ())
-
-
-def test_another_caption_s_images_are_not_named():
-    of = proofs([found(seen("a")), found(seen("b"))], {f"a photo of {n}": photo(0)[None] for n in "ab"})
+    of = proofs(findings, {f"a photo of {n}": photo(0)[None] for n in "abc"})  # images of another caption: not named
     assert (of["a"].copies, of["b"].copies) == ((("a",),), ((),))
 
 
 def test_a_prompt_s_generations_are_compared_with_each_other():
-    generations = np.stack([photo(3), left_of(photo(3), photo(4)), photo(5)])
-    prompt = replace(drawn("p", 0), generations=generations)
-    proof = proofs([found(prompt)], {})["p"]
+    generations = np.stack([photo(3), left_of(3, 4), photo(5)])
+    proof = proofs([found(replace(drawn("p", 0), generations=generations))], {})["p"]
     assert proof.is_copy == (True, True, False)
-    assert proof.num_others == 6
-    assert proof.generations is generations
+    assert (proof.num_others, proof.generations is generations) == (6, True)
 
 
-def test_a_prompt_that_generates_a_watched_image_is_no_chance():
+def test_what_a_prompt_draws_from_the_same_caption_is_no_chance():
     """The image's own proof is not spoiled by a watched prompt that copies it, and the prompt's names the image."""
-    image, prompt = seen("a"), replace(drawn("p", 0, 0, 7), probe=Probe("a photo of a", name="p"))
-    of = proofs([found(image), found(prompt)], {"a photo of a": photo(0)[None]})
+    image, prompt = found(seen("a")), drawn("p", 0, 0, 7, caption=CAPTION)
+    of = proofs([image, found(prompt)], {CAPTION: photo(0)[None]})
     assert of["a"].copied == 1
-    assert of["p"].is_copy == (True, True, False)
     assert of["p"].copies == (("p", "a"), ("p", "a"), ())
-
-
-def test_what_is_drawn_from_the_caption_is_no_chance():
-    """A prompt's generations may be the very ones that are compared."""
-    image, prompt = seen("a"), replace(drawn("p", 8, 9), probe=Probe("a photo of a", name="p"))
-    alone = proofs([found(image)], {"a photo of a": prompt.generations})["a"]
-    shared = proofs([found(image), found(prompt)], {"a photo of a": prompt.generations})["a"]
+    alone, shared = (proofs([image, *more], {CAPTION: prompt.generations})["a"] for more in ([], [found(prompt)]))
     assert shared.ratios == alone.ratios
-    assert np.isfinite(shared.ratios).all()
     assert shared.num_others == alone.num_others == 6
 
 
 # --- with a model -----------------------------------------------------------------------------------------------------
 
-
-def watched(pretrained, images, folder, probes=None, **overrides):
-    """A loop, its watch, and at its first event the observations, and a finding of every watched probe."""
-    loop = Loop(pretrained, folder)
-    probes = probes or [
-        Probe("a cat", picture(0), name="a"),
-        Probe("a cat", picture(1), name="b"),
-        Probe("x", name="p"),
-    ]
-    watch = loop.watch(pretrained, probes, controls=images, **overrides)
-    with watch.observer.borrowed():
-        observations = watch.observer.observe(watch.observer.probes, watch.baselines, {})
-    return loop, watch, observations, [found(o) for o in observations if not o.probe.is_control]
+CATS = [Probe("a cat", picture(0), name="a"), Probe("a cat", picture(1), name="b")]
+CATS_AND_PROMPT = [*CATS, Probe("x", name="p")]
 
 
-def proven(watch, findings, observations, **more):
-    return prove(findings, observations, watch.observer, watch.faults, **more)
+@pytest.fixture
+def watched(pretrained, images, tmp_path):
+    """Makes a loop, its watch, and at its first event the observations, and a finding of every watched probe."""
+
+    def make(probes=CATS_AND_PROMPT, **overrides):
+        loop = Loop(pretrained, tmp_path)
+        watch = loop.watch(pretrained, probes, controls=images, **overrides)
+        with watch.observer.borrowed():
+            observations = watch.observer.observe(watch.observer.probes, watch.baselines, {})
+        return loop, watch, observations, [found(o) for o in observations if not o.probe.is_control]
+
+    return make
 
 
-def test_a_proof_is_made_of_the_model_s_own_generations(pretrained, images, tmp_path):
-    _, watch, observations, findings = watched(pretrained, images, tmp_path)
+def proven(watch, findings, observations):
+    return prove(findings, observations, watch.observer, watch.faults)
+
+
+def test_a_proof_is_made_of_the_model_s_own_generations_and_leaves_no_trace(watched):
+    loop, watch, observations, findings = watched()
+    loop.run(None, 1)
+    before, objects = loop.state(), loop.identities()
     a, b, p = (f.proof for f in proven(watch, findings, observations))
-    assert a.generations.shape == (2 * watch.config.proof.seeds, 16, 16, 3)  # of each probe with this caption
+    assert_same(before, loop.state())
+    assert loop.identities() == objects
+    assert a.generations.shape == (2 * NUM_SEEDS, 16, 16, 3)  # of each probe with this caption
     assert np.array_equal(a.generations, b.generations)
     assert len({g.tobytes() for g in a.generations}) == len(a.generations)
     assert p.generations is observations[2].generations
     assert a.num_others == len(watch.observer.probes) - 1
-    assert np.isfinite(a.ratios).all()
     again = proven(watch, findings, observations)[0].proof
     assert np.array_equal(again.generations, a.generations)
     assert again.ratios == a.ratios
 
 
-@pytest.mark.parametrize(("seeds", "sampled"), [(1, []), (2, [("a cat", 4)])])
-def test_what_a_prompt_has_drawn_is_not_sampled_again(seeds, sampled, pretrained, images, tmp_path, monkeypatch):
-    """Two images share the caption, and the prompt has two generations of it."""
-    probes = [*(Probe("a cat", picture(i), name=f"{i}") for i in range(2)), Probe("a cat", name="p")]
-    proof = CONFIG["proof"] | {"seeds": seeds}
-    _, watch, observations, findings = watched(pretrained, images, tmp_path, probes, proof=proof)
+@pytest.mark.parametrize(("draws", "sampled"), [(2 * NUM_SEEDS, []), (2, [("a cat", 2 * NUM_SEEDS)])])
+def test_what_a_prompt_has_drawn_is_not_sampled_again(draws, sampled, watched, monkeypatch):
+    """Two images share the caption with a prompt that has generations of it."""
+    sampling = {"num_inference_steps": 2, "seeds": draws}
+    levels = {"timesteps": [61], "draws": draws}
+    _, watch, observations, findings = watched([*CATS, Probe("a cat", name="p")], levels=levels, sampling=sampling)
     real, calls = watch.observer.generate, []
     monkeypatch.setattr(watch.observer, "generate", lambda *call: calls.append(call) or real(*call))
-    proofs = [f.proof for f in proven(watch, findings, observations)]
+    first, second, prompt = proven(watch, findings, observations)
     assert calls == sampled
-    for i in range(2):
-        assert len(proofs[i].generations) == 2 * seeds
-    assert np.array_equal(proofs[0].generations[:2], observations[2].generations) == (seeds == 1)
-
-
-def test_pictures_are_what_the_autoencoder_gives_back(pretrained, images, tmp_path):
-    observer = watched(pretrained, images, tmp_path)[1].observer
-    with observer.borrowed():
-        pictures = observer.pictures()
-    assert set(pictures) == {p.name for p in observer.probes if p.probe.is_reference}
-    assert np.array_equal(pictures["a"], decode_latents(observer.probes[0].latents, observer.parts.vae))
-
-
-def test_training_is_untouched(pretrained, images, tmp_path):
-    loop, watch, observations, findings = watched(pretrained, images, tmp_path)
-    loop.run(None, 1)
-    before, objects = loop.state(), loop.identities()
-    assert any(f.proof for f in proven(watch, findings, observations))
-    assert_same(before, loop.state())
-    assert loop.identities() == objects
+    assert len(first.proof.generations) == len(second.proof.generations) == 2 * NUM_SEEDS
+    assert np.array_equal(first.proof.generations[:draws], prompt.proof.generations)  # the same seeds
 
 
 @pytest.mark.parametrize("part", [PROVING, COMPARING])
-def test_a_failing_proof_costs_the_proof_alone(part, pretrained, images, tmp_path, monkeypatch):
-    loop, watch, observations, findings = watched(pretrained, images, tmp_path)
+def test_a_failing_proof_costs_the_proof_alone(part, watched, monkeypatch):
+    loop, watch, observations, findings = watched()
 
     def failing(*_):
         torch.rand(3)
         raise RuntimeError("no")
 
-    if part == PROVING:
-        monkeypatch.setattr(watch.observer, "generate", failing)
-    else:
-        monkeypatch.setattr(memwatch.judge.proof, "proofs_of", failing)
+    owner, name = (watch.observer, "generate") if part == PROVING else (memwatch.judge.proof, "proofs_of")
+    monkeypatch.setattr(owner, name, failing)
     before = loop.state()
     for count in (1, 2, 3, 3):  # the fourth is not tried
         assert proven(watch, findings, observations) == tuple(findings)
@@ -264,43 +218,11 @@ def test_a_failing_proof_costs_the_proof_alone(part, pretrained, images, tmp_pat
         prove(findings, observations, watch.observer, Faults(strict=True))
 
 
-def test_one_key_turns_it_off_and_frees_the_autoencoder(pretrained, images, tmp_path, monkeypatch):
-    images_alone = [Probe("a cat", picture(0), name="a")]
-    for enabled in (True, False):
-        proof = CONFIG["proof"] | {"enabled": enabled}
-        _, watch, observations, findings = watched(
-            pretrained, images, tmp_path / str(enabled), images_alone, proof=proof
-        )
-        assert (watch.observer.parts.vae is not None) == enabled
-        if not enabled:
-            monkeypatch.setattr(watch.observer, "generate", lambda *_: pytest.fail("generates"))
-        assert [f.proof is not None for f in proven(watch, findings, observations)] == [enabled]
-
-
-def test_a_quiet_event_generates_nothing(pretrained, images, tmp_path, monkeypatch):
-    _, watch, observations, findings = watched(pretrained, images, tmp_path)
+def test_where_nothing_is_due_the_model_is_not_borrowed(watched, monkeypatch):
+    _, watch, observations, findings = watched(CATS, proof={"enabled": False})
+    assert watch.observer.parts.vae is None  # freed
     monkeypatch.setattr(watch.observer, "borrowed", lambda: pytest.fail("borrows the model"))
+    assert proven(watch, findings, observations) == tuple(findings)
+    watch.observer.config = load_config(watch.config, proof={"enabled": True})
     quiet = [replace(f, is_alert=False) for f in findings]
     assert proven(watch, quiet, observations) == tuple(quiet)
-
-
-def test_a_model_without_prompts_generates_by_seeds_alone(families, family_folders, tmp_path):
-    """All its probes share the generations, whatever their captions."""
-    from accelerate import Accelerator
-
-    from memwatch import MemWatch
-
-    probes = [Probe("one", picture(0, 8), name="a"), Probe("two", picture(1, 8), name="b")]
-    config = CONFIG | {"output_dir": str(tmp_path)}
-    watch = MemWatch(
-        Accelerator(cpu=True),
-        families["unconditional"].unet,
-        family_folders["unconditional"],
-        config=config,
-        probes=probes,
-    )
-    with watch.observer.borrowed():
-        observations = watch.observer.observe(watch.observer.probes, watch.baselines, {})
-    a, b = (f.proof for f in proven(watch, [found(o) for o in observations], observations))
-    assert a.generations.shape == (2 * watch.config.proof.seeds, 8, 8, 3)
-    assert np.array_equal(a.generations, b.generations)

@@ -20,7 +20,6 @@ OLD_ROW = {  # as the first version wrote it
     "severity": 2.24,
     "severity_low": 2.1,
     "p": 6.5e-12,
-    "rank_p": 0.048,
     "z_score": 15.2,
     "baseline_step": 0,
     "since": 100,

@@ -178,7 +178,6 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "severity": found.severity,
         "severity_low": found.evidence.severity_low,
         "p": found.p,
-        "rank_p": 1 / 21,
         "z_score": found.evidence.z_score,
         "baseline": "step 0",
         "baseline_step": 0,
@@ -198,14 +197,13 @@ def test_the_line_of_the_history_is_plain_and_complete():
                 "low": region.low,
                 "z_score": found.evidence.z_score,
                 "p": found.p,
-                "rank_p": 1 / 21,
                 "rank_p_peers": None,
                 "level": 61,
             }
         ],
         "copied": None,
     }
-    assert (new["z_score"], new["p"], new["rank_p"], new["verdict"]) == (None, None, None, "inconclusive")
+    assert (new["z_score"], new["p"], new["verdict"]) == (None, None, "inconclusive")
     assert (new["baseline"], new["alert_text"], new["levels"]) == ("none yet", None, [])
     assert row["calibrated"] is True
 

@@ -110,7 +110,7 @@ def call_every_change(monkeypatch: Any) -> None:
         evidence, probe = real(observation, signals, regions, references), observation.probe
         if probe.is_control or probe.is_peer or not regions:
             return evidence
-        found = {"severity": 5.0, "severity_low": 4.0, "p": 1e-9, "rank_p": 1e-9, "z_score": 30.0}
+        found = {"severity": 5.0, "severity_low": 4.0, "p": 1e-9, "z_score": 30.0}
         return replace(evidence, **found, any_controls=True, num_controls=20)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, uint8
 
-TIMES = ("seconds", "memwatch/seconds")
+TIMES = ("seconds", "overhead", "memwatch/seconds", "memwatch/overhead")
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:

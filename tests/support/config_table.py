@@ -1,4 +1,4 @@
-"""The settings as a page for people: ``python -m memwatch.config_table > configs/README.md``.
+"""The settings as a page for people: ``python tests/support/config_table.py > configs/README.md``.
 
 The page is made of the dataclasses and docstrings of ``memwatch.config``, so it cannot say anything else than they do.
 """
@@ -18,7 +18,7 @@ from memwatch.config import MemWatchConfig
 INTRO = """\
 # Settings
 
-This page is generated: `python -m memwatch.config_table > configs/README.md`. It shows the docstrings of
+This page is generated: `python tests/support/config_table.py > configs/README.md`. It shows the docstrings of
 [memwatch/config.py](../memwatch/config.py); change them there.
 
 Settings come from a YAML file (`MemWatch(..., config="my.yaml")`), a nested dict, or a `MemWatchConfig`. Top-level keys
@@ -45,11 +45,7 @@ HEAD = "| key | default | meaning |\n|---|---|---|"
 
 
 def page() -> str:
-    """The whole page as markdown: the introduction, the settings that people turn, and the others by section.
-
-    Raises:
-        ValueError: a key has no entry in the ``Attributes:`` of its docstring, or an entry has no key.
-    """
+    """The whole page as markdown: the introduction, the settings that people turn, and the others by section."""
     sections = {"": MemWatchConfig, **{f.name: f.default_factory for f in fields(MemWatchConfig) if _is_section(f)}}
     found = {name: rows(cls, f"{name}." if name else "") for name, cls in sections.items()}
     every = {key: row for of_section in found.values() for key, row in of_section.items()}
@@ -75,7 +71,11 @@ def _is_section(item: Field[Any]) -> bool:
 
 
 def rows(cls: Any, prefix: str) -> dict[str, str]:
-    """By key, a section's lines of the table."""
+    """By key, a section's lines of the table.
+
+    Raises:
+        ValueError: a key has no entry in the ``Attributes:`` of its docstring, or an entry has no key.
+    """
     own = [item for item in fields(cls) if not _is_section(item)]
     meanings, names = entries(cls), [item.name for item in own]
     if list(meanings) != names:

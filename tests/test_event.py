@@ -1,0 +1,289 @@
+"""One event: forward passes screen, curvature is measured where they say so, rows rotate, alerts are generated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.builders import (
+    CONFIG,
+    EAGER,
+    Loop,
+    assert_same,
+    call_every_change,
+    choose,
+    history,
+    maps,
+    picture,
+    probes_of_both_kinds,
+    without_time,
+)
+
+import memwatch.config
+import memwatch.judge.findings
+import memwatch.measure.observer
+from memwatch import MemWatchConfig, Probe
+from memwatch.judge.proof import NUM_SEEDS
+from memwatch.judge.verdict import Verdict
+from memwatch.measure.signals import decide
+
+STRICT = CONFIG | {"strict": True, "stop": {"enabled": False}}
+CAT, POSTER = probes_of_both_kinds()
+NAMES = ["cat", "poster"]
+ROWS = [Probe(f"row {i}", picture(20 + i), name=f"row{i}", row=i, in_rotation=True) for i in range(5)]
+screened = pytest.mark.usefixtures("screened")
+
+
+def measured(report) -> list[str]:
+    """Whose curvature was measured and judged."""
+    return [f.name for f in report.judgement.everything if f.observation.now.rho is not None]
+
+
+def resumed(pretrained, folder, step: int, start):
+    """A loop that goes on from the checkpoint in ``folder``, and what ``start`` makes of it."""
+    loop = Loop(pretrained, folder)
+    watch = start(loop)
+    loop.accelerator.load_state(str(folder / "checkpoint"))
+    loop.step = step
+    return loop, watch
+
+
+# --- the screen -------------------------------------------------------------------------------------------------------
+
+
+@screened
+def test_an_event_measures_curvature_of_what_the_screen_chooses(pretrained, pipeline, images, tmp_path, monkeypatch):
+    choose(monkeypatch, "cat", "control/control0")
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, controls=images, config=STRICT)
+    first = watch.begin()
+    later = loop.run(watch, 4)
+    assert measured(first) == []
+    assert [measured(report) for report in later] == [["cat", "control/control0"]] * 2
+    assert [r.scalars()["memwatch/measured"] for r in (first, *later)] == [0, 4, 4]  # all controls that are images
+    cat, poster = later[0].findings
+    assert cat.signals.snapshot.variance is not None
+    assert poster.signals.snapshot.variance is None
+    assert_same(poster.signals.deciding.samples, decide(poster.signals, "loss", "both").samples)
+    chosen, *others = later[0].judgement.controls
+    assert chosen.signals.snapshot.variance is not None
+    assert [f.signals.snapshot.variance for f in others] == [None, None]  # measured, but judged as the screen saw them
+    keys = later[0].scalars().keys()
+    assert {"memwatch/collapse/cat", "memwatch/loss_log_ratio/poster", "memwatch/severity/poster"} <= keys
+    assert "memwatch/collapse/poster" not in keys
+
+
+@pytest.mark.parametrize("kind", [{}, {"lora": True, "precision": "bf16", "checkpointing": True}, {"ema": True}])
+def test_the_baseline_measured_afterwards_is_that_measured_at_once(kind, pretrained, pipeline, tmp_path, monkeypatch):
+    choose(monkeypatch, *NAMES)
+    for name, screens in (("full", False), ("screened", True)):
+        monkeypatch.setattr(MemWatchConfig, "screens", screens)
+        loop = Loop(pretrained, tmp_path / name, **kind)
+        loop.run(loop.watch(pipeline, config=STRICT), 4)
+    for step in (2, 4):
+        assert_same(maps(tmp_path / "screened", step), maps(tmp_path / "full", step))
+    rows = [without_time(history(tmp_path / name))[1:] for name in ("screened", "full")]
+    assert_same([row["findings"] for row in rows[0]], [row["findings"] for row in rows[1]])
+
+
+@screened
+@pytest.mark.parametrize("swappable", [True, False])
+def test_the_baseline_is_measured_once(swappable, pretrained, pipeline, tmp_path, monkeypatch):
+    """Where weights cannot be exchanged, at once."""
+    choose(monkeypatch, "cat")
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, config=STRICT, probes=[CAT])
+    watch.observer.ranks = replace(watch.observer.ranks, swappable=swappable)
+    swaps, real = [], memwatch.measure.observer.swapped
+    monkeypatch.setattr(memwatch.measure.observer, "swapped", lambda *a: swaps.append(loop.step) or real(*a))
+    reports = [watch.begin(), *loop.run(watch, 6)]
+    assert swaps == ([2] if swappable else [])
+    assert [measured(report) for report in reports] == [[] if swappable else ["cat"], *[["cat"]] * 3]
+    assert reports[-1].findings[0].signals.snapshot.variance is not None
+    assert watch.baselines.weights.steps == ([0] if swappable else [])
+
+
+@screened
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_frozen_model_reads_exactly_zero_and_nothing_of_it_is_chosen(
+    chosen, pretrained, pipeline, images, tmp_path, monkeypatch
+):
+    if chosen:
+        choose(monkeypatch, "cat")
+    loop = Loop(pretrained, tmp_path, lr=0.0)
+    for report in loop.run(loop.watch(pipeline, controls=images, config=STRICT), 4):
+        assert measured(report) == (["cat"] if chosen else [])
+        for finding in report.judgement.everything:
+            assert finding.signals.decisive.mean.max() <= 0, finding.name  # the prompt itself may raise the loss
+            assert not finding.signals.snapshot.loss.samples.any()
+            assert finding.severity == 1.0
+
+
+@screened
+def test_everything_is_measured_every_so_often_and_prompts_generate_once(pretrained, pipeline, tmp_path, monkeypatch):
+    choose(monkeypatch)
+    monkeypatch.setattr(memwatch.config, "FULL_EVERY", 2)
+    loop, calls, real = Loop(pretrained, tmp_path), [], memwatch.measure.observer.generate
+    monkeypatch.setattr(memwatch.measure.observer, "generate", lambda *a, **k: calls.append(loop.step) or real(*a, **k))
+    reports = loop.run(loop.watch(pipeline, config=STRICT, proof={"enabled": False}), 8)
+    assert [measured(report) for report in reports] == [[], NAMES, [], NAMES]
+    assert calls == [0, 2, 4, 6, 8]
+
+
+@screened
+def test_without_a_baseline_of_its_own_a_probe_gets_a_new_one(pretrained, pipeline, tmp_path, monkeypatch):
+    """One that came later, and one whose earlier weights are gone."""
+    choose(monkeypatch, "cat", "new")
+    loop, new = Loop(pretrained, tmp_path), Probe("new", picture(7), name="new")
+    watch = loop.watch(pipeline, config=STRICT, probes=[CAT])
+    loop.run(watch, 1)
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    again, watch = resumed(pretrained, tmp_path, 1, lambda loop: loop.watch(pipeline, config=STRICT, probes=[CAT, new]))
+    reports = again.run(watch, 4)
+    assert [[f.observation.baseline_step for f in report.findings] for report in reports] == [[0, None], [0, 2]]
+    assert [measured(report) for report in reports] == [["cat"], ["cat", "new"]]
+    (tmp_path / "memwatch" / "snapshots" / "step_0000000.safetensors").unlink()
+    again, watch = resumed(pretrained, tmp_path, 1, lambda loop: loop.watch(pipeline, config=STRICT, probes=[CAT]))
+    assert [report.findings[0].observation.baseline_step for report in again.run(watch, 4)] == [None, 2]
+
+
+# --- rows in rotation -------------------------------------------------------------------------------------------------
+
+ROTATING = STRICT | EAGER | {"rotation": {"per_event": 2}, "alerts": {"patience": 2}}
+
+
+def call_only(monkeypatch, name: str) -> None:
+    """As ``call_every_change``, for one probe."""
+    call_every_change(monkeypatch)
+    strong = memwatch.judge.findings.evidence_of
+
+    def evidence_of(observation, *args):
+        evidence = strong(observation, *args)
+        return evidence if observation.name == name else replace(evidence, severity_low=1.0)
+
+    monkeypatch.setattr(memwatch.judge.findings, "evidence_of", evidence_of)
+
+
+@screened
+def test_rows_go_round_and_one_that_stands_out_stays(pretrained, pipeline, images, tmp_path, monkeypatch):
+    call_only(monkeypatch, "row1")
+    choose(monkeypatch, "row1")
+    loop, rotated = Loop(pretrained, tmp_path), []
+    watch = loop.watch(pipeline, config=ROTATING, probes=[CAT, *ROWS], controls=images)
+
+    def note(loop):
+        if loop.step % 2 == 0:
+            rotated.append([p.name for p in watch.observer.probes if p.probe.in_rotation])
+
+    loop.run(watch, 6, each=note)
+    assert rotated == [["row0", "row1"], ["row1", "row2", "row3"], ["row0", "row1", "row4"]]
+    lines = history(tmp_path)
+    told = [{f["name"]: f["verdict"] for f in line["findings"]} for line in lines]
+    assert [found.get("row1") for found in told] == [None, "suspicious", "memorized", "memorized"]
+    assert {name for found in told for name in found} == {"cat", "row1"}  # quiet rows are no findings
+    assert [line["scalars"].get("memwatch/rotated") for line in lines] == [None, 2, 3, 3]
+
+
+@screened
+def test_a_row_reads_what_it_would_as_a_probe(pretrained, pipeline, images, tmp_path, monkeypatch):
+    """Its baseline is measured only when it is rotated in, under the weights that were kept."""
+    call_every_change(monkeypatch)
+    choose(monkeypatch, "row0", "cat")
+    for name, row in (("rotated", ROWS[0]), ("fixed", replace(ROWS[0], in_rotation=False))):
+        loop = Loop(pretrained, tmp_path / name)
+        loop.run(loop.watch(pipeline, config=ROTATING | EAGER, probes=[CAT, row], controls=images), 4)
+    rotated, fixed = (without_time(history(tmp_path / name)) for name in ("rotated", "fixed"))
+    for step in (1, 2):
+        for key in ("name", "severity", "p", "regions", "levels", "verdict", "baseline"):
+            assert_same(rotated[step]["findings"][1][key], fixed[step]["findings"][1][key], key)
+    assert rotated[1]["findings"][1]["verdict"] == "memorized"
+
+
+@screened
+@pytest.mark.parametrize("kind", [{}, {"lora": True}])
+def test_training_is_bit_identical_with_screen_and_rotation(kind, pretrained, pipeline, tmp_path, monkeypatch):
+    choose(monkeypatch, "row1", "row2", *NAMES)
+    alone, loop = Loop(pretrained, **kind), None
+    alone.run(None, 4)
+    loop = Loop(pretrained, tmp_path, **kind)
+    assert len(loop.run(loop.watch(pipeline, config=ROTATING, probes=[CAT, POSTER, *ROWS]), 4)) == 2
+    assert_same(alone.state(), loop.state())
+
+
+@screened
+def test_resume_equals_never_stopped(pretrained, pipeline, images, tmp_path, monkeypatch):
+    call_every_change(monkeypatch)
+    choose(monkeypatch, "row1", "row4", "poster", "control/control1")
+
+    def start(loop):
+        return loop.watch(pipeline, config=ROTATING, probes=[CAT, POSTER, *ROWS], controls=images)
+
+    def save(loop):
+        if loop.step == 4:
+            loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+
+    loop = Loop(pretrained, tmp_path)
+    watch = start(loop)
+    loop.run(watch, 8, each=save)
+    watch.close()
+    unbroken, state = (without_time(history(tmp_path)), [maps(tmp_path, step) for step in (6, 8)]), loop.state()
+    again, watch = resumed(pretrained, tmp_path, 4, start)
+    again.run(watch, 8)
+    assert_same((without_time(history(tmp_path)), [maps(tmp_path, step) for step in (6, 8)]), unbroken)
+    assert_same(again.state()["weights"], state["weights"])
+
+
+# --- the proof --------------------------------------------------------------------------------------------------------
+
+WATCHING = EAGER | {"stop": {"enabled": False}}
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(("lr", "enabled"), [(1e-2, True), (1e-2, False), (0.0, True)])
+def test_an_alert_is_generated_once(lr, enabled, pretrained, pipeline, tmp_path, monkeypatch):
+    """At step 2 both are news; at 4 they are still memorized, which is none. Where nothing changes, nothing is."""
+    calls, real = [], memwatch.measure.observer.Observer.generate
+    counting = lambda self, *call: calls.append(call) or real(self, *call)  # noqa: E731
+    monkeypatch.setattr(memwatch.measure.observer.Observer, "generate", counting)
+    loop = Loop(pretrained, tmp_path, lr=lr)
+    first, second = loop.run(loop.watch(pipeline, [CAT, POSTER], **WATCHING, proof={"enabled": enabled}), 4)
+    news, proven = ["cat", "poster"] if lr else [], bool(lr and enabled)
+    assert [f.name for f in first.alerts] == news
+    assert second.alerts == ()
+    assert calls == ([("a photo of a cat", NUM_SEEDS)] if proven else [])  # the poster's generations were there
+    assert [f.proof is not None for f in (*first.findings, *second.findings)] == [proven, proven, False, False]
+    assert ("memwatch/num_copied" in first.scalars()) == proven
+    if proven:
+        cat, poster = first.findings
+        assert [f.verdict for f in second.findings] == [Verdict.MEMORIZED] * 2
+        assert cat.proof.generations.shape == (NUM_SEEDS, 16, 16, 3)
+        assert poster.proof.generations is poster.observation.generations
+        assert [f["copied"]["generations"] for f in history(tmp_path)[1]["findings"]] == [NUM_SEEDS, 2]
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_proof_that_fails_costs_neither_the_event_nor_the_alert(pretrained, pipeline, tmp_path, monkeypatch):
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, [CAT], **WATCHING)
+    monkeypatch.setattr(watch.observer, "generate", lambda *call: 1 / 0)
+    (report,) = loop.run(watch, 2)
+    assert (report.failure, report.errors, report.findings[0].proof) == (None, 1, None)
+    assert [f.name for f in report.alerts] == ["cat"]
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_stop_can_wait_for_a_copy(copies, pretrained, pipeline, images, tmp_path, monkeypatch):
+    """Until there is one, the probe is generated from again at every event."""
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, [CAT], controls=images, **EAGER, stop={"require_copy": True})
+    with watch.observer.borrowed():
+        pictures = watch.observer.pictures()
+    made, generated = pictures["cat"] if copies else np.asarray(picture(77)), []
+    generate = lambda caption, count: generated.append(caption) or np.stack([made] * count)  # noqa: E731
+    monkeypatch.setattr(watch.observer, "generate", generate)
+    reports = loop.run(watch, 6)
+    assert [report.step for report in reports] == ([2] if copies else [2, 4, 6])
+    assert len(generated) == len(reports)
+    assert watch.should_stop == copies
