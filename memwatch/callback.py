@@ -26,8 +26,7 @@ from memwatch.judge.proof import prove
 from memwatch.judge.screen import LOOKING, SCREENING, observe
 from memwatch.judge.stop import EXIT_CODE, decide_stop
 from memwatch.measure.baselines import Baselines, open_stores
-from memwatch.measure.fingerprint import fingerprints
-from memwatch.measure.measurement import Observation
+from memwatch.measure.measurement import Observation, fingerprints
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
 from memwatch.pace import Prices, choose_pace, planned_events
@@ -141,7 +140,7 @@ class MemWatch:
             ema=ema,
         )
         self.folder = RunFolder(Path(self.config.output_dir))
-        stores = open_stores(self.folder.folder, self.config.snapshots, self.ranks)
+        stores = open_stores(self.folder.folder, self.ranks)
         fixed = self.observer.weights_without_lora if kind == "base" else lambda: read_safetensors(outside)
         reading = self.observer.denoiser.schedule.prediction_type
         marks = fingerprints(self.config, self.observer.prepared, str(accelerator.mixed_precision), reading)
@@ -283,7 +282,6 @@ class MemWatch:
             read = self.observer.trainable_weights
             rotation = [p.name for p in self.observer.rotation]
             together(KEEPING, self.faults, lambda: self.baselines.remember(step, seen, read, self.faults, rotation))
-            self.baselines.settle()
             observations = self.observer.in_order(seen)
             planned = planned_events(self.config.max_train_steps, self.every_steps)
             rotating = self.observer.num_rotating(planned)

@@ -14,6 +14,7 @@ TERMS = ("variance", "loss", "both")
 AGAINST = ("snapshot", "unconditional", "both")
 COMBINATIONS = ("adjacent_min", "mean", "max")
 LOOKS = ("generation", "last_step")
+SCREEN_DRAWS = 1  # noise draws per level of the screen
 
 
 class ConfigError(ValueError):

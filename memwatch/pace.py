@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from memwatch.config import MemWatchConfig
-from memwatch.measure.passes import Passes
+from memwatch.measure.measure import Passes
 
 WARM_UP, TIMED = 2, 10  # of a run's first steps: how many are passed over, and how many are timed then
 HORIZON = 2000  # steps from which on a run can pay for its events, and over which it does if its length is not known

@@ -62,13 +62,8 @@ class Compared:
     @classmethod
     def of(cls, observations: Sequence[Observation], config: SignalsConfig, terms: str | None = None) -> Compared:
         """Compare by the configured terms, or by others."""
-        signals = compute_signals(
-            observations,
-            terms=terms or config.terms,
-            against=config.against,
-            combine=config.combine,
-            smooth=config.smooth,
-        )
+        rule = {"terms": terms or config.terms, "against": config.against}
+        signals = compute_signals(observations, **rule, smooth=config.smooth)
         return cls({o.name: o for o in observations}, signals, {name: profile_of(s) for name, s in signals.items()})
 
     @classmethod

@@ -101,7 +101,7 @@ class Scan:
         earlier = EarlierModel(source, self.observer, pretrained) if kind == "path" else None
         fixed = earlier.weights if earlier is not None else self.observer.weights_without_lora
         self.seen = Seen(self.observer, str(pretrained))
-        ledger, _ = open_stores(folder, config.snapshots, self.ranks)
+        ledger, _ = open_stores(folder, self.ranks)
         weights = KeptWeights(self.seen, folder / OBSERVATIONS / "weights", writes=self.ranks.writes_weights)
         self.baselines = Baselines(config.signals, ledger, weights, fixed)
         reading = self.observer.denoiser.schedule.prediction_type

@@ -12,7 +12,7 @@ from support.processes import new_process
 from memwatch.bench.events import FIRST, FULL, SCREENED, USUAL, Numbers, event_passes, multiplied, varied
 from memwatch.cli import main
 from memwatch.config_file import load_config
-from memwatch.measure.passes import count_passes
+from memwatch.measure.measure import count_passes
 from memwatch.pace import CHOSEN
 
 SCREENING = CONFIG | {"screen": True, "every_steps": None, "curvature": {"vectors": 2, "tile": 2}}

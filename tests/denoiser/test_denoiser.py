@@ -24,7 +24,8 @@ from memwatch.measure.curvature import value_and_diag_jacobian
 from memwatch.measure.images import encode_images
 from memwatch.measure.measure import measure
 from memwatch.measure.prepare import PreparedProbe
-from memwatch.measure.views import View, prompt_view
+from memwatch.measure.sampling import prompt_view
+from memwatch.measure.views import View
 
 NAMES = ["sdxl", "sd3", "sd3-without-t5", "flux", "flux-schnell", "unconditional"]
 

@@ -17,7 +17,7 @@ from support.builders import CONFIG, assert_same, picture
 from support.families import PROMPT, adapted, network, size_of
 from torch import nn
 
-import memwatch.measure.adapt
+import memwatch.measure.prepare
 from memwatch import ConfigError, MemWatch, Probe, ProbeError
 from memwatch.denoiser import Components, StableDiffusion3, family_of, load_components
 from memwatch.judge.alerts import Verdict
@@ -104,7 +104,7 @@ def test_what_was_loaded_is_freed(name, family_folders, families, tmp_path, monk
         loaded.extend(weakref.ref(part) for part in (*parts.text_encoders, parts.vae))
         return parts
 
-    monkeypatch.setattr(memwatch.measure.adapt, "load_components", recording)
+    monkeypatch.setattr(memwatch.measure.prepare, "load_components", recording)
     model = network(families[name])
     probes, off = [Probe(PROMPT, picture(0), name="cat")], {"enabled": False}
     watch = watch_of(model, family_folders[name], tmp_path, probes=probes, proof=off)

@@ -16,9 +16,8 @@ from memwatch import Probe
 from memwatch.config import CurvatureConfig
 from memwatch.denoiser import StableDiffusion, borrow
 from memwatch.denoiser.schedule import NoiseSchedule
-from memwatch.measure.batches import Batches
 from memwatch.measure.curvature import value_and_diag_jacobian
-from memwatch.measure.measure import measure
+from memwatch.measure.measure import Batches, measure
 from memwatch.measure.views import View
 
 pytestmark = [

@@ -28,12 +28,11 @@ from memwatch.denoiser.aligned import ALIGNMENT, offset_of
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
-from memwatch.measure.disk_offload import ShelvedNetwork
 from memwatch.measure.snapshots import SnapshotStore
-from memwatch.measure.weights import read_safetensors, swapped, trainable
+from memwatch.measure.weights import OffloadedNetwork, read_safetensors, swapped, trainable
 from memwatch.scan.checkpoints import load_model, make_room, read_text_encoder, read_weights
-from memwatch.scan.observation_cache import KeptObservations
 from memwatch.scan.lora_keys import DENOISER
+from memwatch.scan.observation_cache import KeptObservations
 
 SHIFTS = range(0, ALIGNMENT, 8)  # a header is padded to a multiple of 8 bytes
 
@@ -106,7 +105,7 @@ def kept_observations(folder: Path, base: Path) -> list[torch.Tensor]:
 
 def a_resting_network(folder: Path, base: Path) -> list[torch.Tensor]:
     network = torch.nn.Sequential(*(torch.nn.Linear(i, 3) for i in (1, 3, 5)))
-    resting = ShelvedNetwork(network, folder)
+    resting = OffloadedNetwork(network, folder)
     with resting.on(torch.device("cpu")):
         return [tensor.data for tensor in of(network)]
 

@@ -17,8 +17,7 @@ from memwatch.config import SignalsConfig, SnapshotsConfig
 from memwatch.faults import Faults
 from memwatch.measure.baselines import Baselines, choose_baseline, open_stores
 from memwatch.measure.curvature import CurvatureMap
-from memwatch.measure.fingerprint import UNCONDITIONAL
-from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.measurement import UNCONDITIONAL, Measurement, Observation
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.ranks import Ranks
 

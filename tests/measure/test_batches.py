@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-import memwatch.measure.batches
-from memwatch.measure.batches import Batches
+import memwatch.measure.measure
+from memwatch.measure.measure import Batches
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -62,7 +62,7 @@ def test_what_the_failed_batch_computed_is_gone_before_the_cache_is_emptied(monk
             raise torch.OutOfMemoryError("CUDA out of memory")
         return y.tolist()
 
-    monkeypatch.setattr(memwatch.measure.batches.torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(memwatch.measure.measure.torch.cuda, "empty_cache", empty_cache)
     assert Batches(4).run(range(4), work) == [2.0] * 4
     assert alive == [[False], [False, False]]
 

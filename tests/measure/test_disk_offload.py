@@ -11,12 +11,12 @@ import pytest
 import torch
 from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, picture
 
-import memwatch.measure.disk_offload
+import memwatch.measure.weights
 from memwatch import Probe
 from memwatch.bench.held import bytes_held
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.observer import Observer
-from memwatch.measure.disk_offload import ShelvedNetwork, shelved
+from memwatch.measure.weights import OffloadedNetwork, kept_on_disk
 
 
 def test_tensors_come_back_and_no_file_is_left(tmp_path):
@@ -25,7 +25,7 @@ def test_tensors_come_back_and_no_file_is_left(tmp_path):
         "a/b": torch.randn(3),
         "": torch.tensor(1),
     }
-    found = shelved(tensors, tmp_path / "new" / "folder")
+    found = kept_on_disk(tensors, tmp_path / "new" / "folder")
     assert list(tmp_path.iterdir()) == []
     assert_same(found, tensors)
     assert all(is_mapped(tensor) for tensor in found.values())
@@ -37,18 +37,18 @@ def test_where_the_disk_refuses_they_stay_in_memory(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(memwatch.measure.disk_offload, "write_safetensors", full)
+    monkeypatch.setattr(memwatch.measure.weights, "write_safetensors", full)
     tensors = {"a": torch.ones(2)}
-    assert shelved(tensors, tmp_path)["a"] is tensors["a"]
+    assert kept_on_disk(tensors, tmp_path)["a"] is tensors["a"]
     (tmp_path / "file").touch()
-    assert shelved(tensors, tmp_path / "file")["a"] is tensors["a"]
+    assert kept_on_disk(tensors, tmp_path / "file")["a"] is tensors["a"]
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_network_on_the_shelf_computes_the_same(tmp_path):
     network, x = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).eval(), torch.randn(2, 3)
     expected = network(x)
-    resting = ShelvedNetwork(network, tmp_path)
+    resting = OffloadedNetwork(network, tmp_path)
     for _ in range(2):
         with resting.on(torch.device("cpu")):
             assert_same(network(x), expected)

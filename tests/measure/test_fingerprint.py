@@ -9,7 +9,7 @@ import pytest
 
 from memwatch import Probe
 from memwatch.config_file import load_config
-from memwatch.measure.fingerprint import SCREEN, UNCONDITIONAL, fingerprint, fingerprints
+from memwatch.measure.measurement import SCREEN, UNCONDITIONAL, fingerprint, fingerprints
 from memwatch.measure.prepare import PreparedProbe
 
 IMAGE = np.zeros((16, 16, 3), np.uint8)

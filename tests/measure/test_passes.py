@@ -6,7 +6,7 @@ import pytest
 from support.builders import CONFIG, Loop, picture
 
 from memwatch import Probe
-from memwatch.measure.passes import count_passes
+from memwatch.measure.measure import count_passes
 
 
 class Counter:

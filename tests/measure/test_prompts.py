@@ -12,9 +12,10 @@ from support.builders import CONFIG, Loop, assert_same
 import memwatch.measure.observer
 import memwatch.measure.snapshots
 from memwatch import Probe
-from memwatch.measure.batches import Batches
 from memwatch.measure.images import decode_latents
-from memwatch.measure.views import fixed_noise, generate
+from memwatch.measure.measure import Batches
+from memwatch.measure.sampling import generate
+from memwatch.measure.views import fixed_noise
 
 LAST_STEP = {"look": "last_step", "seeds": 1, "num_inference_steps": 3, "guidance_scale": 3.0}
 POSTER = Probe("a red poster", name="poster", seed=3)
