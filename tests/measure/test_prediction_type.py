@@ -112,7 +112,7 @@ def test_a_trained_network_is_told(meant, kind, tiny):
 
 
 @pytest.mark.parametrize("kind", ["new", "flat"])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("scale", [0.1, 10.0])
 def test_an_untrained_network_contradicts_nothing(scale, kind, tiny):
     class Scaled(AsV):
         def forward(self, x, timesteps, **options):
@@ -234,12 +234,3 @@ def test_the_loops_scheduler_settles_it(pretrained, pipeline, tmp_path):
     said = loop.watch(pipeline, config=SETTINGS, scheduler=scheduler, output_dir=str(tmp_path / "other")).begin()
     assert "the scheduler that was passed says v_prediction, but the model still denoises as epsilon" in said.failure
     assert "--prediction_type" in said.failure
-
-
-def test_prompts_alone_tell_nothing(pretrained, pipeline, tmp_path):
-    loop = knowing_loop(pretrained, pipeline, tmp_path, "v_prediction")
-    for look in ("generation", "last_step"):
-        sampling = SETTINGS["sampling"] | {"look": look, "seeds": 1}
-        signals = {"terms": "variance"}
-        settings = SETTINGS | {"sampling": sampling, "signals": signals, "output_dir": str(tmp_path / look)}
-        assert loop.watch(pipeline, ["a red poster"], config=settings).begin().failure is None
