@@ -39,11 +39,10 @@ CONFIG: dict[str, Any] = {
     "sampling": {"num_inference_steps": 3, "guidance_scale": 3.0},
     "proof": {"seeds": 2, "num_inference_steps": 2},
 }
-SMALL: dict[str, Any] = CONFIG | {  # one level, no unconditional branch; a failure is an error
+SMALL: dict[str, Any] = CONFIG | {  # one level, two vectors; a failure is an error
     "strict": True,
     "levels": {"timesteps": [61], "draws": 2},
     "curvature": {"vectors": 2, "tile": 2},
-    "signals": {"unconditional": False},
 }
 EAGER: dict[str, Any] = {  # with ``call_every_change``, whatever changes is memorized at once
     "regions": {"min_factor": 1.000001},

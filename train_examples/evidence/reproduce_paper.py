@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from memwatch.bench.bright_ending import bright_ending
 from memwatch.bench.evaluation import evaluate_sets, read_folders
 from memwatch.config_file import load_config
-from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components, make_denoiser
+from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.measure import measure
 from memwatch.measure.measurement import Measurement, Observation
@@ -98,7 +98,7 @@ class Model:
         model = load_model(source).requires_grad_(False).to(device)
         names = family_of(model).text_encoders
         parts = load_components(source, Components(None), needs_vae=False, text_encoders=names, device=device)
-        return cls(make_denoiser(model, NoiseSchedule.from_scheduler(parts.scheduler)), parts)
+        return cls(family_of(model)(model, NoiseSchedule.from_scheduler(parts.scheduler)), parts)
 
     def encode(self, prompt: str) -> Conditioning:
         assert self.denoiser.sample_size is not None
