@@ -24,6 +24,7 @@ from memwatch.judge.findings import Judgement
 from memwatch.judge.stop import EXIT_CODE
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.fingerprint import fingerprints
+from memwatch.measure.measurement import fingerprints
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
 from memwatch.pace import Prices, choose_pace

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from memwatch.config import FULL_EVERY, MemWatchConfig
+from memwatch.measure.measure import Passes
 from memwatch.measure.passes import Passes
 
 WARM_UP, TIMED = 2, 10  # first steps of a run that are not timed, and steps after them that are

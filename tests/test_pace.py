@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 import memwatch.callback
 import memwatch.pace
 from memwatch.config import MemWatchConfig
-from memwatch.measure.passes import Passes
+from memwatch.measure.measure import Passes
 from memwatch.pace import CHOSEN, NEVER_RARER, OFTENEST, TIMED, WARM_UP, Clock, Prices, choose_pace, planned_events
 from memwatch.report.terminal import summary
 

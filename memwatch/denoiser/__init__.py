@@ -8,7 +8,7 @@ from memwatch.denoiser.aligned import aligned
 from memwatch.denoiser.base import Conditioning, Denoiser, dtype_of, to_device
 from memwatch.denoiser.borrow import borrow, can_checkpoint, checkpointed, untouched_streams, unwrap
 from memwatch.denoiser.components import Components, as_tuple, load_components
-from memwatch.denoiser.families import FAMILIES, family_of, make_denoiser
+from memwatch.denoiser.families import FAMILIES, family_of
 from memwatch.denoiser.flux import Flux
 from memwatch.denoiser.stable_diffusion import StableDiffusion
 from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3
@@ -33,7 +33,6 @@ __all__ = [
     "dtype_of",
     "family_of",
     "load_components",
-    "make_denoiser",
     "to_device",
     "untouched_streams",
     "unwrap",

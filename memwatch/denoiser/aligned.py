@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 ALIGNMENT = 64  # bytes: of everything that torch allocates on the CPU
 
+Weights = TypeVar("Weights", Tensor, nn.Module)
 
-@overload
-def aligned(weights: Tensor) -> Tensor: ...
-@overload
-def aligned(weights: nn.Module) -> nn.Module: ...
-def aligned(weights: Tensor | nn.Module) -> Tensor | nn.Module:
+
+def aligned(weights: Weights) -> Weights:
     """A tensor, or a network with all its parameters and buffers, at addresses that are multiples of ``ALIGNMENT``.
 
     What safetensors maps from a file lies where the file's header lets it begin, and views begin where they were cut.

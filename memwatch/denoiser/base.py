@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from memwatch.denoiser.components import Components
 from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.denoiser.text import warn_if_cut
 
 Conditioning = Mapping[str, Tensor]  # of one probe: no batch dimension, on the CPU
 
@@ -19,15 +20,14 @@ Conditioning = Mapping[str, Tensor]  # of one probe: no batch dimension, on the 
 class Denoiser(ABC):
     """A model of one family, called with one signature.
 
-    Args:
-        model: the bare network, unwrapped.
-        schedule: its noise schedule and prediction type.
-
     Attributes:
+        model: the bare network, unwrapped. schedule: its noise schedule and prediction type.
         name: the family's name, for people.
         part: the network's name in the pipeline. pipeline: the diffusers class, whose LoRA files others can load.
         text_encoders: the text encoders that the family needs, by their names in the pipeline.
         optional: those of them that a pipeline may lack.
+        longest: the text encoder that takes the longest prompts, as its number, and the tokens that it takes; ``None``
+            for its tokenizer's own number.
         in_pixels: whether the latents are the pixels themselves, in [-1, 1]; then there is no VAE.
         reuse_graph: whether one forward pass serves several backward passes. False under FSDP1 and ZeRO-3, which free
             the gathered parameters after the first backward pass.
@@ -41,14 +41,14 @@ class Denoiser(ABC):
     pipeline: str
     text_encoders: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    longest: tuple[int, int | None] = (0, None)
     in_pixels: bool = False
     guided: bool = True
     reuse_graph: bool = True
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(self, model: nn.Module, schedule: NoiseSchedule) -> None:
-        self.model = model
-        self.schedule = schedule
+        self.model, self.schedule = model, schedule
 
     @classmethod
     @abstractmethod
@@ -74,11 +74,13 @@ class Denoiser(ABC):
         return self.encode("", components, resolution)
 
     def warn_if_cut(self, prompt: str, components: Components) -> None:
-        """Warn about the words of a prompt that do not fit into the text encoder."""
-        return None
+        """Warn about the words of a prompt that do not fit into the text encoder that takes the most."""
+        number, tokens = self.longest
+        if components.tokenizers:
+            warn_if_cut(prompt, components.tokenizers[number], tokens)
 
     def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:
-        """A scheduler ready to sample latents of ``side`` pixels: DDIM, as in the paper."""
+        """Ready to sample latents of ``side`` pixels: DDIM, as in the paper."""
         from diffusers import DDIMScheduler
 
         ddim = DDIMScheduler.from_config(scheduler.config)
@@ -114,13 +116,7 @@ class Denoiser(ABC):
             return self.predict(noisy_latents.to(self.dtype), timesteps, conditioning).float()
 
     def __call__(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The predicted noise, epsilon: float32, shape of ``noisy_latents``.
-
-        Args:
-            noisy_latents: ``(b, c, h, w)``, float32, on the model's device.
-            timesteps: ``(b,)``.
-            conditioning: as ``stack`` returns it.
-        """
+        """The predicted noise, epsilon: float32, shape of ``noisy_latents``; see ``predict``."""
         return self.schedule.epsilon(self.output(noisy_latents, timesteps, conditioning), noisy_latents, timesteps)
 
     def stack(self, items: Sequence[Conditioning]) -> Conditioning:

@@ -6,7 +6,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,18 +31,19 @@ def borrow(*models: nn.Module) -> Iterator[None]:
     """Inside, the networks run in eval mode, eagerly and without autocast; on CUDA by ``deterministic`` kernels.
 
     Afterwards the networks and every random number generator are exactly as they were, also after an exception.
-    Gradient checkpointing stays on where training uses it, since diffusers does not ask for the mode. accelerate's
-    mixed-precision wrapper enters autocast by itself, so it is bypassed and not only disabled.
+    Gradient checkpointing stays on where training uses it. accelerate's mixed-precision wrapper, which enters autocast
+    by itself, is bypassed.
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     forwards = [(model, model.__dict__["forward"]) for model in models if "_original_forward" in model.__dict__]
     grad_enabled = torch.is_grad_enabled()
+    device_type = next((p.device.type for model in models for p in model.parameters()), "cpu")
     try:
         with ExitStack() as stack:
             stack.enter_context(untouched_streams())
             if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(torch.autocast(_device_type(models), enabled=False))
+            stack.enter_context(torch.autocast(device_type, enabled=False))
             stack.enter_context(deterministic())
             for model in models:
                 model.eval()
@@ -103,7 +104,7 @@ def deterministic_settings() -> list[tuple[Any, str, Any]]:
     """Owner, name and value of each; before PyTorch 2.9 TF32 is one switch."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     settings: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
-    settings.append((torch.utils.deterministic, "fill_uninitialized_memory", False))  # would cost time for nothing
+    settings.append((torch.utils.deterministic, "fill_uninitialized_memory", False))  # it costs time
     if hasattr(matmul, "fp32_precision"):
         parts: tuple[Any, ...] = (matmul, cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
         return settings + [(part, "fp32_precision", "ieee") for part in parts]
@@ -138,7 +139,3 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
             for name in CHECKPOINTING:
                 module.__dict__.pop(name, None)
             module.__dict__.update(was)
-
-
-def _device_type(models: Sequence[nn.Module]) -> str:
-    return next((p.device.type for model in models for p in model.parameters()), "cpu")

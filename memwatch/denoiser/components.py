@@ -16,7 +16,7 @@ from memwatch.denoiser.log_filter import quietly
 
 @dataclass
 class Components:
-    """The parts that turn probes into latents and conditioning. Any of them may be the user's own.
+    """Any of the parts may be the user's own.
 
     Attributes:
         scheduler: the noise schedule, and what prompt probes are sampled with.
@@ -54,12 +54,10 @@ def load_components(
     Args:
         pretrained: a folder, a hub id or a ``DiffusionPipeline``.
         given: the parts that the caller passed.
-        needs_vae: whether a VAE is needed.
-        text_encoders: the text encoders that are needed, by their names in the pipeline; each has its tokenizer.
+        text_encoders: those that are needed, by their names in the pipeline; each has its tokenizer.
         optional: those of them that the pipeline may lack.
         device: where loaded networks go.
-        dtype: of loaded text encoders; the denoiser's, as in training scripts. A loaded VAE is float32, because some
-            VAEs give NaN in float16.
+        dtype: of loaded text encoders. A loaded VAE is float32, because some VAEs give NaN in float16.
 
     Raises:
         ValueError: a needed part is neither passed nor in ``pretrained``, ``pretrained`` cannot be read, or too many
@@ -104,11 +102,7 @@ def _load(
 
 
 def _check_vocabulary(text_encoder: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that lacks tokens of the text encoder: it would silently split a textual inversion's token.
-
-    Raises:
-        ValueError: the text encoder, a CLIP one, has more tokens.
-    """
+    """Refuse a tokenizer that lacks tokens of a CLIP text encoder: it would split a textual inversion's token."""
     rows = text_encoder.get_input_embeddings().num_embeddings
     is_clip = str(text_encoder.config.model_type).startswith("clip")  # T5's embedding is longer by itself
     if is_clip and rows > len(tokenizer):
@@ -128,22 +122,16 @@ def _arguments(names: Sequence[str], text_encoders: Sequence[str]) -> str:
 
 
 def _read_pipeline(pretrained: Any, names: Sequence[str], dtype: torch.dtype) -> Any:
-    """A pipeline that holds only the named parts.
-
-    Raises:
-        ValueError: it cannot be loaded.
-    """
+    """A pipeline that holds only the named parts, or a ``ValueError`` where it cannot be loaded."""
     from accelerate.utils import compare_versions
     from diffusers import DiffusionPipeline
 
-    dtype_key = (
-        "torch_dtype" if compare_versions("diffusers", "<", "0.40") else "dtype"
-    )  # each refuses the other's name
+    # each version refuses the other's name
+    dtype_key = "torch_dtype" if compare_versions("diffusers", "<", "0.40") else "dtype"
     try:
         config = DiffusionPipeline.load_config(pretrained)
-        options: dict[str, Any] = {
-            name: None for name, part in config.items() if isinstance(part, list) and name not in names
-        }
+        parts = (name for name, part in config.items() if isinstance(part, list))
+        options: dict[str, Any] = {name: None for name in parts if name not in names}
         # A pipeline that was saved without T5 must be told so when it is loaded.
         options |= {name: None for name in names if (config.get(name) or [None])[0] is None}
         options |= {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}

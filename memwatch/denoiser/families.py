@@ -6,7 +6,6 @@ from torch import nn
 
 from memwatch.denoiser.base import Denoiser, config_of
 from memwatch.denoiser.flux import Flux
-from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.denoiser.stable_diffusion import StableDiffusion
 from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3
 from memwatch.denoiser.stable_diffusion_xl import StableDiffusionXL
@@ -19,8 +18,7 @@ def family_of(model: nn.Module) -> type[Denoiser]:
     """The family of an unwrapped model.
 
     Raises:
-        ValueError: no known family fits. The message says what the model's config holds, which families memwatch
-            knows, and what is missing.
+        ValueError: no known family fits. The message says what memwatch knows, and what is missing.
     """
     for family in FAMILIES:
         if family.fits(model):
@@ -32,25 +30,15 @@ def family_of(model: nn.Module) -> type[Denoiser]:
     raise ValueError(f"model {type(model).__name__} ({seen}) is of no family that memwatch knows: {known}{lacks}")
 
 
-def make_denoiser(model: nn.Module, schedule: NoiseSchedule) -> Denoiser:
-    """A denoiser of ``model``'s family.
-
-    Raises:
-        ValueError: as ``family_of``.
-    """
-    return family_of(model)(model, schedule)
-
-
 def _what_is_missing(model: nn.Module) -> str:
     """Why memwatch cannot watch a model that people do fine-tune; empty for any other model."""
     kind, channels = type(model).__name__, config_of(model, "in_channels")
     if "ControlNet" in kind or "T2IAdapter" in kind:
         needs = "a probe would need a control image, and memwatch the frozen denoiser beside the trained network"
         return f"{kind} is no denoiser: {needs}"
-    if "UNet2DConditionModel" in kind and channels in (8, 9):
-        edited, masked = "the image to be edited (InstructPix2Pix)", "a mask and the masked image (inpainting)"
-        needs = edited if channels == 8 else masked
-        return f"it takes {channels} channels: a probe would need {needs} beside its noisy latents"
+    more = {8: "the image to be edited (InstructPix2Pix)", 9: "a mask and the masked image (inpainting)"}
+    if "UNet2DConditionModel" in kind and channels in more:
+        return f"it takes {channels} channels: a probe would need {more[channels]} beside its noisy latents"
     if config_of(model, "class_embed_type") or config_of(model, "num_class_embeds"):
         return "it takes class labels, which probes do not have"
     return ""

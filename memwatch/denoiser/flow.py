@@ -10,9 +10,7 @@ from memwatch.denoiser.base import Denoiser
 
 
 class FlowDenoiser(Denoiser):
-    """Rectified flow: ``x_t = (1 - sigma) z_0 + sigma eps`` with ``sigma = t / 1000``.
-
-    Prompt probes are sampled by Euler steps.
+    """Rectified flow: ``x_t = (1 - sigma) z_0 + sigma eps`` with ``sigma = t / 1000``, sampled by Euler steps.
 
     Attributes:
         even_sigmas: whether sampling starts from evenly spaced sigmas instead of the scheduler's own timesteps.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from memwatch.denoiser.base import Conditioning, config_of, is_a
 from memwatch.denoiser.components import Components
 from memwatch.denoiser.flow import FlowDenoiser
-from memwatch.denoiser.text import clip_pooled, t5, warn_if_cut
+from memwatch.denoiser.text import clip_pooled, t5
 
 T5_TOKENS = 512  # diffusers' pipeline and LoRA script, --max_sequence_length
 GUIDANCE = 3.5  # what the training scripts embed, --guidance_scale
@@ -17,14 +17,14 @@ GUIDANCE = 3.5  # what the training scripts embed, --guidance_scale
 class Flux(FlowDenoiser):
     """Flux.1: ``FluxTransformer2DModel`` on packed latents, CLIP for the pooled embedding, T5 for the tokens.
 
-    ``predict`` packs the latents (2x2 pixels per token) and unpacks the output, so maps lie on the unpacked latents.
-    The model is distilled: guidance is an input and not a second branch, so prompt probes are sampled without
-    classifier-free guidance.
+    ``predict`` packs the latents (2x2 pixels per token) and unpacks the output. The model is distilled: guidance is an
+    input and not a second branch, so prompt probes are sampled without classifier-free guidance.
     """
 
     name = "Flux.1"
     pipeline = "FluxPipeline"
     text_encoders = ("text_encoder", "text_encoder_2")
+    longest = (1, T5_TOKENS)
     guided = False
     even_sigmas = True
 
@@ -65,9 +65,6 @@ class Flux(FlowDenoiser):
         (clip_encoder, t5_encoder), (clip_tokenizer, t5_tokenizer) = components.text_encoders, components.tokenizers
         pooled = clip_pooled(prompt, clip_tokenizer, clip_encoder)
         return {"encoder_hidden_states": t5(prompt, t5_tokenizer, t5_encoder, T5_TOKENS), "pooled_projections": pooled}
-
-    def warn_if_cut(self, prompt: str, components: Components) -> None:
-        warn_if_cut(prompt, components.tokenizers[1], T5_TOKENS)
 
 
 def pack(latents: Tensor) -> Tensor:

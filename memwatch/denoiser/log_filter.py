@@ -1,4 +1,4 @@
-"""Quiet: what other libraries say while memwatch loads from them is said once per process."""
+"""Log filter: what other libraries say while memwatch loads from them is said once per process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ _said: set[tuple[str, str]] = set()  # sender and text
 def quietly() -> Iterator[None]:
     """Inside, loading shows no progress bars, and every log message and warning only once per process.
 
-    Errors are always shown, and so are the progress bars of downloads, which may take long. What is changed for this is
-    given back as it was found, also after an exception.
+    Errors are always shown, and so are the progress bars of downloads. Everything is given back as it was found.
     """
     show, once = warnings.showwarning, Once()
 
@@ -38,7 +37,7 @@ def quietly() -> Iterator[None]:
 
 
 class Once(logging.Filter):
-    """Passes each message of these libraries the first time; a record goes through several handlers in a row."""
+    """Passes each message of these libraries once; a record goes through several handlers in a row."""
 
     def __init__(self) -> None:
         super().__init__()

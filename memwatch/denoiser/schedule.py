@@ -43,22 +43,17 @@ class NoiseSchedule:
         """Read a diffusers scheduler.
 
         Args:
-            scheduler: has ``alphas_cumprod`` (DDPM, DDIM, PNDM, Euler, DPM-Solver, ...), or is a flow-matching one.
+            scheduler: has ``alphas_cumprod`` (DDPM, DDIM, PNDM, Euler, DPM-Solver, ...), or is a flow-matching one;
+                else it is a ``ValueError``.
             prediction_type: overrides ``scheduler.config.prediction_type``.
-
-        Raises:
-            ValueError: the scheduler has neither, or its prediction type is unknown.
         """
-        config = scheduler.config
-        declared = prediction_type or getattr(config, "prediction_type", None)
+        declared = prediction_type or getattr(scheduler.config, "prediction_type", None)
         alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
-        flow = declared in ("flow", "flow_prediction") or "FlowMatch" in type(scheduler).__name__
-        if flow:
-            return cls(None, config.num_train_timesteps, "flow")
+        if declared in ("flow", "flow_prediction") or "FlowMatch" in type(scheduler).__name__:
+            return cls(None, scheduler.config.num_train_timesteps, "flow")
         if alphas_cumprod is None:
-            raise ValueError(
-                f"scheduler {type(scheduler).__name__} has no alphas_cumprod and is not a flow-matching scheduler"
-            )
+            kind = type(scheduler).__name__
+            raise ValueError(f"scheduler {kind} has no alphas_cumprod and is not a flow-matching scheduler")
         alpha_bar = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
         return cls(alpha_bar.sqrt(), len(alpha_bar), declared or "epsilon")
 
@@ -80,13 +75,7 @@ class NoiseSchedule:
         return alpha.to(like).reshape(shape), sigma.to(like).reshape(shape)
 
     def add_noise(self, latents: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
-        """``x_t = alpha z_0 + sigma eps``.
-
-        Args:
-            latents: ``z_0``, ``(b, c, h, w)``.
-            eps: the noise, ``(b, c, h, w)``.
-            timesteps: ``(b,)``.
-        """
+        """``x_t = alpha z_0 + sigma eps`` of ``latents`` z_0 and noise ``eps``, both ``(b, c, h, w)``."""
         alpha, sigma = self.alpha_sigma(timesteps, latents)
         return alpha * latents + sigma * eps
 

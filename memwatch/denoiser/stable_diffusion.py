@@ -7,26 +7,19 @@ from torch import Tensor, nn
 
 from memwatch.denoiser.base import Conditioning, Denoiser, config_of
 from memwatch.denoiser.components import Components
-from memwatch.denoiser.text import kept, tokenize, warn_if_cut
+from memwatch.denoiser.text import kept, tokenize
 
 
 def is_plain_unet(model: nn.Module) -> bool:
     """Whether ``model`` is a text-conditioned UNet whose only image input is the noisy latents."""
     channels = config_of(model, "in_channels")
     other = config_of(model, "class_embed_type") or config_of(model, "encoder_hid_dim_type")
-    return (
-        channels is not None
-        and channels == config_of(model, "out_channels")
-        and bool(config_of(model, "cross_attention_dim"))
-        and not other
-    )
+    same = channels is not None and channels == config_of(model, "out_channels")
+    return same and bool(config_of(model, "cross_attention_dim")) and not other
 
 
 class StableDiffusion(Denoiser):
-    """Stable Diffusion 1.x and 2.x: ``UNet2DConditionModel`` with one CLIP text encoder.
-
-    It predicts epsilon or v_prediction, and is trained as a whole or by LoRA.
-    """
+    """Stable Diffusion 1.x and 2.x: ``UNet2DConditionModel`` with one CLIP text encoder; epsilon or v_prediction."""
 
     name = "Stable Diffusion 1.x / 2.x"
     pipeline = "StableDiffusionPipeline"
@@ -47,6 +40,3 @@ class StableDiffusion(Denoiser):
         tokens = tokenize(prompt, tokenizer).to(text_encoder.device)
         mask = tokens.attention_mask if getattr(text_encoder.config, "use_attention_mask", False) else None
         return {"encoder_hidden_states": kept(text_encoder(tokens.input_ids, attention_mask=mask)[0])}
-
-    def warn_if_cut(self, prompt: str, components: Components) -> None:
-        warn_if_cut(prompt, components.tokenizers[0])

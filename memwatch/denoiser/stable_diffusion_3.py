@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from memwatch.denoiser.base import Conditioning, config_of, is_a
 from memwatch.denoiser.components import Components
 from memwatch.denoiser.flow import FlowDenoiser
-from memwatch.denoiser.text import clip_penultimate, t5, warn_if_cut
+from memwatch.denoiser.text import clip_penultimate, t5
 
 T5_TOKENS = 77  # diffusers' SD 3 training scripts, --max_sequence_length
 
@@ -16,8 +16,7 @@ T5_TOKENS = 77  # diffusers' SD 3 training scripts, --max_sequence_length
 class StableDiffusion3(FlowDenoiser):
     """Stable Diffusion 3 and 3.5: ``SD3Transformer2DModel``, two CLIP text encoders and, unless it was dropped, T5.
 
-    The training scripts' ``--precondition_outputs`` only changes the loss. The network's output is the flow velocity
-    either way.
+    The training scripts' ``--precondition_outputs`` only changes the loss: the output is the flow velocity either way.
     """
 
     name = "Stable Diffusion 3 / 3.5"
@@ -46,15 +45,10 @@ class StableDiffusion3(FlowDenoiser):
 
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
         pairs = zip(components.tokenizers[:2], components.text_encoders[:2], strict=True)
-        clip, pooled = zip(
-            *(clip_penultimate(prompt, tokenizer, text_encoder) for tokenizer, text_encoder in pairs), strict=True
-        )
+        clip, pooled = zip(*(clip_penultimate(prompt, *pair) for pair in pairs), strict=True)
         width = int(config_of(self.model, "joint_attention_dim"))
         tokenizer, text_encoder = components.tokenizers[2], components.text_encoders[2]
         long = torch.zeros(T5_TOKENS, width) if text_encoder is None else t5(prompt, tokenizer, text_encoder, T5_TOKENS)
         short = torch.cat(clip, dim=-1)
         short = nn.functional.pad(short, (0, width - short.shape[-1]))
         return {"encoder_hidden_states": torch.cat([short, long]), "pooled_projections": torch.cat(pooled)}
-
-    def warn_if_cut(self, prompt: str, components: Components) -> None:
-        warn_if_cut(prompt, components.tokenizers[0])

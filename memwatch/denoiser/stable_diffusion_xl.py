@@ -8,14 +8,13 @@ from torch import Tensor, nn
 from memwatch.denoiser.base import Conditioning, Denoiser, config_of
 from memwatch.denoiser.components import Components
 from memwatch.denoiser.stable_diffusion import is_plain_unet
-from memwatch.denoiser.text import clip_penultimate, warn_if_cut
+from memwatch.denoiser.text import clip_penultimate
 
 
 class StableDiffusionXL(Denoiser):
     """Stable Diffusion XL: ``UNet2DConditionModel``, two CLIP text encoders, pooled embedding and size conditioning.
 
-    The size conditioning is the one that people generate with: original and target size are the resolution, and
-    nothing is cropped.
+    Its size conditioning is that of generating: original and target size are the resolution, and nothing is cropped.
     """
 
     name = "Stable Diffusion XL"
@@ -34,9 +33,7 @@ class StableDiffusionXL(Denoiser):
 
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
         pairs = zip(components.tokenizers, components.text_encoders, strict=True)
-        (first, _), (second, pooled) = (
-            clip_penultimate(prompt, tokenizer, text_encoder) for tokenizer, text_encoder in pairs
-        )
+        (first, _), (second, pooled) = (clip_penultimate(prompt, *pair) for pair in pairs)
         time_ids = torch.tensor([resolution, resolution, 0, 0, resolution, resolution], dtype=torch.float32)
         return {
             "encoder_hidden_states": torch.cat([first, second], dim=-1),
@@ -50,6 +47,3 @@ class StableDiffusionXL(Denoiser):
         if not components.zero_unconditional:
             return empty
         return {key: value if key == "time_ids" else torch.zeros_like(value) for key, value in empty.items()}
-
-    def warn_if_cut(self, prompt: str, components: Components) -> None:
-        warn_if_cut(prompt, components.tokenizers[0])

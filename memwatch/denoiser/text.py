@@ -18,20 +18,13 @@ def tokenize(prompt: str, tokenizer: Any, length: int | None = None) -> Any:
 
 
 def kept(embedding: Tensor) -> Tensor:
-    """The only row of a batch, float32 on the CPU.
-
-    It is cloned, because a tensor that was made under ``inference_mode`` cannot take part in a backward pass later.
-    """
-    return embedding[0].float().cpu().clone()
+    """The only row of a batch, float32 on the CPU."""
+    return embedding[0].float().cpu().clone()  # one made under ``inference_mode`` can take no part in a backward pass
 
 
 @torch.no_grad()
 def clip_penultimate(prompt: str, tokenizer: Any, text_encoder: Any) -> tuple[Tensor, Tensor]:
-    """The last hidden state but one and the pooled projection of a CLIP text encoder (SDXL, SD 3).
-
-    Returns:
-        Tensors of shape ``(tokens, width)`` and ``(width,)``.
-    """
+    """Last hidden state but one ``(tokens, width)`` and pooled projection ``(width,)`` of CLIP (SDXL, SD 3)."""
     output = text_encoder(tokenize(prompt, tokenizer).input_ids.to(text_encoder.device), output_hidden_states=True)
     return kept(output.hidden_states[-2]), kept(output[0])
 

@@ -9,10 +9,7 @@ from memwatch.denoiser.components import Components
 
 
 class Unconditional(Denoiser):
-    """``UNet2DModel`` on pixels in [-1, 1], without VAE and text. Prompts are ignored.
-
-    There is no unconditional branch to compare with, so only snapshot baselines are used.
-    """
+    """``UNet2DModel`` on pixels in [-1, 1], without VAE and text. There is no other branch to compare with."""
 
     name = "unconditional UNet2DModel"
     pipeline = "DDPMPipeline"

@@ -15,12 +15,23 @@ from torch import Tensor
 
 from memwatch.config import SignalsConfig
 from memwatch.faults import Faults
-from memwatch.measure.disk_offload import shelved
-from memwatch.measure.fingerprint import SCREEN, UNCONDITIONAL
-from memwatch.measure.measurement import Measurement, Observation, from_tensors, tensor_names, to_tensors
+from memwatch.measure.measurement import (
+    SCREEN,
+    UNCONDITIONAL,
+    Measurement,
+    Observation,
+    from_tensors,
+    tensor_names,
+    to_tensors,
+)
 from memwatch.measure.probes import Probe
 from memwatch.measure.snapshots import SnapshotStore
+from memwatch.measure.weights import kept_on_disk
 from memwatch.ranks import Ranks
+
+KEEP_EVENTS = 4  # of the latest, that stay usable as baselines beside the first one
+
+Pair = tuple[Measurement | None, Measurement | None]  # with the prompt, and without
 
 
 def choose_baseline(signals: SignalsConfig, steps: Sequence[int], last_clean: int | None = None) -> int | None:
@@ -47,7 +58,10 @@ def choose_baseline(signals: SignalsConfig, steps: Sequence[int], last_clean: in
     return steps[-back] if back <= len(steps) else steps[0]
 
 
-Pair = tuple[Measurement | None, Measurement | None]  # with the prompt, and without
+def open_stores(folder: Path, ranks: Ranks) -> tuple[SnapshotStore, SnapshotStore]:
+    """The ledger, written once per machine, and the weights below ``folder``."""
+    ledger = SnapshotStore(folder / "ledger", KEEP_EVENTS, writes=ranks.accelerator.is_local_main_process)
+    return ledger, SnapshotStore(ranks.weights_folder(folder / "snapshots"), KEEP_EVENTS, writes=ranks.writes_weights)
 
 
 class Baselines:
@@ -55,8 +69,7 @@ class Baselines:
 
     Args:
         signals: names the baseline.
-        ledger: of measurements.
-        weights: of trainable tensors; prompt probes only.
+        ledger: of measurements. weights: of trainable tensors.
         fixed_weights: what ``base`` and ``path:FILE`` mean, read when it is needed.
         fingerprints: by probe, and by probe and ``UNCONDITIONAL``. Only what was kept under the same one is compared.
 
@@ -77,39 +90,38 @@ class Baselines:
         # of reference probes against weights from outside, by name and whether with curvature: they never change
         self._fixed: dict[tuple[str, bool], dict[str, Tensor]] = {}
 
+    # --- what may be compared -----------------------------------------------------------------------------------------
+
     def _mark(self, name: str) -> str:
         return f"{self.run}/{self._fingerprints.get(name, '')}"
-
-    def _marks(self, names: Iterable[str]) -> dict[str, str]:
-        return {name: self._mark(name) for name in names}
 
     def _fits(self, store: SnapshotStore, step: int, name: str) -> bool:
         return store.mark(step, name) == self._mark(name)
 
-    def _store(self, probe: Probe) -> SnapshotStore:
-        return self.ledger if probe.is_reference else self.weights
+    def _has_weights(self, step: int, name: str) -> bool:
+        return self.weights.has(step) and self._fits(self.weights, step, name)
 
     def _steps(self, probe: Probe) -> list[int]:
         """The kept events that a probe may be compared with, smallest first.
 
         What was screened then must have left the weights as well, since its curvature may be asked for later.
         """
+        name = probe.name
         if not probe.is_reference or probe.in_rotation:
-            return [s for s in self.weights.steps if self.weights.has(s) and self._fits(self.weights, s, probe.name)]
-        kept = [step for step in self.ledger.steps if self.ledger.has(step)]
-        return [s for s in kept if self._fits(self.ledger, s, probe.name) or self._was_screened(s, probe.name)]
+            return [step for step in self.weights.steps if self._has_weights(step, name)]
 
-    def _was_screened(self, step: int, name: str) -> bool:
-        """Whether a reference probe can be compared with what the screen saw of it then."""
-        weights = self.weights.has(step) and self._fits(self.weights, step, name)
-        return weights and self._fits(self.ledger, step, name + SCREEN)
+        def may_be_compared(step: int) -> bool:
+            was_screened = self._fits(self.ledger, step, name + SCREEN) and self._has_weights(step, name)
+            return self.ledger.has(step) and (self._fits(self.ledger, step, name) or was_screened)
+
+        return [step for step in self.ledger.steps if may_be_compared(step)]
 
     def step_of(self, probe: Probe, last_clean: int | None) -> int | None:
         """See ``choose_baseline``."""
         return choose_baseline(self.signals, self._steps(probe), last_clean)
 
     def recall(self, probe: Probe, step: int | None, *, curvature: bool = True) -> Pair:
-        """What was measured on a reference probe at that step; ``None`` where only a second look can tell.
+        """What was measured on a reference probe at that step; ``None`` where the model must be looked at again.
 
         Args:
             curvature: False asks for what the screen measured then.
@@ -119,8 +131,8 @@ class Baselines:
             return from_tensors(kept, probe.name), from_tensors(kept, probe.name + UNCONDITIONAL)
         if not probe.is_reference or step is None:
             return None, None
-        names = [probe.name, probe.name + UNCONDITIONAL]
-        names = names if curvature else [name + SCREEN for name in names]
+        end = "" if curvature else SCREEN
+        names = [name + end for name in (probe.name, probe.name + UNCONDITIONAL)]
         fitting = [name if self._fits(self.ledger, step, name) else None for name in names]
         kept = self.ledger.read(step, [each for name in fitting if name is not None for each in tensor_names(name)])
         now, without = (None if name is None else from_tensors(kept, name) for name in fitting)
@@ -138,6 +150,8 @@ class Baselines:
         """The weights of a step, or those from outside the run."""
         return self._fixed_weights() if step is None else self.weights.get(step)
 
+    # --- what is kept -------------------------------------------------------------------------------------------------
+
     def keep(self, probe: Probe, step: int | None, measurement: Measurement, without: Measurement | None) -> None:
         """Remember what a reference probe reads against weights from outside the run.
 
@@ -146,9 +160,7 @@ class Baselines:
         """
         if step is None and probe.is_reference:
             found = {probe.name: measurement} | ({} if without is None else {probe.name + UNCONDITIONAL: without})
-            tensors, folder = to_tensors(found), self.ledger.folder
-            kept = tensors if folder is None else shelved(tensors, folder)
-            self._fixed[probe.name, measurement.rho is not None] = kept
+            self._fixed[probe.name, measurement.rho is not None] = kept_on_disk(to_tensors(found), self.ledger.folder)
 
     def remember(
         self,
@@ -165,7 +177,7 @@ class Baselines:
 
         Args:
             observations: of the screen and with curvature, in any order.
-            rotation: names of what will be looked at at later events only, and then needs the weights of the first one.
+            rotation: names of the rows in the rotation, which need the weights of the first event later.
         """
         if self.signals.baseline_is_fixed:
             return
@@ -176,12 +188,12 @@ class Baselines:
         screened = {o.name for o in references} - {o.name for o in references if o.has_curvature}
         needed = [o.name for o in kept if not o.probe.is_reference or o.name in screened]
         instead = "what it holds is kept in memory"
-        if measured := measured_on(references):
+        if measured := _measured_now(references):
             with faults.surviving("writing the ledger", instead):
-                self.ledger.add(step, to_tensors(measured), self._marks(measured))
+                self.ledger.add(step, to_tensors(measured), {name: self._mark(name) for name in measured})
         if needed or rotation:
             with faults.surviving("writing the weights of this event", instead):
-                self.weights.add(step, read_weights(), self._marks([*needed, *rotation]))
+                self.weights.add(step, read_weights(), {name: self._mark(name) for name in (*needed, *rotation)})
         with faults.surviving("writing the ledger", instead):
             self._complete(observations)
 
@@ -189,19 +201,18 @@ class Baselines:
         """Add to earlier events of the ledger what was measured of them only now, under their weights."""
         late: dict[int, dict[str, Measurement]] = {}
         for o in observations:
-            if o.probe.is_reference and o.baseline is not None and o.baseline.finite and o.baseline_step is not None:
-                is_new = o.baseline.rho is not None and not self._fits(self.ledger, o.baseline_step, o.name)
-                if is_new and o.baseline_step in self.ledger:
-                    entry = late.setdefault(o.baseline_step, {})
-                    entry[o.name] = o.baseline
-                    if o.unconditional_baseline is not None:
-                        entry[o.name + UNCONDITIONAL] = o.unconditional_baseline
+            earlier, step = o.baseline, o.baseline_step
+            if not o.probe.is_reference or earlier is None or step not in self.ledger.steps:
+                continue
+            if earlier.rho is not None and earlier.finite and not self._fits(self.ledger, step, o.name):
+                entry = late.setdefault(step, {})
+                entry[o.name] = earlier
+                if o.unconditional_baseline is not None:
+                    entry[o.name + UNCONDITIONAL] = o.unconditional_baseline
         for step, measured in late.items():
-            self.ledger.extend(step, to_tensors(measured), self._marks(measured))
+            self.ledger.extend(step, to_tensors(measured), {name: self._mark(name) for name in measured})
 
-    def settle(self) -> None:
-        """Hold in memory only what no disk holds; call it when ``remember`` is done on all ranks."""
-        self.ledger.settle()
+    # --- resume -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The steps that are kept; the tensors lie on disk."""
@@ -217,18 +228,11 @@ class Baselines:
         """The names of those that may be compared with nothing that is kept, although something is kept."""
         if self.signals.baseline_is_fixed:
             return []
-        return [probe.name for probe in probes if self._store(probe).steps and not self._steps(probe)]
+        kept = {True: self.ledger.steps, False: self.weights.steps}
+        return [probe.name for probe in probes if kept[probe.is_reference] and not self._steps(probe)]
 
 
-def open_stores(folder: Path, ranks: Ranks) -> tuple[SnapshotStore, SnapshotStore]:
-    """The ledger and the weights below ``folder``."""
-    writes_ledger = ranks.accelerator.is_local_main_process
-    ledger = SnapshotStore(folder / "ledger", 4, writes=writes_ledger, waits=True)
-    weights = ranks.weights_folder(folder / "snapshots")
-    return ledger, SnapshotStore(weights, 4, writes=ranks.writes_weights)
-
-
-def measured_on(observations: Sequence[Observation]) -> dict[str, Measurement]:
+def _measured_now(observations: Sequence[Observation]) -> dict[str, Measurement]:
     """What was measured on the current model; ``UNCONDITIONAL`` without the prompt, ``SCREEN`` forward only."""
     found: dict[str, Measurement] = {}
     for o in observations:

@@ -155,28 +155,6 @@ class CurvatureMap:
     def __sub__(self, other: CurvatureMap) -> CurvatureMap:
         return CurvatureMap(self.samples - other.samples)
 
-    def first_replicates(self, n: int) -> CurvatureMap:
-        """The first n replicates."""
-        return CurvatureMap(self.samples[..., :n, :, :])
-
-    def repeated(self, n: int) -> CurvatureMap:
-        """The same mean and standard error in n replicates, so that maps of unlike n can be joined.
-
-        Args:
-            n: a multiple of what there is.
-
-        Raises:
-            ValueError: n is no such multiple, or a single replicate is to become several (its error is unknown).
-        """
-        k = self.samples.shape[-3]
-        if n == k:
-            return self
-        if n % k or k < 2:
-            raise ValueError(f"{k} replicates cannot be repeated to {n}")
-        mean = self.samples.mean(-3, keepdim=True)
-        deviations = (self.samples - mean) * ((n - 1) / (k - 1)) ** 0.5
-        return CurvatureMap((mean + deviations).repeat_interleave(n // k, dim=-3))
-
     def smooth(self, size: int) -> CurvatureMap:
         """Mean over ``size x size`` neighbours (odd), fewer at the border. Each replicate by itself, so errors stay."""
         flat = self.samples.reshape(-1, 1, *self.samples.shape[-2:])

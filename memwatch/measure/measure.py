@@ -1,18 +1,96 @@
-"""Measure one view: retained variance and epsilon. This is the only expensive computation."""
+"""Measure one view: retained variance and epsilon, in batches that fit into memory; and what an event costs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from memwatch.config import CurvatureConfig
+from memwatch.config import SCREEN_DRAWS, CurvatureConfig, MemWatchConfig
 from memwatch.denoiser import Conditioning, Denoiser, to_device
-from memwatch.measure.batches import Batches
 from memwatch.measure.curvature import CurvatureMap, test_vectors, value_and_diag_jacobian
 from memwatch.measure.measurement import Measurement
 from memwatch.measure.views import View, seeded
+
+FORWARD = 4  # times as many noisy latents fit at once where no graph is kept
+
+Row = TypeVar("Row")
+Done = TypeVar("Done")
+
+
+class Batches:
+    """Batches of one kind of work. The size that fits is found once and kept for the rest of the run.
+
+    When memory runs out the batch is halved. A single row that does not fit is tried once more, and all that follow
+    with it, inside ``sparing``.
+
+    The size of a batch changes rounding, since it chooses kernels. While it stays, a model that is compared with itself
+    reads exactly 0. What was kept from before it shrank differs from what is measured now by rounding alone: in float32
+    about 1e-6 of the largest values.
+
+    Args:
+        size: rows at a time, at least 1.
+        sparing: what makes the work take less memory and more time, while it is entered; ``None`` where nothing does.
+
+    Attributes:
+        size: as it is now. spares: whether ``sparing`` is needed.
+    """
+
+    def __init__(self, size: int, sparing: Callable[[], AbstractContextManager[None]] | None = None) -> None:
+        self.size, self.spares, self._sparing = size, False, sparing
+
+    def limit(self, rows: int) -> None:
+        """From now on no more than ``rows`` at a time; below 1 it is one, inside ``sparing``."""
+        self.size, self.spares = max(1, min(self.size, rows)), self.spares or rows < 1
+
+    def run(self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Iterable[Done]]) -> list[Done]:
+        """What ``work`` makes of every row of a batch, in order.
+
+        Raises:
+            torch.OutOfMemoryError: one row alone does not fit.
+        """
+        done: list[Done] = []
+        while len(done) < len(rows):
+            batch = rows[len(done) : len(done) + self.size]
+            found = self._tried(batch, work)
+            if found is not None:
+                done += found
+            else:
+                self.spares, self.size = self.spares or len(batch) == 1, max(1, len(batch) // 2)
+                torch.cuda.empty_cache()  # here, where nothing holds on to what the failed batch computed
+        return done
+
+    def _tried(self, batch: Sequence[Row], work: Callable[[Sequence[Row]], Iterable[Done]]) -> list[Done] | None:
+        """``None`` where memory ran out and there is something left to try."""
+        try:
+            with self._sparing() if self.spares and self._sparing is not None else nullcontext():
+                return list(work(batch))
+        except torch.OutOfMemoryError:
+            if len(batch) == 1 and (self.spares or self._sparing is None):
+                raise
+        return None
+
+
+class EventBatches:
+    """The batches of a run, by the kind of work.
+
+    Args:
+        size: noisy latents at a time where a graph is kept. sparing: see ``Batches``.
+    """
+
+    def __init__(self, size: int, sparing: Callable[[], AbstractContextManager[None]] | None) -> None:
+        self.with_gradients, self.forward_only = Batches(size, sparing), Batches(FORWARD * size)
+        self.sampling = Batches(max(1, size // 2))  # with guidance a row is two
+
+    def limit(self, rows: int) -> None:
+        """As much memory as ``rows`` rows take where a graph is kept."""
+        self.with_gradients.limit(rows)
+        self.forward_only.limit(max(1, FORWARD * rows))
+        self.sampling.limit(max(1, FORWARD * rows // 2))
 
 
 def measure(
@@ -95,10 +173,44 @@ def _measure_batch(
     def epsilon_of(x: Tensor) -> Tensor:
         return denoiser(x, timesteps, conditioning)
 
-    reuse_graph = denoiser.reuse_graph
-    epsilon, products = value_and_diag_jacobian(epsilon_of, x, v, reuse_graph=reuse_graph)
-
+    epsilon, products = value_and_diag_jacobian(epsilon_of, x, v, reuse_graph=denoiser.reuse_graph)
     _, sigma = denoiser.schedule.alpha_sigma(timesteps, x)
     rho = (1 - sigma * products).mean(2)  # (vectors, b, h, w): mean over channels
     rho = rho.reshape(replicates, -1, *rho.shape[1:]).mean(1)  # (replicates, b, h, w): one per block
     return list(zip(rho.transpose(0, 1), epsilon, strict=True))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Network passes of one event, by what they are for. One is one latent through the network, forward or backward.
+
+    Attributes:
+        screen: forward only, of every probe, control and peer; 0 without a screen.
+        full: what measuring the curvature of all of them costs.
+        sampling: what prompt probes generate.
+    """
+
+    screen: int
+    full: int
+    sampling: int
+
+    def of_event(self, chosen: float = 0.0) -> float:
+        """An event at which a share ``chosen`` of all is measured with curvature; 1 is a full event."""
+        return self.screen + self.sampling + chosen * self.full
+
+
+def count_passes(config: MemWatchConfig, num_references: int, num_prompts: int, branches: int = 2) -> Passes:
+    """The passes of an event.
+
+    Args:
+        num_references, num_prompts: reference and prompt probes, controls and peers included.
+        branches: of the model: 2 where it can be looked at without the prompt, else 1.
+    """
+    of_draw, draws = len(config.levels.timesteps) * branches, config.levels.draws
+    twice = 2  # now, and under earlier weights at the noisy latents of today
+    screened = num_references * of_draw * SCREEN_DRAWS + num_prompts * twice * of_draw * draws
+    return Passes(
+        screen=screened if config.screens else 0,
+        full=(num_references + twice * num_prompts) * of_draw * draws * (1 + config.curvature.vectors),
+        sampling=num_prompts * config.seeds * config.sampling.num_inference_steps * 2,
+    )

@@ -1,16 +1,27 @@
-"""What was measured: on one denoiser at fixed noisy latents, and on one probe at one event; to disk and back."""
+"""What was measured: on one denoiser at fixed noisy latents, and on one probe at one event; to disk and back.
+
+A fingerprint stands for everything that a measurement depends on beside the model's weights.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from memwatch.config import SCREEN_DRAWS, MemWatchConfig
 from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
+
+UNCONDITIONAL = "//unconditional"  # after a probe's name: measured without its prompt
+SCREEN = "//screen"  # at the end: run forward only, at the screen's noise draws
 
 
 @dataclass(frozen=True)
@@ -40,23 +51,7 @@ class Measurement:
         if self.rho is None:
             return Measurement(None, self.epsilon[:, :draws])
         blocks = self.rho.samples.shape[-3] // self.draws
-        return Measurement(self.rho.first_replicates(draws * blocks), self.epsilon[:, :draws])
-
-    def at_levels(self, indices: Sequence[int]) -> Measurement:
-        """The noise levels with these indices."""
-        rho = None if self.rho is None else CurvatureMap(self.rho.samples[list(indices)])
-        return Measurement(rho, self.epsilon[list(indices)])
-
-    @property
-    def measured_rho(self) -> CurvatureMap:
-        """``rho``, which must be there.
-
-        Raises:
-            ValueError: the network was run forward only.
-        """
-        if self.rho is None:
-            raise ValueError("no retained variance: the network was run forward only")
-        return self.rho
+        return Measurement(CurvatureMap(self.rho.samples[:, : draws * blocks]), self.epsilon[:, :draws])
 
 
 OPTIONAL = ("unconditional", "baseline", "unconditional_baseline")  # measurements that an observation may lack
@@ -70,14 +65,14 @@ class Observation:
         probe: what was looked at.
         timesteps: one per noise level.
         now: the current model with the probe's prompt.
-        unconditional: the current model without it, at the same noisy latents; ``None`` where it was not looked at.
+        unconditional: the current model without it, at the same noisy latents; ``None`` where the prompt is empty or
+            the model has no such branch.
         baseline: the earlier model with the prompt; ``None`` where there is nothing earlier.
         baseline_step: the optimizer step of ``baseline``; ``None`` where it has none (LoRA off, or weights from a
             file).
         eps: the true noise, shape of ``now.epsilon``; ``None`` where it is unknown, at the last sampling step.
         image: RGB uint8 ``(H, W, 3)``: the training image, or the first of the prompt's generations.
-        unconditional_baseline: the earlier model without the prompt, at the noise draws of ``unconditional``; ``None``
-            where either was not looked at.
+        unconditional_baseline: the earlier model without the prompt; ``None`` where either is.
         generations: all that a prompt probe's prompt generated, RGB uint8 ``(n, H, W, 3)``; ``None`` for a reference
             probe.
     """
@@ -113,6 +108,9 @@ class Observation:
         return {name: measurement for name, measurement in found.items() if measurement is not None}
 
 
+# --- to disk and back -------------------------------------------------------------------------------------------------
+
+
 def to_tensors(measurements: Mapping[str, Measurement]) -> dict[str, Tensor]:
     """Measurements by name, as named tensors."""
     tensors = {f"{name}/rho": m.rho.samples for name, m in measurements.items() if m.rho is not None}
@@ -130,19 +128,16 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Measurement | None
     return None if epsilon is None else Measurement(None if rho is None else CurvatureMap(rho), epsilon.float())
 
 
-def observation_to_tensors(observation: Observation) -> dict[str, Tensor]:
+def observation_to_tensors(o: Observation) -> dict[str, Tensor]:
     """An observation as safetensors can hold it. What the probe says itself is left out."""
-    o = observation
-    tensors = to_tensors(o.measurements)
-    tensors["timesteps"] = torch.tensor(o.timesteps)
+    tensors = to_tensors(o.measurements) | {"timesteps": torch.tensor(o.timesteps)}
     if o.baseline_step is not None:
         tensors["baseline_step"] = torch.tensor(o.baseline_step)
     if o.eps is not None:
         tensors["eps"] = o.eps
-    if o.image is not None:
-        tensors["image"] = torch.from_numpy(o.image.copy())
-    if o.generations is not None:
-        tensors["generations"] = torch.from_numpy(o.generations.copy())
+    for name, pixels in (("image", o.image), ("generations", o.generations)):
+        if pixels is not None:
+            tensors[name] = torch.from_numpy(pixels.copy())
     return tensors
 
 
@@ -166,3 +161,54 @@ def observation_from_tensors(tensors: Mapping[str, Tensor], probe: Probe) -> Obs
         image=None if image is None else image.numpy(),
         generations=None if generations is None else generations.numpy(),
     )
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------------
+
+
+def measured_under(config: MemWatchConfig, p: PreparedProbe) -> dict[str, Any]:
+    """Settings that change what is measured on a probe, and what the probe is; as JSON takes it.
+
+    How many noisy latents go through the model at once (``curvature.batch_size``) changes only rounding.
+    """
+    settings = config.to_dict()
+    of_prompts = () if p.probe.is_reference else ("sampling", "resolution")  # an image has its own size
+    kept = {key: settings[key] for key in ("levels", "curvature", "seed", "weights", "precision", *of_prompts)}
+    del kept["curvature"]["batch_size"]
+    image = None if p.image is None else [list(p.image.shape), hashlib.sha256(p.image.tobytes()).hexdigest()]
+    return kept | {"prompt": p.probe.prompt, "probe_seed": p.probe.seed, "image": image}
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of anything that JSON takes, in hexadecimal."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(
+    config: MemWatchConfig, p: PreparedProbe, mixed_precision: str = "no", prediction_type: str = "epsilon"
+) -> str:
+    """What must be the same for a probe to be compared with what was kept of it at an earlier event.
+
+    A reference probe is compared with an earlier measurement. A prompt probe is measured anew under earlier weights, so
+    that only what is kept counts: whose weights, and which prompt a trained text encoder was asked.
+
+    Args:
+        mixed_precision: accelerate's name of the loop's; it counts where the look uses it.
+        prediction_type: by which the output is read.
+    """
+    if not p.probe.is_reference:
+        return digest([config.weights, p.probe.prompt])
+    precision = {"in": mixed_precision} if config.precision == "loop" else {}
+    return digest(measured_under(config, p) | precision | {"reading": prediction_type})
+
+
+def fingerprints(
+    config: MemWatchConfig,
+    probes: Sequence[PreparedProbe],
+    mixed_precision: str = "no",
+    prediction_type: str = "epsilon",
+) -> dict[str, str]:
+    """By name that of each probe; with ``UNCONDITIONAL`` and ``SCREEN`` after it those of its other measurements."""
+    found = {p.name: fingerprint(config, p, mixed_precision, prediction_type) for p in probes}
+    found |= {name + UNCONDITIONAL: digest(text) for name, text in found.items()}
+    return found | {name + SCREEN: digest(text, SCREEN_DRAWS) for name, text in found.items()}

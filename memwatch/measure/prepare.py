@@ -1,22 +1,111 @@
-"""Prepare: read and encode every probe once, before training."""
+"""Prepare: before training, put the model behind one signature, and read and encode every probe once."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from memwatch.denoiser import Components, Conditioning, Denoiser
-from memwatch.measure.disk_offload import shelved
+from memwatch.config import MemWatchConfig, require
+from memwatch.denoiser import Components, Conditioning, Denoiser, dtype_of, family_of, load_components
+from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.images import cropped, encode_images, read_image
+from memwatch.measure.lora_off import why_not_base
 from memwatch.measure.probes import Probe, ProbeError
+from memwatch.measure.weights import kept_on_disk
+from memwatch.ranks import Ranks
 
 logger = logging.getLogger("memwatch")
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model behind one signature.
+
+    Attributes:
+        parts: of its pipeline, those of the caller first.
+        resolution: side of the images, pixels. side: of the latents.
+    """
+
+    denoiser: Denoiser
+    parts: Components
+    resolution: int
+    side: int
+
+
+def adapt(
+    model: nn.Module,
+    forward_module: nn.Module,
+    pretrained: Any,
+    given: Components,
+    config: MemWatchConfig,
+    ranks: Ranks,
+    has_prompts: bool,
+) -> Adapted:
+    """Find the family of ``model``, load what the caller did not pass, and settle sizes.
+
+    Args:
+        model: the bare network. forward_module: what is called.
+        pretrained: where parts that are not given are loaded from.
+
+    Raises:
+        ConfigError: a setting does not fit this model or the way it lies on the ranks.
+        ValueError: unknown family, or a part is missing.
+    """
+    allowed = "variance or both with prompt probes and sampling.look: last_step, where the true noise is unknown"
+    ok = config.signals.terms != "loss" or config.sampling.look == "generation" or not has_prompts
+    require(ok, "signals.terms", config.signals.terms, allowed)
+    ranks.require(config, has_prompts)
+    family = family_of(model)
+    with ranks.unpartitioned():
+        parts = load_components(
+            pretrained,
+            given,
+            needs_vae=not family.in_pixels,
+            text_encoders=family.text_encoders,
+            optional=family.optional,
+            device=ranks.accelerator.device,
+            dtype=dtype_of(model),
+        )
+    denoiser = family(model, NoiseSchedule.from_scheduler(parts.scheduler))
+    denoiser.model, denoiser.reuse_graph = forward_module, ranks.reuse_graph
+    denoiser.precision = ranks.mixed_precision if config.precision == "loop" else nullcontext
+    last, timesteps = denoiser.schedule.num_train_timesteps - 1, config.levels.timesteps
+    require(max(timesteps) <= last, "levels.timesteps", timesteps, f"timesteps up to {last}")
+    scale = 2 ** (len(parts.vae.config.block_out_channels) - 1) if parts.vae is not None else 1
+    resolution, unit = config.resolution or (denoiser.sample_size or 0) * scale, scale * denoiser.patch
+    ok = resolution > 0 and resolution % unit == 0
+    require(ok, "resolution", config.resolution, f"a multiple of {unit} (the model names no size)")
+    return Adapted(denoiser, parts, resolution, resolution // scale)
+
+
+def require_of_model(config: MemWatchConfig, model: nn.Module, text_encoders: Sequence[Any], ema: Any) -> None:
+    """Refuse settings that this model cannot serve.
+
+    Raises:
+        ConfigError: its base cannot be had by switching LoRA off, or there is no average of its weights, and that is
+            asked for.
+    """
+    weights, baseline = config.weights, config.signals.baseline
+    why = why_not_base((model, *text_encoders)) if baseline == "base" else None
+    require(why is None, "signals.baseline", baseline, f"first or another one, since {why}")
+    require(ema is not None or weights == "live", "weights", weights, "live, since no ema was passed")
+    averaged = len(ema.shadow_params) if weights == "ema" else 0
+    sizes = {len(list(model.parameters())), sum(p.requires_grad for p in model.parameters())}
+    has = f"the EMA averages {averaged} tensors and the model has {' or '.join(map(str, sizes))}"
+    require(weights == "live" or averaged in sizes, "weights", weights, f"live, since {has}")
+
+
+# --- the probes -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -39,16 +128,6 @@ class PreparedProbe:
         return self.probe.name
 
 
-def named_as_controls(probes: Sequence[Probe]) -> list[Probe]:
-    """The same probes as controls. The prefix ``control/`` keeps their names apart from those of the watched probes."""
-    return [replace(probe, name=f"control/{probe.name}", is_control=True) for probe in probes]
-
-
-def named_as_peers(probes: Sequence[Probe]) -> list[Probe]:
-    """The same probes as peers, under the prefix ``peer/``."""
-    return [replace(probe, name=f"peer/{probe.name}", is_peer=True) for probe in probes]
-
-
 def prepare(
     probes: Sequence[Probe], denoiser: Denoiser, components: Components, resolution: int, *, says: bool = True
 ) -> list[PreparedProbe]:
@@ -62,34 +141,30 @@ def prepare(
         ProbeError: an image cannot be read, or the VAE has no finite latents of it.
     """
     resized: list[str] = []
-    prepared = [_prepared(probe, denoiser, components, resolution, says, resized) for probe in probes]
+    prepared: list[PreparedProbe] = []
+    for probe in probes:
+        if says:
+            denoiser.warn_if_cut(probe.prompt, components)
+        conditioning = denoiser.encode(probe.prompt, components, resolution)
+        if not probe.is_reference:
+            prepared.append(PreparedProbe(probe, conditioning, None, None))
+            continue
+        picture = read_image(probe)
+        if picture.size != (resolution, resolution):
+            resized.append(f"that of {probe.name!r}, {picture.width}x{picture.height} px")
+        image = cropped(picture, resolution)
+        latents = encode_images([image], components.vae)[0]
+        if not latents.isfinite().all():
+            raise ProbeError(f"probe {probe.name!r}: the VAE gives latents that are not finite; pass it in float32")
+        prepared.append(PreparedProbe(probe, conditioning, image, latents))
     if says and resized:
         images = f"{len(resized)} of {sum(probe.is_reference for probe in probes)} images"
         logger.warning("memwatch: %s are resized and cropped to %d px, first %s", images, resolution, resized[0])
     return prepared
 
 
-def _prepared(
-    probe: Probe, denoiser: Denoiser, components: Components, resolution: int, says: bool, resized: list[str]
-) -> PreparedProbe:
-    """One of them; where its image has another size, ``resized`` grows."""
-    if says:
-        denoiser.warn_if_cut(probe.prompt, components)
-    conditioning = denoiser.encode(probe.prompt, components, resolution)
-    if not probe.is_reference:
-        return PreparedProbe(probe, conditioning, None, None)
-    picture = read_image(probe)
-    if picture.size != (resolution, resolution):
-        resized.append(f"that of {probe.name!r}, {picture.width}x{picture.height} px")
-    image = cropped(picture, resolution)
-    latents = encode_images([image], components.vae)[0]
-    if not latents.isfinite().all():
-        raise ProbeError(f"probe {probe.name!r}: the VAE gives latents that are not finite; pass it in float32")
-    return PreparedProbe(probe, conditioning, image, latents)
-
-
-def on_shelf(prepared: Sequence[PreparedProbe], folder: Path) -> list[PreparedProbe]:
-    """The same probes, with what is encoded of them on disk, see ``shelved``.
+def offloaded(prepared: Sequence[PreparedProbe], folder: Path) -> list[PreparedProbe]:
+    """The same probes, with what is encoded of them on disk, see ``kept_on_disk``.
 
     A picture that came in memory is held no longer: its pixels are in ``image``, and the probe keeps a word for it.
     """
@@ -98,9 +173,9 @@ def on_shelf(prepared: Sequence[PreparedProbe], folder: Path) -> list[PreparedPr
         tensors |= {f"{i}/conditioning/{key}": tensor for key, tensor in p.conditioning.items()}
         tensors |= {} if p.image is None else {f"{i}/image": torch.from_numpy(p.image.copy())}
         tensors |= {} if p.latents is None else {f"{i}/latents": p.latents}
-    kept = shelved(tensors, folder)
+    kept = kept_on_disk(tensors, folder)
 
-    def from_shelf(i: int, p: PreparedProbe) -> PreparedProbe:
+    def mapped(i: int, p: PreparedProbe) -> PreparedProbe:
         in_memory = p.probe.is_reference and not isinstance(p.probe.image, str | Path)
         return PreparedProbe(
             replace(p.probe, image=f"picture of {p.name}") if in_memory else p.probe,
@@ -109,4 +184,90 @@ def on_shelf(prepared: Sequence[PreparedProbe], folder: Path) -> list[PreparedPr
             None if p.latents is None else kept[f"{i}/latents"],
         )
 
-    return [from_shelf(i, p) for i, p in enumerate(prepared)]
+    return [mapped(i, p) for i, p in enumerate(prepared)]
+
+
+NO_PROMPT = "/no prompt"  # stands for the unconditional branch among the names of probes
+
+
+class WatchList:
+    """Every probe of a run, as the model's text encoders encode it, and which of them are looked at at an event.
+
+    Attributes:
+        prepared: watched probes first, then controls, then peers.
+        unconditional: conditioning of the branch without a prompt; ``None`` where the model has no such branch.
+        resolution: side of the images, pixels.
+    """
+
+    config: MemWatchConfig
+    denoiser: Denoiser
+    resolution: int
+    prepared: list[PreparedProbe]
+    unconditional: Conditioning | None
+    _rotated_in: frozenset[str] = frozenset()
+
+    @property
+    def probes(self) -> list[PreparedProbe]:
+        """What is looked at at this event: everything but the rows that are not rotated in."""
+        return [p for p in self.prepared if not p.probe.in_rotation or p.name in self._rotated_in]
+
+    @property
+    def fixed(self) -> list[PreparedProbe]:
+        """What is looked at at every event."""
+        return [p for p in self.prepared if not p.probe.in_rotation]
+
+    @property
+    def rotation(self) -> list[PreparedProbe]:
+        """The rows in the rotation, in their order."""
+        return [p for p in self.prepared if p.probe.in_rotation]
+
+    def rotate(self, event: int, kept: Collection[str]) -> None:
+        """Choose the rows that are looked at at the run's event of that number; at 0, the baseline, there are none.
+
+        Args:
+            kept: names of rows that stay besides the new ones, at most as many as those.
+        """
+        rows, count = [p.name for p in self.rotation], self.config.rotation.per_event
+        begin = (event - 1) * count
+        new = [rows[i % len(rows)] for i in range(begin, begin + count)] if rows and event > 0 else []
+        stay = [name for name in rows if name in kept and event > 0]
+        self._rotated_in = frozenset(new + stay[:count])
+
+    def num_rotating(self, planned: int | None) -> int:
+        """How many rows will have been rotated in by the end of the run.
+
+        Args:
+            planned: how many events it will have after its first, if known.
+        """
+        rows = len(self.rotation)
+        return rows if planned is None else min(rows, planned * self.config.rotation.per_event)
+
+    @property
+    def has_controls(self) -> bool:
+        return any(p.probe.is_control for p in self.prepared)
+
+    def knows_prompt(self, p: PreparedProbe) -> bool:
+        """Whether the model has an unconditional branch that is asked something else than the probe's prompt."""
+        a, b = p.conditioning, self.unconditional
+        return b is not None and not (a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a))
+
+    def caption_of(self, probe: Probe) -> str:
+        """What its image would be generated from; nothing where the model takes no prompts."""
+        return probe.prompt if self.denoiser.text_encoders else ""
+
+    def encode_again(self, parts: Components) -> None:
+        """Encode the probes of this event, since their text encoder has been trained."""
+        said = self.encoded_by(parts, self.probes)
+        self.unconditional = said.get(NO_PROMPT)
+        self.prepared = [replace(p, conditioning=said.get(p.name, p.conditioning)) for p in self.prepared]
+
+    def encoded_by(self, parts: Components, probes: Sequence[PreparedProbe] | None = None) -> dict[str, Conditioning]:
+        """The conditioning of ``probes`` and of ``NO_PROMPT``, where there is that branch, by these text encoders.
+
+        Args:
+            probes: ``None`` for everything that is ever looked at.
+        """
+        asked = self.prepared if probes is None else probes
+        said = {p.name: self.denoiser.encode(p.probe.prompt, parts, self.resolution) for p in asked}
+        without = self.denoiser.encode_unconditional(parts, self.resolution)
+        return said if without is None else said | {NO_PROMPT: without}

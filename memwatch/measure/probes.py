@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from memwatch.config import MemWatchConfig, require
+
 # What judging takes. A control is judged by the others, and a standard deviation of fewer than ten says too little; so
 # with eleven both a probe and every control have at least ten to be compared with.
 MIN_CONTROLS = 11
@@ -85,6 +87,24 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
     if not probes:
         raise ProbeError(f"{key}: {str(source)!r} holds no image and no prompt")
     return _named(probes)
+
+
+def all_probes(config: MemWatchConfig, probes: Any = None, controls: Any = None, peers: Any = None) -> list[Probe]:
+    """What is watched, then controls, then peers. An argument goes before the configuration's key of its name.
+
+    The prefixes ``control/`` and ``peer/`` keep names apart.
+
+    Raises:
+        ConfigError: nothing is to be watched.
+        ProbeError: see ``as_probes``.
+    """
+    given = {"probes": probes, "controls": controls, "peers": peers}
+    sources = {key: getattr(config, key) if source is None else source for key, source in given.items()}
+    watched, held_out, ordinary = (as_probes(source, key, seed=config.seed) for key, source in sources.items())
+    require(bool(watched), "probes", sources["probes"], "prompts, Probes, an image folder or a dataset")
+    found = [replace(probe, is_control=False, is_peer=False) for probe in watched]
+    found += [replace(probe, name=f"control/{probe.name}", is_control=True) for probe in held_out]
+    return found + [replace(probe, name=f"peer/{probe.name}", is_peer=True) for probe in ordinary]
 
 
 def _lines(file: Path, key: str) -> list[str]:

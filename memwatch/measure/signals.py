@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from memwatch.config import AGAINST, TERMS
-
-COMBINATIONS = ("adjacent_min", "mean", "max")
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.probes import Probe
 
 SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retained variance from zero
 RHO_FLOOR = 0.05  # of retained variance: what is left below counts as none
@@ -77,21 +76,16 @@ def free(baseline: CurvatureMap, z: float = 2.0) -> Tensor:
 
 
 def mean_log_ratio(variance: CurvatureMap, loss: CurvatureMap) -> CurvatureMap:
-    """Mean of two log ratios, one replicate per noise draw."""
-    return CurvatureMap((per_draw(variance, loss.samples.shape[-3]).samples + loss.samples) / 2)
+    """Mean of two log ratios, one replicate per noise draw: of the variance the mean over a draw's blocks."""
+    *levels, blocks, h, w = variance.samples.shape
+    draws = loss.samples.shape[-3]
+    per_draw = variance.samples.reshape(*levels, draws, blocks // draws, h, w).mean(-3)
+    return CurvatureMap((per_draw + loss.samples) / 2)
 
 
 def pointwise_min(a: CurvatureMap, b: CurvatureMap) -> CurvatureMap:
     """The smaller of two maps, coordinate by coordinate, each with its own error."""
-    n = max(a.samples.shape[-3], b.samples.shape[-3])
-    a, b = a.repeated(n), b.repeated(n)
     return CurvatureMap(torch.where((a.mean <= b.mean)[..., None, :, :], a.samples, b.samples))
-
-
-def per_draw(values: CurvatureMap, draws: int) -> CurvatureMap:
-    """One replicate per noise draw: the mean over its blocks of test vectors (draws come first)."""
-    *levels, blocks, h, w = values.samples.shape
-    return CurvatureMap(values.samples.reshape(*levels, draws, blocks // draws, h, w).mean(-3))
 
 
 def denoising_loss(eps: Tensor, epsilon: Tensor) -> CurvatureMap:
@@ -162,8 +156,7 @@ class Signals:
         raw: raw curvature of now, samples ``(levels, n, h, w)``; ``None`` where the network was run forward only.
         deciding: the map that decides, level by level, samples ``(levels, n, h, w)``; ``None`` where nothing can be
             compared.
-        decisive: the same with the levels combined, samples ``(n, h, w)``, natural log of a factor. Regions and alerts
-            come from it.
+        decisive: its mean over levels, samples ``(n, h, w)``, natural log of a factor. Regions and alerts come from it.
     """
 
     snapshot: Comparison | None
@@ -187,14 +180,10 @@ class Signals:
             raw=None if o.now.rho is None else raw_curvature(o.now.rho.smooth(smooth)),
         )
 
-    def decided(self, *, terms: str, against: str, combine: str = "mean", expected: Tensor | None = None) -> Signals:
-        """The same with the map that decides, see ``decide`` and ``combine_levels``.
-
-        Args:
-            expected: k0 of ``decide``, ``(levels,)``.
-        """
+    def decided(self, terms: str, against: str, expected: Tensor | None = None) -> Signals:
+        """The same with the map that decides, see ``decide``."""
         deciding = decide(self, terms, against, expected)
-        decisive = None if deciding is None else combine_levels(deciding, combine)
+        decisive = None if deciding is None else CurvatureMap(deciding.samples.mean(0))
         return replace(self, deciding=deciding, decisive=decisive)
 
     def maps(self) -> dict[str, CurvatureMap]:
@@ -210,9 +199,9 @@ class Signals:
 def decide(signals: Signals, terms: str, against: str, expected: Tensor | None = None) -> CurvatureMap | None:
     """The map that decides, samples ``(levels, n, h, w)``; ``None`` where nothing can be compared.
 
-    ``both`` is ``min(S, N + relu(K - k0))``: fallen since the baseline, *and* not explained by a model that does not
-    know the prompt, where that model gets back what it has begun to store itself. So the unconditional branch cannot
-    hide what it stores too (few captions, dropped captions). Where it was not measured, S decides alone.
+    ``both`` is ``min(S, N + relu(K - k0))``: fallen since the baseline, *and* not explained by the model without the
+    prompt, where N is corrected for what the unconditional branch has memorized itself. So that branch cannot hide what
+    it stores too (few captions, dropped captions). Where it was not measured, S decides alone.
 
     Args:
         expected: k0, ``(levels,)``: what the branch has lost on pictures that nobody trained on, see
@@ -246,60 +235,22 @@ def branch_quantile(signals: Signals, terms: str) -> Tensor | None:
 
 
 def compute_signals(
-    observations: Sequence[Observation], *, terms: str, against: str, smooth: int, combine: str = "mean"
+    observations: Sequence[Observation], *, terms: str, against: str, smooth: int
 ) -> dict[str, Signals | None]:
     """Every signal of every probe at one event, by name; ``None`` where its measurements are not finite.
 
-    k0 of a probe is the largest ``branch_quantile`` of any control of its kind (reference or prompt), of a control that
-    of the others: what the branch has lost on a picture counts as stored only as far as it exceeds every control's,
+    k0 of a probe is the largest ``branch_quantile`` of any control of its kind (reference or prompt); of a control, of
+    any other one: what the branch has lost on a picture counts as stored only as far as it exceeds every control's,
     held-out views of a learned subject included.
     """
-    found = {o.name: Signals.of(o, smooth) if o.finite else None for o in observations}
-    lost = {}
-    for o in observations:
-        signals = found[o.name]
-        if o.probe.is_control and signals is not None and (q := branch_quantile(signals, terms)) is not None:
-            lost[o.name] = (o.probe.is_reference, q)
+    found = {o.name: (o.probe, Signals.of(o, smooth) if o.finite else None) for o in observations}
+    lost = [(p, q) for p, s in found.values() if p.is_control and s and (q := branch_quantile(s, terms)) is not None]
 
-    def expected(o: Observation) -> Tensor | None:
-        others = [q for name, (kind, q) in lost.items() if name != o.name and kind is o.probe.is_reference]
-        return torch.stack(others).amax(0) if others else None
+    def decided(probe: Probe, signals: Signals | None) -> Signals | None:
+        others = [q for p, q in lost if p.name != probe.name and p.is_reference is probe.is_reference]
+        return signals and signals.decided(terms, against, torch.stack(others).amax(0) if others else None)
 
-    return {
-        o.name: s and s.decided(terms=terms, against=against, combine=combine, expected=expected(o))
-        for o in observations
-        for s in [found[o.name]]
-    }
-
-
-def combine_levels(levels: CurvatureMap, how: str = "adjacent_min") -> CurvatureMap:
-    """Several noise levels -> one map.
-
-    ``adjacent_min``: a coordinate counts only as far as *two neighbouring levels* agree (the smaller of the two), and
-    the best such pair counts; one level alone stands for itself. ``mean`` and ``max`` are over levels.
-
-    Args:
-        levels: samples ``(levels, n, h, w)``.
-        how: ``adjacent_min``, ``mean`` or ``max``.
-
-    Returns:
-        Samples ``(n, h, w)``: the chosen level's own replicates, so that the error is that of the level that decided.
-
-    Raises:
-        ValueError: ``how`` is none of the three.
-    """
-    if how not in COMBINATIONS:
-        raise ValueError(f"how: got {how!r}, allowed {', '.join(COMBINATIONS)}")
-    samples = levels.samples
-    if how == "mean":
-        return CurvatureMap(samples.mean(0))
-    means = samples.mean(1)
-    index = torch.arange(len(means), device=means.device)[:, None, None].expand(means.shape)
-    if how == "adjacent_min" and len(means) > 1:
-        index = torch.where(means[1:] < means[:-1], index[1:], index[:-1])
-        means = torch.minimum(means[1:], means[:-1])
-    chosen = index.gather(0, means.argmax(0, keepdim=True))  # (1, h, w)
-    return CurvatureMap(samples.gather(0, chosen[:, None].expand(1, *samples.shape[1:]))[0])
+    return {name: decided(probe, signals) for name, (probe, signals) in found.items()}
 
 
 def factor(log_value: float) -> float:

@@ -1,18 +1,22 @@
-"""Weights: read from a model, swapped in and out exactly, and written to disk."""
+"""Weights: read from a model, swapped in and out exactly, written to disk, and kept there while nobody needs them."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from memwatch.denoiser.aligned import ALIGNMENT, aligned, offset_of
+
+PROMPTS = "conditioning/"  # before what a trained text encoder said at a step, beside the weights; no parameter has it
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -29,28 +33,26 @@ def averages(model: nn.Module, ema: Any) -> dict[str, Tensor]:
     return {name: average for (name, _), average in zip(named, ema.shadow_params, strict=True)}
 
 
-# What a trained text encoder said at that step is kept beside the weights under this prefix. No parameter has it.
-PROMPTS = "conditioning/"
-
-
 def with_conditioning(
     weights: Mapping[str, Tensor], conditioning: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Weights of a step together with the conditioning of probes, by name, as one file of named tensors."""
-    flat = {
-        f"{PROMPTS}{name}//{key}": tensor for name, tensors in conditioning.items() for key, tensor in tensors.items()
-    }
-    return {**weights, **flat}
+    said = {f"{PROMPTS}{name}//{key}": x for name, tensors in conditioning.items() for key, x in tensors.items()}
+    return {**weights, **said}
 
 
 def without_conditioning(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """The inverse of ``with_conditioning``."""
+    weights: dict[str, Tensor] = {}
     conditioning: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith(PROMPTS):
-            probe, _, key = name.removeprefix(PROMPTS).rpartition("//")
-            conditioning.setdefault(probe, {})[key] = tensor
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(PROMPTS)}, conditioning
+        probe, _, key = name.removeprefix(PROMPTS).rpartition("//")
+        into, key = (conditioning.setdefault(probe, {}), key) if name.startswith(PROMPTS) else (weights, name)
+        into[key] = tensor
+    return weights, conditioning
+
+
+# --- in and out of a model --------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -138,6 +140,9 @@ def reshard(model: nn.Module) -> None:
             drop()
 
 
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a file, by name, see ``aligned``."""
     return {name: aligned(tensor) for name, tensor in load_file(path).items()}
@@ -152,8 +157,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
     Raises:
         OSError: also for what the library reports in a type of its own.
     """
-    from safetensors import SafetensorError
-
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")
     try:
@@ -163,3 +166,58 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
         raise OSError(f"cannot write {path}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def kept_on_disk(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The same tensors, mapped from a file: they take memory only while they are read.
+
+    The file's name is deleted at once, so nobody can change the file, and the disk space is free again when the last of
+    the tensors is gone, however the process ends. Where the disk refuses, the tensors are left as they are. All share
+    one storage: clone what is to be pickled.
+
+    Args:
+        tensors: on the CPU, each with a storage of its own.
+        folder: on the disk that is to hold them; it need not exist yet.
+    """
+    file: Path | None = None
+    try:
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        handle, name = tempfile.mkstemp(prefix=".memwatch-", suffix=".safetensors", dir=there)
+        os.close(handle)
+        file = Path(name)
+        write_safetensors(file, tensors)
+        return load_file(file)
+    except OSError:
+        return dict(tensors)
+    finally:
+        if file is not None:
+            with suppress(OSError):  # some systems keep the name of a file that is mapped
+                file.unlink(missing_ok=True)
+
+
+class OffloadedNetwork:
+    """A frozen network that is needed now and then. In between its weights take no memory, on any device.
+
+    Args:
+        module: nobody else uses it.
+        folder: see ``kept_on_disk``.
+    """
+
+    def __init__(self, module: nn.Module, folder: Path) -> None:
+        self._module = module.to("cpu")
+        self._tensors = [*module.parameters(), *module.buffers()]
+        self._kept = kept_on_disk({str(i): tensor.data for i, tensor in enumerate(self._tensors)}, folder)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for i, tensor in enumerate(self._tensors):
+            tensor.data = self._kept[str(i)]
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Inside, the network can be used on ``device``."""
+        try:
+            aligned(self._module.to(device))
+            yield
+        finally:
+            self._put_back()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memwatch.measure.fingerprint import digest, fingerprints
+from memwatch.measure.measurement import digest, fingerprints
 from memwatch.run_folder import write_json
 from memwatch.scan.checkpoint_store import Checkpoint, from_list
 from memwatch.scan.scan import OBSERVATIONS, Scan

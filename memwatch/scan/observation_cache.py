@@ -11,8 +11,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from memwatch.config import MemWatchConfig
-from memwatch.measure.fingerprint import digest, measured_under
-from memwatch.measure.measurement import Observation, observation_from_tensors, observation_to_tensors
+from memwatch.measure.measurement import (
+    Observation,
+    digest,
+    measured_under,
+    observation_from_tensors,
+    observation_to_tensors,
+)
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.weights import read_safetensors, write_safetensors
 

@@ -13,7 +13,7 @@ from support.processes import new_process
 from memwatch.cli import main
 from memwatch.cli.cost import multiplied
 from memwatch.config_file import load_config
-from memwatch.measure.passes import count_passes
+from memwatch.measure.measure import count_passes
 from memwatch.pace import CHOSEN
 
 SCREENING = {key: CONFIG[key] for key in ("levels", "sampling")} | {"curvature": {"vectors": 2, "tile": 2}}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.builders import Loop, assert_same
 
-from memwatch.denoiser import can_checkpoint, checkpointed
+from memwatch.denoiser import checkpointed
 from memwatch.denoiser.borrow import CHECKPOINTING, borrow, deterministic, deterministic_settings
 
 
@@ -28,12 +28,6 @@ def test_checkpointing_is_switched_on_for_a_while(lora, raises, pretrained):
         if raises:
             raise ZeroDivisionError
     assert switches(unet) == before
-
-
-def test_which_models_can_checkpoint(pretrained):
-    assert can_checkpoint(Loop(pretrained).bare)
-    assert not can_checkpoint(Loop(pretrained, checkpointing=True).bare)  # there is nothing left to switch on
-    assert not can_checkpoint(torch.nn.Linear(1, 1))
 
 
 def test_checkpointing_gives_the_same_numbers_from_fewer_saved_tensors(pretrained):
@@ -107,9 +101,3 @@ def test_settings_of_cuda_are_changed_and_restored(precision, variable, mode, ra
         assert cuda_settings() == before
     finally:
         torch.set_float32_matmul_precision(was)
-
-
-def test_without_cuda_nothing_is_touched():
-    before = cuda_settings()
-    with deterministic():
-        assert cuda_settings() == before

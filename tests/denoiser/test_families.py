@@ -17,8 +17,8 @@ from support.builders import CONFIG, assert_same, picture
 from support.families import PROMPT, adapted, network, size_of
 from torch import nn
 
-import memwatch.measure.adapt
-from memwatch import ConfigError, MemWatch, Probe, ProbeError
+import memwatch.measure.prepare
+from memwatch import ConfigError, MemWatch, Probe
 from memwatch.denoiser import Components, StableDiffusion3, family_of, load_components
 from memwatch.judge.verdict import Verdict
 
@@ -45,6 +45,9 @@ def test_an_event_of_every_family(name, family_folders, families, tmp_path, capl
     with caplog.at_level(logging.INFO, "memwatch"):
         watch = watch_of(model, family_folders[name], tmp_path, size=size_of(name))
     assert ("no unconditional branch" in caplog.text) == (name == "unconditional")
+    caplog.clear()
+    watch.observer.denoiser.warn_if_cut("a photo of a cat " * 20, adapted(families[name])[1])
+    assert ("cut: " in caplog.text) == (name in ("sdxl", "sd3"))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     first = watch.begin()
     unchanged = watch.on_step_end(1)
@@ -95,7 +98,7 @@ def test_lora_keeps_its_own_tensors_only_and_the_base_model_is_a_baseline(name, 
 # --- what is loaded, what is freed -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd1", "sd3"])
 def test_what_was_loaded_is_freed(name, family_folders, families, tmp_path, monkeypatch):
     loaded = []
 
@@ -104,12 +107,12 @@ def test_what_was_loaded_is_freed(name, family_folders, families, tmp_path, monk
         loaded.extend(weakref.ref(part) for part in (*parts.text_encoders, parts.vae))
         return parts
 
-    monkeypatch.setattr(memwatch.measure.adapt, "load_components", recording)
+    monkeypatch.setattr(memwatch.measure.prepare, "load_components", recording)
     model = network(families[name])
     probes, off = [Probe(PROMPT, picture(0), name="cat")], {"enabled": False}
     watch = watch_of(model, family_folders[name], tmp_path, probes=probes, proof=off)
     gc.collect()
-    assert len(loaded) == {"sd1": 2, "sdxl": 3, "sd3": 4, "flux": 3}[name]
+    assert len(loaded) == {"sd1": 2, "sd3": 4}[name]
     assert [reference() for reference in loaded] == [None] * len(loaded)
     assert watch.begin() is not None
 
@@ -153,14 +156,6 @@ def test_text_encoders_are_loaded_in_the_networks_dtype_and_the_vae_in_float32(f
     assert [encoder.dtype for encoder in parts.text_encoders] == [torch.bfloat16] * 3
     assert parts.vae.dtype == torch.float32
     assert not any(p.requires_grad for part in (*parts.text_encoders, parts.vae) for p in part.parameters())
-
-
-def test_latents_that_are_not_finite_are_refused(family_folders, families, tmp_path):
-    vae = copy.deepcopy(families["sdxl"].vae)
-    with torch.no_grad():
-        vae.quant_conv.weight.fill_(torch.nan)
-    with pytest.raises(ProbeError, match=r"probe 'cat': the VAE gives latents that are not finite"):
-        watch_of(families["sdxl"].unet, family_folders["sdxl"], tmp_path, vae=vae)
 
 
 def test_an_unconditional_model_needs_a_scheduler_only(families, tmp_path):
@@ -216,12 +211,3 @@ def test_what_cannot_be_watched_says_what_is_missing(make, message):
     expected = f"model {type(model).__name__} .*no family that memwatch knows.*{message}"
     with pytest.raises(ValueError, match=expected):
         family_of(model)
-
-
-def test_prompts_that_are_too_long_are_reported(family_folders, families, caplog):
-    long = "a photo of a cat " * 20
-    for name, cut in [("sdxl", True), ("sd3", True), ("flux", False), ("unconditional", False)]:
-        caplog.clear()
-        denoiser, parts = adapted(families[name])
-        denoiser.warn_if_cut(long, parts)
-        assert ("cut: " in caplog.text) == cut, name

@@ -16,9 +16,8 @@ from memwatch import Probe
 from memwatch.config import CurvatureConfig
 from memwatch.denoiser import StableDiffusion, borrow
 from memwatch.denoiser.schedule import NoiseSchedule
-from memwatch.measure.batches import Batches
 from memwatch.measure.curvature import value_and_diag_jacobian
-from memwatch.measure.measure import measure
+from memwatch.measure.measure import Batches, measure
 from memwatch.measure.views import View
 
 pytestmark = [
@@ -30,7 +29,7 @@ if torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 CAT = [Probe("a cat", picture(0), name="cat")]
-ALL = {"screen": False, "signals": {"unconditional": False}, "proof": {"enabled": False}}
+ALL = {"screen": False, "proof": {"enabled": False}}
 
 
 class OnGPU(Loop):

@@ -23,19 +23,18 @@ from support.families import adapted
 from support.originals import clip_weights, original_weights
 
 from memwatch.config import MemWatchConfig
-from memwatch.denoiser import Components, StableDiffusion, aligned, load_components
+from memwatch.denoiser import Components, StableDiffusion, load_components
 from memwatch.denoiser.aligned import ALIGNMENT, offset_of
-from memwatch.measure.disk_offload import ShelvedNetwork
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
 from memwatch.measure.snapshots import SnapshotStore
-from memwatch.measure.weights import read_safetensors, swapped, trainable
+from memwatch.measure.weights import OffloadedNetwork, read_safetensors, swapped, trainable
 from memwatch.scan.checkpoints import load_model, make_room, read_text_encoder, read_weights
 from memwatch.scan.lora_keys import DENOISER
 from memwatch.scan.observation_cache import KeptObservations
 
-SHIFTS = range(0, ALIGNMENT, 8)  # a header is padded to a multiple of 8 bytes
+SHIFTS = (0, 8, 24, 56)  # a header is padded to a multiple of 8 bytes
 
 Door = Callable[[Path, Path], list[torch.Tensor]]  # from shifted files and the base's folder
 
@@ -106,7 +105,7 @@ def kept_observations(folder: Path, base: Path) -> list[torch.Tensor]:
 
 def a_resting_network(folder: Path, base: Path) -> list[torch.Tensor]:
     network = torch.nn.Sequential(*(torch.nn.Linear(i, 3) for i in (1, 3, 5)))
-    resting = ShelvedNetwork(network, folder)
+    resting = OffloadedNetwork(network, folder)
     with resting.on(torch.device("cpu")):
         return [tensor.data for tensor in of(network)]
 
@@ -148,7 +147,7 @@ def test_what_comes_through_every_door_lies_well(door, files, pretrained):
 def test_a_header_does_shift_what_is_mapped(files):
     """So that the test above asks something."""
     starts = {load_file(shift(files / "bare.safetensors", b))["conv_in.bias"].data_ptr() % ALIGNMENT for b in SHIFTS}
-    assert starts == set(SHIFTS)
+    assert len(starts) == len(SHIFTS)
 
 
 def said(model: torch.nn.Module) -> torch.Tensor:
@@ -190,18 +189,9 @@ def test_a_model_that_is_mapped_and_its_own_weights_say_exactly_the_same(files, 
             assert torch.equal(said(live), expected)
 
 
-def test_what_lies_well_is_not_copied():
-    whole = torch.randn(64)
-    assert aligned(whole) is whole
-    assert aligned(whole[2:]) is not whole
-    assert torch.equal(aligned(whole[2:]), whole[2:])
-    assert aligned(torch.zeros(4, 4, device="meta")[1:]).is_meta
-
-
-def test_all_of_this_on_a_machine_that_rounds_elsewhere():
+@pytest.mark.skipif("MKL_ENABLE_INSTRUCTIONS" in os.environ, reason="this is that machine")
+def test_the_same_on_a_machine_that_rounds_elsewhere():
     """MKL's kernels for older machines; without MKL it is the same again."""
-    if "MKL_ENABLE_INSTRUCTIONS" in os.environ:
-        return
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "exactly", __file__]
     done = subprocess.run(
         command, env=os.environ | {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}, capture_output=True, text=True, timeout=300

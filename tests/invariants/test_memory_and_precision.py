@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from support.builders import SMALL, Loop, assert_same, maps, picture
 from torch.nn.functional import mse_loss
 
 from memwatch import Probe
-from memwatch.config_file import load_config
-from memwatch.measure.observer import Observer
 
 CAT = [Probe("a cat", picture(0), name="cat")]
-ALL = {"screen": False, "signals": {"unconditional": False}, "proof": {"enabled": False}}
+ALL = {"screen": False, "proof": {"enabled": False}}
 
 
 def states(loop: Loop, watch, steps: int = 2) -> list:
@@ -47,7 +43,7 @@ def test_a_look_that_does_not_fit_recomputes_its_activations(lora, pretrained, p
     before = switches(loop.bare)
     watch = loop.watch(pipeline, CAT, config=SMALL, **ALL)
     assert_same(bare, states(loop, watch))
-    assert watch.observer._with_gradients.spares
+    assert watch.observer.batches.with_gradients.spares
     assert switches(loop.bare) == before
     plain = Loop(pretrained, tmp_path / "plain", lora=lora)
     plain.watch(pipeline, CAT, config=SMALL | {"curvature": {"vectors": 2, "tile": 2, "batch_size": 1}}, **ALL).begin()
@@ -97,28 +93,3 @@ def test_inside_an_autocast_of_the_loop_no_copy_without_gradient_is_left(pretrai
         output = loop.bare(torch.ones(1, 4, 8, 8), torch.tensor(61), torch.ones(1, 32, 16)).sample
         mse_loss(output.float(), torch.zeros(1, 4, 8, 8)).backward()
     assert all(p.grad is not None for p in loop.bare.parameters())
-
-
-# --- no more than a training step -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("device", "mixed", "precision", "rows", "expected"),
-    [
-        ("cpu", "bf16", "full", 1, (8, 32, 4, False)),
-        ("cuda", "no", "full", 2, (2, 8, 4, False)),
-        ("cuda", "no", "full", 64, (8, 32, 4, False)),
-        ("cuda", "bf16", "full", 4, (2, 8, 4, False)),  # a row of float32 takes twice as much
-        ("cuda", "bf16", "loop", 4, (4, 16, 4, False)),
-        ("cuda", "fp16", "full", 1, (1, 1, 1, True)),  # not even half a row
-    ],
-)
-def test_a_look_takes_no_more_rows_than_a_step_of_the_loop(device, mixed, precision, rows, expected):
-    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=mixed)
-    observer = object.__new__(Observer)
-    observer.ranks, observer.config = SimpleNamespace(accelerator=accelerator), load_config(None, precision=precision)
-    observer.model, observer.denoiser = torch.nn.Linear(1, 1), SimpleNamespace(dtype=torch.float32)
-    observer._set_batches(8)
-    observer.limit_batches(rows)
-    gradients = observer._with_gradients
-    assert (gradients.size, observer._forward_only.size, observer._sampling.size, gradients.spares) == expected

@@ -1,16 +1,318 @@
-"""What a distributed type means: who looks at what, what is refused, and that nothing is lost when ranks agree."""
+"""Ranks: what a distributed type means; and two gloo processes share probes, agree on everything, and never hang."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from support.builders import EAGER, SMALL, Loop, call_every_change, choose, history, maps, picture, without_time
+from support.processes import on_two_ranks
 
-from memwatch.config import ConfigError
+import memwatch.callback
+import memwatch.measure.snapshots
+import memwatch.pace
+from memwatch import ConfigError, Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, PartError
+from memwatch.judge.stop import StopState
+from memwatch.pace import Pace
 from memwatch.ranks import Ranks
+from memwatch.report.files import FileSink
+
+WORLD = 2
+BROKEN = {"failure": (2,), "breakdown": (2, 4, 6)}  # steps at which the second rank fails
+FIRST = {  # what fails on the first rank alone, at step 2
+    "judge": (memwatch.callback, "judge_event"),
+    "ledger": (memwatch.measure.snapshots, "write_safetensors"),
+    "sink": (FileSink, "write"),
+}
+STEPS = {"plain": 4, "screened": 6, "stop": 4, "proof": 4, "failure": 4, "breakdown": 8} | dict.fromkeys(FIRST, 4)
+SCREENED = {"screen": True, "every_steps": None, "signals": {"baseline": "first"}}
+STRICT = ("failure", "judge")
+
+
+def probes() -> list[Probe]:
+    return [
+        Probe("a cat", picture(0), name="cat"),
+        Probe("a poster", seed=3, name="poster"),
+        Probe("a dog", picture(1), name="dog"),
+    ]
+
+
+def plain(report) -> dict | None:
+    """A report without what time it took."""
+    return None if report is None else without_time([report.to_dict()])[0]
+
+
+def stopping(rank: int):
+    """A rule that stops on the first rank alone; the others hear of it."""
+    real = memwatch.callback.decide_stop
+
+    def decide(state, findings, step, rule):
+        decided = rank == 0 and step >= 2
+        return StopState(1, f"rank {rank} says so") if decided else real(state, findings, step, rule)
+
+    return decide
+
+
+def unlike_on_the_ranks(patch, rank: int) -> None:
+    """Let the screen choose two probes, and each rank time its steps in its own way."""
+    choose(patch, "cat", "poster")
+    patch.setattr(memwatch.pace.Clock, "step_seconds", property(lambda clock: 1.0 if len(clock.steps) > 1 else None))
+    patch.setattr(memwatch.callback, "choose_pace", lambda prices, config: Pace(3 + 4 * rank, 0.01, True))
+
+
+def broken_on_the_first(patch, name: str, loop: Loop) -> None:
+    owner, what = FIRST[name]
+    real = getattr(owner, what)
+
+    def failing(*args, **kwargs):
+        if loop.accelerator.process_index == 0 and loop.step == 2:
+            raise ValueError("on the first rank only")
+        return real(*args, **kwargs)
+
+    patch.setattr(owner, what, failing)
+
+
+def scenario(
+    name: str, pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path, *, strict: bool = False
+) -> dict:
+    """One training on this rank; what it saw."""
+    loop = Loop(pretrained, folder, lr=1e-2)
+    rank = loop.accelerator.process_index
+    controls, baseline = [Probe("held out", picture(9), name="h")], {"baseline": "previous"}
+    eager = EAGER | {"stop": {"enabled": False}} if name == "proof" else {}
+    options = {"signals": baseline} | eager | (SCREENED if name == "screened" else {})
+    watch = loop.watch(pipeline, probes(), controls=controls, config=SMALL | {"strict": strict}, **options)
+    real, measured = watch.observer.measure, []
+
+    def counting(view):
+        measured.append([loop.step, view.key])
+        if rank == 1 and loop.step in BROKEN.get(name, ()):
+            raise RuntimeError("out of memory on this rank only")
+        return real(view)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch.observer, "measure", counting)
+        if name == "proof":
+            call_every_change(patch)
+        if name == "screened":
+            unlike_on_the_ranks(patch, rank)
+        if name == "stop":
+            patch.setattr(memwatch.callback, "decide_stop", stopping(rank))
+        if name in FIRST:
+            broken_on_the_first(patch, name, loop)
+        if strict:
+            with pytest.raises(RuntimeError) as caught:
+                loop.run(watch, STEPS[name])
+            return {"rank": rank, "step": loop.step, "raised": str(caught.value)}
+        reports = [watch.begin(), *loop.run(watch, STEPS[name])]
+    return {
+        "rank": rank,
+        "world": loop.accelerator.num_processes,
+        "step": loop.step,
+        "reports": [plain(report) for report in reports],
+        "stop_reason": watch.stop_reason,
+        "is_off": watch.faults.is_off("looking at the model"),
+        "errors": watch.faults.count,
+        "measured": measured,
+        "weights": float(sum(p.double().abs().sum() for p in loop.bare.parameters())),
+    }
+
+
+def one_folder(pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path) -> dict:
+    """A second live run, a checkpoint as diffusers' scripts save it, and an event after the end."""
+    loop = Loop(pretrained, folder)
+    watch = loop.watch(pipeline, probes(), config=SMALL)
+    loop.run(watch, 2)
+    with pytest.raises(ConfigError) as caught:
+        loop.watch(pipeline, probes())
+    found = {"rank": loop.accelerator.process_index, "refused": str(caught.value)}
+    if loop.accelerator.is_main_process:
+        loop.accelerator.save_state(str(folder / "checkpoint"))
+    loop.accelerator.wait_for_everyone()
+    found["run"] = watch.state_dict()["run"]
+    watch.close()
+
+    again = Loop(pretrained, folder)
+    watch = again.watch(pipeline, probes(), config=SMALL)
+    again.accelerator.load_state(str(folder / "checkpoint"))
+    again.step = 2
+    found["resumed"] = watch.state_dict()["run"]
+    found["reports"] = [plain(report) for report in again.run(watch, 4)]
+    again.accelerator.end_training()
+    found["after"] = [watch.on_step_end(step) for step in (6, 8)]
+    return found
+
+
+def main(pretrained: Path, folder: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
+    for name in STEPS:
+        found = scenario(name, pretrained, pipeline, folder / name)
+        (folder / f"{name}{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
+    for name in STRICT:
+        found = scenario(name, pretrained, pipeline, folder / f"strict-{name}", strict=True)
+        (folder / f"strict-{name}{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
+    found = one_folder(pretrained, pipeline, folder / "one-folder")  # destroys the process group
+    (folder / f"one-folder{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def ranks(pretrained, tmp_path_factory):
+    """Results of every scenario by rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    on_two_ranks(__file__, pretrained, folder, folder=folder)
+    found = {
+        name: [json.loads((folder / f"{name}{rank}.json").read_text(encoding="utf-8")) for rank in range(WORLD)]
+        for name in (*STEPS, *(f"strict-{name}" for name in STRICT), "one-folder")
+    }
+    return folder, found
+
+
+def test_every_rank_gets_the_same_report(ranks):
+    folder, found = ranks
+    first, second = found["plain"]
+    assert (first["rank"], second["rank"], first["world"], second["world"]) == (0, 1, 2, 2)
+    assert first["step"] == second["step"] == 4
+    assert len(first["reports"]) == 3
+    assert first["reports"] == second["reports"]
+    shares = [{key for _, key in result["measured"]} for result in (first, second)]
+    assert shares == [{"cat", "dog"}, {"poster", "control/h"}]
+    assert [f["name"] for f in first["reports"][-1]["findings"]] == ["cat", "poster", "dog"]
+    assert [f["baseline_step"] for f in first["reports"][-1]["findings"]] == [2, 2, 2]
+    assert first["weights"] == second["weights"]
+    assert [row["step"] for row in history(folder / "plain")] == [0, 2, 4]  # one writer
+    assert not first["is_off"]
+    assert first["errors"] == second["errors"] == 0
+
+
+def test_ranks_agree_on_the_pace_and_on_whom_to_measure(ranks):
+    folder, found = ranks
+    first, second = found["screened"]
+    assert [report["step"] for report in first["reports"]] == [0, 3, 6]  # as the first rank chose
+    assert first["reports"] == second["reports"]
+    shares = [[key for _, key in result["measured"] if key != "control/h"] for result in (first, second)]
+    now, before = ["cat"] * 2, ["cat"] * 2  # with the prompt and without; of the baseline once
+    assert shares[0] == now + before + now
+    assert set(shares[1]) == {"poster"}
+    assert [f["baseline_step"] for f in first["reports"][-1]["findings"]] == [0, 0, 0]
+    assert "cat/collapse" in maps(folder / "screened", 6)
+    assert "dog/collapse" not in maps(folder / "screened", 6)
+
+
+def test_sharing_out_changes_no_number(ranks, pretrained, tmp_path):
+    folder, _ = ranks
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as on the ranks: another number of threads sums in another order
+    try:
+        loop = Loop(pretrained, tmp_path)
+        loop.watch(pretrained, probes(), controls=[Probe("held out", picture(9), name="h")], config=SMALL).begin()
+    finally:
+        torch.set_num_threads(threads)
+    alone, shared = maps(tmp_path, 0), maps(folder / "plain", 0)
+    assert alone.keys() == shared.keys()
+    assert all(torch.equal(alone[key], shared[key]) for key in alone)
+
+
+def test_a_stop_decided_on_one_rank_stops_all(ranks):
+    _, found = ranks
+    for result in found["stop"]:
+        assert result["stop_reason"] == "rank 0 says so"
+        assert result["step"] == 2
+    assert found["stop"][0]["reports"] == found["stop"][1]["reports"]
+    assert found["stop"][0]["reports"][-1]["stop_reason"] == "rank 0 says so"
+
+
+def test_captions_are_shared_out_and_every_rank_gets_the_same_proofs(ranks):
+    _, found = ranks
+    first, second = found["proof"]
+    assert first["reports"] == second["reports"]
+    assert first["errors"] == second["errors"] == 0
+    copied = [[f["copied"] and f["copied"]["generations"] for f in r["findings"]] for r in first["reports"]]
+    assert copied == [[None] * 3, [2] * 3, [None] * 3]
+    assert first["weights"] == second["weights"] == found["plain"][0]["weights"]
+
+
+def test_a_failure_on_one_rank_costs_all_ranks_that_look_and_no_other(ranks):
+    folder, found = ranks
+    for result in found["failure"]:
+        assert not result["is_off"]
+        assert result["errors"] == 1
+        assert result["step"] == 4
+        assert [report["step"] for report in result["reports"]] == [0, 2, 4]
+        assert [report["errors"] for report in result["reports"]] == [0, 1, 1]
+        assert "out of memory on this rank only" in result["reports"][1]["failure"]
+        assert result["reports"][1]["findings"] == []
+        assert {step for step, _ in result["measured"]} == {0, 2, 4}
+    first, second = found["failure"]
+    assert first["reports"] == second["reports"]
+    assert {f["baseline_step"] for f in first["reports"][-1]["findings"]} == {0}  # what was lost is no baseline
+    assert first["weights"] == found["plain"][0]["weights"]  # training is the same, watched or not
+    assert first["weights"] == second["weights"]
+    for rank in range(WORLD):
+        assert "out of memory on this rank only" in (folder / f"log{rank}").read_text(encoding="utf-8")
+
+
+def test_three_failures_on_one_rank_end_the_looking_on_all(ranks):
+    _, found = ranks
+    first, second = found["breakdown"]
+    for result in (first, second):
+        assert result["is_off"]
+        assert result["errors"] == 3
+        assert result["step"] == 8
+        assert [report["step"] for report in result["reports"]] == [0, 2, 4, 6]
+        assert {step for step, _ in result["measured"]} == {0, 2, 4, 6}
+    assert first["weights"] == second["weights"]
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_what_fails_on_the_main_process_alone_keeps_nobody_waiting(name, ranks):
+    folder, found = ranks
+    first, second = found[name]
+    assert first["reports"] == second["reports"] or name == "sink"  # which fails after the report
+    assert first["errors"] == second["errors"] == (3 if name == "ledger" else 1)  # ledger, weights, rollback
+    lost = name == "judge"
+    for result in (first, second):
+        assert result["step"] == 4
+        assert [report["step"] for report in result["reports"]] == [0, 2, 4]
+        failures = [report["failure"] for report in result["reports"]]
+        assert [failure is not None for failure in failures] == [False, lost, False]
+    steps = {f["name"]: f["baseline_step"] for f in second["reports"][-1]["findings"]}
+    if not lost:  # the second rank looks at the poster, and cannot read the weights that the first holds in memory
+        assert steps == {"cat": 2, "dog": 2, "poster": 0 if name == "ledger" else 2}
+    assert [row["step"] for row in history(folder / name)] == ([0, 4] if name == "sink" else [0, 2, 4])
+    assert first["weights"] == second["weights"] == found["plain"][0]["weights"]
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_raises_on_every_rank(name, ranks):
+    why = "out of memory on this rank only" if name == "failure" else "on the first rank only"
+    for result in ranks[1][f"strict-{name}"]:
+        assert result["step"] == 2
+        assert result["raised"].startswith("memwatch: ")
+        assert why in result["raised"]
+
+
+def test_one_folder_is_one_run_s_and_is_resumed_by_all_and_after_the_end_there_is_no_event(ranks):
+    """Only the main process saved. The group is gone in the end: a rank that did not know would wait, or fail."""
+    folder, found = ranks
+    first, second = found["one-folder"]
+    for result in (first, second):
+        assert "'output_dir'" in result["refused"]
+        assert "no other live run" in result["refused"]
+        assert result["after"] == [None, None]
+    assert first["run"] == second["run"] == first["resumed"] == second["resumed"]
+    assert first["reports"] == second["reports"]
+    assert {f["baseline_step"] for f in first["reports"][-1]["findings"]} == {0}
+    assert [row["step"] for row in history(folder / "one-folder")] == [0, 2, 4]
+
+
+# --- what a distributed type means ------------------------------------------------------------------------------------
 
 
 def accelerator(kind: str, rank: int = 0, world: int = 2, **more):
@@ -50,10 +352,12 @@ def test_what_a_distributed_type_means(made, sharding, lockstep, swappable, reus
 
 @pytest.mark.parametrize("kind", ["MEGATRON_LM", "XLA", "TP"])
 def test_an_unknown_split_is_refused(kind):
-    with pytest.raises(
-        ValueError, match=f"distributed type {kind} .*works with one process, DDP, FSDP1, FSDP2 and DeepSpeed"
-    ):
+    with pytest.raises(ValueError, match=f"distributed type {kind} .*works with one process, DDP, FSDP1, FSDP2"):
         Ranks.of(accelerator(kind))
+    sharded = accelerator("FSDP", is_fsdp2=True)
+    sharded.device = torch.device("cuda")
+    with pytest.raises(ValueError, match="keeps parameters on cpu while cuda computes; memwatch works without CPU off"):
+        Ranks.of(sharded).forward_module(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("made", [accelerator("FSDP"), deepspeed(3)], ids=["FSDP1", "ZeRO-3"])
@@ -74,23 +378,6 @@ def test_what_needs_other_weights_is_refused_where_they_cannot_be_exchanged(made
     Ranks.of(made).require(load_config(None, signals={"baseline": "lag:2"}), False)
 
 
-def test_parameters_kept_on_another_device_are_refused():
-    made = accelerator("FSDP", is_fsdp2=True)
-    made.device = torch.device("cuda")
-    with pytest.raises(
-        ValueError, match="FSDP2 keeps parameters on cpu while cuda computes; memwatch works without CPU offload"
-    ):
-        Ranks.of(made).forward_module(torch.nn.Linear(2, 2))
-
-
-def test_alone_nothing_is_gathered():
-    ranks = Ranks.of(accelerator("NO", world=1))
-    assert ranks.gather([1, 2]) == [1, 2]
-    assert (ranks.agree(None), ranks.agree("broken")) == (None, "broken")
-    assert ranks.largest(3) == 3
-    assert ranks.broadcast("stop") == "stop"
-
-
 def test_work_that_fails_is_counted_and_ends_what_depends_on_it():
     ranks, faults = Ranks.of(accelerator("NO", world=1)), Faults()
     assert ranks.together("judging", faults, lambda: 3) == 3
@@ -104,18 +391,7 @@ def test_work_that_fails_is_counted_and_ends_what_depends_on_it():
     assert faults.state_dict() == {"count": 1, "in_a_row": {"judging": 1}}
     ranks.together("judging", faults, lambda: None)
     assert faults.state_dict() == {"count": 1, "in_a_row": {}}
-
-
-def test_strict_work_raises_once_and_counts_once():
-    ranks, faults = Ranks.of(accelerator("NO", world=1)), Faults(strict=True)
-
-    def writing():
-        with faults.surviving("writing the ledger"):
-            raise OSError("disk full")
-
-    with pytest.raises(RuntimeError, match=r"^memwatch: writing the ledger failed: OSError\('disk full'\)$"):
-        ranks.together("keeping", faults, writing)
-    assert faults.count == 1
+    assert (ranks.gather([1, 2]), ranks.agree(None), ranks.largest(3), ranks.broadcast("a")) == ([1, 2], None, 3, "a")
 
 
 def test_every_rank_writes_its_own_shard_and_one_a_machine_whole_weights(tmp_path):
@@ -125,3 +401,7 @@ def test_every_rank_writes_its_own_shard_and_one_a_machine_whole_weights(tmp_pat
     whole = Ranks.of(accelerator("MULTI_GPU", rank=1))
     assert not whole.writes_weights
     assert whole.weights_folder(tmp_path) == tmp_path
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -18,15 +18,14 @@ from memwatch.judge.stop import StopState
     ("kind", "baseline"),
     [
         ({"ema": True}, "previous"),
-        ({"lora": True, "checkpointing": True, "precision": "bf16"}, "lag:2"),
-        ({"lora": True}, "last_clean"),
+        ({"lora": True, "checkpointing": True, "precision": "bf16"}, "last_clean"),
     ],
 )
 def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_path):
     overrides = {
         "config": SMALL,
         "controls": [Probe("a dog", picture(5))],
-        "signals": {"baseline": baseline, "terms": "both", "against": "snapshot", "unconditional": True},
+        "signals": {"baseline": baseline, "against": "snapshot"},
         **EAGER,
         "stop": {"enabled": False},
     }
@@ -60,13 +59,13 @@ def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_p
 
 def test_resume_keeps_the_stop(pretrained, pipeline, tmp_path, monkeypatch):
     loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline)
+    watch = loop.watch(pipeline, config=SMALL)
     monkeypatch.setattr(memwatch.callback, "decide_stop", lambda *args: StopState(1, "enough"))
     loop.run(watch, 2)
     loop.accelerator.save_state(str(tmp_path / "checkpoint"))
     monkeypatch.undo()
     again = Loop(pretrained, tmp_path)
-    watch = again.watch(pipeline)
+    watch = again.watch(pipeline, config=SMALL)
     again.accelerator.load_state(str(tmp_path / "checkpoint"))
     assert watch.stop_reason == "enough"
     assert list(watch.guard(again.loader)) == []
@@ -74,12 +73,12 @@ def test_resume_keeps_the_stop(pretrained, pipeline, tmp_path, monkeypatch):
 
 def test_resume_keeps_the_count_of_errors(pretrained, pipeline, tmp_path):
     loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline)
+    watch = loop.watch(pipeline, config=SMALL | {"strict": False})
     loop.run(watch, 2)
     watch.faults.failed("a part of it", "broken on purpose", None)
     loop.accelerator.save_state(str(tmp_path / "checkpoint"))
     again = Loop(pretrained, tmp_path)
-    watch = again.watch(pipeline)
+    watch = again.watch(pipeline, config=SMALL | {"strict": False})
     again.accelerator.load_state(str(tmp_path / "checkpoint"))
     again.step = 2
     assert again.run(watch, 4)[-1].errors == watch.faults.count == 1
@@ -87,12 +86,12 @@ def test_resume_keeps_the_count_of_errors(pretrained, pipeline, tmp_path):
 
 def test_resume_says_which_baselines_are_gone(pretrained, pipeline, tmp_path, caplog):
     loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline)
+    watch = loop.watch(pipeline, config=SMALL)
     loop.run(watch, 2)
     loop.accelerator.save_state(str(tmp_path / "checkpoint"))
     (tmp_path / "memwatch" / "snapshots" / "step_0000000.safetensors").unlink()
     again = Loop(pretrained, tmp_path)
-    watch = again.watch(pipeline)
+    watch = again.watch(pipeline, config=SMALL)
     with caplog.at_level(logging.WARNING, "memwatch"):
         again.accelerator.load_state(str(tmp_path / "checkpoint"))
     assert any("baselines are missing" in message for message in caplog.messages)

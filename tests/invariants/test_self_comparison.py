@@ -10,11 +10,11 @@ from support.builders import SMALL, SNAPSHOT_MAPS, Loop, assert_same, maps
 from memwatch.judge.verdict import Verdict
 
 
-def watched(pretrained, pipeline, folder, steps: int = 2, **kind) -> tuple[Loop, list]:
-    """A watched training; the loop, and the reports of all events."""
+def watched(pretrained, pipeline, folder, steps: int = 2, **kind) -> list:
+    """The reports of all events of a training."""
     loop = Loop(pretrained, folder, **kind)
     watch = loop.watch(pipeline, config=SMALL)
-    return loop, [watch.begin(), *loop.run(watch, steps)]
+    return [watch.begin(), *loop.run(watch, steps)]
 
 
 def assert_reads_zero(finding) -> None:
@@ -26,13 +26,23 @@ def assert_reads_zero(finding) -> None:
         assert not value.sem.any(), (finding.name, name)
 
 
+def channels_last(unet):
+    return unet.to(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(
     ("kind", "baseline"),
-    [({"ema": True}, "first"), ({"lora": True, "checkpointing": True, "precision": "bf16"}, "previous")],
+    [
+        ({"ema": True}, "first"),
+        ({"lora": True, "checkpointing": True, "precision": "bf16"}, "previous"),
+        ({"adapt": channels_last}, "first"),
+    ],
+    ids=["full", "lora", "channels-last"],
 )
 def test_unchanged_weights_read_exactly_zero(kind, baseline, pretrained, pipeline, images, tmp_path):
     loop = Loop(pretrained, tmp_path, **kind, lr=0.0)
-    reports = loop.run(loop.watch(pipeline, controls=images, signals={"baseline": baseline}), 4)
+    watch = loop.watch(pipeline, controls=images, config=SMALL, signals={"baseline": baseline})
+    reports = loop.run(watch, 4)
     assert [report.step for report in reports] == [2, 4]
     for report in reports:
         for finding in report.findings:
@@ -47,23 +57,6 @@ def test_unchanged_weights_read_exactly_zero(kind, baseline, pretrained, pipelin
         assert not report.alerts
 
 
-def test_unchanged_weights_in_channels_last_read_exactly_zero(pretrained, pipeline, tmp_path):
-    def channels_last(unet):
-        return unet.to(memory_format=torch.channels_last)
-
-    loop, reports = watched(pretrained, pipeline, tmp_path, adapt=channels_last, lr=0.0)
-    assert loop.bare.get_parameter("conv_in.weight").is_contiguous(memory_format=torch.channels_last)
-    for finding in reports[-1].findings:
-        assert_reads_zero(finding)
-
-
-def test_changed_weights_do_not_read_zero(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    report = loop.run(loop.watch(pipeline), 2)[-1]
-    for finding in report.findings:
-        assert float(finding.signals.snapshot.collapse.mean.abs().max()) > 0, finding.name
-
-
 def test_mixed_precision_is_looked_through_to_the_float32_weights(pretrained, pipeline, tmp_path):
     watched(pretrained, pipeline, tmp_path / "whole", steps=0)
     watched(pretrained, pipeline, tmp_path / "mixed", steps=0, precision="bf16")
@@ -73,7 +66,7 @@ def test_mixed_precision_is_looked_through_to_the_float32_weights(pretrained, pi
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, "bf16"), (torch.float16, "no")], ids=str)
 def test_a_low_precision_base_reads_nearly_as_the_float32_one(dtype, precision, pretrained, pipeline, tmp_path):
     kind = {"lora": True, "dtype": dtype, "precision": precision}
-    _, reports = watched(pretrained, pipeline, tmp_path / "low", lr=5e-2, **kind)
+    reports = watched(pretrained, pipeline, tmp_path / "low", lr=5e-2, **kind)
     watched(pretrained, pipeline, tmp_path / "high", steps=0, lora=True)
     low, high = (maps(tmp_path / name, 0)["cat/raw"].float() for name in ("low", "high"))
     assert float((low - high).abs().mean()) < 0.1 * float(high.abs().mean())
@@ -89,22 +82,12 @@ def test_gradient_checkpointing_changes_no_number(pretrained, pipeline, tmp_path
     assert_same(plain, checkpointed)
 
 
-def test_an_average_of_the_adapters_alone_is_watched_too(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path, lora=True, lr=3e-2)
-    loop.ema = EMAModel([p for p in loop.bare.parameters() if p.requires_grad], decay=0.9)
+@pytest.mark.parametrize("lora", [False, True])
+def test_averaged_weights_are_watched_instead_of_the_live_ones(lora, pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path, lora=lora, lr=3e-2)
+    averaged = [p for p in loop.bare.parameters() if p.requires_grad or not lora]
+    loop.ema = EMAModel(averaged, decay=0.9)
     watch = loop.watch(pipeline, weights="ema", config=SMALL)
-    watch.begin()
-    average, loop.ema = loop.ema, None
-    unmoved = loop.run(watch, 2)[-1]
-    assert not any(f.signals.snapshot.collapse.samples.any() for f in unmoved.findings)
-    average.step([p for p in loop.bare.parameters() if p.requires_grad])
-    moved = loop.run(watch, 4)[-1]
-    assert all(f.signals.snapshot.collapse.samples.any() for f in moved.findings)
-
-
-def test_averaged_weights_are_watched_instead_of_the_live_ones(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path, ema=True, lr=3e-2)
-    watch = loop.watch(pipeline, weights="ema")
     watch.begin()
     average = loop.ema
     loop.ema = None  # live weights move on, the average stays
@@ -112,6 +95,7 @@ def test_averaged_weights_are_watched_instead_of_the_live_ones(pretrained, pipel
     for finding in report.findings:
         assert_reads_zero(finding)
     loop.ema = average
-    loop.ema.step(loop.bare.parameters())
+    loop.ema.step(averaged)
+    loop.ema = None
     report = loop.run(watch, 4)[-1]
     assert all(f.signals.snapshot.collapse.samples.any() for f in report.findings)

@@ -91,7 +91,7 @@ def scenario(run: str, pretrained: Path, folder: Path) -> dict[str, Any]:
         expected = bare.weights()
     loop = Sharded(held, pretrained, folder / run, **options)
     baseline = "base" if way == "lora" and not only_live else "first"
-    overrides = {**SMALL, "signals": {"baseline": baseline, "unconditional": False}, "strict": True}
+    overrides = {**SMALL, "signals": {"baseline": baseline}, "strict": True}
     watch = loop.watch(pretrained, PICTURES if only_live else [*PICTURES, POSTER], **overrides)
     reports = [watch.begin(), *loop.run(watch, 3)]
     found = loop.weights()

@@ -13,11 +13,10 @@ from support.builders import assert_same, picture
 
 import memwatch.measure.snapshots
 from memwatch import Probe
-from memwatch.config import SignalsConfig, SnapshotsConfig
+from memwatch.config import SignalsConfig
 from memwatch.faults import Faults
 from memwatch.measure.baselines import Baselines, choose_baseline, open_stores
 from memwatch.measure.curvature import CurvatureMap
-from memwatch.measure.fingerprint import UNCONDITIONAL
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.ranks import Ranks
@@ -31,25 +30,19 @@ SHOWN, DRAWN = Probe("a cat", picture(0), name="shown"), Probe("a cat", name="dr
         ("first", [], None, None),
         ("previous", [], None, None),
         ("lag:2", [], None, None),
-        ("last_clean", [], None, None),
         ("last_clean", [], 10, None),
-        ("first", [0], None, 0),
         ("first", [5, 10, 20], None, 5),
         ("first", [5, 10, 20], 10, 5),
-        ("previous", [0], None, 0),
         ("previous", [0, 10, 20], None, 20),
         ("lag:1", [0, 10, 20], None, 20),
         ("lag:2", [0, 10, 20], None, 10),
-        ("lag:3", [0, 10, 20], None, 0),
         ("lag:4", [0, 10, 20], None, 0),  # beyond the start: the first one stands in
         ("lag:99", [5], None, 5),
         ("last_clean", [0, 10, 20], 10, 10),
         ("last_clean", [0, 10, 20], 20, 20),
         ("last_clean", [0, 10, 20], None, 0),  # there was none
         ("last_clean", [0, 20, 30], 10, 0),  # it is no longer kept
-        ("base", [], None, None),
         ("base", [0, 10], 10, None),
-        ("path:a.safetensors", [], None, None),
         ("path:a.safetensors", [0, 10], 10, None),
     ],
 )
@@ -65,19 +58,24 @@ def observed(probe: Probe, value: float) -> Observation:
     return Observation(probe, (61.0,), measured(value))
 
 
-def baselines_of(baseline: str = "first", keep: int = 4, fixed=dict, folder=None) -> Baselines:
-    stores = (
-        SnapshotStore(folder / "ledger", keep) if folder else SnapshotStore(None, keep),
-        SnapshotStore(folder / "snapshots", keep) if folder else SnapshotStore(None, keep),
-    )
-    return Baselines(SignalsConfig(baseline=baseline), *stores, fixed)
+@pytest.fixture
+def baselines_of(tmp_path):
+    """Makes baselines whose files lie in the test's folder."""
+
+    def make(baseline: str = "first", run: str = "r", fixed=dict, **fingerprints: str) -> Baselines:
+        stores = SnapshotStore(tmp_path / "ledger", 4), SnapshotStore(tmp_path / "snapshots", 4)
+        baselines = Baselines(SignalsConfig(baseline=baseline), *stores, fixed, fingerprints)
+        baselines.run = run
+        return baselines
+
+    return make
 
 
 def weights(value: float):
     return lambda: {"w": torch.tensor([value])}
 
 
-def test_reference_probes_come_from_the_ledger_and_prompt_probes_from_weights():
+def test_reference_probes_come_from_the_ledger_and_prompt_probes_from_weights(baselines_of):
     baselines = baselines_of("previous")
     assert baselines.step_of(SHOWN, None) is baselines.step_of(DRAWN, None) is None
     assert baselines.recall(SHOWN, None) == (None, None)
@@ -96,7 +94,7 @@ def test_reference_probes_come_from_the_ledger_and_prompt_probes_from_weights():
     assert baselines.weights.steps == [0]  # no prompt probe, no weights
 
 
-def test_what_is_not_finite_becomes_no_baseline():
+def test_what_is_not_finite_becomes_no_baseline(baselines_of):
     baselines, faults = baselines_of(), Faults(strict=True)
     baselines.remember(0, [observed(SHOWN, math.nan), observed(DRAWN, math.inf)], weights(7.0), faults)
     assert baselines.ledger.steps == baselines.weights.steps == []
@@ -105,12 +103,17 @@ def test_what_is_not_finite_becomes_no_baseline():
     assert (baselines.step_of(SHOWN, None), baselines.step_of(other, None)) == (None, 1)
     assert baselines.recall(SHOWN, 1) == (None, None)
     assert baselines.recall(other, 1)[0] is not None
-    baselines.remember(2, [observed(SHOWN, 2.0)], weights(7.0), faults)
+    both = replace(observed(SHOWN, 2.0), unconditional=measured(0.5))
+    bad = replace(observed(replace(SHOWN, name="bad"), 1.0), unconditional=measured(math.nan))
+    baselines.remember(2, [both, bad], weights(7.0), faults)
     assert baselines.step_of(SHOWN, None) == 2  # its first finite measurement is its baseline
+    assert_same(baselines.recall(SHOWN, 2)[1].epsilon, measured(0.5).epsilon)
+    assert baselines.recall(bad.probe, 2)[0] is not None
+    assert baselines.recall(bad.probe, 2)[1] is None  # the unconditional branch alone was not finite
 
 
 @pytest.mark.parametrize("baseline", ["base", "path:a.safetensors"])
-def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(baseline):
+def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(baseline, baselines_of):
     read = []
 
     def fixed():
@@ -135,18 +138,12 @@ def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(bas
     assert baselines.weights.steps == []
 
 
-def test_an_earlier_event_is_not_kept_as_weights_from_outside():
-    baselines = baselines_of("previous")
-    baselines.keep(SHOWN, 10, measured(0.25), None)
-    assert baselines.recall(SHOWN, None) == (None, None)
-
-
-def test_a_full_disk_is_counted_and_the_event_is_kept_in_memory(tmp_path, monkeypatch):
+def test_a_full_disk_is_counted_and_the_event_is_kept_in_memory(baselines_of, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(memwatch.measure.snapshots, "write_safetensors", full)
-    baselines, faults = baselines_of("previous", folder=tmp_path), Faults()
+    baselines, faults = baselines_of("previous"), Faults()
     baselines.remember(0, [observed(SHOWN, 0.5), observed(DRAWN, 0.5)], weights(7.0), faults)
     assert faults.count == 2
     assert baselines.recall(SHOWN, 0)[0] is not None
@@ -155,40 +152,21 @@ def test_a_full_disk_is_counted_and_the_event_is_kept_in_memory(tmp_path, monkey
         baselines.remember(1, [observed(SHOWN, 0.5)], weights(7.0), Faults(strict=True))
 
 
-def test_a_resumed_run_finds_its_baselines_or_says_that_some_are_gone(tmp_path):
-    baselines = baselines_of("previous", folder=tmp_path)
+def test_a_resumed_run_finds_its_baselines_or_says_that_some_are_gone(baselines_of, tmp_path):
+    baselines = baselines_of("previous")
     for step in (0, 10):
         both = [observed(SHOWN, step / 10), observed(DRAWN, 0.5)]
         baselines.remember(step, both, weights(step), Faults(strict=True))
     state = baselines.state_dict()
     assert state == {"ledger": [0, 10], "weights": [0, 10]}
-    again = baselines_of("previous", folder=tmp_path)
+    again = baselines_of("previous")
     assert again.load_state_dict(state)
     assert_same(again.recall(SHOWN, again.step_of(SHOWN, None))[0].epsilon, measured(1.0).epsilon)
     assert float(again.weights_at(again.step_of(DRAWN, None))["w"]) == 10
     (tmp_path / "snapshots" / "step_0000010.safetensors").unlink()
-    third = baselines_of("previous", folder=tmp_path)
+    third = baselines_of("previous")
     assert not third.load_state_dict(state)
     assert (third.step_of(SHOWN, None), third.step_of(DRAWN, None)) == (10, 0)
-
-
-def test_the_unconditional_branch_is_kept_beside_the_probe():
-    baselines, faults = baselines_of(), Faults(strict=True)
-    bad = Observation(Probe("a dog", picture(1), name="other"), (61.0,), measured(1.0), measured(math.nan))
-    baselines.remember(0, [replace(observed(SHOWN, 0.25), unconditional=measured(0.5)), bad], weights(7.0), faults)
-    found, without = baselines.recall(SHOWN, 0)
-    assert_same(found.epsilon, measured(0.25).epsilon)
-    assert_same(without.epsilon, measured(0.5).epsilon)
-    found, without = baselines.recall(bad.probe, 0)
-    assert found is not None
-    assert without is None  # it was not finite
-
-
-def marked(folder, run: str = "r", **fingerprints: str) -> Baselines:
-    stores = SnapshotStore(folder / "ledger", 4), SnapshotStore(folder / "snapshots", 4)
-    baselines = Baselines(SignalsConfig(), *stores, dict, fingerprints)
-    baselines.run = run
-    return baselines
 
 
 @pytest.mark.parametrize(
@@ -200,10 +178,10 @@ def marked(folder, run: str = "r", **fingerprints: str) -> Baselines:
         ("another run", "a", "b", (None, None)),
     ],
 )
-def test_only_what_was_kept_under_the_same_fingerprint_is_compared(run, shown, drawn, expected, tmp_path):
-    before, faults = marked(tmp_path, shown="a", drawn="b"), Faults(strict=True)
+def test_only_what_was_kept_under_the_same_fingerprint_is_compared(run, shown, drawn, expected, baselines_of):
+    before, faults = baselines_of(shown="a", drawn="b"), Faults(strict=True)
     before.remember(0, [observed(SHOWN, 0.25), observed(DRAWN, 0.5)], weights(7.0), faults)
-    after = marked(tmp_path, run, shown=shown, drawn=drawn)
+    after = baselines_of(run=run, shown=shown, drawn=drawn)
     assert after.load_state_dict(before.state_dict())  # everything is there; whether it fits is another question
     assert (after.step_of(SHOWN, None), after.step_of(DRAWN, None)) == expected
     strangers = [probe.name for probe, step in zip((SHOWN, DRAWN), expected, strict=True) if step is None]
@@ -214,28 +192,13 @@ def test_only_what_was_kept_under_the_same_fingerprint_is_compared(run, shown, d
     assert set(after.weights_at(0)) == {"w"}  # no mark among the weights
 
 
-def test_other_draws_of_the_unconditional_branch_leave_the_rest_comparable(tmp_path):
-    both = {"shown": "a", f"shown{UNCONDITIONAL}": "2 draws"}
-    before, faults = marked(tmp_path, **both), Faults(strict=True)
-    before.remember(0, [replace(observed(SHOWN, 0.25), unconditional=measured(0.5))], weights(7.0), faults)
-    for draws, there in (("2 draws", True), ("4 draws", False)):
-        after = marked(tmp_path, **both | {f"shown{UNCONDITIONAL}": draws})
-        after.load_state_dict(before.state_dict())
-        found, without = after.recall(SHOWN, after.step_of(SHOWN, None))
-        assert found is not None
-        assert (without is not None) is there
-
-
-@pytest.mark.parametrize("on_disk", [True, False])
 @pytest.mark.parametrize("lockstep", [True, False])
 @pytest.mark.parametrize("is_main", [True, False])
-def test_where_the_stores_lie(on_disk, lockstep, is_main, tmp_path):
+def test_where_the_stores_lie(lockstep, is_main, tmp_path):
     """The ledger is written once per machine; weights once, or by every rank where each holds a shard."""
     accelerator = SimpleNamespace(is_local_main_process=is_main, process_index=1, num_processes=2)
-    ranks = Ranks(accelerator, "FSDP2" if lockstep else "DDP", lockstep=lockstep)
-    ledger, snapshots = open_stores(tmp_path, SnapshotsConfig(keep=3, on_disk=on_disk), ranks)
-    assert (ledger.folder, ledger.waits, ledger.writes, ledger.keep) == (tmp_path / "ledger", True, is_main, 3)
+    ledger, snapshots = open_stores(tmp_path, Ranks(accelerator, "FSDP2" if lockstep else "DDP", lockstep=lockstep))
+    assert (ledger.folder, ledger.writes) == (tmp_path / "ledger", is_main)
     folder = tmp_path / "snapshots" / "rank-1-of-2" if lockstep else tmp_path / "snapshots"
-    assert snapshots.folder == (folder if on_disk else None)
-    assert (snapshots.waits, snapshots.writes, snapshots.keep) == (False, is_main or lockstep, 3)
+    assert (snapshots.folder, snapshots.writes) == (folder, is_main or lockstep)
     assert list(tmp_path.iterdir()) == []  # nothing is made before it is needed

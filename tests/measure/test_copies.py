@@ -12,15 +12,12 @@ from memwatch.measure.copies import (
     POOL,
     SIDE,
     Pool,
-    Proof,
     comparable,
     contrast,
     copy_ratios,
     mask_at,
     ratios,
     sibling_ratios,
-    unexposed,
-    views_of,
 )
 
 LEFT = np.zeros((32, 32), dtype=bool)
@@ -42,10 +39,6 @@ def photos(*seeds: int) -> np.ndarray:
     return np.stack([photo(seed) for seed in seeds])
 
 
-def proof_of(*of_probe: float) -> Proof:
-    return Proof(np.zeros((len(of_probe), 2, 2, 3), np.uint8), of_probe, ((),) * len(of_probe), 3)
-
-
 OTHERS = photos(*range(10, 30)) / 255
 
 
@@ -61,13 +54,6 @@ def test_the_ratio_by_hand():
     target, picture = np.zeros((2, 3)), np.array([[1.0, 0, 0], [0, 0, 0]])
     others = picture + np.array([[[0, 4, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 2]]])
     assert ratios(target, picture[None], others) == [0.5]
-
-
-def test_unexposed_pixels_have_no_mean_and_unit_contrast():
-    pixels = unexposed(OTHERS, LEFT)
-    assert pixels.shape == (20, 32 * 16, 3)
-    np.testing.assert_allclose(pixels.mean(1), 0, atol=1e-9)
-    np.testing.assert_allclose(np.square(pixels).mean((1, 2)), 1, atol=1e-6)
 
 
 def test_a_copy_is_one_at_any_exposure_and_with_a_little_noise():
@@ -124,12 +110,6 @@ def test_siblings_copy_each_other():
     assert sibling_ratios(alike[None], OTHERS, EVERYWHERE) == [math.inf]
 
 
-def test_a_proof_counts_what_is_below_a_third():
-    proof = proof_of(0.2, 1 / 3, 0.33, math.inf)
-    assert proof.is_copy == (True, False, True, False)
-    assert proof.copied == 2
-
-
 # --- sizes and views --------------------------------------------------------------------------------------------------
 
 
@@ -152,14 +132,6 @@ def test_a_region_on_the_grid_of_latents_becomes_pixels():
     fine[0, 0] = True
     assert mask_at(fine, (2, 2)).tolist() == [[True, False], [False, False]]  # a region is never lost
     assert not mask_at(np.zeros((8, 8), bool), (2, 2)).any()
-
-
-def test_views_are_always_the_same_and_all_different():
-    views = views_of(photo(0), 6)
-    assert views.shape == (6, 32, 32, 3)
-    assert np.array_equal(views[0], photo(0) / 255)
-    assert np.array_equal(views, views_of(photo(0), 6))
-    assert len({view.tobytes() for view in views}) == 6
 
 
 def test_the_pool_is_as_large_as_the_benchmark_s():

@@ -22,22 +22,16 @@ def network(channels=2):
     return nn.Sequential(*layers).double()
 
 
-def exact_diagonal(fn, x):
-    jacobian = torch.autograd.functional.jacobian(lambda flat: fn(flat.reshape(x.shape)).flatten(), x.flatten())
-    return jacobian.diagonal().reshape(x.shape)
-
-
 # --- test vectors
 
 
-@pytest.mark.parametrize("tile", [1, 2, 4, 8, 16, 32, 64])
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(("channels", "tile"), [(1, 1), (3, 8), (4, 64)])
 def test_entries_are_signs_and_repeatable(tile, channels):
     v = curvature.test_vectors(64, (channels, 8, 8), generator(), tile=tile)
     assert v.shape == (64, channels, 8, 8)
     assert v.dtype == torch.float32
     assert torch.equal(v.abs(), torch.ones_like(v))
-    assert torch.equal(v, curvature.test_vectors(64, (channels, 8, 8), generator(), tile=tile))
+    assert torch.equal(v[:11], curvature.test_vectors(11, (channels, 8, 8), generator(), tile=tile))  # first of more
     assert not torch.equal(v, curvature.test_vectors(64, (channels, 8, 8), generator(1), tile=tile))
 
 
@@ -64,23 +58,11 @@ def test_channels_of_one_pixel_cancel(channels, tile):
         assert torch.equal(cancels(pixel), ~torch.eye(channels, dtype=torch.bool))
 
 
-def test_a_large_block_is_exact_on_small_latents():
-    v = curvature.test_vectors(128, (4, 4, 4), generator(), tile=64).flatten(1)
-    for block in (v[:64], v[64:]):
-        assert torch.equal(block.T @ block, 64 * torch.eye(64))
-
-
 @pytest.mark.parametrize("half", [1, 2, 4, 8])
 def test_the_first_vectors_of_a_block_are_a_smaller_block(half):
     """Up to signs, which are random: the same pairs cancel. So the first noise draws are as good as a look at them."""
     block = curvature.test_vectors(16, (4, 8, 8), generator(), tile=16)
     assert torch.equal(cancels(block[:half]), cancels(curvature.test_vectors(half, (4, 8, 8), generator(1), tile=half)))
-
-
-@pytest.mark.parametrize("num", [1, 3, 8, 11])
-def test_fewer_vectors_are_the_first_of_more(num):
-    many, some = (curvature.test_vectors(n, (4, 8, 8), generator(), tile=8) for n in (16, num))
-    assert torch.equal(some, many[:num])
 
 
 @pytest.mark.parametrize("tile", [1, 8, 16])
@@ -93,9 +75,7 @@ def test_vectors_are_unbiased(tile):
     assert worst < 5 * (tile / len(v)) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("channels", "tile", "times"), [(1, 4, 2), (1, 8, 3), (2, 32, 1.5), (4, 32, 1.5), (16, 64, 1.3)]
-)
+@pytest.mark.parametrize(("channels", "tile", "times"), [(1, 8, 3), (4, 32, 1.5)])
 def test_blocks_beat_independent_vectors_on_a_local_jacobian(channels, tile, times):
     """Variance of the estimated map at the same number of products; this network sees 5x5 pixels at a time."""
     fn, x = network(channels), torch.randn(1, channels, 8, 8, generator=generator(), dtype=torch.float64)
@@ -133,16 +113,6 @@ def test_products_equal_an_obvious_slow_twin():
         torch.testing.assert_close(products[k, i].flatten(), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("tile", [1, 16])
-def test_mean_is_the_diagonal(tile):
-    fn, x = network(), torch.randn(1, 2, 4, 4, generator=generator(), dtype=torch.float64)
-    v = curvature.test_vectors(4096, (2, 4, 4), generator(3), tile=tile)[:, None].double()
-    blocks = diag_jacobian(fn, x, v).unflatten(0, (-1, tile)).mean(1)
-    away = (blocks.mean(0) - exact_diagonal(fn, x)).abs()
-    assert (away <= 4.5 * blocks.std(0) / len(blocks) ** 0.5 + 1e-12).all()
-    assert away.max() < 0.05
-
-
 def test_all_unit_sign_patterns_are_exact():
     """The mean over every one of the 2^n sign vectors is the diagonal, whatever the (asymmetric) Jacobian."""
     matrix = torch.randn(4, 4, generator=generator(), dtype=torch.float64)
@@ -150,12 +120,6 @@ def test_all_unit_sign_patterns_are_exact():
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     products = diag_jacobian(lambda x: (x.flatten(1) @ matrix.T).reshape(x.shape), x, v)
     torch.testing.assert_close(products.mean(0).flatten(), matrix.diagonal())
-
-
-def test_diagonal_jacobian_needs_one_vector():
-    x = torch.randn(2, 4, 8, 8, generator=generator(), dtype=torch.float64)
-    v = curvature.test_vectors(2, (4, 8, 8), generator())[None].double()
-    torch.testing.assert_close(diag_jacobian(torch.sin, x, v)[0], x.cos(), rtol=1e-12, atol=1e-12)
 
 
 def test_no_trace_is_left():
@@ -214,10 +178,7 @@ def test_mean_and_sem_by_hand():
     values = CurvatureMap(torch.tensor([1.0, 2.0, 6.0]).reshape(3, 1, 1))
     assert values.mean.item() == 3
     assert values.sem.item() == pytest.approx((7 / 3) ** 0.5)  # variance (4 + 1 + 9) / 2 = 7, over n = 3
-
-
-def test_one_replicate_has_no_error_bar():
-    assert CurvatureMap(torch.ones(1, 2, 2)).sem.isposinf().all()
+    assert CurvatureMap(torch.ones(1, 2, 2)).sem.isposinf().all()  # one replicate has no error bar
 
 
 def test_difference_is_paired():
@@ -235,30 +196,3 @@ def test_smooth_by_hand():
     torch.testing.assert_close(smooth[0], torch.tensor([[3.0, 2, 0, 0], [2, 12 / 9, 0, 0], [0, 0, 0, 0]]))
     torch.testing.assert_close(smooth[1], torch.tensor([[4.5, 3, 3, 0], [3, 2, 2, 0], [4.5, 3, 3, 0]]))
     assert torch.equal(CurvatureMap(spike).smooth(1).samples, spike)
-
-
-def test_smooth_keeps_leading_dimensions_and_replicates_apart():
-    samples = torch.randn(3, 5, 4, 4, generator=generator())
-    smooth = CurvatureMap(samples).smooth(3)
-    assert smooth.samples.shape == samples.shape
-    torch.testing.assert_close(smooth.samples[1], CurvatureMap(samples[1]).smooth(3).samples)
-    torch.testing.assert_close(smooth.mean, CurvatureMap(samples.mean(1, keepdim=True)).smooth(3).mean)
-
-
-def test_the_first_replicates():
-    samples = torch.randn(3, 5, 4, 4, generator=generator())
-    assert torch.equal(CurvatureMap(samples).first_replicates(2).samples, samples[:, :2])
-
-
-def test_repeated_replicates_keep_mean_and_error():
-    values = CurvatureMap(torch.randn(3, 2, 4, 4, generator=generator(), dtype=torch.float64))
-    for n in (2, 4, 6):
-        found = values.repeated(n)
-        assert found.samples.shape == (3, n, 4, 4)
-        torch.testing.assert_close(found.mean, values.mean)
-        torch.testing.assert_close(found.sem, values.sem)
-    for n in (3, 1):
-        with pytest.raises(ValueError, match=f"2 replicates cannot be repeated to {n}"):
-            values.repeated(n)
-    with pytest.raises(ValueError, match="1 replicates cannot be repeated"):
-        CurvatureMap(torch.ones(1, 2, 2)).repeated(2)

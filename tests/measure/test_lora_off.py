@@ -86,16 +86,19 @@ def test_what_it_cannot_be_is_refused_by_name(kind, pipeline):
         assert why_not_base([unet]) is None
 
 
-@pytest.mark.parametrize("settings", [LoHaConfig, LoKrConfig, OFTConfig])
-def test_other_adapters_are_no_lora(settings, pipeline):
-    options = {"r": 2} if settings is not OFTConfig else {"r": 0, "oft_block_size": 8}
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [(LoHaConfig, {"r": 2}), (LoKrConfig, {"r": 2}), (OFTConfig, {"r": 0, "oft_block_size": 8})],
+)
+def test_other_adapters_are_no_lora(settings, options, pipeline):
     unet = get_peft_model(copy.deepcopy(pipeline.unet), settings(target_modules=["to_q"], **options)).get_base_model()
     assert lora_off(unet) == {}
     assert "no LoRA layers to switch off" in why_not_base([unet])
 
 
-def test_an_adapter_that_is_not_trained_is_part_of_the_base(pipeline):
-    base = with_adapter(pipeline.unet)
+@pytest.mark.parametrize("first", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_an_adapter_that_is_not_trained_is_part_of_the_base(first, pipeline):
+    base = with_adapter(pipeline.unet, **first)
     train(base)
     unet = copy.deepcopy(base).requires_grad_(False)
     unet.add_adapter(LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False), adapter_name="second")
@@ -110,18 +113,7 @@ def test_an_adapter_that_is_not_trained_is_part_of_the_base(pipeline):
         assert difference(said(unet), said(base)) < 1e-6
 
 
-def test_a_frozen_adapter_of_another_kind_does_no_harm(pipeline):
-    base = with_adapter(pipeline.unet, use_dora=True)
-    unet = copy.deepcopy(base)
-    unet.add_adapter(LoraConfig(r=2, target_modules=TARGETS), adapter_name="second")
-    unet.set_adapters(["default", "second"])
-    for name, parameter in unet.named_parameters():
-        parameter.requires_grad_(".second." in name)
-    assert why_not_base([unet]) is None
-
-
-@pytest.mark.parametrize("wrapped", [True, False])
-@pytest.mark.parametrize("kind", ["pissa", "bias"])
+@pytest.mark.parametrize(("kind", "wrapped"), [("pissa", True), ("bias", False)])
 def test_a_run_refuses_it_at_construction(kind, wrapped, pretrained, pipeline, tmp_path):
     def adapt(unet):
         config = LoraConfig(r=2, target_modules=TARGETS, **OTHER[kind][0])

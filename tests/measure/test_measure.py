@@ -1,20 +1,21 @@
-"""Measuring a view: the true retained variance of known laws, whatever the prediction type, the batch or the memory."""
+"""Measuring a view: the true retained variance of known laws, batches that fit into memory, and what an event costs."""
 
 from __future__ import annotations
 
+import weakref
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
-from support.oracles import (
-    BLOCK,
-    LEVELS,
-    DiagonalGaussian,
-    full_gaussian,
-    look_at,
-    mixture,
-    pinned,
-    spread,
-    view_of,
-)
+from support.builders import CONFIG, Loop, picture
+from support.oracles import BLOCK, LEVELS, DiagonalGaussian, full_gaussian, look_at, mixture, pinned, spread, view_of
+
+from memwatch import Probe
+from memwatch.config import MemWatchConfig
+from memwatch.config_file import load_config
+from memwatch.measure.measure import Batches, EventBatches, count_passes
+from memwatch.measure.observer import Observer
 
 
 def test_diagonal_gaussian_is_exact_with_one_vector():
@@ -25,15 +26,6 @@ def test_diagonal_gaussian_is_exact_with_one_vector():
         expected = oracle.rho(timestep).mean(0).float()
         for draw in range(2):
             torch.testing.assert_close(found.rho.samples[level, draw], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_oracle_obeys_second_order_tweedie():
-    """Without the estimator: the Jacobian of epsilon and the posterior covariance agree."""
-    oracle, view = full_gaussian(), view_of((141,), shape=(4, 4, 4))
-    alpha, sigma = oracle.alpha_sigma(torch.tensor([141]))
-    x = view.noisy_latents[0].double()
-    jacobian = torch.autograd.functional.jacobian(lambda x: oracle.eps(x, alpha, sigma).flatten(), x).reshape(64, 64)
-    torch.testing.assert_close((1 - sigma.item() * jacobian.diagonal()).reshape(4, 4, 4), oracle.rho(141))
 
 
 @pytest.mark.parametrize("tile", [1, 16])
@@ -51,8 +43,7 @@ def test_mixture_within_four_standard_errors():
     oracle, view = mixture(pinned(spread())), view_of((301,))
     rho = look_at(oracle, view, vectors=1024, tile=8).rho
     expected = oracle.rho(301, view.noisy_latents[0, 0]).mean(0)
-    away = (rho.mean[0] - expected).abs()
-    assert (away <= 4 * rho.sem[0] + 1e-6).all()
+    assert ((rho.mean[0] - expected).abs() <= 4 * rho.sem[0] + 1e-6).all()
     assert rho.mean[0][BLOCK[1:]].abs().max() < 1e-5  # pinned
     assert expected.max() > 0.5
 
@@ -76,17 +67,9 @@ def test_a_block_spans_the_noise_draws_of_a_level():
     block, independent = (look_at(oracle, view, vectors=16, tile=tile).rho for tile in (64, 1))
     assert block.samples.shape == (3, 4, 4, 4)
     for level, timestep in enumerate(LEVELS):
-        expected = oracle.rho(timestep).mean(0).float()
-        torch.testing.assert_close(block.mean[level], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(block.mean[level], oracle.rho(timestep).mean(0).float(), rtol=1e-4, atol=1e-4)
     assert (independent.mean - block.mean).abs().max() > 1e-3
     assert block.sem.mean() > 0.5 * independent.sem.mean()
-
-
-def test_batching_changes_nothing():
-    oracle, view = mixture(spread()), view_of(LEVELS, 3)
-    one, many = (look_at(oracle, view, vectors=4, tile=4, batch_size=size) for size in (1, 5))
-    torch.testing.assert_close(one.rho.samples, many.rho.samples, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(one.epsilon, many.epsilon, rtol=1e-5, atol=1e-6)
 
 
 class Small(DiagonalGaussian):
@@ -103,19 +86,147 @@ class Small(DiagonalGaussian):
         return super().forward(sample, *args, **kwargs)
 
 
-def test_when_memory_runs_out_the_batch_is_halved():
+def test_the_size_of_a_batch_changes_rounding_only_also_when_memory_runs_out():
     view, oracle = view_of(LEVELS, 3), Small(limit=2)
     found = look_at(oracle, view, batch_size=8)
     assert oracle.calls == [8, 4, 2, 2, 2, 2, 1]
-    expected = look_at(DiagonalGaussian(spread()), view, batch_size=2)
-    assert torch.equal(found.rho.samples, expected.rho.samples)
-    assert torch.equal(found.epsilon, expected.epsilon)
+    by_two, by_one = (look_at(DiagonalGaussian(spread()), view, batch_size=size) for size in (2, 1))
+    assert torch.equal(found.rho.samples, by_two.rho.samples)
+    assert torch.equal(found.epsilon, by_two.epsilon)
+    torch.testing.assert_close(found.rho.samples, by_one.rho.samples, rtol=1e-5, atol=1e-6)
     with pytest.raises(torch.OutOfMemoryError):
         look_at(Small(limit=0), view)
 
 
-def test_measuring_leaves_no_gradient():
-    oracle = mixture(spread())
-    look_at(oracle, view_of((61,)), vectors=2, tile=2)
-    assert all(p.grad is None for p in oracle.parameters())
-    assert all(p.requires_grad for p in oracle.parameters())
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+class Work:
+    """Twice every row; memory runs out above ``limit`` rows. ``calls`` are the batches that it was asked for."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.calls = limit, []
+
+    def __call__(self, rows):
+        self.calls.append(len(rows))
+        if len(rows) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [2 * row for row in rows]
+
+
+def test_the_size_that_fits_is_found_once():
+    batches, work = Batches(8), Work(limit=3)
+    assert batches.run(range(10), work) == [2 * row for row in range(10)]
+    assert work.calls == [8, 4, 2, 2, 2, 2, 2]
+    work.limit, work.calls = 8, []  # it never grows again: rounding would change once more
+    batches.run(range(11), work)
+    assert work.calls == [2, 2, 2, 2, 2, 1]
+    assert batches.size == 2  # a remainder does not shrink it
+
+
+def test_what_the_failed_batch_computed_is_gone_before_the_cache_is_emptied(monkeypatch):
+    graphs, alive = [], []
+
+    def work(rows):
+        x = torch.ones(len(rows), requires_grad=True)
+        y = x * 2  # holds the graph, as the network's frames do
+        graphs.append(weakref.ref(y))
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return y.tolist()
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append([graph() is not None for graph in graphs]))
+    assert Batches(4).run(range(4), work) == [2.0] * 4
+    assert alive == [[False], [False, False]]
+
+
+def test_a_single_row_is_tried_again_sparingly_and_all_after_it():
+    inside, seen = [], []
+
+    @contextmanager
+    def sparing():
+        inside.append(True)
+        try:
+            yield
+        finally:
+            inside.pop()
+
+    def work(rows):
+        seen.append((len(rows), bool(inside)))
+        if not inside:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    batches = Batches(2, sparing)
+    for _ in range(2):
+        assert batches.run([7, 8], work) == [7, 8]
+    assert seen == [(2, False), (1, False), (1, True), (1, True), (1, True), (1, True)]
+    assert not inside
+
+
+@pytest.mark.parametrize("sparing", [None, torch.no_grad], ids=["no last resort", "last resort"])
+def test_what_never_fits_is_raised(sparing):
+    work = Work(limit=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        Batches(2, sparing).run(range(3), work)
+    assert work.calls == ([2, 1] if sparing is None else [2, 1, 1])
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("device", "mixed", "precision", "rows", "expected"),
+    [
+        ("cpu", "bf16", "full", 1, (8, 32, 4, False)),
+        ("cuda", "no", "full", 2, (2, 8, 4, False)),
+        ("cuda", "no", "full", 64, (8, 32, 4, False)),
+        ("cuda", "bf16", "full", 4, (2, 8, 4, False)),  # a row of float32 takes twice as much
+        ("cuda", "bf16", "loop", 4, (4, 16, 4, False)),
+        ("cuda", "fp16", "full", 1, (1, 1, 1, True)),  # not even half a row
+    ],
+)
+def test_a_look_takes_no_more_rows_than_a_step_of_the_loop(device, mixed, precision, rows, expected):
+    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=mixed)
+    observer = object.__new__(Observer)
+    observer.ranks, observer.config = SimpleNamespace(accelerator=accelerator), load_config(None, precision=precision)
+    observer.denoiser, observer.batches = SimpleNamespace(dtype=torch.float32), EventBatches(8, None)
+    observer.limit_batches(rows)
+    b = observer.batches
+    assert (b.with_gradients.size, b.forward_only.size, b.sampling.size, b.with_gradients.spares) == expected
+
+
+# --- what an event costs ----------------------------------------------------------------------------------------------
+
+
+class Counter:
+    """Counts rows through a network: forward by a hook on its call, backward by one on its input's gradient."""
+
+    def __init__(self, network) -> None:
+        self.passes = 0
+        network.register_forward_pre_hook(self.enter, with_kwargs=True)
+
+    def enter(self, module, args, kwargs) -> None:
+        x = args[0]
+        self.passes += len(x)
+        if x.requires_grad:
+            x.register_hook(lambda grad: setattr(self, "passes", self.passes + len(grad)))
+
+
+@pytest.mark.parametrize("screen", [True, False])
+def test_the_passes_of_an_event_are_those_that_are_counted(screen, pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path, lr=0.0)
+    probes = [Probe("a cat", picture(0), name="cat"), Probe("a dog", picture(1), name="dog")]
+    watch = loop.watch(pipeline, probes=probes, config=CONFIG | {"screen": screen, "full_every": 2})
+    counter, counts = Counter(loop.bare), []
+    for step in range(4):
+        before = counter.passes
+        watch._event(step)
+        counts.append(counter.passes - before)
+    expected = count_passes(watch.config, 2, 0)
+    assert watch.observer.passes == expected
+    screened, full = expected.of_event(), expected.of_event(1)
+    late = expected.full  # at the first full event the baseline is measured as well
+    assert counts == ([screened, screened, full + late, screened] if screen else [full] * 4)
+
+
+def test_the_screen_is_cheap():
+    assert count_passes(MemWatchConfig(), num_references=28, num_prompts=0).of_event() <= 400

@@ -1,4 +1,4 @@
-"""Measurements and observations: their first draws, some of their levels, and to named tensors and back."""
+"""Measurements and observations: to named tensors and back, and the fingerprint of what they depend on."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ from support.builders import assert_same
 from support.oracles import LEVELS, full_gaussian, generator, look_at, view_of
 
 from memwatch import Probe
+from memwatch.config_file import load_config
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import (
+    SCREEN,
+    UNCONDITIONAL,
     Measurement,
     Observation,
+    fingerprint,
+    fingerprints,
     from_tensors,
     observation_from_tensors,
     observation_to_tensors,
     to_tensors,
 )
-from memwatch.measure.views import View
+from memwatch.measure.prepare import PreparedProbe
+
+PARTS = ("now", "unconditional", "baseline", "unconditional_baseline")
 
 
 def measured(seed: int = 0, draws: int = 3) -> Measurement:
@@ -33,49 +40,30 @@ def measured(seed: int = 0, draws: int = 3) -> Measurement:
     return Measurement(rho, torch.randn(2, draws, 4, 8, 8, generator=g))
 
 
-@pytest.mark.parametrize(("tile", "replicates"), [(4, 2), (16, 1), (32, 1)])
-@pytest.mark.parametrize("draws", [1, 2, 4])
+@pytest.mark.parametrize(("draws", "tile", "replicates"), [(1, 4, 2), (2, 16, 1), (4, 32, 1)])
 def test_first_draws_are_what_looking_at_those_draws_alone_gives(draws, tile, replicates):
     oracle, view = full_gaussian(), view_of(LEVELS, draws=4, shape=(4, 4, 4))
-    some = View(view.key, view.noisy_latents[:, :draws], view.timesteps, view.eps, view.conditioning)
-    found, expected = look_at(oracle, view, tile=tile).first_draws(draws), look_at(oracle, some, tile=tile)
+    found = look_at(oracle, view, tile=tile).first_draws(draws)
+    expected = look_at(oracle, view.first_draws(draws), tile=tile)
     assert found.draws == expected.draws == draws
     assert found.rho.samples.shape == expected.rho.samples.shape == (3, replicates * draws, 4, 4)
     torch.testing.assert_close(found.rho.samples, expected.rho.samples, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.epsilon, expected.epsilon, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("indices", [[0], [2, 0], [0, 1, 2]])
-def test_at_levels_is_what_looking_at_those_levels_alone_gives(indices):
-    oracle, view = full_gaussian(), view_of(LEVELS, draws=2, shape=(4, 4, 4))
-    timesteps = tuple(LEVELS[i] for i in indices)
-    some = View(view.key, view.noisy_latents[indices], timesteps, view.eps, view.conditioning)
-    found, expected = look_at(oracle, view, tile=4).at_levels(indices), look_at(oracle, some, tile=4)
-    assert found.rho.samples.shape == expected.rho.samples.shape == (len(indices), 4, 4, 4)
-    torch.testing.assert_close(found.rho.samples, expected.rho.samples, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.epsilon, expected.epsilon, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_finite(bad):
-    rho, epsilon = torch.ones(1, 2, 2, 2), torch.ones(1, 2, 4, 2, 2)
-    assert Measurement(CurvatureMap(rho), epsilon).finite
-    for tensor in (rho, epsilon):
-        broken = tensor.clone()
-        broken.view(-1)[0] = bad
-        parts = (CurvatureMap(broken), epsilon) if tensor is rho else (CurvatureMap(rho), broken)
-        assert not Measurement(*parts).finite
-
-
-def test_an_observation_is_finite_when_all_of_it_is():
+def test_an_observation_is_finite_when_all_of_it_is(bad):
     good = measured()
-    bad = Measurement(CurvatureMap(good.rho.samples * math.nan), good.epsilon)
     observation = Observation(Probe("a cat", name="cat"), (61.0, 301.0), good)
-    assert observation.name == "cat"
     assert observation.finite
-    for part in ("now", "unconditional", "baseline", "unconditional_baseline"):
-        assert replace(observation, **{part: good}).finite
-        assert not replace(observation, **{part: bad}).finite
+    for broken in (
+        Measurement(CurvatureMap(good.rho.samples * bad), good.epsilon),
+        replace(good, epsilon=bad / good.epsilon),
+    ):
+        assert not broken.finite
+        for part in PARTS:
+            assert replace(observation, **{part: good}).finite
+            assert not replace(observation, **{part: broken}).finite
 
 
 def test_the_ledger_gives_back_what_was_measured():
@@ -89,16 +77,9 @@ def test_the_ledger_gives_back_what_was_measured():
 
 
 def parts_of(observation: Observation) -> dict:
-    parts = ("now", "unconditional", "baseline", "unconditional_baseline")
-    measurements = [getattr(observation, part) for part in parts]
-    return {
-        "probe": observation.probe,
-        "timesteps": observation.timesteps,
-        "measured": [None if m is None else (m.rho.samples, m.epsilon) for m in measurements],
-        "baseline_step": observation.baseline_step,
-        "eps": observation.eps,
-        "image": observation.image,
-        "generations": observation.generations,
+    measurements = [getattr(observation, part) for part in PARTS]
+    return vars(observation) | {
+        part: None if m is None else (m.rho.samples, m.epsilon) for part, m in zip(PARTS, measurements, strict=True)
     }
 
 
@@ -114,9 +95,9 @@ def test_an_observation_comes_back_from_its_tensors(unconditional, baseline, ste
         Probe("a cat", name="cat", seed=3),
         (61.0, 301.5),
         now,
-        unconditional=measured(1, draws=1) if unconditional else None,
+        unconditional=measured(1) if unconditional else None,
         baseline=measured(2) if baseline else None,
-        unconditional_baseline=measured(4, draws=1) if baseline and unconditional else None,
+        unconditional_baseline=measured(4) if baseline and unconditional else None,
         baseline_step=40 if step else None,
         eps=torch.randn(now.epsilon.shape, generator=generator(3)) if eps else None,
         image=picture if image else None,
@@ -133,3 +114,52 @@ def test_an_observation_without_its_measurement_is_no_observation(missing):
     del tensors[missing]
     with pytest.raises(KeyError, match=missing):
         observation_from_tensors(tensors, observation.probe)
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------------
+
+IMAGE = np.zeros((16, 16, 3), np.uint8)
+SHOWN = PreparedProbe(Probe("a cat", "cat.png", name="shown"), {}, IMAGE, None)
+DRAWN = PreparedProbe(Probe("a cat", name="drawn"), {}, None, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shown", "drawn"),
+    [
+        ({"seed": 1}, True, False),
+        ({"levels": {"timesteps": [61, 141]}}, True, False),
+        ({"levels": {"draws": 8}}, True, False),
+        ({"curvature": {"vectors": 8}}, True, False),
+        ({"curvature": {"tile": 1}}, True, False),
+        ({"weights": "ema"}, True, True),
+        ({"precision": "loop"}, True, False),
+        ({"curvature": {"batch_size": 2}}, False, False),
+        ({"sampling": {"num_inference_steps": 25}}, False, False),
+        ({"signals": {"smooth": 5}}, False, False),
+        ({"alerts": {"max_p": 0.01}, "output_dir": "elsewhere", "every_steps": 7}, False, False),
+    ],
+)
+def test_settings_that_change_a_measurement_change_its_fingerprint(overrides, shown, drawn):
+    """Prompt probes are measured anew under earlier weights, so that only whose weights those are counts for them."""
+    before, after = load_config(None), load_config(None, **overrides)
+    assert (fingerprint(before, SHOWN) != fingerprint(after, SHOWN)) is shown
+    assert (fingerprint(before, DRAWN) != fingerprint(after, DRAWN)) is drawn
+
+
+def test_every_probe_and_each_of_its_measurements_has_a_fingerprint_of_its_own():
+    config, pixel = load_config(None), IMAGE.copy()
+    pixel[0, 0, 0] = 1
+    others = [
+        replace(SHOWN, probe=replace(SHOWN.probe, prompt="a dog")),
+        replace(SHOWN, probe=replace(SHOWN.probe, seed=1)),
+        replace(SHOWN, image=pixel),
+        replace(SHOWN, image=IMAGE.reshape(8, 32, 3)),
+        replace(DRAWN, probe=replace(DRAWN.probe, prompt="a dog")),
+        DRAWN,
+    ]
+    assert len({fingerprint(config, p) for p in (SHOWN, *others)}) == 7
+    assert fingerprint(config, replace(SHOWN, image=IMAGE.copy())) == fingerprint(config, SHOWN)
+    found = fingerprints(config, [SHOWN, DRAWN])
+    ends = ("", UNCONDITIONAL, SCREEN, UNCONDITIONAL + SCREEN)
+    assert set(found) == {name + end for name in ("shown", "drawn") for end in ends}
+    assert len(set(found.values())) == 8

@@ -9,15 +9,12 @@ import pytest
 from support.builders import Loop, picture
 
 from memwatch import Probe, ProbeError
-from memwatch.measure.probes import as_probes
+from memwatch.config_file import load_config
+from memwatch.measure.probes import all_probes, as_probes
 
 
 def summary(probes: list[Probe]) -> list[tuple]:
     return [(p.name, p.prompt, p.is_reference, p.seed) for p in probes]
-
-
-def test_nothing_is_no_probes():
-    assert as_probes(None) == []
 
 
 def test_prompts_and_probes():
@@ -28,6 +25,7 @@ def test_prompts_and_probes():
         ("rex", "a dog", False, 2),
     ]
     assert as_probes(given[2]) == [given[2]]
+    assert as_probes(None) == []
 
 
 def test_a_text_file_has_one_prompt_per_line(tmp_path):
@@ -100,6 +98,24 @@ def test_the_argument_is_named(pretrained, pipeline, tmp_path):
             loop.watch(pipeline, **{key: 8})
     with pytest.raises(ProbeError, match="probes: got 8, allowed: an image folder"):
         loop.watch(pipeline, 8)
+
+
+def test_watched_probes_controls_and_peers_are_named_apart():
+    given = [
+        Probe("a photo of a cat", picture(0), name="cat", is_control=True),
+        Probe("a poster", seed=3, name="poster"),
+    ]
+    config = load_config(None, controls=["a dog"], seed=5)
+    watched, poster, dog, cat, peer = all_probes(config, given, None, given)
+    assert [p.name for p in (watched, poster, dog, cat, peer)] == [
+        "cat",
+        "poster",
+        "control/a-dog",
+        "peer/cat",
+        "peer/poster",
+    ]
+    assert [(p.is_control, p.is_peer) for p in (watched, dog, peer)] == [(False, False), (True, False), (False, True)]
+    assert (cat.prompt, cat.image, peer.seed, dog.seed) == (given[0].prompt, given[0].image, 3, 5)
 
 
 @pytest.mark.parametrize("line", ['{"text": "no file"}', "not json", "[1]"])

@@ -1,17 +1,27 @@
-"""Weights: swapped in and out exactly, named tensors beside them, and files that are whole or not there."""
+"""Weights: swapped in and out exactly, whole in files or not there, and kept on disk without memory or a trace."""
 
 from __future__ import annotations
 
+import gc
+import pickle
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
-from support.builders import TOKENS, Loop, assert_same
+from safetensors.torch import save_file
+from support.builders import CONFIG, EAGER, TOKENS, Loop, assert_same, call_every_change, picture
+from support.memory import bytes_held, mapped_files
 
 import memwatch.measure.weights
+from memwatch import Probe
 from memwatch.measure.curvature import diag_jacobian
 from memwatch.measure.curvature import test_vectors as vectors_of
 from memwatch.measure.weights import (
+    OffloadedNetwork,
+    kept_on_disk,
     read_safetensors,
     swapped,
     trainable,
@@ -20,14 +30,12 @@ from memwatch.measure.weights import (
     write_safetensors,
 )
 
-KINDS = [{}, {"lora": True}, {"checkpointing": True}, {"lora": True, "checkpointing": True}]
+CPU = torch.device("cpu")
 
 
 def other_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return {
-        name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in trainable(model).items()
-    }
+    g = torch.Generator().manual_seed(7)
+    return {name: value + 0.1 * torch.randn(value.shape, generator=g) for name, value in trainable(model).items()}
 
 
 def products(unet) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +50,7 @@ def products(unet) -> tuple[torch.Tensor, torch.Tensor]:
     return result
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [{}, {"lora": True}, {"checkpointing": True}, {"lora": True, "checkpointing": True}])
 def test_swapping_is_the_other_model_inside_and_exactly_the_first_outside(kind, pretrained):
     loop = Loop(pretrained, **kind)
     loop.run(None, 2)
@@ -51,8 +59,7 @@ def test_swapping_is_the_other_model_inside_and_exactly_the_first_outside(kind, 
 
     reference = Loop(pretrained, **kind).bare  # a model loaded with these weights
     reference.load_state_dict({**loop.bare.state_dict(), **values})
-    expected = products(reference)
-    own = products(loop.bare)
+    expected, own = products(reference), products(loop.bare)
     before, identities = loop.state(), loop.identities()
     with swapped(loop.bare, values):
         assert_same(products(loop.bare), expected)
@@ -79,15 +86,11 @@ def test_swapping_back_survives_an_error_and_nests(pretrained):
     assert pointers == [p.data_ptr() for p in unet.parameters()]
 
 
-def test_swapped_values_take_the_dtype_of_the_model():
-    layer = torch.nn.Linear(2, 2).to(torch.bfloat16)
-    with swapped(layer, {"weight": torch.ones(2, 2)}):
-        assert layer.weight.dtype is torch.bfloat16
-        assert layer.weight.sum() == 4
-
-
-def test_swapping_is_seen_under_autocast():
+def test_swapped_values_take_the_dtype_of_the_model_and_are_seen_under_autocast():
     """Autocast keeps its cast copies of parameters; they must be those of the weights that are in place."""
+    low = torch.nn.Linear(2, 2).to(torch.bfloat16)
+    with swapped(low, {"weight": torch.ones(2, 2)}):
+        assert (low.weight.dtype, low.weight.sum()) == (torch.bfloat16, 4)
     layer, x = torch.nn.Linear(2, 2, bias=False), torch.ones(1, 2)
     with torch.autocast("cpu", torch.bfloat16):
         before = layer(x)
@@ -128,6 +131,9 @@ def test_conditioning_and_weights_come_apart_again():
     assert without_conditioning(weights) == (weights, {})
 
 
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file.safetensors"
     write_safetensors(path, {"w": torch.arange(6.0).reshape(2, 3).T})
@@ -142,3 +148,60 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
         write_safetensors(path, {"w": torch.zeros(1)})
     assert [file.name for file in path.parent.iterdir()] == ["file.safetensors"]
     assert read_safetensors(path)["w"].shape == (3, 2)
+    tensors = {"a": torch.ones(2)}
+    assert kept_on_disk(tensors, tmp_path)["a"] is tensors["a"]  # where the disk refuses, it stays in memory
+    (tmp_path / "file").touch()
+    assert kept_on_disk(tensors, tmp_path / "file")["a"] is tensors["a"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["deep", "file"]
+
+
+def is_mapped(tensor: torch.Tensor) -> bool:
+    return any(start <= tensor.data_ptr() < end for start, end in mapped_files())
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux where memory lies")
+
+
+@linux
+def test_tensors_kept_on_disk_come_back_and_no_file_is_left(tmp_path):
+    image = torch.arange(12, dtype=torch.uint8).reshape(2, 2, 3)
+    tensors = {"image": image, "a/b": torch.randn(3), "": torch.tensor(1)}
+    found = kept_on_disk(tensors, tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    assert_same(found, tensors)
+    assert all(is_mapped(tensor) for tensor in found.values())
+    assert np.array_equal(pickle.loads(pickle.dumps(found["image"].numpy())), image.numpy())
+
+
+@linux
+def test_an_offloaded_network_computes_the_same(tmp_path):
+    network, x = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).eval(), torch.randn(2, 3)
+    expected = network(x)
+    resting = OffloadedNetwork(network, tmp_path)
+    for _ in range(2):
+        with resting.on(CPU):
+            assert_same(network(x), expected)
+        with pytest.raises(ZeroDivisionError), resting.on(CPU):
+            raise ZeroDivisionError
+        assert all(is_mapped(p) for p in (*network.parameters(), *network.buffers()))
+
+
+@linux
+@pytest.mark.parametrize("baseline", ["first", "path"])
+def test_a_watch_holds_next_to_nothing_between_events(baseline, pretrained, tmp_path, monkeypatch):
+    """After events with everything in them: alerts, proofs, ledger. Scaled up, 64 probes at 512 px stay below 64 MB."""
+    call_every_change(monkeypatch)
+    loop, count = Loop(pretrained, tmp_path), 6
+    if baseline == "path":
+        save_file({name: p.detach().clone() for name, p in loop.bare.named_parameters()}, tmp_path / "w.safetensors")
+        baseline = f"path:{tmp_path / 'w.safetensors'}"
+    probes = [Probe(f"a cat {i}", picture(i), name=f"cat {i}") for i in range(count)]
+    controls = [Probe(f"a dog {i}", picture(50 + i), name=f"dog {i}") for i in range(2)]
+    watch = loop.watch(pretrained, probes, controls=controls, config=CONFIG, **EAGER, signals={"baseline": baseline})
+    reports = loop.run(watch, 4)
+    assert any(f.proof is not None for f in reports[-1].findings)
+    del reports
+    gc.collect()
+    others = [loop.accelerator, loop.bare, loop.unet, loop.loader, watch.accelerator, watch.observer.parts.scheduler]
+    image = 16 * 16 * 3
+    assert bytes_held(watch, others) < (count + 2) * image + 20_000  # the unconditional branch, the schedule

@@ -45,7 +45,8 @@ KINDS = (
     "IterableDataset",
     "weighted sampler",
 )
-CONFIG = SMALL | {"every_steps": 3, "rotation": {"rows": 0}, "proof": {"enabled": False}, "rollback": False}
+CONFIG = {key: value for key, value in SMALL.items() if key != "screen"}
+CONFIG |= {"every_steps": 6, "rotation": {"rows": 0}, "proof": {"enabled": False}, "rollback": False}
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -103,14 +104,7 @@ class Trained:
     weights: dict[str, torch.Tensor]
 
     def plain(self) -> dict[str, Any]:
-        weights = {name: p.double().flatten().tolist() for name, p in self.weights.items()}
-        return {
-            "rows": self.rows,
-            "rates": self.rates,
-            "steps": self.steps,
-            "streams": self.streams,
-            "weights": weights,
-        }
+        return vars(self) | {"weights": {name: p.double().flatten().tolist() for name, p in self.weights.items()}}
 
 
 def streams() -> list[Any]:

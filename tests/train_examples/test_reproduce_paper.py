@@ -17,7 +17,7 @@ from PIL import Image
 from support.processes import new_process
 
 from memwatch.config_file import load_config
-from memwatch.denoiser import make_denoiser
+from memwatch.denoiser import family_of
 from memwatch.denoiser.schedule import NoiseSchedule
 
 
@@ -89,7 +89,7 @@ def test_a_missing_mask_is_named_and_the_others_stay(layout):
 
 def test_bright_ending_is_the_last_tokens_attention(pipeline):
     """The tiny network has one layer of cross-attention on its way down, at 4x4."""
-    denoiser = make_denoiser(pipeline.unet, NoiseSchedule.from_scheduler(pipeline.scheduler))
+    denoiser = family_of(pipeline.unet)(pipeline.unet, NoiseSchedule.from_scheduler(pipeline.scheduler))
     torch.manual_seed(0)
     x, hidden, token = torch.randn(4, 8, 8), torch.randn(32, 16), 5
     layer = pipeline.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2

@@ -28,14 +28,14 @@ from tqdm.auto import tqdm
 
 from memwatch.cli.eval import evaluate_sets, read_folders
 from memwatch.config_file import load_config
-from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components, make_denoiser
+from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.measure import measure
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
+from memwatch.measure.sampling import prompt_view
 from memwatch.measure.signals import Signals
-from memwatch.measure.views import prompt_view
 from memwatch.scan.checkpoints import load_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
@@ -98,7 +98,7 @@ class Model:
         model = load_model(source).requires_grad_(False).to(device)
         names = family_of(model).text_encoders
         parts = load_components(source, Components(None), needs_vae=False, text_encoders=names, device=device)
-        return cls(make_denoiser(model, NoiseSchedule.from_scheduler(parts.scheduler)), parts)
+        return cls(family_of(model)(model, NoiseSchedule.from_scheduler(parts.scheduler)), parts)
 
     def encode(self, prompt: str) -> Conditioning:
         assert self.denoiser.sample_size is not None

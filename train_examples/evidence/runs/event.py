@@ -24,10 +24,9 @@ from torch import Tensor
 
 from memwatch.config import SCREEN_DRAWS
 from memwatch.denoiser import Conditioning
-from memwatch.measure.batches import Batches
 from memwatch.measure.curvature import test_vectors, value_and_diag_jacobian
 from memwatch.measure.images import encode_images
-from memwatch.measure.measure import measure, run_forward
+from memwatch.measure.measure import Batches, measure, run_forward
 from memwatch.measure.measurement import Measurement, to_tensors
 from memwatch.measure.views import View, noised, seeded
 from memwatch.measure.weights import swapped

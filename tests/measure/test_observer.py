@@ -1,0 +1,334 @@
+"""The observer: prompts and their generations, the model without the prompt, and text encoders that are trained."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors.torch import load_file, save_file
+from support import families as tiny
+from support.builders import CONFIG, SMALL, Loop, assert_same, picture
+from support.processes import new_process
+
+import memwatch.measure.observer
+import memwatch.measure.snapshots
+from memwatch import MemWatch, Probe
+from memwatch.measure.images import decode_latents
+from memwatch.measure.measure import Batches
+from memwatch.measure.sampling import generate
+from memwatch.measure.views import fixed_noise
+from memwatch.measure.weights import trainable
+
+CAT, POSTER = Probe("a cat", picture(0), name="cat"), Probe("a red poster", name="poster", seed=3)
+CONTROLS = [Probe("a dog", picture(1), name="dog"), Probe("a car", name="car")]
+
+
+def observed(watch):
+    with watch.observer.borrowed():
+        return watch.observer.observe(watch.observer.probes, watch.baselines, {})
+
+
+def moved(network, seed: int = 0) -> None:
+    """As if: whatever is trained moves."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.fixture
+def sampled(monkeypatch) -> list[list[int]]:
+    """The seeds of every call of ``generate``."""
+    seeds, real = [], memwatch.measure.observer.generate
+    monkeypatch.setattr(memwatch.measure.observer, "generate", lambda *a: seeds.append(list(a[3])) or real(*a))
+    return seeds
+
+
+# --- prompt probes ----------------------------------------------------------------------------------------------------
+
+
+def test_generations_are_looked_at_as_known_images(pretrained, tmp_path):
+    """The view of a prompt with one seed equals that of a reference probe whose latents are the generation."""
+    watch = Loop(pretrained, tmp_path).watch(pretrained, [POSTER], sampling=CONFIG["sampling"] | {"seeds": 1})
+    observer, (p,) = watch.observer, watch.observer.probes
+    how = (observer.denoiser, observer.parts.scheduler, watch.config.sampling)
+    with observer.borrowed():
+        latents = generate(*how, [3], p.conditioning, observer.unconditional, observer.side, Batches(1))
+        view, generations = observer.view(p)
+        known = replace(p, probe=replace(p.probe, image="known.png"), latents=latents[0])
+        expected, nothing = observer.view(known)
+        assert np.array_equal(generations[0], decode_latents(latents[0], observer.parts.vae))
+    assert nothing is None
+    assert_same(view.noisy_latents, expected.noisy_latents)
+    assert_same(view.eps, expected.eps)
+    assert view.timesteps == watch.config.levels.timesteps
+
+
+def test_all_seeds_are_in_one_observation_and_equal_prompts_share_them(pretrained, tmp_path, sampled):
+    others = [replace(POSTER, name="same"), replace(POSTER, name="later", seed=4), Probe("a cat", name="cat", seed=3)]
+    watch = Loop(pretrained, tmp_path).watch(pretrained, [POSTER, *others])
+    one, same, later, cat = observed(watch)
+    assert watch.config.seeds == watch.config.levels.draws == 2
+    assert sampled == [[3, 4], [4, 5], [3, 4]]  # once, and for the pictures as well
+    assert one.generations.shape == (2, 16, 16, 3)
+    assert not np.array_equal(*one.generations)
+    assert np.array_equal(one.image, one.generations[0])
+    assert one.now.epsilon.shape == one.eps.shape == (2, 2, 4, 8, 8)
+    assert_same(one.eps, fixed_noise("poster", (2, 2, 4, 8, 8), 0))
+    assert np.array_equal(one.generations, same.generations)
+    assert not any(np.array_equal(one.generations, other.generations) for other in (later, cat))
+    assert not torch.equal(one.eps, same.eps)
+    assert_same(observed(watch)[0].now.epsilon, one.now.epsilon)
+
+
+@pytest.mark.parametrize("terms", ["loss", "variance", "both"])
+def test_all_terms_and_comparisons_exist(terms, pretrained, tmp_path):
+    loop = Loop(pretrained, tmp_path, lr=3e-2)
+    (report,) = loop.run(loop.watch(pretrained, [POSTER], signals={"terms": terms}, strict=True), 2)
+    (finding,) = report.findings
+    assert finding.signals.decisive.mean.abs().max() > 0
+    assert finding.observation.baseline_step == 0
+    assert finding.observation.unconditional_baseline is not None
+    assert {"loss_log_ratio", "collapse", "collapse_null"} <= set(finding.signals.maps())
+    assert not torch.equal(finding.observation.baseline.epsilon, finding.observation.now.epsilon)
+
+
+def test_the_last_step_knows_no_noise(pretrained, tmp_path):
+    loop = Loop(pretrained, tmp_path, lr=3e-2)
+    last_step = {"look": "last_step", "seeds": 1, "num_inference_steps": 3, "guidance_scale": 3.0}
+    (report,) = loop.run(loop.watch(pretrained, [POSTER], sampling=last_step, strict=True), 2)
+    (finding,) = report.findings
+    assert finding.observation.eps is None
+    assert finding.observation.generations.shape == (1, 16, 16, 3)
+    assert finding.observation.timesteps == (1,)
+    assert "loss_log_ratio" not in finding.signals.maps()
+    assert "collapse" in finding.signals.maps()
+
+
+def test_earlier_weights_are_read_and_swapped_in_once_for_all_prompts(pretrained, tmp_path, monkeypatch):
+    reads, swaps = [], []
+    load, swapped = memwatch.measure.snapshots.read_safetensors, memwatch.measure.observer.swapped
+    monkeypatch.setattr(memwatch.measure.snapshots, "read_safetensors", lambda file: reads.append(file) or load(file))
+    monkeypatch.setattr(memwatch.measure.observer, "swapped", lambda *a: swaps.append(a) or swapped(*a))
+    loop = Loop(pretrained, tmp_path, lr=3e-2)
+    probes = [replace(POSTER, name=f"{i}", seed=i) for i in range(4)]
+    watch = loop.watch(pretrained, probes, controls=["a cat", "a dog"], strict=True)
+    loop.run(watch, 2)
+    reads.clear()
+    swaps.clear()
+    found = observed(watch)
+    assert [o.baseline_step for o in found] == [0] * 6
+    assert len(reads) == len(swaps) == 1
+
+
+# --- the model without the prompt -------------------------------------------------------------------------------------
+
+
+def measurements(measurement):
+    return None if measurement is None else (measurement.rho.samples, measurement.epsilon)
+
+
+@pytest.fixture
+def seen_by(monkeypatch):
+    """The latest observations of a watch by name, of controls as well."""
+
+    def follow(watch) -> dict:
+        seen, real = {}, watch.observer.observe
+
+        def observing(*args, **kwargs):
+            found = real(*args, **kwargs)
+            seen.update({o.name: o for o in found})
+            return found
+
+        monkeypatch.setattr(watch.observer, "observe", observing)
+        return seen
+
+    return follow
+
+
+@pytest.mark.parametrize("baseline", ["first", "previous"])
+def test_it_is_measured_of_probes_and_controls_alike_now_and_then(baseline, pretrained, pipeline, tmp_path, seen_by):
+    loop = Loop(pretrained, tmp_path)
+    signals = {"baseline": baseline}
+    watch = loop.watch(pipeline, [CAT, POSTER], controls=CONTROLS, config=SMALL, signals=signals)
+    seen, then = seen_by(watch), {}
+    watch.begin()
+    then[0] = dict(seen)
+    for step in (2, 4):
+        loop.run(watch, step)
+        then[step] = dict(seen)
+        assert set(seen) == {"cat", "poster", "control/dog", "control/car"}
+        assert not any(None in (o.unconditional, o.baseline, o.unconditional_baseline) for o in seen.values())
+        o, step_then = seen["cat"], seen["cat"].baseline_step
+        assert step_then == (0 if baseline == "first" else step - 2)
+        assert_same(measurements(o.unconditional_baseline), measurements(then[step_then]["cat"].unconditional))
+        assert not torch.equal(o.unconditional_baseline.epsilon, o.unconditional.epsilon)
+
+
+@pytest.mark.parametrize("kind", ["base", "path"])
+def test_baselines_from_outside_the_run(kind, pretrained, pipeline, tmp_path, seen_by):
+    loop = Loop(pretrained, tmp_path, lora=True, lr=5e-2)
+    save_file(trainable(loop.bare), file := tmp_path / "before.safetensors")
+    signals = {"baseline": "base" if kind == "base" else f"path:{file}"}
+    watch = loop.watch(pipeline, [CAT, POSTER], config=SMALL, signals=signals)
+    seen = seen_by(watch)
+    watch.begin()
+    first = dict(seen)
+    for name, o in first.items():  # before training it is the model itself
+        assert_same(measurements(o.unconditional_baseline), measurements(o.unconditional))
+        assert_same(measurements(o.baseline), measurements(o.now))
+        assert o.baseline_step is None, name
+    loop.run(watch, 4)
+    assert_same(measurements(seen["cat"].unconditional_baseline), measurements(first["cat"].unconditional_baseline))
+    assert not torch.equal(seen["cat"].unconditional_baseline.epsilon, seen["cat"].unconditional.epsilon)
+
+
+def test_where_the_prompt_is_the_empty_one_nothing_is_measured_twice(pretrained, pipeline, tmp_path, monkeypatch):
+    loop = Loop(pretrained, tmp_path)
+    watch = loop.watch(pipeline, [Probe("", picture(0), name="cat")], config=SMALL)
+    views, real = [], watch.observer.measure
+    monkeypatch.setattr(watch.observer, "measure", lambda view: views.append(view.key) or real(view))
+    (report,) = loop.run(watch, 2)
+    assert views == ["cat", "cat"]  # one per event
+    o = report.findings[0].observation
+    assert o.baseline is not None
+    assert (o.unconditional, o.unconditional_baseline) == (None, None)
+
+
+# --- text encoders that are trained -----------------------------------------------------------------------------------
+
+PROBES = [Probe("a photo of a cat", picture(0), name="shown"), Probe("a photo of a cat", seed=3, name="drawn")]
+
+
+@pytest.fixture
+def inversion(pipeline):
+    """Frozen UNet, text encoder with nothing but its token embedding trainable, tokenizer."""
+    unet = copy.deepcopy(pipeline.unet).requires_grad_(False)
+    text_encoder = copy.deepcopy(pipeline.text_encoder).requires_grad_(False).train()
+    text_encoder.get_input_embeddings().requires_grad_(True)
+    return unet, text_encoder, pipeline.tokenizer
+
+
+def watch_of(inversion, pretrained, folder, **overrides):
+    unet, text_encoder, tokenizer = inversion
+    new_process()
+    arguments = {"probes": PROBES, "config": CONFIG, "every_steps": 1, "strict": True, "output_dir": str(folder)}
+    arguments |= {"text_encoder": text_encoder, "tokenizer": tokenizer} | overrides
+    return MemWatch(Accelerator(cpu=True), unet, pretrained, **arguments)
+
+
+def collapses(report) -> list[torch.Tensor]:
+    return [finding.signals.snapshot.collapse.samples for finding in report.findings]
+
+
+def test_a_textual_inversion_changes_the_maps_and_its_return_reads_exactly_zero(inversion, pretrained, tmp_path):
+    embedding = inversion[1].get_input_embeddings().weight
+    before = embedding.detach().clone()
+    watch = watch_of(inversion, pretrained, tmp_path)
+    first = watch.begin()
+    moved(inversion[1])
+    changed = watch.on_step_end(1)
+    with torch.no_grad():
+        embedding.copy_(before)
+    returned = watch.on_step_end(2)
+    for start, finding in zip(first.findings, changed.findings, strict=True):
+        assert finding.signals.snapshot.collapse.mean.abs().max() > 0
+        assert finding.signals.snapshot.score.mean.max() > 0
+        o = finding.observation
+        if o.probe.is_reference:  # also without the prompt: what the text encoder said then
+            assert_same(measurements(o.unconditional_baseline), measurements(start.observation.unconditional))
+    for finding in returned.findings:  # also of the prompt probe: compared with what the text encoder said at step 0
+        assert not finding.signals.snapshot.collapse.samples.any()
+        assert not finding.signals.snapshot.score.samples.any()
+    assert embedding.requires_grad
+    assert embedding.grad is None
+    stored = load_file(tmp_path / "snapshots" / "step_0000000.safetensors")
+    names = ("shown", "drawn", "/no prompt")  # and nothing else: the UNet is frozen
+    assert set(stored) == {f"conditioning/{name}//encoder_hidden_states" for name in names}
+
+
+def test_the_baseline_of_a_prompt_probe_is_the_earlier_conditioning_at_todays_noisy_latents(
+    inversion, pretrained, tmp_path
+):
+    watch = watch_of(inversion, pretrained, tmp_path)
+    watch.begin()
+    observer, smooth = watch.observer, watch.config.signals.smooth
+    earlier = observer.probes[1].conditioning
+    moved(inversion[1])
+    found = collapses(watch.on_step_end(1))[1]
+    with observer.borrowed():
+        view, _ = observer.view(observer.probes[1])
+        was, now = (observer.measure(v) for v in (replace(view, conditioning=earlier), view))
+    assert not torch.equal(view.conditioning["encoder_hidden_states"], earlier["encoder_hidden_states"])
+    assert_same(found, (was.rho.smooth(smooth) - now.rho.smooth(smooth)).samples)
+
+
+def test_a_resume_and_a_path_baseline_bring_the_earlier_conditioning(inversion, pretrained, tmp_path):
+    watch = watch_of(inversion, pretrained, tmp_path / "a")
+    watch.begin()
+    state = watch.state_dict()
+    moved(inversion[1])
+    unbroken = collapses(watch.on_step_end(1))
+    again = watch_of(inversion, pretrained, tmp_path / "a")
+    again.load_state_dict(state)
+    assert_same(collapses(again.on_step_end(1)), unbroken)
+    signals = {"baseline": f"path:{tmp_path / 'a' / 'snapshots' / 'step_0000000.safetensors'}"}
+    assert_same(collapses(watch_of(inversion, pretrained, tmp_path / "path", signals=signals).begin()), unbroken)
+
+
+def test_base_switches_the_text_encoders_adapters_off_as_well(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path / "first", lora=True)
+    text_encoder = copy.deepcopy(pipeline.text_encoder).requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"]), text_encoder)
+    arguments = {"text_encoder": text_encoder, "tokenizer": pipeline.tokenizer, "every_steps": 1, "strict": True}
+    watch = loop.watch(pretrained, PROBES, **arguments)
+    watch.begin()
+    moved(text_encoder)
+    moved(loop.bare)
+    by_snapshot = collapses(watch.on_step_end(1))
+    based = loop.watch(pretrained, PROBES, signals={"baseline": "base"}, output_dir=str(tmp_path / "base"), **arguments)
+    assert all(collapse.any() for collapse in by_snapshot)
+    assert_same(by_snapshot, collapses(based.begin()))  # before training, LoRA is the base model
+
+
+def test_one_of_two_text_encoders_trained(tmp_path):
+    folder = tiny.sdxl(tmp_path)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    second = pipe.text_encoder_2.requires_grad_(False)
+    second.get_input_embeddings().requires_grad_(True)
+    unet = pipe.unet.requires_grad_(False)
+    watch = watch_of((unet, [None, second], None), folder, tmp_path / "watch", resolution=tiny.SIZE)
+    watch.begin()
+    moved(second)
+    assert all(collapse.any() for collapse in collapses(watch.on_step_end(1)))
+    keys = set(load_file(tmp_path / "watch" / "snapshots" / "step_0000000.safetensors"))
+    assert {f"conditioning/drawn//{key}" for key in ("encoder_hidden_states", "text_embeds", "time_ids")} <= keys
+
+
+def test_a_text_encoder_with_more_tokens_needs_its_own_tokenizer(inversion, pretrained, tmp_path):
+    unet, text_encoder, tokenizer = inversion
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<toy>"])
+    text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    message = rf"text_encoder has {len(tokenizer)} tokens, the tokenizer in pretrained .*pass tokenizer= as well"
+    with pytest.raises(ValueError, match=message):
+        watch_of((unet, text_encoder, None), pretrained, tmp_path)
+    assert watch_of((unet, text_encoder, tokenizer), pretrained, tmp_path).begin() is not None
+
+
+def test_nothing_trainable_is_said(inversion, pretrained, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        watch_of(inversion, pretrained, tmp_path / "a")
+        assert "trainable" not in caplog.text
+        watch = watch_of((inversion[0], None, None), pretrained, tmp_path / "b")
+    assert "neither the model nor a text encoder passed to memwatch has trainable parameters" in caplog.text
+    watch.begin()
+    assert not any(collapse.any() for collapse in collapses(watch.on_step_end(1)))  # and it works all the same
+    assert load_file(tmp_path / "b" / "snapshots" / "step_0000000.safetensors") == {}
