@@ -23,7 +23,6 @@ from memwatch.guard import GuardedLoader, hook_end_training, hook_log, rows_in, 
 from memwatch.judge.findings import Judgement
 from memwatch.judge.stop import EXIT_CODE
 from memwatch.measure.baselines import Baselines, open_stores
-from memwatch.measure.fingerprint import fingerprints
 from memwatch.measure.measurement import fingerprints
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors

@@ -75,7 +75,6 @@ def conduct(watch: Watched, step: int) -> Report:
             raise PartError(misread)
         weights, rotation = observer.trainable_weights, [p.name for p in observer.rotation]
         ranks.together(REMEMBERING, faults, lambda: watch.baselines.remember(step, seen, weights, faults, rotation))
-        watch.baselines.settle()
         observations, planned = observer.in_order(seen), planned_events(config.max_train_steps, watch.every_steps)
         judged_by = (progress.states, step, config, planned, observer.num_rotating(planned), screened)
         judgement = ranks.together(JUDGING, faults, lambda: judge_event(observations, *judged_by))

@@ -12,7 +12,6 @@ import torch
 
 from memwatch.config import FULL_EVERY, MemWatchConfig
 from memwatch.measure.measure import Passes
-from memwatch.measure.passes import Passes
 
 WARM_UP, TIMED = 2, 10  # first steps of a run that are not timed, and steps after them that are
 HORIZON = 2000  # steps that a run is taken to have if its length is not known; a shorter one has at least MIN_EVENTS

@@ -27,7 +27,7 @@ from memwatch.callback import MemWatch
 from memwatch.cli.scan import require_option
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
-from memwatch.measure.passes import count_passes
+from memwatch.measure.measure import count_passes
 from memwatch.measure.probes import Probe
 from memwatch.pace import CHOSEN, Prices, choose_pace, pace_of, synchronize
 from memwatch.report.about import machine
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     for count in (1, 2):
         with watching(accelerator, model, args.model, config, count) as watch:
             seconds.append(event_seconds(watch))
-            passes = count_passes(config, number, 0, branches=watch.observer.branches)
+            passes = count_passes(config, number, 0, branches=1 if watch.observer.unconditional is None else 2)
     one, two = seconds
     first, screened, curvature = map(float, multiplied(one, two, number))
     shares = {"forward passes alone": 0.0, f"curvature of {CHOSEN:.0%}": CHOSEN} if config.screens else {}

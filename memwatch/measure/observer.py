@@ -21,7 +21,6 @@ from memwatch.measure.images import decode_latents
 from memwatch.measure.lora_off import lora_off
 from memwatch.measure.measure import EventBatches, Passes, count_passes, measure, run_forward
 from memwatch.measure.measurement import Measurement, Observation
-from memwatch.measure.passes import Passes, count_passes
 from memwatch.measure.prediction_type import PredictionTypeCheck
 from memwatch.measure.prepare import (
     NO_PROMPT,
@@ -34,7 +33,7 @@ from memwatch.measure.prepare import (
 )
 from memwatch.measure.probes import Probe, all_probes
 from memwatch.measure.sampling import generate, prompt_view
-from memwatch.measure.views import View, generate, noised, prompt_view, reference_view
+from memwatch.measure.views import View, noised, reference_view
 from memwatch.measure.weights import (
     OffloadedNetwork,
     averages,
