@@ -106,16 +106,17 @@ class Event:
         return sorted(self.rows, key=lambda row: (order.index(row.verdict), -row.severity))
 
     def left_out(self, shown: int, named: int = 1000) -> str:
-        """Which probes are not among the ``shown`` worst, by verdict; empty where all are.
+        """Which probes are not among the ``shown`` worst, and their verdicts; empty where all are shown.
 
         Args:
             named: of how many without evidence the names are told.
         """
         found = []
         for verdict in Verdict:
-            rows = [row for row in self.worst_first[shown:] if row.verdict is verdict]
-            names = f": {', '.join(row.name for row in rows)}" if verdict.is_evidence or len(rows) <= named else ""
-            found += [f"{len(rows)} more {verdict}{names}"] if rows else []
+            names = [row.name for row in self.worst_first[shown:] if row.verdict is verdict]
+            which = f": {', '.join(names)}" if verdict.is_evidence or len(names) <= named else ""
+            how = "without evidence" if verdict is Verdict.NO_EVIDENCE else verdict
+            found += [f"{len(names)} more {how}{which}"] if names else []
         return "; ".join(found)
 
     def counts(self) -> str:

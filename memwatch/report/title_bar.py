@@ -31,20 +31,18 @@ def title_bar(finding: Finding, width: int, size: int, step: int | None = None) 
         size: of the letters, pixels.
         step: left out where the picture around it says so.
     """
-    line, pad = round(size * LEADING), size // 3
-    small = round(SMALLEST * size)
-    below = line + round(small * LEADING)
-    picture = Image.new("RGB", (width, line + below + pad), PAPER)
+    line, small, pad = round(size * LEADING), round(SMALLEST * size * LEADING), size // 3
+    picture = Image.new("RGB", (width, 2 * line + small + pad), PAPER)
     right = draw_chip(picture, finding.verdict, (0, 0), size) + pad
     draw = ImageDraw.Draw(picture)
-    text, font = fitting(title_of(finding.observation.probe), width - right, size)
+    text, font = fitting(title_of(finding.observation.probe), width - right, size, smallest=0.55)
     draw.text((right, line // 2), text, INK, font, anchor="lm")
     words = in_words(finding)
     text, font = fitting(words if step is None else f"{words}, step {step}", width, size)
     draw.text((0, line + line // 2), text, INK, font, anchor="lm")
     reason = short_reason(finding.reason)
-    text, font = fitting("" if reason == words else reason, width, small)
-    draw.text((0, (line + below + line) // 2), text, QUIET, font, anchor="lm")
+    text, font = fitting("" if reason == words else reason, width, round(SMALLEST * size))
+    draw.text((0, 2 * line + small // 2), text, QUIET, font, anchor="lm")
     return picture
 
 
@@ -78,12 +76,12 @@ def font_of(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def fitting(text: str, width: float, size: int) -> tuple[str, Font]:
+def fitting(text: str, width: float, size: int, smallest: float = SMALLEST) -> tuple[str, Font]:
     """The text and a font in which it fits into ``width``: the letters shrink a little, then the middle is cut out."""
-    for smaller in range(size, round(SMALLEST * size), -1):
+    for smaller in range(size, round(smallest * size), -1):
         if font_of(smaller).getlength(text) <= width:
             return text, font_of(smaller)
-    font, kept = font_of(round(SMALLEST * size)), len(text)
+    font, kept = font_of(round(smallest * size)), len(text)
     cut = text
     while kept > 1 and font.getlength(cut) > width:
         kept -= 1

@@ -123,7 +123,7 @@ def test_an_alert_explains_itself():
     p = f"p = {finding.p:.2g}"
     assert 1e-9 < finding.p < 0.01
     assert report.alert_text(finding).splitlines() == [
-        f"memwatch, step 7: cat is suspicious. {finding.severity:.1f}x, {p}, event 1 of 2.",
+        f"memwatch, step 7: a photo of cat (cat) is suspicious. {finding.severity:.1f}x, {p}, event 1 of 2.",
         f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.effect):.1f}x less freedom "
         f"(log ratio {region.effect:.2f} ± {region.sem:.2f}), strongest at timestep 61, {p} against 20 controls",
         "baseline: step 0.",

@@ -19,7 +19,7 @@ from memwatch.judge.findings import judge_event
 from memwatch.report.files import FileSink
 from memwatch.report.history import Row
 from memwatch.report.report import Report
-from memwatch.report.tensorboard import LAYOUT, TensorBoardSink, factors_of, table
+from memwatch.report.tensorboard import LAYOUT, TensorBoardSink, table
 
 EVERYTHING = {"images": 0, "histograms": 0, "tensors": 0, "scalars": 0}
 
@@ -134,11 +134,6 @@ def test_after_a_resume_the_table_still_holds_the_earlier_alerts(writer, tmp_pat
     assert list(found) == [100, 200]
     assert [line.split(" | ")[1] for line in found[200].splitlines()[2:]] == ["early", "late"]
     assert found[100].splitlines() == found[200].splitlines()[:3]
-
-
-def test_an_event_that_the_files_lost_is_in_the_table_all_the_same(writer, tmp_path):
-    sink(writer).write(event(tmp_path, 100, seen("a", 4.0), *controls(20, 1.0)))
-    assert "| 100 | a | suspicious |" in texts(read(writer.log_dir))[100]
 
 
 def test_the_table_is_markdown():

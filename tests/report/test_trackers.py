@@ -159,53 +159,6 @@ def test_the_published_signatures_are_those(library, method, kind):
     assert run.stdout.strip().split(",") == list(ours)
 
 
-def test_a_tracker_without_an_adapter_gets_paths_and_alerts_as_text(events, tmp_path):
-    tracker = Recorder()
-    write(events, tracker, tmp_path)
-    assert tracker.rows == [(report.step, report.scalars()) for report in events]
-    assert [step for step, _ in tracker.texts] == [100, 200]
-    for (_, texts), report in zip(tracker.texts, events, strict=True):
-        folder = tmp_path / "memwatch"
-        alerts = {f"memwatch/alert/{f.name}": report.alert_text(f) for f in report.alerts}
-        files = [f"overview/step_{report.step:07d}.jpg"]
-        files += [f"heatmaps/{name}/step_{report.step:07d}.jpg" for name in ("cat", "café")]
-        assert texts == dict(zip(SHOWN, (str(folder / file) for file in files), strict=True)) | alerts
-        assert pixels(texts["memwatch/heatmap/cat"]).shape == pixels(report.pictures["cat"]).shape
-
-
-def test_a_path_is_named_only_where_there_is_a_file(events, tmp_path):
-    (tmp_path / "memwatch" / "overview" / "step_0000100.jpg").unlink()
-    tracker = Recorder()
-    write(events, tracker, tmp_path)
-    assert ["memwatch/overview" in texts for _, texts in tracker.texts] == [False, True]
-
-
-class Numbers(Recorder):
-    """A tracker that raises at the first value that is no number, as Aim does; ``asked`` is every value."""
-
-    def __init__(self):
-        super().__init__()
-        self.asked = []
-
-    def log(self, values, step=None, **kwargs):
-        for value in values.values():
-            self.asked.append(value)
-            if not isinstance(value, float):
-                raise ValueError(f"{type(value)} is no number")
-        super().log(values, step)
-
-
-def test_a_tracker_of_numbers_alone_gets_them_and_is_offered_text_once(events, tmp_path, caplog):
-    tracker = Numbers()
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        write(events, tracker, tmp_path)
-    assert tracker.rows == [(report.step, report.scalars()) for report in events]
-    assert sum(isinstance(value, str) for value in tracker.asked) == 1
-    (message,) = caplog.messages
-    assert message.startswith("memwatch: the tracker 'recorder' takes no text (ValueError(")
-    assert message.endswith(f"so it gets numbers alone; pictures and alerts: {tmp_path / 'memwatch'}")
-
-
 def test_pictures_that_fail_cost_no_scalars(events, monkeypatch, caplog):
     """An MLflow server may take numbers and have no store for files."""
 

@@ -9,17 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
 from support.builders import EAGER, Loop, call_every_change
 from support.observations import seen
 from support.wandb_runs import OfflineRun
-from support.wandb_writing import ABOUT, Tracker, offline, report_of, write
+from support.wandb_writing import ABOUT, Tracker, offline, write
 
 from memwatch.config_file import load_config
-from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.findings import Judgement
 from memwatch.report.report import Report
-from memwatch.report.wandb import SINGLE, WandbSink, alerts_of
+from memwatch.report.wandb import WandbSink
 
 
 @pytest.fixture(autouse=True)
@@ -132,35 +130,6 @@ def test_alerts_have_a_level_and_a_rate_limit(wandb_run, wandb_reports):
         ("memwatch: suspicious: cat", "WARN", texts[0], 600_000),
         ("memwatch: memorized: cat", "ERROR", texts[1], 600_000),
     ]
-
-
-def test_many_alerts_of_one_event_are_sent_as_one_that_names_them_all():
-    (finding,) = report_of(2).alerts
-    name = "n" * 60
-    findings = tuple(replace(finding, observation=seen(f"{name}{i}")) for i in range(SINGLE + 1))
-    report = replace(report_of(2), judgement=Judgement(findings))
-    ((title, text, level),) = alerts_of(report)
-    assert (title, level) == ("memwatch: several probes at once", "WARN")
-    assert all(report.alert_text(f) in text for f in findings)
-    assert text.startswith(f"memwatch, step 2: {SINGLE + 1} probes: {name}0 (suspicious), ")
-    worst = replace(findings[0], state=ProbeState(verdict=Verdict.MEMORIZED))
-    ((_, _, level),) = alerts_of(replace(report, judgement=Judgement((*findings, worst))))
-    assert level == "ERROR"
-    few = alerts_of(replace(report, judgement=Judgement(findings[:SINGLE])))
-    assert [len(title) for title, *_ in few] == [63] * SINGLE  # W&B takes less than 64 characters
-
-
-def test_maps_are_uploaded_with_alerts_and_on_closing(wandb_run, wandb_reports):
-    uploaded = wandb_run.artifacts("memwatch-maps")
-    assert {artifact["name"] for artifact in uploaded} == {"memwatch-maps-run1"}
-    assert [set(artifact["aliases"]) for artifact in uploaded] == [{"latest", f"step-{step}"} for step in (2, 4, 6)]
-    for artifact, report in zip(uploaded, wandb_reports[1:], strict=True):
-        assert artifact["metadata"] == {"step": report.step}
-        ((path, file),) = artifact["files"].items()
-        assert path == f"step_{report.step:07d}.safetensors"
-        maps, decisive = load_file(file), report.findings[0].signals.decisive
-        assert np.array_equal(maps["cat/decisive"], decisive.mean.numpy())
-        assert np.array_equal(maps["cat/decisive.sem"], decisive.sem.numpy())
 
 
 def test_the_settings_lie_in_the_runs_config_beside_the_scripts(tmp_path, wandb_reports):

@@ -64,7 +64,7 @@ function draw(svg, {lines, values, band, level, marks = [], stop}, isLog) {
   let free = TOP;  // names at the right ends, moved down where they would overlap
   drawn.slice(0, 12).map((one) => [y(one.points.at(-1)[1]), one]).sort((a, b) => a[0] - b[0]).forEach(([at, one], i, all) => {
     free = Math.max(free, Math.min(at, bottom - LABEL * (all.length - 1 - i)));
-    const name = one.label.length > 24 ? `${one.label.slice(0, 23)}…` : one.label;
+    const name = one.label.length > 23 ? `${one.label.slice(0, 11)}…${one.label.slice(-11)}` : one.label;
     svg.append(made("text", {class: `name ${one.style}`, "data-probe": one.probe, x: right + 8, y: free + 4}, name));
     free += LABEL;
   });
