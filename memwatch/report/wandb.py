@@ -145,11 +145,10 @@ class WandbSink:
 
 
 def alert_title(report: Report) -> str:
-    """Of an event with alerts: W&B sends one, at most once per title and minute."""
-    if len(report.alerts) > 1:
-        return f"memwatch, step {report.step}: {len(report.alerts)} probes: {report.alerts[0].verdict} and others"
-    (f,) = report.alerts
-    return f"memwatch, step {report.step}: {f.verdict}: {title_of(f.observation.probe)}"
+    """The first of the worst, and how many others there are; W&B sends an alert of the same title only once a minute."""
+    worst, *others = sorted(report.alerts, key=lambda f: list(Verdict).index(f.verdict))
+    more = f" and {len(others)} more" if others else ""
+    return f"memwatch, step {report.step}: {worst.verdict}{more}: {title_of(worst.observation.probe)}"
 
 
 def images_of(report: Report) -> dict[str, Any]:

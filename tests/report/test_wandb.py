@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,15 +10,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from support.builders import EAGER, Loop, call_every_change
+from support.builders import EAGER, Loop, call_every_change, picture
 from support.observations import seen
 from support.wandb_runs import OfflineRun
-from support.wandb_writing import ABOUT, Tracker, offline, write
+from support.wandb_writing import ABOUT, Tracker, offline, report_of, write
 
 from memwatch.config_file import load_config
+from memwatch.judge.alerts import ProbeState, Verdict
 from memwatch.judge.findings import Judgement
 from memwatch.report.report import Report
-from memwatch.report.wandb import WandbSink
+from memwatch.report.wandb import COLUMNS, PICTURED, WandbSink, pictured
 
 
 @pytest.fixture(autouse=True)
@@ -123,13 +125,21 @@ def test_every_series_has_memwatchs_step_as_its_axis(wandb_run):
     assert [key for key in by_key if key.endswith("*")] == ["memwatch/*"]  # of two patterns W&B would take either
 
 
-def test_alerts_have_a_level_and_a_rate_limit(wandb_run, wandb_reports):
-    found = [(a["title"], a["level"], a["text"], int(a["wait_duration"])) for a in wandb_run.of_type("alert")]
+def test_an_event_with_news_sends_one_alert_with_a_level(tmp_path, wandb_run, wandb_reports):
+    found = [(a["title"], a["level"], a["text"]) for a in wandb_run.of_type("alert")]
     texts = [report.alert_text(report.alerts[0]) for report in wandb_reports[1:3]]
     assert found == [
-        ("memwatch: suspicious: cat", "WARN", texts[0], 600_000),
-        ("memwatch: memorized: cat", "ERROR", texts[1], 600_000),
+        ("memwatch, step 2: suspicious: a photo of cat (cat)", "WARN", texts[0]),
+        ("memwatch, step 4: memorized: a photo of cat (cat)", "ERROR", texts[1]),
     ]
+    (finding,) = report_of(2).alerts
+    worst = replace(finding, observation=seen("b"), state=ProbeState(verdict=Verdict.MEMORIZED))
+    report = replace(report_of(2), judgement=Judgement((finding, worst)))
+    write([report])
+    (run,) = OfflineRun.all(tmp_path)
+    (alert,) = run.of_type("alert")
+    assert (alert["title"], alert["level"]) == ("memwatch, step 2: memorized and 1 more: a photo of b (b)", "ERROR")
+    assert all(report.alert_text(f) in alert["text"] for f in report.alerts)
 
 
 def test_the_settings_lie_in_the_runs_config_beside_the_scripts(tmp_path, wandb_reports):
@@ -199,13 +209,13 @@ class Resumed:
 def test_events_that_a_resumed_run_holds_already_are_not_written_again(wandb_reports, caplog):
     run = Resumed()
     sink = WandbSink(Tracker(run))
-    with caplog.at_level(logging.WARNING, "memwatch"):
+    with caplog.at_level(logging.INFO, "memwatch"):
         for report in wandb_reports:
             sink.write(report)
     assert run.rows == [(90, 6)]
     assert run.alerts == []
     assert caplog.messages == [
-        f"the W&B run holds memwatch's event of step {step} already and keeps it as it is" for step in (0, 2, 4)
+        f"the W&B run holds the event of step {step} already; its row stays as it is" for step in (0, 2, 4)
     ]
 
 
@@ -217,3 +227,74 @@ def test_a_run_that_several_processes_share_counts_no_steps(wandb_reports):
     sink.write(wandb_reports[0])
     sink.write(wandb_reports[1])
     assert run.rows == [(None, 0), (None, 2)]
+
+
+# --- what W&B shows of a probe ---------------------------------------------------------------------------------------
+
+
+def test_regions_are_a_mask_and_boxes_with_scores(wandb_run, wandb_reports):
+    for report, row, number in zip(wandb_reports, wandb_run.ours, (None, 1, 2, 2), strict=True):
+        (finding,) = report.findings
+        key = "memwatch/regions/cat"
+        assert np.array_equal(Image.open(wandb_run.media(row, key)), finding.observation.image)
+        mask = np.asarray(Image.open(wandb_run.media(row, f"{key}.masks.regions")))
+        expected = np.zeros((32, 32), np.uint8)
+        boxes = []
+        if number is not None:
+            expected[:, :16] = number
+            scores = {"factor": pytest.approx(finding.severity), "area": 0.5, "p": pytest.approx(finding.p)}
+            boxes = [
+                {
+                    "position": {"minX": 0, "minY": 0, "maxX": 16, "maxY": 32},
+                    "domain": "pixel",
+                    "class_id": number,
+                    "box_caption": f"{finding.severity:.1f}x, p = {finding.p:.2g}",
+                    "scores": scores,
+                }
+            ]
+        assert np.array_equal(mask, expected)
+        drawn = json.loads(wandb_run.media(row, f"{key}.boxes.regions").read_text(encoding="utf-8"))["box_data"]
+        assert drawn == boxes
+    labels = wandb_run.config["_wandb"]["mask/class_labels"]["memwatch/regions/cat_wandb_delimeter_regions"]["value"]
+    assert labels == {"1": "suspicious", "2": "memorized"}
+
+
+def test_the_table_has_a_row_per_probe_and_event(wandb_run, wandb_reports):
+    rows = wandb_run.table()
+    assert [tuple(row) for row in rows] == [COLUMNS] * 4
+    for row, report in zip(rows, wandb_reports, strict=True):
+        (f,) = report.findings
+        assert (row["step"], row["probe"], row["prompt"]) == (report.step, "cat", "a photo of cat")
+        assert (row["verdict"], row["reason"], row["copied"]) == (f.verdict, f.reason, None)
+        numbers = {"severity": f.severity, "p": f.p, "area": sum(region.area for region in f.regions)}
+        assert {key: row[key] for key in numbers} == pytest.approx(numbers)
+        assert np.array_equal(Image.open(row["image"]["file"]), f.observation.image)
+        assert np.array_equal(Image.open(row["heatmap"]["file"]), report.pictures["cat"])
+    assert [len(row["image"]["boxes"]["regions"]) for row in rows] == [0, 1, 1, 1]
+    assert [row["memwatch/probes.nrows"] for row in wandb_run.ours] == [1, 2, 3, 4]
+
+
+def test_a_probe_without_evidence_has_its_pictures_in_the_tables_first_row_alone(tmp_path):
+    first = report_of(2, others=2)
+    write([first, report_of(4, others=2, states=first.judgement.states)])
+    (run,) = OfflineRun.all(tmp_path)
+    have = [(row["step"], row["probe"]) for row in run.table() if row["image"] and row["heatmap"]]
+    assert have == [(2, "cat"), (2, "other0"), (2, "other1"), (4, "cat")]
+    assert all(f"memwatch/heatmap/other{i}.path" in row for row in run.ours for i in range(2))
+
+
+def test_of_many_probes_those_with_evidence_are_pictured_first():
+    many = report_of(2, others=40)
+    names = [f.name for f in pictured(many.findings)]
+    assert names == ["cat", *(f"other{i}" for i in range(PICTURED - 1))]
+    everyone = [replace(f, is_alert=True) for f in many.findings]
+    assert pictured(everyone) == everyone
+
+
+def test_an_overview_is_logged_where_there_is_one(tmp_path, wandb_reports):
+    overview = picture(9, 40)
+    write([wandb_reports[0], replace(wandb_reports[1], overview=overview)])
+    (run,) = OfflineRun.all(tmp_path)
+    first, second = run.ours
+    assert "memwatch/overview.path" not in first
+    assert np.array_equal(Image.open(run.media(second, "memwatch/overview")), overview)
