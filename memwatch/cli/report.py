@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from memwatch.judge.stop import EXIT_CODE
 from memwatch.report.history import Run
 from memwatch.report.page import PAGE, write_page
-from memwatch.report.text import as_json, as_markdown
+from memwatch.report.text import as_markdown
 
 EPILOG = f"""\
-html writes {PAGE} into the folder (or to --output): one file that asks the network for nothing. md and json are
-printed. Exit code, whatever the format: 0; {EXIT_CODE} when any event has called a probe memorized, so that a
-pipeline can stop there; 2 where there is no run.
+html writes {PAGE} into the folder (or to --output): one file that asks the network for nothing. md is printed; programs
+read history.jsonl in the folder. Exit code, whatever the format: 0; {EXIT_CODE} when any event has called a probe
+memorized, so that a pipeline can stop there; 2 where there is no run.
 """
 
 
@@ -23,18 +22,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("folder", metavar="OUTPUT_DIR", type=Path, help="output_dir of a run, or of a scan; it may still be training")
-    add("--format", choices=["html", "md", "json"], default="html", help="default: %(default)s")
-    add("--output", type=Path, metavar="FILE", help=f"default: OUTPUT_DIR/{PAGE}; md and json go to the terminal")
+    add("--format", choices=["html", "md"], default="html", help="default: %(default)s")
+    add("--output", type=Path, metavar="FILE", help=f"default: OUTPUT_DIR/{PAGE}; md goes to the terminal")
 
 
 def run(args: argparse.Namespace) -> int:
     found = Run.read(args.folder)
     if args.format == "html":
         print(f"report: {write_page(args.folder, args.output)}")
+    elif args.output:
+        args.output.write_text(as_markdown(found) + "\n", encoding="utf-8")
     else:
-        text = as_markdown(found) if args.format == "md" else json.dumps(as_json(found), indent=1)
-        if args.output:
-            args.output.write_text(text + "\n", encoding="utf-8")
-        else:
-            print(text)
+        print(as_markdown(found))
     return EXIT_CODE if found.memorized else 0

@@ -23,7 +23,7 @@ from memwatch.report.retention import stem_of, worth_of
 LEVELS = 16  # colours of a map
 MAP_SIDE = 64  # pixels of a map at most
 IMAGE_SIDE, GENERATION_SIDE = 192, 96  # pixels of a picture at most
-FEW, SMALL_PAGE, LARGE_PAGE = 800, 2_500_000, 12_000_000  # bytes of pictures: up to 800 maps, and at most
+MOST_MAPS = 4000  # on a page; about 3 kB each
 NOTHING = -1  # in place of a picture that does not exist
 
 
@@ -33,7 +33,6 @@ class Frames:
 
     Attributes:
         steps: the events that the page's slider stops at.
-        left_out: how many events it passes over. gone: of how many of those no pictures are kept.
         side: of the pictures that were measured, pixels; regions are given in them.
         pool: every picture once, as a data URI, with its index. The others are indices, ``NOTHING`` for none.
         images: by probe, one per step. maps: likewise.
@@ -42,8 +41,6 @@ class Frames:
 
     side: int
     steps: list[int] = field(default_factory=list)
-    left_out: int = 0
-    gone: int = 0
     pool: dict[str, int] = field(default_factory=dict)
     images: dict[str, list[int]] = field(default_factory=dict)
     maps: dict[str, list[int]] = field(default_factory=dict)
@@ -59,19 +56,12 @@ def frames_of(run: Run) -> Frames:
     names, frames = [row.name for row in run.last.rows], Frames(side_of(run.folder))
     fixed = {name: frames.add(picture_uri(run.folder / "images" / f"{name}.png", IMAGE_SIDE)) for name in names}
     frames.generations = newest_generations(run, frames)
-    judged = [event for event in run.events if event.rows]
-    events = [event for event in judged if has_pictures(run, event)]
-    budget = min(LARGE_PAGE, SMALL_PAGE * max(1.0, len(names) * len(events) / FEW))
+    events = by_priority([event for event in run.events if event.rows and has_pictures(run, event)])
     kept: dict[int, list[tuple[int, int]]] = {}
-    size = sum(map(len, frames.pool))
-    for event in by_priority(events):
+    for event in events[: max(1, MOST_MAPS // max(1, len(names)))]:
         uris = event_uris(run.folder, event.step, names)
-        size += sum(len(uri) for uri in {uri for pair in uris for uri in pair if uri} - frames.pool.keys())
-        if kept and size > budget:
-            break
         kept[event.step] = [(frames.add(image), frames.add(shown)) for image, shown in uris]
     frames.steps = sorted(kept)
-    frames.left_out, frames.gone = len(run.events) - len(kept), len(judged) - len(events)
     for i, name in enumerate(names):
         pairs = [kept[step][i] for step in frames.steps]
         frames.images[name] = [fixed[name] if image == NOTHING else image for image, _ in pairs]

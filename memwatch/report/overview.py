@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from memwatch.judge.alerts import Verdict
 from memwatch.judge.findings import Finding
 from memwatch.report.heatmap import BAR, SHOWN, colour_bar, fitted
 from memwatch.report.history import proof_words
@@ -41,7 +40,7 @@ def overview_of(report: Report) -> Image.Image | None:
     columns = min(len(shown), 5 - panels)
     width = (GRID - (columns - 1) * EDGE) // columns
     cards = [card(f, width, panels) for f in shown]
-    head = stacked([title_of_event(report), lines_of(measure(report), WIDTH - 2 * EDGE, TEXT)], 0)
+    head = stacked([headline(report), lines_of(measure(report), WIDTH - 2 * EDGE, TEXT)], 0)
     rows = [beside(cards[i : i + columns]) for i in range(0, len(cards), columns)]
     notes = [event.left_out(CARDS)]
     notes += [HEATMAP] if any(f.observation.image is not None for f in shown) else []
@@ -55,24 +54,14 @@ def overview_of(report: Report) -> Image.Image | None:
     return picture
 
 
-def title_of_event(report: Report) -> Image.Image:
-    """The step and how many probes have the worst verdict."""
+def headline(report: Report) -> Image.Image:
+    """The step, and how many probes have each verdict."""
+    planned = report.config.max_train_steps
+    when = f"Step {report.step} of {planned}" if planned else f"Step {report.step}"
     title = Image.new("RGB", (WIDTH - 2 * EDGE, round(HEADLINE * LEADING)), PAPER)
-    text, font = fitting(headline(report), title.width, HEADLINE)
+    text, font = fitting(f"{when}: {report.to_event().counts()}", title.width, HEADLINE)
     ImageDraw.Draw(title).text((0, title.height // 2), text, INK, font, anchor="lm")
     return title
-
-
-def headline(report: Report) -> str:
-    """The same in words."""
-    planned, count = report.config.max_train_steps, len(report.findings)
-    when = f"Step {report.step} of {planned}" if planned else f"Step {report.step}"
-    of = f"of {count} probe{'s' if count != 1 else ''}"
-    for verdict in (Verdict.MEMORIZED, Verdict.SUSPICIOUS):
-        if found := report.count(verdict):
-            return f"{when}: {found} {of} {verdict}"
-    judged = count - report.count(Verdict.INCONCLUSIVE)
-    return f"{when}: no evidence in {judged} {of}" if judged else f"{when}: no verdict"
 
 
 def measure(report: Report) -> str:

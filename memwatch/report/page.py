@@ -172,8 +172,8 @@ def region_cells(region: Mapping[str, Any]) -> list[str]:
 def costs(run: Run) -> list[tuple[str, str]]:
     """What the run's events have cost."""
     seconds, newest = [event.seconds for event in run.events], run.events[-1]
-    found = [("events", str(len(seconds))), ("seconds of all events", f"{sum(seconds):.1f}")]
-    found.append(("seconds per event, median and largest", f"{median(seconds):.1f}, {max(seconds):.1f}"))
+    spent = f"{sum(seconds):.1f} s in all, {median(seconds):.1f} s per event (median), {max(seconds):.1f} s at most"
+    found = [("events", f"{len(seconds)}: {spent}")]
     if newest.overhead is not None:
         found.append(("share of training time", f"{100 * newest.overhead:.1f} %"))
     if (measured := run.last.scalars.get("memwatch/measured")) is not None:

@@ -105,10 +105,7 @@ def is_shown(rank: int) -> bool:
     >>> [rank for rank in range(64) if is_shown(rank)][14:]
     [14, 15, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60]
     """
-    stride = 1
-    while rank >= SHOWN * stride:
-        stride *= 2
-    return rank % stride == 0
+    return rank < SHOWN * worth_of(rank)
 
 
 def stem_of(step: int) -> str:

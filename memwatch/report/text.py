@@ -1,9 +1,8 @@
-"""Words: an event as a small table for the terminal; a run's verdicts, and what to do, for pages and pipelines."""
+"""Words: an event as a small table for the terminal; a run's verdicts, and what to do, for pages and pull requests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 from unicodedata import combining, east_asian_width
 
 from memwatch.judge.alerts import Verdict
@@ -157,27 +156,3 @@ def as_markdown(run: Run) -> str:
 def escaped(text: str) -> str:
     """A cell of a Markdown table, or a line."""
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
-
-
-def as_json(run: Run) -> dict[str, Any]:
-    """Plain values: the headline, the last event's probes, all alerts, and whether anything is memorized."""
-    last, newest = run.last, run.events[-1]
-    return {
-        "headline": headline(run),
-        "step": last.step,
-        "is_memorized": bool(run.memorized),
-        "memorized": run.memorized,
-        "stop_reason": newest.stop_reason,
-        "audit": last.audit,
-        "calibrated": last.calibrated,
-        "overhead": newest.overhead,
-        "errors": newest.errors,
-        "probes": [_probe(row) for row in last.worst_first],
-        "alerts": [{"step": step} | _probe(row) for step, row in run.alerts],
-        "not_watched": not_watched(run),
-    }
-
-
-def _probe(row: Row) -> dict[str, Any]:
-    keys = ("name", "prompt", "verdict", "severity", "p", "since", "reason", "regions", "copied")
-    return {key: getattr(row, key) for key in keys} | {"title": title_of(row), "advice": advice_of(row)}

@@ -48,40 +48,6 @@ def ascii_key(key: str) -> str:
     return re.sub(r"[^\w\-./ ]", lambda other: f"_{ord(other[0]):x}", key, flags=re.ASCII)
 
 
-def to_aim(tracker: Any, report: Report) -> None:
-    """Images and texts of the run, with steps."""
-    import aim
-
-    for shown in shown_of(report):
-        tracker.tracker.track(aim.Image(shown.image, caption=shown.caption), name=shown.key, step=report.step)
-    for key, text in alerts_of(report).items():
-        tracker.tracker.track(aim.Text(text), name=key, step=report.step)
-
-
-def to_clearml(tracker: Any, report: Report) -> None:
-    """Debug samples, of which ClearML keeps every step, and alerts in the console's log."""
-    log = tracker.tracker.get_logger()
-    for shown in shown_of(report):
-        title, _, series = shown.key.rpartition("/")
-        log.report_image(title, series, iteration=report.step, image=shown.image, max_image_history=-1)
-    for text in alerts_of(report).values():
-        log.report_text(text, print_console=False)
-
-
-def to_comet(tracker: Any, report: Report) -> None:
-    """Images in the graphics tab and alerts in the text tab, with steps."""
-    for key, caption, image in shown_of(report):
-        tracker.tracker.log_image(image, name=key, step=report.step, metadata={"caption": caption})
-    for key, text in alerts_of(report).items():
-        tracker.tracker.log_text(text, step=report.step, metadata={"key": key})
-
-
-def to_dvclive(tracker: Any, report: Report) -> None:
-    """One folder per key with one file per step: DVC shows it with a slider. It has no place for alerts."""
-    for shown in shown_of(report):
-        tracker.tracker.log_image(f"{shown.key}/{report.step}.png", shown.image)
-
-
 def to_mlflow(tracker: Any, report: Report) -> None:
     """Images of the model metrics tab, which has a slider over steps, and alerts as text artifacts."""
     from mlflow import MlflowClient
@@ -117,10 +83,6 @@ def to_trackio(tracker: Any, report: Report) -> None:
 
 
 ADAPTERS: dict[str, Callable[[Any, Report], None]] = {
-    "aim": to_aim,
-    "clearml": to_clearml,
-    "comet_ml": to_comet,
-    "dvclive": to_dvclive,
     "mlflow": to_mlflow,
     "swanlab": to_swanlab,
     "trackio": to_trackio,

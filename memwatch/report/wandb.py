@@ -26,9 +26,6 @@ from memwatch.report.report import Report
 logger = logging.getLogger("memwatch")
 
 STEP = "memwatch/step"
-# What W&B keeps of a series beside its last value. Each key is declared by its full name: of two patterns that fit the
-# same key W&B takes either one.
-EXTREMES = {"memwatch/max_severity": "max", "memwatch/severity/": "max", "memwatch/min_p": "min", "memwatch/p/": "min"}
 ABOUT = ("model", "machine", "versions", "training_rows")  # of ``About``: beside the settings in the run's config
 TITLE = 63  # characters of an alert's title that W&B takes
 PICTURED = 16  # probes whose pictures an event logs, unless more have evidence
@@ -43,7 +40,7 @@ class WandbSink:
     |---|---|
     | history | a row per event: the keys of ``Report``, see ``images_of``, and ``memwatch/probes`` |
     | ``memwatch/probes`` | one growing table: a row per probe and event, with ``COLUMNS`` |
-    | summary | the last value of each key; with ``.max`` of severities and ``.min`` of p-values |
+    | summary | of each key ``.last``, ``.min`` and ``.max`` |
     | config | ``memwatch``: the settings; ``memwatch.about``: model, machine, versions, numbers of probes |
     | alerts | one per event with news |
 
@@ -60,8 +57,8 @@ class WandbSink:
     def __init__(self, tracker: Any) -> None:
         self._run = tracker.tracker
         self._run.define_metric(STEP, hidden=True)
-        self._run.define_metric("memwatch/*", step_metric=STEP)
         self._defined: set[str] = set()
+        self._define("memwatch/*")
         self._about = About()
         self._table: Any = None
         self._in_table: set[str] = set()  # probes with pictures there
@@ -73,7 +70,9 @@ class WandbSink:
             return
         self._configure(report.about)
         row: dict[str, Any] = dict(report.scalars())
-        self._define(row)
+        for key in {key for key in row if "." in key} - self._defined:
+            self._define(key.replace(".", "\\."))  # a bare dot leads into nested values, and no pattern fits it
+            self._defined.add(key)
         texts = [report.alert_text(f) for f in report.alerts]
         if texts:
             row["memwatch/alert"] = "\n\n".join(texts)
@@ -107,14 +106,8 @@ class WandbSink:
             self._run.config.update({"memwatch": about.settings | {"about": facts}}, allow_val_change=True)
             self._about = about
 
-    def _define(self, row: dict[str, Any]) -> None:
-        """Declare what the summary keeps of keys that have not been logged before."""
-        for key in row.keys() - self._defined:
-            extreme = next((what for start, what in EXTREMES.items() if key.startswith(start)), None)
-            if extreme is not None:
-                path = key.replace(".", "\\.")  # a bare dot leads into nested values
-                self._run.define_metric(path, step_metric=STEP, summary=f"last,{extreme}")
-            self._defined.add(key)
+    def _define(self, key: str) -> None:
+        self._run.define_metric(key, step_metric=STEP, summary="last,min,max")
 
     def _log(self, row: dict[str, Any], step: int) -> None:
         """One row, at a step of W&B's own that it takes and that none of the earlier events has."""
@@ -145,7 +138,7 @@ class WandbSink:
 
 
 def alert_title(report: Report) -> str:
-    """The first of the worst, and how many others there are; W&B sends an alert of the same title only once a minute."""
+    """One of the worst, and how many others there are; with the step, because W&B sends no title twice in a row."""
     worst, *others = sorted(report.alerts, key=lambda f: list(Verdict).index(f.verdict))
     more = f" and {len(others)} more" if others else ""
     return f"memwatch, step {report.step}: {worst.verdict}{more}: {title_of(worst.observation.probe)}"

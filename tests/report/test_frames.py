@@ -72,7 +72,7 @@ def test_gaps_are_gaps(tmp_path):
     save_image(tmp_path, "images", "cat.png", side=32)
     save_map(tmp_path, 2, {"cat": np.ones((4, 4))})
     frames = frames_of(run)
-    assert (frames.steps, frames.left_out, frames.side) == ([0, 2], 1, 32)
+    assert (frames.steps, frames.side) == ([0, 2], 32)
     assert frames.images == {"cat": [0, 0], "dog": [NOTHING, NOTHING]}
     assert frames.maps == {"cat": [NOTHING, 1], "dog": [NOTHING, NOTHING]}
     assert len(frames.pool) == 2

@@ -44,22 +44,6 @@ def top_of(picture, part) -> list[int]:
     return [y for x in lefts for y in tops if np.array_equal(whole[y : y + len(part), x : x + part.shape[1]], part)]
 
 
-@pytest.mark.parametrize(
-    ("verdicts", "words"),
-    [
-        ((M, S, N), "1 of 3 probes memorized"),
-        ((S, S, I), "2 of 3 probes suspicious"),
-        ((N, N, I), "no evidence in 2 of 3 probes"),
-        ((I, I, I), "no verdict"),
-        ((M,), "1 of 1 probe memorized"),
-    ],
-)
-def test_the_headline_says_how_many_have_the_worst_verdict(verdicts, words):
-    given = with_verdicts(report(*probes(len(verdicts))), *verdicts)
-    assert headline(given) == f"Step 200: {words}"
-    assert headline(replace(given, config=replace(given.config, max_train_steps=600))) == f"Step 200 of 600: {words}"
-
-
 def test_the_second_line_says_what_the_controls_show_and_whether_training_stopped():
     calibrated = "20 held-out controls reach 1.2x at most; a probe can be called memorized from 1.5x on."
     assert measure(report(*probes(1), *controls(20, 1.25))) == calibrated
@@ -82,6 +66,8 @@ def test_the_worst_have_cards_and_the_others_are_named(monkeypatch):
     first, second = (top_of(picture, card(given.findings[i], width, 2)) for i in (0, 1))
     assert (len(first), first) == (1, second)
     names = ", ".join(row.name for row in worst[CARDS:])
+    words = headline(given)  # the first line
+    assert top_of(picture, words) == [EDGE]
     assert top_of(picture, lines_of(f"3 more without evidence: {names}", GRID, SMALL))
 
 

@@ -105,12 +105,6 @@ def test_the_region_enlarged_is_the_image_beside_the_nearest_generation():
     assert np.array_equal(np.asarray(enlarged)[:, left : left + expected.width], np.asarray(expected))
 
 
-def test_a_box_is_cut_at_the_same_place_from_a_picture_of_another_size():
-    large = photo(32).repeat(2, 0).repeat(2, 1)
-    part = cropped(large, (4, 8, 12, 32), (32, 32, 3))
-    assert np.array_equal(part, photo(32)[8:32, 4:12].repeat(2, 0).repeat(2, 1))
-
-
 @pytest.mark.parametrize(("shape", "size"), [((10, 40), (200, 108)), ((40, 10), (108, 200)), ((20, 20), (200, 96))])
 def test_a_pair_lies_as_it_is_larger(shape, size):
     one, other = (np.full((*shape, 3), value, np.uint8) for value in (50, 200))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ from support.runs import memorized, write_run
 from memwatch.judge.alerts import Verdict
 from memwatch.report.about import About
 from memwatch.report.history import Event, Row, Run, proof_words
-from memwatch.report.text import advice_of, as_json, as_markdown, columns, headline, not_watched, summary
+from memwatch.report.text import advice_of, as_markdown, columns, headline, not_watched, summary
 
 PROOF = {"generations": 4, "copies": 3, "ratios": [0.1, 0.1, 0.2, 0.9], "is_copy": [1, 1, 1, 0], "of_others": {}}
 SUSPICIOUS = {"verdict": "suspicious", "severity": 1.4, "p": 0.004, "reason": "1.4x, p = 0.004, event 1 of 2"}
@@ -131,7 +130,7 @@ def test_what_was_not_watched_is_said(tmp_path):
     assert "There are no controls" in " ".join(not_watched(run_of(tmp_path, uncalibrated)))
 
 
-def test_pipelines_get_markdown_that_nothing_breaks_and_plain_values(tmp_path):
+def test_markdown_is_a_table_that_nothing_breaks(tmp_path):
     told = memorized(2.0, 1, alert=True, copied=PROOF)
     run = run_of(tmp_path, {"step": 1, "rows": {"a|b <i>": told}}, names=("dog", "a|b <i>"))
     lines = as_markdown(run).splitlines()
@@ -139,7 +138,3 @@ def test_pipelines_get_markdown_that_nothing_breaks_and_plain_values(tmp_path):
     name, reason = "a photo of a\\|b &lt;i> (a\\|b &lt;i>)", "2.0x, p = 1e-09, since step 1"
     assert f"| {name} | memorized | 16,8 to 48,40 | 3 of 4 copy it | {reason} |" in lines
     assert f"- step 1: {name} is memorized. {reason}." in lines
-    found = json.loads(json.dumps(as_json(run), allow_nan=False))
-    assert (found["step"], found["is_memorized"], found["memorized"]) == (1, True, ["a|b <i>"])
-    assert [(each["name"], each["regions"][0]["box"]) for each in found["alerts"]] == [("a|b <i>", [16, 8, 48, 40])]
-    assert [probe["verdict"] for probe in found["probes"]] == ["memorized", "no evidence"]

@@ -72,22 +72,6 @@ def test_every_event_is_a_row_of_its_own(wandb_run, wandb_reports):
     assert sum("train_loss" in row for row in wandb_run.rows) == 16
 
 
-def test_events_without_a_row_of_the_script_between_them_are_rows_as_well(tmp_path, wandb_reports):
-    """At the same step of W&B's own, the second event would have replaced the first one's values."""
-    ahead = [True]
-
-    def only_at_the_start(run):
-        for _ in range(100 if ahead else 0):
-            run.log({"validation": 1.0})
-        ahead.clear()
-
-    write(wandb_reports, only_at_the_start)
-    (run,) = OfflineRun.all(tmp_path)
-    assert [row["memwatch/step"] for row in run.ours] == [0, 2, 4, 6]
-    assert [row["_step"] for row in run.ours] == [100, 101, 102, 103]
-    assert sum("validation" in row for row in run.rows) == 100
-
-
 def test_a_failed_event_is_a_row_of_its_few_scalars(tmp_path, wandb_reports):
     failed = Report(4, load_config(None), Judgement(), True, 0.5, 1, None, failure="out of memory", about=ABOUT)
     write([wandb_reports[0], failed])
@@ -97,32 +81,24 @@ def test_a_failed_event_is_a_row_of_its_few_scalars(tmp_path, wandb_reports):
     assert (row["memwatch/step"], row["memwatch/errors"], len(run.table())) == (4, 1, 1)
 
 
-def test_the_summary_keeps_the_highest_severity_and_the_lowest_p(wandb_run, wandb_reports):
+def test_the_summary_keeps_the_extremes_also_of_a_name_with_a_dot(tmp_path, wandb_run, wandb_reports):
     severities, ps = ([getattr(report.findings[0], key) for report in wandb_reports] for key in ("severity", "p"))
-    assert severities[-1] < max(severities)
-    assert ps[-1] > min(ps)
-    for key in ("memwatch/max_severity", "memwatch/severity/cat"):
-        assert wandb_run.summary[key] == pytest.approx({"last": severities[-1], "max": max(severities)})
-    for key in ("memwatch/min_p", "memwatch/p/cat"):
-        assert wandb_run.summary[key] == pytest.approx({"last": ps[-1], "min": min(ps)})
+    for key, values in {"max_severity": severities, "severity/cat": severities, "min_p": ps, "p/cat": ps}.items():
+        expected = {"last": values[-1], "min": min(values), "max": max(values)}
+        assert len(set(expected.values())) >= 2
+        assert wandb_run.summary[f"memwatch/{key}"] == pytest.approx(expected)
     assert wandb_run.summary["memwatch/step"] == 6
-
-
-def test_a_name_with_a_dot_has_its_summary_too(tmp_path, wandb_reports):
     named = [replace(r.findings[0], observation=seen("a.cat v1.5")) for r in wandb_reports]
     write([replace(r, judgement=Judgement((f,)), pictures={}) for r, f in zip(wandb_reports, named, strict=True)])
     (run,) = OfflineRun.all(tmp_path)
-    severities = [f.severity for f in named]
-    last = {"last": severities[-1], "max": max(severities)}
-    assert run.summary["memwatch/severity/a.cat v1.5"] == pytest.approx(last)
+    assert run.summary["memwatch/severity/a.cat v1.5"]["max"] == pytest.approx(max(severities))
 
 
 def test_every_series_has_memwatchs_step_as_its_axis(wandb_run):
     metrics = wandb_run.of_type("metric")
     assert {"name": "memwatch/step", "options": {"defined": True, "hidden": True}} in metrics
     by_key = {metric.get("name") or metric["glob_name"]: metric.get("step_metric") for metric in metrics}
-    assert by_key["memwatch/*"] == by_key["memwatch/severity/cat"] == by_key["memwatch/p/cat"] == "memwatch/step"
-    assert [key for key in by_key if key.endswith("*")] == ["memwatch/*"]  # of two patterns W&B would take either
+    assert by_key["memwatch/*"] == "memwatch/step"
 
 
 def test_an_event_with_news_sends_one_alert_with_a_level(tmp_path, wandb_run, wandb_reports):
@@ -159,31 +135,6 @@ def test_the_settings_lie_in_the_runs_config_beside_the_scripts(tmp_path, wandb_
         },
     }
     assert run.config["learning_rate"] == 1e-4
-
-
-def test_a_run_resumed_from_a_checkpoint_goes_on_without_a_second_row(pretrained, pipeline, tmp_path, monkeypatch):
-    """Offline, W&B resumes nothing: the second process writes a file of its own, which is synced to the same run."""
-    import wandb
-
-    monkeypatch.setenv("WANDB_RUN_ID", "same")
-    monkeypatch.setenv("WANDB_RESUME", "allow")
-    for steps in (4, 8):
-        loop = Loop(pretrained, tmp_path, log_with="wandb")
-        watch = loop.watch(pipeline)
-        if steps == 8:
-            loop.accelerator.load_state(str(tmp_path / "checkpoint"))
-            loop.step = 4
-        loop.run(watch, steps)
-        loop.accelerator.save_state(str(tmp_path / "checkpoint"))
-        loop.accelerator.end_training()
-        wandb.teardown()
-    runs = OfflineRun.all(tmp_path)
-    assert [run.of_type("run")[0]["run_id"] for run in runs] == ["same", "same"]
-    assert [[(row["memwatch/step"], row["_step"]) for row in run.ours] for run in runs] == [
-        [(0, 0), (2, 2), (4, 4)],
-        [(6, 6), (8, 8)],
-    ]
-    assert [[row["step"] for row in run.table()] for run in runs] == [[0, 0, 2, 2, 4, 4], [6, 6, 8, 8]]
 
 
 class Resumed:
