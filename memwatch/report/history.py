@@ -25,12 +25,11 @@ class Row:
 
     Attributes:
         name, prompt, is_reference: the probe.
-        verdict, severity, severity_low, p: as in ``Evidence``; ``reason`` says why in words.
+        verdict, severity, p: as in ``Evidence``; ``reason`` says why in words.
         since: step from which on there is evidence. alert: whether this event was news.
         alert_text: the alert in words; ``None`` where it was no news.
         baseline: what it was compared with, in words.
-        timesteps: noise levels. levels: the factor of each, see ``report.level_factors``; empty where nothing was
-            compared.
+        timesteps: noise levels.
         regions: fields of ``Region``, the one that decides first.
         copied: see ``report.copied_row``; ``None`` where nothing was generated.
     """
@@ -40,7 +39,6 @@ class Row:
     is_reference: bool = True
     verdict: Verdict = Verdict.INCONCLUSIVE
     severity: float = 1.0
-    severity_low: float = 1.0
     p: float | None = None
     reason: str = ""
     since: int | None = None
@@ -48,7 +46,6 @@ class Row:
     alert_text: str | None = None
     baseline: str = ""
     timesteps: tuple[float, ...] = ()
-    levels: tuple[float, ...] = ()
     regions: tuple[dict[str, Any], ...] = ()
     copied: dict[str, Any] | None = None
 
@@ -56,13 +53,8 @@ class Row:
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """A finding of a line."""
         known = _known(cls, saved)
-        known |= {key: tuple(known[key]) for key in ("timesteps", "levels", "regions")}
+        known |= {key: tuple(known[key]) for key in ("timesteps", "regions")}
         return cls(**known | {"verdict": Verdict(saved["verdict"])})
-
-    @property
-    def area(self) -> float:
-        """Share of the picture inside regions."""
-        return float(sum(region["area"] for region in self.regions))
 
 
 @dataclass(frozen=True)

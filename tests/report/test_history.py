@@ -44,9 +44,9 @@ def test_what_cannot_be_read_is_said_with_what_could_be(tmp_path):
     assert str(caught.value) == f"{tmp_path} holds no history.jsonl; allowed: {inside}"
     file = inside / "history.jsonl"
     line = json.loads(file.read_text(encoding="utf-8"))
-    del line["findings"][0]["levels"]
+    del line["findings"][0]["timesteps"]
     file.write_text(json.dumps(line), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"was written by another version of memwatch.*'levels'"):
+    with pytest.raises(ValueError, match=r"was written by another version of memwatch.*'timesteps'"):
         Run.read(inside)
     file.write_text('{"step": 0, "find', encoding="utf-8")
     with pytest.raises(ValueError, match="holds no event yet"):
