@@ -14,7 +14,7 @@ import memwatch.pace
 from memwatch.config import MemWatchConfig
 from memwatch.measure.measure import Passes
 from memwatch.pace import CHOSEN, NEVER_RARER, OFTENEST, TIMED, WARM_UP, Clock, Prices, choose_pace, planned_events
-from memwatch.report.terminal import summary
+from memwatch.report.text import summary
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from memwatch.report.forecasts import ahead
 from memwatch.report.history import Run
-from memwatch.report.terminal import SHOWN, can_colour, summary
+from memwatch.report.text import SHOWN, summary
 
 EPILOG = "Exit code: 0, or 2 where there is no run. memwatch report shows more, and can gate on it."
 
@@ -27,9 +25,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--probes: got {args.probes}, allowed: 0 or greater")
     found = Run.read(args.folder)
     newest = found.events[-1]
-    print(summary(newest, found.about, colour=can_colour(sys.stdout), shown=args.probes))
-    for sentence in ahead(found):
-        print(f"  forecast: {sentence}")
+    print(summary(newest, found.about, shown=args.probes))
     if newest is not found.last:
         print(f"the last event that was not lost is that of step {found.last.step}: {found.last.counts()}")
     return 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,10 +57,12 @@ class About:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> About:
-        """The inverse; keys of other versions are passed over."""
-        known = {key: saved[key] for key in cls.__dataclass_fields__ if key in saved}
-        return cls(**known | {"probes": tuple(known.get("probes", ()))})
+    def read(cls, file: Path) -> About:
+        """The inverse; empty where there is no file."""
+        if not file.is_file():
+            return cls()
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        return cls(**saved | {"probes": tuple(saved["probes"])})
 
 
 def watched(observer: Observer) -> tuple[dict[str, Any], ...]:

@@ -1,11 +1,10 @@
-"""Always: ``history.jsonl`` (one line per event), maps as safetensors, pictures as JPEG.
-
-What the report page and every command that reads a run rest on.
-"""
+"""What every run leaves in ``output_dir``: the report page and every command that reads a run rest on these files."""
 
 from __future__ import annotations
 
-import json
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,16 @@ from PIL import Image
 from memwatch.judge.findings import Finding
 from memwatch.measure.weights import write_safetensors
 from memwatch.report.about import About
-from memwatch.report.history import ABOUT, HISTORY, Event
-from memwatch.report.jsonl import append_text, read_lines, rewrite, to_text
+from memwatch.report.history import ABOUT, HISTORY, LOSSES, Event
+from memwatch.report.jsonl import append, read_lines, rewrite
 from memwatch.report.report import Report
 from memwatch.report.retention import Kept, Retention, stem_of
 from memwatch.run_folder import write_json
 
 JPEG: dict[str, Any] = {"quality": 90, "subsampling": 0}  # a quarter of a PNG's bytes, and the map's squares stay sharp
 HELD = 500  # lines of history that wait for a disk with room
+HELD_OUT = {"val", "valid", "validation", "eval", "evaluation", "test"}  # how loops name what is not trained on
+OTHERWISE = {"divergence"}  # of the training loss, as some loops log it beside
 
 
 class FileSink:
@@ -35,7 +36,7 @@ class FileSink:
     | ``history.jsonl`` | one line per event: see ``Report.to_dict`` |
     | ``maps/step_NNNNNNN.safetensors`` | ``PROBE/SIGNAL``, its error ``PROBE/SIGNAL.sem``, float32 ``(levels, h, w)`` |
     | ``heatmaps/PROBE/step_NNNNNNN.jpg``, ``overview/step_NNNNNNN.jpg`` | the pictures of people's dashboards |
-    | ``images/PROBE.png``, of prompt probes ``images/PROBE/step_NNNNNNN.jpg`` | what was looked at |
+    | ``images/PROBE.png``, of prompt probes ``images/PROBE/step_NNNNNNN.jpg`` | the images that were measured |
     | ``generations/PROBE/step_NNNNNNN.jpg`` | a proof's generations, side by side |
 
     The map that decides, ``PROBE/decisive``, is ``(h, w)``. ``memwatch/act`` adds ``flagged.jsonl``, the rows behind
@@ -56,22 +57,12 @@ class FileSink:
         self._about: About | None = None
         self._images: set[str] = set()
         self.rank = 0
-        self._held: list[str] = []
-        self._lost = 0
-
-    @property
-    def missing(self) -> str:
-        """What is lost for good, for people, if the next event can be written."""
-        lost = self._lost + max(0, len(self._held) + 1 - HELD)
-        lines = f", and the numbers of {lost}" if lost else ""
-        return f"pictures and maps of the events in between are missing{lines}"
+        self._held: list[dict[str, Any]] = []
 
     def hold(self, report: Report) -> Kept:
         """Note an event; its line is written with the next one that can be."""
         line = report.to_dict()
-        self._held.append(to_text([line]))
-        self._lost += len(self._held[:-HELD])
-        self._held = self._held[-HELD:]
+        self._held = [*self._held, line][-HELD:]
         event = self.retention.begin(report.step, Event.from_dict(line).has_news)
         self.rank = event.rank
         return event
@@ -97,9 +88,8 @@ class FileSink:
     def _write_lines(self) -> None:
         """One by one, so that what is written is held no longer."""
         while self._held:
-            append_text(self.folder / HISTORY, self._held[0])
+            append(self.folder / HISTORY, self._held[:1])
             del self._held[0]
-        self._lost = 0
 
     def _write_maps(self, report: Report, event: Kept) -> None:
         maps: dict[str, torch.Tensor] = {}
@@ -113,7 +103,7 @@ class FileSink:
             event.files[file] = file.stat().st_size
 
     def _write_images(self, finding: Finding, event: Kept) -> None:
-        """What was looked at, and what a proof has generated. A training image is the same at every event."""
+        """The image that was measured, and what a proof has generated. A training image is the same at every event."""
         name, image, file = finding.name, finding.observation.image, f"{stem_of(event.step)}.jpg"
         if image is not None and not finding.observation.probe.is_reference:
             self._save(Image.fromarray(image), event, "images", name, file)
@@ -125,11 +115,7 @@ class FileSink:
             self._save(Image.fromarray(side_by_side), event, "generations", name, file)
 
     def _save(self, picture: Image.Image, event: Kept | None, *parts: str) -> None:
-        """Write a picture.
-
-        Args:
-            event: that it belongs to; ``None`` for the whole run.
-        """
+        """Write a picture of an event, or of the whole run."""
         file = self.folder.joinpath(*parts)
         file.parent.mkdir(parents=True, exist_ok=True)
         if event is None:
@@ -143,10 +129,77 @@ class FileSink:
         rows = [row for row in read_lines(self.folder / HISTORY) if row["step"] <= step]
         if (self.folder / HISTORY).is_file():
             rewrite(self.folder / HISTORY, rows)
-        self._held = [line for line in self._held if json.loads(line)["step"] <= step]
-        events = map(Event.from_dict, [*rows, *map(json.loads, self._held)])
+        self._held = [line for line in self._held if line["step"] <= step]
+        events = map(Event.from_dict, [*rows, *self._held])
         self.retention.rewind(step, [(event.step, event.has_news) for event in events])
 
     def close(self) -> None:
         """Write the lines that have waited; every other file is closed after its write."""
         self._write_lines()
+
+
+class LossSink:
+    """Writes ``losses.jsonl``: ``step``, ``key`` and ``value`` of one validation loss per line.
+
+    Nothing is written before the first report: until then the folder may hold the files of another run.
+
+    Attributes:
+        count: how many losses the run has noted so far. A checkpoint keeps it.
+    """
+
+    name = "losses"
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.count = folder / LOSSES, 0
+        self._unwritten: list[dict[str, Any]] = []
+        self._is_ours = False
+
+    def note(self, values: Mapping[str, Any], step: int) -> None:
+        """Keep the validation losses among what the loop logs.
+
+        Raises:
+            OSError: the disk refused; they are written with those that follow.
+        """
+        found = {key: _as_number(value) for key, value in values.items() if is_validation_loss(key)}
+        rows = [{"step": int(step), "key": key, "value": value} for key, value in found.items() if value is not None]
+        self._unwritten += rows
+        self.count += len(rows)
+        self.close()
+
+    def write(self, report: Report) -> None:
+        """The folder is this run's from now on."""
+        self._is_ours = True
+        self.close()
+
+    def rewind(self, count: int) -> None:
+        """Forget all losses but the first ``count`` of the run: training goes on from an earlier checkpoint."""
+        self._is_ours, self._unwritten = True, []
+        rows = read_lines(self.file)
+        if len(rows) > count:
+            rewrite(self.file, rows[:count])
+        self.count = min(count, len(rows))
+
+    def close(self) -> None:
+        """Write what has waited."""
+        if self._is_ours and self._unwritten:
+            append(self.file, self._unwritten)
+            self._unwritten = []
+
+
+def is_validation_loss(key: str) -> bool:
+    """Whether a logged key names a loss on data that is not trained on.
+
+    >>> [is_validation_loss(key) for key in ("val_loss", "loss/validation/step_average", "train_loss", "latest_loss")]
+    [True, True, False, False]
+    """
+    words = set(re.split(r"[^a-z]+", key.lower()))
+    return "loss" in words and bool(words & HELD_OUT) and not words & OTHERWISE
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, also of a tensor that holds one; ``None`` for anything else, and where it is not finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return number if math.isfinite(number) else None

@@ -12,20 +12,9 @@ from memwatch.judge.regions import Region
 from memwatch.report.title_bar import INK, PAPER, font_of
 
 # Nine stops from black over red to pale yellow, rising in lightness: readable in grey and by colour-blind people.
-STOPS = np.array(
-    [
-        (0, 0, 4),
-        (40, 11, 84),
-        (101, 21, 110),
-        (159, 42, 99),
-        (212, 72, 66),
-        (245, 125, 21),
-        (250, 193, 39),
-        (252, 230, 120),
-        (252, 255, 164),
-    ],
-    dtype=np.float64,
-)
+COLOURS = "000004 280B54 65156E 9F2A63 D44842 F57D15 FAC127 FCE678 FCFFA4"
+STOPS = np.array([list(bytes.fromhex(colour)) for colour in COLOURS.split()], dtype=np.float64)
+MAX_FACTOR = 6.0  # at the top of the scale, the same in every picture
 BAR = 74  # pixels, width of the colour bar with its labels
 SHOWN = 384  # pixels: the longer side of a panel
 
@@ -41,9 +30,9 @@ def colours(values: np.ndarray) -> np.ndarray:
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
-def scaled(log_values: np.ndarray, max_factor: float) -> np.ndarray:
-    """Log ratios on the scale [0, 1]: a factor of 1 or less is 0, one of ``max_factor`` or more is 1, NaN is 0."""
-    share: np.ndarray = np.clip(np.nan_to_num(log_values, nan=0.0) / np.log(max_factor), 0, 1)
+def scaled(log_values: np.ndarray) -> np.ndarray:
+    """Log ratios on the scale [0, 1]: a factor of 1 or less is 0, one of ``MAX_FACTOR`` or more is 1, NaN is 0."""
+    share: np.ndarray = np.clip(np.nan_to_num(log_values, nan=0.0) / np.log(MAX_FACTOR), 0, 1)
     return share
 
 
@@ -56,12 +45,7 @@ def fitted(image: np.ndarray, width: int = SHOWN, height: int = SHOWN) -> Image.
 
 
 def overlay(
-    image: np.ndarray,
-    log_values: np.ndarray,
-    regions: Sequence[Region] = (),
-    *,
-    max_factor: float = 8.0,
-    side: int = SHOWN,
+    image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, side: int = SHOWN
 ) -> Image.Image:
     """The image, ``fitted`` into a square, under its heatmap with region boxes.
 
@@ -71,11 +55,10 @@ def overlay(
         image: RGB uint8 ``(H, W, 3)``.
         log_values: natural log of reduction factors, ``(h, w)``; enlarged to the image without smoothing.
         regions: their boxes are in pixels of ``image``.
-        max_factor: the reduction factor at the top of the scale.
         side: pixels of the square.
     """
     plain = fitted(image, side, side)
-    share = scaled(log_values, max_factor)
+    share = scaled(log_values)
     small = colours(share), (np.sqrt(share) * 0.85 * 255).round().astype(np.uint8)  # heat, and how opaque it is
     heat, opacity = (Image.fromarray(part).resize(plain.size, Image.Resampling.NEAREST) for part in small)
     marked = Image.composite(heat, plain, opacity)
@@ -88,14 +71,14 @@ def overlay(
     return marked
 
 
-def height_of(factor: float, height: int, max_factor: float, pad: int = 14) -> float:
+def height_of(factor: float, height: int, pad: int = 14) -> float:
     """How far below the top of a ``colour_bar`` a factor lies, pixels; outside its scale, at its end."""
-    share = min(1.0, max(0.0, math.log(factor) / math.log(max_factor)))
+    share = min(1.0, max(0.0, math.log(factor) / math.log(MAX_FACTOR)))
     return pad + (height - 2 * pad - 1) * (1 - share)
 
 
-def colour_bar(height: int, max_factor: float, size: int = 20) -> Image.Image:
-    """The vertical scale of reduction factors, labelled at 1x, 2x, 4x ... and at the top.
+def colour_bar(height: int, size: int = 20) -> Image.Image:
+    """The vertical scale of reduction factors, labelled at 1x, 2x, 4x and at the top.
 
     Args:
         size: of the labels' letters, pixels.
@@ -104,9 +87,8 @@ def colour_bar(height: int, max_factor: float, size: int = 20) -> Image.Image:
     column = colours(np.linspace(1, 0, height - 2 * 14)[:, None].repeat(18, 1))
     bar.paste(Image.fromarray(column), (6, 14))
     draw = ImageDraw.Draw(bar)
-    powers = [2.0**i for i in range(int(np.log2(max_factor - 1e-9)) + 1)]
-    for tick in [*(power for power in powers if power * 1.2 < max_factor), max_factor]:
-        y = height_of(tick, height, max_factor)
+    for tick in (1.0, 2.0, 4.0, MAX_FACTOR):
+        y = height_of(tick, height)
         draw.line((24, y, 28, y), fill=INK)
         draw.text((31, y), f"{tick:g}x", fill=INK, font=font_of(size), anchor="lm")
     return bar

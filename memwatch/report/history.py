@@ -1,19 +1,22 @@
-"""History: a run's folder read back. Tables, the terminal and the report page are made of it."""
+"""A run's folder read back: the table of an event, the report page and every command rest on it."""
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from memwatch.judge.verdict import Verdict
+from memwatch.measure.probes import IMAGE_SUFFIXES, Probe
 from memwatch.report.about import About
 from memwatch.report.jsonl import read_lines
 
 HISTORY, ABOUT, LOSSES = "history.jsonl", "about.json", "losses.jsonl"
+CAPTION = 40  # characters of a caption in a title
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,13 @@ class Row:
 
     Attributes:
         name, prompt, is_reference: the probe.
-        verdict, severity, severity_low, p: as in ``Evidence``; ``reason`` says why in words.
+        verdict, severity, p: as in ``Evidence``; ``reason`` says why in words.
         since: step from which on there is evidence. alert: whether this event was news.
         alert_text: the alert in words; ``None`` where it was no news.
         baseline: what it was compared with, in words.
-        timesteps: noise levels. levels: the factor of each, see ``report.level_factors``; empty where nothing was
-            compared.
+        timesteps: noise levels.
         regions: fields of ``Region``, the one that decides first.
-        copied: the proof: ``generations`` and ``copies`` (numbers), ``ratios``, ``is_copy``, ``of_others``; ``None``
-            where nothing was generated.
+        copied: see ``report.copied_row``; ``None`` where nothing was generated.
     """
 
     name: str
@@ -38,7 +39,6 @@ class Row:
     is_reference: bool = True
     verdict: Verdict = Verdict.INCONCLUSIVE
     severity: float = 1.0
-    severity_low: float = 1.0
     p: float | None = None
     reason: str = ""
     since: int | None = None
@@ -46,21 +46,15 @@ class Row:
     alert_text: str | None = None
     baseline: str = ""
     timesteps: tuple[float, ...] = ()
-    levels: tuple[float, ...] = ()
     regions: tuple[dict[str, Any], ...] = ()
     copied: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
-        """A finding of a line; what an older version did not write keeps its default."""
-        known: dict[str, Any] = {f.name: saved[f.name] for f in fields(cls) if saved.get(f.name) is not None}
-        known |= {key: tuple(known[key]) for key in ("timesteps", "levels", "regions") if key in known}
-        return cls(**known | {"verdict": Verdict(saved.get("verdict", Verdict.INCONCLUSIVE))})
-
-    @property
-    def area(self) -> float:
-        """Share of the picture inside regions."""
-        return float(sum(region["area"] for region in self.regions))
+        """A finding of a line."""
+        known = _known(cls, saved)
+        known |= {key: tuple(known[key]) for key in ("timesteps", "regions")}
+        return cls(**known | {"verdict": Verdict(saved["verdict"])})
 
 
 @dataclass(frozen=True)
@@ -74,10 +68,10 @@ class Event:
 
     step: int
     rows: tuple[Row, ...] = ()
-    controls: Mapping[str, float] | None = None
+    controls: Mapping[str, float] = field(default_factory=dict)
     audit: str = ""
     calibrated: bool = False
-    scalars: Mapping[str, float] | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     overhead: float | None = None
     errors: int = 0
@@ -86,9 +80,8 @@ class Event:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
-        """A line; what an older version did not write keeps its default."""
-        known: dict[str, Any] = {f.name: saved[f.name] for f in fields(cls) if saved.get(f.name) is not None}
-        return cls(**known | {"rows": tuple(map(Row.from_dict, saved.get("findings", ())))})
+        """A line."""
+        return cls(**_known(cls, {**saved, "rows": tuple(map(Row.from_dict, saved["findings"]))}))
 
     @property
     def has_news(self) -> bool:
@@ -104,9 +97,28 @@ class Event:
         order = list(Verdict)
         return sorted(self.rows, key=lambda row: (order.index(row.verdict), -row.severity))
 
+    def left_out(self, shown: int, named: int = 1000) -> str:
+        """Which probes are not among the ``shown`` worst, and their verdicts; empty where all are shown.
+
+        Args:
+            named: of how many without evidence the names are told.
+        """
+        found = []
+        for verdict in Verdict:
+            names = [row.name for row in self.worst_first[shown:] if row.verdict is verdict]
+            which = f": {', '.join(names)}" if verdict.is_evidence or len(names) <= named else ""
+            how = "without evidence" if verdict is Verdict.NO_EVIDENCE else verdict
+            found += [f"{len(names)} more {how}{which}"] if names else []
+        return "; ".join(found)
+
     def counts(self) -> str:
         """How many probes have each verdict, in words."""
         return ", ".join(f"{n} {verdict}" for verdict in Verdict if (n := self.count(verdict))) or "no probe was judged"
+
+
+def _known(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a class; what was not finite is null in the file and keeps its default."""
+    return {f.name: saved[f.name] for f in fields(cls) if saved[f.name] is not None}
 
 
 @dataclass(frozen=True)
@@ -127,21 +139,21 @@ class Run:
         """What a run has written so far; a line that it has not finished is passed over.
 
         Raises:
-            FileNotFoundError: there is no history. ValueError: it holds no event.
+            FileNotFoundError: there is no history. ValueError: it holds no event, or another version has written it.
         """
         if not (folder / HISTORY).is_file():
             inside = [str(file.parent) for file in sorted(folder.glob(f"*/{HISTORY}"))]
             allowed = " or ".join(inside) or "the output_dir of a run or of a scan, after its first event"
             raise FileNotFoundError(f"{folder} holds no {HISTORY}; allowed: {allowed}")
-        lines = read_lines(folder / HISTORY)
-        has_controls = any(line.get("controls") for line in lines)  # an older version did not say
-        events = tuple(Event.from_dict({"calibrated": has_controls} | line) for line in lines)
+        try:
+            events = tuple(map(Event.from_dict, read_lines(folder / HISTORY)))
+            about = About.read(folder / ABOUT)
+            losses = tuple((row["step"], row["key"], row["value"]) for row in read_lines(folder / LOSSES))
+        except (KeyError, TypeError) as error:
+            what = f"{folder} was written by another version of memwatch and cannot be read by this one ({error!r})"
+            raise ValueError(what) from error
         if not events:
             raise ValueError(f"{folder / HISTORY} holds no event yet")
-        about = About()
-        if (folder / ABOUT).is_file():
-            about = About.from_dict(json.loads((folder / ABOUT).read_text(encoding="utf-8")))
-        losses = tuple((row["step"], row["key"], row["value"]) for row in read_lines(folder / LOSSES))
         return cls(folder, about, events, losses)
 
     @property
@@ -165,7 +177,42 @@ class Run:
         found = (row.name for event in self.events for row in event.rows if row.verdict is Verdict.MEMORIZED)
         return list(dict.fromkeys(found))
 
-    def until(self, step: int) -> Run:
-        """The same run as it was after this step."""
-        losses = tuple(loss for loss in self.losses if loss[0] <= step)
-        return replace(self, events=tuple(e for e in self.events if e.step <= step), losses=losses)
+
+def title_of(probe: Probe | Row) -> str:
+    """What people read in place of a probe's name: its caption, cut, with its file or, in brackets, its name.
+
+    >>> title_of(Probe("a red poster", name="row-00105")), title_of(Probe("a cat", name="cat.png"))
+    ('a red poster (row-00105)', 'a cat, cat.png')
+    """
+    caption = " ".join(probe.prompt.split())
+    if len(caption) > CAPTION:
+        caption = f"{caption[: CAPTION - 1].rstrip()}…"
+    if not caption or probe.name == re.sub(r"[^\w.-]+", "-", probe.prompt).strip("-.")[:60]:  # see ``as_probes``
+        return caption or probe.name
+    is_file = Path(probe.name).suffix.lower() in IMAGE_SUFFIXES
+    return f"{caption}, {probe.name}" if is_file else f"{caption} ({probe.name})"
+
+
+def short_reason(reason: str) -> str:
+    """A finding's reason without the effect and the p-value that it begins with.
+
+    >>> short_reason("1.1x, p = 0.5: controls show as much")
+    'controls show as much'
+    """
+    return re.sub(r"^(variance reduction )?[\d.]+x(, p = [\d.e+-]+)?[:,]? (but )?", "", reason)
+
+
+def proof_words(copied: Mapping[str, Any] | None, is_reference: bool, *, brief: bool = False) -> str:
+    """How many generations copy a probe, and which other probes they copy; empty where nothing was generated.
+
+    Args:
+        copied: see ``copied_row``. brief: for a column that says already that it is about generations.
+    """
+    if copied is None:
+        return ""
+    if not any(ratio is not None and math.isfinite(ratio) for ratio in copied["ratios"]):
+        return "copies cannot be told" if brief else f"{copied['generations']} generations: copies cannot be told"
+    verb = ("copies" if is_reference else "shows") if copied["copies"] == 1 else "copy" if is_reference else "show"
+    text = f"{copied['copies']} of {copied['generations']} {'' if brief else 'generations '}{verb} it"
+    others = ", ".join(f"{name} ({count})" for name, count in copied["of_others"].items())
+    return text if brief or not others else f"{text}; copies of other images: {others}"

@@ -1,4 +1,4 @@
-"""Lines: files of one JSON object per line, written while others read them."""
+"""Files of one JSON object per line, written while others read them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,7 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         OSError: the disk refused. ValueError: a number is not finite.
     """
-    append_text(path, to_text(rows))
-
-
-def append_text(path: Path, text: str) -> None:
-    """The same, of ``to_text``."""
+    text = _to_text(rows)
     with path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -46,8 +42,8 @@ def append_text(path: Path, text: str) -> None:
 
 def rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Put these objects in the place of all others; whole or not at all."""
-    write_whole(path, to_text(rows))
+    write_whole(path, _to_text(rows))
 
 
-def to_text(rows: Iterable[Mapping[str, Any]]) -> str:
+def _to_text(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""The report page: one HTML file that holds a whole run, and asks the network for nothing."""
+"""The report page: one HTML file that holds a whole run, and asks the network for nothing. ``page.js`` draws it."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from memwatch.config import AlertsConfig
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
-from memwatch.report.advice import advice_of, headline, not_watched
-from memwatch.report.copied import proof_words
-from memwatch.report.forecasts import ahead
 from memwatch.report.frames import Frames, frames_of
-from memwatch.report.heatmap import STOPS
-from memwatch.report.history import Event, Row, Run
-from memwatch.report.timeline import STYLES, level_curves, loss_timeline, rows_by_name, severity_timeline
-from memwatch.report.title_bar import VERDICT_COLOURS
+from memwatch.report.heatmap import MAX_FACTOR, STOPS
+from memwatch.report.history import Event, Row, Run, proof_words, short_reason, title_of
+from memwatch.report.text import advice_of, calibration, headline, not_watched
+from memwatch.report.timeline import STYLES
+from memwatch.report.title_bar import VERDICT_COLOURS, ink_on
 from memwatch.run_folder import write_whole
 
 PAGE = "report.html"
 VERDICTS = list(Verdict)
+STYLES = {verdict: str(verdict).replace(" ", "-") for verdict in Verdict}  # CSS classes
+LOWEST_TOP = 2.0  # factor: the severity axis reaches at least this far, so that noise does not look like news
 
 
-def write_page(folder: Path, file: Path | None = None, *, renew: float | None = None) -> Path:
+def write_page(folder: Path, file: Path | None = None) -> Path:
     """Write the page of a run or a scan, whole or not at all.
 
     Args:
         folder: its ``output_dir``.
         file: where the page goes; ``report.html`` in the folder by default.
-        renew: seconds after which an open page reads itself again; ``None`` for never.
 
     Raises:
         FileNotFoundError, ValueError: there is no run, see ``Run.read``.
     """
     file = file or folder / PAGE
-    write_whole(file, render(Run.read(folder), renew=renew))
+    write_whole(file, render(Run.read(folder)))
     return file
 
 
-def render(run: Run, *, renew: float | None = None) -> str:
+def render(run: Run) -> str:
     """The page as text."""
-    about, settings = run.about, run.about.settings
-    max_factor = 6.0
-    frames = frames_of(run, max_factor)
-    order, by_name = run.last.worst_first, rows_by_name(run)
+    about, order, frames = run.about, run.last.worst_first, frames_of(run)
+    histories: dict[str, list[tuple[int, Row]]] = {row.name: [] for row in order}
+    for event in run.events:
+        for row in event.rows:
+            histories.setdefault(row.name, []).append((event.step, row))
+    versions = [f"{name} {number}" for name, number in about.versions.items()]
     return (
         templates()
         .get_template("page.html")
@@ -60,26 +62,24 @@ def render(run: Run, *, renew: float | None = None) -> str:
             order=order,
             frames=frames,
             headline=headline(run),
-            timeline=severity_timeline(run),
-            losses=loss_timeline(run),
-            curves={row.name: level_curves(run, by_name[row.name]) for row in order},
-            histories={name: [(e.step, r) for e, r in pairs] for name, pairs in by_name.items()},
+            histories=histories,
             advice=advice_of,
-            proof=proof_words,
+            title=title_of,
+            calibration=calibration,
+            proof=lambda row: proof_words(row.copied, row.is_reference),
             cells=region_cells,
             not_watched=not_watched(run),
-            forecasts=ahead(run),
             costs=costs(run),
-            controls=controls(run.last),
-            max_factor=max_factor,
+            controls=sorted(run.last.controls.items(), key=lambda item: -item[1]),
+            max_factor=MAX_FACTOR,
             gradient=", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*stop) for stop in STOPS),
             styles=STYLES,
             colours=VERDICT_COLOURS,
+            inks={verdict: ink_on(verdict) for verdict in Verdict},
             verdicts=VERDICTS,
-            data=script_data(run, order, frames),
-            settings=yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True) if settings else "",
-            versions=[*filter(None, [about.machine]), *(f"{name} {number}" for name, number in about.versions.items())],
-            renew=renew,
+            data=script_data(run, order, frames) | {"charts": [severities(run, histories), losses(run)]},
+            settings=yaml.safe_dump(about.settings, sort_keys=False, allow_unicode=True),
+            versions=[*filter(None, [about.machine]), *versions],
         )
     )
 
@@ -88,28 +88,77 @@ def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
     """What the page's script moves: by probe, pictures and numbers at every stop of the slider."""
     by_step = {event.step: {row.name: row for row in event.rows} for event in run.events}
 
-    def numbers(name: str, step: int) -> list[Any] | None:
-        row = by_step[step].get(name)
+    def numbers(row: Row | None) -> list[Any] | None:
         if row is None:
             return None
         p = "no p" if row.p is None else f"p {row.p:.1g}"
-        return [VERDICTS.index(row.verdict), f"{row.severity:.1f}x", p, boxes(row)]
+        boxes = [list(region["box"]) for region in row.regions]
+        return [VERDICTS.index(row.verdict), f"{row.severity:.1f}x", p, short_reason(row.reason), boxes]
 
+    steps = [event.step for event in run.events] + [step for step, _, _ in run.losses]
+    probes = [
+        {
+            "images": frames.images[row.name],
+            "maps": frames.maps[row.name],
+            "rows": [numbers(by_step[step].get(row.name)) for step in frames.steps],
+        }
+        for row in order
+    ]
     return {
         "steps": frames.steps,
-        "pool": frames.pool,
+        "span": [min(steps), max(steps)],
+        "pool": list(frames.pool),
         "side": frames.side,
-        "styles": [STYLES[verdict] for verdict in VERDICTS],
+        "styles": list(STYLES.values()),
         "words": [str(verdict) for verdict in VERDICTS],
-        "probes": [
-            {
-                "images": frames.images[row.name],
-                "maps": frames.maps[row.name],
-                "rows": [numbers(row.name, step) for step in frames.steps],
-            }
-            for row in order
-        ],
+        "probes": probes,
     }
+
+
+def severities(run: Run, histories: Mapping[str, list[tuple[int, Row]]]) -> dict[str, Any]:
+    """The first chart: severities by step, the controls' band and the alert level; alerts, proofs and the stop."""
+    given = run.about.settings.get("alerts", {}).get("min_severity", AlertsConfig().min_severity)
+    level = given if run.last.calibrated else None
+    judged = [(event.step, sorted(event.controls.values())) for event in run.events if event.controls]
+    band = [[step, values[0], values[-1], values[len(values) // 2]] for step, values in judged]
+    lines = [
+        {
+            "label": title_of(row),
+            "style": STYLES[row.verdict],
+            "probe": key,
+            "points": [[step, round(each.severity, 4)] for step, each in histories[row.name]],
+        }
+        for key, row in enumerate(run.last.worst_first)
+    ]
+    found = [row.severity for event in run.events for row in event.rows] + [most for _, _, most, _ in band]
+    marks = [mark for event in run.events for row in event.rows for mark in marks_of(event, row)]
+    values = [1.0, max(LOWEST_TOP, 1.1 * (level or 1.0), *found) * 1.05]
+    stop = None if run.stop is None else run.stop.step
+    return {"lines": lines, "values": values, "band": band, "level": level, "marks": marks, "stop": stop}
+
+
+def marks_of(event: Event, row: Row) -> list[list[Any]]:
+    """The signs of one probe at one event: step, value, kind and what it says."""
+    found, title = [], title_of(row)
+    if row.alert:
+        kind = "alert" if row.verdict is Verdict.MEMORIZED else "suspicion"
+        found.append([event.step, row.severity, kind, f"step {event.step}: {title} is {row.verdict}"])
+    if row.copied and row.copied["copies"]:
+        says = f"step {event.step}: {row.copied['copies']} of {row.copied['generations']} generations copy {title}"
+        found.append([event.step, row.severity, "proof", says])
+    return found
+
+
+def losses(run: Run) -> dict[str, Any] | None:
+    """The second chart: the validation losses that the loop has logged; ``None`` where there are none."""
+    if not run.losses:
+        return None
+    values = [value for _, _, value in run.losses]
+    room = 0.05 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1.0
+    keys = list(dict.fromkeys(key for _, key, _ in run.losses))
+    points = {key: [[step, value] for step, each, value in run.losses if each == key] for key in keys}
+    lines = [{"label": key, "style": f"series-{i % 6}", "points": points[key]} for i, key in enumerate(keys)]
+    return {"lines": lines, "values": [min(values) - room, max(values) + room]}
 
 
 def region_cells(region: Mapping[str, Any]) -> list[str]:
@@ -121,38 +170,16 @@ def region_cells(region: Mapping[str, Any]) -> list[str]:
     return [box, f"{region['area']:.0%}", f"{factor(effect):.2f}x", f"{effect:.2f}{error}", p, level]
 
 
-def boxes(row: Row) -> list[list[int]]:
-    """Regions in pixels of the image: left, top, right, bottom."""
-    return [list(region["box"]) for region in row.regions]
-
-
 def costs(run: Run) -> list[tuple[str, str]]:
     """What the run's events have cost."""
-    seconds = [event.seconds for event in run.events]
-    last = run.events[-1]
-    found = [("events", str(len(seconds))), ("seconds of all events", f"{sum(seconds):.1f}")]
-    found.append(("seconds per event, median and largest", f"{median(seconds):.1f}, {max(seconds):.1f}"))
-    if last.overhead is not None:
-        found.append(("share of training time", f"{100 * last.overhead:.1f} %"))
-    if (measured := (run.last.scalars or {}).get("memwatch/measured")) is not None:
-        found.append(("curvature measured at the last event", f"{measured:.0f} pictures"))
-    found.append(("failures of memwatch's own parts", str(last.errors)))
-    return found
-
-
-def controls(event: Event) -> dict[str, Any]:
-    """The controls of one event, the strongest first."""
-    found = sorted((event.controls or {}).items(), key=lambda item: -item[1])
-    return {"number": len(found), "strongest": found[:5], "audit": event.audit}
-
-
-def plain(value: Any) -> Any:
-    """As YAML takes it: tuples are lists, and what it does not know is text."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
+    seconds, newest = [event.seconds for event in run.events], run.events[-1]
+    spent = f"{sum(seconds):.1f} s in all, {median(seconds):.1f} s per event (median), {max(seconds):.1f} s at most"
+    found = [("events", f"{len(seconds)}: {spent}")]
+    if newest.overhead is not None:
+        found.append(("share of training time", f"{100 * newest.overhead:.1f} %"))
+    if (measured := run.last.scalars.get("memwatch/measured")) is not None:
+        found.append(("probes whose curvature was measured at the last event", f"{measured:.0f}"))
+    return [*found, ("failures of memwatch's own parts", str(newest.errors))]
 
 
 @cache
@@ -162,11 +189,5 @@ def templates() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-
-    def inlined(name: str) -> Markup:
-        assert environment.loader is not None
-        return Markup(environment.loader.get_source(environment, name)[0])  # our own files
-
-    environment.globals["inlined"] = inlined
-    environment.filters["lines"] = lambda text: Markup("<br>").join(text.splitlines())  # it escapes each line
+    environment.globals["inlined"] = lambda name: Markup(loader.get_source(environment, name)[0])  # our own files
     return environment

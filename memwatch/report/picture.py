@@ -1,4 +1,4 @@
-"""Picture: one probe at one event, in panels under a strip that says what they show."""
+"""One probe at one event: panels under a title bar that says what they show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memwatch.judge.verdict import Verdict
 from memwatch.measure.copies import Proof
 from memwatch.report.heatmap import BAR, SHOWN, colour_bar, fitted, overlay
 from memwatch.report.report import Report
-from memwatch.report.title_bar import PAPER, QUIET, VERDICT_COLOURS, fitting, font_of, ink_on, strip
+from memwatch.report.title_bar import PAPER, QUIET, VERDICT_COLOURS, fitting, font_of, ink_on, title_bar
 
 MARGIN = 8  # pixels around and between panels
 BOTH = 2 * SHOWN + MARGIN  # pixels, width of a row
@@ -27,28 +27,23 @@ Panel = tuple[Image.Image, str]  # with its caption
 
 def pictures_of(report: Report) -> dict[str, Image.Image]:
     """The picture of every finding that has an image, by the probe's name."""
-    found = {f.name: picture_of(f, report.step, 6.0) for f in report.findings}
-    return {name: picture for name, picture in found.items() if picture is not None}
+    return {f.name: picture_of(f, report.step) for f in report.findings if f.observation.image is not None}
 
 
-def picture_of(finding: Finding, step: int, max_factor: float) -> Image.Image | None:
-    """The strip, the image beside its heatmap and, where there is a region, a second row; ``None`` without an image.
+def picture_of(finding: Finding, step: int) -> Image.Image:
+    """The title bar, the image beside its heatmap and, where there is a region, a second row.
 
     The first row lies at the same place at every step. The second one holds what the caption generates now and the
     region enlarged or, where nothing was generated, the region and its heatmap enlarged.
-
-    Args:
-        max_factor: the reduction factor at the top of the colour scale.
     """
-    if finding.observation.image is None:
-        return None
-    first = row_of(centred(image_panel(finding)), centred(heat_panel(finding, max_factor)))
-    rows = [first, *([row_of(*region_panels(finding, max_factor))] if finding.regions else [])]
-    title = strip(finding, WIDTH - 2 * MARGIN, TITLE, step)
+    rows = [row_of(centred(image_panel(finding)), centred(heat_panel(finding)))]
+    if finding.regions:
+        rows.append(row_of(*region_panels(finding)))
+    title = title_bar(finding, WIDTH - 2 * MARGIN, TITLE, step)
     top = title.height + 2 * MARGIN
     picture = Image.new("RGB", (WIDTH, top + sum(row.height for row in rows)), PAPER)
     picture.paste(title, (MARGIN, MARGIN))
-    picture.paste(colour_bar(max(SHOWN // 2, first.height - round(LINE * LETTERS)), max_factor), (WIDTH - BAR, top))
+    picture.paste(colour_bar(max(SHOWN // 2, rows[0].height - round(LINE * LETTERS))), (WIDTH - BAR, top))
     for row in rows:
         picture.paste(row, (MARGIN, top))
         top += row.height
@@ -64,11 +59,7 @@ def centred(panel: Panel, width: int = SHOWN) -> Panel:
 
 
 def row_of(*panels: Panel, letters: int = LETTERS) -> Image.Image:
-    """Panels side by side, each with its caption below.
-
-    Args:
-        letters: size of the captions, pixels.
-    """
+    """Panels side by side, each with its caption below; ``letters``: size of the captions, pixels."""
     width = sum(shown.width + MARGIN for shown, _ in panels) - MARGIN
     height, left = max(shown.height for shown, _ in panels), 0
     row = Image.new("RGB", (width, height + round(LINE * letters)), PAPER)
@@ -82,45 +73,46 @@ def row_of(*panels: Panel, letters: int = LETTERS) -> Image.Image:
 
 
 def image_panel(finding: Finding, side: int = SHOWN) -> Panel:
-    """What was looked at."""
-    assert finding.observation.image is not None
+    """The image that was measured."""
     is_reference = finding.observation.probe.is_reference
-    return fitted(finding.observation.image, side, side), "training image" if is_reference else "generated from prompt"
+    return fitted(image_of(finding), side, side), "training image" if is_reference else "generated from prompt"
 
 
-def heat_panel(finding: Finding, max_factor: float, side: int = SHOWN) -> Panel:
+def heat_panel(finding: Finding, side: int = SHOWN) -> Panel:
     """The image under its heatmap; the caption tells how coarse that is."""
-    image, signals = finding.observation.image, finding.signals
-    assert image is not None
+    image, signals = image_of(finding), finding.signals
     if signals is None or signals.decisive is None:
         return fitted(image, side, side), "no heatmap"
     values = signals.decisive.mean.numpy()
-    marked = overlay(image, values, finding.regions, max_factor=max_factor, side=side)
+    marked = overlay(image, values, finding.regions, side=side)
     return marked, f"heatmap, {values.shape[1]}x{values.shape[0]} latent pixels"
 
 
-def region_panels(finding: Finding, max_factor: float) -> list[Panel]:
+def image_of(finding: Finding) -> np.ndarray:
+    """Its image, RGB uint8 ``(H, W, 3)``. Raises a ``ValueError`` where it has none."""
+    if finding.observation.image is None:
+        raise ValueError(f"got {finding.name}, which has no image; allowed: a finding with one")
+    return finding.observation.image
+
+
+def region_panels(finding: Finding) -> list[Panel]:
     """The second row, see ``picture_of``."""
-    image, proof, box = finding.observation.image, finding.proof, finding.regions[0].box
-    assert image is not None
-    own, heat = cropped(image, box, image.shape), cropped(heated(finding, max_factor), box, image.shape)
+    image, proof, box = image_of(finding), finding.proof, finding.regions[0].box
+    heat = image
+    if finding.signals is not None and finding.signals.decisive is not None:
+        side = min(max(image.shape), 2 * SHOWN)  # a large one no larger than its parts are shown
+        heat = np.asarray(overlay(image, finding.signals.decisive.mean.numpy(), side=side))
+    own, beside, what = cropped(image, box, image.shape), cropped(heat, box, image.shape), "heatmap"
     if proof is None:
-        return [centred((pair(own, heat, BOTH), "the region enlarged: image | heatmap"), BOTH)]
-    beside, what = heat, "heatmap"
-    if (nearest := nearest_of(proof)) is not None:
+        return [centred((pair(own, beside, BOTH), "the region enlarged: image | heatmap"), BOTH)]
+    count, nearest = len(proof.generations), nearest_of(proof)
+    said = f"generated now: {count}, a copy cannot be told"
+    if nearest is not None:
         beside, what = cropped(proof.generations[nearest], box, image.shape), "nearest generation"
-    enlarged = centred((pair(own, beside), f"enlarged: image | {what}"))
-    return [(generations(proof), generated_text(finding)), enlarged]
-
-
-def heated(finding: Finding, max_factor: float) -> np.ndarray:
-    """The image under its heatmap, without boxes; a large one no larger than its parts are shown."""
-    image, signals = finding.observation.image, finding.signals
-    assert image is not None
-    if signals is None or signals.decisive is None:
-        return image
-    side = min(max(image.shape), 2 * SHOWN)
-    return np.asarray(overlay(image, signals.decisive.mean.numpy(), max_factor=max_factor, side=side))
+        found = f"{'copies' if proof.copied == 1 else 'copy'} the region"
+        is_reference = finding.observation.probe.is_reference
+        said = f"generated now: {proof.copied} of {count} {found if is_reference else 'are alike there'}"
+    return [(generations(proof), said), centred((pair(own, beside), f"enlarged: image | {what}"))]
 
 
 def cropped(picture: np.ndarray, box: Sequence[int], shape: Sequence[int]) -> np.ndarray:
@@ -132,21 +124,9 @@ def cropped(picture: np.ndarray, box: Sequence[int], shape: Sequence[int]) -> np
 
 
 def nearest_of(proof: Proof) -> int | None:
-    """Which generation is nearest to the probe; ``None`` where nobody can tell."""
+    """Which generation is nearest to the probe; ``None`` where that cannot be told."""
     best = int(np.argmin(proof.ratios))
     return best if math.isfinite(proof.ratios[best]) else None
-
-
-def generated_text(finding: Finding) -> str:
-    """How many of the generations copy the region."""
-    proof = finding.proof
-    assert proof is not None
-    count = len(proof.generations)
-    if nearest_of(proof) is None:
-        return f"generated now: {count}, a copy cannot be told"
-    verb = "copies" if proof.copied == 1 else "copy"
-    what = f"{verb} the region" if finding.observation.probe.is_reference else "are alike there"
-    return f"generated now: {proof.copied} of {count} {what}"
 
 
 def generations(proof: Proof, side: int = SHOWN) -> Image.Image:
@@ -154,7 +134,7 @@ def generations(proof: Proof, side: int = SHOWN) -> Image.Image:
     rows = math.ceil(math.sqrt(len(proof.generations)))
     cell, letters = side // rows, max(12, side // 20)
     sheet = Image.new("RGB", (side, side), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    draw, ink = ImageDraw.Draw(sheet), ink_on(Verdict.MEMORIZED)
     for i, (generation, is_copy) in enumerate(zip(proof.generations, proof.is_copy, strict=True)):
         left, top = cell * (i % rows), cell * (i // rows)
         small = fitted(generation, cell - 8, cell - 8)
@@ -162,27 +142,20 @@ def generations(proof: Proof, side: int = SHOWN) -> Image.Image:
         if is_copy:
             draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=COPY, width=5)
             draw.rectangle((left, top, left + 3 * letters, top + letters + 6), COPY)
-            draw.text(
-                (left + 1.5 * letters, top + letters / 2 + 3), "copy", ink_on(COPY), font_of(letters), anchor="mm"
-            )
+            draw.text((left + 1.5 * letters, top + letters / 2 + 3), "copy", ink, font_of(letters), anchor="mm")
     return sheet
 
 
 def pair(one: np.ndarray, other: np.ndarray, width: int = SHOWN, height: int = SHOWN) -> Image.Image:
-    """Two RGB uint8 pictures of one shape in ``width`` x ``height``: one above the other or side by side.
+    """Two RGB uint8 pictures of one shape in ``width`` x ``height``: side by side, or one above the other.
 
     Whichever shows them larger.
     """
-    shape = one.shape
-    zooms = {
-        size: min(size[0] / shape[1], size[1] / shape[0])
-        for size in (((width - MARGIN) // 2, height), (width, (height - MARGIN) // 2))
-    }
-    size = max(zooms, key=lambda key: zooms[key])
+    sizes = [((width - MARGIN) // 2, height), (width, (height - MARGIN) // 2)]
+    size = max(sizes, key=lambda each: min(each[0] / one.shape[1], each[1] / one.shape[0]))
     first, second = fitted(one, *size), fitted(other, *size)
     at = (0, first.height + MARGIN) if size[0] == width else (first.width + MARGIN, 0)
-    ends = max(first.width, at[0] + second.width), max(first.height, at[1] + second.height)
-    both = Image.new("RGB", ends, PAPER)
+    both = Image.new("RGB", (max(first.width, at[0] + second.width), at[1] + second.height), PAPER)
     both.paste(first, (0, 0))
     both.paste(second, at)
     return both

@@ -27,7 +27,7 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/map/PROBE`` | histogram | TensorBoard only: the reduction factors of the map that decides, 1 is none |
 | ``memwatch/alerts`` | text | TensorBoard only: all alerts so far, one table; written at each event with news |
 | ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as a mask and as boxes to switch on and off |
-| ``memwatch/probes`` | table | W&B only: a row per probe and event, see ``ProbeTable`` |
+| ``memwatch/probes`` | table | W&B only: a row per probe and event, see ``wandb.COLUMNS`` |
 | ``memwatch/alert`` | text | one paragraph per alert (other trackers than W&B: ``memwatch/alert/PROBE``) |
 | ``memwatch/seconds`` | scalar | what the event cost |
 | ``memwatch/overhead`` | scalar | share of training time that memwatch has taken so far (0.02 is 2 %) |
@@ -44,6 +44,7 @@ news; the longer a run is, the fewer events send any (see ``retention.is_shown``
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -56,8 +57,7 @@ from memwatch.judge.statistic import top_means
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import Signals, factor
 from memwatch.report.about import About
-from memwatch.report.copied import copied_row, copied_scalars, copied_text
-from memwatch.report.history import Event
+from memwatch.report.history import Event, proof_words, title_of
 
 SIXTEENTH = 4  # index of that size among ``calibration.sizes_of``
 IMAGE_MEANS = ("collapse", "score", "collapse_null", "score_null", "loss_log_ratio")  # maps whose mean is logged
@@ -76,10 +76,10 @@ class Report:
         errors: failures of memwatch's parts so far.
         stop_reason: set from the event on that decided to stop.
         pictures: one per probe, drawn once for all sinks (see ``Sinks``); on the main process only.
-        overview: one picture of the whole event; likewise.
         failure: what failed, for people, and cost this event; then there are no findings.
         overhead: share of training time that memwatch has taken so far; ``None`` before the first step, and where
             nothing is trained.
+        overview: one picture of the whole event, on the main process only.
         about: the run that the event belongs to.
     """
 
@@ -123,12 +123,15 @@ class Report:
             "memwatch/stop": float(self.stop_reason is not None),
         }
         if self.failure is None:
-            values |= self._scalars_of_findings()
+            values |= self._scalars_of_the_event()
+            for finding in self.findings:
+                values |= _scalars_of(finding)
         return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
 
-    def _scalars_of_findings(self) -> dict[str, float | None]:
-        audit = self.judgement.audit
-        values: dict[str, float | None] = {
+    def _scalars_of_the_event(self) -> dict[str, float | None]:
+        audit, controls = self.judgement.audit, list(self.controls.values())
+        proofs = [f.proof for f in self.findings if f.proof is not None]
+        return {
             "memwatch/measured": self.judgement.num_measured,
             "memwatch/rotated": self.judgement.num_rotated or None,
             "memwatch/max_severity": max((f.severity for f in self.findings), default=1.0),
@@ -139,40 +142,30 @@ class Report:
             "memwatch/controls_called": audit.called if audit.of else None,
             "memwatch/false_alarms_at_most": audit.at_most if audit.of else None,
             "memwatch/alert_level": self.config.alerts.min_severity,
+            "memwatch/control_severity": max(controls, default=None),
+            "memwatch/control_severity_median": median(controls) if controls else None,
+            "memwatch/control_severity_least": min(controls, default=None),
+            "memwatch/num_copied": sum(proof.copied > 0 for proof in proofs) if proofs else None,
         }
-        if self.controls:
-            severities = list(self.controls.values())
-            values["memwatch/control_severity"] = max(severities)
-            values["memwatch/control_severity_median"] = median(severities)
-            values["memwatch/control_severity_least"] = min(severities)
-        for f in self.findings:
-            values[f"memwatch/severity/{f.name}"] = f.severity
-            values[f"memwatch/p/{f.name}"] = f.p
-            values[f"memwatch/area/{f.name}"] = sum(region.area for region in f.regions)
-            if f.signals:
-                maps = f.signals.maps()
-                values |= {f"memwatch/{k}/{f.name}": float(maps[k].mean.mean()) for k in IMAGE_MEANS if k in maps}
-                if "raw" in maps:
-                    values[f"memwatch/retained_variance/{f.name}"] = 1 - float(maps["raw"].mean.mean())
-        return values | copied_scalars(self.findings)
 
     def alert_text(self, finding: Finding) -> str:
         """An alert that explains itself: where, at which level, since when, how strong, how unlikely, against what."""
-        lines = [f"memwatch, step {self.step}: {finding.name} is {finding.verdict}. {finding.reason}."]
+        probe, evidence = finding.observation.probe, finding.evidence
+        lines = [f"memwatch, step {self.step}: {title_of(probe)} is {finding.verdict}. {finding.reason}."]
         for r in finding.regions:
             chance = "no controls"
             if r.p is not None:
-                chance = f"p = {r.p:.2g} against {finding.evidence.num_controls} controls"
+                chance = f"p = {r.p:.2g} against {evidence.num_controls} controls"
             if r.rank_p_peers is not None:
-                chance += f", rank p = {r.rank_p_peers:.2f} against {finding.evidence.num_peers} training images"
+                chance += f", rank p = {r.rank_p_peers:.2f} against {evidence.num_peers} training images"
             effect = f"{math.exp(r.effect):.1f}x less freedom (log ratio {r.effect:.2f} ± {r.sem:.2f})"
             where = f"region {r.box} px, {r.area:.0%} of the image"
-            lines.append(f"{where}: {effect}, {chance}")
-        if copied := copied_text(finding):
+            lines.append(f"{where}: {effect}, strongest at timestep {r.level:g}, {chance}")
+        if copied := proof_words(copied_row(finding), probe.is_reference):
             lines.append(copied)
         lines.append(f"baseline: {self.baseline_text(finding)}.")
-        if prompt := finding.observation.probe.prompt:
-            lines.append(f"prompt: {prompt!r}")
+        if probe.prompt:
+            lines.append(f"prompt: {probe.prompt!r}")
         return "\n".join(lines)
 
     def baseline_text(self, finding: Finding) -> str:
@@ -182,10 +175,10 @@ class Report:
         snapshot = {"base": "the base model (LoRA off)", "path": argument}.get(kind)
         if o.baseline_step is not None:
             snapshot = f"step {o.baseline_step}"
-        against = {"snapshot": o.baseline is not None, "unconditional": o.unconditional is not None}
-        words = {"snapshot": snapshot, "unconditional": "the model's own unconditional branch"}
-        used = [w for key, w in words.items() if against[key] and signals.against in (key, "both")]
-        return " and ".join(w for w in used if w) or "none yet"
+        used = [snapshot] if o.baseline is not None and signals.against in ("snapshot", "both") else []
+        if o.unconditional is not None and signals.against in ("unconditional", "both"):
+            used.append("the model's own unconditional branch")
+        return " and ".join(filter(None, used)) or "none yet"
 
     def to_dict(self) -> dict[str, Any]:
         """One line of ``history.jsonl``: plain numbers and text, no maps. Non-finite numbers become null."""
@@ -202,9 +195,7 @@ class Report:
             "stop_reason": self.stop_reason,
             "failure": self.failure,
         }
-        plain = _plain(data)
-        assert isinstance(plain, dict)
-        return plain
+        return {key: _plain(value) for key, value in data.items()}
 
     def to_event(self) -> Event:
         """The same as it is read back from ``history.jsonl``."""
@@ -235,6 +226,22 @@ class Report:
         }
 
 
+def _scalars_of(finding: Finding) -> dict[str, float | None]:
+    name, proof = finding.name, finding.proof
+    values: dict[str, float | None] = {
+        f"memwatch/severity/{name}": finding.severity,
+        f"memwatch/p/{name}": finding.p,
+        f"memwatch/area/{name}": sum(region.area for region in finding.regions),
+        f"memwatch/copied/{name}": None if proof is None else proof.copied / len(proof.generations),
+    }
+    if finding.signals:
+        maps = finding.signals.maps()
+        values |= {f"memwatch/{key}/{name}": float(maps[key].mean.mean()) for key in IMAGE_MEANS if key in maps}
+        if "raw" in maps:
+            values[f"memwatch/retained_variance/{name}"] = 1 - float(maps["raw"].mean.mean())
+    return values
+
+
 def level_factors(signals: Signals | None) -> list[float]:
     """How strong a probe is at each noise level: the mean factor of the highest sixteenth of the level's map.
 
@@ -251,3 +258,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def copied_row(finding: Finding) -> dict[str, Any] | None:
+    """A proof in ``history.jsonl``; ``None`` where nothing was generated."""
+    proof = finding.proof
+    if proof is None:
+        return None
+    return {
+        "generations": len(proof.generations),
+        "copies": proof.copied,
+        "ratios": list(proof.ratios),
+        "is_copy": list(proof.is_copy),
+        "of_others": dict(Counter(name for names in proof.copies for name in names if name != finding.name)),
+    }

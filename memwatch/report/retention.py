@@ -1,4 +1,4 @@
-"""Retention: pictures, maps and generations of a run take ``BUDGET`` bytes at most, however many events it has.
+"""Pictures, maps and generations of a run take ``BUDGET`` bytes at most, however many events it has.
 
 The numbers of every event stay. Pictures go in this order: those of quiet events, of events with news, of the newest
 ones. Of each kind every second event goes first, the oldest at the front; then every second one of those that are left,
@@ -8,7 +8,7 @@ resumed keeps the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,18 +42,14 @@ class Kept:
     @property
     def worth(self) -> tuple[bool, float, int]:
         """The smallest goes first; the run's first event counts as news."""
-        power = (self.rank & -self.rank) or float("inf")  # the largest power of two that divides the rank
-        return self.is_news or self.rank == 0, power, self.rank
+        return self.is_news or self.rank == 0, worth_of(self.rank), self.rank
 
 
 class Retention:
-    """The files of a run's events.
-
-    Args:
-        folder: ``output_dir``.
-        budget: bytes.
+    """The files of a run's events, below ``folder``.
 
     Attributes:
+        budget: bytes.
         events: those that have files, oldest first, and the newest.
     """
 
@@ -70,7 +66,13 @@ class Retention:
 
     def thin(self) -> None:
         """Delete what goes beyond the budget; a file that cannot be deleted is forgotten."""
-        for event in surplus(self.events, self.budget):
+        kept = [event for event in self.events if event.files]
+        by_worth = [sorted(group, key=lambda each: each.worth) for group in (kept[:-NEWEST], kept[-NEWEST:-1])]
+        total = sum(event.size for event in kept)
+        for event in [*by_worth[0], *by_worth[1]]:
+            if total <= self.budget:
+                break
+            total -= event.size
             for file in event.files:
                 with suppress(OSError):
                     file.unlink()
@@ -81,7 +83,7 @@ class Retention:
         """Go on after these events, ``(step, is_news)``; files of events after ``step`` are deleted."""
         self.events, self._counts = [], [0, 0]
         by_step = {each: self.begin(each, is_news) for each, is_news in events}
-        for file in files_of_events(self.folder):
+        for file in (file for place in OF_EVENTS for file in self.folder.glob(f"{place}/step_*")):
             with suppress(OSError):
                 if (event := by_step.get(step_of(file))) is not None:
                     event.files[file] = file.stat().st_size
@@ -89,16 +91,9 @@ class Retention:
                     file.unlink()
 
 
-def surplus(events: Sequence[Kept], budget: int) -> Iterator[Kept]:
-    """The events whose files have to go, in that order, so that all others come to ``budget`` bytes at most."""
-    total = sum(event.size for event in events)
-    kept = [event for event in events if event.files]
-    for group in (kept[:-NEWEST], kept[-NEWEST:-1]):
-        for event in sorted(group, key=lambda each: each.worth):
-            if total <= budget:
-                return
-            total -= event.size
-            yield event
+def worth_of(rank: int) -> float:
+    """The largest power of two that divides a rank: of many ranks the highest ones are spread over all of them."""
+    return (rank & -rank) or float("inf")
 
 
 def is_shown(rank: int) -> bool:
@@ -110,10 +105,7 @@ def is_shown(rank: int) -> bool:
     >>> [rank for rank in range(64) if is_shown(rank)][14:]
     [14, 15, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60]
     """
-    stride = 1
-    while rank >= SHOWN * stride:
-        stride *= 2
-    return rank % stride == 0
+    return rank < SHOWN * worth_of(rank)
 
 
 def stem_of(step: int) -> str:
@@ -122,12 +114,6 @@ def stem_of(step: int) -> str:
 
 
 def step_of(file: Path) -> int:
-    """The inverse; -1 for any other name."""
+    """The inverse; -1 for any other name, which is nobody's of an event."""
     name, _, number = file.stem.partition("_")
     return int(number) if name == "step" and number.isdecimal() else -1
-
-
-def files_of_events(folder: Path) -> list[Path]:
-    """Every picture, map and generation that belongs to one event."""
-    found = (file for place in OF_EVENTS for file in folder.glob(f"{place}/step_*"))
-    return [file for file in found if step_of(file) >= 0]

@@ -1,4 +1,4 @@
-"""Sinks: where reports go. A sink is ``write(report)`` and ``close()``; a failing one costs only its own row.
+"""Where reports go. A sink is ``write(report)`` and ``close()``; a failing one costs only its own row.
 
 After three failures in a row a sink rests, and is tried again at every tenth event; see ``faults``.
 """
@@ -10,18 +10,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+from tqdm.auto import tqdm
+
 from memwatch.faults import Faults
-from memwatch.report.files import FileSink
+from memwatch.report.files import FileSink, LossSink
 from memwatch.report.history import HISTORY
-from memwatch.report.losses import LossSink
 from memwatch.report.overview import overview_of
 from memwatch.report.picture import pictures_of
 from memwatch.report.report import Report
 from memwatch.report.retention import is_shown
-from memwatch.report.terminal import Console
+from memwatch.report.text import summary
 
 DRAWING = "drawing the pictures"
-MISSING = "what it was to get of the events in between is missing"
+MISSING = "it has no rows and pictures of the events in between"
 
 
 class Sink(Protocol):
@@ -30,6 +31,17 @@ class Sink(Protocol):
     name: str
 
     def write(self, report: Report) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Console:
+    """Prints every event above the progress bars."""
+
+    name = "console"
+
+    def write(self, report: Report) -> None:
+        tqdm.write(summary(report.to_event(), report.about))
 
     def close(self) -> None: ...
 
@@ -54,7 +66,7 @@ class Sinks:
         Trackers get no pictures where they have many already, see ``is_shown``.
 
         Args:
-            trackers: they are looked at once, at the first report.
+            trackers: of the accelerator, as they are at the first report.
 
         Returns:
             The report with its pictures.
@@ -63,38 +75,32 @@ class Sinks:
             self._trackers = [tracker for tracker in trackers if tracker.name != "memwatch"]
         if not self.faults.is_resting(DRAWING):
             with self.faults.surviving(DRAWING, missing="the pictures of the events in between are missing"):
-                report = replace(report, pictures=pictures_of(report))
-                report = replace(report, overview=overview_of(report))
-        if not self._write(self.files.name, lambda: self.files, report, self.files.missing):
+                report = replace(report, pictures=pictures_of(report), overview=overview_of(report))
+        lost = "pictures and maps of the events in between are missing"
+        if not self._write(self.files.name, self.files.write, report, lost):
             self.files.hold(replace(report, errors=self.faults.count))
-        self._write_to(self.losses, report)
-        shown = is_shown(self.files.rank)
-        of_trackers = report if shown else replace(report, pictures={}, overview=None)
+        of_trackers = report if is_shown(self.files.rank) else replace(report, pictures={}, overview=None)
         for i, tracker in enumerate(self._trackers):
-            self._write(tracker.name, partial(self._of_tracker, i, tracker), of_trackers)
-        self._write(Console.name, Console, report)
-        for sink in self.more:
-            self._write_to(sink, report)
+            self._write(tracker.name, partial(self._to_tracker, i, tracker), of_trackers)
+        others: list[Sink] = [self.losses, Console(), *self.more]
+        for sink in others:
+            self._write(sink.name, sink.write, report)
         return report
 
-    def _write_to(self, sink: Sink, report: Report) -> None:
-        """To a sink that is there already."""
-        self._write(sink.name, lambda: sink, report)
-
-    def _write(self, name: str, sink: Callable[[], Sink], report: Report, missing: str = MISSING) -> bool:
+    def _write(self, name: str, write: Callable[[Report], None], report: Report, missing: str = MISSING) -> bool:
         """Returns whether it was tried."""
         part = f"the sink '{name}'"
         if self.faults.is_resting(part):
             return False
         with self.faults.surviving(part, missing=missing):
-            sink().write(replace(report, errors=self.faults.count))
+            write(replace(report, errors=self.faults.count))
         return True
 
-    def _of_tracker(self, i: int, tracker: Any) -> Sink:
-        """The tracker's sink, made at its first report or, where that failed, at a later one."""
+    def _to_tracker(self, i: int, tracker: Any, report: Report) -> None:
+        """By the tracker's sink, which is made at its first report or, where that failed, at a later one."""
         if i not in self._of_trackers:
             self._of_trackers[i] = tracker_sink(tracker, self.faults)
-        return self._of_trackers[i]
+        self._of_trackers[i].write(report)
 
     def close(self) -> None:
         """Close every sink, and write the report page of what this process has written."""

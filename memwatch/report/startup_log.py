@@ -1,4 +1,4 @@
-"""Hello: what will be watched, and what stands in the way of it, said once at construction."""
+"""How memwatch's messages reach people, and what it says once at construction."""
 
 from __future__ import annotations
 
@@ -13,72 +13,91 @@ from memwatch.pace import RAREST, Pace
 logger = logging.getLogger("memwatch")
 
 
+class _Format(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"memwatch: {'warning: ' if record.levelno >= logging.WARNING else ''}{super().format(record)}"
+
+
+def show_messages() -> None:
+    """Show information as well as warnings, on stderr, in a script that has not set up logging.
+
+    A script that has set it up, before or after this, decides itself, and nothing appears twice.
+    """
+    if logger.handlers or logging.getLogger().handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Format())
+    handler.addFilter(lambda record: not logging.getLogger().handlers)
+    logger.addHandler(handler)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+
+
 def say_hello(config: MemWatchConfig, observer: Observer, notes: Sequence[str] = ()) -> None:
-    """Warn of what will not work, and name what will; the main process alone speaks.
+    """Name what will be watched, and warn of what will not work; the main process alone speaks.
 
     Args:
         notes: what a person should know of the choice of probes and controls.
     """
+    show_messages()
     if not observer.ranks.accelerator.is_main_process:
         return
     for note in notes:
-        logger.warning("memwatch: %s", note)
+        logger.info("%s", note)
     c, probes = config, [p.probe for p in observer.probes]
     watched = [probe for probe in probes if not probe.is_control and not probe.is_peer]
-    num_controls = sum(probe.is_control for probe in probes)
     num_references = sum(probe.is_reference for probe in watched)
     if not any(p.requires_grad for p in observer.model.parameters()) and not observer.trains_text:
         found = "neither the model nor a text encoder passed to memwatch has trainable parameters"
-        logger.warning("memwatch: %s; nothing can change", found)
-    warn_of_branch(config, observer, len(watched))
+        logger.warning("%s; nothing can change", found)
+    say_branch(config, observer, len(watched))
     warn_of_controls(probes)
-    num_peers = sum(probe.is_peer for probe in probes)
     events = f"overhead {c.overhead:g}" if c.every_steps is None else f"every {c.every_steps} steps"
     logger.info(
-        f"memwatch: {observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
-        f"reference and {len(watched) - num_references} prompt probes, {num_controls} controls, {num_peers} peers; "
-        f"{len(observer.rotation)} rows in the rotation; "
+        f"{observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}; {num_references} "
+        f"reference and {len(watched) - num_references} prompt probes, {sum(p.is_control for p in probes)} controls, "
+        f"{sum(p.is_peer for p in probes)} peers; {len(observer.rotation)} rows in the rotation; "
         f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
         f"baseline {c.signals.baseline}; {events}; {c.output_dir}"
     )
 
 
 def say_pace(pace: Pace, config: MemWatchConfig) -> None:
-    """How often memwatch will look, and whether that is more than it was allowed."""
+    """How often memwatch will measure, and whether that is more than it was allowed."""
     allowed = f"overhead: {config.overhead:g}"
     if not pace.within:
         how = "fewer probes and controls, or every_steps, change that"
-        logger.warning("memwatch: %s, more than %s allows; %s", pace, allowed, how)
+        logger.warning("%s, more than %s allows; %s", pace, allowed, how)
     elif pace.every_steps > RAREST:
         why = f"that is rare, because of {allowed}; a larger one, or every_steps, changes that"
-        logger.warning("memwatch: %s; %s", pace, why)
+        logger.warning("%s; %s", pace, why)
     else:
-        logger.info("memwatch: %s (%s)", pace, allowed)
+        logger.info("%s (%s)", pace, allowed)
 
 
-def warn_of_branch(config: MemWatchConfig, observer: Observer, num_watched: int) -> None:
+def say_branch(config: MemWatchConfig, observer: Observer, num_watched: int) -> None:
     """Say where the unconditional branch is no second baseline, because it says the same as the prompt."""
     if config.signals.against == "snapshot":
         return
     if observer.unconditional is None:
-        logger.info("memwatch: this model has no unconditional branch; only snapshot baselines are used")
+        logger.info("this model has no unconditional branch; only snapshot baselines are used")
         return
     watched = observer.probes[:num_watched]
     if alike := sum(not observer.knows_prompt(p) for p in watched):
         which = f"probes without a caption: {alike} of {num_watched}"
-        logger.info("memwatch: %s; only snapshot baselines are used for them", which)
+        logger.info("%s; only snapshot baselines are used for them", which)
 
 
 def warn_of_controls(probes: Sequence[Probe]) -> None:
     """Say which probes have too few controls of their own kind to be judged by."""
     if not any(probe.is_control for probe in probes):
         consequence = "maps are shown, but alerts are uncalibrated and nothing is called memorized"
-        logger.warning("memwatch has no controls: %s", consequence)
+        logger.warning("there are no controls: %s", consequence)
         return
     for is_reference, kind in ((True, "images"), (False, "prompts")):
         of_kind = [probe for probe in probes if probe.is_reference is is_reference]
         watched = sum(not probe.is_control and not probe.is_peer for probe in of_kind)
         controls = sum(probe.is_control for probe in of_kind)
         if watched and controls < MIN_CONTROLS:
-            few = f"memwatch takes {MIN_CONTROLS} controls that are {kind} to judge probes that are {kind}"
-            logger.warning("%s, and there are %d; those probes (%d) are inconclusive", few, controls, watched)
+            few = f"there are {controls} controls that are {kind}, and judging {kind} takes {MIN_CONTROLS}"
+            logger.warning("%s; the %d probes that are %s will be inconclusive", few, watched, kind)

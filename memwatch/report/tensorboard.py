@@ -7,17 +7,19 @@ TensorBoard shows ten steps per image tag unless started with ``--samples_per_pl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from memwatch.report.history import HISTORY, Event, Row
 from memwatch.report.jsonl import read_lines
 from memwatch.report.report import Report
-from memwatch.report.terminal import HEAD, cells_of
+from memwatch.report.text import HEAD, cells_of, escaped
+
+logger = logging.getLogger("memwatch")
 
 CONTROLS = [f"memwatch/control_severity{end}" for end in ("_median", "_least", "")]  # the line, and the band's ends
 LAYOUT = {  # of the tab "Custom Scalars"; a multiline chart's tags are regular expressions
@@ -42,7 +44,11 @@ class TensorBoardSink:
     def write(self, report: Report) -> None:
         writer, step = self._writer, report.step
         if not self._has_layout:
-            self._begin()
+            writer.add_custom_scalars(LAYOUT)
+            self._has_layout = True
+            folder = getattr(writer, "log_dir", None) or writer.logdir  # torch's writer, or tensorboardX's
+            command = f"tensorboard --samples_per_plugin images=1000 --logdir {folder}"
+            logger.info("TensorBoard keeps ten pictures per probe unless it is started by: %s", command)
         for key, value in report.scalars().items():
             writer.add_scalar(key, value, step)
         pictures = {f"memwatch/heatmap/{name}": picture for name, picture in report.pictures.items()}
@@ -50,33 +56,17 @@ class TensorBoardSink:
             pictures["memwatch/overview"] = report.overview
         for tag, picture in pictures.items():
             writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
-        for name, factors in factors_of(report).items():
-            writer.add_histogram(f"memwatch/map/{name}", factors, step)
+        for f in report.findings:
+            if f.signals is not None and f.signals.decisive is not None:
+                factors = np.exp(f.signals.decisive.mean.double().numpy().ravel())
+                if (finite := np.isfinite(factors)).any():
+                    writer.add_histogram(f"memwatch/map/{f.name}", factors[finite], step)
         if report.alerts:
             writer.add_text("memwatch/alerts", table(alerts_until(report)), step)
         writer.flush()
 
-    def _begin(self) -> None:
-        """The charts' layout, and how to start TensorBoard so that it shows every picture."""
-        self._writer.add_custom_scalars(LAYOUT)
-        self._has_layout = True
-        folder = getattr(self._writer, "log_dir", None) or self._writer.logdir  # torch's writer, or tensorboardX's
-        command = f"tensorboard --samples_per_plugin images=1000 --logdir {folder}"
-        tqdm.write(f"memwatch: TensorBoard keeps ten pictures of each probe unless it is started by\n  {command}")
-
     def close(self) -> None:
         """accelerate finishes its trackers itself."""
-
-
-def factors_of(report: Report) -> dict[str, np.ndarray]:
-    """By name, the reduction factors of the deciding map, finite ones only; none where nothing was compared."""
-    found = {}
-    for f in report.findings:
-        if f.signals is not None and f.signals.decisive is not None:
-            factors = np.exp(f.signals.decisive.mean.double().numpy().ravel())
-            if len(finite := factors[np.isfinite(factors)]):
-                found[f.name] = finite
-    return found
 
 
 def alerts_until(report: Report) -> list[tuple[int, Row]]:
@@ -88,7 +78,5 @@ def alerts_until(report: Report) -> list[tuple[int, Row]]:
 
 def table(alerts: Sequence[tuple[int, Row]]) -> str:
     """A markdown table, oldest first."""
-    head = ("step", *HEAD, "reason")
-    rows = [(str(step), row.name, *cells_of(row)[1:], row.reason) for step, row in alerts]  # the whole name
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    lines = [("step", *HEAD), ("---",) * (1 + len(HEAD)), *((str(step), *cells_of(row)) for step, row in alerts)]
+    return "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)

@@ -1,91 +1,158 @@
-"""A run's verdicts as Markdown and as plain values, for pull requests and pipelines."""
+"""Words: an event as a small table for the terminal; a run's verdicts, and what to do, for pages and pull requests."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from unicodedata import combining, east_asian_width
 
-from memwatch.report.advice import advice_of, headline, not_watched
-from memwatch.report.copied import proof_words
-from memwatch.report.forecasts import ahead
-from memwatch.report.history import Row, Run
+from memwatch.judge.verdict import Verdict
+from memwatch.measure.probes import MIN_CONTROLS
+from memwatch.report.about import About
+from memwatch.report.history import Event, Row, Run, proof_words, title_of
+
+SHOWN = 3  # probes per event in the terminal, worst first
+NAMED = 16  # others that are named there
+HEAD = ("probe", "verdict", "region, px", "generations", "why")
+
+# --- an event ---------------------------------------------------------------------------------------------------------
+
+
+def summary(event: Event, about: About, *, shown: int = SHOWN) -> str:
+    """Verdict counts, the worst probes, the controls, the cost, and the reason of a stop.
+
+    Args:
+        shown: how many probes, at least 0.
+    """
+    planned = about.settings.get("max_train_steps")
+    head = f"memwatch, step {event.step}{f' of {planned}' if planned else ''}"
+    if event.failure is not None:
+        lines = [f"{head}: this event is lost, because {event.failure}"]
+    else:
+        reasons = {row.reason for row in event.rows}
+        if len(event.rows) > 1 == len(reasons) and event.count(Verdict.INCONCLUSIVE):  # as at the first event
+            lines = [f"{head}: {event.counts()}", f"  {reasons.pop()}"]
+        else:
+            lines = [f"{head}: {event.counts()}", *table(event.worst_first[:shown])]
+            lines += [f"  {others}"] if (others := event.left_out(shown, NAMED)) else []
+        lines.append(f"  {calibration(event)}")
+    costs = [f"{event.seconds:.1f} s"]
+    costs += [f"{100 * event.overhead:.1f} % of training time"] if event.overhead is not None else []
+    costs += [f"{event.errors} failure{'s' if event.errors > 1 else ''} of memwatch so far"] if event.errors else []
+    lines.append(f"  {', '.join(costs)}")
+    lines += [f"  STOP: {event.stop_reason}"] if event.stop_reason is not None else []
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Aligned lines under a header; none without rows. A column that holds nothing is left out."""
+    cells = [HEAD, *map(cells_of, rows)] if rows else []
+    kept = [i for i in range(len(HEAD)) if any(line[i] for line in cells[1:])]
+    widths = {i: max(columns(line[i]) for line in cells) for i in kept}
+    return [f"  {'  '.join(line[i] + ' ' * (widths[i] - columns(line[i])) for i in kept)}".rstrip() for line in cells]
+
+
+def columns(text: str) -> int:
+    """How wide a terminal shows a text; East Asian characters take two columns.
+
+    >>> columns("cat"), columns("猫")
+    (3, 2)
+    """
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    """A probe under ``HEAD``; the reason of a verdict names the effect and its p-value as well."""
+    where = "{},{} to {},{}".format(*row.regions[0]["box"]) if row.regions else ""
+    made = proof_words(row.copied, row.is_reference, brief=True)
+    return title_of(row), str(row.verdict), where, made, row.reason
+
+
+def calibration(event: Event) -> str:
+    """What the controls say."""
+    return event.audit if event.calibrated else "there are no controls, so alerts are uncalibrated"
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def headline(run: Run) -> str:
+    """What happened, in one sentence."""
+    last, count = run.last, len(run.last.rows)
+    if not last.rows:
+        return f"Step {last.step}: no probe has been judged yet."
+    judged = last.count(Verdict.NO_EVIDENCE)
+    if run.memorized:
+        rows = [(event.step, row) for event in run.events for row in event.rows]
+        called = [(step, row) for step, row in rows if row.verdict is Verdict.MEMORIZED]
+        since = min(step if row.since is None else row.since for step, row in called)
+        said = f"{_are(len(run.memorized), count)} memorized, since step {since}"
+    elif suspicious := last.count(Verdict.SUSPICIOUS):
+        said = f"{_are(suspicious, count)} suspicious, and none is memorized"
+    else:
+        said = f"No evidence in {judged} of {count} probes" if judged else "No verdict yet: every probe is inconclusive"
+    return f"{said}; memwatch decided to stop the training at step {run.stop.step}." if run.stop else f"{said}."
+
+
+def _are(some: int, count: int) -> str:
+    return f"{some} of {count} probes {'is' if some == 1 else 'are'}"
+
+
+def advice_of(row: Row) -> str:
+    """What to do about one probe."""
+    if row.verdict is Verdict.MEMORIZED:
+        what = "Look for training images with this caption or a similar one; keep one of them, or none."
+        if row.is_reference:
+            known = "flagged.jsonl lists those that memwatch knows"
+            what = f"Find its duplicates and the images that share this region ({known}); keep one of them, or none."
+        back = "a checkpoint from before it, or last_clean/, is a place to go back to"
+        before = f" Events before step {row.since} showed no evidence: {back}." if row.since else ""
+        return f"Stop training on it. {what}{before} Fewer steps, a lower rate or a smaller LoRA rank store less."
+    if row.verdict is Verdict.SUSPICIOUS:
+        return "Watch the next events, and look for duplicates now. If the effect grows, treat it as memorized."
+    if row.verdict is Verdict.INCONCLUSIVE:
+        return f"No judgement is possible: {row.reason}."
+    return "Nothing to do. This says nothing about images that are not watched."
+
+
+def not_watched(run: Run) -> list[str]:
+    """What this report cannot say, one sentence each."""
+    about, last = run.about, run.last
+    images = sum(p["is_reference"] for p in about.probes if p["role"] == "probe")
+    if about.training_rows is None:
+        said = [f"{images or len(last.rows)} probes are watched; other images of the training set are not."]
+    else:
+        rotated = sum(int(event.scalars.get("memwatch/rotated", 0)) for event in run.events)
+        also = f", and rows of the rotation were screened {rotated} times" if rotated else ""
+        said = [f"The training set has {about.training_rows} rows; {images} of them are watched{also}."]
+    if timesteps := sorted({t for row in last.rows for t in row.timesteps}):
+        said.append(f"Only the noise levels t = {', '.join(f'{t:g}' for t in timesteps)} are measured.")
+    if unjudged := [title_of(row) for row in last.rows if row.verdict is Verdict.INCONCLUSIVE]:
+        said.append(f"At the last event no judgement was possible for {', '.join(unjudged)}.")
+    if not last.calibrated:
+        said.append("There are no controls: alerts are uncalibrated, and nothing can be called memorized.")
+    elif 0 < len(last.controls) < MIN_CONTROLS:
+        said.append(f"{len(last.controls)} controls were usable; judging takes {MIN_CONTROLS} of a probe's kind.")
+    if lost := [str(event.step) for event in run.events if event.failure is not None]:
+        said.append(f"Lost events: step {', '.join(lost)}.")
+    said.append("A style, a celebrity or another concept spreads over the whole picture and does not localize.")
+    said.append("'No evidence' is said of these probes alone. It never means that the model has memorized nothing.")
+    return said
 
 
 def as_markdown(run: Run) -> str:
     """What the page says, in the words and tables of a comment."""
     last = run.last
-    lines = [f"# {headline(run)}", "", f"`{run.folder}`, step {last.step}: {last.counts()}. {calibration(run)}.", ""]
-    lines += ["| probe | verdict | effect | p | region, px | area | generations | since |", "|---" * 8 + "|"]
-    lines += [f"| {' | '.join(map(escaped, cells(row)))} |" for row in last.worst_first]
-    if run.alerts:
-        lines += ["", "## Alerts", ""]
-        lines += [
-            f"- step {step}: {escaped(row.name)} is {row.verdict}. {escaped(row.reason)}." for step, row in run.alerts
-        ]
-    if worst := [row for row in last.worst_first if row.verdict.is_evidence]:
-        lines += ["", "## What to do", ""]
-        lines += [f"- {escaped(row.name)}: {escaped(advice_of(row))}" for row in worst]
-    if coming := ahead(run):
-        lines += ["", "## Forecast", "", *(f"- {escaped(sentence)}" for sentence in coming)]
-    lines += ["", "## What was not watched", "", *(f"- {sentence}" for sentence in not_watched(run))]
+    lines = [f"# {headline(run)}", "", f"`{run.folder}`, step {last.step}: {last.counts()}. {calibration(last)}.", ""]
+    lines += [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+    lines += [f"| {' | '.join(map(escaped, cells_of(row)))} |" for row in last.worst_first]
+    alerts = [f"- step {step}: {title_of(row)} is {row.verdict}. {row.reason}." for step, row in run.alerts]
+    advice = [f"- {title_of(row)}: {advice_of(row)}" for row in last.worst_first if row.verdict.is_evidence]
+    unseen = [f"- {sentence}" for sentence in not_watched(run)]
+    for title, items in (("Alerts", alerts), ("What to do", advice), ("What was not watched", unseen)):
+        lines += ["", f"## {title}", "", *map(escaped, items)] if items else []
     return "\n".join(lines)
 
 
-def cells(row: Row) -> list[str]:
-    """A probe under the header."""
-    box = "{}, {} to {}, {}".format(*row.regions[0]["box"]) if row.regions else "-"
-    p, since = "-" if row.p is None else f"{row.p:.2g}", "-" if row.since is None else str(row.since)
-    return [
-        row.name,
-        str(row.verdict),
-        f"{row.severity:.2f}x",
-        p,
-        box,
-        f"{row.area:.0%}",
-        proof_words(row, brief=True) or "-",
-        since,
-    ]
-
-
 def escaped(text: str) -> str:
-    """A cell of a Markdown table."""
+    """A cell of a Markdown table, or a line."""
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
-
-
-def calibration(run: Run) -> str:
-    """What the controls say."""
-    return run.last.audit if run.last.calibrated else "Uncalibrated: there are no controls"
-
-
-def as_json(run: Run) -> dict[str, Any]:
-    """Plain values: the headline, the last event's probes, all alerts, and whether anything is memorized."""
-    last = run.last
-    return {
-        "headline": headline(run),
-        "step": last.step,
-        "is_memorized": bool(run.memorized),
-        "memorized": run.memorized,
-        "stop_reason": run.events[-1].stop_reason,
-        "audit": last.audit,
-        "calibrated": last.calibrated,
-        "overhead": run.events[-1].overhead,
-        "errors": run.events[-1].errors,
-        "probes": [_probe(row) for row in last.worst_first],
-        "alerts": [{"step": step} | _probe(row) for step, row in run.alerts],
-        "forecasts": ahead(run),
-        "not_watched": not_watched(run),
-    }
-
-
-def _probe(row: Row) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "prompt": row.prompt,
-        "verdict": str(row.verdict),
-        "severity": row.severity,
-        "p": row.p,
-        "since": row.since,
-        "reason": row.reason,
-        "regions": list(row.regions),
-        "copied": row.copied,
-        "advice": advice_of(row),
-    }

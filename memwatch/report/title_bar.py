@@ -1,13 +1,14 @@
-"""Strip: the title that every picture carries, so that it says what it shows wherever it is seen."""
+"""The title that every picture carries, so that it says what it shows wherever it is seen."""
 
 from __future__ import annotations
 
 from functools import cache
 
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
+from memwatch.report.history import short_reason, title_of
 
 VERDICT_COLOURS = {  # of Okabe and Ito's palette, and a grey: colour-blind people tell them apart
     Verdict.MEMORIZED: "#D55E00",
@@ -22,64 +23,51 @@ SMALLEST = 0.7  # of the size asked for, to which letters shrink before a text i
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def strip(finding: Finding, width: int, size: int, step: int | None = None) -> Image.Image:
-    """Two lines: the verdict on its colour and the probe's name; how much freedom is lost, how unlikely that is, when.
+def title_bar(finding: Finding, width: int, size: int, step: int | None = None) -> Image.Image:
+    """Three lines: the verdict on its colour and the probe's title; the effect and p-value; the reason of the verdict.
 
     Args:
         width: pixels.
         size: of the letters, pixels.
         step: left out where the picture around it says so.
     """
-    line, pad = round(size * LEADING), size // 3
-    picture = Image.new("RGB", (width, 2 * line + pad), PAPER)
+    line, small, pad = round(size * LEADING), round(SMALLEST * size * LEADING), size // 3
+    picture = Image.new("RGB", (width, 2 * line + small + pad), PAPER)
     right = draw_chip(picture, finding.verdict, (0, 0), size) + pad
     draw = ImageDraw.Draw(picture)
-    text, font = fitting(finding.name, width - right, size)
+    text, font = fitting(title_of(finding.observation.probe), width - right, size, smallest=0.55)
     draw.text((right, line // 2), text, INK, font, anchor="lm")
-    words = in_words(finding) if step is None else f"{in_words(finding)}, step {step}"
-    text, font = fitting(words, width, size)
+    words = in_words(finding)
+    text, font = fitting(words if step is None else f"{words}, step {step}", width, size)
     draw.text((0, line + line // 2), text, INK, font, anchor="lm")
+    reason = short_reason(finding.reason)
+    text, font = fitting("" if reason == words else reason, width, round(SMALLEST * size))
+    draw.text((0, 2 * line + small // 2), text, QUIET, font, anchor="lm")
     return picture
 
 
 def in_words(finding: Finding) -> str:
-    """The effect and its p-value, or what stands in the way of them, in a few words."""
+    """The effect and its p-value, or the reason why there is none, in a few words."""
     evidence = finding.evidence
-    if not evidence.finite:
-        return "the output is not finite"
-    if not evidence.compared:
-        return "nothing earlier to compare with"
+    if not (evidence.finite and evidence.compared):
+        return finding.reason
     effect = f"{evidence.severity:.1f}x less freedom" if evidence.severity >= 1.05 else "no less freedom"
-    if evidence.p is not None:
-        return f"{effect}, p = {evidence.p:.1g}"
-    return f"{effect}, {'too few' if evidence.any_controls else 'no'} controls"
+    return effect if evidence.p is None else f"{effect}, p = {evidence.p:.1g}"
 
 
 def draw_chip(picture: Image.Image, verdict: Verdict, at: tuple[int, int], size: int) -> int:
     """Write a verdict on its colour; where the chip ends, in pixels from the left."""
     draw, line, pad = ImageDraw.Draw(picture), round(size * LEADING), size // 3
-    (left, top), colour = at, VERDICT_COLOURS[verdict]
+    left, top = at
     right = left + round(font_of(size).getlength(verdict)) + 2 * pad
-    draw.rounded_rectangle((left, top, right, top + line - 1), pad, colour)
-    draw.text((left + pad, top + line // 2), str(verdict), ink_on(colour), font_of(size), anchor="lm")
+    draw.rounded_rectangle((left, top, right, top + line - 1), pad, VERDICT_COLOURS[verdict])
+    draw.text((left + pad, top + line // 2), str(verdict), ink_on(verdict), font_of(size), anchor="lm")
     return right
 
 
-def ink_on(colour: str) -> str:
-    """Black or white, whichever is easier to read on ``colour``."""
-    return max(("#000000", "#FFFFFF"), key=lambda ink: contrast(ink, colour))
-
-
-def contrast(one: str, other: str) -> float:
-    """The contrast of two colours, 1 to 21, as the Web Content Accessibility Guidelines define it."""
-
-    def luminance(colour: str) -> float:
-        shares = [channel / 255 for channel in ImageColor.getrgb(colour)[:3]]
-        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    dark, light = sorted(map(luminance, (one, other)))
-    return (light + 0.05) / (dark + 0.05)
+def ink_on(verdict: Verdict) -> str:
+    """What can be read on a verdict's colour."""
+    return "#FFFFFF" if verdict is Verdict.INCONCLUSIVE else "#000000"
 
 
 @cache
@@ -88,12 +76,12 @@ def font_of(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def fitting(text: str, width: float, size: int) -> tuple[str, Font]:
+def fitting(text: str, width: float, size: int, smallest: float = SMALLEST) -> tuple[str, Font]:
     """The text and a font in which it fits into ``width``: the letters shrink a little, then the middle is cut out."""
-    for smaller in range(size, round(SMALLEST * size), -1):
+    for smaller in range(size, round(smallest * size), -1):
         if font_of(smaller).getlength(text) <= width:
             return text, font_of(smaller)
-    font, kept = font_of(round(SMALLEST * size)), len(text)
+    font, kept = font_of(round(smallest * size)), len(text)
     cut = text
     while kept > 1 and font.getlength(cut) > width:
         kept -= 1

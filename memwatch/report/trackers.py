@@ -1,53 +1,40 @@
 """Any other accelerate tracker: the scalars, and beside them pictures and alerts in the tracker's own way.
 
-``ADAPTERS`` lists the trackers whose own way is known. Every other one gets the path of each picture as text.
+``ADAPTERS`` lists the trackers whose own way is known; every other one gets the scalars alone.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from memwatch.faults import Faults
 from memwatch.judge.verdict import Verdict
+from memwatch.report.history import title_of
 from memwatch.report.report import Report
-from memwatch.report.retention import stem_of
-
-logger = logging.getLogger("memwatch")
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A picture as a dashboard shows it.
-
-    Attributes:
-        key: see the table in ``report``. caption: what it says, in words.
-        file: where ``FileSink`` has written it.
-    """
+class Shown(NamedTuple):
+    """A picture as a dashboard shows it: its key, see the table in ``report``, and what it says in words."""
 
     key: str
     caption: str
     image: Image.Image
-    file: Path
 
 
 def shown_of(report: Report) -> list[Shown]:
     """The overview, and the picture of every probe that is news or has evidence; each where it was drawn."""
-    folder, file = Path(report.config.output_dir).absolute(), f"{stem_of(report.step)}.jpg"
     shown = []
     if report.overview is not None:
         caption = f"step {report.step}: {report.to_event().counts()}"
-        shown.append(Shown("memwatch/overview", caption, report.overview, folder / "overview" / file))
+        shown.append(Shown("memwatch/overview", caption, report.overview))
     for f in report.findings:
         if f.is_worth_a_look and f.name in report.pictures:
-            key, caption = f"memwatch/heatmap/{f.name}", f"{f.verdict}: {f.reason}"
-            shown.append(Shown(key, caption, report.pictures[f.name], folder / "heatmaps" / f.name / file))
+            caption = f"{title_of(f.observation.probe)}, {f.verdict}: {f.reason}"
+            shown.append(Shown(f"memwatch/heatmap/{f.name}", caption, report.pictures[f.name]))
     return shown
 
 
@@ -59,43 +46,6 @@ def alerts_of(report: Report) -> dict[str, str]:
 def ascii_key(key: str) -> str:
     """The key in ASCII letters, digits and ``_ - . / space``; any other character becomes ``_`` and its code in hex."""
     return re.sub(r"[^\w\-./ ]", lambda other: f"_{ord(other[0]):x}", key, flags=re.ASCII)
-
-
-def to_aim(tracker: Any, report: Report) -> None:
-    """Images and texts of the run, with steps."""
-    import aim
-
-    run = tracker.tracker
-    for shown in shown_of(report):
-        run.track(aim.Image(shown.image, caption=shown.caption), name=shown.key, step=report.step)
-    for key, text in alerts_of(report).items():
-        run.track(aim.Text(text), name=key, step=report.step)
-
-
-def to_clearml(tracker: Any, report: Report) -> None:
-    """Debug samples, of which ClearML keeps every step, and alerts in the console's log."""
-    log = tracker.tracker.get_logger()
-    for shown in shown_of(report):
-        title, _, series = shown.key.rpartition("/")
-        log.report_image(title, series, iteration=report.step, image=shown.image, max_image_history=-1)
-    for text in alerts_of(report).values():
-        log.report_text(text, print_console=False)
-
-
-def to_comet(tracker: Any, report: Report) -> None:
-    """Images in the graphics tab and alerts in the text tab, with steps."""
-    experiment = tracker.tracker
-    for shown in shown_of(report):
-        metadata = {"caption": shown.caption}
-        experiment.log_image(shown.image, name=shown.key, step=report.step, metadata=metadata)
-    for key, text in alerts_of(report).items():
-        experiment.log_text(text, step=report.step, metadata={"key": key})
-
-
-def to_dvclive(tracker: Any, report: Report) -> None:
-    """One folder per key with one file per step: DVC shows it with a slider. It has no place for alerts."""
-    for shown in shown_of(report):
-        tracker.tracker.log_image(f"{shown.key}/{report.step}.png", shown.image)
 
 
 def to_mlflow(tracker: Any, report: Report) -> None:
@@ -128,15 +78,11 @@ def to_trackio(tracker: Any, report: Report) -> None:
         run.log(row, step=report.step)
     for f in report.alerts:
         level = trackio.AlertLevel.ERROR if f.verdict is Verdict.MEMORIZED else trackio.AlertLevel.WARN
-        title = f"memwatch: {f.name} is {f.verdict}"
+        title = f"memwatch: {title_of(f.observation.probe)} is {f.verdict}"
         run.alert(title, report.alert_text(f), level=level, step=report.step)
 
 
 ADAPTERS: dict[str, Callable[[Any, Report], None]] = {
-    "aim": to_aim,
-    "clearml": to_clearml,
-    "comet_ml": to_comet,
-    "dvclive": to_dvclive,
     "mlflow": to_mlflow,
     "swanlab": to_swanlab,
     "trackio": to_trackio,
@@ -144,7 +90,7 @@ ADAPTERS: dict[str, Callable[[Any, Report], None]] = {
 
 
 class TrackerSink:
-    """Scalars by the tracker's ``log``, pictures and alerts by its adapter or, without one, as text.
+    """Scalars by the tracker's ``log``, pictures and alerts by its adapter.
 
     Pictures that fail cost no scalars: a server that takes numbers may have no store for files.
 
@@ -156,28 +102,13 @@ class TrackerSink:
     def __init__(self, tracker: Any, faults: Faults) -> None:
         self.name = str(tracker.name)
         self._tracker, self._faults = tracker, faults
-        self._takes_text = True
 
     def write(self, report: Report) -> None:
         self._tracker.log(report.scalars(), step=report.step)
         adapter, part = ADAPTERS.get(self.name), f"the pictures of the sink '{self.name}'"
-        if adapter is None:
-            self._write_text(report)
-        elif not self._faults.is_resting(part):
+        if adapter is not None and not self._faults.is_resting(part):
             with self._faults.surviving(part, missing="those of the events in between are missing"):
                 adapter(self._tracker, report)
-
-    def _write_text(self, report: Report) -> None:
-        """Paths and alerts; a tracker that refuses them once is no failure, and is not asked again."""
-        texts = {shown.key: str(shown.file) for shown in shown_of(report) if shown.file.is_file()} | alerts_of(report)
-        if not texts or not self._takes_text:
-            return
-        try:
-            self._tracker.log(texts, step=report.step)
-        except Exception as error:
-            self._takes_text = False
-            message = "memwatch: the tracker '%s' takes no text (%r), so it gets numbers alone; pictures and alerts: %s"
-            logger.warning(message, self.name, error, report.config.output_dir)
 
     def close(self) -> None:
         """accelerate finishes its trackers itself."""

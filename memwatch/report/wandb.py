@@ -1,4 +1,4 @@
-"""Weights & Biases: one row per event, pictures with layers to switch, a table, alerts, maps, the configuration.
+"""Weights & Biases: one row per event, pictures with layers to switch on and off, a table, alerts, the configuration.
 
 A script that logs without a step moves W&B's own step ahead, and W&B then drops rows with an earlier one. So every
 event is one row at the newest step, and the true one is ``memwatch/step``, declared as the x axis.
@@ -7,29 +7,30 @@ event is one row at the newest step, and the true one is ``memwatch/step``, decl
 from __future__ import annotations
 
 import logging
-import re
+import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-import safetensors.torch
-from torch import Tensor
+import numpy as np
+from PIL import Image
 
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
+from memwatch.measure.signals import factor
 from memwatch.report.about import About
+from memwatch.report.history import title_of
+from memwatch.report.picture import image_of
 from memwatch.report.report import Report
-from memwatch.report.wandb_media import ProbeTable, images_of
 
 logger = logging.getLogger("memwatch")
 
 STEP = "memwatch/step"
-# What W&B keeps of a series beside its last value. Each key is declared by its full name: of two patterns that fit the
-# same key W&B takes either one.
-EXTREMES = {"memwatch/max_severity": "max", "memwatch/severity/": "max", "memwatch/min_p": "min", "memwatch/p/": "min"}
 ABOUT = ("model", "machine", "versions", "training_rows")  # of ``About``: beside the settings in the run's config
 TITLE = 63  # characters of an alert's title that W&B takes
-WAIT = 600.0  # seconds in which W&B sends no second alert of the same title
-SINGLE = 5  # alerts of one event that are sent one by one; more are sent together
+PICTURED = 16  # probes whose pictures an event logs, unless more have evidence
+CLASSES = {1: str(Verdict.SUSPICIOUS), 2: str(Verdict.MEMORIZED)}  # of region layers; 0 is no region
+COLUMNS = ("step", "probe", "prompt", "image", "heatmap", "severity", "p", "area", "copied", "verdict", "reason")
 
 
 class WandbSink:
@@ -37,20 +38,18 @@ class WandbSink:
 
     | in W&B | holds |
     |---|---|
-    | history | a row per event: the keys of ``Report``, the images of ``wandb_media``, ``memwatch/probes`` |
-    | ``memwatch/probes`` | one growing table for the run, see ``ProbeTable`` |
-    | summary | the last value of each key; with ``.max`` of severities and ``.min`` of p-values |
+    | history | a row per event: the keys of ``Report``, see ``images_of``, and ``memwatch/probes`` |
+    | ``memwatch/probes`` | one growing table: a row per probe and event, with ``COLUMNS`` |
+    | summary | of each key ``.last``, ``.min`` and ``.max`` |
     | config | ``memwatch``: the settings; ``memwatch.about``: model, machine, versions, numbers of probes |
-    | alerts | see ``alerts_of``; W&B sends the same title once in ``WAIT`` seconds |
-    | artifact ``memwatch-maps-RUN`` | the deciding maps, see ``maps_of``, with the alias ``step-N`` |
+    | alerts | one per event with news |
 
-    The maps are uploaded at events with an alert, and once more on closing if there was an event since.
+    In the table ``copied`` is the share of generations that copy the region, and cells that were not measured are
+    empty. A probe has its pictures in its first row, and wherever it has evidence or news: each one lies in W&B's
+    storage a second time.
 
-    A run that W&B has resumed may hold events already that are looked at again, because the checkpoint is older. Their
+    A run that W&B has resumed may hold events already that are measured again, because the checkpoint is older. Their
     rows stay as they are, as W&B keeps the script's own: it takes no second row for a step.
-
-    Raises:
-        Exception: whatever W&B raises; the row is lost then.
     """
 
     name = "wandb"
@@ -58,48 +57,46 @@ class WandbSink:
     def __init__(self, tracker: Any) -> None:
         self._run = tracker.tracker
         self._run.define_metric(STEP, hidden=True)
-        self._run.define_metric("memwatch/*", step_metric=STEP)
         self._defined: set[str] = set()
+        self._define("memwatch/*")
         self._about = About()
-        self._table = ProbeTable()
+        self._table: Any = None
+        self._in_table: set[str] = set()  # probes with pictures there
         self._row = -1  # W&B's step of the last row
         self._held: float | None = None  # the last event's step in the run
-        self._unsaved: tuple[int, dict[str, Tensor]] | None = None
 
     def write(self, report: Report) -> None:
         if self._holds(report.step):
             return
         self._configure(report.about)
         row: dict[str, Any] = dict(report.scalars())
-        self._define(row)
-        if report.alerts:
-            row["memwatch/alert"] = "\n\n".join(report.alert_text(f) for f in report.alerts)
+        for key in {key for key in row if "." in key} - self._defined:
+            self._define(key.replace(".", "\\."))  # a bare dot leads into nested values, and no pattern fits it
+            self._defined.add(key)
+        texts = [report.alert_text(f) for f in report.alerts]
+        if texts:
+            row["memwatch/alert"] = "\n\n".join(texts)
         images = images_of(report)
         row |= images
         if report.findings:
-            row["memwatch/probes"] = self._table.with_rows(report, images)
+            row["memwatch/probes"] = self._with_rows(report, images)
         self._log(row, report.step)
         self._held = report.step
-        if maps := maps_of(report):
-            self._unsaved = (report.step, maps)
-        for title, text, level in alerts_of(report):
-            self._run.alert(title=title, text=text, level=level, wait_duration=WAIT)
-        if report.alerts:
-            self._upload()
+        if texts:
+            level = "WARN" if all(f.verdict is Verdict.SUSPICIOUS for f in report.alerts) else "ERROR"
+            self._run.alert(title=alert_title(report)[:TITLE], text="\n\n".join(texts), level=level, wait_duration=0)
 
     def close(self) -> None:
-        """Upload the last event's maps. accelerate finishes its trackers itself, after that."""
-        self._upload()
+        """accelerate finishes its trackers itself."""
 
     def _holds(self, step: int) -> bool:
         """Whether the run holds this event already."""
         if self._held is None:
-            self._held = -1
-            if self._run.resumed and (held := self._run.summary.get(STEP)) is not None:
-                self._held = float(held)
+            held = self._run.summary.get(STEP) if self._run.resumed else None
+            self._held = -1.0 if held is None else float(held)
         if step > self._held:
             return False
-        logger.warning("the W&B run holds memwatch's event of step %d already and keeps it as it is", step)
+        logger.info("the W&B run holds the event of step %d already; its row stays as it is", step)
         return True
 
     def _configure(self, about: About) -> None:
@@ -109,14 +106,8 @@ class WandbSink:
             self._run.config.update({"memwatch": about.settings | {"about": facts}}, allow_val_change=True)
             self._about = about
 
-    def _define(self, row: dict[str, Any]) -> None:
-        """Declare what the summary keeps of keys that have not been logged before."""
-        for key in row.keys() - self._defined:
-            extreme = next((what for start, what in EXTREMES.items() if key.startswith(start)), None)
-            if extreme is not None:
-                path = key.replace(".", "\\.")  # a bare dot leads into nested values
-                self._run.define_metric(path, step_metric=STEP, summary=f"last,{extreme}")
-            self._defined.add(key)
+    def _define(self, key: str) -> None:
+        self._run.define_metric(key, step_metric=STEP, summary="last,min,max")
 
     def _log(self, row: dict[str, Any], step: int) -> None:
         """One row, at a step of W&B's own that it takes and that none of the earlier events has."""
@@ -126,48 +117,89 @@ class WandbSink:
         self._row = max(step, self._run.step, self._row + 1)
         self._run.log(row, step=self._row)
 
-    def _upload(self) -> None:
+    def _with_rows(self, report: Report, images: dict[str, Any]) -> Any:
+        """The table with the event's rows added; W&B uploads those that are new."""
         import wandb
 
-        if self._unsaved is None:
-            return
-        step, maps = self._unsaved
-        name = re.sub(r"[^\w.-]", "-", f"memwatch-maps-{self._run.id}")
-        artifact = wandb.Artifact(name, type="memwatch-maps", metadata={"step": step})
-        with artifact.new_file(f"step_{step:07d}.safetensors", mode="wb") as file:
-            file.write(safetensors.torch.save(maps))
-        self._run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
-        self._unsaved = None
+        if self._table is None:
+            self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
+        for f in report.findings:
+            pictures: list[Any] = [None, None]
+            if f.name not in self._in_table or f.is_worth_a_look:
+                pictures = [images.get(f"memwatch/{kind}/{f.name}") for kind in ("regions", "heatmap")]
+            if any(pictures):
+                self._in_table.add(f.name)
+            copied = None if f.proof is None else f.proof.copied / len(f.proof.generations)
+            numbers = [f.severity, f.p, sum(region.area for region in f.regions), copied]
+            numbers = [x if x is None or math.isfinite(x) else None for x in numbers]
+            prompt, verdict = f.observation.probe.prompt, str(f.verdict)
+            self._table.add_data(report.step, f.name, prompt, *pictures, *numbers, verdict, f.reason)
+        return self._table
 
 
-def maps_of(report: Report) -> dict[str, Tensor]:
-    """The deciding map of every probe that was compared, and its error: ``PROBE/decisive`` and ``PROBE/decisive.sem``.
+def alert_title(report: Report) -> str:
+    """One of the worst, and how many others there are; with the step, because W&B sends no title twice in a row."""
+    worst, *others = sorted(report.alerts, key=lambda f: list(Verdict).index(f.verdict))
+    more = f" and {len(others)} more" if others else ""
+    return f"memwatch, step {report.step}: {worst.verdict}{more}: {title_of(worst.observation.probe)}"
 
-    Natural logs of a factor, float32 ``(h, w)``.
+
+def images_of(report: Report) -> dict[str, Any]:
+    """The images of an event's row by key, as ``wandb.Image``.
+
+    ``memwatch/heatmap/PROBE`` and ``memwatch/regions/PROBE`` for the probes of ``pictured``, ``memwatch/overview``.
     """
-    maps = {}
-    for f in report.findings:
-        if f.signals is not None and (decisive := f.signals.decisive) is not None:
-            maps[f"{f.name}/decisive"] = decisive.mean.float().contiguous()
-            maps[f"{f.name}/decisive.sem"] = decisive.sem.float().contiguous()
-    return maps
+    import wandb
+
+    images = {}
+    for f in pictured(report.findings):
+        if (picture := report.pictures.get(f.name)) is not None:
+            title = title_of(f.observation.probe)
+            images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=f"{title}, {f.verdict}: {f.reason}")
+            images[f"memwatch/regions/{f.name}"] = wandb.Image(
+                image_of(f),
+                caption=title,
+                masks={"regions": {"mask_data": mask_of(f), "class_labels": CLASSES}},
+                boxes={"regions": {"box_data": boxes_of(f), "class_labels": CLASSES}},
+            )
+    if report.overview is not None:
+        images["memwatch/overview"] = wandb.Image(report.overview, caption=f"step {report.step}")
+    return images
 
 
-def alerts_of(report: Report) -> list[tuple[str, str, str]]:
-    """The event's alerts as ``(title, text, level)``; one for all where there are more than ``SINGLE``.
+def pictured(findings: Sequence[Finding]) -> list[Finding]:
+    """Whose pictures are logged: all with evidence or news, and others in their order, ``PICTURED`` in all.
 
-    Titles are the same at every event, since W&B limits the rate by title: one per probe and verdict, and one for many
-    probes at once. What W&B leaves out still stands in ``memwatch/alert`` and in the table.
+    So a run of many probes stays small. The overview and the table have every probe, and ``output_dir`` every picture.
     """
-    alerts = [(f"memwatch: {f.verdict}: {f.name}"[:TITLE], report.alert_text(f), level_of(f)) for f in report.alerts]
-    if len(alerts) <= SINGLE:
-        return alerts
-    level = "ERROR" if any(level == "ERROR" for *_, level in alerts) else "WARN"
-    names = ", ".join(f"{f.name} ({f.verdict})" for f in report.alerts)
-    texts = [f"memwatch, step {report.step}: {len(alerts)} probes: {names}", *(text for _, text, _ in alerts)]
-    return [("memwatch: several probes at once", "\n\n".join(texts), level)]
+    first = sorted(findings, key=lambda f: not f.is_worth_a_look)
+    return first[: max(PICTURED, sum(f.is_worth_a_look for f in findings))]
 
 
-def level_of(finding: Finding) -> str:
-    """``WARN`` for a suspicious probe; ``ERROR`` for a memorized one and for output that is no longer finite."""
-    return "WARN" if finding.verdict is Verdict.SUSPICIOUS else "ERROR"
+def class_of(finding: Finding) -> int:
+    """The class of its regions: a key of ``CLASSES``; 0 where it has no evidence."""
+    return next((number for number, verdict in CLASSES.items() if verdict == finding.verdict), 0)
+
+
+def mask_of(finding: Finding) -> np.ndarray:
+    """Its regions in pixels of its image: uint8 ``(H, W)``, ``class_of`` inside, 0 outside."""
+    height, width = image_of(finding).shape[:2]
+    if finding.labels is None:
+        return np.zeros((height, width), np.uint8)
+    inside = Image.fromarray(np.where(finding.labels > 0, class_of(finding), 0).astype(np.uint8))
+    return np.asarray(inside.resize((width, height), Image.Resampling.NEAREST))
+
+
+def boxes_of(finding: Finding) -> list[dict[str, Any]]:
+    """Its regions as W&B draws boxes, with reduction factor, share of the image and, with controls, p-value."""
+    boxes = []
+    for region in finding.regions:
+        scores = {"factor": factor(region.effect), "area": region.area}
+        text = f"{scores['factor']:.1f}x"
+        if region.p is not None:
+            scores["p"] = region.p
+            text += f", p = {region.p:.2g}"
+        position = dict(zip(("minX", "minY", "maxX", "maxY"), region.box, strict=True))
+        box = {"position": position, "domain": "pixel", "class_id": class_of(finding)}
+        boxes.append(box | {"box_caption": text, "scores": scores})
+    return boxes

@@ -1,18 +1,25 @@
-"""The files hold everything of an event, agree with one another, and are rewound with the run."""
+"""The files hold everything of an event and the loop's losses, agree with one another, and are rewound with the run."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.builders import EAGER, SMALL, Loop, history, maps, picture
+from support.runs import write_run
+from support.trackers import Recorder
 
+import memwatch.report.files
 from memwatch import Probe
 from memwatch.measure.probes import MIN_CONTROLS
-from memwatch.report.files import FileSink
+from memwatch.report.files import FileSink, LossSink, is_validation_loss
+from memwatch.report.history import Run
+from memwatch.report.report import Report
 
 
 def test_files_hold_everything_and_agree(pretrained, pipeline, tmp_path):
@@ -42,9 +49,12 @@ def test_files_hold_everything_and_agree(pretrained, pipeline, tmp_path):
 def test_a_line_cut_off_by_a_crash_is_forgotten_on_rewinding(tmp_path):
     sink = FileSink(tmp_path)
     sink.rewind(3)  # nothing there yet
-    (tmp_path / "history.jsonl").write_text('{"step": 0}\n{"step": 3}\n{"step": 6}\n{"ste', encoding="utf-8")
+    write_run(tmp_path, [{"name": "cat"}], [{"step": step} for step in (0, 3, 6)])
+    file = tmp_path / "history.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines) + '{"ste', encoding="utf-8")
     sink.rewind(3)
-    assert (tmp_path / "history.jsonl").read_text(encoding="utf-8") == '{"step": 0}\n{"step": 3}\n'
+    assert file.read_text(encoding="utf-8") == "".join(lines[:2])
 
 
 def assert_alike(saved, picture):
@@ -84,15 +94,105 @@ def test_a_proofs_generations_lie_side_by_side(pretrained, pipeline, images, tmp
         assert_alike(saved, np.concatenate(list(proof.generations), 1))
 
 
-def test_about_is_written_again_only_when_it_has_changed(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, config=SMALL)
-    sink, report = FileSink(tmp_path / "files"), watch.begin()
+# --- validation losses ------------------------------------------------------------------------------------------------
+
+YES = """val_loss val/loss validation_loss eval_loss loss/val loss/validation/step_average test_loss eval_cats_loss
+valid_loss Validation/Loss val_loss_epoch loss_test train/val_loss eval/diffusion_loss loss/validation/epoch_average"""
+NO = """train_loss loss interval_loss evaluator_time value_loss lr step_loss loss/average latest_loss eval_runtime
+val_accuracy validation test loss/validation/step_divergence contest_loss loss/current glossy_val prior_loss"""
+
+
+@pytest.mark.parametrize(("key", "expected"), [(k, True) for k in YES.split()] + [(k, False) for k in NO.split()])
+def test_the_names_that_trainers_use(key, expected):
+    assert is_validation_loss(key) is expected
+
+
+def rows(folder: Path) -> list[tuple[int, str, float]]:
+    """As they were written."""
+    file = folder / "losses.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [(row["step"], row["key"], row["value"]) for row in map(json.loads, lines)]
+
+
+@pytest.fixture
+def report(pretrained, pipeline, tmp_path) -> Report:
+    return Loop(pretrained, tmp_path / "elsewhere").watch(pipeline, config=SMALL).begin()
+
+
+def test_numbers_of_any_make_are_kept_and_nothing_else(report, tmp_path):
+    sink = LossSink(tmp_path)
+    sink.note({"val_loss": torch.tensor(0.5), "test_loss": np.float32(0.25), "loss": 9.0, "eval/loss": 2}, np.int64(3))
+    for value in (math.nan, math.inf, "many", None, torch.ones(2), [0.1], object()):
+        sink.note({"val_loss": value}, 4)
+    assert not (tmp_path / "losses.jsonl").exists()
     sink.write(report)
-    file = tmp_path / "files" / "about.json"
-    file.write_text("{}", encoding="utf-8")
+    assert rows(tmp_path) == [(3, "val_loss", 0.5), (3, "test_loss", 0.25), (3, "eval/loss", 2.0)]
+    assert sink.count == 3
+
+
+def test_what_a_full_disk_refused_is_written_later(report, tmp_path, monkeypatch):
+    sink = LossSink(tmp_path)
     sink.write(report)
-    assert file.read_text(encoding="utf-8") == "{}"
-    sink.write(replace(report, about=replace(report.about, training_rows=7)))
-    assert json.loads(file.read_text(encoding="utf-8"))["training_rows"] == 7
-    assert len((tmp_path / "files" / "history.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(memwatch.report.files, "append", refuse)
+        with pytest.raises(OSError, match="No space"):
+            sink.note({"val_loss": 0.5}, 1)
+    sink.note({"val_loss": 0.4}, 2)
+    assert rows(tmp_path) == [(1, "val_loss", 0.5), (2, "val_loss", 0.4)]
+
+
+def refuse(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def log_losses(loop: Loop) -> None:
+    """A training loss at every step, and a validation loss at odd ones."""
+    values = {"train_loss": 1.0} | ({"val_loss": loop.step / 10} if loop.step % 2 else {})
+    loop.accelerator.log(values, step=loop.step)
+
+
+def test_what_the_loop_logs_arrives_unchanged_and_its_validation_losses_are_kept(pretrained, pipeline, tmp_path):
+    recorder = Recorder()
+    loop = Loop(pretrained, tmp_path, log_with=recorder)
+    loop.run(loop.watch(pipeline, config=SMALL), 4, each=log_losses)
+    logged = [row for row in recorder.rows if "memwatch/step" not in row[1]]
+    assert logged == [
+        (step, {"train_loss": 1.0} | ({"val_loss": step / 10} if step % 2 else {})) for step in (1, 2, 3, 4)
+    ]
+    assert Run.read(tmp_path / "memwatch").losses == ((1, "val_loss", 0.1), (3, "val_loss", 0.3))
+
+
+def test_a_loss_before_the_first_event_never_lands_among_the_files_of_another_run(pretrained, pipeline, tmp_path):
+    def watch_and_log(value: float):
+        loop = Loop(pretrained, tmp_path, log_with=Recorder())
+        watch = loop.watch(pipeline, config=SMALL)
+        loop.accelerator.log({"val_loss": value}, step=0)
+        return watch
+
+    first = watch_and_log(0.5)
+    first.begin()
+    first.close()
+    watch_and_log(0.6).close()  # without any event
+    assert rows(tmp_path / "memwatch") == [(0, "val_loss", 0.5)]
+    watch_and_log(0.7).begin()
+    assert rows(tmp_path / "memwatch") == [(0, "val_loss", 0.7)]
+    assert rows(tmp_path / "memwatch" / "earlier" / "0001") == [(0, "val_loss", 0.5)]
+
+
+def test_a_resume_keeps_the_losses_up_to_the_checkpoint(pretrained, pipeline, tmp_path):
+    """The checkpoint is of step 3, the last event before it of step 2."""
+    killed = Loop(pretrained, tmp_path, log_with=Recorder())
+    watch = killed.watch(pipeline, config=SMALL)
+    killed.run(watch, 3, each=log_losses, epochs=1)
+    killed.accelerator.save_state(str(tmp_path / "checkpoint"))
+    killed.run(watch, 6, each=log_losses)
+    assert [step for step, *_ in rows(tmp_path / "memwatch")] == [1, 3, 5]
+
+    resumed = Loop(pretrained, tmp_path, log_with=Recorder())
+    watch = resumed.watch(pipeline, config=SMALL)
+    resumed.accelerator.load_state(str(tmp_path / "checkpoint"))
+    assert [step for step, *_ in rows(tmp_path / "memwatch")] == [1, 3]
+    resumed.step = 3
+    resumed.run(watch, 5, each=log_losses)
+    assert [step for step, *_ in rows(tmp_path / "memwatch")] == [1, 3, 5]
+    assert watch.state_dict()["losses"] == 3

@@ -9,12 +9,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from support.browser import needs_chromium, opened
+from support.browser import contrast, needs_chromium, opened
 from support.builders import EAGER, Loop
 from support.runs import large_run, memorized, save_image, save_map, write_run
 
 from memwatch.report.page import write_page
-from memwatch.report.title_bar import contrast
 
 NAMES = ("cat", "poster", "tree")
 STEPS = (100, 200, 300)
@@ -31,7 +30,14 @@ def small(tmp_path_factory):
     ]
     proof = {"generations": 2, "copies": 1, "ratios": [0.2, 0.9], "is_copy": [True, False], "of_others": {"tree": 1}}
     told = {"alert": True, "alert_text": "memwatch, step 200: cat is memorized.\nregion (16, 8, 48, 40) px"}
-    suspicious = {"verdict": "suspicious", "severity": 1.4, "p": 0.004, "alert": True, "reason": "1.4x, p = 0.004"}
+    suspicious = {
+        "verdict": "suspicious",
+        "severity": 1.4,
+        "p": 0.004,
+        "alert": True,
+        "reason": "1.4x, p = 0.004, event 1 of 2",
+    }
+    suspicious["alert_text"] = "memwatch, step 200: poster is suspicious."
     events = [
         {"step": 100},
         {"step": 200, "rows": {"cat": memorized(2.0, 100, copied=proof, **told), "poster": suspicious}},
@@ -42,10 +48,10 @@ def small(tmp_path_factory):
         found = np.zeros((8, 8))
         found[: 4 + i, :4] = 0.3 * i
         save_map(folder, step, {"cat": found, "poster": found / 2, "tree": np.zeros((8, 8))})
-        save_image(folder, "images", "poster", f"step_{step:07d}.png", seed=step)
+        save_image(folder, "images", "poster", f"step_{step:07d}.jpg", seed=step)
     save_image(folder, "images", "cat.png", seed=1)
     save_image(folder, "images", "tree.png", seed=2)
-    save_image(folder, "generations", "cat", "step_0000200.png", count=2, seed=3)
+    save_image(folder, "generations", "cat", "step_0000200.jpg", count=2, seed=3)
     rows = [{"step": step, "key": "val_loss", "value": 0.3 - step / 1e4} for step in STEPS]
     (folder / "losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_page(folder)
@@ -80,7 +86,9 @@ def decoded(uri: str) -> np.ndarray:
 def test_one_slider_moves_every_picture_number_and_verdict(page):
     assert page.text_content("#step") == "300"
     assert page.eval_on_selector_all(".card h3 a", "nodes => nodes.map(node => node.textContent)") == [
-        *"cat poster tree".split()
+        "a photo of cat (cat)",
+        "a <b>red</b> poster (poster)",
+        "a photo of tree (tree)",
     ]
     seen = {}
     for i, step in enumerate(STEPS):
@@ -98,6 +106,7 @@ def test_one_slider_moves_every_picture_number_and_verdict(page):
         "no evidence",
     ]
     assert page.text_content(".card .effect") == "2.0x"
+    assert page.locator(".card .why").all_text_contents() == ["since step 100", "event 1 of 2", "controls show as much"]
     page.fill("#slider", "0")
     assert page.eval_on_selector_all(".card .chip", "n => n.map(x => x.textContent)") == ["no evidence"] * 3
     assert page.eval_on_selector_all(".card .boxes rect", "n => n.length") == 0
@@ -155,7 +164,10 @@ def test_opacity_and_wipe(page):
 def test_verdicts_are_filtered(page):
     page.fill("#slider", "1")
     page.uncheck("#filter input[value=no-evidence]")
-    assert page.locator(".card:visible h3 a").all_text_contents() == ["cat", "poster"]
+    assert page.locator(".card:visible h3 a").all_text_contents() == [
+        "a photo of cat (cat)",
+        "a <b>red</b> poster (poster)",
+    ]
     page.uncheck("#filter input[value=memorized]")
     page.uncheck("#filter input[value=suspicious]")
     assert page.is_visible("#none")
@@ -166,26 +178,39 @@ def test_verdicts_are_filtered(page):
 
 @needs_chromium
 def test_a_line_lights_its_picture_and_a_click_goes_to_its_step(page):
-    line = page.locator(".timeline .line[data-probe='0']").first
+    line = page.locator(".chart .line[data-probe='0']").first
     line.dispatch_event("mouseenter")
-    assert page.locator(".card.lit h3 a").all_text_contents() == ["cat"]
+    assert page.locator(".card.lit h3 a").all_text_contents() == ["a photo of cat (cat)"]
     line.dispatch_event("mouseleave")
     assert page.locator(".card.lit").count() == 0
     line.focus()
-    assert page.locator(".card.lit h3 a").all_text_contents() == ["cat"]
-    box = page.locator(".timeline").first.bounding_box()
+    assert page.locator(".card.lit h3 a").all_text_contents() == ["a photo of cat (cat)"]
+    box = page.locator(".chart").first.bounding_box()
     page.mouse.click(box["x"] + 0.05 * box["width"], box["y"] + 0.5 * box["height"])
     assert page.text_content("#step") == "100"
 
 
 @needs_chromium
-def test_the_cursor_of_every_chart_is_at_the_same_step(page):
-    page.fill("#slider", "0")
-    at = page.eval_on_selector_all(
-        ".chart", "n => n.map(c => [c.querySelector('.cursor').getAttribute('d'), c.dataset.x.split(',')[0]])"
-    )
-    assert len(at) == 5  # severities, losses, and the levels of three probes
-    assert all(float(d[1:].split(" ")[0]) == pytest.approx(float(first), abs=0.06) for d, first in at)
+def test_the_charts_show_every_event_and_their_cursors_are_at_the_same_step(page):
+    severities, losses = page.locator(".chart").all()
+    names = severities.locator(".line[data-probe] title").all_text_contents()
+    assert names[-1] == "a photo of cat (cat)"  # the worst on top
+    points = "nodes => nodes.map(node => node.getAttribute('points').split(' ').length)"
+    assert severities.locator(".line[data-probe] polyline").evaluate_all(points) == [3, 3, 3]
+    assert losses.locator(".line title").all_text_contents() == ["val_loss"]
+    assert severities.locator(".mark title").all_text_contents() == [
+        "step 200: a photo of cat (cat) is memorized",
+        "step 200: 1 of 2 generations copy a photo of cat (cat)",
+        "step 200: a <b>red</b> poster (poster) is suspicious",
+    ]
+    said = severities.locator("text").all_text_contents()
+    assert {"1x", "1.5x", "2x", "alert level 1.5x", "stop, step 300", "100", "300"} <= set(said)
+    assert severities.locator("polygon.band").count() == 1
+    for i, step in enumerate(STEPS):
+        page.fill("#slider", str(i))
+        at = page.eval_on_selector_all(".chart .cursor", "n => n.map(x => parseFloat(x.getAttribute('d').slice(1)))")
+        widths = (740, 460)
+        assert at == [pytest.approx(46 + (w - 150 - 46) * (step - 100) / 200, abs=0.06) for w in widths]
 
 
 @needs_chromium
@@ -202,11 +227,11 @@ def test_generations_that_copy_are_framed(page):
 def test_the_page_answers_the_five_questions(page):
     top = page.text_content(".top")
     assert "1 of 3 probes is memorized, since step 100; memwatch decided to stop the training at step 300." in top
-    assert "cat is strongest: 2.4x, p = 1e-09, since step 100" in " ".join(top.split())
+    assert "a photo of cat (cat) is strongest: 2.4x, p = 1e-09, since step 100" in " ".join(top.split())
     assert "Find its duplicates" in top
-    assert "The training set has 97 rows, and 2 images are watched." in page.text_content("body")
+    assert "The training set has 97 rows; 2 of them are watched." in page.text_content("body")
     assert "0 of 20 controls called; at most 14 %" in page.text_content("body")
-    assert "max_factor: 6.0" in page.text_content("pre")
+    assert "min_severity: 1.5" in page.text_content("pre")
     assert "torch 2.13.0" in page.text_content("body")
     assert "region (16, 8, 48, 40) px" in page.text_content("#probe-0 .alert-text")
 
@@ -250,21 +275,6 @@ def test_on_a_narrow_screen_nothing_sticks_out(small):
 
 
 @needs_chromium
-def test_a_page_that_renews_itself_comes_back_as_it_was_left(small, tmp_path):
-    file = write_page(small, tmp_path / "live.html", renew=1)
-    with opened(file) as page:
-        page.fill("#slider", "1")
-        page.fill("#opacity", "40")
-        page.uncheck("#filter input[value=suspicious]")
-        with page.expect_navigation():
-            pass
-        until(page, "#step", "200")
-        assert page.input_value("#opacity") == "40"
-        assert not page.is_checked("#filter input[value=suspicious]")
-        assert page.problems == []
-
-
-@needs_chromium
 def test_sixteen_probes_of_fifty_events_are_small_and_open_within_a_second(tmp_path):
     file = write_page(large_run(tmp_path, 16, 50))
     assert file.stat().st_size <= 3_000_000
@@ -301,4 +311,4 @@ def test_a_real_run_leaves_a_page_of_itself(pretrained, pipeline, images, tmp_pa
     assert len(data["probes"]) == 2
     assert all(index >= 0 for probe in data["probes"] for index in probe["images"])
     assert "Validation loss" in text
-    assert f"The training set has {len(loop.loader.dataset)} rows, and 1 images are watched." in text
+    assert f"The training set has {len(loop.loader.dataset)} rows; 1 of them are watched." in text

@@ -15,6 +15,7 @@ from support.runs import save_image
 from support.trackers import Recorder
 
 import memwatch.report.sinks
+import memwatch.report.trackers
 from memwatch import MemWatchConfig, Report
 from memwatch.cli import main
 from memwatch.faults import Faults
@@ -30,7 +31,6 @@ from memwatch.report.picture import pictures_of
 from memwatch.report.report import level_factors
 from memwatch.report.retention import BUDGET, NEWEST, Retention, is_shown
 from memwatch.report.sinks import Sinks
-from memwatch.report.timeline import severity_timeline
 
 
 class Sizes(Retention):
@@ -64,28 +64,11 @@ def test_the_bound_holds_for_any_number_of_events(has_news):
     assert max(np.diff(older)) <= 4 * 3000 / len(older)  # spread over the whole run
 
 
-def test_below_the_budget_everything_stays():
-    rule = Sizes(budget=100)
-    for _ in range(100):
-        rule.add(False)
-    assert rule.steps == list(range(100))
-    rule.add(False)
-    assert rule.steps == [0, *range(2, 101)]
-
-
 def test_news_outlast_what_is_quiet_and_the_newest_outlast_both():
     rule = Sizes(budget=40)
     for number in range(200):
         rule.add(number in (5, 77, 150))
     assert {0, 5, 77, 150, *range(192, 200)} <= set(rule.steps)
-
-
-def test_the_newest_event_stays_whatever_it_takes():
-    rule = Sizes(budget=10, size=100)
-    for _ in range(5):
-        rule.add(False)
-        assert len(rule.steps) == 1
-    assert rule.steps == [4]
 
 
 def test_trackers_get_fewer_pictures_the_longer_a_run_is():
@@ -134,14 +117,12 @@ def test_several_hundred_events_leave_their_numbers_and_the_pictures_of_some(tmp
     assert (tmp_path / "images" / "cat.png").is_file()
     run = Run.read(tmp_path)
     assert [each.step for each in run.events] == list(range(300))
-    frames = frames_of(run, 6.0)
-    assert (list(frames.steps), frames.left_out, frames.gone) == (steps, 270, 270)
-    assert str(severity_timeline(run)).count(",") > 2 * 300
+    frames = frames_of(run)
+    assert frames.steps == steps
     assert main(["report", str(tmp_path)]) == 3
     page = " ".join((tmp_path / "report.html").read_text(encoding="utf-8").split())
     assert "The slider stops at 30 of 300 events: the first, the last, those with news" in page
-    assert "The pictures of 270 are kept no longer, so that the disk does not fill. The charts show" in page
-    assert f"<td>{len(run.events)}</td>" in page
+    assert "<td>300: " in page
 
 
 def test_a_run_that_is_resumed_keeps_the_same_pictures(tmp_path):
@@ -169,20 +150,14 @@ def test_files_that_are_nobodys_are_left_alone(tmp_path):
 
 
 def test_trackers_get_pictures_of_news_and_of_ever_fewer_quiet_events(tmp_path, monkeypatch):
-    class Tracker(Recorder):
-        name = "dvclive"
-
-        def log_image(self, name, picture):
-            pictured.append(name)
-
-    pictured: list[str] = []
+    shown: list[int] = []
+    picture = lambda tracker, report: report.overview and shown.append(report.step)  # noqa: E731
+    monkeypatch.setitem(memwatch.report.trackers.ADAPTERS, "recorder", picture)
     monkeypatch.setattr(memwatch.report.sinks, "pictures_of", lambda report: report.pictures)
     monkeypatch.setattr(memwatch.report.sinks, "overview_of", lambda report: report.overview)
-    sinks = Sinks(FileSink(tmp_path), Faults())
-    tracker = Tracker()
+    sinks, tracker = Sinks(FileSink(tmp_path), Faults()), Recorder()
     for step in range(70):
         sinks.write(report(step, is_news=step in (31, 57)), [tracker])
-    shown = [int(Path(name).stem) for name in pictured if "overview" in name]
     assert [step for step, _ in tracker.rows] == list(range(70))
     assert len(shown) == len(set(shown)) < 40
     assert {*range(16), 31, 57} <= set(shown)

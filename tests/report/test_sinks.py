@@ -16,14 +16,11 @@ from support.trackers import Recorder
 import memwatch.measure.snapshots
 import memwatch.report.files
 import memwatch.report.sinks
-import memwatch.report.terminal
 import memwatch.report.trackers
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink
-from memwatch.report.sinks import Sinks, tracker_sink
-from memwatch.report.tensorboard import TensorBoardSink
+from memwatch.report.sinks import Sinks
 from memwatch.report.trackers import TrackerSink
-from memwatch.report.wandb import WandbSink
 
 FAILED = "memwatch: the sink 'recorder' failed (ConnectionError('the server is gone')); "
 AGAIN = FAILED + "memwatch will try again at the next event. Training goes on."
@@ -54,12 +51,6 @@ def test_a_tracker_that_works_again_gets_the_next_rows(pretrained, pipeline, tmp
     assert [m for m in caplog.messages if "the server is gone" in m] == [AGAIN]
     assert [step for step, _ in recorder.rows] == [0, 6, 8]
     assert recorder.rows[-1][1]["memwatch/errors"] == 2
-
-
-def test_a_failing_tracker_raises_when_strict(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path, log_with=Recorder(fails_at=range(2, 99)))
-    with pytest.raises(RuntimeError, match=r"sink 'recorder' failed.*the server is gone"):
-        loop.run(loop.watch(pipeline, strict=True), 6)
 
 
 def no_space(*args, **kwargs):
@@ -115,20 +106,6 @@ def test_a_full_disk_raises_when_strict(pretrained, pipeline, tmp_path, monkeypa
         loop.run(watch, 2)
 
 
-def test_every_tracker_has_a_sink():
-    class Run:
-        """As much of a W&B run as the sink's constructor asks for."""
-
-        def define_metric(self, *args, **kwargs): ...
-
-    def tracker(name):
-        return type("Tracker", (), {"name": name, "tracker": Run()})()
-
-    sinks = [tracker_sink(tracker(name), Faults()) for name in ("wandb", "tensorboard", "mlflow")]
-    assert [type(sink) for sink in sinks] == [WandbSink, TensorBoardSink, TrackerSink]
-    assert [sink.name for sink in sinks] == ["wandb", "tensorboard", "mlflow"]
-
-
 def test_a_tracker_whose_sink_cannot_be_made_costs_its_rows_alone(pretrained, pipeline, tmp_path, monkeypatch, caplog):
     """W&B's adapter asks the server when it is made. The old sinks were made outside of every try: training ended."""
     made = []
@@ -151,32 +128,14 @@ def test_a_tracker_whose_sink_cannot_be_made_costs_its_rows_alone(pretrained, pi
     assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
 
 
-def test_files_that_failed_once_are_written_at_the_next_event(pretrained, pipeline, tmp_path, monkeypatch):
-    loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline)
-    watch.begin()
-    real, failing = Path.open, [2, 4]
-
-    def opened(self, *args, **options):
-        return no_space() if self.name == "history.jsonl" and loop.step in failing else real(self, *args, **options)
-
-    monkeypatch.setattr(Path, "open", opened)
-    loop.run(watch, 10)
-    rows = history(tmp_path)
-    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10]  # numbers wait until there is room
-    assert [row["errors"] for row in rows] == [0, 0, 1, 2, 2, 2]
-    folder = tmp_path / "memwatch" / "heatmaps" / "cat"
-    assert sorted(file.name for file in folder.iterdir()) == [f"step_{step:07d}.jpg" for step in (0, 6, 8, 10)]
-
-
 class FullDisk:
     """Refuses to write lines of history as long as ``is_full``; ``tried`` counts."""
 
     def __init__(self, monkeypatch):
-        self.is_full, self.tried, self._real = True, 0, memwatch.report.files.append_text
-        monkeypatch.setattr(memwatch.report.files, "append_text", self.append_text)
+        self.is_full, self.tried, self._real = True, 0, memwatch.report.files.append
+        monkeypatch.setattr(memwatch.report.files, "append", self.append)
 
-    def append_text(self, *args):
+    def append(self, *args):
         self.tried += 1
         if self.is_full:
             no_space()
@@ -214,38 +173,6 @@ def test_a_sink_that_rests_is_tried_again_and_what_has_waited_is_written(tmp_pat
     )
 
 
-def test_lines_that_wait_are_bounded_and_what_is_lost_is_said(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(memwatch.report.files, "HELD", 5)
-    disk, sinks = FullDisk(monkeypatch), Sinks(FileSink(tmp_path), Faults())
-    for step in range(12):
-        sinks.write(event(step, found("cat")), [])
-    disk.is_full = False
-    sinks.write(event(12, found("cat")), [])
-    assert steps_in(tmp_path) == [8, 9, 10, 11, 12]
-    assert caplog.messages[-1].endswith("pictures and maps of the events in between are missing, and the numbers of 8.")
-
-
-def test_lines_that_wait_are_written_at_the_end(tmp_path, monkeypatch):
-    disk, sinks = FullDisk(monkeypatch), Sinks(FileSink(tmp_path), Faults())
-    for step in range(5):
-        sinks.write(event(step, found("cat")), [])
-    disk.is_full = False
-    sinks.close()
-    assert steps_in(tmp_path) == list(range(5))
-    assert (tmp_path / "report.html").is_file()
-
-
-def test_a_run_that_is_resumed_tries_a_resting_sink_at_once(tmp_path, monkeypatch):
-    disk, faults = FullDisk(monkeypatch), Faults()
-    sinks = Sinks(FileSink(tmp_path), faults)
-    for step in range(5):
-        sinks.write(event(step, found("cat")), [])
-    disk.is_full, again = False, Faults()
-    again.load_state_dict(faults.state_dict())
-    Sinks(FileSink(tmp_path), again).write(event(5, found("cat")), [])
-    assert steps_in(tmp_path) == [5]
-
-
 def test_pictures_that_cannot_be_drawn_cost_no_numbers(pretrained, pipeline, tmp_path, monkeypatch, caplog):
     def broken(*args):
         raise OSError("no such font")
@@ -259,14 +186,6 @@ def test_pictures_that_cannot_be_drawn_cost_no_numbers(pretrained, pipeline, tmp
     rows = history(tmp_path)
     assert [(row["step"], row["errors"], row["failure"]) for row in rows] == [(0, 1, None), (2, 2, None), (4, 3, None)]
     assert [m for m in caplog.messages if "drawing the pictures failed (OSError('no such font'))" in m]
-
-
-def test_a_console_that_is_gone_costs_nothing_else(pretrained, pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(memwatch.report.terminal.tqdm, "write", no_space)
-    loop = Loop(pretrained, tmp_path)
-    reports = loop.run(loop.watch(pipeline), 4)
-    assert [report.failure for report in reports] == [None, None]
-    assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
 
 
 def test_a_sink_that_fails_on_closing_is_survived(tmp_path, monkeypatch, caplog):

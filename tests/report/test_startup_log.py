@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import pytest
 from support.builders import Loop, picture
@@ -20,8 +22,8 @@ def prompts(num: int) -> list[Probe]:
 
 
 CAT, POSTER = Probe("a cat", picture(0), name="cat"), Probe("a red poster", name="poster")
-FEW = "memwatch takes 11 controls that are {kind} to judge probes that are {kind}, and there are {has}; "
-FEW += "those probes ({watched}) are inconclusive"
+FEW = "there are {has} controls that are {kind}, and judging {kind} takes 11; "
+FEW += "the {watched} probes that are {kind} will be inconclusive"
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def said(pretrained, pipeline, tmp_path, caplog):
 
 def test_without_controls_nothing_can_be_called_memorized(said):
     (warning,) = said([CAT, POSTER])
-    assert warning.startswith("memwatch has no controls: ")
+    assert warning.startswith("there are no controls: ")
     assert warning.endswith("alerts are uncalibrated and nothing is called memorized")
 
 
@@ -61,19 +63,12 @@ def test_too_few_controls_of_a_kind_are_said_of_the_kind_that_is_watched(probes,
     assert said(probes, controls=controls) == wanted
 
 
-def test_peers_are_neither_controls_nor_watched(said):
-    assert said([CAT], controls=images(MIN_CONTROLS), peers=prompts(2)) == []
-    (hello,) = said([CAT, POSTER], logging.INFO, controls=images(2), peers=images(3))
-    assert "; 1 reference and 1 prompt probes, 2 controls, 3 peers; " in hello
-
-
 def test_images_without_captions_are_said_in_one_sentence(said):
     probes = [CAT, *images(2, caption="")]
-    sentence = "memwatch: probes without a caption: 2 of 3; only snapshot baselines are used for them"
+    sentence = "probes without a caption: 2 of 3; only snapshot baselines are used for them"
     assert sentence in said(probes, logging.INFO)
     assert sentence not in said([CAT, POSTER], logging.INFO, controls=images(2, caption=""))  # none of them is watched
-    for signals in ({"against": "snapshot"}, {"unconditional": False}):
-        assert sentence not in said(probes, logging.INFO, signals=signals)
+    assert sentence not in said(probes, logging.INFO, signals={"against": "snapshot"})
 
 
 def test_the_main_process_alone_speaks(said, monkeypatch):
@@ -81,3 +76,19 @@ def test_the_main_process_alone_speaks(said, monkeypatch):
 
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
     assert said([CAT, POSTER]) == said([CAT, POSTER], logging.INFO) == []
+
+
+def test_a_plain_script_sees_information_and_warnings_once():
+    """Whether it has set logging up or not; where it has, in its own format."""
+    speak = "show_messages(); logger.info('told'); logger.warning('warned')"
+    setting_up = "logging.basicConfig(format='%(name)s, %(levelname)s: %(message)s')"
+    imports = "import logging; from memwatch.report.startup_log import logger, show_messages"
+    code = "\n".join([imports, speak, setting_up, speak])
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    said = [line for line in run.stderr.splitlines() if "told" in line or "warned" in line]
+    assert said == [
+        "memwatch: told",
+        "memwatch: warning: warned",
+        "memwatch, INFO: told",
+        "memwatch, WARNING: warned",
+    ]

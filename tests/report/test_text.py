@@ -1,20 +1,86 @@
-"""What a run says to people and pipelines: Markdown, plain values, advice, and what was not watched."""
+"""Words: the table of an event, and what a run says to people and pipelines."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 
 import pytest
 from support.runs import memorized, write_run
 
-from memwatch.report.advice import advice_of, headline, not_watched
-from memwatch.report.copied import proof_words
-from memwatch.report.history import Row, Run
-from memwatch.report.text import as_json, as_markdown
+from memwatch.judge.verdict import Verdict
+from memwatch.report.about import About
+from memwatch.report.history import Event, Row, Run, proof_words
+from memwatch.report.text import advice_of, as_markdown, columns, headline, not_watched, summary
 
-PROOF = {"generations": 4, "copies": 1, "ratios": [0.1], "is_copy": [True], "of_others": {}}
-SUSPICIOUS = {"verdict": "suspicious", "severity": 1.4, "p": 0.004, "reason": "1.4x, p = 0.004"}
+PROOF = {"generations": 4, "copies": 3, "ratios": [0.1, 0.1, 0.2, 0.9], "is_copy": [1, 1, 1, 0], "of_others": {}}
+SUSPICIOUS = {"verdict": "suspicious", "severity": 1.4, "p": 0.004, "reason": "1.4x, p = 0.004, event 1 of 2"}
 UNKNOWN = {"verdict": "inconclusive", "severity": 1.0, "p": None, "reason": "nothing earlier to compare with"}
+REGION = {"box": (0, 0, 64, 64), "area": 0.25}
+M, S, N, I = Verdict  # noqa: E741
+ROWS = (
+    Row("photo-7", verdict=N, severity=1.1, reason="1.1x, p = 0.41: controls show as much"),
+    Row("new", verdict=I, reason="nothing earlier to compare with"),
+    Row("banner", "a blue banner", verdict=M, severity=1.7, reason="1.7x, p = 1e-08, since step 20", regions=(REGION,)),
+    Row("rocket", verdict=M, severity=2.3, reason="2.3x, p = 3e-10, since step 20", regions=(REGION,), copied=PROOF),
+    Row("poster", "猫", verdict=S, severity=9.0, reason="9.0x, p = 0.004, event 1 of 2", is_reference=False),
+)
+AUDIT = "0 of 20 controls called; at most 14 % at 95 % confidence"
+EVENT = Event(40, ROWS, {"control/0": 1.0}, AUDIT, calibrated=True, seconds=5.25, overhead=0.0213)
+ABOUT = About(settings={"max_train_steps": 200})
+
+
+def test_the_table_of_an_event():
+    event = replace(EVENT, stop_reason="step 40: 2 probe(s) memorized", errors=2)
+    lines = summary(event, ABOUT).splitlines()
+    assert lines == [
+        "memwatch, step 40 of 200: 2 memorized, 1 suspicious, 1 no evidence, 1 inconclusive",
+        "  probe                   verdict     region, px    generations     why",
+        "  rocket                  memorized   0,0 to 64,64  3 of 4 copy it  2.3x, p = 3e-10, since step 20",
+        "  a blue banner (banner)  memorized   0,0 to 64,64                  1.7x, p = 1e-08, since step 20",
+        "  猫 (poster)             suspicious                                9.0x, p = 0.004, event 1 of 2",
+        "  1 more without evidence: photo-7; 1 more inconclusive: new",
+        f"  {AUDIT}",
+        "  5.2 s, 2.1 % of training time, 2 failures of memwatch so far",
+        "  STOP: step 40: 2 probe(s) memorized",
+    ]
+    assert len({columns(line[: line.index("memorized")]) for line in lines[2:4]}) == 1
+
+
+@pytest.mark.parametrize(("shown", "names"), [(0, 0), (1, 1), (5, 5), (9, 5)])
+def test_as_many_probes_as_asked_for(shown, names):
+    lines = summary(EVENT, ABOUT, shown=shown).splitlines()
+    assert len(lines) == 3 + (1 + names if names else 0) + (names < 5)
+
+
+def test_an_event_that_failed_and_one_where_no_probe_could_be_judged():
+    failed = Event(8, seconds=0.25, errors=1, failure="looking at the model failed: OutOfMemoryError('8 GiB')")
+    assert summary(failed, ABOUT).splitlines() == [
+        "memwatch, step 8 of 200: this event is lost, because looking at the model failed: OutOfMemoryError('8 GiB')",
+        "  0.2 s, 1 failure of memwatch so far",
+    ]
+    first = Event(0, tuple(Row(name, reason="nothing earlier to compare with") for name in "abcd"))
+    assert summary(first, About()).splitlines() == [
+        "memwatch, step 0: 4 inconclusive",
+        "  nothing earlier to compare with",
+        "  there are no controls, so alerts are uncalibrated",
+        "  0.0 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "is_reference", "full", "brief"),
+    [
+        ({}, True, "3 of 4 generations copy it", "3 of 4 copy it"),
+        ({"copies": 1}, True, "1 of 4 generations copies it", "1 of 4 copies it"),
+        ({}, False, "3 of 4 generations show it", "3 of 4 show it"),
+        ({"of_others": {"b": 1}}, True, "3 of 4 generations copy it; copies of other images: b (1)", "3 of 4 copy it"),
+        ({"ratios": [None]}, True, "4 generations: copies cannot be told", "copies cannot be told"),
+    ],
+)
+def test_a_proof_in_words(parts, is_reference, full, brief):
+    assert proof_words(PROOF | parts, is_reference) == full
+    assert proof_words(PROOF | parts, is_reference, brief=True) == brief
+    assert proof_words(None, is_reference) == ""
 
 
 def run_of(folder, *events, names=("cat", "dog"), **about) -> Run:
@@ -24,10 +90,9 @@ def run_of(folder, *events, names=("cat", "dog"), **about) -> Run:
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
-        ([{}], "No evidence of anything stored on 2 of 2 probes."),
+        ([{}], "No evidence in 2 of 2 probes."),
         ([{"rows": {"cat": SUSPICIOUS}}], "1 of 2 probes is suspicious, and none is memorized."),
-        ([{"rows": {"cat": UNKNOWN, "dog": UNKNOWN}}], "Nothing can be said yet: every probe is inconclusive."),
-        ([{"rows": {"cat": UNKNOWN}}], "No evidence of anything stored on 1 of 2 probes."),
+        ([{"rows": {"cat": UNKNOWN, "dog": UNKNOWN}}], "No verdict yet: every probe is inconclusive."),
         ([{"rows": {"cat": memorized(since=5)}}, {}], "1 of 2 probes is memorized, since step 5."),
         (
             [{"rows": {"cat": memorized(since=7), "dog": memorized(since=9)}, "stop_reason": "enough"}] * 2,
@@ -40,40 +105,27 @@ def test_the_headline_says_what_happened(events, expected, tmp_path):
     assert headline(run_of(tmp_path, *({"step": i} | event for i, event in enumerate(events)))) == expected
 
 
-def test_advice_follows_the_verdict(tmp_path):
-    run = run_of(tmp_path, {"step": 3, "rows": {"cat": memorized(since=2), "dog": SUSPICIOUS}})
-    cat, dog = run.last.worst_first
-    assert "Find its duplicates" in advice_of(cat)
-    assert "Events before step 2 showed none of it" in advice_of(cat)
-    assert "Watch the next events" in advice_of(dog)
-    prompt = Row.from_dict(memorized(since=0) | {"name": "p", "is_reference": False})
-    assert "training images with this caption" in advice_of(prompt)
-    assert "Events before" not in advice_of(prompt)
-    assert "nothing earlier to compare with" in advice_of(Row.from_dict(UNKNOWN | {"name": "p"}))
-    assert "Nothing to do" in advice_of(Row.from_dict({"name": "p", "verdict": "no evidence"}))
+def test_advice_follows_the_verdict():
+    def advice(verdict, **parts):
+        return advice_of(Row("p", verdict=Verdict(verdict), **parts))
 
-
-def test_a_proof_in_words():
-    row = {"name": "p", "verdict": "no evidence"}
-    assert proof_words(Row.from_dict(row)) is None
-    assert proof_words(Row.from_dict(row | {"copied": PROOF})) == "1 of 4 generations copies it"
-    assert proof_words(Row.from_dict(row | {"copied": PROOF | {"copies": 0}})) == "0 of 4 generations copy it"
-    prompt = Row.from_dict(row | {"copied": PROOF | {"copies": 2}, "is_reference": False})
-    assert proof_words(prompt, brief=True) == "2 of 4 show it"
-    flat = Row.from_dict(row | {"copied": PROOF | {"copies": 0, "ratios": [None]}})
-    assert proof_words(flat) == "4 generations, but nobody can tell a copy here"
+    assert "Find its duplicates" in advice("memorized", since=2)
+    assert "Events before step 2 showed no evidence" in advice("memorized", since=2)
+    assert "training images with this caption" in advice("memorized", is_reference=False)
+    assert "Watch the next events" in advice("suspicious")
+    assert "nothing earlier" in advice("inconclusive", reason="nothing earlier")
+    assert "Nothing to do" in advice("no evidence")
 
 
 def test_what_was_not_watched_is_said(tmp_path):
     lost = {"step": 1, "failure": "out of memory"}
     last = {"step": 2, "rows": {"cat": UNKNOWN}, "controls": {"a": 1.0}}
     said = " ".join(not_watched(run_of(tmp_path, {"step": 0}, lost, last, training_rows=20_000)))
-    assert "The training set has 20000 rows, and 2 images are watched." in said
-    assert "Noise levels other than t = 141, 501" in said
-    assert "no judgement was possible of cat." in said
-    assert "1 controls were usable, and it takes 11" in said
+    assert "The training set has 20000 rows; 2 of them are watched." in said
+    assert "Only the noise levels t = 141, 501 are measured." in said
+    assert "no judgement was possible for a photo of cat (cat)." in said
+    assert "1 controls were usable; judging takes 11" in said
     assert "Lost events: step 1." in said
-    assert "never means that the model has memorized nothing" in said
     uncalibrated = {"step": 0, "controls": {}, "calibrated": False}
     assert "There are no controls" in " ".join(not_watched(run_of(tmp_path, uncalibrated)))
 
@@ -83,17 +135,6 @@ def test_markdown_is_a_table_that_nothing_breaks(tmp_path):
     run = run_of(tmp_path, {"step": 1, "rows": {"a|b <i>": told}}, names=("dog", "a|b <i>"))
     lines = as_markdown(run).splitlines()
     assert lines[0] == "# 1 of 2 probes is memorized, since step 1."
-    table = [line for line in lines if line.startswith("|")]
-    assert table[2] == ("| a\\|b &lt;i> | memorized | 2.00x | 1e-09 | 16, 8 to 48, 40 | 25% | 1 of 4 copies it | 1 |")
-    assert table[3].startswith("| dog | no evidence | 1.05x | 0.5 | - | 0% | - | - |")
-    assert "- step 1: a\\|b &lt;i> is memorized. 2.0x, p = 1e-09, since step 1." in lines
-    assert "## What to do" in lines
-
-
-def test_plain_values_can_be_read_by_a_pipeline(tmp_path):
-    run = run_of(tmp_path, {"step": 1, "rows": {"cat": memorized(2.0, 1, alert=True)}}, {"step": 2})
-    found = json.loads(json.dumps(as_json(run), allow_nan=False))
-    assert (found["step"], found["is_memorized"], found["memorized"]) == (2, True, ["cat"])
-    assert [alert["name"] for alert in found["alerts"]] == ["cat"]
-    assert [probe["verdict"] for probe in found["probes"]] == ["no evidence", "no evidence"]
-    assert found["alerts"][0]["regions"][0]["box"] == [16, 8, 48, 40]
+    name, reason = "a photo of a\\|b &lt;i> (a\\|b &lt;i>)", "2.0x, p = 1e-09, since step 1"
+    assert f"| {name} | memorized | 16,8 to 48,40 | 3 of 4 copy it | {reason} |" in lines
+    assert f"- step 1: {name} is memorized. {reason}." in lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,8 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
-from support.builders import EAGER, Loop, call_every_change
+from support.builders import EAGER, Loop, call_every_change, picture
 from support.observations import seen
 from support.wandb_runs import OfflineRun
 from support.wandb_writing import ABOUT, Tracker, offline, report_of, write
@@ -19,7 +19,7 @@ from memwatch.config_file import load_config
 from memwatch.judge.findings import Judgement
 from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.report.report import Report
-from memwatch.report.wandb import SINGLE, WandbSink, alerts_of
+from memwatch.report.wandb import COLUMNS, PICTURED, WandbSink, pictured
 
 
 @pytest.fixture(autouse=True)
@@ -72,22 +72,6 @@ def test_every_event_is_a_row_of_its_own(wandb_run, wandb_reports):
     assert sum("train_loss" in row for row in wandb_run.rows) == 16
 
 
-def test_events_without_a_row_of_the_script_between_them_are_rows_as_well(tmp_path, wandb_reports):
-    """At the same step of W&B's own, the second event would have replaced the first one's values."""
-    ahead = [True]
-
-    def only_at_the_start(run):
-        for _ in range(100 if ahead else 0):
-            run.log({"validation": 1.0})
-        ahead.clear()
-
-    write(wandb_reports, only_at_the_start)
-    (run,) = OfflineRun.all(tmp_path)
-    assert [row["memwatch/step"] for row in run.ours] == [0, 2, 4, 6]
-    assert [row["_step"] for row in run.ours] == [100, 101, 102, 103]
-    assert sum("validation" in row for row in run.rows) == 100
-
-
 def test_a_failed_event_is_a_row_of_its_few_scalars(tmp_path, wandb_reports):
     failed = Report(4, load_config(None), Judgement(), True, 0.5, 1, None, failure="out of memory", about=ABOUT)
     write([wandb_reports[0], failed])
@@ -97,70 +81,41 @@ def test_a_failed_event_is_a_row_of_its_few_scalars(tmp_path, wandb_reports):
     assert (row["memwatch/step"], row["memwatch/errors"], len(run.table())) == (4, 1, 1)
 
 
-def test_the_summary_keeps_the_highest_severity_and_the_lowest_p(wandb_run, wandb_reports):
+def test_the_summary_keeps_the_extremes_also_of_a_name_with_a_dot(tmp_path, wandb_run, wandb_reports):
     severities, ps = ([getattr(report.findings[0], key) for report in wandb_reports] for key in ("severity", "p"))
-    assert severities[-1] < max(severities)
-    assert ps[-1] > min(ps)
-    for key in ("memwatch/max_severity", "memwatch/severity/cat"):
-        assert wandb_run.summary[key] == pytest.approx({"last": severities[-1], "max": max(severities)})
-    for key in ("memwatch/min_p", "memwatch/p/cat"):
-        assert wandb_run.summary[key] == pytest.approx({"last": ps[-1], "min": min(ps)})
+    for key, values in {"max_severity": severities, "severity/cat": severities, "min_p": ps, "p/cat": ps}.items():
+        expected = {"last": values[-1], "min": min(values), "max": max(values)}
+        assert len(set(expected.values())) >= 2
+        assert wandb_run.summary[f"memwatch/{key}"] == pytest.approx(expected)
     assert wandb_run.summary["memwatch/step"] == 6
-
-
-def test_a_name_with_a_dot_has_its_summary_too(tmp_path, wandb_reports):
     named = [replace(r.findings[0], observation=seen("a.cat v1.5")) for r in wandb_reports]
     write([replace(r, judgement=Judgement((f,)), pictures={}) for r, f in zip(wandb_reports, named, strict=True)])
     (run,) = OfflineRun.all(tmp_path)
-    severities = [f.severity for f in named]
-    last = {"last": severities[-1], "max": max(severities)}
-    assert run.summary["memwatch/severity/a.cat v1.5"] == pytest.approx(last)
+    assert run.summary["memwatch/severity/a.cat v1.5"]["max"] == pytest.approx(max(severities))
 
 
 def test_every_series_has_memwatchs_step_as_its_axis(wandb_run):
     metrics = wandb_run.of_type("metric")
     assert {"name": "memwatch/step", "options": {"defined": True, "hidden": True}} in metrics
     by_key = {metric.get("name") or metric["glob_name"]: metric.get("step_metric") for metric in metrics}
-    assert by_key["memwatch/*"] == by_key["memwatch/severity/cat"] == by_key["memwatch/p/cat"] == "memwatch/step"
-    assert [key for key in by_key if key.endswith("*")] == ["memwatch/*"]  # of two patterns W&B would take either
+    assert by_key["memwatch/*"] == "memwatch/step"
 
 
-def test_alerts_have_a_level_and_a_rate_limit(wandb_run, wandb_reports):
-    found = [(a["title"], a["level"], a["text"], int(a["wait_duration"])) for a in wandb_run.of_type("alert")]
+def test_an_event_with_news_sends_one_alert_with_a_level(tmp_path, wandb_run, wandb_reports):
+    found = [(a["title"], a["level"], a["text"]) for a in wandb_run.of_type("alert")]
     texts = [report.alert_text(report.alerts[0]) for report in wandb_reports[1:3]]
     assert found == [
-        ("memwatch: suspicious: cat", "WARN", texts[0], 600_000),
-        ("memwatch: memorized: cat", "ERROR", texts[1], 600_000),
+        ("memwatch, step 2: suspicious: a photo of cat (cat)", "WARN", texts[0]),
+        ("memwatch, step 4: memorized: a photo of cat (cat)", "ERROR", texts[1]),
     ]
-
-
-def test_many_alerts_of_one_event_are_sent_as_one_that_names_them_all():
     (finding,) = report_of(2).alerts
-    name = "n" * 60
-    findings = tuple(replace(finding, observation=seen(f"{name}{i}")) for i in range(SINGLE + 1))
-    report = replace(report_of(2), judgement=Judgement(findings))
-    ((title, text, level),) = alerts_of(report)
-    assert (title, level) == ("memwatch: several probes at once", "WARN")
-    assert all(report.alert_text(f) in text for f in findings)
-    assert text.startswith(f"memwatch, step 2: {SINGLE + 1} probes: {name}0 (suspicious), ")
-    worst = replace(findings[0], state=ProbeState(verdict=Verdict.MEMORIZED))
-    ((_, _, level),) = alerts_of(replace(report, judgement=Judgement((*findings, worst))))
-    assert level == "ERROR"
-    few = alerts_of(replace(report, judgement=Judgement(findings[:SINGLE])))
-    assert [len(title) for title, *_ in few] == [63] * SINGLE  # W&B takes less than 64 characters
-
-
-def test_maps_are_uploaded_with_alerts_and_on_closing(wandb_run, wandb_reports):
-    uploaded = wandb_run.artifacts("memwatch-maps")
-    assert {artifact["name"] for artifact in uploaded} == {"memwatch-maps-run1"}
-    assert [set(artifact["aliases"]) for artifact in uploaded] == [{"latest", f"step-{step}"} for step in (2, 4, 6)]
-    for artifact, report in zip(uploaded, wandb_reports[1:], strict=True):
-        assert artifact["metadata"] == {"step": report.step}
-        ((path, file),) = artifact["files"].items()
-        assert path == f"step_{report.step:07d}.safetensors"
-        maps, decisive = load_file(file), report.findings[0].signals.decisive
-        assert np.array_equal(maps["cat/decisive"], decisive.mean.numpy())
-        assert np.array_equal(maps["cat/decisive.sem"], decisive.sem.numpy())
+    worst = replace(finding, observation=seen("b"), state=ProbeState(verdict=Verdict.MEMORIZED))
+    report = replace(report_of(2), judgement=Judgement((finding, worst)))
+    write([report])
+    (run,) = OfflineRun.all(tmp_path)
+    (alert,) = run.of_type("alert")
+    assert (alert["title"], alert["level"]) == ("memwatch, step 2: memorized and 1 more: a photo of b (b)", "ERROR")
+    assert all(report.alert_text(f) in alert["text"] for f in report.alerts)
 
 
 def test_the_settings_lie_in_the_runs_config_beside_the_scripts(tmp_path, wandb_reports):
@@ -180,31 +135,6 @@ def test_the_settings_lie_in_the_runs_config_beside_the_scripts(tmp_path, wandb_
         },
     }
     assert run.config["learning_rate"] == 1e-4
-
-
-def test_a_run_resumed_from_a_checkpoint_goes_on_without_a_second_row(pretrained, pipeline, tmp_path, monkeypatch):
-    """Offline, W&B resumes nothing: the second process writes a file of its own, which is synced to the same run."""
-    import wandb
-
-    monkeypatch.setenv("WANDB_RUN_ID", "same")
-    monkeypatch.setenv("WANDB_RESUME", "allow")
-    for steps in (4, 8):
-        loop = Loop(pretrained, tmp_path, log_with="wandb")
-        watch = loop.watch(pipeline)
-        if steps == 8:
-            loop.accelerator.load_state(str(tmp_path / "checkpoint"))
-            loop.step = 4
-        loop.run(watch, steps)
-        loop.accelerator.save_state(str(tmp_path / "checkpoint"))
-        loop.accelerator.end_training()
-        wandb.teardown()
-    runs = OfflineRun.all(tmp_path)
-    assert [run.of_type("run")[0]["run_id"] for run in runs] == ["same", "same"]
-    assert [[(row["memwatch/step"], row["_step"]) for row in run.ours] for run in runs] == [
-        [(0, 0), (2, 2), (4, 4)],
-        [(6, 6), (8, 8)],
-    ]
-    assert [[row["step"] for row in run.table()] for run in runs] == [[0, 0, 2, 2, 4, 4], [6, 6, 8, 8]]
 
 
 class Resumed:
@@ -230,13 +160,13 @@ class Resumed:
 def test_events_that_a_resumed_run_holds_already_are_not_written_again(wandb_reports, caplog):
     run = Resumed()
     sink = WandbSink(Tracker(run))
-    with caplog.at_level(logging.WARNING, "memwatch"):
+    with caplog.at_level(logging.INFO, "memwatch"):
         for report in wandb_reports:
             sink.write(report)
     assert run.rows == [(90, 6)]
     assert run.alerts == []
     assert caplog.messages == [
-        f"the W&B run holds memwatch's event of step {step} already and keeps it as it is" for step in (0, 2, 4)
+        f"the W&B run holds the event of step {step} already; its row stays as it is" for step in (0, 2, 4)
     ]
 
 
@@ -248,3 +178,74 @@ def test_a_run_that_several_processes_share_counts_no_steps(wandb_reports):
     sink.write(wandb_reports[0])
     sink.write(wandb_reports[1])
     assert run.rows == [(None, 0), (None, 2)]
+
+
+# --- what W&B shows of a probe ---------------------------------------------------------------------------------------
+
+
+def test_regions_are_a_mask_and_boxes_with_scores(wandb_run, wandb_reports):
+    for report, row, number in zip(wandb_reports, wandb_run.ours, (None, 1, 2, 2), strict=True):
+        (finding,) = report.findings
+        key = "memwatch/regions/cat"
+        assert np.array_equal(Image.open(wandb_run.media(row, key)), finding.observation.image)
+        mask = np.asarray(Image.open(wandb_run.media(row, f"{key}.masks.regions")))
+        expected = np.zeros((32, 32), np.uint8)
+        boxes = []
+        if number is not None:
+            expected[:, :16] = number
+            scores = {"factor": pytest.approx(finding.severity), "area": 0.5, "p": pytest.approx(finding.p)}
+            boxes = [
+                {
+                    "position": {"minX": 0, "minY": 0, "maxX": 16, "maxY": 32},
+                    "domain": "pixel",
+                    "class_id": number,
+                    "box_caption": f"{finding.severity:.1f}x, p = {finding.p:.2g}",
+                    "scores": scores,
+                }
+            ]
+        assert np.array_equal(mask, expected)
+        drawn = json.loads(wandb_run.media(row, f"{key}.boxes.regions").read_text(encoding="utf-8"))["box_data"]
+        assert drawn == boxes
+    labels = wandb_run.config["_wandb"]["mask/class_labels"]["memwatch/regions/cat_wandb_delimeter_regions"]["value"]
+    assert labels == {"1": "suspicious", "2": "memorized"}
+
+
+def test_the_table_has_a_row_per_probe_and_event(wandb_run, wandb_reports):
+    rows = wandb_run.table()
+    assert [tuple(row) for row in rows] == [COLUMNS] * 4
+    for row, report in zip(rows, wandb_reports, strict=True):
+        (f,) = report.findings
+        assert (row["step"], row["probe"], row["prompt"]) == (report.step, "cat", "a photo of cat")
+        assert (row["verdict"], row["reason"], row["copied"]) == (f.verdict, f.reason, None)
+        numbers = {"severity": f.severity, "p": f.p, "area": sum(region.area for region in f.regions)}
+        assert {key: row[key] for key in numbers} == pytest.approx(numbers)
+        assert np.array_equal(Image.open(row["image"]["file"]), f.observation.image)
+        assert np.array_equal(Image.open(row["heatmap"]["file"]), report.pictures["cat"])
+    assert [len(row["image"]["boxes"]["regions"]) for row in rows] == [0, 1, 1, 1]
+    assert [row["memwatch/probes.nrows"] for row in wandb_run.ours] == [1, 2, 3, 4]
+
+
+def test_a_probe_without_evidence_has_its_pictures_in_the_tables_first_row_alone(tmp_path):
+    first = report_of(2, others=2)
+    write([first, report_of(4, others=2, states=first.judgement.states)])
+    (run,) = OfflineRun.all(tmp_path)
+    have = [(row["step"], row["probe"]) for row in run.table() if row["image"] and row["heatmap"]]
+    assert have == [(2, "cat"), (2, "other0"), (2, "other1"), (4, "cat")]
+    assert all(f"memwatch/heatmap/other{i}.path" in row for row in run.ours for i in range(2))
+
+
+def test_of_many_probes_those_with_evidence_are_pictured_first():
+    many = report_of(2, others=40)
+    names = [f.name for f in pictured(many.findings)]
+    assert names == ["cat", *(f"other{i}" for i in range(PICTURED - 1))]
+    everyone = [replace(f, is_alert=True) for f in many.findings]
+    assert pictured(everyone) == everyone
+
+
+def test_an_overview_is_logged_where_there_is_one(tmp_path, wandb_reports):
+    overview = picture(9, 40)
+    write([wandb_reports[0], replace(wandb_reports[1], overview=overview)])
+    (run,) = OfflineRun.all(tmp_path)
+    first, second = run.ours
+    assert "memwatch/overview.path" not in first
+    assert np.array_equal(Image.open(run.media(second, "memwatch/overview")), overview)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import ImageColor
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = [
@@ -48,3 +49,15 @@ def opened(file: Path, **options: Any) -> Iterator[Any]:
 def outside(url: str, file: Path) -> bool:
     """Whether a request leaves the file; reading the file itself and pictures within it do not."""
     return not url.startswith("data:") and url.split("#")[0] != file.as_uri()
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours, 1 to 21, as the Web Content Accessibility Guidelines define it."""
+
+    def luminance(colour: str) -> float:
+        shares = [channel / 255 for channel in ImageColor.getrgb(colour)[:3]]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)

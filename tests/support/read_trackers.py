@@ -6,7 +6,6 @@ step, and the texts.
 
 from __future__ import annotations
 
-import gc
 import json
 import sqlite3
 from pathlib import Path
@@ -21,42 +20,6 @@ Written = tuple[dict[tuple[str, int], float], dict[tuple[str, int], np.ndarray],
 def pixels(picture: Any) -> np.ndarray:
     """RGB uint8 ``(h, w, 3)`` of a picture or a file."""
     return np.asarray((picture if isinstance(picture, Image.Image) else Image.open(picture)).convert("RGB"))
-
-
-def read_aim(folder: Path) -> Written:
-    import aim
-    from aim.storage.context import Context
-
-    gc.collect()  # a run lets go of its files when it is collected
-    repo = aim.Repo(str(folder))
-    (name,) = repo.list_all_runs()
-    run = aim.Run(name, repo=repo)
-
-    def rows(kind: str, get: Any) -> dict[tuple[str, int], Any]:
-        found = {}
-        for known in run.collect_sequence_info((kind,))[kind]:
-            steps, (values, *_) = get(known["name"], Context(known["context"])).data.items_list()
-            found |= {(known["name"], step): value for step, value in zip(steps, values, strict=True)}
-        return found
-
-    scalars = {key: value for key, value in rows("metric", run.get_metric).items() if key[0].startswith("memwatch/")}
-    images = {key: pixels(image.to_pil_image()) for key, image in rows("images", run.get_image_sequence).items()}
-    texts = {text.data for text in rows("texts", run.get_text_sequence).values()}
-    run.close()
-    return scalars, images, texts
-
-
-def read_dvclive(folder: Path) -> Written:
-    plots = folder / "dvclive" / "plots"
-    scalars = {}
-    for file in (plots / "metrics").rglob("*.tsv"):
-        key = str(file.relative_to(plots / "metrics").with_suffix(""))
-        for line in file.read_text(encoding="utf-8").splitlines()[1:]:
-            step, *value = line.split("\t")  # DVCLive joins the columns of a metric whose last part is "step"
-            scalars[key, int(float(step))] = float(value[0] if value else step)
-    files = (plots / "images").rglob("*.png")
-    images = {(str(f.parent.relative_to(plots / "images")), int(f.stem)): pixels(f) for f in files}
-    return scalars, images, set()
 
 
 def read_mlflow(folder: Path) -> Written:

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 SETTINGS: dict[str, Any] = {
     "max_train_steps": 1000,
     "alerts": {"min_severity": 1.5, "patience": 2},
-    "heatmap": {"max_factor": 6.0},
     "levels": {"timesteps": [141, 501]},
 }
 BOX = [16, 8, 48, 40]

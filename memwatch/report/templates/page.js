@@ -3,7 +3,79 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id), all = (css, of = document) => [...of.querySelectorAll(css)];
 const slider = $("slider"), before = $("before"), root = document.documentElement;
 const cards = all(".card"), last = Math.max(0, data.steps.length - 1);
+const moves = [];  // of the charts' cursors
 let timer = null;
+
+// Charts: lines over optimizer steps. Factors have a logarithmic axis.
+const LEFT = 46, RIGHT = 150, TOP = 12, BOTTOM = 26, LABEL = 13;
+const FACTORS = [1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100];
+const SIGNS = {alert: "M0-7L7 5H-7Z", suspicion: "M-5 0L0-5L5 0L0 5Z", proof: "M-5-5H5V5H-5Z"};
+
+function made(name, attributes, text, tip) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  Object.entries(attributes).forEach(([key, value]) => value !== undefined && node.setAttribute(key, value));
+  if (text) node.textContent = text;
+  if (tip) node.append(made("title", {}, tip));
+  return node;
+}
+
+function ticks(low, high) {  // about five round numbers
+  if (high <= low) return [low];
+  const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
+  const unit = [1, 2, 2.5, 5, 10].map((u) => u * power).find((u) => u >= 0.8 * rough);
+  const first = Math.ceil(low / unit - 1e-9), count = Math.floor(high / unit + 1e-9) - first + 1;
+  return Array.from({length: count}, (_, i) => +((first + i) * unit).toPrecision(12));
+}
+
+function draw(svg, {lines, values, band, level, marks = [], stop}, isLog) {
+  const {width, height} = svg.viewBox.baseVal, right = width - RIGHT, bottom = height - BOTTOM;
+  const scale = isLog ? Math.log : (value) => value, [low, high] = values.map(scale), [first, final] = data.span;
+  const x = (step) => +(final > first ? LEFT + (right - LEFT) * (step - first) / (final - first) : (LEFT + right) / 2)
+    .toFixed(1);
+  const y = (value) => +(bottom - (bottom - TOP) * Math.min(1, (scale(value) - low) / (high - low))).toFixed(1);
+  const path = (points) => points.map(([step, value]) => `${x(step)},${y(value)}`).join(" ");
+  const across = (value, style) => made("path", {class: style, d: `M${LEFT} ${y(value)}H${right}`});
+  const upright = (step, style) => made("path", {class: style, d: `M${x(step)} ${TOP}V${bottom}`});
+  const text = (at, what, style, anchor) => made("text", {class: style, ...at, "text-anchor": anchor}, what);
+  const curve = ({points, style, probe, label}) => {
+    const shape = points.length > 1 ? made("polyline", {points: path(points)})
+      : made("circle", {cx: x(points[0][0]), cy: y(points[0][1]), r: 3});
+    const group = made("g", {class: `line ${style}`, "data-probe": probe, tabindex: probe >= 0 ? 0 : undefined});
+    group.append(shape, made("title", {}, label));
+    return group;
+  };
+  for (const value of isLog ? FACTORS.filter((f) => f >= values[0] && f <= values[1]) : ticks(...values))
+    svg.append(across(value, "grid"), text({x: LEFT - 6, y: y(value) + 4}, +value.toPrecision(6) + (isLog ? "x" : ""),
+      "tick", "end"));
+  for (const step of ticks(first, final)) svg.append(text({x: x(step), y: bottom + 17}, `${step}`, "tick", "middle"));
+  if (band?.length) {
+    const under = band.map(([step, least]) => [step, least]), over = band.map(([step, , most]) => [step, most]);
+    svg.append(made("polygon", {class: "band", points: path([...over, ...under.reverse()])}));
+    svg.append(curve({points: band.map((b) => [b[0], b[3]]), style: "median", label: "median of the controls"}));
+  }
+  if (level) svg.append(across(level, "level"), text({x: LEFT + 4, y: y(level) - 4}, `alert level ${level}x`, "tick"));
+  const drawn = lines.filter((one) => one.points.length);
+  svg.append(...drawn.map(curve).reverse());  // the worst on top
+  for (const [step, value, kind, says] of marks)
+    svg.append(made("path", {class: `mark ${kind}`, transform: `translate(${x(step)} ${y(value)})`, d: SIGNS[kind]},
+      "", says));
+  if (typeof stop === "number")
+    svg.append(upright(stop, "stop"), text({x: x(stop) - 4, y: TOP + 10}, `stop, step ${stop}`, "tick stop", "end"));
+  let free = TOP;  // names at the right ends, moved down where they would overlap
+  drawn.slice(0, 12).map((one) => [y(one.points.at(-1)[1]), one]).sort((a, b) => a[0] - b[0]).forEach(([at, one], i, all) => {
+    free = Math.max(free, Math.min(at, bottom - LABEL * (all.length - 1 - i)));
+    const name = one.label.length > 23 ? `${one.label.slice(0, 11)}…${one.label.slice(-11)}` : one.label;
+    svg.append(made("text", {class: `name ${one.style}`, "data-probe": one.probe, x: right + 8, y: free + 4}, name));
+    free += LABEL;
+  });
+  const cursor = upright(first, "cursor");
+  svg.append(cursor);
+  moves.push((step) => cursor.setAttribute("d", `M${x(step)} ${TOP}V${bottom}`));
+  svg.addEventListener("click", (event) => {
+    const box = svg.getBoundingClientRect();
+    go(nearest(first + ((event.clientX - box.left) * width / box.width - LEFT) / (right - LEFT) * (final - first)));
+  });
+}
 
 const show = (image, index) => {
   if (image && index >= 0) image.src = data.pool[index]; else image?.removeAttribute("src");
@@ -16,10 +88,7 @@ const picture = (layer, probe, i) => {
 function frames(svg, boxes) {  // two rectangles each: white on black can be seen on any picture
   svg.setAttribute("viewBox", `0 0 ${data.side} ${data.side}`);
   svg.replaceChildren(...boxes.flatMap(([left, top, right, bottom]) => ["under", ""].map((style) => {
-    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    const at = {x: left, y: top, width: right - left, height: bottom - top, class: style};
-    Object.entries(at).forEach(([key, value]) => rect.setAttribute(key, value));
-    return rect;
+    return made("rect", {x: left, y: top, width: right - left, height: bottom - top, class: style});
   })));
 }
 
@@ -30,13 +99,14 @@ function render() {
     const probe = data.probes[stack.closest("[data-probe]").dataset.probe];
     all(".now, .plain", stack).forEach((layer) => picture(layer, probe, i));
     all(".then", stack).forEach((layer) => { layer.hidden = then === null; picture(layer, probe, then ?? -1); });
-    all(".boxes", stack).forEach((svg) => frames(svg, (probe.rows[i] ?? [])[3] ?? []));
+    all(".boxes", stack).forEach((svg) => frames(svg, (probe.rows[i] ?? [])[4] ?? []));
   });
   cards.forEach((card, n) => {
     const row = data.probes[n].rows[i] ?? null, verdict = row ? row[0] : data.words.length - 1;
     card.querySelector(".chip").textContent = row ? data.words[verdict] : "not judged";
     card.querySelector(".effect").textContent = row ? row[1] : "";
     card.querySelector(".p").textContent = row ? row[2] : "";
+    card.querySelector(".why").textContent = row ? row[3] : "";
     card.className = `card v-${data.styles[verdict]}`;
     card.hidden = !shown.has(data.styles[verdict]);
   });
@@ -46,13 +116,7 @@ function render() {
   $("wipe").disabled = then === null;
   root.style.setProperty("--opacity", $("opacity").value / 100);
   root.style.setProperty("--wipe", `${$("wipe").value}%`);
-  all(".chart").forEach((chart) => {  // the cursor, at the same step in every chart
-    const [x0, x1] = chart.dataset.x.split(",").map(Number), [s0, s1] = chart.dataset.steps.split(",").map(Number);
-    const x = s1 > s0 ? x0 + (x1 - x0) * (data.steps[i] - s0) / (s1 - s0) : (x0 + x1) / 2;
-    const cursor = chart.querySelector("path.cursor");
-    if (!cursor || !Number.isFinite(x)) return;
-    cursor.setAttribute("d", cursor.getAttribute("d").replace(/^M[\d.-]+/, `M${x.toFixed(1)}`));
-  });
+  if (data.steps.length) moves.forEach((move) => move(data.steps[i]));
 }
 
 const go = (i) => { slider.value = Math.max(0, Math.min(last, i)); render(); };
@@ -73,11 +137,7 @@ function light(probe, on) {
   all(`[data-probe="${probe}"]`).forEach((node) => node.classList.toggle("lit", on));
 }
 
-all(".timeline").forEach((chart) => chart.addEventListener("click", (event) => {
-  const box = chart.getBoundingClientRect(), width = chart.viewBox.baseVal.width;
-  const [x0, x1] = chart.dataset.x.split(",").map(Number), [s0, s1] = chart.dataset.steps.split(",").map(Number);
-  go(nearest(s0 + ((event.clientX - box.left) * width / box.width - x0) / (x1 - x0 || 1) * (s1 - s0)));
-}));
+all(".chart").forEach((svg, i) => draw(svg, data.charts[i], i === 0));
 all(".line[data-probe], .name[data-probe], .card").forEach((node) => {
   for (const [name, on] of [["mouseenter", true], ["mouseleave", false], ["focusin", true], ["focusout", false]])
     node.addEventListener(name, () => light(node.dataset.probe, on));
@@ -96,25 +156,4 @@ all(".bar input, .bar select").forEach((input) => input.addEventListener("input"
 $("play").addEventListener("click", () => play());
 all(".generations img").forEach((image) => show(image, +image.dataset.pool));
 
-// A page that is renewed comes back as it was left; at the last step it goes on to the newest one.
-const renew = Number(document.body.dataset.renew), kept = ["slider", "opacity", "before", "wipe"];
-if (renew) {
-  try {
-    const saved = JSON.parse(sessionStorage.getItem("memwatch"));
-    kept.forEach((id) => { if (saved && saved[id] !== undefined) $(id).value = saved[id]; });
-    if (saved && saved.atEnd) slider.value = last;
-    if (saved) all("#filter input").forEach((box) => { box.checked = saved.filter.includes(box.value); });
-    if (saved) requestAnimationFrame(() => scrollTo(0, saved.scroll));
-  } catch { /* nothing was saved */ }
-  setInterval(() => {
-    if (timer !== null) return;  // it plays; nobody is interrupted
-    const state = Object.fromEntries(kept.map((id) => [id, $(id).value]));
-    const filter = all("#filter input:checked").map((box) => box.value);
-    try {
-      const more = {filter, scroll: scrollY, atEnd: +slider.value === last};
-      sessionStorage.setItem("memwatch", JSON.stringify({...state, ...more}));
-    } catch { /* it comes back as new */ }
-    location.reload();
-  }, 1000 * renew);
-}
 render();
