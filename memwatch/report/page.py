@@ -19,7 +19,6 @@ from memwatch.report.frames import Frames, frames_of
 from memwatch.report.heatmap import MAX_FACTOR, STOPS
 from memwatch.report.history import Event, Row, Run, proof_words, short_reason, title_of
 from memwatch.report.text import advice_of, calibration, headline, not_watched
-from memwatch.report.timeline import STYLES
 from memwatch.report.title_bar import VERDICT_COLOURS, ink_on
 from memwatch.run_folder import write_whole
 
@@ -162,12 +161,11 @@ def losses(run: Run) -> dict[str, Any] | None:
 
 
 def region_cells(region: Mapping[str, Any]) -> list[str]:
-    """A region under the page's header: box, area, effect, its logarithm and error, p, noise level."""
+    """A region under the page's header: box, area, effect, its logarithm and error, p."""
     error = "" if region["sem"] is None else f" ± {region['sem']:.2f}"
     p = "-" if region["p"] is None else f"{region['p']:.2g}"
-    level = "-"
     box, effect = ", ".join(map(str, region["box"])), region["effect"]
-    return [box, f"{region['area']:.0%}", f"{factor(effect):.2f}x", f"{effect:.2f}{error}", p, level]
+    return [box, f"{region['area']:.0%}", f"{factor(effect):.2f}x", f"{effect:.2f}{error}", p]
 
 
 def costs(run: Run) -> list[tuple[str, str]]:

@@ -149,7 +149,7 @@ class Report:
         }
 
     def alert_text(self, finding: Finding) -> str:
-        """An alert that explains itself: where, at which level, since when, how strong, how unlikely, against what."""
+        """An alert that explains itself: where, since when, how strong, how unlikely, against what."""
         probe, evidence = finding.observation.probe, finding.evidence
         lines = [f"memwatch, step {self.step}: {title_of(probe)} is {finding.verdict}. {finding.reason}."]
         for r in finding.regions:
@@ -160,7 +160,7 @@ class Report:
                 chance += f", rank p = {r.rank_p_peers:.2f} against {evidence.num_peers} training images"
             effect = f"{math.exp(r.effect):.1f}x less freedom (log ratio {r.effect:.2f} ± {r.sem:.2f})"
             where = f"region {r.box} px, {r.area:.0%} of the image"
-            lines.append(f"{where}: {effect}, strongest at timestep {r.level:g}, {chance}")
+            lines.append(f"{where}: {effect}, {chance}")
         if copied := proof_words(copied_row(finding), probe.is_reference):
             lines.append(copied)
         lines.append(f"baseline: {self.baseline_text(finding)}.")

@@ -179,7 +179,7 @@ class Follow:
             write_record(Path(scan.config.output_dir) / RECORD, self.folder, scan)
             scan.kept.thin(NEWEST)  # the record is enough to go on from
         with scan.faults.surviving("writing the report page", "'memwatch report' writes it at any time"):
-            write_page(Path(scan.config.output_dir), renew=self.waits.poll)
+            write_page(Path(scan.config.output_dir))
         if self.stop_reason is not None and not had_stopped:
             with scan.faults.surviving(f"writing {self.folder / STOP}", "the trainer has to be stopped by hand"):
                 write_stop(self.folder / STOP, self.stop_reason)

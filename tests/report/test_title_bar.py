@@ -16,7 +16,6 @@ from memwatch.judge.verdict import Verdict
 from memwatch.report.title_bar import (
     QUIET,
     VERDICT_COLOURS,
-    contrast,
     fitting,
     font_of,
     in_words,
