@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from memwatch.bench.events import LOOKED_AT, Numbers, Setting, SettingCost, Workbench, varied
-from memwatch.cli.scan import require_option
+from memwatch.cli.scan_options import require_option
 from memwatch.config_file import load_config
 from memwatch.report.about import machine
 from memwatch.scan.checkpoints import CheckpointError, is_pipeline, load_model

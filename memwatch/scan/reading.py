@@ -1,4 +1,4 @@
-"""Safetensors files read with care: names before weights, and one kind of error for whatever goes wrong."""
+"""Safetensors files, and one kind of error for whatever goes wrong while a checkpoint is read."""
 
 from __future__ import annotations
 
@@ -18,35 +18,27 @@ class CheckpointError(ValueError):
 
 @contextmanager
 def reading(source: object, what: str = "cannot be read") -> Iterator[None]:
-    """Whatever a library raises while reading becomes one line that names the source.
+    """Turn every error inside into a ``CheckpointError`` of one line that names the source.
 
-    Libraries that read foreign files raise what their code stumbles over, so every kind of error is meant.
+    Libraries that read foreign files raise whatever their code stumbles over.
     """
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{source}: {what}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says in its first line, or its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"{source}: {what}: {lines[0] if lines else type(error).__name__}") from error
 
 
 def names_in(file: Path) -> list[str]:
-    """Names of the tensors of a safetensors file; only its header is read.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+    """Names of the tensors of a safetensors file, from its header alone. Raises a ``CheckpointError``."""
     with reading(file), safe_open(file, "pt") as opened:
         return list(opened.keys())
 
 
 def metadata_of(file: Path) -> dict[str, str]:
-    """What a trainer has written about a safetensors file into its header; empty when it cannot be read."""
+    """What a trainer has written into the header of a safetensors file; empty when it cannot be read."""
     try:
         with safe_open(file, "pt") as opened:
             return dict(opened.metadata() or {})
@@ -54,12 +46,7 @@ def metadata_of(file: Path) -> dict[str, str]:
         return {}
 
 
-def tensors_in(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    """Tensors of a safetensors file by name, those that are ``wanted``, on the CPU and of the file's dtypes.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+def tensors_in(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The ``wanted`` tensors of a safetensors file by name, on the CPU. Raises a ``CheckpointError``."""
     with reading(file), safe_open(file, "pt") as opened:
-        names = filter(wanted, opened.keys())
-        return {name: aligned(opened.get_tensor(name)) for name in names}
+        return {name: aligned(opened.get_tensor(name)) for name in filter(wanted, opened.keys())}

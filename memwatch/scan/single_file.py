@@ -1,6 +1,6 @@
 """Full checkpoints in one file, under the names of the original repositories (SD 1.x, 2.x, XL, 3, Flux).
 
-diffusers converts them. Every configuration comes from the base, so nothing is asked of the network.
+diffusers converts them. Every configuration comes from the base, so the network is not used.
 """
 
 from __future__ import annotations
@@ -33,36 +33,26 @@ def is_original(names: Iterable[str]) -> bool:
 
 
 def encoders_in(names: Iterable[str]) -> list[str]:
-    """Names of the text encoders that lie in the same file; T5, which is the base's own there, is not looked for."""
+    """Names of the text encoders in the same file. T5 is not looked for: there it is the base's own."""
     return sorted({part for name in names for prefix, part in ENCODERS.items() if name.startswith(prefix)})
 
 
-def single_file_model(file: Path, kind: type[Any], config: str, subfolder: str | None) -> nn.Module:
-    """The denoiser of a file, float32, in eval mode, on the CPU.
-
-    Args:
-        kind: its class in diffusers.
-        config, subfolder: where its ``config.json`` lies.
+def single_file_model(file: Path, like: Any) -> nn.Module:
+    """The denoiser of a file, of the class and configuration of ``like``, float32, on the CPU.
 
     Raises:
-        CheckpointError: unreadable, or of another family or size than ``kind`` and ``config``.
+        CheckpointError: unreadable, or of another family or size than ``like``.
     """
+    kind: Any = type(like)
     tensors = tensors_in(file, lambda name: not name.startswith((*ENCODERS, "text_encoders.", "first_stage_model.")))
-    with reading(file, f"cannot be converted to the base, a {kind.__name__} that may be of another family"), quietly():
+    what = f"cannot be converted to the base, a {kind.__name__} that may be of another family"
+    with TemporaryDirectory() as folder, reading(file, what), quietly():
+        like.save_config(folder)
         try:
-            model: Any = kind.from_single_file(tensors, config=config, subfolder=subfolder)
+            model: Any = kind.from_single_file(tensors, config=folder)
         except NotImplementedError as error:  # what the file lacks has no value, and so cannot be moved
             raise CheckpointError(f"{file}: lacks some parameters of the base ({kind.__name__})") from error
-    _require_whole(model, file)
-    loaded: nn.Module = model.float()
-    return aligned(loaded).eval()
-
-
-def single_file_like(file: Path, like: Any) -> nn.Module:
-    """The same, of the class and configuration of ``like``."""
-    with TemporaryDirectory() as folder:
-        like.save_config(folder)
-        return single_file_model(file, type(like), folder, None)
+    return _whole(model, file)
 
 
 def single_file_encoder(file: Path, name: str, like: Any) -> dict[str, Tensor]:
@@ -72,19 +62,18 @@ def single_file_encoder(file: Path, name: str, like: Any) -> dict[str, Tensor]:
         CheckpointError: unreadable, or of another size than ``like``.
     """
     prefixes = tuple(prefix for prefix, part in ENCODERS.items() if part == name)
-    tensors = tensors_in(file, lambda key: key.startswith(prefixes))  # alone: two of one width are confused otherwise
+    tensors = tensors_in(file, lambda key: key.startswith(prefixes))  # diffusers confuses two of the same width
     with TemporaryDirectory() as folder, reading(file, f"its {name} cannot be converted to the base's"), quietly():
         from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 
         like.config.save_pretrained(folder)
         encoder: Any = create_diffusers_clip_model_from_ldm(type(like), checkpoint=tensors, config=folder)
-    _require_whole(encoder, file)
-    return dict(aligned(encoder.float()).named_parameters())
+    return dict(_whole(encoder, file).named_parameters())
 
 
-def _require_whole(model: nn.Module, file: Path) -> None:
-    """What the file lacks has stayed without a value."""
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing:
+def _whole(model: nn.Module, file: Path) -> nn.Module:
+    """The model as float32. Parameters that the file lacks have no value, which is an error."""
+    if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         kind = type(model).__name__
         raise CheckpointError(f"{file}: {len(missing)} parameters of the {kind} are missing, {missing[0]} first")
+    return aligned(model.float())

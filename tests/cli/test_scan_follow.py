@@ -17,7 +17,7 @@ from support.webhooks import serving
 import memwatch.cli.scan
 from memwatch.cli import main
 from memwatch.config_file import load_config
-from memwatch.scan.follow import Waits
+from memwatch.scan.follow import Follow
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,7 @@ def command(loras, pretrained, prompts, images, tmp_path, monkeypatch):
         for step in steps:
             shutil.copy2(loras[step], folder / loras[step].name)
         script = Script(*happens)
-        monkeypatch.setattr(
-            memwatch.cli.scan, "Waits", functools.partial(Waits, clock=lambda: script.now, sleep=script.sleep)
-        )
+        monkeypatch.setattr(memwatch.cli.scan, "Follow", functools.partial(Follow, clock=script))
         file = tmp_path / "settings.json"
         file.write_text(json.dumps(config), encoding="utf-8")
         given = ["--config", file, "--pretrained", pipeline] if pipeline else ["--config", file]

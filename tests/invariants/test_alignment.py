@@ -31,9 +31,9 @@ from memwatch.measure.probes import Probe
 from memwatch.measure.disk_offload import ShelvedNetwork
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import read_safetensors, swapped, trainable
+from memwatch.scan.checkpoint_store import ObservationCache
 from memwatch.scan.checkpoints import load_model, make_room, read_text_encoder, read_weights
-from memwatch.scan.observation_cache import KeptObservations
-from memwatch.scan.lora_keys import DENOISER
+from memwatch.scan.lora_names import DENOISER
 
 SHIFTS = range(0, ALIGNMENT, 8)  # a header is padded to a multiple of 8 bytes
 
@@ -96,10 +96,10 @@ def snapshots(folder: Path, base: Path) -> list[torch.Tensor]:
 
 def kept_observations(folder: Path, base: Path) -> list[torch.Tensor]:
     probe = PreparedProbe(Probe("a cat", name="cat"), {}, None, None)
-    kept = KeptObservations(folder / "kept", MemWatchConfig(), [], {0: []})
-    kept.write(0, probe, [(0, "x")], Observation(probe.probe, (61.0,), Measurement(None, torch.randn(1, 3, 1, 2, 1))))
+    kept = ObservationCache(folder / "kept", MemWatchConfig(), [], list)
+    kept.write(0, probe, Observation(probe.probe, (61.0,), Measurement(None, torch.randn(1, 3, 1, 2, 1))))
     shift(folder / "kept", 8)
-    observation = kept.read(0, probe, [(0, "x")])
+    observation = kept.read(0, probe)
     assert observation is not None
     return [observation.now.epsilon]
 
