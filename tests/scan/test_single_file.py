@@ -113,7 +113,7 @@ def test_a_text_encoder_that_cannot_be_read_is_said_once(families, tmp_path, cap
     with caplog.at_level(logging.WARNING, "memwatch"):
         copy_text_encoders(source, denoiser, running)
         copy_text_encoders(source, denoiser, running)
-    assert caplog.text.count("prompts are encoded by the base's own") == 1
+    assert caplog.text.count("the base's text encoder encodes the prompts") == 1
     assert "1 parameters of the CLIPTextModel are missing" in caplog.text
     for ours, theirs in zip(running[0].parameters(), parts.text_encoders[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_said(families, family_folders, tmp_path):
     save_file(weights, file)
     with pytest.raises(CheckpointError, match=r"lacks some parameters of the base \(UNet2D"):
         load_model(str(file), family_folders["sd1"])
-    with pytest.raises(CheckpointError, match="pass its pipeline as --pretrained"):
+    with pytest.raises(CheckpointError, match="pass the model's pipeline as --pretrained"):
         load_model(str(file))
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="model.safetensors: cannot be read: "):

@@ -1,4 +1,4 @@
-"""``memwatch scan`` in two gloo processes: prompts are shared out, and every rank ends alike."""
+"""``memwatch scan`` and its ``--follow`` in two gloo processes: prompts are shared out, and every rank ends alike."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from support.builders import CONFIG, history, maps
-from support.processes import on_two_ranks
+from support.builders import CONFIG, history, maps, without_time
+from support.followed import QUICK, rows_in, save_loras
+from support.processes import new_process, on_two_ranks
 from support.scans import scan_into
 
 from memwatch.cli import main
 from memwatch.measure.observer import Observer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORLD = 2
 PROMPTS = ["a cat", "a dog", "a poster"]
@@ -25,6 +28,13 @@ PROMPTS = ["a cat", "a dog", "a poster"]
 def command(folder: Path) -> list[str]:
     """Two models by their prompts."""
     return [str(folder / "now"), "--baseline", str(folder / "earlier"), "--prompts", str(folder / "prompts.txt")]
+
+
+def follow(folder: Path, output: Path) -> int:
+    """The exit code of following a folder in which one file cannot be read; it ends soon after the last one."""
+    given = ["--pretrained", folder / "earlier", "--prompts", folder / "prompts.txt", "--output", output]
+    waits = ["--config", folder / "quick.json", "--poll", "0.01", "--idle", "0.001"]
+    return main(["scan", "--follow", *map(str, (folder / "run", *given, *waits))])
 
 
 def on_one_rank(folder: Path) -> None:
@@ -37,14 +47,17 @@ def on_one_rank(folder: Path) -> None:
         return real(self, p)
 
     Observer.view = failing
-    output = str(folder / "shared" / "memwatch")
-    code = main(["scan", *command(folder), "--config", str(folder / "config.json"), "--output", output])
-    (folder / f"code{os.environ['RANK']}").write_text(str(code), encoding="utf-8")
+    config, output = str(folder / "config.json"), str(folder / "shared" / "memwatch")
+    codes = [main(["scan", *command(folder), "--config", config, "--output", output])]
+    Observer.view = real
+    new_process()
+    codes.append(follow(folder, folder / "followed"))
+    (folder / f"codes{os.environ['RANK']}").write_text(json.dumps(codes), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def ranks(pretrained, tmp_path_factory):
-    """The folder, and the exit code of each rank."""
+    """The folder, and the exit codes of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
     pipeline.save_pretrained(folder / "earlier")
@@ -55,23 +68,30 @@ def ranks(pretrained, tmp_path_factory):
     pipeline.save_pretrained(folder / "now")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    (folder / "quick.json").write_text(json.dumps(QUICK), encoding="utf-8")
+    save_loras(pretrained, folder / "run", (2, 6))
+    (folder / "run" / "run-step00000004.safetensors").write_bytes(b"nothing")
     on_two_ranks(__file__, folder, folder=folder)
-    return folder, [int((folder / f"code{rank}").read_text(encoding="utf-8")) for rank in range(WORLD)]
+    return folder, [json.loads((folder / f"codes{rank}").read_text(encoding="utf-8")) for rank in range(WORLD)]
+
+
+@pytest.fixture
+def one_thread():
+    """As on the ranks: another number of threads sums in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def alone(folder, name):
     """The same scan in this process; its exit code, and what was measured."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as on the ranks: another number of threads sums in another order
-    try:
-        return scan_into(folder / name / "memwatch", *command(folder), settings=str(folder / "config.json"))
-    finally:
-        torch.set_num_threads(threads)
+    return scan_into(folder / name / "memwatch", *command(folder), settings=str(folder / "config.json"))
 
 
 def test_a_failure_on_one_rank_is_in_every_ranks_exit_code(ranks):
     folder, codes = ranks
-    assert codes == [1, 1]
+    assert codes == [[1, 1], [1, 1]]
     assert [f["name"] for f in history(folder / "shared")[0]["findings"]] == ["a-cat", "a-poster"]
     said = (folder / "log0").read_text(encoding="utf-8")  # the first rank tells of all
     assert "skipped: step 0, a-dog: no kernel for this" in said
@@ -91,6 +111,15 @@ def test_one_process_goes_on_where_two_were(ranks):
     shutil.copytree(folder / "shared", folder / "again")
     assert alone(folder, "again") == (0, ["a-dog"] * 4)
     assert [f["name"] for f in history(folder / "again")[0]["findings"]] == ["a-cat", "a-dog", "a-poster"]
+
+
+def test_both_ranks_follow_alike_and_write_the_history_of_one(ranks):
+    folder, _ = ranks
+    new_process()
+    assert follow(folder, folder / "followed-alone") == 1
+    ours = rows_in(folder / "followed")
+    assert [row["step"] for row in ours] == [0, 2, 6]
+    assert without_time(ours) == without_time(rows_in(folder / "followed-alone"))
 
 
 if __name__ == "__main__":
