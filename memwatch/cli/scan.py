@@ -22,7 +22,7 @@ from memwatch.report.terminal import SHOWN, can_colour, summary
 from memwatch.run_folder import RunFolder
 from memwatch.scan.checkpoints import is_pipeline
 from memwatch.scan.follow import Follow
-from memwatch.scan.reading import reading
+from memwatch.scan.safetensors_files import reading
 from memwatch.scan.scan import Scan
 from memwatch.scan.trainer_folder import Checkpoint, checkpoints_in
 

@@ -1,36 +1,38 @@
-"""The checkpoints of a scan: their weights, in the model and as baselines, and what was measured of each."""
+"""The weights of a scan's checkpoints: in the observer's model and text encoders, and as baselines."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from memwatch.config import MemWatchConfig
-from memwatch.measure.fingerprint import digest, measured_under
-from memwatch.measure.lora_off import lora_off
-from memwatch.measure.measurement import Observation, observation_from_tensors, observation_to_tensors
+from memwatch.denoiser import Components, Denoiser, family_of, load_components
+from memwatch.denoiser.log_filter import is_new
+from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.measure.lora_off import lora_off, trained_adapters
 from memwatch.measure.observer import Observer
-from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.snapshots import SnapshotStore
-from memwatch.measure.weights import (
-    read_safetensors,
-    with_conditioning,
-    without_conditioning,
-    write_safetensors,
+from memwatch.measure.weights import with_conditioning, without_conditioning
+from memwatch.scan.checkpoints import (
+    CheckpointError,
+    Form,
+    copy_into,
+    form_of,
+    is_pipeline,
+    make_room,
+    read_text_encoder,
+    read_weights,
+    text_encoders,
 )
-from memwatch.scan.checkpoints import CheckpointError, copy_into, read_weights
-from memwatch.scan.text_encoders import copy_text_encoders
 from memwatch.scan.trainer_folder import Checkpoint
 
 logger = logging.getLogger("memwatch")
-
-FORMAT = 2  # of a cached observation; another one is measured again
 
 
 class CheckpointStore:
@@ -61,7 +63,7 @@ class CheckpointStore:
         return step in self._checkpoints and self._checkpoints[step].is_there
 
     def load(self, step: int) -> None:
-        """Give the model the weights of that step, and trained text encoders theirs. Raises a ``CheckpointError``."""
+        """Give the model the weights of that step, and trained text encoders theirs."""
         if self._loaded == step:
             return
         self._loaded = None
@@ -71,7 +73,7 @@ class CheckpointStore:
         self._loaded = step
 
     def read(self, step: int) -> dict[str, Tensor]:
-        """The network's weights of that step, by parameter name. Raises a ``CheckpointError``."""
+        """The network's weights of that step, by parameter name."""
         checkpoint = self._checkpoints[step]
         if checkpoint.source == self.base and (off := lora_off(self.observer.model)):
             return off
@@ -105,40 +107,82 @@ class CheckpointWeights(SnapshotStore):
         return super().has(step) and self._store.is_there(step)
 
 
-class ObservationCache:
-    """What was measured: one file per step and probe, under a name that changes with everything it depends on.
+# --- text encoders, and an earlier model with its own ----------------------------------------------------------------
+
+
+def earlier_model(source: str, observer: Observer, pretrained: Any) -> Callable[[], Mapping[str, Tensor]]:
+    """What the checkpoints are compared with: weights of ``source``, and prompts encoded by its own text encoder.
 
     Args:
-        folder: of the files.
-        config: settings of the scan.
-        depends: what every observation depends on besides, as JSON takes it.
-        history: gives the checkpoints so far, which an observation may depend on; likewise.
+        pretrained: the pipeline of the model that is scanned.
+
+    Raises:
+        CheckpointError: it does not fit the model, or predicts something else.
     """
+    denoiser, device = observer.denoiser, observer.ranks.accelerator.device
+    weights = {name: tensor.to(device) for name, tensor in read_weights(source, observer.model).items()}
+    if is_pipeline(source):
+        parts = text_parts(source, denoiser, device)
+        theirs = NoiseSchedule.from_scheduler(parts.scheduler).prediction_type
+        ours = denoiser.schedule.prediction_type
+        if theirs != ours:
+            why = "epsilon can be compared, weights cannot be exchanged"
+            raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; {why}")
+    elif text_encoders(source):
+        parts = text_parts(pretrained, denoiser, device)
+        copy_text_encoders(source, denoiser, parts.text_encoders)
+    else:
+        return lambda: weights
+    return cache(lambda: with_conditioning(weights, observer.encoded_by(parts)))
 
-    def __init__(
-        self, folder: Path, config: MemWatchConfig, depends: Sequence[Any], history: Callable[[], list[Any]]
-    ) -> None:
-        self.folder, self.config, self._history = folder, config, history
-        self._depends = [FORMAT, config.signals.baseline, *depends]
 
-    def file(self, step: int, p: PreparedProbe) -> Path:
-        """Where the observation of a probe is, or will be."""
-        short = digest(self._depends, self._history(), p.name, measured_under(self.config, p))[:12]
-        return self.folder / f"step_{step:07d}" / f"{p.name}-{short}.safetensors"
+def text_parts(pretrained: Any, family: Denoiser | type[Denoiser], device: torch.device) -> Components:
+    """Scheduler, and what encodes prompts."""
+    names, optional = family.text_encoders, family.optional
+    nothing = Components(None)
+    return load_components(pretrained, nothing, needs_vae=False, text_encoders=names, optional=optional, device=device)
 
-    def read(self, step: int, p: PreparedProbe) -> Observation | None:
-        """The observation of a probe, or ``None`` when it has to be measured (again)."""
-        file = self.file(step, p)
+
+def own_text_encoders(sources: Sequence[str], pretrained: Any, model: nn.Module) -> tuple[Any, ...]:
+    """Text encoders of the pipeline, if a source has its own; marked as trained, so that each event encodes anew.
+
+    Of those that come as a LoRA only the LoRA is marked.
+
+    Args:
+        model: a denoiser, on the device for the encoders as well.
+    """
+    owners = {source: names for source in sources if source != str(pretrained) and (names := text_encoders(source))}
+    if not owners:
+        return ()
+    family = family_of(model)
+    parts = text_parts(pretrained, family, next(model.parameters()).device)
+    for name, encoder in zip(family.text_encoders, parts.text_encoders, strict=True):
+        theirs = [source for source, names in owners.items() if name in names] if encoder is not None else []
+        for source in theirs:
+            with suppress(CheckpointError):  # reading its weights reports that
+                make_room(encoder, source, name)
+        if theirs and not trained_adapters(encoder):
+            encoder.requires_grad_(True)
+    return parts.text_encoders
+
+
+def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -> None:
+    """Overwrite the encoders that ``source`` has of its own, or their LoRA; where it has none, switch a LoRA off.
+
+    One that cannot be read is a ``CheckpointError``, but in a single file a warning.
+    """
+    theirs = text_encoders(source)
+    for name, encoder in zip(family.text_encoders, encoders, strict=False):  # none at all where none is trained
+        if encoder is None:
+            continue
+        if name not in theirs:
+            copy_into(encoder, lora_off(encoder))
+            continue
+        make_room(encoder, source, name)
         try:
-            return observation_from_tensors(read_safetensors(file), p.probe) if file.is_file() else None
-        except (OSError, SafetensorError, KeyError) as error:
-            logger.warning("memwatch: %s cannot be read (%s); the probe is measured again", file, error)
-            return None
-
-    def write(self, step: int, p: PreparedProbe, observation: Observation) -> None:
-        write_safetensors(self.file(step, p), observation_to_tensors(observation))
-
-    def thin(self, newest: int) -> None:
-        """Delete all but the newest steps."""
-        for folder in sorted(self.folder.glob("step_*"))[:-newest]:
-            shutil.rmtree(folder, ignore_errors=True)
+            copy_into(encoder, read_text_encoder(source, name, encoder))
+        except CheckpointError as error:
+            if form_of(source)[0] is not Form.SINGLE_FILE:
+                raise
+            if is_new("memwatch", str(error)):  # scans come back to the same file
+                logger.warning("memwatch: %s; the base's text encoder encodes the prompts instead", error)

@@ -1,10 +1,6 @@
 """Finished weights on disk or hub: which model they are, and their tensors by parameter name.
 
-Known forms: a diffusers pipeline (folder or hub id); a folder with ``unet/`` or ``transformer/`` inside, as diffusers'
-training scripts write into ``checkpoint-N``; a folder of one model; LoRA of every trainer (``lora.py``: a file, or a
-folder with ``pytorch_lora_weights.safetensors`` or PEFT's ``adapter_model.safetensors``) on a base; full checkpoints in
-one file (``single_file.py``) beside a base that describes them; and safetensors named as the model's own parameters are
-(``model.safetensors`` of accelerate).
+Every function with a ``source`` raises a ``CheckpointError`` where it cannot be read, or does not fit the model.
 """
 
 from __future__ import annotations
@@ -22,33 +18,31 @@ from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
 from memwatch.scan.lora import PEFT_FILE, add_lora, lora_weights
 from memwatch.scan.lora_names import DENOISER, is_lora, names_by_part
-from memwatch.scan.reading import CheckpointError as CheckpointError
-from memwatch.scan.reading import names_in, reading, tensors_in
-from memwatch.scan.single_file import (
+from memwatch.scan.safetensors_files import CheckpointError as CheckpointError
+from memwatch.scan.safetensors_files import (
     encoders_in,
     is_original,
+    names_in,
+    reading,
     single_file_encoder,
     single_file_model,
+    tensors_in,
 )
 
 PARTS = ("unet", "transformer")
 
 
 class Form(Enum):
-    """What a source holds: a model as diffusers saves it, a LoRA, a full checkpoint in one file, or bare tensors."""
+    """What a source holds. All but the first belong to a base, which describes the model."""
 
-    DIFFUSERS = auto()
-    LORA = auto()
-    SINGLE_FILE = auto()
-    TENSORS = auto()
+    DIFFUSERS = auto()  # a pipeline (folder or hub id), a folder with unet/ or transformer/ inside, or one model's
+    LORA = auto()  # of every trainer: a file, or a folder of diffusers or PEFT
+    SINGLE_FILE = auto()  # a full checkpoint in one file
+    TENSORS = auto()  # named as the model's own parameters: model.safetensors of accelerate
 
 
 def form_of(source: str) -> tuple[Form, Path]:
-    """The form of a source, and the file to read; for ``DIFFUSERS`` the source itself.
-
-    Raises:
-        CheckpointError: a file that cannot be read.
-    """
+    """The form of a source, and the file to read; for ``DIFFUSERS`` the source itself."""
     path = Path(source)
     if path.is_dir():
         lora = next((path / name for name in (LORA_FILE, PEFT_FILE) if (path / name).is_file()), None)
@@ -66,7 +60,7 @@ def form_of(source: str) -> tuple[Form, Path]:
 
 
 def lora_file(source: str) -> Path | None:
-    """The LoRA file of a source, or ``None`` when it is no LoRA. Raises a ``CheckpointError``."""
+    """The LoRA file of a source, or ``None`` when it is no LoRA."""
     form, file = form_of(source)
     return file if form is Form.LORA else None
 
@@ -83,11 +77,7 @@ def load_model(source: str, pretrained: Any = None) -> nn.Module:
     """The denoiser that ``source`` holds, float32, in eval mode, on the CPU.
 
     Args:
-        source: see above.
-        pretrained: the pipeline whose denoiser a LoRA, a single file or bare tensors belong to.
-
-    Raises:
-        CheckpointError: unknown form, unreadable, or the base is missing or does not fit.
+        pretrained: the base: the pipeline whose denoiser a LoRA, a single file or bare tensors belong to.
     """
     if form_of(source)[0] is Form.DIFFUSERS:
         return _from_diffusers(source)
@@ -101,11 +91,7 @@ def load_model(source: str, pretrained: Any = None) -> nn.Module:
 
 
 def read_weights(source: str, like: nn.Module) -> dict[str, Tensor]:
-    """Tensors of ``source`` under the names of ``like``'s parameters: all of them, or those of a LoRA.
-
-    Raises:
-        CheckpointError: unreadable, or of another family, size or rank than ``like``.
-    """
+    """Tensors of ``source`` under the names of ``like``'s parameters: all of them, or those of a LoRA."""
     form, file = form_of(source)
     kind = type(like).__name__
     if form is Form.LORA:
@@ -128,9 +114,6 @@ def make_room(model: nn.Module, source: str, part: str) -> None:
 
     Args:
         part: ``DENOISER``, or the name of a text encoder.
-
-    Raises:
-        CheckpointError: unreadable, or of another base than ``model``.
     """
     file = lora_file(source)
     if file is not None and not any(".lora_" in name for name, _ in model.named_parameters()):
@@ -167,9 +150,6 @@ def read_text_encoder(source: str, name: str, like: nn.Module) -> dict[str, Tens
     """Weights of a text encoder that comes with the denoiser, under the names of ``like``'s parameters.
 
     Those of a LoRA need ``make_room`` first.
-
-    Raises:
-        CheckpointError: unreadable, or of another size or rank than ``like``.
     """
     family: Any = type(like)
     form, file = form_of(source)
@@ -204,7 +184,7 @@ def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, *, 
 
 
 def _part(source: str) -> str | None:
-    """The pipeline's part that denoises; ``None`` for a folder of one model. Raises a ``CheckpointError``."""
+    """The pipeline's part that denoises; ``None`` for a folder of one model."""
     from diffusers import DiffusionPipeline
 
     path = Path(source)

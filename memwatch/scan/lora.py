@@ -1,8 +1,8 @@
 """LoRA files of every trainer, under the names that PEFT gives the layers of the base.
 
 A layer that has the model's own name, with dots or with underscores, is matched by that name. diffusers' converters
-rename all others, except those of SD 3's original repository, for which it has none. Every tensor of the file must end
-in a layer of its shape: diffusers drops unknown names silently.
+rename all others, except what ``BY_TABLE`` lists. Every tensor of the file must end in a layer of its shape: diffusers
+drops unknown names silently.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
 from memwatch.scan.lora_names import DENOISER, names_by_part, warn_of_embeddings
-from memwatch.scan.reading import CheckpointError, metadata_of, names_in, reading, tensors_in
+from memwatch.scan.safetensors_files import CheckpointError, metadata_of, names_in, reading, tensors_in
 
 ADAPTER = "default"
 PEFT_FILE = "adapter_model.safetensors"
@@ -30,27 +30,33 @@ Pairs = dict[str, tuple[Tensor, Tensor]]  # by layer, A (rank, in, ...) and B (o
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<factor>A|B|down|up)(?:\.(?!weight)\w+)?\.weight")
 OLD_TEXT = re.compile(r"\.self_attn\..*(to_out_lora|lora_linear_layer)|\.mlp\..*lora_linear_layer")
 
-SD3_BLOCK = re.compile(r"joint_blocks_(\d+)_(x|context)_block_(\w+)")
-SD3_LAYERS = {  # of SD 3's original repository; queries, keys and values are one layer there
-    "x attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "x attn_proj": ("attn.to_out.0",),
-    "x attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-    "x attn2_proj": ("attn2.to_out.0",),
-    "x mlp_fc1": ("ff.net.0.proj",),
-    "x mlp_fc2": ("ff.net.2",),
-    "x adaLN_modulation_1": ("norm1.linear",),
-    "context attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "context attn_proj": ("attn.to_add_out",),
-    "context mlp_fc1": ("ff_context.net.0.proj",),
-    "context mlp_fc2": ("ff_context.net.2",),
-    "context adaLN_modulation_1": ("norm1_context.linear",),
+SD3_BLOCK = re.compile(r"joint_blocks_(\d+)_((?:x|context)_block_\w+)")
+BY_TABLE = {  # layers of the original repositories that diffusers has no converter for, or only newer versions have
+    "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),  # SD 3: one layer there, three in diffusers
+    "x_block_attn_proj": ("attn.to_out.0",),
+    "x_block_attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "x_block_attn2_proj": ("attn2.to_out.0",),
+    "x_block_mlp_fc1": ("ff.net.0.proj",),
+    "x_block_mlp_fc2": ("ff.net.2",),
+    "x_block_adaLN_modulation_1": ("norm1.linear",),
+    "context_block_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "context_block_attn_proj": ("attn.to_add_out",),
+    "context_block_mlp_fc1": ("ff_context.net.0.proj",),
+    "context_block_mlp_fc2": ("ff_context.net.2",),
+    "context_block_adaLN_modulation_1": ("norm1_context.linear",),
     "x_embedder_proj": ("pos_embed.proj",),
     "t_embedder_mlp_0": ("time_text_embed.timestep_embedder.linear_1",),
     "t_embedder_mlp_2": ("time_text_embed.timestep_embedder.linear_2",),
     "y_embedder_mlp_0": ("time_text_embed.text_embedder.linear_1",),
     "y_embedder_mlp_2": ("time_text_embed.text_embedder.linear_2",),
-    "final_layer_linear": ("proj_out",),
+    "final_layer_linear": ("proj_out",),  # SD 3 and Flux
     "final_layer_adaLN_modulation_1": ("norm_out.linear",),
+    "time_embed_0": ("time_embedding.linear_1",),  # SD 1, 2 and XL
+    "time_embed_2": ("time_embedding.linear_2",),
+    "label_emb_0_0": ("add_embedding.linear_1",),
+    "label_emb_0_2": ("add_embedding.linear_2",),
+    "input_blocks_0_0": ("conv_in",),
+    "out_2": ("conv_out",),
 }
 
 
@@ -64,7 +70,7 @@ def lora_weights(file: Path, part: str, model: nn.Module) -> dict[str, Tensor]:
         model: that part of the base, with or without LoRA layers.
 
     Raises:
-        CheckpointError: unreadable, no plain LoRA, or of another base than ``model``.
+        CheckpointError: unreadable, no plain LoRA, or of another base.
     """
     names = names_in(file)
     warn_of_embeddings(names, file)
@@ -82,11 +88,7 @@ def lora_weights(file: Path, part: str, model: nn.Module) -> dict[str, Tensor]:
 
 
 def add_lora(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
-    """Add PEFT layers of these names and ranks to ``model``, in place. The caller copies their values.
-
-    Raises:
-        CheckpointError: PEFT is not installed, or refuses.
-    """
+    """Add PEFT layers of these names and ranks to ``model``, in place. The caller copies their values."""
     ranks = {name.partition(".lora_A.")[0]: len(tensor) for name, tensor in weights.items() if ".lora_A." in name}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {"^" + re.escape(layer): value for layer, value in ranks.items() if value != rank}
@@ -126,11 +128,7 @@ def _pairs(tensors: Mapping[str, Tensor], file: Path) -> Pairs:
 
 
 def _in_model(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
-    """The same pairs under the model's own layer names.
-
-    Raises:
-        CheckpointError: some belong to no layer of the model, or do not have its shape.
-    """
+    """The same pairs under the model's own layer names; each must belong to a layer of its shape."""
     weights = {name: p.shape for name, p in model.named_parameters() if name.endswith(".weight") and p.ndim > 1}
     shapes = {
         name.removesuffix(".weight").removesuffix(".base_layer"): tuple(shape)
@@ -141,8 +139,12 @@ def _in_model(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
     for name in shapes:  # newer transformers have dropped a level of CLIP's names, and trainers have not
         for same in (name, name.removeprefix("text_model."), f"text_model.{name}"):
             known |= {same: name, _flat(same): name}
-    rest = {layer: pair for layer, pair in pairs.items() if layer not in known}
-    renamed = {layer: pair for layer, pair in pairs.items() if layer in known} | _converted(rest, model, file)
+    renamed: Pairs = {}
+    rest: Pairs = {}
+    for layer, pair in pairs.items():
+        by_table = {layer: pair} if layer in known else _by_table(_flat(layer), *pair)
+        (renamed if by_table else rest).update(by_table or {layer: pair})
+    renamed |= _converted(rest, model, file)
     kind = type(model).__name__
     if strange := [layer for layer in renamed if layer not in known]:
         why = f"{len(strange)} of its layers are not in the model ({kind}), {', '.join(strange[:3])} first"
@@ -160,16 +162,10 @@ def _flat(layer: str) -> str:
 
 
 def _converted(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
-    """Names of the original repositories (``input_blocks``, ``double_blocks``, ``joint_blocks``) as diffusers'.
-
-    Raises:
-        CheckpointError: diffusers refuses, or drops some.
-    """
+    """Names of the original repositories (``input_blocks``, ``double_blocks``) as diffusers', which may drop none."""
     kind = type(model).__name__
-    if not pairs or not kind.startswith(("SD3", "Flux", "UNet")):
+    if not pairs or not kind.startswith(("Flux", "UNet")):
         return pairs
-    if kind.startswith("SD3"):
-        return _sd3(pairs)
     tensors = {f"lora_unet_{_flat(layer)}.lora_down.weight": down for layer, (down, _) in pairs.items()}
     tensors |= {f"lora_unet_{_flat(layer)}.lora_up.weight": up for layer, (_, up) in pairs.items()}
     with reading(file, f"its names cannot be converted to those of the base ({kind})"), quietly():
@@ -188,23 +184,19 @@ def _converted(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
     return converted
 
 
-def _sd3(pairs: Pairs) -> Pairs:
-    """Layers of SD 3's original repository under diffusers' names; other names stay as they are.
+def _by_table(name: str, down: Tensor, up: Tensor) -> Pairs:
+    """A layer under diffusers' names; empty for one that the table does not list.
 
-    A joined layer shares ``A``, and its ``B`` is cut. A layer that gives nothing but shift and scale (the last block's
-    for the text, and the final one) has the two the other way round; its ``B`` is twice as wide as the model.
+    The parts of a joined layer share ``A``, and its ``B`` is cut. A layer that gives only shift and scale (SD 3's last
+    block for the text, and the final one) has the two the other way round; its ``B`` is twice as wide as the model.
     """
-    renamed: Pairs = {}
-    for name, (down, up) in pairs.items():
-        match = SD3_BLOCK.fullmatch(_flat(name))
-        block, key = (f"transformer_blocks.{match[1]}.", f"{match[2]} {match[3]}") if match else ("", _flat(name))
-        layers = SD3_LAYERS.get(key, (name,))
-        block = block if key in SD3_LAYERS else ""
-        if key.endswith("adaLN_modulation_1") and len(up) == 2 * down.shape[1]:
-            up = torch.cat(up.chunk(2)[::-1])
-        for layer, rows in zip(layers, up.chunk(len(layers)), strict=True):
-            renamed[block + layer] = down, rows.contiguous()
-    return renamed
+    match = SD3_BLOCK.fullmatch(name)
+    block, key = (f"transformer_blocks.{match[1]}.", match[2]) if match else ("", name)
+    layers = BY_TABLE.get(key, ())
+    if key.endswith("adaLN_modulation_1") and len(up) == 2 * down.shape[1]:
+        up = torch.cat(up.chunk(2)[::-1])
+    rows = up.chunk(len(layers)) if layers else ()
+    return {block + layer: (down, part.contiguous()) for layer, part in zip(layers, rows, strict=True)}
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -38,9 +38,9 @@ from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sink, Sinks
 from memwatch.resume import Progress, warn_of_baselines
-from memwatch.scan.checkpoint_store import CheckpointStore, CheckpointWeights, ObservationCache
+from memwatch.scan.checkpoint_store import CheckpointStore, CheckpointWeights, earlier_model, own_text_encoders
 from memwatch.scan.checkpoints import CheckpointError, load_model
-from memwatch.scan.text_encoders import earlier_model, own_text_encoders
+from memwatch.scan.observation_cache import ObservationCache
 from memwatch.scan.trainer_folder import Checkpoint, stamp
 
 logger = logging.getLogger("memwatch")
@@ -50,10 +50,7 @@ NO_STOP = StopConfig(enabled=False)  # finished models cannot be stopped
 
 
 class DecidingSink:
-    """Writes ``step_NNNNNNN/PROBE.npy`` per finding: the deciding map, natural log of a factor, ``(h, w)``.
-
-    ``memwatch eval`` compares these files with masks.
-    """
+    """Writes the deciding map of each finding, natural log of a factor ``(h, w)``, for ``memwatch eval``."""
 
     name = "decisive"
 

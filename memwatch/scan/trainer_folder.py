@@ -12,7 +12,7 @@ from typing import Self
 
 from memwatch.denoiser.log_filter import is_new
 from memwatch.measure.fingerprint import digest
-from memwatch.scan.reading import metadata_of
+from memwatch.scan.safetensors_files import metadata_of
 
 logger = logging.getLogger("memwatch")
 

@@ -25,15 +25,15 @@ from support.originals import clip_weights, original_weights
 from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components, StableDiffusion, aligned, load_components
 from memwatch.denoiser.aligned import ALIGNMENT, offset_of
+from memwatch.measure.disk_offload import ShelvedNetwork
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
-from memwatch.measure.disk_offload import ShelvedNetwork
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import read_safetensors, swapped, trainable
-from memwatch.scan.checkpoint_store import ObservationCache
 from memwatch.scan.checkpoints import load_model, make_room, read_text_encoder, read_weights
 from memwatch.scan.lora_names import DENOISER
+from memwatch.scan.observation_cache import ObservationCache
 
 SHIFTS = range(0, ALIGNMENT, 8)  # a header is padded to a multiple of 8 bytes
 

@@ -17,6 +17,7 @@ from support.builders import maps
 from support.families import PROMPT, SIZE, adapted, network
 from torch import nn
 
+from memwatch.scan.checkpoint_store import copy_text_encoders
 from memwatch.scan.checkpoints import (
     CheckpointError,
     copy_into,
@@ -26,7 +27,6 @@ from memwatch.scan.checkpoints import (
 )
 from memwatch.scan.lora import lora_weights
 from memwatch.scan.lora_names import DENOISER
-from memwatch.scan.text_encoders import copy_text_encoders
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")
 LAYERS = {

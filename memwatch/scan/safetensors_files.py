@@ -1,21 +1,23 @@
-"""Full checkpoints in one file, under the names of the original repositories (SD 1.x, 2.x, XL, 3, Flux).
+"""Safetensors files: names, metadata and tensors, with one kind of error; and full checkpoints in one file.
 
-diffusers converts them. Every configuration comes from the base, so the network is not used.
+A full checkpoint in one file has the names of its original repository (SD 1.x, 2.x, XL, 3, Flux). diffusers converts
+it, with every configuration from the base, so the network is not used.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
-from memwatch.scan.reading import CheckpointError, reading, tensors_in
 
 NETWORK = re.compile(r"(model\.diffusion_model\.|(joint_blocks|double_blocks|input_blocks)\.\d)")
 ENCODERS = {  # prefixes of text encoders, and which one of the pipeline each of them is
@@ -25,6 +27,46 @@ ENCODERS = {  # prefixes of text encoders, and which one of the pipeline each of
     "text_encoders.clip_l.": "text_encoder",
     "text_encoders.clip_g.": "text_encoder_2",
 }
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names it and says why."""
+
+
+@contextmanager
+def reading(source: object, what: str = "cannot be read") -> Iterator[None]:
+    """Turn every error inside, of whatever kind, into a ``CheckpointError`` of one line that names the source."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"{source}: {what}: {lines[0] if lines else type(error).__name__}") from error
+
+
+def names_in(file: Path) -> list[str]:
+    """Names of the tensors of a safetensors file, from its header alone."""
+    with reading(file), safe_open(file, "pt") as opened:
+        return list(opened.keys())
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """What a trainer has written into the header of a safetensors file; empty when it cannot be read."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return dict(opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
+def tensors_in(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The ``wanted`` tensors of a safetensors file by name, on the CPU."""
+    with reading(file), safe_open(file, "pt") as opened:
+        return {name: aligned(opened.get_tensor(name)) for name in filter(wanted, opened.keys())}
+
+
+# --- full checkpoints in one file ------------------------------------------------------------------------------------
 
 
 def is_original(names: Iterable[str]) -> bool:
@@ -38,11 +80,7 @@ def encoders_in(names: Iterable[str]) -> list[str]:
 
 
 def single_file_model(file: Path, like: Any) -> nn.Module:
-    """The denoiser of a file, of the class and configuration of ``like``, float32, on the CPU.
-
-    Raises:
-        CheckpointError: unreadable, or of another family or size than ``like``.
-    """
+    """The denoiser of a file, of the class and configuration of ``like``, float32, on the CPU."""
     kind: Any = type(like)
     tensors = tensors_in(file, lambda name: not name.startswith((*ENCODERS, "text_encoders.", "first_stage_model.")))
     what = f"cannot be converted to the base, a {kind.__name__} that may be of another family"
@@ -56,11 +94,7 @@ def single_file_model(file: Path, like: Any) -> nn.Module:
 
 
 def single_file_encoder(file: Path, name: str, like: Any) -> dict[str, Tensor]:
-    """Weights of a text encoder in the file, float32, under the names of ``like``'s parameters.
-
-    Raises:
-        CheckpointError: unreadable, or of another size than ``like``.
-    """
+    """Weights of a text encoder in the file, float32, under the names of ``like``'s parameters."""
     prefixes = tuple(prefix for prefix, part in ENCODERS.items() if part == name)
     tensors = tensors_in(file, lambda key: key.startswith(prefixes))  # diffusers confuses two of the same width
     with TemporaryDirectory() as folder, reading(file, f"its {name} cannot be converted to the base's"), quietly():
