@@ -236,17 +236,6 @@ def test_a_look_that_fails_is_tried_again(run, monkeypatch):
     assert follower.failed == []
 
 
-def test_a_look_that_never_works_is_named(run, monkeypatch):
-    def view(self, p):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(Observer, "view", view)
-    follower = run.follow(run.save(2))
-    assert not (run.output / "history.jsonl").exists()
-    assert run.failed(follower) == [0, 2]
-    assert "no probe could be measured; cat: out of memory" in follower.failed[1][2]
-
-
 def test_a_base_of_another_size_is_named_and_the_first_checkpoint_is_the_baseline(pretrained, tmp_path, caplog):
     small = {"layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
     blocks = {
@@ -371,15 +360,6 @@ def test_observations_of_the_newest_events_alone_are_kept(run, unbroken, measure
     run.follow(run.save(6), probes=of_both_kinds())
     assert without_time(rows_in(run.output)) == unbroken
     assert measured == ["cat", "dog", "poster", "poster"]
-
-
-def test_what_was_written_after_the_last_note_is_forgotten(run):
-    run.follow(run.save(2))
-    with (run.output / "history.jsonl").open("a", encoding="utf-8") as history_file:
-        history_file.write('{"step": 4, "findings": []}\n')  # the follower died before it noted that event
-    run.follow(run.save(4))
-    assert steps_in(run.output) == [0, 2, 4]
-    assert all(row["findings"] for row in rows_in(run.output))
 
 
 @pytest.mark.parametrize("other", ["setting", "probe", "file", "record"])

@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.builders import SIZE, maps
+from support.builders import SIZE
 from support.families import PROMPT, adapted, network
 from support.originals import clip_weights, open_clip_weights, original_weights
 
@@ -148,17 +148,3 @@ def test_what_is_wrong_is_said(families, family_folders, tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="model.ckpt: no safetensors file and no folder of a model"):
         load_model(str(tmp_path / "model.ckpt"), family_folders["sd1"])
-
-
-def test_the_command_compares_two_single_files(scan, pretrained, pipeline, prompts, tmp_path):
-    """The network is the same; only the text encoders in the files differ."""
-    files = []
-    for seed in (1, 2):
-        encoder = clip_weights(moved(pipeline.text_encoder, seed), "cond_stage_model.transformer.")
-        files.append(tmp_path / f"model-{seed}.safetensors")
-        save_file(original_weights(pipeline.unet) | encoder, files[-1])
-    arguments = ("--pretrained", pretrained, "--prompts", prompts)
-    assert scan(files[0], "--baseline", files[1], *arguments)[0] == 0
-    assert maps(tmp_path, 0)["a-red-poster/score"].max() > 0
-    assert scan(files[0], "--baseline", files[0], *arguments)[0] == 0
-    assert maps(tmp_path, 0)["a-red-poster/score"].max() == 0
