@@ -12,21 +12,21 @@ from accelerate import Accelerator
 
 from memwatch.act.flagged import FlaggedSink
 from memwatch.act.webhook import WebhookSink
-from memwatch.cli.watched import Watched, watched_by
+from memwatch.cli.scan_options import check, presets, probes_of, require_option, settings
 from memwatch.config import MemWatchConfig
-from memwatch.config_file import load_config
 from memwatch.judge.stop import EXIT_CODE
-from memwatch.measure.probes import as_probes
 from memwatch.ranks import Ranks
 from memwatch.report.page import PAGE
 from memwatch.report.sinks import Sink
 from memwatch.report.text import SHOWN, summary
 from memwatch.run_folder import RunFolder
 from memwatch.scan.checkpoint_store import Checkpoint
-from memwatch.scan.checkpoints import found_in, is_pipeline, lora_file
-from memwatch.scan.follow import Follow, Waits
+from memwatch.scan.checkpoints import is_pipeline
+from memwatch.scan.follow import Follow
 from memwatch.scan.reading import reading
+from memwatch.scan.safetensors_files import reading
 from memwatch.scan.scan import Scan
+from memwatch.scan.trainer_folder import Checkpoint, checkpoints_in
 
 EPILOG = f"""\
 MODEL and EARLIER: a diffusers pipeline (folder or hub id), a checkpoint with unet/ or transformer/ inside, a LoRA of
@@ -82,9 +82,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check(args)
-    history = found_in(Path(args.model)) if Path(args.model).is_dir() and not args.follow else []
-    checkpoints = [Checkpoint.of(step, path) for step, path in history]
-    checkpoints = checkpoints or [Checkpoint.of(step_of(args.model), args.model)]
+    history = checkpoints_in(Path(args.model)) if Path(args.model).is_dir() and not args.follow else []
     config = settings(args, is_history=args.follow or bool(history))
     is_one_pipeline = not args.follow and not history and is_pipeline(args.model)
     pretrained = args.pretrained or (args.model if is_one_pipeline else None)
@@ -92,18 +90,19 @@ def run(args: argparse.Namespace) -> int:
         why = f"{args.model} is no pipeline, so text encoder, VAE and scheduler must come from one"
         raise ValueError(f"--pretrained: missing; {why}")
     problems: list[str] = []
-    watched = watched_by(args, config, problems)
+    probes, controls, picked = probes_of(args, config, problems)
     accelerator = Accelerator(log_with=args.report_to, project_dir=config.output_dir)
     if args.report_to:
         accelerator.init_trackers("memwatch-scan")
 
-    def opened(checkpoints: Sequence[Checkpoint], **beside: Any) -> Scan:
-        probes, controls = as_probes(watched.probes), as_probes(watched.controls) if watched.controls else None
-        return Scan(accelerator, checkpoints, pretrained, config=config, probes=probes, controls=controls, **beside)
+    def open_scan(checkpoints: Sequence[Checkpoint], **beside: Any) -> Scan:
+        watched: dict[str, Any] = {"probes": probes, "controls": controls or None}
+        return Scan(accelerator, checkpoints, pretrained, config=config, **watched, **beside)
 
     if args.follow:
-        return follow(args, config, accelerator, opened, watched, problems)
-    scan = opened(checkpoints)
+        more: list[Sink] = [FlaggedSink(Path(config.output_dir), picked)] if picked is not None else []
+        return follow(args, config, accelerator, open_scan, more, problems)
+    scan = open_scan(history or [Checkpoint.of(step_of(args.model), args.model)])
     report = scan.run()
     problems += [f"step {step}, {name}: {why}" for step, name, why in scan.failed]
     if accelerator.is_main_process:
@@ -119,26 +118,30 @@ def follow(
     args: argparse.Namespace,
     config: MemWatchConfig,
     accelerator: Any,
-    opened: Callable[..., Scan],
-    watched: Watched,
+    open_scan: Callable[..., Scan],
+    more: list[Sink],
     problems: list[str],
 ) -> int:
     """Follow the folder; the exit code."""
-    folder, output, main = Path(args.model), Path(config.output_dir), accelerator.is_main_process
-    more: list[Sink] = [FlaggedSink(output, watched.picked)] if watched.picked is not None else []
-    more += [WebhookSink(config.alerts.webhook, folder.name)] if config.alerts.webhook is not None and main else []
-    require_pipeline(args.pretrained)
-    lock = RunFolder(output)
+    from diffusers import DiffusionPipeline
 
-    def open_scan(first: Checkpoint) -> Scan:
+    folder, main = Path(args.model), accelerator.is_main_process
+    if config.alerts.webhook is not None and main:
+        more = [*more, WebhookSink(config.alerts.webhook, folder.name)]
+    with reading(args.pretrained):  # fails now, not at the first checkpoint
+        DiffusionPipeline.load_config(args.pretrained)
+    lock = RunFolder(Path(config.output_dir))
+
+    def open_with(first: Checkpoint) -> Scan:
         lock.release()  # a first checkpoint that cannot be read is tried again
         free = Ranks.of(accelerator).broadcast(not main or lock.lock())
         require_option(free, "--output", config.output_dir, "a folder that no other live run uses")
-        return opened([first], stop=config.stop, more=more)
+        return open_scan([first], stop=config.stop, more=more)
 
-    waits = Waits(poll=args.poll, idle=None if args.idle is None else 60 * args.idle)
+    idle = None if args.idle is None else 60 * args.idle
     base = Checkpoint.of(0, args.pretrained)
-    following = Follow(accelerator, folder, open_scan, base=base, waits=waits, keep_going=args.keep_going)
+    given = {"base": base, "poll": args.poll, "idle": idle, "keep_going": args.keep_going}
+    following = Follow(accelerator, folder, open_with, **given)
     try:
         following.run()
     finally:
@@ -157,80 +160,6 @@ def tell(problems: Sequence[str], output: str | None) -> None:
     if output is not None:
         print(f"history, maps and pictures: {output}")
         print(f"report: {Path(output) / PAGE}")
-
-
-def check(args: argparse.Namespace) -> None:
-    """Refuse options that cannot be meant, and fill in where the output goes."""
-    require_option(args.poll > 0, "--poll", args.poll, "greater than 0")
-    require_option(args.idle is None or args.idle > 0, "--idle", args.idle, "greater than 0")
-    for option in ("idle", "keep_going", "webhook"):
-        value, name = getattr(args, option), f"--{option.replace('_', '-')}"
-        require_option(args.follow or not value, name, value, "with --follow only")
-    model = Path(args.model)
-    require_option(not args.follow or not model.is_file(), "MODEL", args.model, "a folder, with --follow")
-    is_missing = model.suffix == ".safetensors" and not model.exists()
-    require_option(not is_missing, "MODEL", args.model, "a file that is there")
-    args.output = args.output or (str(Path(args.model) / "memwatch") if args.follow else "memwatch-scan")
-
-
-def require_pipeline(pretrained: str) -> None:
-    """Say at once what would fail only at the first checkpoint.
-
-    Raises:
-        ValueError: there is no such pipeline.
-    """
-    from diffusers import DiffusionPipeline
-
-    with reading(pretrained):
-        DiffusionPipeline.load_config(pretrained)
-
-
-def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
-    """The configuration with what the command line says; one look at one model needs no patience.
-
-    What fails in a scan ends it; beside a training it costs that part alone.
-    """
-    source = presets().get(args.preset) if args.preset else args.config
-    require_option(source is not None or not args.preset, "--preset", args.preset, ", ".join(sorted(presets())))
-    config = load_config(source)
-    baseline = args.baseline or default_baseline(config, is_history, lora_file(args.model) is not None)
-    name = baseline.partition(":")[0]
-    within = name in ("first", "previous", "lag", "last_clean")
-    allowed = "an earlier model, unconditional or base; this one needs a folder of checkpoints"
-    require_option(is_history or not within, "--baseline", baseline, allowed)
-    overrides: dict[str, Any] = {"output_dir": args.output, "strict": not args.follow}
-    if baseline == "unconditional":
-        branch = {"unconditional": True}
-        overrides["signals"] = {"terms": "variance", "against": "unconditional", **branch}
-    else:
-        overrides["signals"] = {"baseline": baseline if within or name in ("base", "path") else f"path:{baseline}"}
-    alerts = {} if is_history else {"patience": 1}
-    return load_config(config, **overrides, alerts=alerts | ({"webhook": args.webhook} if args.webhook else {}))
-
-
-def default_baseline(config: MemWatchConfig, is_history: bool, is_lora: bool) -> str:
-    """What the configuration says, where that makes sense without a loop; the base for a LoRA."""
-    configured = config.signals.baseline
-    if config.signals.against == "unconditional":
-        return "unconditional"
-    if is_history or config.signals.baseline_is_fixed:
-        return configured
-    if is_lora:
-        return "base"
-    raise ValueError("--baseline: missing, allowed: an earlier model, unconditional, or base (LoRA off)")
-
-
-def require_option(holds: bool, option: str, value: object, allowed: str) -> None:
-    """Raise a ``ValueError`` that names a command-line option, unless ``holds``."""
-    if not holds:
-        raise ValueError(f"{option}: got {value!r}, allowed: {allowed}")
-
-
-def presets() -> dict[str, Path]:
-    """Configurations that come with memwatch, by name: inside the installed package, or beside it in a clone."""
-    package = Path(__file__).resolve().parents[1]
-    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package)
-    return {file.stem: file for file in folder.glob("*.yaml")}
 
 
 def step_of(model: str) -> int:

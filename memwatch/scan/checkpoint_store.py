@@ -1,61 +1,157 @@
-"""Seen: the checkpoints that a scan has looked at, and the model with the weights of one of them."""
+"""The weights of a scan's checkpoints: in the observer's model and text encoders, and as baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from memwatch.denoiser import family_of
+from memwatch.denoiser import Components, Denoiser, family_of, load_components
+from memwatch.denoiser.log_filter import is_new
+from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.lora_off import lora_off, trained_adapters
 from memwatch.measure.observer import Observer
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import with_conditioning, without_conditioning
-from memwatch.scan.checkpoints import CheckpointError, copy_into, make_room, read_weights, text_encoders
-from memwatch.scan.earlier import copy_text_encoders, text_parts
-from memwatch.scan.observation_cache import Stamp, stamp
+from memwatch.scan.checkpoints import (
+    CheckpointError,
+    Form,
+    copy_into,
+    form_of,
+    is_pipeline,
+    make_room,
+    read_text_encoder,
+    read_weights,
+    text_encoders,
+)
+from memwatch.scan.trainer_folder import Checkpoint
+
+logger = logging.getLogger("memwatch")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights of one step.
-
-    Attributes:
-        step: optimizer step, or epoch where the trainer's names count those.
-        source: anything that ``memwatch.scan.checkpoints`` knows.
-        stamp: names, sizes and times of its weight files as they were found; others mean other weights.
-    """
-
-    step: int
-    source: str
-    stamp: tuple[tuple[str, int, int], ...] = ()
-
-    @classmethod
-    def of(cls, step: int, source: object) -> Self:
-        """The checkpoint as it lies there now; a hub id has no files."""
-        return cls(step, str(source), tuple(stamp(str(source))))
-
-    @property
-    def is_there(self) -> bool:
-        """Whether its files are still those that were found."""
-        return tuple(stamp(self.source)) == self.stamp
-
-
-def own_text_encoders(checkpoints: Sequence[Checkpoint], pretrained: Any, model: nn.Module) -> tuple[Any, ...]:
-    """Text encoders that change between checkpoints, marked as trained so that they are asked at every event.
-
-    Of those that come as a LoRA only the LoRA is.
+class CheckpointStore:
+    """The scanned checkpoints in order of step, of which the observer's model holds one at a time.
 
     Args:
-        model: a denoiser, on the device that the encoders go to as well.
+        observer: its model and its trained text encoders are overwritten.
+        base: the pipeline. As a checkpoint it is the model before training: of a LoRA, the LoRA off.
     """
-    owners = {
-        c.source: names for c in checkpoints if c.source != str(pretrained) and (names := text_encoders(c.source))
-    }
+
+    def __init__(self, observer: Observer, base: str) -> None:
+        self.observer, self.base = observer, base
+        self._checkpoints: dict[int, Checkpoint] = {}
+        self._loaded: int | None = None
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        """One more, of a greater step than all others."""
+        assert checkpoint.step > max(self._checkpoints, default=-1)
+        self._checkpoints[checkpoint.step] = checkpoint
+
+    def remove(self, checkpoint: Checkpoint) -> None:
+        """Forget it: its event failed. The model may hold a part of it."""
+        del self._checkpoints[checkpoint.step]
+        self._loaded = None
+
+    def is_there(self, step: int) -> bool:
+        """Whether the weights of that step can still be read."""
+        return step in self._checkpoints and self._checkpoints[step].is_there
+
+    def load(self, step: int) -> None:
+        """Give the model the weights of that step, and trained text encoders theirs."""
+        if self._loaded == step:
+            return
+        self._loaded = None
+        copy_into(self.observer.model, self.read(step))
+        copy_text_encoders(self._checkpoints[step].source, self.observer.denoiser, self.observer.text_encoders)
+        self.observer.forget_generations()
+        self._loaded = step
+
+    def read(self, step: int) -> dict[str, Tensor]:
+        """The network's weights of that step, by parameter name."""
+        checkpoint = self._checkpoints[step]
+        if checkpoint.source == self.base and (off := lora_off(self.observer.model)):
+            return off
+        if not checkpoint.is_there:
+            raise CheckpointError(f"{checkpoint.source}: was deleted or overwritten after memwatch had found it")
+        return read_weights(checkpoint.source, self.observer.model)
+
+    def to_list(self) -> list[list[Any]]:
+        """Plain values."""
+        return [[c.step, c.source, c.stamp] for c in self._checkpoints.values()]
+
+    def restore(self, saved: Sequence[Sequence[Any]]) -> None:
+        """The inverse of ``to_list``."""
+        self._checkpoints, self._loaded = {c[0]: Checkpoint(*c) for c in saved}, None
+
+
+class CheckpointWeights(SnapshotStore):
+    """Baseline weights that are read from the checkpoints; only what a trained text encoder encoded is written."""
+
+    def __init__(self, store: CheckpointStore, folder: Path, *, writes: bool) -> None:
+        super().__init__(folder, keep=1_000_000, writes=writes)
+        self._store = store
+
+    def add(self, step: int, tensors: dict[str, Tensor], marks: Mapping[str, str] | None = None) -> None:
+        super().add(step, with_conditioning({}, without_conditioning(tensors)[1]), marks)
+
+    def get(self, step: int) -> dict[str, Tensor]:
+        return self._store.read(step) | super().get(step)
+
+    def has(self, step: int) -> bool:
+        return super().has(step) and self._store.is_there(step)
+
+
+# --- text encoders, and an earlier model with its own ----------------------------------------------------------------
+
+
+def earlier_model(source: str, observer: Observer, pretrained: Any) -> Callable[[], Mapping[str, Tensor]]:
+    """What the checkpoints are compared with: weights of ``source``, and prompts encoded by its own text encoder.
+
+    Args:
+        pretrained: the pipeline of the model that is scanned.
+
+    Raises:
+        CheckpointError: it does not fit the model, or predicts something else.
+    """
+    denoiser, device = observer.denoiser, observer.ranks.accelerator.device
+    weights = {name: tensor.to(device) for name, tensor in read_weights(source, observer.model).items()}
+    if is_pipeline(source):
+        parts = text_parts(source, denoiser, device)
+        theirs = NoiseSchedule.from_scheduler(parts.scheduler).prediction_type
+        ours = denoiser.schedule.prediction_type
+        if theirs != ours:
+            why = "epsilon can be compared, weights cannot be exchanged"
+            raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; {why}")
+    elif text_encoders(source):
+        parts = text_parts(pretrained, denoiser, device)
+        copy_text_encoders(source, denoiser, parts.text_encoders)
+    else:
+        return lambda: weights
+    return cache(lambda: with_conditioning(weights, observer.encoded_by(parts)))
+
+
+def text_parts(pretrained: Any, family: Denoiser | type[Denoiser], device: torch.device) -> Components:
+    """Scheduler, and what encodes prompts."""
+    names, optional = family.text_encoders, family.optional
+    nothing = Components(None)
+    return load_components(pretrained, nothing, needs_vae=False, text_encoders=names, optional=optional, device=device)
+
+
+def own_text_encoders(sources: Sequence[str], pretrained: Any, model: nn.Module) -> tuple[Any, ...]:
+    """Text encoders of the pipeline, if a source has its own; marked as trained, so that each event encodes anew.
+
+    Of those that come as a LoRA only the LoRA is marked.
+
+    Args:
+        model: a denoiser, on the device for the encoders as well.
+    """
+    owners = {source: names for source in sources if source != str(pretrained) and (names := text_encoders(source))}
     if not owners:
         return ()
     family = family_of(model)
@@ -63,111 +159,30 @@ def own_text_encoders(checkpoints: Sequence[Checkpoint], pretrained: Any, model:
     for name, encoder in zip(family.text_encoders, parts.text_encoders, strict=True):
         theirs = [source for source, names in owners.items() if name in names] if encoder is not None else []
         for source in theirs:
-            with suppress(CheckpointError):  # said when its weights are read
+            with suppress(CheckpointError):  # reading its weights reports that
                 make_room(encoder, source, name)
         if theirs and not trained_adapters(encoder):
             encoder.requires_grad_(True)
     return parts.text_encoders
 
 
-class Seen:
-    """Checkpoints in order of step, of which the observer's model holds one at a time.
+def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -> None:
+    """Overwrite the encoders that ``source`` has of its own, or their LoRA; where it has none, switch a LoRA off.
 
-    Args:
-        observer: its model and its trained text encoders are written over.
-        base: the pipeline. As a checkpoint it is the model before training: of a LoRA, the LoRA off.
-
-    Attributes:
-        stamps: by step.
+    One that cannot be read is a ``CheckpointError``, but in a single file a warning.
     """
-
-    def __init__(self, observer: Observer, base: str) -> None:
-        self.observer, self.base = observer, base
-        self.stamps: dict[int, Stamp] = {}
-        self._checkpoints: list[Checkpoint] = []
-        self._loaded: int | None = None
-
-    def add(self, checkpoint: Checkpoint) -> None:
-        """One more, of a greater step than all others."""
-        assert not self._checkpoints or checkpoint.step > self._checkpoints[-1].step
-        self._checkpoints.append(checkpoint)
-        self.stamps[checkpoint.step] = list(checkpoint.stamp)
-
-    def remove(self, checkpoint: Checkpoint) -> None:
-        """Its event did not come about; what the model holds now counts as nothing."""
-        self._checkpoints.remove(checkpoint)
-        self._loaded = None
-
-    @property
-    def sources(self) -> list[tuple[int, str]]:
-        """(step, source) of all: what an observation at the last of them may depend on."""
-        return [(c.step, c.source) for c in self._checkpoints]
-
-    def is_there(self, step: int) -> bool:
-        """Whether the weights of that step can still be read."""
-        return any(c.step == step and c.is_there for c in self._checkpoints)
-
-    def load(self, step: int) -> None:
-        """Give the model the weights of that step, and trained text encoders theirs.
-
-        Raises:
-            CheckpointError: they cannot be read, or are gone.
-        """
-        if self._loaded == step:
-            return
-        self._loaded = None
-        copy_into(self.observer.model, self.read(step))
-        copy_text_encoders(self._at(step).source, self.observer.denoiser, self.observer.text_encoders)
-        self.observer.forget_generations()
-        self._loaded = step
-
-    def read(self, step: int) -> dict[str, Tensor]:
-        """The network's weights of that step, by parameter name.
-
-        Raises:
-            CheckpointError: they cannot be read, or are gone.
-        """
-        checkpoint = self._at(step)
-        if checkpoint.source == self.base and (off := lora_off(self.observer.model)):
-            return off
-        if not checkpoint.is_there:
-            raise CheckpointError(f"{checkpoint.source}: was deleted or written over after it had been found")
-        return read_weights(checkpoint.source, self.observer.model)
-
-    def _at(self, step: int) -> Checkpoint:
-        return next(c for c in self._checkpoints if c.step == step)
-
-    def to_list(self) -> list[Any]:
-        """Plain values."""
-        return [[c.step, c.source, [list(part) for part in c.stamp]] for c in self._checkpoints]
-
-    def restore(self, saved: Sequence[Any]) -> None:
-        """The inverse of ``to_list``."""
-        self._checkpoints, self._loaded = from_list(saved), None
-        self.stamps.update({c.step: list(c.stamp) for c in self._checkpoints})
-
-
-def from_list(saved: Sequence[Any]) -> list[Checkpoint]:
-    """Checkpoints as ``Seen.to_list`` wrote them."""
-    return [Checkpoint(step, source, tuple((n, s, t) for n, s, t in parts)) for step, source, parts in saved]
-
-
-class KeptWeights(SnapshotStore):
-    """Weights that lie in checkpoints, as long as those are there; what a trained text encoder said then lies beside.
-
-    Args:
-        folder: for that, and for the marks of each step.
-    """
-
-    def __init__(self, seen: Seen, folder: Path, *, writes: bool) -> None:
-        super().__init__(folder, keep=1_000_000, writes=writes)
-        self._seen = seen
-
-    def add(self, step: int, tensors: dict[str, Tensor], marks: Mapping[str, str] | None = None) -> None:
-        super().add(step, with_conditioning({}, without_conditioning(tensors)[1]), marks)
-
-    def get(self, step: int) -> dict[str, Tensor]:
-        return self._seen.read(step) | super().get(step)
-
-    def has(self, step: int) -> bool:
-        return super().has(step) and self._seen.is_there(step)
+    theirs = text_encoders(source)
+    for name, encoder in zip(family.text_encoders, encoders, strict=False):  # none at all where none is trained
+        if encoder is None:
+            continue
+        if name not in theirs:
+            copy_into(encoder, lora_off(encoder))
+            continue
+        make_room(encoder, source, name)
+        try:
+            copy_into(encoder, read_text_encoder(source, name, encoder))
+        except CheckpointError as error:
+            if form_of(source)[0] is not Form.SINGLE_FILE:
+                raise
+            if is_new("memwatch", str(error)):  # scans come back to the same file
+                logger.warning("memwatch: %s; the base's text encoder encodes the prompts instead", error)

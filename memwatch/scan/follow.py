@@ -1,65 +1,54 @@
-"""``memwatch scan --follow``: a trainer's folder of checkpoints, each looked at as it appears.
+"""``memwatch scan --follow``: a trainer's folder of checkpoints, each scanned as it appears.
 
-It works beside every trainer that saves: it reads what the trainer writes, and writes nothing among it but ``STOP``. A
-follower that was ended goes on where it was: what it has come to lies in ``observations/followed.json``.
+It works beside every trainer that saves: it reads what the trainer writes, and adds only the file ``STOP``. The same
+command goes on after it was ended: ``observations/followed.json`` holds what the follower has come to.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from memwatch.measure.fingerprint import digest, fingerprints
 from memwatch.ranks import Ranks
 from memwatch.report.page import write_page
 from memwatch.report.retention import NEWEST
-from memwatch.run_folder import write_whole
+from memwatch.run_folder import write_json, write_whole
 from memwatch.scan.arrivals import Arrivals
-from memwatch.scan.checkpoint_store import Checkpoint, from_list
-from memwatch.scan.checkpoints import CheckpointError, found_in, is_complete
-from memwatch.scan.follow_state import RECORD, read_record, what_is_other, write_record
-from memwatch.scan.scan import Scan
+from memwatch.scan.checkpoint_store import Checkpoint
+from memwatch.scan.checkpoints import CheckpointError, is_complete
+from memwatch.scan.scan import OBSERVATIONS, Scan
+from memwatch.scan.trainer_folder import Arrivals, Checkpoint, checkpoints_in, is_complete
 
 logger = logging.getLogger("memwatch")
 
 STOP = "STOP"
 OURS = "memwatch: "  # how that file begins
 TRIES = 3  # polls at which a checkpoint that cannot be read is tried
-
-
-@dataclass(frozen=True)
-class Waits:
-    """How a follower waits.
-
-    Attributes:
-        poll: seconds between two looks at the folder.
-        idle: seconds without anything new after which it ends; ``None`` waits until Ctrl-C.
-        clock: seconds that pass. sleep: waits so many of them.
-    """
-
-    poll: float = 10.0
-    idle: float | None = None
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], object] = time.sleep
+STATE = Path(OBSERVATIONS, "followed.json")  # in the output folder
+NO_MATTER = ("output_dir", "strict", "stop", "heatmap", "rollback")  # settings that no earlier event depends on
 
 
 class Follow:
-    """Looks at every new checkpoint of a folder in order of step, until an event decides to stop or nothing comes.
+    """Scans every new checkpoint of a folder in order of step, until an event decides to stop or nothing comes.
 
     A checkpoint is taken when it is complete and its files have been the same at two polls. One that cannot be read is
-    tried at three polls, and then named and passed over; so is one that is gone before its turn.
+    tried at three polls, then named and skipped; so is one that is deleted before its turn.
 
     Args:
         accelerator: see ``Scan``.
-        folder: where the trainer saves. It need not be there yet.
+        folder: where the trainer saves. It need not exist yet.
         open_scan: makes the scan, once the first checkpoint is there. A ``CheckpointError`` is tried again; other
             errors are wrong settings, and end the follower.
         base: what the training began with, as step 0 of the history; ``None`` makes the first checkpoint the first
             baseline.
-        waits: how long.
+        poll: seconds between two polls of the folder.
+        idle: seconds without anything new after which it ends; ``None`` waits until Ctrl-C.
+        clock: has ``monotonic`` and ``sleep``.
         keep_going: whether to go on after a stop was decided.
 
     Attributes:
@@ -73,10 +62,13 @@ class Follow:
         open_scan: Callable[[Checkpoint], Scan],
         *,
         base: Checkpoint | None = None,
-        waits: Waits,
+        poll: float = 10.0,
+        idle: float | None = None,
+        clock: Any = time,
         keep_going: bool = False,
     ) -> None:
-        self.folder, self.waits, self.keep_going = folder, waits, keep_going
+        self.folder, self.keep_going = folder, keep_going
+        self.poll, self.idle, self._clock = poll, idle, clock
         self.scan: Scan | None = None
         self._ranks, self._open_scan = Ranks.of(accelerator), open_scan
         self._base = base
@@ -92,71 +84,92 @@ class Follow:
 
     @property
     def stop_reason(self) -> str | None:
-        """Why training is to end; ``None`` while nothing says so."""
+        """Why training is to end; ``None`` until an event decides that."""
         return None if self.scan is None else self.scan.progress.stop.reason
 
     def run(self) -> None:
         """Follow, and close the scan however that ends; Ctrl-C is a way to end."""
-        self._say("memwatch follows %s, with a look every %g s; Ctrl-C ends it", self.folder, self.waits.poll)
+        self._say("memwatch follows %s and checks it every %g s; Ctrl-C ends it", self.folder, self.poll)
         try:
             self._follow()
         except KeyboardInterrupt:
-            self._say("memwatch follows %s no longer; the same command goes on", self.folder)
+            self._say("memwatch no longer follows %s; run the same command to go on", self.folder)
         finally:
             if self.scan is not None:
                 self.scan.close()
 
     def _follow(self) -> None:
-        since = self.waits.clock()
+        since = self._clock.monotonic()
         while self.keep_going or self.stop_reason is None:
             poll = self._arrivals.poll(self._found())
-            for checkpoint in poll.gone:
-                self._skip(checkpoint, "was deleted before it could be read")
-            for checkpoint in poll.late:
-                self._skip(checkpoint, f"came after step {self._arrivals.last_step} had been looked at")
+            for checkpoint, why in poll.skipped:
+                self._skip(checkpoint, why)
             ready = self._due_base or poll.next
             worked = ready is not None and self._try(ready)
             if ready is not None or poll.has_changed:
-                since = self.waits.clock()
-            idle = self._ranks.broadcast(self.waits.clock() - since)
-            if self.waits.idle is not None and idle >= self.waits.idle:
+                since = self._clock.monotonic()
+            idle = self._ranks.broadcast(self._clock.monotonic() - since)
+            if self.idle is not None and idle >= self.idle:
                 self._say("memwatch ends: nothing new in %s for %.1f minutes", self.folder, idle / 60)
                 return
             if not worked:
-                self.waits.sleep(self.waits.poll)
+                self._clock.sleep(self.poll)
         self._say("memwatch ends: a stop was decided at %s", self.stop_reason)
 
     def _found(self) -> list[Checkpoint]:
-        """What lies in the folder, the same on every rank; nothing where it cannot be listed."""
+        """The checkpoints in the folder, the same on every rank; none where it cannot be listed."""
         found: list[Checkpoint] = []
         if self._main:
             try:
-                found = [Checkpoint.of(step, path) for step, path in found_in(self.folder)]
+                found = checkpoints_in(self.folder)
             except OSError as error:
                 logger.debug("memwatch: %s cannot be listed: %s", self.folder, error)
         return self._ranks.broadcast(found)
 
+    def _say(self, message: str, *values: object) -> None:
+        """Once over all ranks."""
+        if self._main:
+            logger.info(message, *values)
+
     # --- one checkpoint -----------------------------------------------------------------------------------------------
 
     def _try(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint could be looked at, or the scan be opened with it; what fails is tried again."""
+        """Whether a checkpoint could be scanned, or the scan be opened with it; what fails is tried again."""
         try:
             is_base = checkpoint is self._due_base
             if not self._ranks.broadcast(is_base or (self._main and is_complete(Path(checkpoint.source)))):
-                raise CheckpointError(f"{checkpoint.source}: is not written to its end")
-            if self.scan is None:
-                scan = self._open_scan(checkpoint)
-            else:
+                raise CheckpointError(f"{checkpoint.source}: is incomplete")
+            if self.scan is not None:
                 self._look(self.scan, checkpoint)
                 return True
+            scan = self._open_scan(checkpoint)
         except CheckpointError as error:
             if self.scan is None and not str(error).startswith(checkpoint.source):
-                raise  # the base or the baseline cannot be read, and waiting helps nobody
+                raise  # the base or the baseline cannot be read, and waiting does not help
             self._failed_once_more(checkpoint, str(error))
             return False
         self.scan = scan
         self._begin(scan, checkpoint)
         return True
+
+    def _begin(self, scan: Scan, first: Checkpoint) -> None:
+        """Go on from an earlier follower's state, or else with the base, unless the first checkpoint has its step."""
+        output = Path(scan.config.output_dir)
+        state = self._ranks.broadcast(read_state(output / STATE) if self._main else {})
+        changed = what_has_changed(state, self.folder, self._found(), scan) if state else None
+        if state and changed is None:
+            scan.load_state_dict(state)
+            for saved in state["checkpoints"]:
+                self._arrivals.done(Checkpoint(*saved))
+            self._say("memwatch goes on after step %s of %s", self._arrivals.last_step, output)
+            return
+        if changed is not None:
+            self._say("memwatch: %s has changed since the earlier follower; the history is written anew", changed)
+        if (self.folder / STOP).exists():
+            self._say("memwatch: %s already exists; a trainer that checks for it ends at once", self.folder / STOP)
+        scan.begin()
+        if self._base is not None and self._base.step < first.step:
+            self._due_base = self._base
 
     def _look(self, scan: Scan, checkpoint: Checkpoint) -> None:
         """One event, and what follows from it.
@@ -175,11 +188,13 @@ class Follow:
         self._due_base = None
         if not self._main:
             return
-        with scan.faults.surviving("noting what was looked at", "a restart looks at it again"):
-            write_record(Path(scan.config.output_dir) / RECORD, self.folder, scan)
-            scan.kept.thin(NEWEST)  # the record is enough to go on from
+        output = Path(scan.config.output_dir)
+        with scan.faults.surviving("saving the follower's state", "a restart scans this checkpoint again"):
+            settings = {"folder": str(self.folder.resolve()), "settings": settings_of(scan)}
+            write_json(output / STATE, settings | scan.state_dict())
+            scan.cache.thin(NEWEST)  # the state is enough to go on from
         with scan.faults.surviving("writing the report page", "'memwatch report' writes it at any time"):
-            write_page(Path(scan.config.output_dir))
+            write_page(output, renew=self.poll)
         if self.stop_reason is not None and not had_stopped:
             with scan.faults.surviving(f"writing {self.folder / STOP}", "the trainer has to be stopped by hand"):
                 write_stop(self.folder / STOP, self.stop_reason)
@@ -197,37 +212,43 @@ class Follow:
         if self._main:
             logger.error("memwatch: checkpoint %d is skipped: %s", checkpoint.step, why)
 
-    # --- going on -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, scan: Scan, first: Checkpoint) -> None:
-        """Where an earlier follower left off, or else with the base, unless the first checkpoint is of its step."""
-        output = Path(scan.config.output_dir)
-        record = self._ranks.broadcast(read_record(output / RECORD) if self._main else {})
-        other = what_is_other(record, self.folder, self._found(), scan) if record else None
-        if record and other is None:
-            scan.load_state_dict(record)
-            for checkpoint in from_list(record["seen"]):
-                self._arrivals.done(checkpoint)
-            self._say("memwatch goes on after step %s of %s", self._arrivals.last_step, output)
-            return
-        if other is not None:
-            self._say("memwatch: %s is not that of the earlier follower; the history is written anew", other)
-        if (self.folder / STOP).exists():
-            self._say("memwatch: %s is there already; a trainer that looks for it ends at once", self.folder / STOP)
-        scan.begin()
-        if self._base is not None and self._base.step < first.step:
-            self._due_base = self._base
+# --- files ------------------------------------------------------------------------------------------------------------
 
-    def _say(self, message: str, *values: object) -> None:
-        """Once over all ranks."""
-        if self._main:
-            logger.info(message, *values)
+
+def read_state(file: Path) -> dict[str, Any]:
+    """What an earlier follower has come to; empty where there was none, or where it cannot be read."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning("memwatch: %s cannot be read (%s); the history is written anew", file, error)
+        return {}
+
+
+def what_has_changed(state: Mapping[str, Any], folder: Path, found: Sequence[Checkpoint], scan: Scan) -> str | None:
+    """What keeps the history from going on, in words; ``None`` when nothing does. Scanned files may be deleted."""
+    if state["folder"] != str(folder.resolve()):
+        return "the folder"
+    if state["settings"] != settings_of(scan):
+        return "a setting or a probe"
+    there = {(c.step, c.source): c for c in found}
+    scanned = [Checkpoint(*saved) for saved in state["checkpoints"]]
+    return next((c.source for c in scanned if there.get((c.step, c.source), c) != c), None)
+
+
+def settings_of(scan: Scan) -> str:
+    """A digest of everything that an event depends on beside its checkpoint."""
+    settings = {key: value for key, value in scan.config.to_dict().items() if key not in NO_MATTER}
+    settings["alerts"] = {key: value for key, value in settings["alerts"].items() if key != "webhook"}
+    return digest(settings, str(scan.pretrained), fingerprints(scan.config, scan.observer.prepared))
 
 
 def write_stop(file: Path, reason: str) -> None:
-    """Ask whoever looks for this file to end the training. One that is there stays as it is."""
+    """Ask whoever checks for this file to end the training. An existing file stays as it is."""
     if not file.exists():
         return write_whole(file, f"{OURS}{reason}\n")
     with file.open(encoding="utf-8", errors="replace") as opened:
         if opened.read(len(OURS)) != OURS:
-            logger.warning("memwatch: %s is not memwatch's, and is left as it is; it would say: %s", file, reason)
+            logger.warning("memwatch: %s is not memwatch's and stays as it is; memwatch would write: %s", file, reason)

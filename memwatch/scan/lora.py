@@ -1,7 +1,8 @@
-"""LoRA files of every trainer, in the names that PEFT gives the layers of the base.
+"""LoRA files of every trainer, under the names that PEFT gives the layers of the base.
 
-A layer that has the model's own name, with its dots or with underscores, needs no table. Others go through diffusers'
-converters; SD 3's, which diffusers lacks, through ``sd3_names.py``.
+A layer that has the model's own name, with dots or with underscores, is matched by that name. diffusers' converters
+rename all others, except what ``BY_TABLE`` lists. Every tensor of the file must end in a layer of its shape: diffusers
+drops unknown names silently.
 """
 
 from __future__ import annotations
@@ -18,16 +19,45 @@ from torch import Tensor, nn
 
 from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
-from memwatch.scan.lora_keys import DENOISER, EMBEDDINGS, part_of, refuse_others, without_prefix
-from memwatch.scan.reading import CheckpointError, metadata_of, names_in, reading, tensors_in
-from memwatch.scan.sd3_names import sd3_layers
+from memwatch.scan.lora_names import DENOISER, names_by_part, warn_of_embeddings
+from memwatch.scan.safetensors_files import CheckpointError, metadata_of, names_in, reading, tensors_in
 
 ADAPTER = "default"
 PEFT_FILE = "adapter_model.safetensors"
 
-Pair = tuple[Tensor, Tensor]  # A (rank, in, ...) and B (out, rank, ...), float32
+Pairs = dict[str, tuple[Tensor, Tensor]]  # by layer, A (rank, in, ...) and B (out, rank, ...), float32
 
-FACTOR = re.compile(r"(?P<layer>.+)\.(?P<factor>lora_A|lora_B|lora_down|lora_up)(?:\.(?!weight)\w+)?\.weight")
+FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<factor>A|B|down|up)(?:\.(?!weight)\w+)?\.weight")
+OLD_TEXT = re.compile(r"\.self_attn\..*(to_out_lora|lora_linear_layer)|\.mlp\..*lora_linear_layer")
+
+SD3_BLOCK = re.compile(r"joint_blocks_(\d+)_((?:x|context)_block_\w+)")
+BY_TABLE = {  # layers of the original repositories that diffusers has no converter for, or only newer versions have
+    "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),  # SD 3: one layer there, three in diffusers
+    "x_block_attn_proj": ("attn.to_out.0",),
+    "x_block_attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "x_block_attn2_proj": ("attn2.to_out.0",),
+    "x_block_mlp_fc1": ("ff.net.0.proj",),
+    "x_block_mlp_fc2": ("ff.net.2",),
+    "x_block_adaLN_modulation_1": ("norm1.linear",),
+    "context_block_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "context_block_attn_proj": ("attn.to_add_out",),
+    "context_block_mlp_fc1": ("ff_context.net.0.proj",),
+    "context_block_mlp_fc2": ("ff_context.net.2",),
+    "context_block_adaLN_modulation_1": ("norm1_context.linear",),
+    "x_embedder_proj": ("pos_embed.proj",),
+    "t_embedder_mlp_0": ("time_text_embed.timestep_embedder.linear_1",),
+    "t_embedder_mlp_2": ("time_text_embed.timestep_embedder.linear_2",),
+    "y_embedder_mlp_0": ("time_text_embed.text_embedder.linear_1",),
+    "y_embedder_mlp_2": ("time_text_embed.text_embedder.linear_2",),
+    "final_layer_linear": ("proj_out",),  # SD 3 and Flux
+    "final_layer_adaLN_modulation_1": ("norm_out.linear",),
+    "time_embed_0": ("time_embedding.linear_1",),  # SD 1, 2 and XL
+    "time_embed_2": ("time_embedding.linear_2",),
+    "label_emb_0_0": ("add_embedding.linear_1",),
+    "label_emb_0_2": ("add_embedding.linear_2",),
+    "input_blocks_0_0": ("conv_in",),
+    "out_2": ("conv_out",),
+}
 
 
 def lora_weights(file: Path, part: str, model: nn.Module) -> dict[str, Tensor]:
@@ -37,34 +67,28 @@ def lora_weights(file: Path, part: str, model: nn.Module) -> dict[str, Tensor]:
 
     Args:
         part: ``DENOISER`` or the name of a text encoder.
-        model: that part of the base, with or without the room.
+        model: that part of the base, with or without LoRA layers.
 
     Raises:
-        CheckpointError: unreadable, no plain LoRA, or of another base than ``model``.
+        CheckpointError: unreadable, no plain LoRA, or of another base.
     """
     names = names_in(file)
-    refuse_others(names, file)
-    mine = {name for name in names if not name.startswith(EMBEDDINGS) and part_of(name, names) == part}
-    tensors = {without_prefix(name): tensor for name, tensor in tensors_in(file, mine.__contains__).items()}
-    shapes = _layers(model)
-    pairs = _in_model(_pairs(tensors, file), shapes, model, file)
-    settings = {} if any(name.endswith(".alpha") for name in mine) else _settings(file, part)
-    if not pairs:
+    warn_of_embeddings(names, file)
+    mine = names_by_part(names).get(part, {})
+    if not mine:
         raise CheckpointError(f"{file}: holds no LoRA of the {part}")
+    tensors = tensors_in(file, set(mine.values()).__contains__)
+    pairs = _in_model(_pairs({short: tensors[name] for short, name in mine.items()}, file), model, file)
+    settings = {} if any(name.endswith(".alpha") for name in mine) else _settings(file, part)
     weights = {}
     for layer, (down, up) in pairs.items():
-        _check_layer(layer, down, up, shapes[layer], file)
         weights[f"{layer}.lora_A.{ADAPTER}.weight"] = aligned(down)
         weights[f"{layer}.lora_B.{ADAPTER}.weight"] = up * _scale(settings, layer, len(down))
     return weights
 
 
 def add_lora(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
-    """Make room for a LoRA: PEFT layers of these names and ranks, in place. Their values are copied by the caller.
-
-    Raises:
-        CheckpointError: PEFT is not installed, or refuses.
-    """
+    """Add PEFT layers of these names and ranks to ``model``, in place. The caller copies their values."""
     ranks = {name.partition(".lora_A.")[0]: len(tensor) for name, tensor in weights.items() if ".lora_A." in name}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {"^" + re.escape(layer): value for layer, value in ranks.items() if value != rank}
@@ -80,74 +104,68 @@ def add_lora(model: nn.Module, weights: Mapping[str, Tensor], source: object) ->
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def _pairs(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Pair]:
+def _pairs(tensors: Mapping[str, Tensor], file: Path) -> Pairs:
     """``A`` and ``B`` of every layer, ``B`` times alpha / rank where the file has alphas."""
+    from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+
+    # names that diffusers gave over the years: to_q_lora.down, lora_linear_layer.up
+    convert = convert_state_dict_to_peft if any(map(OLD_TEXT.search, tensors)) else convert_unet_state_dict_to_peft
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _in_words_of_peft(tensors).items():
+    for name, tensor in convert(tensors).items():
         match = FACTOR.fullmatch(name)
-        layer, factor = (match["layer"], match["factor"]) if match else (name.removesuffix(".alpha"), "alpha")
         if match is None and not name.endswith(".alpha"):
-            raise CheckpointError(f"{file}: {name} is no LoRA tensor that memwatch knows")
-        found.setdefault(layer, {})[{"lora_down": "lora_A", "lora_up": "lora_B"}.get(factor, factor)] = tensor
+            why = "is no tensor of a plain LoRA (DoRA, LoHa, LoKr, OFT and Tucker are other models)"
+            raise CheckpointError(f"{file}: {name} {why}; merge the file into a full checkpoint")
+        layer, factor = (match["layer"], match["factor"]) if match else (name.removesuffix(".alpha"), "alpha")
+        found.setdefault(layer, {})[{"down": "A", "up": "B"}.get(factor, factor)] = tensor
     pairs = {}
     for layer, factors in found.items():
-        if not {"lora_A", "lora_B"} <= factors.keys():
+        if not {"A", "B"} <= factors.keys():
             raise CheckpointError(f"{file}: {layer} lacks one half of its LoRA; it has {', '.join(sorted(factors))}")
-        down, up = factors["lora_A"].float(), factors["lora_B"].float()
+        down, up = factors["A"].float(), factors["B"].float()
         pairs[layer] = down, up * (float(factors["alpha"]) / len(down) if "alpha" in factors else 1.0)
     return pairs
 
 
-def _in_words_of_peft(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names that diffusers itself gave over the years (``to_q_lora.down``, ``lora_linear_layer.up``), as PEFT's."""
-    from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
-
-    text = any(".self_attn." in name for name in tensors)
-    old = any("to_out_lora" in name or "lora_linear_layer" in name for name in tensors)
-    if text and not old:
-        return dict(tensors)
-    converted: dict[str, Tensor] = (convert_state_dict_to_peft if text else convert_unet_state_dict_to_peft)(tensors)
-    return converted
-
-
-def _layers(model: nn.Module) -> dict[str, torch.Size]:
-    """Weight shapes of the layers that can have a LoRA, by name."""
-    named = {name: p.shape for name, p in model.named_parameters() if name.endswith(".weight") and p.ndim > 1}
-    plain = {name: shape for name, shape in named.items() if ".lora_" not in name}
-    return {name.removesuffix(".weight").removesuffix(".base_layer"): shape for name, shape in plain.items()}
-
-
-def _in_model(
-    pairs: Mapping[str, Pair], shapes: Mapping[str, torch.Size], model: nn.Module, file: Path
-) -> dict[str, Pair]:
-    """The same pairs under the model's own layer names.
-
-    Raises:
-        CheckpointError: some belong to no layer of the model.
-    """
+def _in_model(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
+    """The same pairs under the model's own layer names; each must belong to a layer of its shape."""
+    weights = {name: p.shape for name, p in model.named_parameters() if name.endswith(".weight") and p.ndim > 1}
+    shapes = {
+        name.removesuffix(".weight").removesuffix(".base_layer"): tuple(shape)
+        for name, shape in weights.items()
+        if ".lora_" not in name
+    }
     known: dict[str, str] = {}
-    for name in shapes:  # transformers has dropped a level of CLIP's names, and trainers have not
+    for name in shapes:  # newer transformers have dropped a level of CLIP's names, and trainers have not
         for same in (name, name.removeprefix("text_model."), f"text_model.{name}"):
             known |= {same: name, _flat(same): name}
-    own = {known[layer]: pair for layer, pair in pairs.items() if layer in known}
-    rest = {layer: pair for layer, pair in pairs.items() if layer not in known}
-    converted = _converted(rest, model, file) if rest else {}
-    strange = [layer for layer in converted if layer not in known]
-    if strange:
-        why = f"{len(strange)} of its layers are not in the model ({type(model).__name__}), {strange[0]} first"
+    renamed: Pairs = {}
+    rest: Pairs = {}
+    for layer, pair in pairs.items():
+        by_table = {layer: pair} if layer in known else _by_table(_flat(layer), *pair)
+        (renamed if by_table else rest).update(by_table or {layer: pair})
+    renamed |= _converted(rest, model, file)
+    kind = type(model).__name__
+    if strange := [layer for layer in renamed if layer not in known]:
+        why = f"{len(strange)} of its layers are not in the model ({kind}), {', '.join(strange[:3])} first"
         raise CheckpointError(f"{file}: {why}; is it a LoRA of another base?")
-    return own | {known[layer]: pair for layer, pair in converted.items()}
+    found = {known[layer]: pair for layer, pair in renamed.items()}
+    for layer, (down, up) in found.items():
+        if (len(up), *down.shape[1:]) != shapes[layer] or up.shape[1] != len(down):
+            factors = f"A {tuple(down.shape)}, B {tuple(up.shape)}"
+            raise CheckpointError(f"{file}: the LoRA of {layer} has {factors}, the base's layer {shapes[layer]}")
+    return found
 
 
 def _flat(layer: str) -> str:
     return layer.replace(".", "_")
 
 
-def _converted(pairs: Mapping[str, Pair], model: nn.Module, file: Path) -> dict[str, Pair]:
-    """Names of the original repositories (``input_blocks``, ``double_blocks``, ``joint_blocks``) as diffusers'."""
+def _converted(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
+    """Names of the original repositories (``input_blocks``, ``double_blocks``) as diffusers', which may drop none."""
     kind = type(model).__name__
-    if kind.startswith("SD3"):
-        return sd3_layers({_flat(layer): pair for layer, pair in pairs.items()})
+    if not pairs or not kind.startswith(("Flux", "UNet")):
+        return pairs
     tensors = {f"lora_unet_{_flat(layer)}.lora_down.weight": down for layer, (down, _) in pairs.items()}
     tensors |= {f"lora_unet_{_flat(layer)}.lora_up.weight": up for layer, (_, up) in pairs.items()}
     with reading(file, f"its names cannot be converted to those of the base ({kind})"), quietly():
@@ -155,28 +173,41 @@ def _converted(pairs: Mapping[str, Pair], model: nn.Module, file: Path) -> dict[
 
         if kind.startswith("Flux"):
             renamed = FluxLoraLoaderMixin.lora_state_dict(tensors)
-        elif kind.startswith("UNet"):
-            renamed, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(tensors, unet_config=model.config)
         else:
-            return dict(pairs)
-    converted = _pairs({without_prefix(name): tensor for name, tensor in renamed.items()}, file)
-    if len(converted) < len(pairs):  # diffusers drops what it does not know
-        lost = f"{len(pairs)} layers became {len(converted)} in the names of the base ({kind})"
-        raise CheckpointError(f"{file}: {lost}; is it a LoRA of another base?")
+            renamed, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(tensors, unet_config=model.config)
+    mine = names_by_part(renamed).get(DENOISER, {})
+    converted = _pairs({short: renamed[name] for short, name in mine.items()}, file)
+    rows, arrived = (sum(len(up) for _, up in each.values()) for each in (pairs, converted))
+    if rows != arrived:
+        why = f"diffusers converts {arrived} of the {rows} rows of {', '.join([*pairs][:3])}..."
+        raise CheckpointError(f"{file}: {why}; is it a LoRA of another base than {kind}?")
     return converted
+
+
+def _by_table(name: str, down: Tensor, up: Tensor) -> Pairs:
+    """A layer under diffusers' names; empty for one that the table does not list.
+
+    The parts of a joined layer share ``A``, and its ``B`` is cut. A layer that gives only shift and scale (SD 3's last
+    block for the text, and the final one) has the two the other way round; its ``B`` is twice as wide as the model.
+    """
+    match = SD3_BLOCK.fullmatch(name)
+    block, key = (f"transformer_blocks.{match[1]}.", match[2]) if match else ("", name)
+    layers = BY_TABLE.get(key, ())
+    if key.endswith("adaLN_modulation_1") and len(up) == 2 * down.shape[1]:
+        up = torch.cat(up.chunk(2)[::-1])
+    rows = up.chunk(len(layers)) if layers else ()
+    return {block + layer: (down, part.contiguous()) for layer, part in zip(layers, rows, strict=True)}
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def _settings(file: Path, part: str) -> dict[str, Any]:
-    """What PEFT was told for this part, where the file or its neighbour says so; alphas in the file say more."""
+    """PEFT's settings of this part, where the file or its neighbour has them."""
     beside = file.with_name("adapter_config.json")
-    if file.name == PEFT_FILE and beside.is_file():
-        with reading(beside):
-            settings: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
-            return settings
     with reading(file, "its LoRA settings cannot be read"):
+        if file.name == PEFT_FILE and beside.is_file():
+            return dict(json.loads(beside.read_text(encoding="utf-8")))
         said: dict[str, Any] = json.loads(metadata_of(file).get("lora_adapter_metadata", "{}"))
     prefixes = ("unet.", "transformer.") if part == DENOISER else (f"{part}.",)
     return {key.removeprefix(p): value for p in prefixes for key, value in said.items() if key.startswith(p)}
@@ -190,10 +221,3 @@ def _scale(settings: Mapping[str, Any], layer: str, rank: int) -> float:
     fits = (value for pattern, value in patterns if re.fullmatch(rf"(.*\.)?({pattern})", layer))
     alpha = float(next(fits, settings["lora_alpha"]))
     return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
-
-
-def _check_layer(layer: str, down: Tensor, up: Tensor, shape: torch.Size, file: Path) -> None:
-    made_for = (len(up), *down.shape[1:])
-    if made_for != tuple(shape) or up.shape[1] != len(down):
-        factors = f"A {tuple(down.shape)}, B {tuple(up.shape)}"
-        raise CheckpointError(f"{file}: the LoRA of {layer} has {factors}, the base's layer {tuple(shape)}")

@@ -2,9 +2,8 @@
 
 One model is one event, compared with an earlier model, with its own unconditional branch, or with its base (LoRA off).
 Several checkpoints are a history, as if the callback had been there; they come as a list, or one by one (``follow``).
-Each observation is kept in ``observations/``, under a name that stands for everything it depends on: a scan that was
-cut off goes on, and one with other settings measures anew. They take about 7 MB per probe and checkpoint at 512 px; one
-that follows a training keeps those of its newest events alone.
+Each observation is cached in ``observations/``: a scan that was interrupted goes on, and one with other settings
+measures anew. The cache takes about 7 MB per probe and checkpoint at 512 px; ``follow`` keeps the newest events only.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -38,11 +38,17 @@ from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sink, Sinks
 from memwatch.resume import Progress, warn_of_baselines
-from memwatch.scan.checkpoint_store import Checkpoint, KeptWeights, Seen, own_text_encoders
+from memwatch.scan.checkpoint_store import (
+    Checkpoint,
+    CheckpointStore,
+    CheckpointWeights,
+    earlier_model,
+    own_text_encoders,
+)
 from memwatch.scan.checkpoints import CheckpointError, load_model
 from memwatch.scan.deciding import DecidingSink
-from memwatch.scan.earlier import EarlierModel
-from memwatch.scan.observation_cache import KeptObservations
+from memwatch.scan.observation_cache import ObservationCache
+from memwatch.scan.trainer_folder import Checkpoint, stamp
 
 logger = logging.getLogger("memwatch")
 
@@ -50,8 +56,27 @@ OBSERVATIONS = "observations"
 NO_STOP = StopConfig(enabled=False)  # finished models cannot be stopped
 
 
+class DecidingSink:
+    """Writes the deciding map of each finding, natural log of a factor ``(h, w)``, for ``memwatch eval``."""
+
+    name = "decisive"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, report: Report) -> None:
+        folder = self.folder / f"step_{report.step:07d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for finding in report.findings:
+            if finding.signals is not None and finding.signals.decisive is not None:
+                np.save(folder / f"{finding.name}.npy", finding.signals.decisive.mean.numpy())
+
+    def close(self) -> None:
+        """Every file is closed after its write."""
+
+
 class Scan:
-    """Looks at checkpoints one by one.
+    """Scans checkpoints one by one.
 
     Args:
         accelerator: gives device, ranks and trackers; nothing is prepared with it.
@@ -66,7 +91,6 @@ class Scan:
     Attributes:
         failed: (step, probe or source, why) of everything skipped; the same on every rank.
         progress: what the scan has come to.
-        seen: the checkpoints of its events.
 
     Raises:
         CheckpointError: no checkpoint can be read, or the baseline is of another family or size.
@@ -91,22 +115,28 @@ class Scan:
         if (folder / "history.jsonl").exists() and not (folder / OBSERVATIONS).is_dir():
             raise ValueError(f"{folder} holds a history that no scan wrote; choose another output folder")
         self.checkpoints = list(checkpoints)
-        self.model = self._first_readable().to(accelerator.device)
+        model = self._first_readable().to(accelerator.device)
         self.ranks = Ranks.of(accelerator)
-        given = Components(None, text_encoders=own_text_encoders(self.checkpoints, pretrained, self.model))
+        encoders = own_text_encoders([c.source for c in self.checkpoints], pretrained, model)
         self.observer = Observer(
-            self.ranks, self.model, pretrained, given, config=config, probes=probes, controls=controls
+            self.ranks,
+            model,
+            pretrained,
+            Components(None, text_encoders=encoders),
+            config=config,
+            probes=probes,
+            controls=controls,
         )
         kind, source = config.signals.baseline_parts
-        earlier = EarlierModel(source, self.observer, pretrained) if kind == "path" else None
-        fixed = earlier.weights if earlier is not None else self.observer.weights_without_lora
-        self.seen = Seen(self.observer, str(pretrained))
+        is_path = kind == "path"
+        fixed = earlier_model(source, self.observer, pretrained) if is_path else self.observer.weights_without_lora
+        self.store = CheckpointStore(self.observer, str(pretrained))
         ledger, _ = open_stores(folder, self.ranks)
-        weights = KeptWeights(self.seen, folder / OBSERVATIONS / "weights", writes=self.ranks.writes_weights)
+        weights = CheckpointWeights(self.store, folder / OBSERVATIONS / "weights", writes=self.ranks.writes_weights)
         self.baselines = Baselines(config.signals, ledger, weights, fixed)
         reading = self.observer.denoiser.schedule.prediction_type
-        depends = [str(pretrained), None if earlier is None else earlier.stamp, reading]
-        self.kept = KeptObservations(folder / OBSERVATIONS, config, depends, self.seen.stamps)
+        depends = [str(pretrained), stamp(source) if is_path else None, reading]
+        self.cache = ObservationCache(folder / OBSERVATIONS, config, depends, self.store.to_list)
         self.faults, self.proof_faults = Faults(strict=config.strict), Faults()
         self.sinks = Sinks(FileSink(folder), self.faults, [DecidingSink(folder / "decisive"), *more])
         self.about = About.of(self.observer)
@@ -119,12 +149,12 @@ class Scan:
             try:
                 report = self.look(checkpoint)
             except CheckpointError as error:
-                self.skip(checkpoint, error)
+                self._skip(checkpoint, error)
         self.close()
         return report
 
     def begin(self) -> None:
-        """The history is written anew; what is expensive lies in ``observations/``."""
+        """Write the history anew; what is expensive is cached."""
         self._rewind(-1)
 
     def look(self, checkpoint: Checkpoint) -> Report:
@@ -134,39 +164,46 @@ class Scan:
             CheckpointError: it cannot be read, or no probe could be measured; the scan is as it was before.
         """
         failed = len(self.failed)
-        self.seen.add(checkpoint)
+        self.store.add(checkpoint)
         try:
             return self._event(checkpoint.step)
         except BaseException:
-            self.seen.remove(checkpoint)
+            self.store.remove(checkpoint)
             del self.failed[failed:]
             raise
-
-    def skip(self, checkpoint: Checkpoint, error: Exception) -> None:
-        """Name a checkpoint that has no event."""
-        logger.error("memwatch: checkpoint %d is skipped: %s", checkpoint.step, error)
-        self.failed.append((checkpoint.step, checkpoint.source, str(error)))
 
     def close(self) -> None:
         """Close the sinks, and write the report page."""
         self.sinks.close()
 
+    def _skip(self, checkpoint: Checkpoint, error: Exception) -> None:
+        logger.error("memwatch: checkpoint %d is skipped: %s", checkpoint.step, error)
+        self.failed.append((checkpoint.step, checkpoint.source, str(error)))
+
+    def _first_readable(self) -> torch.nn.Module:
+        """The first checkpoint's model; those before it that cannot be read are dropped."""
+        while True:
+            try:
+                return load_model(self.checkpoints[0].source, self.pretrained)
+            except CheckpointError as error:
+                if len(self.checkpoints) == 1:
+                    raise
+                self._skip(self.checkpoints.pop(0), error)
+
     # --- one event ----------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> Report:
-        """One checkpoint: the same line as in training."""
+        """One checkpoint: the same line as in training, with every probe measured in full."""
         started, config, progress = time.perf_counter(), self.config, self.progress
         self._load_on_all_ranks(step)
-        failed, observations = len(self.failed), self._observe(step)
-        if not observations:
-            raise CheckpointError(f"no probe could be measured; {self.failed[failed][1]}: {self.failed[failed][2]}")
+        observations = self._observe(step)
         if misread := self.ranks.broadcast(self.observer.misread(observations)):
             raise CheckpointError(misread)
         self.baselines.remember(step, observations, self.observer.trainable_weights, self.faults)
         planned = planned_events(config.max_train_steps, config.every_steps)
         judgement = judge_event(observations, progress.states, step, config, planned)
         if due(judgement.findings, config, progress.stop.copied):
-            self.seen.load(step)
+            self.store.load(step)
         found = prove(judgement.findings, observations, self.observer, self.proof_faults, progress.stop.copied)
         judgement = replace(judgement, findings=found)
         progress.states, progress.stop = dict(judgement.states), decide_stop(progress.stop, found, step, self._stop)
@@ -177,67 +214,60 @@ class Scan:
         return self.sinks.write(report, self.accelerator.trackers) if self.accelerator.is_main_process else report
 
     def _load_on_all_ranks(self, step: int) -> None:
-        """Load the checkpoint unless everything of it is kept already; one rank's failure is that of all.
+        """Load the checkpoint unless all of it is cached; one rank's failure is that of all.
 
-        A trained text encoder has to say anew what each prompt means, whatever is kept.
+        A trained text encoder has to encode the prompts anew, whatever is cached.
         """
         error = None
         try:
-            if self.observer.trains_text or not self._has_everything(step):
-                self.seen.load(step)
+            if self.observer.trains_text or not all(self.cache.file(step, p).is_file() for p in self.observer.probes):
+                self.store.load(step)
         except CheckpointError as caught:
             error = str(caught)
         if (failed := self.ranks.agree(error)) is not None:
             raise CheckpointError(failed)
 
     def _observe(self, step: int) -> list[Observation]:
-        """Probe by probe: each is kept as soon as it is measured, and one that fails fails alone."""
+        """Probe by probe: each is cached as soon as it is measured, and one that fails fails alone.
+
+        Raises:
+            CheckpointError: all fail.
+        """
         mine, failed = [], []
         hidden = not self.accelerator.is_main_process
         with self.observer.borrowed():
-            share = self.ranks.share(self.observer.probes)  # as a trained text encoder understands them now
+            share = self.ranks.share(self.observer.probes)  # as a trained text encoder encodes them now
             for p in tqdm(share, desc=f"memwatch scan, step {step}", unit="probe", disable=hidden):
                 try:
-                    mine.append(self._kept_or_new(step, p))
+                    mine.append(self._cached_or_measured(step, p))
                 except Exception as error:  # named, counted, and the others go on
                     logger.error("memwatch: probe %s is skipped at step %d: %s", p.name, step, error)
                     failed.append((step, p.name, str(error)))
-        self.failed += gather_object(failed) if self.accelerator.num_processes > 1 else failed
-        return self.observer.in_order(self.ranks.gather(mine))
+        failed = gather_object(failed) if self.accelerator.num_processes > 1 else failed
+        self.failed += failed
+        if observations := self.observer.in_order(self.ranks.gather(mine)):
+            return observations
+        raise CheckpointError(f"no probe could be measured; {failed[0][1]}: {failed[0][2]}")
 
-    def _kept_or_new(self, step: int, p: PreparedProbe) -> Observation:
-        kept = self.kept.read(step, p, self.seen.sources)
-        if kept is not None:
-            return kept
-        self.seen.load(step)
+    def _cached_or_measured(self, step: int, p: PreparedProbe) -> Observation:
+        if (cached := self.cache.read(step, p)) is not None:
+            return cached
+        self.store.load(step)
         last_clean = {name: state.last_clean for name, state in self.progress.states.items()}
         (observation,) = self.observer.observe([p], self.baselines, last_clean)
-        self.kept.write(step, p, self.seen.sources, observation)
+        self.cache.write(step, p, observation)
         return observation
-
-    def _has_everything(self, step: int) -> bool:
-        return all(self.kept.has(step, p, self.seen.sources) for p in self.observer.probes)
-
-    def _first_readable(self) -> torch.nn.Module:
-        """The first checkpoint's model; those before it that cannot be read are dropped."""
-        while True:
-            try:
-                return load_model(self.checkpoints[0].source, self.pretrained)
-            except CheckpointError as error:
-                if len(self.checkpoints) == 1:
-                    raise
-                self.skip(self.checkpoints.pop(0), error)
 
     # --- going on -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values; measurements lie in ``output_dir``."""
-        return self.progress.to_dict() | self.baselines.state_dict() | {"seen": self.seen.to_list()}
+        """Plain values; measurements are in ``output_dir``."""
+        return self.progress.to_dict() | self.baselines.state_dict() | {"checkpoints": self.store.to_list()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, on every rank; what was written after it is forgotten."""
         self.progress = Progress.from_dict(state)
-        self.seen.restore(state["seen"])
+        self.store.restore(state["checkpoints"])
         complete = self.baselines.load_state_dict(state)
         self._rewind(-1 if self.progress.last_step is None else self.progress.last_step)
         if self.accelerator.is_main_process:

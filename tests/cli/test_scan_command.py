@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel, UNet2DModel
 from PIL import Image
-from support.builders import TOKENS, history, maps
-from support.followed import save_loras
+from support.builders import history, maps
 
 from memwatch.cli import main
 from memwatch.measure.observer import Observer
@@ -62,40 +61,18 @@ def test_an_image_that_cannot_be_read_is_named_and_skipped(scan, trained, pretra
     assert [f["name"] for f in history(tmp_path)[0]["findings"]] == ["control0", "control2"]
 
 
+@pytest.mark.parametrize("broken", [0, 2])
 def test_a_truncated_checkpoint_is_named_and_the_others_are_scanned(
-    scan, trained, pretrained, images, tmp_path, capsys
+    scan, trained, pretrained, images, broken, tmp_path, capsys
 ):
     for step in (0, 2, 4):
         shutil.copytree(trained / f"checkpoint-{step}", tmp_path / "run" / f"checkpoint-{step}")
-    cut(tmp_path / "run" / "checkpoint-2" / "unet" / "diffusion_pytorch_model.safetensors")
+    cut(tmp_path / "run" / f"checkpoint-{broken}" / "unet" / "diffusion_pytorch_model.safetensors")
     assert scan(tmp_path / "run", "--images", images, "--pretrained", pretrained)[0] == 1
-    assert "checkpoint-2: cannot be read: " in capsys.readouterr().err
-    assert [row["step"] for row in history(tmp_path)] == [0, 4]
-
-
-def test_a_truncated_first_checkpoint_makes_the_next_one_the_baseline(scan, trained, pretrained, images, tmp_path):
-    for step in (0, 2, 4):
-        shutil.copytree(trained / f"checkpoint-{step}", tmp_path / "run" / f"checkpoint-{step}")
-    cut(tmp_path / "run" / "checkpoint-0" / "unet" / "diffusion_pytorch_model.safetensors")
-    assert scan(tmp_path / "run", "--images", images, "--pretrained", pretrained)[0] == 1
-    assert [f["baseline_step"] for f in history(tmp_path)[1]["findings"]] == [2, 2, 2]
-
-
-def test_a_folder_of_loras_in_kohyas_names_is_a_history(scan, pretrained, prompts, tmp_path):
-    save_loras(pretrained, tmp_path / "run", (500, 1000))
-    assert scan(tmp_path / "run", "--pretrained", pretrained, "--prompts", prompts)[0] == 0
-    assert [row["step"] for row in history(tmp_path)] == [500, 1000]
-
-
-def test_the_terminal_shows_every_probe_of_the_last_event_once(scan, trained, pretrained, prompts, images, capsys):
-    arguments = (trained / "pipeline", "--baseline", pretrained)
-    assert scan(*arguments, "--images", images)[0] == 0
-    assert capsys.readouterr().out.count("memwatch, step 0") == 1  # three probes are what an event shows anyway
-    assert scan(*arguments, "--images", images, "--prompts", prompts)[0] == 0
-    shown = capsys.readouterr().out.rpartition("memwatch, step 0")[2]
-    assert [shown.count(name) for name in ("a-red-poster", "a-cat-on-a-sofa", *(f"control{i}" for i in range(3)))] == (
-        [1] * 5
-    )
+    assert f"checkpoint-{broken}: cannot be read: " in capsys.readouterr().err
+    first = 2 - broken
+    assert [row["step"] for row in history(tmp_path)] == [first, 4]
+    assert [f["baseline_step"] for f in history(tmp_path)[1]["findings"]] == [first] * 3
 
 
 def cut(file):
@@ -106,30 +83,15 @@ def cut(file):
 
 
 def smaller(folder, trained):
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
-    unet.save_pretrained(folder / "unet")
+    config = UNet2DConditionModel.load_config(trained / "pipeline", subfolder="unet") | {"cross_attention_dim": 8}
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
     return folder
 
 
 def other_family(folder, trained):
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-    )
-    unet.save_pretrained(folder / "unet")
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    UNet2DModel(sample_size=8, **sizes, **blocks).save_pretrained(folder / "unet")
     return folder
 
 
@@ -182,6 +144,9 @@ class Sources(dict):
         ("{pipeline} --baseline base", "signals.baseline.*no LoRA layers"),
         ("{trained}/checkpoint-4 --baseline unconditional", "--pretrained: missing; .*checkpoint-4 is no pipeline"),
         ("{trained}/memwatch --baseline unconditional --pretrained {pipeline}", "no unet or"),
+        ("{pipeline} --idle 1", "--idle: got 1.0, allowed: with --follow only"),
+        ("{pipeline} --webhook https://example.com/x", "--webhook: got .*with --follow only"),
+        ("{trained}/pipeline/unet/diffusion_pytorch_model.safetensors --follow", "a folder, with --follow"),
         ("{pipeline} --baseline unconditional --preset papper", "--preset: got 'papper', allowed: .*paper"),
     ],
 )
@@ -197,8 +162,7 @@ def test_bad_input_is_one_clear_line(scan, trained, prompts, tmp_path, capsys, c
 
 def test_without_probes_there_is_nothing_to_look_at(scan, trained, capsys):
     assert scan(trained / "pipeline", "--baseline", "unconditional")[0] == 2
-    said = "memwatch scan: nothing to look at; pass --prompts FILE, --images DIR or --dataset DIR"
-    assert said in capsys.readouterr().err.splitlines()
+    assert "memwatch scan: nothing to look at; pass --prompts FILE" in capsys.readouterr().err
 
 
 def test_a_trainings_history_is_never_overwritten(scan, trained, pretrained, prompts, tmp_path, capsys):
@@ -207,9 +171,3 @@ def test_a_trainings_history_is_never_overwritten(scan, trained, pretrained, pro
     assert scan(trained / "pipeline", "--baseline", pretrained, "--prompts", prompts)[0] == 2
     assert "that no scan wrote" in capsys.readouterr().err
     assert (tmp_path / "memwatch" / "history.jsonl").read_text(encoding="utf-8") == '{"step": 0}\n'
-
-
-def test_prompts_longer_than_the_text_encoder_still_work(scan, trained, tmp_path):
-    file = tmp_path / "long.txt"
-    file.write_text("a cat " * TOKENS + "\n", encoding="utf-8")
-    assert scan(trained / "pipeline", "--baseline", "unconditional", "--prompts", file)[0] == 0

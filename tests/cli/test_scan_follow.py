@@ -16,8 +16,7 @@ from support.webhooks import serving
 
 import memwatch.cli.scan
 from memwatch.cli import main
-from memwatch.config_file import load_config
-from memwatch.scan.follow import Waits
+from memwatch.scan.follow import Follow
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +35,7 @@ def command(loras, pretrained, prompts, images, tmp_path, monkeypatch):
         for step in steps:
             shutil.copy2(loras[step], folder / loras[step].name)
         script = Script(*happens)
-        monkeypatch.setattr(
-            memwatch.cli.scan, "Waits", functools.partial(Waits, clock=lambda: script.now, sleep=script.sleep)
-        )
+        monkeypatch.setattr(memwatch.cli.scan, "Follow", functools.partial(Follow, clock=script))
         file = tmp_path / "settings.json"
         file.write_text(json.dumps(config), encoding="utf-8")
         given = ["--config", file, "--pretrained", pipeline] if pipeline else ["--config", file]
@@ -71,15 +68,6 @@ def test_what_was_skipped_makes_it_1(command, tmp_path, capsys):
     assert steps_in(tmp_path / "run" / "memwatch") == [0, 2, 4]
 
 
-def test_a_first_checkpoint_of_another_model_is_skipped(command, loras, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    other = loras[2].read_bytes().replace(b"to_q", b"to_z")
-    (tmp_path / "run" / "run-step00000001.safetensors").write_bytes(other.replace(b'ss_steps":"2"', b'ss_steps":"1"'))
-    assert command("--idle", "1") == 1
-    assert "skipped: step 1, " in capsys.readouterr().err
-    assert steps_in(tmp_path / "run" / "memwatch") == [0, 2, 4]
-
-
 def test_without_a_checkpoint_it_is_2(command, tmp_path, capsys):
     assert command("--idle", "1", steps=()) == 2
     assert "report:" not in capsys.readouterr().out
@@ -98,14 +86,6 @@ def test_a_stop_makes_it_3_and_its_alerts_are_posted(command, tmp_path):
     assert steps_in(tmp_path / "run" / "memwatch") == [0, 2]
     assert command("--keep-going", "--idle", "1", config=QUICK | EAGER) == 3
     assert steps_in(tmp_path / "run" / "memwatch") == [0, 2, 4]
-
-
-def test_the_default_is_a_history_from_the_pipeline_on(command, tmp_path):
-    config = QUICK | {"signals": {"unconditional": False}}
-    assert load_config(config).signals.baseline == "first"
-    assert command("--idle", "1", steps=(2,), config=config) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "memwatch" / "history.jsonl").open(encoding="utf-8")]
-    assert [[f["baseline"] for f in row["findings"]] for row in rows] == [["none yet"] * 3, ["step 0"] * 3]
 
 
 def test_another_live_run_keeps_it_out(command, tmp_path, capsys):
@@ -128,7 +108,7 @@ def test_a_training_set_is_picked_from_and_what_it_flags_names_its_rows(
     config = QUICK | EAGER
     with caplog.at_level(logging.WARNING, logger="memwatch"):
         assert command(watched=("--dataset", train), config=config, steps=(2,)) == 3
-    assert any("is trained on, so that there are no controls" in message for message in caplog.messages)
+    assert any("memwatch cannot take controls from it" in message for message in caplog.messages)
     flagged = (tmp_path / "run" / "memwatch" / "flagged.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line)["rows"] for line in flagged.splitlines()]
     assert len(rows) == 5  # all that are no copy of another one
@@ -143,6 +123,8 @@ def test_a_training_set_is_picked_from_and_what_it_flags_names_its_rows(
         (["--webhook", "hooks.example.com/T0"], "config key 'alerts.webhook'"),
         (["--webhook", "$MEMWATCH_TEST_UNSET"], "MEMWATCH_TEST_UNSET"),
         (["--dataset", "{folder}/none"], "none"),
+        (["--baseline", "{folder}/none.safetensors"], "none.safetensors"),
+        (["--pretrained", "{folder}/no-model"], "no-model: cannot be read"),
     ],
 )
 def test_wrong_options_are_one_clear_line_at_once(command, tmp_path, capsys, arguments, message):
@@ -151,27 +133,3 @@ def test_wrong_options_are_one_clear_line_at_once(command, tmp_path, capsys, arg
     assert (code, len(said)) == (2, 1)
     assert message in said[0]
     assert not (tmp_path / "run" / "memwatch" / "history.jsonl").exists()
-
-
-def test_a_pipeline_that_is_not_there_is_said_at_once(command, tmp_path, capsys):
-    assert command(pipeline=tmp_path / "no-model", steps=()) == 2
-    assert "no-model: cannot be read" in capsys.readouterr().err
-    assert command(pipeline=None, steps=()) == 2
-    assert "--pretrained: missing" in capsys.readouterr().err
-
-
-def test_a_baseline_that_does_not_fit_ends_it_at_the_first_checkpoint(command, trained, tmp_path, capsys):
-    assert command("--baseline", tmp_path / "none.safetensors") == 2
-    assert "none.safetensors" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", [["--idle", "1"], ["--keep-going"], ["--webhook", "https://example.com/x"]])
-def test_options_of_following_are_refused_without_it(option, tmp_path, capsys):
-    assert main(["scan", str(tmp_path), *option]) == 2
-    assert f"{option[0]}: got " in capsys.readouterr().err
-
-
-def test_a_file_cannot_be_followed(tmp_path, capsys):
-    (tmp_path / "lora.safetensors").write_bytes(b"")
-    assert main(["scan", "--follow", str(tmp_path / "lora.safetensors")]) == 2
-    assert "a folder, with --follow" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from memwatch.scan.lora_keys import DENOISER
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import trainers as by
@@ -31,8 +32,8 @@ from memwatch.measure.probes import Probe
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import OffloadedNetwork, read_safetensors, swapped, trainable
 from memwatch.scan.checkpoints import load_model, make_room, read_text_encoder, read_weights
-from memwatch.scan.lora_keys import DENOISER
-from memwatch.scan.observation_cache import KeptObservations
+from memwatch.scan.lora_names import DENOISER
+from memwatch.scan.observation_cache import ObservationCache
 
 SHIFTS = (0, 8, 24, 56)  # a header is padded to a multiple of 8 bytes
 
@@ -95,10 +96,10 @@ def snapshots(folder: Path, base: Path) -> list[torch.Tensor]:
 
 def kept_observations(folder: Path, base: Path) -> list[torch.Tensor]:
     probe = PreparedProbe(Probe("a cat", name="cat"), {}, None, None)
-    kept = KeptObservations(folder / "kept", MemWatchConfig(), [], {0: []})
-    kept.write(0, probe, [(0, "x")], Observation(probe.probe, (61.0,), Measurement(None, torch.randn(1, 3, 1, 2, 1))))
+    kept = ObservationCache(folder / "kept", MemWatchConfig(), [], list)
+    kept.write(0, probe, Observation(probe.probe, (61.0,), Measurement(None, torch.randn(1, 3, 1, 2, 1))))
     shift(folder / "kept", 8)
-    observation = kept.read(0, probe, [(0, "x")])
+    observation = kept.read(0, probe)
     assert observation is not None
     return [observation.now.epsilon]
 

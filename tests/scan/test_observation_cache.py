@@ -1,14 +1,15 @@
-"""Kept observations: what was measured is not measured again, unless something that it depends on is another."""
+"""The observation cache: what was measured is not measured again, unless something that it depends on is another."""
 
 from __future__ import annotations
 
 import json
 
+import numpy as np
 import torch
 from support.builders import CONFIG, Loop, history, picture, without_time
 
 from memwatch import Probe
-from memwatch.scan.observation_cache import KeptObservations
+from memwatch.scan.observation_cache import ObservationCache
 
 
 def test_what_was_measured_is_not_measured_again(scan, trained, pretrained, images, tmp_path):
@@ -42,46 +43,32 @@ def test_a_damaged_observation_is_measured_again(scan, trained, pretrained, prom
 
 
 def test_observations_survive_the_disk(pretrained, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pretrained, [Probe("a poster", name="p", seed=1), Probe("a cat", picture(0), name="c")])
-    observer, sources = watch.observer, [(0, "here")]
-    kept = KeptObservations(tmp_path / "kept", watch.config, [], {0: []})
+    watch = Loop(pretrained, tmp_path).watch(pretrained, [Probe("a poster", seed=1), Probe("a cat", picture(0))])
+    observer, cache = watch.observer, ObservationCache(tmp_path / "cache", watch.config, [], list)
     with observer.borrowed():
         observations = observer.observe(observer.probes, watch.baselines, {})
     for observation, p in zip(observations, observer.probes, strict=True):
-        assert not kept.has(0, p, sources)
-        assert kept.read(0, p, sources) is None
-        kept.write(0, p, sources, observation)
-        assert kept.has(0, p, sources)
-        again = kept.read(0, p, sources)
-        assert again.probe is p.probe
-        assert again.timesteps == observation.timesteps
-        assert (again.baseline, again.baseline_step) == (None, None)
-        assert torch.equal(again.now.rho.samples, observation.now.rho.samples)
-        assert torch.equal(again.now.epsilon, observation.now.epsilon)
-        assert torch.equal(again.unconditional.rho.samples, observation.unconditional.rho.samples)
-        assert torch.equal(again.unconditional.epsilon, observation.unconditional.epsilon)
+        assert cache.read(0, p) is None
+        cache.write(0, p, observation)
+        again = cache.read(0, p)
+        assert (again.probe, again.timesteps, again.baseline_step) == (p.probe, observation.timesteps, None)
+        assert again.baseline is None
         assert again.unconditional_baseline is None
+        for ours, theirs in ((again.now, observation.now), (again.unconditional, observation.unconditional)):
+            assert torch.equal(ours.rho.samples, theirs.rho.samples)
+            assert torch.equal(ours.epsilon, theirs.epsilon)
         assert (again.image == observation.image).all()
         assert torch.equal(again.eps, observation.eps)
         assert (again.generations is None) == (observation.generations is None) == p.probe.is_reference
-        if again.generations is not None:
-            assert (again.generations == observation.generations).all()
+        assert np.array_equal(again.generations, observation.generations)
 
 
-def test_the_name_of_a_kept_observation_stands_for_what_it_depends_on(pretrained, tmp_path):
+def test_the_name_of_a_cached_observation_stands_for_what_it_depends_on(pretrained, tmp_path):
     """Another checkpoint, another file, another model behind it: each is measured anew."""
-    watch = Loop(pretrained, tmp_path).watch(pretrained, [Probe("a cat", picture(0), name="c")])
+    watch = Loop(pretrained, tmp_path).watch(pretrained, [Probe("a cat", picture(0))])
     (p,) = watch.observer.probes
-    with watch.observer.borrowed():
-        (observation,) = watch.observer.observe([p], watch.baselines, {})
-    stamps = {0: [("a.safetensors", 10, 1)], 2: [("b.safetensors", 10, 1)]}
-    kept = KeptObservations(tmp_path / "kept", watch.config, ["sd-1-5"], stamps)
-    kept.write(2, p, [(0, "a"), (2, "b")], observation)
-    assert kept.has(2, p, [(0, "a"), (2, "b")])
-    assert not kept.has(2, p, [(2, "b")])
-    assert not kept.has(2, p, [(0, "other"), (2, "b")])
-    rewritten = stamps | {0: [("a.safetensors", 10, 2)]}
-    for depends, found in ((["sd-1-5"], rewritten), (["sd-2-1"], stamps)):
-        other = KeptObservations(tmp_path / "kept", watch.config, depends, found)
-        assert not other.has(2, p, [(0, "a"), (2, "b")])
+    history = [[0, "a", "stamp"], [2, "b", "stamp"]]
+    others = [history[1:], [[0, "other", "stamp"], history[1]], [[0, "a", "rewritten"], history[1]]]
+    files = {ObservationCache(tmp_path, watch.config, ["sd-1-5"], lambda h=h: h).file(2, p) for h in (history, *others)}
+    files.add(ObservationCache(tmp_path, watch.config, ["sd-2-1"], lambda: history).file(2, p))
+    assert len(files) == 5

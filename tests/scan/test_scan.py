@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from support.builders import history, maps, without_time
@@ -96,16 +95,6 @@ def test_a_trained_text_encoder_in_the_checkpoints_is_used(scan, trained, pretra
     assert torch.equal(alone["control0/score"], third["control0/score"])
 
 
-def test_trackers_get_the_reports_as_well(scan, trained, pretrained, prompts, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    arguments = (trained / "pipeline", "--baseline", pretrained, "--prompts", prompts)
-    assert scan(*arguments, "--report-to", "tensorboard")[0] == 0
-    events = EventAccumulator(str(next((tmp_path / "memwatch").rglob("events.out.tfevents*")).parent)).Reload()
-    assert "memwatch/severity/a-red-poster" in events.Tags()["scalars"]
-    assert "memwatch/heatmap/a-red-poster" in events.Tags()["images"]
-
-
 def save_lora(pretrained, folder, seed):
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig, get_peft_model_state_dict
@@ -120,17 +109,6 @@ def save_lora(pretrained, folder, seed):
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
     return folder
-
-
-@pytest.mark.parametrize("as_file", [True, False])
-def test_lora_against_its_base(scan, pretrained, prompts, tmp_path, as_file):
-    lora = save_lora(pretrained, tmp_path / "lora", 1)
-    source = lora / "pytorch_lora_weights.safetensors" if as_file else lora
-    code, measured = scan(source, "--pretrained", pretrained, "--prompts", prompts)
-    assert code == 0
-    assert len(measured) == 8
-    found = maps(tmp_path, 0)
-    assert found["a-red-poster/score"].max() > 0
 
 
 def test_a_folder_of_loras(scan, pretrained, prompts, images, tmp_path):

@@ -54,14 +54,6 @@ def test_an_alert_is_generated_once_in_a_history(scan, settings, generated, trai
     assert all(np.array_equal(a, b) for a, b in zip(again, generated, strict=True))
 
 
-def test_one_key_turns_it_off(scan, settings, generated, trained, pretrained, images, tmp_path):
-    off = settings(proof={"enabled": False})
-    assert scan(trained / "pipeline", "--baseline", pretrained, "--images", images, settings=off)[0] == 0
-    (row,) = history(tmp_path)
-    assert all(f["alert"] and f["copied"] is None for f in row["findings"])
-    assert generated == []
-
-
 def test_generations_of_prompts_are_their_own_proof(scan, settings, generated, trained, pretrained, prompts, tmp_path):
     arguments = (trained / "pipeline", "--baseline", pretrained, "--prompts", prompts)
     for _ in range(2):  # the second time they come from the disk

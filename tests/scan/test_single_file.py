@@ -8,12 +8,12 @@ import logging
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.builders import SIZE, maps
+from support.builders import SIZE
 from support.families import PROMPT, adapted, network
 from support.originals import clip_weights, open_clip_weights, original_weights
 
+from memwatch.scan.checkpoint_store import copy_text_encoders
 from memwatch.scan.checkpoints import CheckpointError, copy_into, load_model, read_weights, text_encoders
-from memwatch.scan.earlier import copy_text_encoders
 
 FAMILIES = ("sd1", "sdxl", "sd3")
 
@@ -113,7 +113,7 @@ def test_a_text_encoder_that_cannot_be_read_is_said_once(families, tmp_path, cap
     with caplog.at_level(logging.WARNING, "memwatch"):
         copy_text_encoders(source, denoiser, running)
         copy_text_encoders(source, denoiser, running)
-    assert caplog.text.count("prompts are encoded by the base's own") == 1
+    assert caplog.text.count("the base's text encoder encodes the prompts") == 1
     assert "1 parameters of the CLIPTextModel are missing" in caplog.text
     for ours, theirs in zip(running[0].parameters(), parts.text_encoders[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_said(families, family_folders, tmp_path):
     save_file(weights, file)
     with pytest.raises(CheckpointError, match=r"lacks some parameters of the base \(UNet2D"):
         load_model(str(file), family_folders["sd1"])
-    with pytest.raises(CheckpointError, match="pass its pipeline as --pretrained"):
+    with pytest.raises(CheckpointError, match="pass the model's pipeline as --pretrained"):
         load_model(str(file))
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="model.safetensors: cannot be read: "):
@@ -148,17 +148,3 @@ def test_what_is_wrong_is_said(families, family_folders, tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="model.ckpt: no safetensors file and no folder of a model"):
         load_model(str(tmp_path / "model.ckpt"), family_folders["sd1"])
-
-
-def test_the_command_compares_two_single_files(scan, pretrained, pipeline, prompts, tmp_path):
-    """The network is the same; only the text encoders in the files differ."""
-    files = []
-    for seed in (1, 2):
-        encoder = clip_weights(moved(pipeline.text_encoder, seed), "cond_stage_model.transformer.")
-        files.append(tmp_path / f"model-{seed}.safetensors")
-        save_file(original_weights(pipeline.unet) | encoder, files[-1])
-    arguments = ("--pretrained", pretrained, "--prompts", prompts)
-    assert scan(files[0], "--baseline", files[1], *arguments)[0] == 0
-    assert maps(tmp_path, 0)["a-red-poster/score"].max() > 0
-    assert scan(files[0], "--baseline", files[0], *arguments)[0] == 0
-    assert maps(tmp_path, 0)["a-red-poster/score"].max() == 0

@@ -16,8 +16,9 @@ from support.processes import new_process
 
 from memwatch import Probe, load_config
 from memwatch.scan.checkpoint_store import Checkpoint
-from memwatch.scan.follow import Follow, Waits
+from memwatch.scan.follow import Follow
 from memwatch.scan.scan import Scan
+from memwatch.scan.trainer_folder import Checkpoint
 
 QUICK = SMALL | {"strict": False, "proof": {"enabled": False}}
 
@@ -33,8 +34,8 @@ class Script:
         if self.happens:
             self.happens.pop(0)()
 
-    def waits(self, poll: float = 1.0, idle: float | None = 5.0) -> Waits:
-        return Waits(poll, idle, lambda: self.now, self.sleep)
+    def monotonic(self) -> float:
+        return self.now
 
 
 def nothing() -> None:
@@ -90,7 +91,7 @@ def following(
         return Scan(accelerator, [first], str(pretrained), config=settings, **given)
 
     start = Checkpoint.of(0, pretrained) if base else None
-    return Follow(accelerator, folder, open_scan, base=start, waits=script.waits(idle=idle), keep_going=keep_going)
+    return Follow(accelerator, folder, open_scan, base=start, poll=1.0, idle=idle, clock=script, keep_going=keep_going)
 
 
 def steps_in(output: Path) -> list[int]:

@@ -1,0 +1,113 @@
+"""Safetensors files: names, metadata and tensors, with one kind of error; and full checkpoints in one file.
+
+A full checkpoint in one file has the names of its original repository (SD 1.x, 2.x, XL, 3, Flux). diffusers converts
+it, with every configuration from the base, so the network is not used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from memwatch.denoiser import aligned
+from memwatch.denoiser.log_filter import quietly
+
+NETWORK = re.compile(r"(model\.diffusion_model\.|(joint_blocks|double_blocks|input_blocks)\.\d)")
+ENCODERS = {  # prefixes of text encoders, and which one of the pipeline each of them is
+    "cond_stage_model.": "text_encoder",
+    "conditioner.embedders.0.": "text_encoder",
+    "conditioner.embedders.1.": "text_encoder_2",
+    "text_encoders.clip_l.": "text_encoder",
+    "text_encoders.clip_g.": "text_encoder_2",
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names it and says why."""
+
+
+@contextmanager
+def reading(source: object, what: str = "cannot be read") -> Iterator[None]:
+    """Turn every error inside, of whatever kind, into a ``CheckpointError`` of one line that names the source."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"{source}: {what}: {lines[0] if lines else type(error).__name__}") from error
+
+
+def names_in(file: Path) -> list[str]:
+    """Names of the tensors of a safetensors file, from its header alone."""
+    with reading(file), safe_open(file, "pt") as opened:
+        return list(opened.keys())
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """What a trainer has written into the header of a safetensors file; empty when it cannot be read."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return dict(opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
+def tensors_in(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The ``wanted`` tensors of a safetensors file by name, on the CPU."""
+    with reading(file), safe_open(file, "pt") as opened:
+        return {name: aligned(opened.get_tensor(name)) for name in filter(wanted, opened.keys())}
+
+
+# --- full checkpoints in one file ------------------------------------------------------------------------------------
+
+
+def is_original(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are a denoiser as its original repository names it."""
+    return any(NETWORK.match(name) for name in names)
+
+
+def encoders_in(names: Iterable[str]) -> list[str]:
+    """Names of the text encoders in the same file. T5 is not looked for: there it is the base's own."""
+    return sorted({part for name in names for prefix, part in ENCODERS.items() if name.startswith(prefix)})
+
+
+def single_file_model(file: Path, like: Any) -> nn.Module:
+    """The denoiser of a file, of the class and configuration of ``like``, float32, on the CPU."""
+    kind: Any = type(like)
+    tensors = tensors_in(file, lambda name: not name.startswith((*ENCODERS, "text_encoders.", "first_stage_model.")))
+    what = f"cannot be converted to the base, a {kind.__name__} that may be of another family"
+    with TemporaryDirectory() as folder, reading(file, what), quietly():
+        like.save_config(folder)
+        try:
+            model: Any = kind.from_single_file(tensors, config=folder)
+        except NotImplementedError as error:  # what the file lacks has no value, and so cannot be moved
+            raise CheckpointError(f"{file}: lacks some parameters of the base ({kind.__name__})") from error
+    return _whole(model, file)
+
+
+def single_file_encoder(file: Path, name: str, like: Any) -> dict[str, Tensor]:
+    """Weights of a text encoder in the file, float32, under the names of ``like``'s parameters."""
+    prefixes = tuple(prefix for prefix, part in ENCODERS.items() if part == name)
+    tensors = tensors_in(file, lambda key: key.startswith(prefixes))  # diffusers confuses two of the same width
+    with TemporaryDirectory() as folder, reading(file, f"its {name} cannot be converted to the base's"), quietly():
+        from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+
+        like.config.save_pretrained(folder)
+        encoder: Any = create_diffusers_clip_model_from_ldm(type(like), checkpoint=tensors, config=folder)
+    return dict(_whole(encoder, file).named_parameters())
+
+
+def _whole(model: nn.Module, file: Path) -> nn.Module:
+    """The model as float32. Parameters that the file lacks have no value, which is an error."""
+    if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        kind = type(model).__name__
+        raise CheckpointError(f"{file}: {len(missing)} parameters of the {kind} are missing, {missing[0]} first")
+    return aligned(model.float())
