@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from memwatch.act.flagged import FLAGGED, Flagged, read_flagged
-from memwatch.cli.scan import require_option
 from memwatch.cli.scan_options import require_option
 from memwatch.judge.verdict import Verdict
 from memwatch.picking.folder_copy import copy_without

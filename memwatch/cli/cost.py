@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from PIL import Image
 
 from memwatch.callback import MemWatch
-from memwatch.cli.scan import require_option
 from memwatch.cli.scan_options import require_option
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config

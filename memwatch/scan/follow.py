@@ -13,14 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memwatch.measure.fingerprint import digest, fingerprints
+from memwatch.measure.measurement import digest, fingerprints
 from memwatch.ranks import Ranks
 from memwatch.report.page import write_page
 from memwatch.report.retention import NEWEST
 from memwatch.run_folder import write_json, write_whole
-from memwatch.scan.arrivals import Arrivals
-from memwatch.scan.checkpoint_store import Checkpoint
-from memwatch.scan.checkpoints import CheckpointError, is_complete
+from memwatch.scan.checkpoints import CheckpointError
 from memwatch.scan.scan import OBSERVATIONS, Scan
 from memwatch.scan.trainer_folder import Arrivals, Checkpoint, checkpoints_in, is_complete
 

@@ -38,15 +38,8 @@ from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sink, Sinks
 from memwatch.resume import Progress, warn_of_baselines
-from memwatch.scan.checkpoint_store import (
-    Checkpoint,
-    CheckpointStore,
-    CheckpointWeights,
-    earlier_model,
-    own_text_encoders,
-)
+from memwatch.scan.checkpoint_store import CheckpointStore, CheckpointWeights, earlier_model, own_text_encoders
 from memwatch.scan.checkpoints import CheckpointError, load_model
-from memwatch.scan.deciding import DecidingSink
 from memwatch.scan.observation_cache import ObservationCache
 from memwatch.scan.trainer_folder import Checkpoint, stamp
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from memwatch.denoiser.log_filter import is_new
-from memwatch.measure.fingerprint import digest
+from memwatch.measure.measurement import digest
 from memwatch.scan.safetensors_files import metadata_of
 
 logger = logging.getLogger("memwatch")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from memwatch.scan.lora_keys import DENOISER
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import trainers as by
