@@ -18,7 +18,7 @@ from memwatch.judge.stop import EXIT_CODE
 from memwatch.ranks import Ranks
 from memwatch.report.page import PAGE
 from memwatch.report.sinks import Sink
-from memwatch.report.text import SHOWN, can_colour, summary
+from memwatch.report.text import SHOWN, summary
 from memwatch.run_folder import RunFolder
 from memwatch.scan.checkpoints import is_pipeline
 from memwatch.scan.follow import Follow
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if accelerator.is_main_process:
         if report is not None and len(report.findings) > SHOWN:  # the console has shown the worst few
             everything = len(report.findings)
-            print(summary(report.to_event(), report.about, colour=can_colour(sys.stdout), shown=everything))
+            print(summary(report.to_event(), report.about, shown=everything))
         tell(problems, config.output_dir)
     accelerator.end_training()
     return 2 if report is None or not report.findings else 1 if problems else 0
