@@ -283,7 +283,7 @@ class MemWatch:
         self.baselines.load_state_dict({"ledger": [], "weights": []})
         self.actions.load_state_dict({}, None)
         if self.accelerator.is_main_process:
-            logger.warning("this checkpoint has no state of memwatch; the next event takes a new baseline")
+            logger.warning("this checkpoint has no state of memwatch, which starts afresh with a new baseline")
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.progress = replace(Progress.from_dict(state), has_entered=True)

@@ -27,29 +27,6 @@ def test_no_probes(loop, pipeline):
         MemWatch(loop.accelerator, loop.unet, pipeline, config=CONFIG)
 
 
-def test_sources_that_hold_no_probe(loop, pipeline, tmp_path):
-    (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "broken").mkdir()
-    picture(0).save(tmp_path / "broken" / "0.png")
-    rows = '{"file_name": "0.png", "text": "a cat"}\n{"text": "no file"}\n'
-    (tmp_path / "broken" / "metadata.jsonl").write_text(rows, encoding="utf-8")
-    for source, message in {
-        "empty.txt": "no image and no prompt",
-        "folder": "no image and no prompt",
-        "gone": "neither a folder nor a file",
-        "broken": r"metadata\.jsonl, line 2: expected an object with 'file_name' and 'text'",
-    }.items():
-        with pytest.raises(ProbeError, match=message):
-            loop.watch(pipeline, tmp_path / source)
-
-
-@pytest.mark.parametrize("item", [3, {"image": None}, " ", None])
-def test_something_that_is_no_probe(item, loop, pipeline):
-    with pytest.raises(ProbeError, match=r"probes: (item|prompt) 1"):
-        loop.watch(pipeline, ["a cat", item])
-
-
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "cut"])
 def test_an_image_that_cannot_be_read_is_named(content, loop, pipeline, tmp_path):
     path = tmp_path / "broken.png"
@@ -67,30 +44,6 @@ def test_a_prompt_without_room_warns_what_is_cut(loop, pipeline, caplog):
     assert cut.endswith("zebra'")
     assert cut.count("red cat") > 10
     assert watch.observer.probes[0].conditioning["encoder_hidden_states"].shape == (32, 16)
-
-
-@pytest.mark.parametrize("size", [(40, 24), (17, 16)])
-def test_an_image_of_another_size_warns_and_fits(size, loop, pipeline, caplog):
-    probes = [Probe("a cat", picture(0).resize(size), name="cat"), Probe("a dog", picture(1), name="dog")]
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        watch = loop.watch(pipeline, probes)
-    (said,) = [m for m in caplog.messages if "resized" in m]
-    assert f"1 of 2 images are resized and cropped to 16 px, first that of 'cat', {size[0]}x{size[1]} px" in said
-    assert watch.observer.probes[0].image.shape == (16, 16, 3)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
-def test_pictures_of_other_modes_are_read(mode, loop, pipeline, tmp_path):
-    picture(0).convert(mode).save(tmp_path / "cat.png")
-    watch = loop.watch(pipeline, [Probe("a cat", tmp_path / "cat.png")])
-    assert watch.observer.probes[0].latents.isfinite().all()
-
-
-def test_names_of_probes_are_unique_and_safe(loop, pipeline):
-    watch = loop.watch(pipeline, ["a/../b", "a/../b", Probe("x", name="a/../b"), "語"])
-    names = [p.name for p in watch.observer.probes]
-    assert len(set(names)) == 4
-    assert not any("/" in name for name in names)
 
 
 def test_nan_weights_are_inconclusive_and_training_goes_on(loop, pipeline, images, tmp_path):

@@ -69,36 +69,21 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(key, value):
             kind(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("baseline", "parts", "is_fixed"),
-    [
-        ("first", ("first", ""), False),
-        ("previous", ("previous", ""), False),
-        ("last_clean", ("last_clean", ""), False),
-        ("lag:12", ("lag", "12"), False),
-        ("base", ("base", ""), True),
-        ("path:a:b.safetensors", ("path", "a:b.safetensors"), True),
-    ],
-)
-def test_baselines(baseline, parts, is_fixed):
+@pytest.mark.parametrize("baseline", ["first", "previous", "last_clean", "lag:12", "base", "path:a:b.safetensors"])
+def test_baselines(baseline):
     signals = SignalsConfig(baseline=baseline)
-    assert (signals.baseline_parts, signals.baseline_is_fixed) == (parts, is_fixed)
-
-
-@pytest.mark.parametrize(("terms", "draws", "ok"), [("variance", 1, True), ("loss", 1, False), ("both", 1, False)])
-def test_what_decides_needs_two_replicates(terms, draws, ok):
-    """16 vectors in blocks of 4: one draw has 4 replicates of the variance, but one of the loss."""
-    given = {"levels": {"draws": draws}, "curvature": {"vectors": 16}, "signals": {"terms": terms}}
-    if ok:
-        assert load_config(given).levels.draws == draws
-        return
-    with pytest.raises(ConfigError, match=r"config key 'levels.draws': got 1, allowed: 2 or greater with .*"):
-        load_config(given)
+    name, *argument = baseline.split(":", 1)
+    assert signals.baseline_parts == (name, *(argument or [""]))
+    assert signals.baseline_is_fixed == (name in ("base", "path"))
 
 
 def test_values_that_exclude_each_other():
     with pytest.raises(ConfigError, match=r"levels.draws.*one replicate has no error bar"):
         load_config({"levels": {"draws": 1}})
+    single = {"levels": {"draws": 1}, "curvature": {"vectors": 16}}  # 4 replicates of the variance, one of the loss
+    assert load_config(single, signals={"terms": "variance"}).levels.draws == 1
+    with pytest.raises(ConfigError, match=r"levels.draws': got 1, allowed: 2 or greater with signals.terms = loss"):
+        load_config(single, signals={"terms": "loss"})
     with pytest.raises(ConfigError, match=r"sampling.seeds': got 4, allowed: 1, because sampling.look is last_step"):
         load_config({"sampling": {"look": "last_step"}})
     with pytest.raises(ConfigError, match=r"stop.require_copy': got True, allowed: false, because proof.enabled is"):
@@ -244,8 +229,5 @@ def test_wrong_type(key, value, allowed):
     with pytest.raises(ConfigError) as caught:
         load_config(nested(key, value))
     assert str(caught.value).startswith(f"config key '{key}': got {value!r}, allowed: {allowed}")
-
-
-def test_wrong_type_inside_a_list():
     with pytest.raises(ConfigError, match=r"config key 'levels.timesteps\[1\]': got 'x', allowed: integer"):
         load_config({"levels": {"timesteps": [1, "x"]}})

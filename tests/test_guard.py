@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, WeightedRandomSampler
 
 from memwatch.guard import MANY, TOO_MANY, GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
 
@@ -60,8 +60,6 @@ ROWS = list(range(10))
 LOADERS = {
     "shuffle": lambda: {"batch_size": 2, "shuffle": True, "generator": torch.Generator().manual_seed(3)},
     "more draws than rows": lambda: {"batch_size": 2, "sampler": RandomSampler(Subset(ROWS, [1, 2]), num_samples=17)},
-    "replacement": lambda: {"batch_size": 2, "sampler": RandomSampler(ROWS, replacement=True, num_samples=3)},
-    "some indices": lambda: {"batch_size": 2, "sampler": SubsetRandomSampler([4, 5, 6])},
     "weights": lambda: {"batch_size": 2, "sampler": WeightedRandomSampler([1.0] * 10, 7), "drop_last": True},
     "batches": lambda: {"batch_sampler": BatchSampler(RandomSampler(ROWS), 3, drop_last=True)},
     "no batches": lambda: {"batch_size": None},

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.builders import SMALL, Loop, history, picture
-from support.processes import ROOT, new_process
+from support.processes import ROOT
 from support.trackers import Recorder
 
 from memwatch import ConfigError, Probe
@@ -33,52 +33,49 @@ def ours(folder: Path) -> dict[str, bytes]:
     return {k: v for k, v in files_of(folder).items() if k != "memwatch.lock" and not k.startswith("earlier")}
 
 
+@pytest.fixture
+def start(pretrained, pipeline, tmp_path):
+    """Makes another loop with a watch in the same folder."""
+
+    def make(loop=None, **overrides):
+        loop = loop or Loop(pretrained, tmp_path)
+        return loop, loop.watch(pipeline, PROBES, config=SMALL, **overrides)
+
+    return make
+
+
 # --- one live run -----------------------------------------------------------------------------------------------------
 
 
-def test_a_second_live_run_in_the_same_folder_is_refused(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    first = loop.watch(pipeline, PROBES, config=SMALL)
+def test_a_second_live_run_in_the_same_folder_is_refused(start, tmp_path):
+    loop, first = start()
     first.begin()
     before = ours(tmp_path / "memwatch")
     with pytest.raises(ConfigError, match=r"'output_dir': got '.*memwatch', allowed: a folder that no other live run"):
-        loop.watch(pipeline, PROBES, config=SMALL)
+        start(loop)
     assert ours(tmp_path / "memwatch") == before
-    loop.watch(pipeline, PROBES, config=SMALL, output_dir=str(tmp_path / "other"))
+    start(loop, output_dir=str(tmp_path / "other"))
     assert first.on_step_end(2) is not None
 
 
-def test_after_closing_the_folder_is_free(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    first = loop.watch(pipeline, PROBES, config=SMALL)
+def test_the_folder_is_free_after_closing_after_a_failure_and_when_nobody_holds_the_watch(start):
+    loop, first = start()
     first.close()
-    second = loop.watch(pipeline, PROBES, config=SMALL)
+    with pytest.raises(ConfigError) as caught:
+        start(loop, resolution=17)
+    assert caught.traceback  # which holds on to what was made until then
+    _, second = start(loop)
     loop.accelerator.end_training()
-    third = loop.watch(pipeline, PROBES, config=SMALL)
     assert first.on_step_end(2) is second.on_step_end(2) is None
+    _, third = start(loop)
     assert third.begin() is not None
-
-
-def test_a_watch_that_nobody_holds_lets_go(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    for _ in range(2):
-        loop.watch(pipeline, PROBES, config=SMALL)
-    watch = loop.watch(pipeline, PROBES, config=SMALL)
-    watch.itself = watch  # a circle, which only the collector takes apart
+    third.itself = third  # a circle, which only the collector takes apart
     gc.disable()
     try:
-        del watch
-        loop.watch(pipeline, PROBES, config=SMALL)
+        del third
+        start(loop)
     finally:
         gc.enable()
-
-
-def test_a_construction_that_failed_holds_nothing(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    with pytest.raises(ConfigError) as caught:
-        loop.watch(pipeline, PROBES, config=SMALL, resolution=17)
-    assert caught.traceback  # which holds on to what was made until then
-    loop.watch(pipeline, PROBES, config=SMALL)
 
 
 def test_the_lock_of_another_process_is_seen_and_ends_with_it(tmp_path):
@@ -100,16 +97,18 @@ def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, caplog):
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     with caplog.at_level(logging.WARNING, "memwatch"):
         assert RunFolder(tmp_path / "file").lock()
-    (said,) = caplog.messages
-    assert "cannot be locked" in said
-    assert "no two runs use it" in said
+    assert "cannot be locked" in caplog.text
+    assert "make sure that no other run uses it" in caplog.text
 
 
-def test_construction_draws_no_random_number(pretrained, pipeline, tmp_path):
+def test_construction_draws_no_random_number(pretrained, start, tmp_path):
+    def streams():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
     loop = Loop(pretrained, tmp_path)
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    loop.watch(pipeline, PROBES, config=SMALL)
-    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    before = streams()
+    start(loop)
+    assert streams() == before
 
 
 def test_a_script_may_change_its_working_directory(pretrained, pipeline, tmp_path, monkeypatch):
@@ -122,116 +121,80 @@ def test_a_script_may_change_its_working_directory(pretrained, pipeline, tmp_pat
     save_file(weights, "before.safetensors")
     options = {"config": SMALL, "output_dir": "memwatch", "signals": {"baseline": "path:before.safetensors"}}
     recorder = Recorder()
-    loop = Loop(pretrained, tmp_path / "first", log_with=recorder)
-    watch = loop.watch(pipeline, "probes", **options)
-    monkeypatch.chdir(tmp_path / "second")
-    (report,) = loop.run(watch, 2)
-    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
-    assert report.failure is None
-    assert report.findings[0].signals.snapshot is not None
-    assert report.baseline_text(report.findings[0]) == "before.safetensors"
-    assert str(tmp_path) not in json.dumps(watch.about.settings)
-    watch.close()
-
-    monkeypatch.chdir(tmp_path / "first")
-    resumed = Loop(pretrained, tmp_path / "first", log_with=recorder)
-    watch = resumed.watch(pipeline, "probes", **options)
-    monkeypatch.chdir(tmp_path / "second")
-    resumed.accelerator.load_state(str(tmp_path / "checkpoint"))
-    resumed.step = 2
-    (report,) = resumed.run(watch, 4)
-    watch.close()
-    assert report.findings[0].signals.snapshot is not None
+    for step in (2, 4):  # the second run resumes the first
+        monkeypatch.chdir(tmp_path / "first")
+        loop = Loop(pretrained, tmp_path / "first", log_with=recorder)
+        watch = loop.watch(pipeline, "probes", **options)
+        monkeypatch.chdir(tmp_path / "second")
+        if step == 4:
+            loop.accelerator.load_state(str(tmp_path / "checkpoint"))
+            loop.step = 2
+        (report,) = loop.run(watch, step)
+        assert report.failure is None
+        assert report.findings[0].signals.snapshot is not None
+        assert report.baseline_text(report.findings[0]) == "before.safetensors"
+        assert str(tmp_path) not in json.dumps(watch.about.settings)
+        loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+        watch.close()
+    folder = tmp_path / "first" / "memwatch"
     assert [row["step"] for row in history(tmp_path / "first")] == [0, 2, 4]
-    assert (tmp_path / "first" / "memwatch" / "report.html").is_file()
+    assert (folder / "report.html").is_file()
     assert list((tmp_path / "second").iterdir()) == []
-    assert {Path(text) for _, texts in recorder.texts for text in texts.values()} == {
-        tmp_path / "first" / "memwatch" / "overview" / f"step_{step:07d}.jpg" for step in (0, 2, 4)
-    }
-
-
-def test_the_ledger_is_found_after_a_change_of_directory(pretrained, pipeline, tmp_path, monkeypatch):
-    (tmp_path / "second").mkdir()
-    monkeypatch.chdir(tmp_path)
-    loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, PROBES, config=SMALL, output_dir="memwatch")
-    watch.begin()
-    monkeypatch.chdir(tmp_path / "second")
-    (report,) = loop.run(watch, 2)
-    watch.close()
-    assert [f.observation.baseline_step for f in report.findings] == [0, 0]
-    assert [row["step"] for row in history(tmp_path)] == [0, 2]
-    assert list((tmp_path / "second").iterdir()) == []
+    written = {Path(text) for _, texts in recorder.texts for text in texts.values()}
+    assert written == {folder / "overview" / f"step_{step:07d}.jpg" for step in (0, 2, 4)}
 
 
 # --- one run after the other ------------------------------------------------------------------------------------------
 
 
-def test_a_fresh_run_moves_the_files_of_another_aside(pretrained, pipeline, tmp_path, caplog):
-    folder = tmp_path / "memwatch"
-    kept = []
-    for seed in range(3):
-        loop = Loop(pretrained, tmp_path, lr=1e-2 * (1 + seed))
-        watch = loop.watch(pipeline, PROBES, config=SMALL)
+def test_a_fresh_run_moves_the_files_of_another_aside(start, tmp_path, caplog):
+    folder, kept = tmp_path / "memwatch", []
+    for number in range(3):
+        loop, watch = start()
         (folder / "notes.txt").write_text("the user's own", encoding="utf-8")
         caplog.clear()
-        with caplog.at_level(logging.WARNING, "memwatch"):
+        with caplog.at_level(logging.INFO, "memwatch"):
             loop.run(watch, 2)
             watch.close()
-        said = [m for m in caplog.messages if "another run" in m]
-        assert (
-            said
-            == [f"memwatch: {folder} held the files of another run; they are in {folder}/earlier/{seed:04d} now"][:seed]
-        )
-        found = {name: data for name, data in ours(folder).items() if name != "notes.txt"}
+        moved = f"the files of another run in {folder} were moved to {folder}/earlier/{number:04d}"
+        assert [m for m in caplog.messages if "another run" in m] == [moved][:number]
+        kept.append({name: data for name, data in ours(folder).items() if name != "notes.txt"})
         names = {"history.jsonl", "about.json", "report.html", "images/cat.png", "heatmaps/cat/step_0000002.jpg"}
-        names |= {"ledger/step_0000000.safetensors", "snapshots/step_0000000.safetensors"}
-        assert names <= set(found)
+        assert names | {f"{name}/step_0000000.safetensors" for name in ("ledger", "snapshots")} <= set(kept[-1])
         assert [row["step"] for row in history(tmp_path)] == [0, 2]
-        kept.append(found)
-    assert files_of(folder / "earlier" / "0001") == kept[0]
-    assert files_of(folder / "earlier" / "0002") == kept[1]
+    assert [files_of(folder / "earlier" / name) for name in ("0001", "0002")] == kept[:2]
     assert (folder / "notes.txt").read_text(encoding="utf-8") == "the user's own"
 
 
-def test_files_of_an_older_memwatch_are_moved_as_well(tmp_path):
-    (tmp_path / "history.jsonl").write_text('{"step": 0}\n', encoding="utf-8")
-    (tmp_path / "maps").mkdir()
-    folder = RunFolder(tmp_path)
-    folder.enter("a")
-    assert (tmp_path / "earlier" / "0001" / "history.jsonl").read_text(encoding="utf-8") == '{"step": 0}\n'
-    assert (tmp_path / "earlier" / "0001" / "maps").is_dir()
-    assert owner_of(tmp_path) == "a"
-
-
-def test_folders_that_are_not_memwatchs_stay(tmp_path):
-    (tmp_path / "snapshots").mkdir()
-    (tmp_path / "maps").mkdir()
+def test_what_is_moved_and_what_stays(tmp_path):
+    """Files without an owner are memwatch's where there is a history; a run that left nothing leaves no folder."""
+    for name in ("maps", "snapshots"):
+        (tmp_path / name).mkdir()
     RunFolder(tmp_path).enter("a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["maps", OWNER, "snapshots"]
-
-
-def test_a_run_that_left_nothing_leaves_no_folder(tmp_path):
-    RunFolder(tmp_path).enter("a")
+    (tmp_path / OWNER).unlink()
+    (tmp_path / "history.jsonl").write_text('{"step": 0}\n', encoding="utf-8")
     RunFolder(tmp_path).enter("b")
-    assert [path.name for path in tmp_path.iterdir()] == [OWNER]
+    assert sorted(path.name for path in (tmp_path / "earlier" / "0001").iterdir()) == [
+        "history.jsonl",
+        "maps",
+        "snapshots",
+    ]
+    RunFolder(tmp_path).enter("c")
+    assert [path.name for path in (tmp_path / "earlier").iterdir()] == ["0001"]
+    assert owner_of(tmp_path) == "c"
 
 
-def test_a_resumed_run_goes_on_in_place_also_when_another_was_there_meanwhile(pretrained, pipeline, tmp_path):
+def test_a_resumed_run_goes_on_in_place_also_when_another_was_there_meanwhile(start, tmp_path):
     folder = tmp_path / "memwatch"
-    first = Loop(pretrained, tmp_path)
-    watch = first.watch(pipeline, PROBES, config=SMALL)
-    first.run(watch, 2)
-    first.accelerator.save_state(str(tmp_path / "checkpoint"))
+    loop, watch = start()
+    loop.run(watch, 2)
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
     left = {name: data for name, data in ours(folder).items() if "step_" in name}
-
-    between = Loop(pretrained, tmp_path)
-    other = between.watch(pipeline, PROBES, config=SMALL)
+    between, other = start()
     between.run(other, 4)
     theirs = ours(folder)
-
-    resumed = Loop(pretrained, tmp_path)
-    watch = resumed.watch(pipeline, PROBES, config=SMALL)
+    resumed, watch = start()
     resumed.accelerator.load_state(str(tmp_path / "checkpoint"))
     assert {name: data for name, data in ours(folder).items() if "step_" in name} == left
     assert [row["step"] for row in history(tmp_path)] == [0, 2]
@@ -241,4 +204,3 @@ def test_a_resumed_run_goes_on_in_place_also_when_another_was_there_meanwhile(pr
     report = resumed.run(watch, 4)[-1]
     assert {f.observation.baseline_step for f in report.findings} == {0}
     assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
-    new_process()

@@ -7,7 +7,6 @@ import json
 import logging
 
 import pytest
-import torch
 from accelerate import Accelerator
 from support.builders import SMALL, Loop, history, maps, picture
 
@@ -93,15 +92,6 @@ def test_a_state_that_cannot_be_read_or_is_an_older_ones_starts_afresh(content, 
         _, watch = resumed(pretrained, pipeline, saved, strict=False)
     assert sum(AFRESH in message for message in caplog.messages) == 1
     assert watch.begin(2) is not None
-
-
-def test_a_checkpoint_of_the_older_version_is_named(saved, pretrained, pipeline, caplog):
-    """accelerate refuses it in words of its own, so the way out is said before."""
-    (saved / "memwatch.json").unlink()
-    torch.save({"last_step": 2}, saved / "custom_checkpoint_0.pkl")
-    with caplog.at_level(logging.WARNING, "memwatch"), pytest.raises(RuntimeError, match="custom checkpoints"):
-        resumed(pretrained, pipeline, saved)
-    assert any("an older memwatch" in m and "custom_checkpoint_0.pkl" in m for m in caplog.messages)
 
 
 def test_two_watches_of_one_accelerator_have_a_state_each(pretrained, pipeline, tmp_path):

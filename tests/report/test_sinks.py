@@ -22,7 +22,7 @@ from memwatch.report.files import FileSink
 from memwatch.report.sinks import Sinks
 from memwatch.report.trackers import TrackerSink
 
-FAILED = "memwatch: the sink 'recorder' failed (ConnectionError('the server is gone')); "
+FAILED = "the sink 'recorder' failed (ConnectionError('the server is gone')); "
 AGAIN = FAILED + "memwatch will try again at the next event. Training goes on."
 OFF = FAILED + "that was 3 times in a row, so it is tried at every 10th event from now on. Training goes on."
 
@@ -168,7 +168,7 @@ def test_a_sink_that_rests_is_tried_again_and_what_has_waited_is_written(tmp_pat
         "that was 3 times in a row, so it is tried at every 10th event from now on. Training goes on."
     )
     assert works == (
-        "memwatch: the sink 'files' works again, after 4 failures in a row; "
+        "the sink 'files' works again, after 4 failures in a row; "
         "pictures and maps of the events in between are missing."
     )
 
@@ -195,5 +195,5 @@ def test_a_sink_that_fails_on_closing_is_survived(tmp_path, monkeypatch, caplog)
         Sinks(FileSink(tmp_path), faults).close()
     assert faults.count == 1
     (message,) = caplog.messages
-    assert message.startswith("memwatch: closing the sink 'files' failed")
+    assert message.startswith("closing the sink 'files' failed")
     assert message.endswith("; what it wrote before stays. Training goes on.")

@@ -1,9 +1,13 @@
-"""Imports point one way, folder by folder; heavy packages wait until they are needed; the public names are these."""
+"""The package as a whole: imports point one way, heavy packages wait, docstrings are true, and what is public."""
 
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 from pathlib import Path
+
+import pytest
 
 import memwatch
 
@@ -26,6 +30,7 @@ LAYERS = [  # each may import itself and those before it
     {"__init__", "__main__"},
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+FILES = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 HEAVY = {"wandb", "tensorboard", "tensorboardX", "diffusers", "transformers", "lightning"}
 
 
@@ -64,12 +69,10 @@ def wrong(part: str, code: str, own: str = "") -> set[str]:
 
 
 def test_imports_point_one_way_and_heavy_ones_wait():
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        inside = path.relative_to(PACKAGE)
-        own = path.stem if inside.parts[0] == "integrations" else ""  # its class derives from the other side's
-        found[str(inside)] = wrong(inside.parts[0].removesuffix(".py"), path.read_text(encoding="utf-8"), own)
-    assert {name: names for name, names in found.items() if names} == {}
+    for file, code in FILES.items():
+        folder, _, name = file.removesuffix(".py").rpartition("/")
+        own = name if folder == "integrations" else ""  # its class derives from the other side's
+        assert wrong((folder or name).split("/")[0], code, own) == set(), file
 
 
 def test_the_walk_sees_a_wrong_import():
@@ -86,3 +89,11 @@ def test_public_names():
     for name in memwatch.__all__:
         assert getattr(memwatch, name).__doc__, name
         assert getattr(memwatch, name).__name__ == name
+
+
+@pytest.mark.parametrize("file", [file for file, code in FILES.items() if ">>> " in code])
+def test_examples_in_docstrings_are_true(file):
+    module = importlib.import_module(f"memwatch.{file.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__"))
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 0, "its examples are in no docstring"
+    assert result.failed == 0
