@@ -136,9 +136,7 @@ def test_pictures_that_fail_cost_no_scalars(events, monkeypatch, caplog):
     assert [step for step, _ in tracker.rows] == [100, 200, 100, 200]
     assert faults.count == 3
     again, off = caplog.messages
-    assert again.startswith(
-        "the pictures of the sink 'mlflow' failed (PermissionError('403')); memwatch will"
-    )
+    assert again.startswith("the pictures of the sink 'mlflow' failed (PermissionError('403')); memwatch will")
     assert "3 times in a row, so it is tried at every 10th event from now on" in off
 
 
