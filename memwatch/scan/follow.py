@@ -192,7 +192,7 @@ class Follow:
             write_json(output / STATE, settings | scan.state_dict())
             scan.cache.thin(NEWEST)  # the state is enough to go on from
         with scan.faults.surviving("writing the report page", "'memwatch report' writes it at any time"):
-            write_page(output, renew=self.poll)
+            write_page(output)
         if self.stop_reason is not None and not had_stopped:
             with scan.faults.surviving(f"writing {self.folder / STOP}", "the trainer has to be stopped by hand"):
                 write_stop(self.folder / STOP, self.stop_reason)
