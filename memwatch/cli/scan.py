@@ -134,7 +134,7 @@ def follow(
         lock.release()  # a first checkpoint that cannot be read is tried again
         free = Ranks.of(accelerator).broadcast(not main or lock.lock())
         require_option(free, "--output", config.output_dir, "a folder that no other live run uses")
-        return open_scan([first], stop=config.stop, more=more)
+        return open_scan([first], more=more)
 
     idle = None if args.idle is None else 60 * args.idle
     base = Checkpoint.of(0, args.pretrained)

@@ -61,7 +61,9 @@ def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
         signals = {"terms": "variance", "against": "unconditional"}
     alerts: dict[str, Any] = {} if is_history else {"patience": 1}
     alerts |= {"webhook": args.webhook} if args.webhook else {}
-    return load_config(config, output_dir=args.output, strict=not args.follow, signals=signals, alerts=alerts)
+    stop = {} if args.follow else {"enabled": False}  # finished models cannot be stopped
+    given = {"output_dir": args.output, "strict": not args.follow}
+    return load_config(config, **given, signals=signals, alerts=alerts, stop=stop)
 
 
 def _default_baseline(config: MemWatchConfig, is_history: bool, is_lora: bool) -> str:

@@ -21,11 +21,11 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from memwatch.act.flagged import FlaggedSink
-from memwatch.config import MemWatchConfig, StopConfig
+from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components
 from memwatch.faults import Faults
 from memwatch.judge.findings import judge_event
-from memwatch.judge.proof import due, prove
+from memwatch.judge.proof import prove
 from memwatch.judge.stop import decide_stop
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.measurement import Observation
@@ -46,7 +46,6 @@ from memwatch.scan.trainer_folder import Checkpoint, stamp
 logger = logging.getLogger("memwatch")
 
 OBSERVATIONS = "observations"
-NO_STOP = StopConfig(enabled=False)  # finished models cannot be stopped
 
 
 class DecidingSink:
@@ -78,7 +77,6 @@ class Scan:
             of its own it is the base: its network, or the LoRA's with the LoRA off.
         config, probes, controls: as for ``MemWatch``; ``signals.baseline`` may be ``path:SOURCE`` with any source of
             ``memwatch.scan.checkpoints``.
-        stop: the rule by which an event decides that training is to end.
         more: sinks beside the files, the trackers and the console.
 
     Attributes:
@@ -99,10 +97,9 @@ class Scan:
         config: MemWatchConfig,
         probes: Any,
         controls: Any = None,
-        stop: StopConfig = NO_STOP,
         more: Sequence[Sink] = (),
     ) -> None:
-        self.accelerator, self.config, self.pretrained, self._stop = accelerator, config, pretrained, stop
+        self.accelerator, self.config, self.pretrained = accelerator, config, pretrained
         self.failed: list[tuple[int, str, str]] = []
         self.progress, folder = Progress(""), Path(config.output_dir)
         if (folder / "history.jsonl").exists() and not (folder / OBSERVATIONS).is_dir():
@@ -186,66 +183,57 @@ class Scan:
     # --- one event ----------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> Report:
-        """One checkpoint: the same line as in training, with every probe measured in full."""
+        """The same line as in training."""
         started, config, progress = time.perf_counter(), self.config, self.progress
-        self._load_on_all_ranks(step)
-        observations = self._observe(step)
-        if misread := self.ranks.broadcast(self.observer.misread(observations)):
-            raise CheckpointError(misread)
+        observations = self.observe(step)
         self.baselines.remember(step, observations, self.observer.trainable_weights, self.faults)
         planned = planned_events(config.max_train_steps, config.every_steps)
         judgement = judge_event(observations, progress.states, step, config, planned)
-        if due(judgement.findings, config, progress.stop.copied):
-            self.store.load(step)
         found = prove(judgement.findings, observations, self.observer, self.proof_faults, progress.stop.copied)
         judgement = replace(judgement, findings=found)
-        progress.states, progress.stop = dict(judgement.states), decide_stop(progress.stop, found, step, self._stop)
+        progress.states, progress.stop = dict(judgement.states), decide_stop(progress.stop, found, step, config.stop)
         progress.last_step, progress.events = step, progress.events + 1
         seconds, calibrated = time.perf_counter() - started, self.observer.has_controls
         errors = self.faults.count + self.proof_faults.count
         report = Report(step, config, judgement, calibrated, seconds, errors, progress.stop.reason, about=self.about)
         return self.sinks.write(report, self.accelerator.trackers) if self.accelerator.is_main_process else report
 
-    def _load_on_all_ranks(self, step: int) -> None:
-        """Load the checkpoint unless all of it is cached; one rank's failure is that of all.
+    def observe(self, step: int) -> list[Observation]:
+        """Every probe with curvature, of the checkpoint of this step; the same on every rank.
 
-        A trained text encoder has to encode the prompts anew, whatever is cached.
-        """
-        error = None
-        try:
-            if self.observer.trains_text or not all(self.cache.file(step, p).is_file() for p in self.observer.probes):
-                self.store.load(step)
-        except CheckpointError as caught:
-            error = str(caught)
-        if (failed := self.ranks.agree(error)) is not None:
-            raise CheckpointError(failed)
-
-    def _observe(self, step: int) -> list[Observation]:
-        """Probe by probe: each is cached as soon as it is measured, and one that fails fails alone.
+        Each observation is cached as soon as it is made, and a probe that fails fails alone.
 
         Raises:
-            CheckpointError: all fail.
+            CheckpointError: the checkpoint cannot be read on any rank, predicts something else, or all probes fail.
         """
-        mine, failed = [], []
+        error, mine, failed = None, [], []
+        try:
+            self.store.load(step)
+        except CheckpointError as caught:
+            error = str(caught)
+        if (error := self.ranks.agree(error)) is not None:
+            raise CheckpointError(error)
         hidden = not self.accelerator.is_main_process
         with self.observer.borrowed():
             share = self.ranks.share(self.observer.probes)  # as a trained text encoder encodes them now
             for p in tqdm(share, desc=f"memwatch scan, step {step}", unit="probe", disable=hidden):
                 try:
                     mine.append(self._cached_or_measured(step, p))
-                except Exception as error:  # named, counted, and the others go on
-                    logger.error("memwatch: probe %s is skipped at step %d: %s", p.name, step, error)
-                    failed.append((step, p.name, str(error)))
+                except Exception as why:  # named, counted, and the others go on
+                    logger.error("memwatch: probe %s is skipped at step %d: %s", p.name, step, why)
+                    failed.append((step, p.name, str(why)))
         failed = gather_object(failed) if self.accelerator.num_processes > 1 else failed
         self.failed += failed
-        if observations := self.observer.in_order(self.ranks.gather(mine)):
-            return observations
-        raise CheckpointError(f"no probe could be measured; {failed[0][1]}: {failed[0][2]}")
+        observations = self.observer.in_order(self.ranks.gather(mine))
+        if not observations:
+            raise CheckpointError(f"no probe could be measured; {failed[0][1]}: {failed[0][2]}")
+        if misread := self.ranks.broadcast(self.observer.misread(observations)):
+            raise CheckpointError(misread)
+        return observations
 
     def _cached_or_measured(self, step: int, p: PreparedProbe) -> Observation:
         if (cached := self.cache.read(step, p)) is not None:
             return cached
-        self.store.load(step)
         last_clean = {name: state.last_clean for name, state in self.progress.states.items()}
         (observation,) = self.observer.observe([p], self.baselines, last_clean)
         self.cache.write(step, p, observation)

@@ -43,8 +43,8 @@ def test_an_alert_is_generated_once_in_a_history(scan, settings, generated, trai
     assert scan(*arguments, settings=settings())[0] == 0
     first, second, third = history(tmp_path)
     assert all(f["copied"] is None for row in (first, third) for f in row["findings"])
-    assert [f["copied"]["generations"] for f in second["findings"]] == [2] * 3
     assert len(generated) == 3  # as many captions
+    assert [f["copied"]["generations"] for f in second["findings"]] == [len(made) for made in generated]
     again = list(generated)
     generated.clear()
     found = without_time(history(tmp_path))

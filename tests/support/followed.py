@@ -83,7 +83,7 @@ def following(
     """A follower as the command makes it, in a process of its own; it has not begun."""
     new_process()
     settings = load_config(config, output_dir=str(output))
-    given = {"probes": probes(), "stop": settings.stop} | given
+    given = {"probes": probes()} | given
     accelerator = Accelerator(cpu=True)
 
     def open_scan(first: Checkpoint) -> Scan:
