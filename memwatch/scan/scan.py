@@ -9,7 +9,6 @@ measures anew. The cache takes about 7 MB per probe and checkpoint at 512 px; ``
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +22,13 @@ from tqdm.auto import tqdm
 from memwatch.act.flagged import FlaggedSink
 from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components
+from memwatch.event import conduct
 from memwatch.faults import Faults
-from memwatch.judge.findings import judge_event
-from memwatch.judge.proof import prove
-from memwatch.judge.stop import decide_stop
+from memwatch.judge.findings import Judgement
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.prepare import PreparedProbe
-from memwatch.pace import planned_events
 from memwatch.ranks import Ranks
 from memwatch.report.about import About
 from memwatch.report.files import FileSink
@@ -127,8 +124,9 @@ class Scan:
         reading = self.observer.denoiser.schedule.prediction_type
         depends = [str(pretrained), stamp(source) if is_path else None, reading]
         self.cache = ObservationCache(folder / OBSERVATIONS, config, depends, self.store.to_list)
-        self.faults, self.proof_faults = Faults(strict=config.strict), Faults()
-        self.sinks = Sinks(FileSink(folder), self.faults, [DecidingSink(folder / "decisive"), *more])
+        self.faults = Faults()  # a proof that fails costs the proof alone; a sink ends a strict scan
+        sinks_faults = Faults(strict=True) if config.strict else self.faults
+        self.sinks = Sinks(FileSink(folder), sinks_faults, [DecidingSink(folder / "decisive"), *more])
         self.about = About.of(self.observer)
 
     def run(self) -> Report | None:
@@ -153,11 +151,12 @@ class Scan:
         Raises:
             CheckpointError: it cannot be read, or no probe could be measured; the scan is as it was before.
         """
-        failed = len(self.failed)
+        failed, before = len(self.failed), replace(self.progress)
         self.store.add(checkpoint)
         try:
-            return self._event(checkpoint.step)
+            return conduct(self, checkpoint.step)
         except BaseException:
+            self.progress = before
             self.store.remove(checkpoint)
             del self.failed[failed:]
             raise
@@ -182,23 +181,15 @@ class Scan:
 
     # --- one event ----------------------------------------------------------------------------------------------------
 
-    def _event(self, step: int) -> Report:
-        """The same line as in training."""
-        started, config, progress = time.perf_counter(), self.config, self.progress
-        observations = self.observe(step)
-        self.baselines.remember(step, observations, self.observer.trainable_weights, self.faults)
-        planned = planned_events(config.max_train_steps, config.every_steps)
-        judgement = judge_event(observations, progress.states, step, config, planned)
-        found = prove(judgement.findings, observations, self.observer, self.proof_faults, progress.stop.copied)
-        judgement = replace(judgement, findings=found)
-        progress.states, progress.stop = dict(judgement.states), decide_stop(progress.stop, found, step, config.stop)
-        progress.last_step, progress.events = step, progress.events + 1
-        seconds, calibrated = time.perf_counter() - started, self.observer.has_controls
-        errors = self.faults.count + self.proof_faults.count
-        report = Report(step, config, judgement, calibrated, seconds, errors, progress.stop.reason, about=self.about)
-        return self.sinks.write(report, self.accelerator.trackers) if self.accelerator.is_main_process else report
+    @property
+    def every_steps(self) -> int | None:
+        """Steps between events, where the settings say so."""
+        return self.config.every_steps
 
-    def observe(self, step: int) -> list[Observation]:
+    def act(self, step: int, judgement: Judgement) -> None:
+        """Nothing follows in the finished models; sinks do the rest."""
+
+    def observe(self, step: int, *, full: bool) -> tuple[list[Observation], None]:
         """Every probe with curvature, of the checkpoint of this step; the same on every rank.
 
         Each observation is cached as soon as it is made, and a probe that fails fails alone.
@@ -229,7 +220,7 @@ class Scan:
             raise CheckpointError(f"no probe could be measured; {failed[0][1]}: {failed[0][2]}")
         if misread := self.ranks.broadcast(self.observer.misread(observations)):
             raise CheckpointError(misread)
-        return observations
+        return observations, None
 
     def _cached_or_measured(self, step: int, p: PreparedProbe) -> Observation:
         if (cached := self.cache.read(step, p)) is not None:
