@@ -44,11 +44,8 @@ class Observer(WatchList):
 
     Args:
         ranks: how the model lies on the processes.
-        model: what the loop trains, as ``MemWatch`` takes it.
-        pretrained: where parts that are not given are loaded from; they are used once and freed.
-        given: parts that the caller passes.
-        probes, controls, peers: as ``MemWatch`` takes them; ``None`` takes the configuration's.
-        ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``.
+        model, pretrained, probes, controls, peers, ema: as ``MemWatch`` takes them.
+        given: parts that the caller passes; the others are loaded, used once and freed.
 
     Attributes:
         model: the bare network. forward_module: what is called, and whose parameters are swapped.
@@ -94,8 +91,8 @@ class Observer(WatchList):
     def _prepare(self, everything: Sequence[Probe], pretrained: Any, given: Components) -> None:
         """Adapt the model, encode the probes, and free what is not needed any more."""
         config, has_prompts = self.config, any(not probe.is_reference for probe in everything)
-        found = adapt(self.model, self.forward_module, pretrained, given, config, self.ranks, has_prompts)
-        self.denoiser, parts, self.resolution, self.side = found.denoiser, found.parts, found.resolution, found.side
+        adapted = adapt(self.model, self.forward_module, pretrained, given, config, self.ranks, has_prompts)
+        self.denoiser, parts, self.resolution, self.side = adapted
         is_path = isinstance(pretrained, str | os.PathLike)
         source = (str(pretrained) if is_path else "the pipeline") if given.scheduler is None else None
         self._prediction_type = PredictionTypeCheck(self.denoiser.schedule, source)
@@ -112,10 +109,9 @@ class Observer(WatchList):
         self._resting = OffloadedNetwork(vae, self._folder) if rests else None
 
     def limit_batches(self, rows: int) -> None:
-        """On a GPU an event needs about as much memory as a step of the loop, which has ``rows`` rows per device.
+        """On a GPU let an event take as much memory as a step of the loop, which has ``rows`` rows per device.
 
-        A row of a look keeps what a row of training does, less the gradients of the weights; twice as much in float32
-        beside a loop in mixed precision.
+        A row in float32 takes twice as much as one of a loop in mixed precision.
         """
         accelerator = self.ranks.accelerator
         mixed = accelerator.mixed_precision in ("fp16", "bf16") and self.denoiser.dtype is torch.float32
@@ -203,9 +199,9 @@ class Observer(WatchList):
         )
 
     def view(self, p: PreparedProbe) -> tuple[View, np.ndarray | None]:
-        """Where a probe is looked at, and what its prompt generates, RGB uint8 ``(n, H, W, 3)``.
+        """Where a probe is looked at, and what its prompt generates, RGB uint8 ``(n, H, W, 3)``; ``None`` for an image.
 
-        Of a reference probe nothing is generated. What a prompt generates is kept until ``forget_generations``.
+        What a prompt generates is kept until ``forget_generations``.
         """
         config = self.config
         if p.probe.is_reference:
@@ -251,15 +247,12 @@ class Observer(WatchList):
         self._generated.clear()
 
     def generate(self, caption: str, count: int) -> np.ndarray:
-        """Generations from the caption of a probe, RGB uint8 ``(count, H, W, 3)``; call it inside ``borrowed``."""
+        """Generations from the caption of a probe, RGB uint8 ``(count, H, W, 3)``; inside ``borrowed``."""
         conditioning = next(p.conditioning for p in self.probes if self.caption_of(p.probe) == caption)
         return self._decoded(self._sampled(conditioning, range(self.config.seed, self.config.seed + count)))
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """The image of every reference probe as the autoencoder gives it back, by name; call it inside ``borrowed``.
-
-        What the autoencoder loses is nobody's copying error.
-        """
+        """The image of every reference probe as the autoencoder gives it back, by name; inside ``borrowed``."""
         known = {p.name: p.latents for p in self.probes if p.latents is not None and p.name not in self._pictures}
         if known:
             decoded = self._decoded(torch.stack(list(known.values())))
@@ -268,7 +261,6 @@ class Observer(WatchList):
         return self._pictures
 
     def _sampled(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
-        """Finished latents ``(n, c, h, w)``."""
         how = self.denoiser, self.parts.scheduler, self.config.sampling
         return generate(*how, seeds, conditioning, self.unconditional, self.side, self.batches.sampling)
 
