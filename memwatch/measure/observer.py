@@ -96,9 +96,8 @@ class Observer(WatchList):
         is_path = isinstance(pretrained, str | os.PathLike)
         source = (str(pretrained) if is_path else "the pipeline") if given.scheduler is None else None
         self._prediction_type = PredictionTypeCheck(self.denoiser.schedule, source)
-        says = bool(self.ranks.accelerator.is_main_process)
-        encoded = prepare(everything, self.denoiser, parts, self.resolution, says=says)
-        self.prepared = offloaded(encoded, self._folder)
+        how = {"says": bool(self.ranks.accelerator.is_main_process)}
+        self.prepared = offloaded(prepare(everything, self.denoiser, parts, self.resolution, **how), self._folder)
         self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
         ok = self.unconditional is not None or config.signals.against != "unconditional"
         allowed = "snapshot or both, because this model has no unconditional branch"
@@ -109,11 +108,8 @@ class Observer(WatchList):
         self._resting = OffloadedNetwork(vae, self._folder) if rests else None
 
     def limit_batches(self, rows: int) -> None:
-        """On a GPU let an event take as much memory as a step of the loop, which has ``rows`` rows per device.
-
-        A row in float32 takes twice as much as one of a loop in mixed precision.
-        """
-        accelerator = self.ranks.accelerator
+        """On a GPU let an event take as much memory as a step of the loop, which has ``rows`` rows per device."""
+        accelerator = self.ranks.accelerator  # a row in float32 takes twice as much as one in mixed precision
         mixed = accelerator.mixed_precision in ("fp16", "bf16") and self.denoiser.dtype is torch.float32
         if accelerator.device.type != "cpu":
             self.batches.limit(rows // 2 if mixed and self.config.precision == "full" else rows)
@@ -199,10 +195,7 @@ class Observer(WatchList):
         )
 
     def view(self, p: PreparedProbe) -> tuple[View, np.ndarray | None]:
-        """Where a probe is looked at, and what its prompt generates, RGB uint8 ``(n, H, W, 3)``; ``None`` for an image.
-
-        What a prompt generates is kept until ``forget_generations``.
-        """
+        """Where a probe is looked at, and what a prompt generates, RGB uint8 ``(n, H, W, 3)``; ``None`` of an image."""
         config = self.config
         if p.probe.is_reference:
             return reference_view(p, self.denoiser, config.levels, config.seed), None
@@ -288,10 +281,9 @@ class Observer(WatchList):
     def trainable_weights(self) -> dict[str, Tensor]:
         """What later events need to look at this one again: trainable tensors, and what a trained text encoder says."""
         with self.watched_weights():
-            said = {p.name: p.conditioning for p in self.prepared} if self.trains_text else {}
-            if self.trains_text and self.unconditional is not None:
-                said[NO_PROMPT] = self.unconditional
-            return with_conditioning(trainable(self.forward_module), said)
+            said = {p.name: p.conditioning for p in self.prepared}
+            said |= {} if self.unconditional is None else {NO_PROMPT: self.unconditional}
+            return with_conditioning(trainable(self.forward_module), said if self.trains_text else {})
 
     def weights_without_lora(self) -> dict[str, Tensor]:
         """The base of a LoRA; adapters of trained text encoders are off as well."""
