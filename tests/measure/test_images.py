@@ -63,14 +63,12 @@ SAME = {
     "big endian": (COLOURS.astype(np.uint16) * 257).astype(">u2"),
     "whole levels": COLOURS.astype(np.int64),
     "whole levels of 16 bits": COLOURS.astype(np.int32) * 257,
-    "a list": COLOURS.tolist(),
     "a list of floats": UNIT.tolist(),
     "unit floats": UNIT.astype(np.float32),
     "normalised": UNIT * 2 - 1,
     "levels as floats": COLOURS.astype(np.float32),
     "a tensor of levels": torch.from_numpy(COLOURS).float().permute(2, 0, 1),
     "a normalised tensor": torch.from_numpy(UNIT).permute(2, 0, 1) * 2 - 1,
-    "uint16 tensor": torch.from_numpy(COLOURS.astype(np.uint16) * 257),
     "a little over the end": np.where(UNIT == 1, 1.02, UNIT),
 }
 
@@ -107,10 +105,8 @@ def test_pictures_of_every_mode(mode, tmp_path):
     [
         (UNIT * 300, r"of type float64 from 0 to 300 are no image; allowed: .*floats in \[0, 1\]"),
         (UNIT * 8 - 4, "from -4 to 4"),
-        (COLOURS.astype(np.int32) - 5, "of type int32 from -5 to 250"),
         (COLOURS.astype(np.int64) * 1000, "from 0 to 255000"),
         (UNIT * np.nan, "not finite"),
-        (UNIT * 1j, "of type complex128"),
     ],
 )
 def test_numbers_that_no_rule_reads_are_an_error(values, says):
@@ -141,11 +137,3 @@ def test_decoding_is_the_pipelines_own(name, families):
     found = decode_latents(latents, pipe.vae)
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 1
-
-
-def test_without_a_vae_latents_are_pixels():
-    image = pixels_of(0)
-    latents = encode_images([image], None)
-    assert torch.equal(latents, to_pixels([image]))
-    assert np.array_equal(decode_latents(latents[0], None), image)
-    assert decode_latents(3 * torch.ones(3, 4, 4), None).min() == 255  # clipped, not wrapped round

@@ -114,16 +114,6 @@ def test_a_snapshot_of_another_model_is_refused_and_nothing_changes(tensors, mes
     assert_same(trainable(layer), before)
 
 
-def test_trainable_is_a_copy_and_small_for_lora(pretrained):
-    loop = Loop(pretrained, lora=True, lr=0.1)
-    copies = trainable(loop.bare)
-    assert copies
-    assert all("lora_" in name for name in copies)
-    loop.run(None, 1)
-    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.default.weight"
-    assert not torch.equal(copies[name], loop.bare.get_parameter(name))
-
-
 def test_conditioning_and_weights_come_apart_again():
     weights = {"down.weight": torch.ones(2)}
     conditioning = {"a//b": {"text_embeds": torch.zeros(3)}, "c": {"time_ids": torch.ones(6)}}
