@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 from support.builders import SMALL, Loop, history, picture
 from support.processes import ROOT, new_process
-from support.trackers import Recorder
 
 from memwatch import ConfigError, Probe
 from memwatch.run_folder import OWNER, RunFolder, owner_of
@@ -121,8 +120,7 @@ def test_a_script_may_change_its_working_directory(pretrained, pipeline, tmp_pat
     weights = {name: p.detach() for name, p in Loop(pretrained).bare.named_parameters()}
     save_file(weights, "before.safetensors")
     options = {"config": SMALL, "output_dir": "memwatch", "signals": {"baseline": "path:before.safetensors"}}
-    recorder = Recorder()
-    loop = Loop(pretrained, tmp_path / "first", log_with=recorder)
+    loop = Loop(pretrained, tmp_path / "first")
     watch = loop.watch(pipeline, "probes", **options)
     monkeypatch.chdir(tmp_path / "second")
     (report,) = loop.run(watch, 2)
@@ -134,7 +132,7 @@ def test_a_script_may_change_its_working_directory(pretrained, pipeline, tmp_pat
     watch.close()
 
     monkeypatch.chdir(tmp_path / "first")
-    resumed = Loop(pretrained, tmp_path / "first", log_with=recorder)
+    resumed = Loop(pretrained, tmp_path / "first")
     watch = resumed.watch(pipeline, "probes", **options)
     monkeypatch.chdir(tmp_path / "second")
     resumed.accelerator.load_state(str(tmp_path / "checkpoint"))
@@ -145,9 +143,6 @@ def test_a_script_may_change_its_working_directory(pretrained, pipeline, tmp_pat
     assert [row["step"] for row in history(tmp_path / "first")] == [0, 2, 4]
     assert (tmp_path / "first" / "memwatch" / "report.html").is_file()
     assert list((tmp_path / "second").iterdir()) == []
-    assert {Path(text) for _, texts in recorder.texts for text in texts.values()} == {
-        tmp_path / "first" / "memwatch" / "overview" / f"step_{step:07d}.jpg" for step in (0, 2, 4)
-    }
 
 
 def test_the_ledger_is_found_after_a_change_of_directory(pretrained, pipeline, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_the_terminal_shows_every_probe_of_the_last_event_once(scan, trained, pr
     assert capsys.readouterr().out.count("memwatch, step 0") == 1  # three probes are what an event shows anyway
     assert scan(*arguments, "--images", images, "--prompts", prompts)[0] == 0
     shown = capsys.readouterr().out.rpartition("memwatch, step 0")[2]
-    assert [shown.count(name) for name in ("a-red-poster", "a-cat-on-a-sofa", *(f"control{i}" for i in range(3)))] == (
+    assert [shown.count(name) for name in ("a red poster", "a cat on a sofa", *(f"control{i}" for i in range(3)))] == (
         [1] * 5
     )
 

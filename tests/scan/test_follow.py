@@ -511,4 +511,4 @@ def test_the_page_is_renewed_after_each_event_and_reads_itself_again_until_the_e
     run.follow(run.save(2), nothing, read, run.save(4), nothing, read)
     last = (run.output / "report.html").read_text(encoding="utf-8")
     assert len(set(pages)) == 2
-    assert ['data-renew="1.0"' in page for page in (*pages, last)] == [True, True, False]
+    assert ['http-equiv="refresh"' in page for page in (*pages, last)] == [True, True, False]
