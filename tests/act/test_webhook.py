@@ -68,8 +68,8 @@ def test_the_alerts_of_a_report_are_one_message_with_a_line_each():
     (body,) = server.bodies
     first, cat, dog = body["text"].splitlines()
     assert "2 alerts" in first
-    assert cat.startswith("step 7: cat is suspicious")
-    assert dog.startswith("step 7: dog is suspicious")
+    assert cat.startswith("step 7: a photo of cat (cat) is suspicious")
+    assert dog.startswith("step 7: a photo of dog (dog) is suspicious")
     assert [alert["probe"] for alert in body["alerts"]] == ["cat", "dog"]
 
 
