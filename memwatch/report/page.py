@@ -28,22 +28,23 @@ STYLES = {verdict: str(verdict).replace(" ", "-") for verdict in Verdict}  # CSS
 LOWEST_TOP = 2.0  # factor: the severity axis reaches at least this far, so that noise does not look like news
 
 
-def write_page(folder: Path, file: Path | None = None) -> Path:
+def write_page(folder: Path, file: Path | None = None, *, renew: float | None = None) -> Path:
     """Write the page of a run or a scan, whole or not at all.
 
     Args:
         folder: its ``output_dir``.
         file: where the page goes; ``report.html`` in the folder by default.
+        renew: seconds after which an open page reads itself again; ``None`` for never.
 
     Raises:
         FileNotFoundError, ValueError: there is no run, see ``Run.read``.
     """
     file = file or folder / PAGE
-    write_whole(file, render(Run.read(folder)))
+    write_whole(file, render(Run.read(folder), renew))
     return file
 
 
-def render(run: Run) -> str:
+def render(run: Run, renew: float | None = None) -> str:
     """The page as text."""
     about, order, frames = run.about, run.last.worst_first, frames_of(run)
     histories: dict[str, list[tuple[int, Row]]] = {row.name: [] for row in order}
@@ -56,6 +57,7 @@ def render(run: Run) -> str:
         .get_template("page.html")
         .render(
             run=run,
+            renew=renew,
             last=run.last,
             newest=run.events[-1],
             order=order,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memwatch.judge.regions import Region
-from memwatch.report.heatmap import SHOWN, STOPS, colour_bar, colours, fitted, height_of, overlay, scaled
+from memwatch.report.heatmap import SHOWN, colour_bar, colours, fitted, height_of, overlay, scaled
 
 
 def photo(side=64, seed=0):
@@ -18,12 +18,6 @@ def photo(side=64, seed=0):
 def both(image, values, regions=()):
     """The plain image, and the same under its heatmap."""
     return np.asarray(fitted(image)), np.asarray(overlay(image, values, regions))
-
-
-def test_colours_run_from_the_first_stop_to_the_last():
-    found = colours(np.array([[0.0, 1.0, -3.0, 7.0, 0.5]]))
-    assert found.dtype == np.uint8
-    assert found[0].tolist() == [STOPS[i].astype(int).tolist() for i in (0, 8, 0, 8, 4)]
 
 
 def test_colours_get_lighter():
@@ -43,15 +37,6 @@ def test_scaled_by_hand():
 def test_nothing_stored_leaves_the_image_unchanged(value, side):
     plain, marked = both(photo(side), np.full((8, 8), value))
     assert np.array_equal(plain, marked)
-
-
-@pytest.mark.parametrize(("shape", "size"), [((64, 32), (192, 384)), ((100, 800), (384, 48)), ((1, 999), (384, 1))])
-def test_images_of_any_shape_fit_into_the_square(shape, size):
-    image = np.zeros((*shape, 3), np.uint8)
-    assert fitted(image).size == size
-    assert overlay(image, np.zeros((4, 4))).size == size
-    assert fitted(image, 40, 20).size[0] <= 40
-    assert fitted(image, 40, 20).size[1] <= 20
 
 
 def test_scale_is_absolute():

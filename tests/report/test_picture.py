@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 from support.observations import controls, seen
 
 from memwatch.config_file import load_config
@@ -137,10 +136,3 @@ def test_a_finding_with_nothing_to_compare_shows_the_image_and_one_without_image
     assert np.array_equal(image, heat)
     expected = picture_of(report.findings[0], 100)
     assert np.array_equal(np.asarray(pictures["first"]), np.asarray(expected))
-
-
-@pytest.mark.parametrize("shape", [(512, 512), (256, 128), (64, 96)])
-def test_pictures_of_any_shape_are_equally_wide(shape):
-    image = np.asarray(Image.fromarray(photo()).resize(shape[::-1]))
-    picture = picture_of(finding(image=image), 100)
-    assert picture.width == WIDTH

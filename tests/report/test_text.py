@@ -46,12 +46,6 @@ def test_the_table_of_an_event():
     assert len({columns(line[: line.index("memorized")]) for line in lines[2:4]}) == 1
 
 
-@pytest.mark.parametrize(("shown", "names"), [(0, 0), (1, 1), (5, 5), (9, 5)])
-def test_as_many_probes_as_asked_for(shown, names):
-    lines = summary(EVENT, ABOUT, shown=shown).splitlines()
-    assert len(lines) == 3 + (1 + names if names else 0) + (names < 5)
-
-
 def test_an_event_that_failed_and_one_where_no_probe_could_be_judged():
     failed = Event(8, seconds=0.25, errors=1, failure="looking at the model failed: OutOfMemoryError('8 GiB')")
     assert summary(failed, ABOUT).splitlines() == [

@@ -15,7 +15,6 @@ from support.builders import SMALL, picture
 from support.processes import new_process
 
 from memwatch import Probe, load_config
-from memwatch.scan.checkpoint_store import Checkpoint
 from memwatch.scan.follow import Follow
 from memwatch.scan.scan import Scan
 from memwatch.scan.trainer_folder import Checkpoint

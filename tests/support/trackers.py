@@ -10,7 +10,7 @@ from accelerate.tracking import GeneralTracker
 class Recorder(GeneralTracker):
     """A tracker of another make, that fails at the steps ``fails_at``.
 
-    ``rows`` is what it was given, ``texts`` the rows of text alone, ``tried`` the steps at which memwatch called it.
+    ``rows`` is what it was given, ``tried`` the steps at which memwatch called it.
     """
 
     name = "recorder"
@@ -19,7 +19,7 @@ class Recorder(GeneralTracker):
 
     def __init__(self, fails_at: Container[int] = ()):
         super().__init__()
-        self.rows, self.texts, self.tried, self.fails_at, self.finished = [], [], [], fails_at, 0
+        self.rows, self.tried, self.fails_at, self.finished = [], [], fails_at, 0
 
     @property
     def tracker(self):
@@ -34,8 +34,7 @@ class Recorder(GeneralTracker):
             self.tried.append(step)
         if step in self.fails_at and "memwatch/step" in values:
             raise ConnectionError("the server is gone")
-        rows = self.texts if all(isinstance(value, str) for value in values.values()) else self.rows
-        rows.append((step, values))
+        self.rows.append((step, values))
 
     def finish(self):
         self.finished += 1
