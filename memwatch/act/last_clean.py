@@ -70,7 +70,7 @@ class LastClean:
             why = f"rollback is off, because {self.ranks.sharding} holds the model in shards; to go back, use "
             why += "accelerate's checkpoints from before the step that the report names"
         if self._is_main and why:
-            logger.warning("memwatch: %s", why)
+            logger.warning("%s", why)
 
     # --- at each event -----------------------------------------------------------------------------------------------
 
@@ -129,9 +129,7 @@ class LastClean:
             self._written = self.step
             what = "the latest weights saved before any probe met the memorized criteria"
             since = f"since step {self.unclean_since} one does, or output is not finite"
-            logger.warning(
-                "memwatch: %s (step %d) are in %s; %s. To load them: %s", what, self.step, self.folder, since, how
-            )
+            logger.warning("%s (step %d) are in %s; %s. To load them: %s", what, self.step, self.folder, since, how)
         return self.folder if self._written == self.step else None
 
     def _write(self, step: int) -> str:
@@ -167,7 +165,7 @@ class LastClean:
         self._store.resume([] if self.step is None else [self.step])
         if self._is_main and self.step is not None and not self._store.steps:
             what = f"the weights of step {self.step}, kept to roll back to, are missing from {self._kept_in}"
-            logger.warning("memwatch: %s; those of the next clean event are kept", what)
+            logger.warning("%s; those of the next clean event are kept", what)
             self.step = None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -35,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in argv[:1]:  # only the module that is asked for is imported
             importlib.import_module(module).arguments(command)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("memwatch").setLevel(logging.INFO)
+    from memwatch.report.startup_log import show_messages  # not before the arguments are right: it takes seconds
+
+    show_messages()
     try:
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except (ValueError, OSError, RuntimeError) as error:  # ConfigError and ProbeError are ValueErrors

@@ -106,7 +106,7 @@ def probes_of(
         if not controls:
             why = "the trainer uses all of %s, so memwatch cannot take controls from it"
             how = "'memwatch pick TRAIN --out WATCH' sets some aside before a training, and --controls names them"
-            logger.warning(f"memwatch: {why}; %s", args.dataset, how)
+            logger.warning(f"{why}; %s", args.dataset, how)
         probes += picked.probes()
     if not probes:
         what = "nothing to look at; pass --prompts FILE, --images DIR or --dataset DIR"

@@ -60,7 +60,7 @@ class MemWatchCallback(TrainerCallback):  # type: ignore[misc]
             if saved.is_file():
                 self.watch.load_state_dict(json.loads(saved.read_text(encoding="utf-8")))
             else:
-                logger.warning("memwatch: %s not found; the baseline is the model that training resumes from", saved)
+                logger.warning("%s not found; the baseline is the model that training resumes from", saved)
         if (loader := kwargs.get("train_dataloader")) is not None:
             self.watch.guard(loader)  # for what it checks; the trainer keeps its own loader
         self._log(self.watch.begin(state.global_step))

@@ -142,7 +142,7 @@ def prepare(
         prepared.append(PreparedProbe(probe, conditioning, image, latents))
     if says and resized:
         images = f"{len(resized)} of {sum(probe.is_reference for probe in probes)} images"
-        logger.warning("memwatch: %s are resized and cropped to %d px, first %s", images, resolution, resized[0])
+        logger.warning("%s are resized and cropped to %d px, first %s", images, resolution, resized[0])
     return prepared
 
 

@@ -185,4 +185,4 @@ def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -
             if form_of(source)[0] is not Form.SINGLE_FILE:
                 raise
             if is_new("memwatch", str(error)):  # scans come back to the same file
-                logger.warning("memwatch: %s; the base's text encoder encodes the prompts instead", error)
+                logger.warning("%s; the base's text encoder encodes the prompts instead", error)

@@ -121,7 +121,7 @@ class Follow:
             try:
                 found = checkpoints_in(self.folder)
             except OSError as error:
-                logger.debug("memwatch: %s cannot be listed: %s", self.folder, error)
+                logger.debug("%s cannot be listed: %s", self.folder, error)
         return self._ranks.broadcast(found)
 
     def _say(self, message: str, *values: object) -> None:
@@ -162,9 +162,9 @@ class Follow:
             self._say("memwatch goes on after step %s of %s", self._arrivals.last_step, output)
             return
         if changed is not None:
-            self._say("memwatch: %s has changed since the earlier follower; the history is written anew", changed)
+            self._say("%s has changed since the earlier follower; the history is written anew", changed)
         if (self.folder / STOP).exists():
-            self._say("memwatch: %s already exists; a trainer that checks for it ends at once", self.folder / STOP)
+            self._say("%s already exists; a trainer that checks for it ends at once", self.folder / STOP)
         scan.begin()
         if self._base is not None and self._base.step < first.step:
             self._due_base = self._base
@@ -208,7 +208,7 @@ class Follow:
         why = why if checkpoint.source in why else f"{checkpoint.source}: {why}"
         self._failed.append((checkpoint.step, checkpoint.source, why))
         if self._main:
-            logger.error("memwatch: checkpoint %d is skipped: %s", checkpoint.step, why)
+            logger.error("checkpoint %d is skipped: %s", checkpoint.step, why)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def read_state(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        logger.warning("memwatch: %s cannot be read (%s); the history is written anew", file, error)
+        logger.warning("%s cannot be read (%s); the history is written anew", file, error)
         return {}
 
 
@@ -249,4 +249,4 @@ def write_stop(file: Path, reason: str) -> None:
         return write_whole(file, f"{OURS}{reason}\n")
     with file.open(encoding="utf-8", errors="replace") as opened:
         if opened.read(len(OURS)) != OURS:
-            logger.warning("memwatch: %s is not memwatch's and stays as it is; memwatch would write: %s", file, reason)
+            logger.warning("%s is not memwatch's and stays as it is; memwatch would write: %s", file, reason)

@@ -69,4 +69,4 @@ def warn_of_embeddings(names: Iterable[str], file: Path) -> None:
     embedding = next((name for name in names if name.startswith(EMBEDDINGS)), None)
     if embedding and is_new("memwatch", f"{file} embeddings"):
         how = "memwatch ignores the trained embeddings in this file, so their tokens have no meaning"
-        logger.warning("memwatch: %s: %s (%s)", file, how, embedding)
+        logger.warning("%s: %s (%s)", file, how, embedding)

@@ -53,7 +53,7 @@ class ObservationCache:
         try:
             return observation_from_tensors(read_safetensors(file), p.probe) if file.is_file() else None
         except (OSError, SafetensorError, KeyError) as error:
-            logger.warning("memwatch: %s cannot be read (%s); the probe is measured again", file, error)
+            logger.warning("%s cannot be read (%s); the probe is measured again", file, error)
             return None
 
     def write(self, step: int, p: PreparedProbe, observation: Observation) -> None:

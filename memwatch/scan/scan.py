@@ -166,7 +166,7 @@ class Scan:
         self.sinks.close()
 
     def _skip(self, checkpoint: Checkpoint, error: Exception) -> None:
-        logger.error("memwatch: checkpoint %d is skipped: %s", checkpoint.step, error)
+        logger.error("checkpoint %d is skipped: %s", checkpoint.step, error)
         self.failed.append((checkpoint.step, checkpoint.source, str(error)))
 
     def _first_readable(self) -> torch.nn.Module:
@@ -211,7 +211,7 @@ class Scan:
                 try:
                     mine.append(self._cached_or_measured(step, p))
                 except Exception as why:  # named, counted, and the others go on
-                    logger.error("memwatch: probe %s is skipped at step %d: %s", p.name, step, why)
+                    logger.error("probe %s is skipped at step %d: %s", p.name, step, why)
                     failed.append((step, p.name, str(why)))
         failed = gather_object(failed) if self.accelerator.num_processes > 1 else failed
         self.failed += failed

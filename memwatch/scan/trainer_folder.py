@@ -117,7 +117,7 @@ def _one_of(first: Path, second: Path, step: int) -> Path:
     runs = [NUMBER_AT_END.sub("", path.stem) for path in (first, second)]
     if runs[0] != runs[1] and is_new("memwatch", f"{first} {second}"):
         why = "does the folder hold two runs?"
-        logger.warning("memwatch: %s is left out: %s also has step %d; %s", second.name, first, step, why)
+        logger.warning("%s is left out: %s also has step %d; %s", second.name, first, step, why)
     return second if runs[0] == runs[1] and _number(first.stem) is None else first
 
 
