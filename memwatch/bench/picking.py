@@ -16,9 +16,9 @@ from memwatch.bench.items import DOSES, PLANTED, Item, Kind, known_pictures, mar
 from memwatch.bench.markdown import markdown_table
 from memwatch.bench.photographs import UNSEEN, random_view
 from memwatch.bench.shapes import rectangle
-from memwatch.picking.choose import choose
-from memwatch.picking.hashes import record_of
-from memwatch.picking.pictures import decoded
+from memwatch.picking.pick import choose
+from memwatch.picking.hashes import hash_of
+from memwatch.measure.images import decoded
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.survey import Group, Survey, survey
 from memwatch.report.about import machine
@@ -218,7 +218,7 @@ def hashing_time() -> float:
     files = [jpeg(random_view(known_pictures()[i % len(known_pictures())][0], rng, 512)) for i in range(TIMED)]
     start = time.process_time()
     for file in files:
-        record_of(decoded(file, 256))
+        hash_of(decoded(file, 256))
     return (time.process_time() - start) / TIMED * 1000
 
 

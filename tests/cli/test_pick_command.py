@@ -16,10 +16,10 @@ from memwatch import ConfigError, MemWatchConfig, ProbeError
 from memwatch.cli import main
 from memwatch.measure.probes import as_probes
 from memwatch.picking.folder import CHOICE, read_folder
-from memwatch.picking.folder_copy import linked
+from memwatch.picking.image_folder import linked
 from memwatch.picking.for_run import for_run
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.trained_on import held_out_rows_in
+from memwatch.picking.for_run import held_out_rows_in
 
 
 @pytest.fixture(scope="module")

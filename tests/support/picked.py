@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from memwatch.picking.choose import choose
+from memwatch.picking.pick import choose
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.survey import Group, GroupKind, Survey
