@@ -1,16 +1,16 @@
 """Moved parts: a logo or a sticker that otherwise different pictures show at different places, at one scale.
 
-OpenCV's ORB keypoints that are almost equal bring pairs of pictures together, and RANSAC tells at which offset. The part
-is where both pictures are equal at that offset, around these keypoints, and not flat. Where almost the whole pictures
-are, the two are views of one photograph, and no part is shared. OpenCV comes with ``memwatch[parts]``.
+OpenCV's ORB keypoints that are almost equal bring pairs of pictures together, and RANSAC tells at which offset. The
+part is where both pictures are equal at that offset, around these keypoints, and not flat. Two views of one photograph
+are equal over most of the picture; that is no part. OpenCV comes with ``memwatch[parts]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import cv2  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
 
 from memwatch.picking.same_place import Box, Part, checked, spaced
@@ -19,58 +19,43 @@ SIDE = 256  # pixels: pictures are compared in this size
 KEYPOINTS = 1000  # per picture at most; a logo must not lose its own to the rest
 FAINT = 8  # levels of 0..255 by which a keypoint must differ from the pixels around it
 TABLES, BITS, FOLLOWING = 6, 11, 5  # of the keys by which almost equal keypoints are found, see ``_pairs``
-APART = 50  # bits of 256 by which almost equal keypoints differ
-TURNED = 12.0  # degrees by which they may be turned
-VOTES = 3  # almost equal keypoints at one offset
-MIN_POINTS = 4  # keypoints in the part
+APART, TURNED = 50, 12.0  # bits of 256 by which almost equal keypoints differ, degrees by which they are turned
+VOTES, MIN_POINTS = 3, 4  # almost equal keypoints at one offset; keypoints in the part
 LEVELS = 14  # by which equal pixels may differ: compression, a shift by half a pixel
 BLUR, TEXTURE, FLAT = 5, 25, 40  # pixels that are averaged; pixels within which levels must vary by so much
 FILLED = 0.6  # share of its box that a part covers
 SMALLEST, LARGEST = 24, 0.5  # pixels of the box's shorter side; share of the picture
 EXAMPLES = 4  # rows with a part that its keypoints are taken from
-
-HAS_OPENCV = find_spec("cv2") is not None
 BITS_OF = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # that are set in a byte
 
 
 class Points(NamedTuple):
-    """Keypoints of one or more pictures."""
+    """Keypoints: of which picture, x and y, angle in degrees, octave, and 32 bytes that describe each."""
 
-    picture: np.ndarray  # the number of the picture that each lies in
-    at: np.ndarray  # x and y, (n, 2) float32
-    angle: np.ndarray  # degrees
+    picture: np.ndarray
+    at: np.ndarray
+    angle: np.ndarray
     octave: np.ndarray
-    bits: np.ndarray  # descriptors, (n, 32) uint8
-
-    def of(self, which: np.ndarray) -> Points:
-        return Points(*(values[which] for values in self))
+    bits: np.ndarray
 
 
 def points_of(picture: np.ndarray, number: int = 0) -> Points:
     """The keypoints of RGB pixels ``(SIDE, SIDE, 3)``."""
-    import cv2
-
     orb = cv2.ORB_create(nfeatures=KEYPOINTS, nlevels=4, fastThreshold=FAINT)
     points, bits = orb.detectAndCompute(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), None)
     at = np.array([point.pt for point in points], np.float32).reshape(-1, 2)
-    angle = np.array([point.angle for point in points], np.float32)
-    octave = np.array([point.octave for point in points], np.int64)
+    angle, octave = (np.array([getattr(point, name) for point in points]) for name in ("angle", "octave"))
     bits = np.zeros((0, 32), np.uint8) if bits is None else bits
-    return Points(np.full(len(at), number), at, angle, octave, bits)
+    return Points(np.full(len(at), number), at, angle, octave.astype(np.int64), bits)
 
 
 def moved_boxes(pictures: Sequence[np.ndarray], points: Sequence[Points]) -> list[tuple[int, int, Box, Box]]:
-    """Pairs of pictures that share a part, by number, and where it lies in each.
-
-    In a large group of pictures that share a part not every pair is there, but the pairs connect most of them.
-    """
+    """Pairs of pictures that share a part, by number, and where it lies in each; in a large group not every pair."""
     every = Points(*(np.concatenate(values) for values in zip(*points, strict=True)))
     p, q = _pairs(every)
     code = every.picture[p] * len(pictures) + every.picture[q]
-    order = np.argsort(code, kind="stable")
-    starts = np.flatnonzero(np.diff(code[order], prepend=-1))
-    found = []
-    for some in np.split(order, starts[1:]):
+    order, found = np.argsort(code, kind="stable"), []
+    for some in np.split(order, np.flatnonzero(np.diff(code[order])) + 1):
         if len(some) >= VOTES:
             a, b = int(every.picture[p[some[0]]]), int(every.picture[q[some[0]]])
             regions = _regions(pictures[a], pictures[b], every.at[p[some]], every.at[q[some]])
@@ -79,32 +64,28 @@ def moved_boxes(pictures: Sequence[np.ndarray], points: Sequence[Points]) -> lis
 
 
 def add_moved(parts: Sequence[Part], known: dict[int, np.ndarray], others: Iterable[tuple[int, np.ndarray]]) -> None:
-    """Add to each part the rows that show it anywhere.
-
-    Args:
-        known: by row, pictures of rows that show the parts. others: rows with pictures in which they are looked for.
-    """
-    import cv2
-
-    examples: list[tuple[Part, np.ndarray, Points]] = []
+    """Add to each part those of the ``others`` that show it anywhere; ``known`` has pictures of rows that do."""
+    examples = []
     for part in parts:
         for row in spaced(sorted(set(part) & set(known)), EXAMPLES):
-            points, box = points_of(known[row]), np.array(part[row]) * SIDE
-            examples.append((part, known[row], points.of(((points.at >= box[:2]) & (points.at < box[2:])).all(1))))
+            own, box = points_of(known[row]), np.array(part[row]) * SIDE
+            inside = ((own.at >= box[:2]) & (own.at < box[2:])).all(1)
+            examples.append((part, known[row], own.at[inside], own.bits[inside]))
+    nearest = cv2.BFMatcher(cv2.NORM_HAMMING)
     for row, picture in others:
-        points, nearest = points_of(picture), cv2.BFMatcher(cv2.NORM_HAMMING)
-        for part, shown, own in examples:
-            if row not in part and len(own.at) and len(points.at):
-                matches = nearest.match(own.bits, points.bits)
-                pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches if m.distance <= APART], int).reshape(-1, 2)
-                for _, box in _regions(shown, picture, own.at[pairs[:, 0]], points.at[pairs[:, 1]]):
-                    part.setdefault(row, box)
+        points = points_of(picture)
+        for part, shown, at, bits in examples:
+            if row not in part and len(at) and len(points.at):
+                near = [match for match in nearest.match(bits, points.bits) if match.distance <= APART]
+                mine, theirs = [match.queryIdx for match in near], [match.trainIdx for match in near]
+                if region := next(_regions(shown, picture, at[mine], points.at[theirs]), None):
+                    part[row] = region[1]
 
 
 def _pairs(points: Points) -> tuple[np.ndarray, np.ndarray]:
     """Almost equal keypoints of different pictures, that of the larger number first.
 
-    Each of ``TABLES`` sorts all keypoints by a key (``BITS`` of their bits, scale and angle), and by other bits among
+    Each of ``TABLES`` sorts all keypoints by a key (``BITS`` of their bits, octave and angle), and by other bits among
     equal keys. Each keypoint is then compared with the ``FOLLOWING`` ones.
     """
     size, codes = len(points.at), np.zeros(0, np.int64)
@@ -115,17 +96,15 @@ def _pairs(points: Points) -> tuple[np.ndarray, np.ndarray]:
 
     for table in range(TABLES):
         rng = np.random.default_rng([table, 5])
-        which = rng.permutation(256)[: BITS + 32]
-        bits = [(points.bits[:, i // 8] >> (i % 8)) & 1 for i in which]
-        key = points.octave * 16 + ((points.angle + rng.random() * 30) // 30).astype(np.int64)
+        bits = [(points.bits[:, i // 8] >> (i % 8)) & 1 for i in rng.permutation(256)[: BITS + 32]]
+        key = points.octave * 16 + (points.angle / 30 + rng.random()).astype(np.int64)
         for bit in bits[:BITS]:
             key = 2 * key + bit
-        along = sum(bit.astype(np.int64) << i for i, bit in enumerate(bits[BITS:]))
-        order = np.lexsort((along, key))
+        order = np.lexsort((np.packbits(np.stack(bits[BITS:], 1), axis=1).view(np.uint32)[:, 0], key))
         for step in range(1, FOLLOWING + 1):
             a, b = order[step:], order[:-step]
-            a, b = (side[(key[a] == key[b]) & (points.picture[a] != points.picture[b])] for side in (a, b))
-            a, b = checked(a, b, near)
+            is_pair = (key[a] == key[b]) & (points.picture[a] != points.picture[b])
+            a, b = checked(a[is_pair], b[is_pair], near)
             a, b = np.where(points.picture[a] > points.picture[b], (a, b), (b, a))
             codes = np.append(codes, a * size + b)
         codes = np.unique(codes)
@@ -134,8 +113,6 @@ def _pairs(points: Points) -> tuple[np.ndarray, np.ndarray]:
 
 def _regions(x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray) -> Iterator[tuple[Box, Box]]:
     """Where two pictures show the same part, two at most, given keypoints ``(k, 2)`` that are almost equal."""
-    import cv2
-
     for _ in range(2):
         if len(p) < VOTES:
             return
@@ -146,38 +123,26 @@ def _regions(x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray) -> Iter
         if good.sum() >= VOTES and np.abs(change[:, :2] - np.eye(2)).max() <= 0.07:  # one scale, not turned
             offset = np.rint(np.median(p[good] - q[good], axis=0)).astype(int)
             if (box := _equal_box(x, y, p[good], offset)) is not None:
-                yield _fractions(box, (0, 0)), _fractions(box, offset)
+                yield tuple((box / SIDE).tolist()), tuple(((box - np.tile(offset, 2)) / SIDE).tolist())  # type: ignore[misc]
         p, q = p[~good], q[~good]
 
 
-def _equal_box(x: np.ndarray, y: np.ndarray, points: np.ndarray, offset: np.ndarray) -> tuple[int, ...] | None:
+def _equal_box(x: np.ndarray, y: np.ndarray, points: np.ndarray, offset: np.ndarray) -> np.ndarray | None:
     """Where, in pixels of ``x``, the two are equal and not flat round most of the points; ``None`` for nowhere."""
-    import cv2
-
-    left, top = np.maximum(offset, 0)
-    right, bottom = np.minimum(SIDE + offset, SIDE)
-    mine = np.ascontiguousarray(x[top:bottom, left:right])
-    other = np.ascontiguousarray(y[top - offset[1] : bottom - offset[1], left - offset[0] : right - offset[0]])
+    (left, top), (right, bottom) = np.maximum(offset, 0), np.minimum(SIDE + offset, SIDE)
+    mine, other = x[top:bottom, left:right], y[top - offset[1] :, left - offset[0] :][: bottom - top, : right - left]
     apart = cv2.absdiff(*(cv2.blur(values, (BLUR, BLUR)) for values in (mine, other))).max(-1)
-    around = np.ones((TEXTURE, TEXTURE), np.uint8)
+    around, near = np.ones((TEXTURE, TEXTURE), np.uint8), np.ones((BLUR, BLUR), np.uint8)
     varies = (cv2.dilate(mine, around) - cv2.erode(mine, around)).max(-1)
-    equal = cv2.erode(((apart <= LEVELS) & (varies >= FLAT)).astype(np.uint8), np.ones((BLUR, BLUR), np.uint8))
-    labels = cv2.connectedComponents(equal)[1]
+    labels = cv2.connectedComponents(cv2.erode(((apart <= LEVELS) & (varies >= FLAT)).astype(np.uint8), near))[1]
     column, row = np.rint(points - (left, top)).astype(int).clip(0, (right - left - 1, bottom - top - 1)).T
     number = np.bincount(labels[row, column])
     number[0] = 0  # where they are not equal
-    if number.max() < MIN_POINTS:
+    part = np.argwhere(labels == number.argmax())[:, ::-1] + (left, top)
+    low, high = part.min(0), part.max(0) + 1
+    width, height = high - low
+    is_part = min(width, height) >= SMALLEST - BLUR and width * height <= LARGEST * SIDE * SIDE
+    if number.max() < MIN_POINTS or not is_part or len(part) < FILLED * width * height:
         return None
-    rows, columns = np.nonzero(labels == number.argmax())
-    width, height = np.ptp(columns) + 1, np.ptp(rows) + 1
-    is_part = min(width, height) >= SMALLEST and width * height <= LARGEST * SIDE * SIDE
-    if not is_part or len(rows) < FILLED * width * height:
-        return None
-    return columns.min() + left, rows.min() + top, columns.max() + left + 1, rows.max() + top + 1
-
-
-def _fractions(box: tuple[int, ...], offset: Any) -> Box:
-    """A box of pixels, and the margin that eroding took, as fractions at another place."""
-    edges = [float(np.clip(edge + by * (BLUR // 2), 0, SIDE)) for edge, by in zip(box, (-1, -1, 1, 1), strict=True)]
-    left, top, right, bottom = (edges[i] - float(offset[i % 2]) for i in range(4))
-    return max(0.0, left / SIDE), max(0.0, top / SIDE), min(1.0, right / SIDE), min(1.0, bottom / SIDE)
+    margin = BLUR // 2  # what eroding took; the border of the overlap stays the border
+    return np.concatenate([np.maximum(low - margin, (left, top)), np.minimum(high + margin, (right, bottom))])

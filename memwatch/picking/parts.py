@@ -6,18 +6,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 
 import numpy as np
 
 from memwatch.picking.duplicates import components, difference
 from memwatch.picking.hashes import THREADS, cores, square
-from memwatch.picking.moved import HAS_OPENCV, SIDE, add_moved, moved_boxes, points_of
 from memwatch.picking.same_place import Box, Part, at_same_place, box_of, inside, shared_regions
 from memwatch.picking.training_set import RowError, TrainingSet
 
+HAS_OPENCV = find_spec("cv2") is not None  # which finds moved parts
 SAMPLE = 8192  # different pictures that parts at the same place are searched in, at most
 FIRST = (256, 2048)  # how many are searched before, where there are four times as many
 MOVED_SAMPLE = 2048  # different pictures that moved parts are searched in, at most
+MOVED_CELLS = 32  # per side, of the masks of moved parts
 MARGIN = 2 / 32  # of a picture, round a part, that is taken to be its own when it is erased
 OVERLAP = 0.5  # of two regions of one row (intersection over union), from which they are the same
 INSIDE = 0.5  # share of the smaller of two boxes that lies in the other, from which they may be the same
@@ -86,27 +88,28 @@ def _erase(rows: np.ndarray, parts: Sequence[Part], thumbnails: np.ndarray) -> N
 
 def _moved(rows: TrainingSet, kept: np.ndarray) -> list[Part]:
     """Parts of different pictures at any place. The pictures of ``MOVED_SAMPLE`` rows are held meanwhile, 0.4 GB."""
+    from memwatch.picking.moved import SIDE, add_moved, moved_boxes, points_of
+
+    def pictures_of(some: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        for row in some.tolist():
+            with suppress(RowError):
+                yield row, np.asarray(square(rows.image(row), SIDE))
+
     drawn = np.sort(np.random.default_rng(len(kept)).permutation(kept)[:MOVED_SAMPLE])
-    known = dict(_squares(rows, drawn))
-    which, pictures = list(known), list(known.values())
+    known = dict(pictures_of(drawn))
+    if len(known) < FEWEST_MOVED:
+        return []
+    which, pictures = np.array(list(known)), list(known.values())
     with ThreadPoolExecutor(min(cores(), THREADS)) as threads:
         points = list(threads.map(points_of, pictures, range(len(pictures))))
-    if not (pairs := moved_boxes(pictures, points) if pictures else []):
+    if not (pairs := moved_boxes(pictures, points)):
         return []
-    a, b = np.array([pair[:2] for pair in pairs]).T
-    masks = [np.array([inside(pair[i], 32) for pair in pairs]) for i in (2, 3)]
-    found = [{which[i]: box for i, box in part.items()} for part in parts_of(a, b, *masks)]
-    found = [part for part in found if len(part) >= FEWEST_MOVED]
-    if found and len(drawn) < len(kept):
-        add_moved(found, known, _squares(rows, np.setdiff1d(kept, drawn)))
+    a, b, in_a, in_b = zip(*pairs, strict=True)
+    masks = (np.array([inside(box, MOVED_CELLS) for box in boxes]) for boxes in (in_a, in_b))
+    found = [part for part in parts_of(which[list(a)], which[list(b)], *masks) if len(part) >= FEWEST_MOVED]
+    if found:
+        add_moved(found, known, pictures_of(np.setdiff1d(kept, drawn)))
     return _sorted(found)
-
-
-def _squares(rows: TrainingSet, which: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The middle square of each row that can be read, ``(SIDE, SIDE, 3)`` uint8."""
-    for row in which.tolist():
-        with suppress(RowError):
-            yield row, np.asarray(square(rows.image(row), SIDE))
 
 
 def parts_of(a: np.ndarray, b: np.ndarray, masks_a: np.ndarray, masks_b: np.ndarray) -> list[Part]:
