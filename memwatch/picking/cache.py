@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from memwatch.picking.parts import HAS_OPENCV
+from memwatch.picking.parts import has_opencv
 from memwatch.picking.survey import Group, GroupKind, Survey, survey
 from memwatch.picking.training_set import RowError, TrainingSet, content_key
 from memwatch.run_folder import write_whole
@@ -101,7 +101,7 @@ def digest_of(rows: TrainingSet) -> str:
 
     A ``datasets.Dataset`` has a fingerprint of its own that does the same without reading the rows.
     """
-    digest = hashlib.blake2b(f"{len(rows)} {rows.prompt} {HAS_OPENCV}".encode(), digest_size=20)
+    digest = hashlib.blake2b(f"{len(rows)} {rows.prompt} {has_opencv()}".encode(), digest_size=20)
     fingerprint: Any = getattr(rows.source, "_fingerprint", None)
     if fingerprint is not None:
         digest.update(f"{fingerprint} {rows.columns}".encode())

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.util import find_spec
+from functools import cache
+from importlib import import_module
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from memwatch.picking.hashes import THREADS, cores, square
 from memwatch.picking.same_place import Box, Part, at_same_place, box_of, inside, shared_regions
 from memwatch.picking.training_set import RowError, TrainingSet
 
-HAS_OPENCV = find_spec("cv2") is not None  # which finds moved parts
 SAMPLE = 8192  # different pictures that parts at the same place are searched in, at most
 FIRST = (256, 2048)  # how many are searched before, where there are four times as many
 MOVED_SAMPLE = 2048  # different pictures that moved parts are searched in, at most
@@ -26,6 +26,16 @@ INSIDE = 0.5  # share of the smaller of two boxes that lies in the other, from w
 LEADERS = 512  # regions of one row that are compared with each other at once
 FEWEST = 3  # different pictures with a part at the same place; two agree by chance too often
 FEWEST_MOVED = 4  # the same at any place, where there is more room for chance
+
+
+@cache
+def has_opencv() -> bool:
+    """Whether OpenCV, which finds moved parts, can be imported."""
+    try:
+        import_module("cv2")
+    except ImportError:  # it is not there, or a library of the system that it needs
+        return False
+    return True
 
 
 def shared_parts(thumbnails: np.ndarray, rows: TrainingSet, duplicates: Sequence[Sequence[int]]) -> list[Part]:
@@ -46,7 +56,7 @@ def shared_parts(thumbnails: np.ndarray, rows: TrainingSet, duplicates: Sequence
     others = {group[0]: group[1:] for group in duplicates}
     left_out = np.array([row for some in others.values() for row in some], dtype=np.int64)
     kept = np.setdiff1d(np.arange(len(thumbnails)), left_out)
-    found = _joined(_at_same_place(thumbnails, kept), _moved(rows, kept) if HAS_OPENCV else [])
+    found = _joined(_at_same_place(thumbnails, kept), _moved(rows, kept) if has_opencv() else [])
     for part in found:
         for row in list(part):
             part |= {other: _box_in(thumbnails, row, other, part[row]) for other in others.get(row, ())}

@@ -19,7 +19,7 @@ import numpy as np
 from memwatch.measure.probes import ProbeError
 from memwatch.picking.duplicates import coarse, duplicate_groups
 from memwatch.picking.hashes import Hashes, hash_rows
-from memwatch.picking.parts import HAS_OPENCV, MOVED_SAMPLE, SAMPLE, shared_parts
+from memwatch.picking.parts import MOVED_SAMPLE, SAMPLE, has_opencv, shared_parts
 from memwatch.picking.same_place import Box, Part, inside, spaced
 from memwatch.picking.training_set import TrainingSet
 
@@ -124,7 +124,7 @@ def survey(rows: TrainingSet, *, progress: bool = True) -> Survey:
         strangeness=strangeness(hashes),
         bits=hashes.whole,
         sampled=SAMPLE if different > SAMPLE else None,
-        moved_sampled=moved if HAS_OPENCV else 0,
+        moved_sampled=moved if has_opencv() else 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,15 +64,26 @@ def photo(seed: int, side: int = 64) -> Image.Image:
     return Image.fromarray((np.asarray(coarse, float) + noise).clip(0, 255).astype(np.uint8))
 
 
-def with_logo(picture: Image.Image, left: int = 4, top: int = 4) -> Image.Image:
-    """The picture with a mark that has corners."""
-    rng, logo = np.random.default_rng(99), Image.new("RGB", (20, 20), (250, 220, 40))
+def logo(side: int, seed: int = 99) -> Image.Image:
+    """A mark that has corners."""
+    rng, mark = np.random.default_rng(seed), Image.new("RGB", (20, 20), (250, 220, 40))
     for _ in range(4):
         x, y = (int(v) for v in rng.integers(0, 13, 2))
-        logo.paste(tuple(int(v) for v in rng.integers(0, 256, 3)), (x, y, x + 7, y + 7))
+        mark.paste(tuple(int(v) for v in rng.integers(0, 256, 3)), (x, y, x + 7, y + 7))
+    return mark.resize((side, side), Image.Resampling.NEAREST)
+
+
+def with_logo(picture: Image.Image, left: int = 4, top: int = 4, side: int = 20, seed: int = 99) -> Image.Image:
     marked = picture.copy()
-    marked.paste(logo, (left, top))
+    marked.paste(logo(side, seed), (left, top))
     return marked
+
+
+def jpeg(picture: Image.Image, quality: int = 85) -> Image.Image:
+    """The picture, compressed."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file)
 
 
 def save_folder(folder: Path, pictures: dict[str, Image.Image], captions: dict[str, str] | None = None) -> Path:
