@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from support.picked import photo, save_folder
+from support.picked import photo, same_survey, save_folder, with_logo
 
 import memwatch
 import memwatch.picking.cache
+from memwatch.picking.cache import KEPT, cache_folder, digest_of, read_survey, shared_survey, write_survey
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.cache import KEPT, cache_folder, digest_of, forget_oldest, shared_survey
+from memwatch.picking.survey import survey
 
 TEXTS = [f"a photo of number {i}" for i in range(6)]
 
@@ -39,18 +40,9 @@ def train(tmp_path) -> Path:
 @pytest.fixture
 def surveys(monkeypatch) -> list[int]:
     """The sizes of what is surveyed."""
-    real, sizes = memwatch.picking.cache.survey, []
-
-    def survey(rows):
-        sizes.append(len(rows))
-        return real(rows)
-
-    monkeypatch.setattr(memwatch.picking.cache, "survey", survey)
+    sizes = []
+    monkeypatch.setattr(memwatch.picking.cache, "survey", lambda rows: sizes.append(len(rows)) or survey(rows))
     return sizes
-
-
-def found(survey):
-    return survey.bits.tolist(), survey.groups, survey.captions, survey.strangeness.tolist(), dict(survey.unreadable)
 
 
 def kept(cache: Path) -> list[Path]:
@@ -61,7 +53,7 @@ def test_a_second_call_reads_what_the_first_has_found(train, cache, surveys):
     first = shared_survey(as_training_set(train))
     assert cache_folder() == cache
     assert [file.stem for file in kept(cache)] == [digest_of(as_training_set(train))]
-    assert found(shared_survey(as_training_set(str(train)))) == found(first)
+    assert same_survey(shared_survey(as_training_set(str(train))), first)
     assert surveys == [6]
 
 
@@ -101,17 +93,55 @@ def test_a_changed_file_caption_or_prompt_is_another_set(train, surveys):
     assert digest_of(as_training_set(list(pictures))) == digest_of(as_training_set(pictures))
 
 
-def test_no_more_than_so_many_surveys_stay(cache):
+def test_no_more_than_so_many_surveys_stay(cache, train):
     cache.mkdir(parents=True)
-    for i in range(KEPT + 5):
+    for i in range(KEPT + 4):
         for suffix in ("json", "lock"):
             (cache / f"{i}.{suffix}").write_bytes(b"")
             os.utime(cache / f"{i}.{suffix}", (i, i))
     (cache / "mine.txt").write_bytes(b"")
-    forget_oldest(cache)
-    assert {int(file.stem) for file in kept(cache)} == set(range(5, KEPT + 5))
-    assert {int(file.stem) for file in cache.glob("*.lock")} == set(range(5, KEPT + 5))
+    rows = as_training_set(train)
+    shared_survey(rows)
+    expected = {digest_of(rows), *map(str, range(5, KEPT + 4))}
+    assert {file.stem for file in kept(cache)} == {file.stem for file in cache.glob("*.lock")} == expected
     assert (cache / "mine.txt").exists()
+
+
+def test_with_and_without_opencv_are_two_surveys(train, monkeypatch):
+    digests = set()
+    for is_there in (True, False):
+        monkeypatch.setattr(memwatch.picking.cache, "has_opencv", lambda is_there=is_there: is_there)
+        digests.add(digest_of(as_training_set(train)))
+    assert len(digests) == 2
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_the_survey_back(tmp_path):
+    pictures = [*(with_logo(photo(i)) for i in range(6)), photo(10), photo(10), {}]
+    texts = ["a cat"] * 4 + [f"number {i} of a quokka" for i in range(5)]
+    found = survey(as_training_set(list(zip(pictures, texts, strict=True))), progress=False)
+    assert len(found.groups) == 2
+    file = tmp_path / "deep" / "survey.json"
+    write_survey(file, found)
+    assert same_survey(read_survey(file), found)
+    assert [f.name for f in file.parent.iterdir()] == [file.name]
+
+
+def test_a_file_that_cannot_be_read_is_none(tmp_path, caplog):
+    file = tmp_path / "survey.json"
+    assert read_survey(file) is None
+    write_survey(file, survey(as_training_set([photo(0), photo(0)]), progress=False))
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    for text in ("", "[]", "{", json.dumps(saved)[:-20], json.dumps(saved | {"survey": saved["survey"] | {"size": 3}})):
+        file.write_text(text, encoding="utf-8")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "memwatch"):
+            assert read_survey(file) is None
+        assert "surveyed anew" in caplog.text
+    file.write_text(json.dumps(saved | {"version": 0}), encoding="utf-8")
+    assert read_survey(file) is None
 
 
 # --- where nothing can be kept ---------------------------------------------------------------------------------------

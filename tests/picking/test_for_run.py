@@ -6,6 +6,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from memwatch.picking.trained_on import held_out_rows_in, refuse_trained_on
 from PIL import Image
 from support.picked import chosen, photo, plain_rows, save_folder, shade, surveyed
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
@@ -18,7 +19,6 @@ from memwatch.faults import Faults
 from memwatch.picking import trained_on
 from memwatch.picking.for_run import for_run
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.trained_on import held_out_rows_in, refuse_trained_on
 
 NUMBER = 60
 ROWS = [{"image": shade(i), "text": f"a photo of number {i}"} for i in range(NUMBER)]

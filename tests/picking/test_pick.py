@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from memwatch.picking.pictures import decoded
 from PIL import Image
 from support.picked import contents, photo, save_folder, with_logo
 from torch.utils.data import Dataset, Subset
@@ -14,7 +15,6 @@ from torch.utils.data import Dataset, Subset
 import memwatch
 from memwatch import ConfigError, Picked, Probe, ProbeError
 from memwatch.picking.mix import Why
-from memwatch.picking.pictures import decoded
 from memwatch.picking.training_set import content_key
 
 NUMBER = 60

@@ -1,0 +1,70 @@
+"""Hashes: the perceptual hash against a second implementation, and a pass over all rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+from PIL import Image, ImageOps
+from support.picked import photo, save_folder
+
+from memwatch.measure.images import decoded
+from memwatch.picking import hashes as module
+from memwatch.picking.hashes import CELLS, SIDE, hash_of, hash_rows, hashes_of, square
+from memwatch.picking.rows import as_training_set
+
+
+def by_hand(picture: Image.Image) -> np.ndarray:
+    """The 64 bits: which of the 64 lowest frequencies of the 32 px grey picture lie above their median."""
+    grey = np.asarray(square(picture, SIDE).convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=float)
+    lowest = scipy.fft.dctn(grey, type=2)[:8, :8]
+    return np.packbits((lowest > np.median(lowest)).ravel())
+
+
+def test_the_hash_is_that_of_a_second_implementation():
+    for seed in range(12):
+        picture = photo(seed, side=96)
+        whole, mirrored, _ = hash_of(picture)
+        assert np.array_equal(whole, by_hand(picture))
+        assert np.array_equal(mirrored, by_hand(ImageOps.mirror(picture)))
+
+
+def test_the_thumbnail_is_the_middle_square():
+    wide = Image.new("RGB", (300, 100), (255, 0, 0))
+    wide.paste((0, 0, 255), (110, 0, 190, 100))
+    thumbnail = hash_of(wide)[2].astype(int)
+    assert np.abs(thumbnail[:, 5:-5] - (0, 0, 255)).max() <= 1
+    assert np.abs(thumbnail[:, :2] - (255, 0, 0)).max() <= 1
+    checks = np.kron(np.indices((CELLS, CELLS)).sum(0) % 2, np.ones((4, 4)))[..., None] * np.ones(3) * 200
+    assert np.array_equal(hash_of(Image.fromarray(checks.astype(np.uint8)))[2], checks[::4, ::4])
+
+
+def test_a_jpeg_that_is_decoded_smaller_gives_the_same_hash(tmp_path):
+    photo(3, side=1024).save(tmp_path / "a.jpg", quality=90)
+    small = decoded(tmp_path / "a.jpg", 2 * SIDE)
+    assert small.size == (256, 256)
+    a, b = hash_of(small), hash_of(decoded(tmp_path / "a.jpg"))
+    assert np.unpackbits(a[0] ^ b[0]).sum() <= 2
+    assert np.abs(a[2].astype(int) - b[2]).mean() < 1
+
+
+@pytest.mark.parametrize("batch", [2, 256])
+def test_a_pass_over_all_rows_is_each_row_s_hash_and_failures_cost_only_themselves(tmp_path, batch, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", batch)
+    folder = save_folder(tmp_path / "train", {f"{i}.png": photo(i) for i in range(2)})
+    (folder / "broken.png").write_bytes(b"no picture")
+    array = np.asarray(photo(3)).copy()
+    images = [folder / "0.png", str(folder / "1.png"), photo(2), array, torch.from_numpy(array)]
+    images += [folder / "broken.png", {}, "/nowhere/c.png", np.full((4, 4, 3), np.nan)]
+    found = hash_rows(as_training_set([(image, "") for image in images]), progress=False)
+    assert found.readable.tolist() == list(range(5))
+    expected = hashes_of([photo(i) for i in (0, 1, 2, 3, 3)])
+    for field in ("whole", "mirrored", "thumbnails"):
+        assert np.array_equal(getattr(found, field)[:5], getattr(expected, field))
+        assert not getattr(found, field)[5:].any()
+    for (row, why), said in zip(
+        found.unreadable.items(), ("broken.png", "a dict is no image", "/nowhere/c.png", "not finite"), strict=True
+    ):
+        assert why.startswith(f"row {row}")
+        assert said in why
