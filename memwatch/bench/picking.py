@@ -16,9 +16,9 @@ from memwatch.bench.items import DOSES, PLANTED, Item, Kind, known_pictures, mar
 from memwatch.bench.markdown import markdown_table
 from memwatch.bench.photographs import UNSEEN, random_view
 from memwatch.bench.shapes import rectangle
-from memwatch.picking.pick import choose
-from memwatch.picking.hashes import hash_of
 from memwatch.measure.images import decoded
+from memwatch.picking.hashes import hash_of
+from memwatch.picking.pick import choose
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.survey import Group, Survey, survey
 from memwatch.report.about import machine

@@ -18,7 +18,7 @@ from memwatch.picking.training_set import RowError, TrainingSet
 
 SAMPLE = 8192  # different pictures that parts at the same place are searched in, at most
 FIRST = (256, 2048)  # how many are searched before, where there are four times as many
-MOVED_SAMPLE = 2048  # different pictures that moved parts are searched in, at most
+MOVED_SAMPLE = 1024  # different pictures that moved parts are searched in, at most
 MOVED_CELLS = 32  # per side, of the masks of moved parts
 MARGIN = 2 / 32  # of a picture, round a part, that is taken to be its own when it is erased
 OVERLAP = 0.5  # of two regions of one row (intersection over union), from which they are the same
@@ -97,7 +97,10 @@ def _erase(rows: np.ndarray, parts: Sequence[Part], thumbnails: np.ndarray) -> N
 
 
 def _moved(rows: TrainingSet, kept: np.ndarray) -> list[Part]:
-    """Parts of different pictures at any place. The pictures of ``MOVED_SAMPLE`` rows are held meanwhile, 0.4 GB."""
+    """Parts of different pictures at any place.
+
+    The pictures of ``MOVED_SAMPLE`` rows, and a thousand keypoints of each, are held meanwhile: 0.7 GB.
+    """
     from memwatch.picking.moved import SIDE, add_moved, moved_boxes, points_of
 
     def pictures_of(some: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -206,7 +206,7 @@ def moved(number: int, members: range, mark: Image.Image) -> tuple[list[Image.Im
 
 
 @pytest.mark.parametrize("mark", [logo(80), photo(99, 128).crop((20, 20, 90, 90))], ids=["flat", "photograph"])
-@pytest.mark.parametrize("sample", [2048, 24])
+@pytest.mark.parametrize("sample", [1024, 24])
 def test_a_mark_at_another_place_each_time(mark, sample, monkeypatch):
     pytest.importorskip("cv2")
     monkeypatch.setattr(module, "MOVED_SAMPLE", sample)
