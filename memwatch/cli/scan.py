@@ -22,11 +22,11 @@ from memwatch.report.page import PAGE
 from memwatch.report.sinks import Sink
 from memwatch.report.terminal import SHOWN, can_colour, summary
 from memwatch.run_folder import RunFolder
-from memwatch.scan.checkpoint_store import Checkpoint
 from memwatch.scan.checkpoints import found_in, is_pipeline, lora_file
 from memwatch.scan.follow import Follow, Waits
 from memwatch.scan.reading import reading
 from memwatch.scan.scan import Scan
+from memwatch.scan.checkpoint_store import Checkpoint
 
 EPILOG = f"""\
 MODEL and EARLIER: a diffusers pipeline (folder or hub id), a checkpoint with unet/ or transformer/ inside, a LoRA of

@@ -15,9 +15,9 @@ from support.builders import SMALL, picture
 from support.processes import new_process
 
 from memwatch import Probe, load_config
-from memwatch.scan.checkpoint_store import Checkpoint
 from memwatch.scan.follow import Follow, Waits
 from memwatch.scan.scan import Scan
+from memwatch.scan.checkpoint_store import Checkpoint
 
 QUICK = SMALL | {"strict": False, "proof": {"enabled": False}}
 
