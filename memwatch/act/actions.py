@@ -16,6 +16,7 @@ from memwatch.faults import Faults
 from memwatch.guard import rows_per_device
 from memwatch.judge.findings import Judgement
 from memwatch.measure.observer import Observer
+from memwatch.picking.for_run import cannot_be_seen, held_out_rows_in
 from memwatch.picking.picked import Picked
 from memwatch.picking.text import counted, listed
 from memwatch.picking.trained_on import cannot_be_seen, held_out_rows_in

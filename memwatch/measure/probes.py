@@ -17,6 +17,7 @@ from memwatch.config import MemWatchConfig, require
 # with eleven both a probe and every control have at least ten to be compared with.
 MIN_CONTROLS = 11
 ALLOWED = "an image folder, a text file of prompts, a list of prompts and Probes, or rows with 'image' and 'text'"
+TITLE = 40  # characters of a caption that people are shown
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -53,6 +54,19 @@ class Probe:
     @property
     def is_reference(self) -> bool:
         return self.image is not None
+
+    @property
+    def title(self) -> str:
+        """What people read: the caption, cut to 40 characters, and the file's name, or the row's number without one.
+
+        >>> Probe("a photo of a red bus", "train/bus.png").title
+        'a photo of a red bus (bus.png)'
+        """
+        caption = " ".join(self.prompt.split())
+        caption = caption if len(caption) <= TITLE else f"{caption[: TITLE - 1].rstrip()}…"
+        is_file = isinstance(self.image, str | Path)
+        source = Path(str(self.image)).name if is_file else "" if self.row is None else f"row {self.row}"
+        return f"{caption} ({source})" if caption and source else caption or source or self.name
 
 
 def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]:

@@ -1,25 +1,30 @@
-"""Shared: a training set is surveyed once per machine; other processes wait for the file, and later runs read it."""
+"""The survey of a training set as a file: made once per machine; other processes wait for it, later runs read it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
-from memwatch.picking.survey import Survey, survey
-from memwatch.picking.survey_file import read_survey, write_survey
+from memwatch.picking.parts import has_opencv
+from memwatch.picking.survey import Group, GroupKind, Survey, survey
 from memwatch.picking.training_set import RowError, TrainingSet, content_key
+from memwatch.run_folder import write_whole
 
 logger = logging.getLogger("memwatch")
 
-KEPT = 32  # surveys in the cache; the oldest go
-PATIENCE = 30.0  # seconds between two lines of a process that waits
+VERSION = 1  # of the file, and of what is found by what rules; another one is not read
+KEPT = 32  # surveys in the cache; the oldest are removed
+PATIENCE = 30.0  # seconds between two messages of a process that waits
 LARGE = 20_000  # rows from which on a survey takes minutes
 
 
@@ -47,7 +52,7 @@ def shared_survey(rows: TrainingSet) -> Survey:
         found = survey(rows)
         try:
             write_survey(file, found)
-            forget_oldest(folder)
+            _forget_oldest(folder)
         except OSError as error:
             logger.warning("memwatch: the survey cannot be kept in %s (%s); every process makes its own", folder, error)
     return found
@@ -65,7 +70,7 @@ def cache_folder() -> Path | None:
 
 @contextmanager
 def waiting(lock: Path, num_rows: int) -> Iterator[None]:
-    """Inside, no other process of this machine is; one that waits says so. A process that dies lets the next one in."""
+    """Lock out the other processes of this machine; one that waits says so. The lock of a process that dies is free."""
     held, waited = FileLock(lock, timeout=PATIENCE), 0.0
     try:
         while True:
@@ -84,8 +89,7 @@ def waiting(lock: Path, num_rows: int) -> Iterator[None]:
         held.release()
 
 
-def forget_oldest(folder: Path) -> None:
-    """Leave the newest ``KEPT`` surveys."""
+def _forget_oldest(folder: Path) -> None:
     for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
         for gone in (file, file.with_suffix(".lock")):
             with suppress(OSError):
@@ -93,27 +97,64 @@ def forget_oldest(folder: Path) -> None:
 
 
 def digest_of(rows: TrainingSet) -> str:
-    """What a training set hashes to: names, sizes and times of files, content of what is in memory, and captions.
+    """A hash of a training set: names, sizes and times of files, content of what is in memory, and captions.
 
     A ``datasets.Dataset`` has a fingerprint of its own that does the same without reading the rows.
     """
-    digest = hashlib.blake2b(f"{len(rows)} {rows.prompt}".encode(), digest_size=20)
-    mark: Any = getattr(rows.source, "_fingerprint", None)
-    if mark is not None:
-        digest.update(f"{mark} {rows.columns}".encode())
+    digest = hashlib.blake2b(f"{len(rows)} {rows.prompt} {has_opencv()}".encode(), digest_size=20)
+    fingerprint: Any = getattr(rows.source, "_fingerprint", None)
+    if fingerprint is not None:
+        digest.update(f"{fingerprint} {rows.columns}".encode())
         return digest.hexdigest()
     for row in range(len(rows)):
-        digest.update(f"{_mark(rows, row)} {rows.caption(row)}\0".encode())
+        try:
+            key = rows.raw(row)
+            if isinstance(key, Path):
+                stat = key.stat()
+                key = f"{key.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
+            else:
+                key = content_key(key)
+        except (RowError, OSError, ValueError):
+            key = "unreadable"
+        digest.update(f"{key} {rows.caption(row)}\0".encode())
     return digest.hexdigest()
 
 
-def _mark(rows: TrainingSet, row: int) -> str:
-    """What tells the image of a row from others."""
+def write_survey(file: Path, survey: Survey) -> None:
+    """Write a file, whole or not at all; 0.06 kB per row, and 0.1 kB more for each group that a row is in.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    fields = asdict(survey) | {"bits": survey.bits.tobytes().hex(), "strangeness": survey.strangeness.tolist()}
+    write_whole(file, json.dumps({"version": VERSION, "survey": fields}))
+
+
+def read_survey(file: Path) -> Survey | None:
+    """What ``write_survey`` has written; ``None`` where there is no file, or none that this version can read."""
     try:
-        raw = rows.raw(row)
-        if not isinstance(raw, Path):
-            return content_key(raw)
-        stat = raw.stat()
-        return f"{raw.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
-    except (RowError, OSError, ValueError):
-        return "unreadable"
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        return _as_survey(saved["survey"]) if saved["version"] == VERSION else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("memwatch: %s cannot be read (%r); the training set is surveyed anew", file, error)
+        return None
+
+
+def _as_survey(saved: dict[str, Any]) -> Survey:
+    groups = tuple(
+        Group(GroupKind(g["kind"]), tuple(g["rows"]), tuple(map(tuple, g["boxes"])), tuple(g["best"]))
+        for g in saved["groups"]
+    )
+    return Survey(
+        size=saved["size"],
+        unreadable={int(row): why for row, why in saved["unreadable"].items()},
+        groups=groups,
+        captions=tuple(map(tuple, saved["captions"])),
+        rare_captions=tuple(saved["rare_captions"]),
+        strangeness=np.array(saved["strangeness"], dtype=np.float64).reshape(saved["size"]),
+        bits=np.frombuffer(bytes.fromhex(saved["bits"]), dtype=np.uint8).reshape(saved["size"], 8),
+        sampled=saved["sampled"],
+        moved_sampled=saved.get("moved_sampled"),
+    )

@@ -1,9 +1,9 @@
 """Near-duplicates: pictures of a set that are the same but for compression, size or mirroring.
 
-Two pictures are, when their perceptual hashes differ in few bits and their thumbnails in little. Those that are looked
-at are the nearest in a tree of small thumbnails, so that the time grows as n log n. Where more than ``NEIGHBOURS``
-pictures are so near that each might be one, only the nearest are looked at; then the search is repeated among one
-picture of each group, until no two groups become one, ``ROUNDS`` times at most.
+The perceptual hashes of two near-duplicates differ in few bits, and their thumbnails in little. Only the nearest in a
+tree of small thumbnails are compared, so that the time grows as n log n. Where more than ``NEIGHBOURS`` pictures might
+be near-duplicates of one, the search is repeated among one picture of each group, until no two groups become one,
+``ROUNDS`` times at most.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ BLOCK = 512  # rows that are computed with at once
 
 
 def duplicate_groups(hashes: Hashes) -> list[tuple[int, ...]]:
-    """Groups of two or more rows that show the same picture; largest first."""
-    return groups_of(components(len(hashes), *near_pairs(hashes)))
+    """Groups of two or more rows that show the same picture, mirrored ones too; largest group first, then by row."""
+    labels = components(len(hashes), *_near_pairs(hashes))
+    order = np.argsort(labels, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
+    groups = [tuple(map(int, part)) for part in parts if len(part) > 1]
+    return sorted(groups, key=lambda group: (-len(group), group))
 
 
-def near_pairs(hashes: Hashes) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of rows that are near-duplicates, mirrored ones too; the larger number first.
-
-    In a large group not every pair is there, but all members hang together.
-    """
-    readable = np.flatnonzero(hashes.readable)
+def _near_pairs(hashes: Hashes) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of near-duplicates. In a large group not every pair is there, but they connect all members."""
+    readable = hashes.readable
     first = _first_of_equals(hashes, readable)
     is_equal = first != readable
     a, b = readable[is_equal], first[is_equal]
@@ -64,22 +65,13 @@ def components(size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return labels
 
 
-def groups_of(labels: np.ndarray) -> list[tuple[int, ...]]:
-    """Elements that share a label with others; largest group first, then by their first."""
-    order = np.argsort(labels, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
-    groups = [tuple(map(int, part)) for part in parts if len(part) > 1]
-    return sorted(groups, key=lambda group: (-len(group), group))
-
-
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """How different thumbnails are, relative to what is in them: 0 is the same, 1 is as any two pictures.
 
     Two plain pictures are the same only if their colours are.
 
     Args:
-        a: ``(k, CELLS, CELLS, 3)`` uint8.
-        b: likewise.
+        a, b: ``(k, CELLS, CELLS, 3)`` uint8.
     """
     squared = ((_pooled(a, FINE) - _pooled(b, FINE)) ** 2).mean((1, 2, 3))
     result: np.ndarray = squared / ((_spread(a) + _spread(b)) / 2 + NOISE**2)

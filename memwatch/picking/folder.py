@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from memwatch.measure.probes import Probe, ProbeError, as_probes
-from memwatch.picking.folder_copy import copy_without, files_of, linked
-from memwatch.picking.folder_rows import METADATA
+from memwatch.picking.cache import read_survey, write_survey
+from memwatch.picking.image_folder import METADATA, copy_without, files_of, linked
 from memwatch.picking.mix import PickedRow, Why
 from memwatch.picking.page import render
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.survey_file import read_survey, write_survey
 from memwatch.picking.training_set import TrainingSet
 from memwatch.run_folder import write_whole
 

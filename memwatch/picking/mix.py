@@ -1,6 +1,6 @@
 """Mix: which rows of a training set are watched within a budget.
 
-Research disagrees about what is stored first, so no kind is left out. Of a budget of B probes:
+Research disagrees about what is memorized first, so no kind is left out. Of a budget of B probes:
 
 | kind | places | which rows |
 |---|---|---|
@@ -10,23 +10,21 @@ Research disagrees about what is stored first, so no kind is left out. Of a budg
 | typical images | B / 10, at least 1 | as far from their nearest others as most are |
 | at random | B / 10, at least 1 | any |
 
-Below 6 probes the kinds get one place each in this order, as far as the places go; a kind that has no rows leaves its
-places to the groups, and then to the other kinds in turns. Only what is in no group stands for the last four kinds.
-Near-duplicates of one another are never picked twice.
+Below 6 probes the kinds get one place each in this order, as far as the places go. A kind that has no rows leaves its
+places to the groups, and then to the other kinds in turns. Rows of the last four kinds are in no group. Of
+near-duplicates only one is picked.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
 from memwatch.picking.survey import Group, GroupKind, Survey
-
-Members = Callable[[Group], Sequence[int]]
 
 
 class Why(StrEnum):
@@ -79,17 +77,14 @@ def ordinary_rows(survey: Survey) -> list[int]:
     return [row for row in range(survey.size) if row not in grouped and row not in survey.unreadable]
 
 
-def pick_rows(
-    survey: Survey, budget: int, rng: np.random.Generator, members: Members, room: int | None = None
-) -> tuple[PickedRow, ...]:
+def pick_rows(survey: Survey, budget: int, rng: np.random.Generator, room: int | None = None) -> tuple[PickedRow, ...]:
     """The rows that are watched, groups first.
 
     Args:
         budget: how many, at least 0. Where there are fewer rows, all are picked, but one alone of near-duplicates.
-        members: of a group, the rows that may stand for it, the best first.
         room: how many of the rows in no group may be picked; ``None`` for all.
     """
-    picks = _Picks(survey, budget, members, room)
+    picks = _Picks(survey, budget, room)
     groups, others = places(budget)
     candidates = {why: iter(rows) for why, rows in candidates_of(survey, rng).items()}
     waiting = iter(in_order(survey.groups))
@@ -176,9 +171,9 @@ def _near(survey: Survey) -> dict[int, int]:
 class _Picks:
     """Rows as they are picked: none twice, and no near-duplicates of one another."""
 
-    def __init__(self, survey: Survey, budget: int, members: Members, room: int | None) -> None:
+    def __init__(self, survey: Survey, budget: int, room: int | None) -> None:
         self.found: list[PickedRow] = []
-        self._budget, self._members, self._near = budget, members, _near(survey)
+        self._budget, self._near = budget, _near(survey)
         self._closed, self._closed_groups = set(survey.unreadable), set[int]()
         self._ordinary = set(ordinary_rows(survey))
         self._room = len(self._ordinary) if room is None else room
@@ -191,7 +186,7 @@ class _Picks:
         while number > 0 and len(self.found) < self._budget and (group := next(groups, None)) is not None:
             if self._has_part(group):
                 continue
-            row = next((row for row in self._members(group) if self._is_open(row)), None)
+            row = next((row for row in group.best_first if self._is_open(row)), None)
             if row is not None:
                 self._add(PickedRow(row, OF_KIND[group.kind], group))
                 number -= 1

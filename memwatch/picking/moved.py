@@ -1,217 +1,148 @@
 """Moved parts: a logo or a sticker that otherwise different pictures show at different places, at one scale.
 
-Keypoints whose colours are almost equal bring pairs of pictures together, each pair at an offset. All keypoints of the
-two are then compared at that offset; they share a part where several agree, and not just those. Where the surroundings
-agree as well, the two are views of one photograph, and no part is shared.
+OpenCV's ORB keypoints that are almost equal bring pairs of pictures together, and RANSAC tells at which offset. The
+part is where both pictures are equal at that offset, around these keypoints, and not flat. Two views of one photograph
+are equal over most of the picture; that is no part. OpenCV comes with ``memwatch[parts]``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import cv2  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
 
-from memwatch.picking.keypoints import REACH, SIDE
-from memwatch.picking.lsh import checked, keys_of, pairs_with_next
+from memwatch.picking.same_place import Box, Part, checked, spaced
 
-DIRECTIONS, WIDTH = 7, 40.0  # of the keys by which alike keypoints are found, see ``keys_of``
-FOLLOWING = 3  # see ``pairs_with_next``
-TABLES = 6  # independent ways of finding alike keypoints
-CONTRAST = 40  # levels of 0..255 around a keypoint; those with less are alike by chance
-TOLERANCE = 10.0  # levels by which colours may differ in the mean: compression, a shift by half a pixel
-RELATIVE = 0.28  # the same, relative to how far the colours lie from their own mean
-SHIFT = 1  # pixels by which a keypoint may be off
-MIN_POINTS = 4  # keypoints that agree
-MIN_SPAN = 10  # pixels that they extend over
-MIN_SHARE = 0.5  # of all keypoints among them
-RING = 3  # cells of the thumbnail around a part that are its surroundings
-DIFFERENT = 0.3  # mean squared difference of surroundings, relative to how much they vary; below they agree
-PLAIN = 15.0  # levels: surroundings that vary by less agree by chance
-CHUNK = 1024  # pairs of pictures that are compared at once
-ROWS = 256  # pictures whose keypoints are prepared at once
-NONE = 255  # no keypoint has this number
+SIDE = 256  # pixels: pictures are compared in this size
+KEYPOINTS = 1000  # per picture at most; a logo must not lose its own to the rest
+FAINT = 8  # levels of 0..255 by which a keypoint must differ from the pixels around it
+TABLES, BITS, FOLLOWING = 6, 11, 5  # of the keys by which almost equal keypoints are found, see ``_pairs``
+APART, TURNED = 50, 12.0  # bits of 256 by which almost equal keypoints differ, degrees by which they are turned
+VOTES, MIN_POINTS = 3, 4  # almost equal keypoints at one offset; keypoints in the part
+LEVELS = 14  # by which equal pixels may differ: compression, a shift by half a pixel
+BLUR, TEXTURE, FLAT = 5, 25, 40  # pixels that are averaged; pixels within which levels must vary by so much
+FILLED = 0.6  # share of its box that a part covers
+SMALLEST, LARGEST = 24, 0.5  # pixels of the box's shorter side; share of the picture
+EXAMPLES = 4  # rows with a part that its keypoints are taken from
+BITS_OF = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # that are set in a byte
 
 
-@dataclass(frozen=True)
-class Matches:
-    """Pairs of pictures that share something at an offset.
+class Points(NamedTuple):
+    """Keypoints: of which picture, x and y, angle in degrees, octave, and 32 bytes that describe each."""
 
-    Attributes:
-        a: one row of each pair, ``(k,)``.
-        b: the other.
-        low: x and y where the part begins in ``a``, pixels, ``(k, 2)``.
-        high: where it ends.
-        offset: what is at ``p`` in ``a`` is at ``p - offset`` in ``b``.
+    picture: np.ndarray
+    at: np.ndarray
+    angle: np.ndarray
+    octave: np.ndarray
+    bits: np.ndarray
+
+
+def points_of(picture: np.ndarray, number: int = 0) -> Points:
+    """The keypoints of RGB pixels ``(SIDE, SIDE, 3)``."""
+    orb = cv2.ORB_create(nfeatures=KEYPOINTS, nlevels=4, fastThreshold=FAINT)
+    points, bits = orb.detectAndCompute(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), None)
+    at = np.array([point.pt for point in points], np.float32).reshape(-1, 2)
+    angle, octave = (np.array([getattr(point, name) for point in points]) for name in ("angle", "octave"))
+    bits = np.zeros((0, 32), np.uint8) if bits is None else bits
+    return Points(np.full(len(at), number), at, angle, octave.astype(np.int64), bits)
+
+
+def moved_boxes(pictures: Sequence[np.ndarray], points: Sequence[Points]) -> list[tuple[int, int, Box, Box]]:
+    """Pairs of pictures that share a part, by number, and where it lies in each; in a large group not every pair."""
+    every = Points(*(np.concatenate(values) for values in zip(*points, strict=True)))
+    p, q = _pairs(every)
+    code = every.picture[p] * len(pictures) + every.picture[q]
+    order, found = np.argsort(code, kind="stable"), []
+    for some in np.split(order, np.flatnonzero(np.diff(code[order])) + 1):
+        if len(some) >= VOTES:
+            a, b = int(every.picture[p[some[0]]]), int(every.picture[q[some[0]]])
+            regions = _regions(pictures[a], pictures[b], every.at[p[some]], every.at[q[some]])
+            found += [(a, b, *boxes) for boxes in regions]
+    return found
+
+
+def add_moved(parts: Sequence[Part], known: dict[int, np.ndarray], others: Iterable[tuple[int, np.ndarray]]) -> None:
+    """Add to each part those of the ``others`` that show it anywhere; ``known`` has pictures of rows that do."""
+    examples = []
+    for part in parts:
+        for row in spaced(sorted(set(part) & set(known)), EXAMPLES):
+            own, box = points_of(known[row]), np.array(part[row]) * SIDE
+            inside = ((own.at >= box[:2]) & (own.at < box[2:])).all(1)
+            examples.append((part, known[row], own.at[inside], own.bits[inside]))
+    nearest = cv2.BFMatcher(cv2.NORM_HAMMING)
+    for row, picture in others:
+        points = points_of(picture)
+        for part, shown, at, bits in examples:
+            if row not in part and len(at) and len(points.at):
+                near = [match for match in nearest.match(bits, points.bits) if match.distance <= APART]
+                mine, theirs = [match.queryIdx for match in near], [match.trainIdx for match in near]
+                if region := next(_regions(shown, picture, at[mine], points.at[theirs]), None):
+                    part[row] = region[1]
+
+
+def _pairs(points: Points) -> tuple[np.ndarray, np.ndarray]:
+    """Almost equal keypoints of different pictures, that of the larger number first.
+
+    Each of ``TABLES`` sorts all keypoints by a key (``BITS`` of their bits, octave and angle), and by other bits among
+    equal keys. Each keypoint is then compared with the ``FOLLOWING`` ones.
     """
+    size, codes = len(points.at), np.zeros(0, np.int64)
 
-    a: np.ndarray
-    b: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    offset: np.ndarray
+    def near(a: np.ndarray, b: np.ndarray) -> Any:
+        turned = np.abs((points.angle[a] - points.angle[b] + 180) % 360 - 180)
+        return (BITS_OF[points.bits[a] ^ points.bits[b]].sum(1) <= APART) & (turned <= TURNED)
 
-    def of(self, which: np.ndarray) -> Matches:
-        """Some of them; ``which`` is bool, ``(k,)``."""
-        return Matches(*(getattr(self, field.name)[which] for field in fields(self)))
-
-    def masks(self, cells: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where in ``a`` and in ``b``: boxes, ``(k, cells, cells)`` bool."""
-        return tuple(  # type: ignore[return-value]  # two of them
-            _filled(*_in_cells(self.low - by, self.high - by, cells), cells) for by in (0, self.offset)
-        )
-
-
-@dataclass(frozen=True)
-class Points:
-    """Keypoints of some pictures, and what is compared of them.
-
-    Attributes:
-        places: ``(n, MOST, 2)`` uint8, see ``keypoints``.
-        colours: ``(n, MOST, 48)`` uint8.
-        limits: how far the colours of those that are alike may be from these, levels in sum, ``(n, MOST)`` float32.
-        telling: which have so much contrast that they are looked for, ``(n, MOST)`` bool.
-    """
-
-    places: np.ndarray
-    colours: np.ndarray
-    limits: np.ndarray
-    telling: np.ndarray
-
-
-def points_of(places: np.ndarray, colours: np.ndarray) -> Points:
-    """Of keypoints as they are kept of pictures, ``(n, MOST, 2)`` and ``(n, MOST, 4, 4, 3)``."""
-    colours = colours.reshape(*places.shape[:2], 48)
-    limits, contrast = np.zeros(places.shape[:2], np.float32), np.zeros(places.shape[:2], np.uint8)
-    for start in range(0, len(places), ROWS):
-        part = slice(start, start + ROWS)
-        values = colours[part].reshape(-1, places.shape[1], 16, 3)
-        contrast[part] = (values.max(2) - values.min(2)).max(-1)
-        own = np.abs(values - values.mean(2, keepdims=True, dtype=np.float32)).mean((2, 3))
-        limits[part] = 48 * np.minimum(TOLERANCE, RELATIVE * own)
-    return Points(places, colours, limits, places.any(-1) & (contrast >= CONTRAST))
-
-
-def shared_moved(thumbnails: np.ndarray, points: Points) -> Matches:
-    """Pairs of pictures that share a part at any offset; in a large group not all, but they hang together.
-
-    Args:
-        thumbnails: ``(n, cells, cells, 3)`` uint8.
-    """
-    return compared(thumbnails, points, *_candidates(points))
-
-
-def compared(thumbnails: np.ndarray, points: Points, a: np.ndarray, b: np.ndarray, offset: np.ndarray) -> Matches:
-    """Those pairs of rows that share a part at that offset, ``(k, 2)``; see ``Matches``."""
-    found = []
-    for start in range(0, max(1, len(a)), CHUNK):
-        part = slice(start, start + CHUNK)
-        matches = _compare(points, a[part], b[part], offset[part])
-        found.append(matches.of(_surroundings_differ(thumbnails, matches)))
-    return Matches(*(np.concatenate([getattr(f, field.name) for f in found]) for field in fields(Matches)))
-
-
-def alike(x: np.ndarray, y: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Whether colours ``(k, 48)`` around keypoints are almost equal, see ``Points``."""
-    result: np.ndarray = (np.maximum(x, y) - np.minimum(x, y)).sum(1, dtype=np.uint16) <= limits
-    return result
-
-
-def _candidates(points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of pictures and offsets at which a keypoint is alike: the larger row, the smaller one, ``(k, 2)``."""
-    size = len(points.places)
-    rows, numbers = np.nonzero(points.telling)
-    values, limits = points.colours[rows, numbers], points.limits[rows, numbers]
-    at = points.places[rows, numbers].astype(np.int64)
-    codes = np.zeros(0, dtype=np.int64)
     for table in range(TABLES):
-        keys = keys_of(values, DIRECTIONS, WIDTH, [table])
-        along = values @ np.random.default_rng([table, 1]).standard_normal(48).astype(np.float32)
-        a, b = pairs_with_next(keys, along, FOLLOWING)
-        different = rows[a] != rows[b]
-        a, b = checked(
-            a[different], b[different], lambda i, j: alike(np.take(values, i, 0), np.take(values, j, 0), limits[i])
-        )
-        a, b = np.where(rows[a] > rows[b], (a, b), (b, a))
-        offset = at[a] - at[b] + SIDE
-        code = ((rows[a] * size + rows[b]) * 2 * SIDE + offset[:, 0]) * 2 * SIDE + offset[:, 1]
-        codes = np.unique(np.concatenate([codes, code]))
-    offset = np.stack([codes // (2 * SIDE) % (2 * SIDE), codes % (2 * SIDE)], axis=1) - SIDE
-    pairs = codes // (4 * SIDE * SIDE)
-    return one_per_place(pairs // size, pairs % size, offset)
+        rng = np.random.default_rng([table, 5])
+        bits = [(points.bits[:, i // 8] >> (i % 8)) & 1 for i in rng.permutation(256)[: BITS + 32]]
+        key = points.octave * 16 + (points.angle / 30 + rng.random()).astype(np.int64)
+        for bit in bits[:BITS]:
+            key = 2 * key + bit
+        order = np.lexsort((np.packbits(np.stack(bits[BITS:], 1), axis=1).view(np.uint32)[:, 0], key))
+        for step in range(1, FOLLOWING + 1):
+            a, b = order[step:], order[:-step]
+            is_pair = (key[a] == key[b]) & (points.picture[a] != points.picture[b])
+            a, b = checked(a[is_pair], b[is_pair], near)
+            a, b = np.where(points.picture[a] > points.picture[b], (a, b), (b, a))
+            codes = np.append(codes, a * size + b)
+        codes = np.unique(codes)
+    return codes // max(1, size), codes % max(1, size)
 
 
-def one_per_place(a: np.ndarray, b: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of offsets that lie within a pixel or two only one: it covers the others."""
-    near = np.concatenate([a[:, None], b[:, None], offset // (2 * SHIFT + 1)], axis=1)
-    first = np.unique(near, axis=0, return_index=True)[1]
-    return a[first], b[first], offset[first]
+def _regions(x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray) -> Iterator[tuple[Box, Box]]:
+    """Where two pictures show the same part, two at most, given keypoints ``(k, 2)`` that are almost equal."""
+    for _ in range(2):
+        if len(p) < VOTES:
+            return
+        change, agree = cv2.estimateAffinePartial2D(p, q, method=cv2.RANSAC, ransacReprojThreshold=2.0, maxIters=200)
+        if change is None:
+            return
+        good = agree.ravel().astype(bool)
+        if good.sum() >= VOTES and np.abs(change[:, :2] - np.eye(2)).max() <= 0.07:  # one scale, not turned
+            offset = np.rint(np.median(p[good] - q[good], axis=0)).astype(int)
+            if (box := _equal_box(x, y, p[good], offset)) is not None:
+                yield tuple((box / SIDE).tolist()), tuple(((box - np.tile(offset, 2)) / SIDE).tolist())  # type: ignore[misc]
+        p, q = p[~good], q[~good]
 
 
-def _compare(points: Points, a: np.ndarray, b: np.ndarray, offset: np.ndarray) -> Matches:
-    """Those pairs of which enough keypoints agree."""
-    agreeing = _agreeing(points, a, b, offset)
-    there = points.places[a].astype(np.int16)
-    low = np.where(agreeing[..., None], there, SIDE).min(1)
-    high = np.where(agreeing[..., None], there, -1).max(1)
-    among = ((there >= low[:, None]) & (there <= high[:, None])).all(-1) & there.any(-1)
-    number = agreeing.sum(1)
-    good = (number >= MIN_POINTS) & ((high - low).max(1) >= MIN_SPAN) & (number >= MIN_SHARE * among.sum(1))
-    return Matches(a, b, low - REACH, high + REACH + 1, offset).of(good)
-
-
-def _surroundings_differ(thumbnails: np.ndarray, matches: Matches) -> np.ndarray:
-    """Whether what lies around the part is not the same in both pictures; bool, ``(k,)``."""
-    cells, number = thumbnails.shape[1], len(matches.a)
-    low, high = _in_cells(matches.low, matches.high, cells)
-    ring = _filled(low - RING, high + RING, cells) & ~_filled(low, high, cells)
-    pair, row, column = np.nonzero(ring)
-    shift = np.rint(matches.offset * cells / SIDE).astype(np.int64)
-    other_row, other_column = row - shift[pair, 1], column - shift[pair, 0]
-    shown = (other_row >= 0) & (other_row < cells) & (other_column >= 0) & (other_column < cells)
-    pair, row, column, other_row, other_column = (v[shown] for v in (pair, row, column, other_row, other_column))
-    x = thumbnails[matches.a[pair], row, column].astype(np.float32)
-    y = thumbnails[matches.b[pair], other_row, other_column].astype(np.float32)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        """Over the cells of each pair: ``(k, 3)`` of ``(cells, 3)``."""
-        total = np.stack([np.bincount(pair, values[:, i], number) for i in range(3)], axis=1)
-        return total / np.maximum(1, np.bincount(pair, minlength=number))[:, None]
-
-    spread = np.mean([mean((values - mean(values)[pair]) ** 2).mean(-1) for values in (x, y)], axis=0)
-    result: np.ndarray = (spread < PLAIN**2) | (mean((x - y) ** 2).mean(-1) >= DIFFERENT * spread)
-    return result
-
-
-def _agreeing(points: Points, a: np.ndarray, b: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Which keypoints of ``a`` have one alike in ``b`` at that offset: ``(k, MOST)`` bool."""
-    places = points.places
-    agreeing = np.zeros((len(a), places.shape[1]), dtype=bool)
-    rows, local = np.unique(b, return_inverse=True)
-    number = np.full((len(rows), SIDE, SIDE), NONE, dtype=np.uint8)  # of the keypoint at each pixel, and round it
-    row, point = np.nonzero(places[rows].any(-1))
-    x, y = places[rows][row, point].T.astype(np.int64)
-    around = [(i, j) for i in range(-SHIFT, SHIFT + 1) for j in range(-SHIFT, SHIFT + 1)]
-    for i, j in sorted(around, key=lambda step: -abs(step[0]) - abs(step[1])):  # the keypoint's own pixel comes last
-        number[row, y + j, x + i] = point
-    there = places[a].astype(np.int64) - offset[:, None]
-    pair, point = np.nonzero(places[a].any(-1) & ((there >= 0) & (there < SIDE)).all(-1))
-    other = number[local[pair], there[pair, point, 1], there[pair, point, 0]]
-    pair, point, other = (values[other != NONE] for values in (pair, point, other))
-    mine = a[pair], point
-    same = alike(points.colours[mine], points.colours[b[pair], other], points.limits[mine])
-    agreeing[pair[same], point[same]] = True
-    return agreeing
-
-
-def _in_cells(low: np.ndarray, high: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes in pixels as cells that they reach into by half or more; one at least."""
-    low, high = np.rint(low * cells / SIDE), np.rint(high * cells / SIDE)
-    return low, np.maximum(high, low + 1)
-
-
-def _filled(low: np.ndarray, high: np.ndarray, cells: int) -> np.ndarray:
-    """Boxes of cells ``(k, 2)`` as masks."""
-    cell = np.arange(cells)
-    inside = (cell >= low[..., None]) & (cell < high[..., None])  # (k, 2, cells)
-    result: np.ndarray = inside[:, 1, :, None] & inside[:, 0, None, :]
-    return result
+def _equal_box(x: np.ndarray, y: np.ndarray, points: np.ndarray, offset: np.ndarray) -> np.ndarray | None:
+    """Where, in pixels of ``x``, the two are equal and not flat round most of the points; ``None`` for nowhere."""
+    (left, top), (right, bottom) = np.maximum(offset, 0), np.minimum(SIDE + offset, SIDE)
+    mine, other = x[top:bottom, left:right], y[top - offset[1] :, left - offset[0] :][: bottom - top, : right - left]
+    apart = cv2.absdiff(*(cv2.blur(values, (BLUR, BLUR)) for values in (mine, other))).max(-1)
+    around, near = np.ones((TEXTURE, TEXTURE), np.uint8), np.ones((BLUR, BLUR), np.uint8)
+    varies = (cv2.dilate(mine, around) - cv2.erode(mine, around)).max(-1)
+    labels = cv2.connectedComponents(cv2.erode(((apart <= LEVELS) & (varies >= FLAT)).astype(np.uint8), near))[1]
+    column, row = np.rint(points - (left, top)).astype(int).clip(0, (right - left - 1, bottom - top - 1)).T
+    number = np.bincount(labels[row, column])
+    number[0] = 0  # where they are not equal
+    part = np.argwhere(labels == number.argmax())[:, ::-1] + (left, top)
+    low, high = part.min(0), part.max(0) + 1
+    width, height = high - low
+    is_part = min(width, height) >= SMALLEST - BLUR and width * height <= LARGEST * SIDE * SIDE
+    if number.max() < MIN_POINTS or not is_part or len(part) < FILLED * width * height:
+        return None
+    margin = BLUR // 2  # what eroding took; the border of the overlap stays the border
+    return np.concatenate([np.maximum(low - margin, (left, top)), np.minimum(high + margin, (right, bottom))])

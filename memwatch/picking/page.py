@@ -7,22 +7,20 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from memwatch.measure.probes import Probe
+from memwatch.picking.hashes import square
 from memwatch.picking.mix import OF_KIND, PickedRow, Why, places
-from memwatch.picking.picked import Picked
-from memwatch.picking.representatives import middle_square
+from memwatch.picking.picked import Picked, picture_of
 from memwatch.picking.rows import RowError
 from memwatch.picking.survey import Box, Group, GroupKind
 from memwatch.picking.text import counted
-from memwatch.picking.trained_on import picture_of
 
 LARGE, SMALL = 224, 96  # pixels of a picture on the page
 FELLOWS = 6  # other members of a group that are shown
@@ -37,109 +35,79 @@ MEANS = {
 }
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A picture on the page.
-
-    Attributes:
-        uri: JPEG of the middle square; ``None`` where the picture cannot be read any more.
-        box: what is marked in it, in per cent: left, top, width, height.
-    """
-
-    name: str
-    uri: str | None
-    caption: str = ""
-    box: tuple[float, float, float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Card:
-    """A picked row on the page: its picture, the group that it stands for, and others of it."""
-
-    watched: PickedRow
-    picture: Shown
-    fellows: tuple[Shown, ...]
-    more: int
-
-
 def render(picked: Picked) -> str:
     """The page as text."""
     rows, unreadable = picked.rows, picked.survey.unreadable
-    return (
-        templates()
-        .get_template("pick.html")
-        .render(
-            picked=picked,
-            source=rows.folder or type(rows.source).__name__,
-            mix=mix_rows(picked),
-            cards=[card(picked, watched) for watched in picked.watched],
-            controls=list(shown_probes(picked.controls())),
-            peers=list(shown_probes(picked.peer_probes())),
-            without=[(group.kind, len(group.rows), names(picked, group)) for group in picked.unwatched_groups[:LISTED]],
-            unreadable=[(rows.name(row), why) for row, why in list(unreadable.items())[:LISTED]],
-            listed=LISTED,
-        )
+    page = _templates().get_template("pick.html")
+    return page.render(
+        picked=picked,
+        source=rows.folder or type(rows.source).__name__,
+        mix=_mix_rows(picked),
+        cards=[_card(picked, watched) for watched in picked.watched],
+        controls=[_shown_probe(probe) for probe in picked.controls()],
+        peers=[_shown_probe(probe) for probe in picked.peer_probes()],
+        without=[(group.kind, len(group.rows), _names(picked, group)) for group in picked.unwatched_groups[:LISTED]],
+        unreadable=[(rows.name(row), why) for row, why in list(unreadable.items())[:LISTED]],
+        listed=LISTED,
     )
 
 
-def mix_rows(picked: Picked) -> list[tuple[str, str, int, str]]:
+def _mix_rows(picked: Picked) -> list[tuple[str, str, int, str]]:
     """The mix: kind, places that it was meant to have, rows picked, meaning."""
     groups, others = places(picked.budget)
-    counted = Counter(watched.why for watched in picked.watched)
+    number = Counter(watched.why for watched in picked.watched)
     meant = dict.fromkeys(OF_KIND.values(), f"{groups} together") | {why: str(n) for why, n in others.items()}
-    return [(str(why), meant[why], counted[why], MEANS[why]) for why in Why]
+    return [(str(why), meant[why], number[why], MEANS[why]) for why in Why]
 
 
-def card(picked: Picked, watched: PickedRow) -> Card:
+def _card(picked: Picked, watched: PickedRow) -> dict[str, Any]:
     """A picked row with the first few others of its group."""
-    group, others = watched.group, []
-    if group is not None:
-        others = [(row, box) for row, box in zip(group.rows, group.boxes, strict=True) if row != watched.row]
-    box = None if group is None else dict(zip(group.rows, group.boxes, strict=True)).get(watched.row)
-    marked = group is not None and group.kind is GroupKind.PART
-    fellows = tuple(shown_row(picked, row, SMALL, at if marked else None) for row, at in others[:FELLOWS])
-    picture = shown_row(picked, watched.row, LARGE, box if marked else None)
-    return Card(watched, picture, fellows, max(0, len(others) - FELLOWS))
+    group = watched.group
+    boxes = {} if group is None else dict(zip(group.rows, group.boxes, strict=True))
+    others = [row for row in boxes if row != watched.row]
+    marked = boxes if group is not None and group.kind is GroupKind.PART else {}
+    return {
+        "watched": watched,
+        "picture": _shown_row(picked, watched.row, LARGE, marked.get(watched.row)),
+        "fellows": [_shown_row(picked, row, SMALL, marked.get(row)) for row in others[:FELLOWS]],
+        "more": max(0, len(others) - FELLOWS),
+    }
 
 
-def shown_row(picked: Picked, row: int, side: int, box: Box | None) -> Shown:
-    """A training row on the page, with a box of fractions."""
+def _shown_row(picked: Picked, row: int, side: int, box: Box | None) -> dict[str, Any]:
+    """A training row on the page; ``box``, in fractions, is marked, in per cent: left, top, width, height."""
     rows = picked.rows
     try:
-        uri = data_uri(rows.image(row), side)
+        uri = _data_uri(rows.image(row), side)
     except RowError:  # it has gone since the survey
         uri = None
-    return Shown(rows.name(row), uri, rows.caption(row), None if box is None else in_per_cent(box))
+    if box is not None:
+        left, top, right, bottom = (100 * edge for edge in box)
+        box = left, top, right - left, bottom - top
+    return {"name": rows.name(row), "uri": uri, "caption": rows.caption(row), "box": box}
 
 
-def shown_probes(probes: Iterable[Probe]) -> Iterable[Shown]:
-    """Probes on the page."""
-    for probe in probes:
-        picture = picture_of(probe)
-        yield Shown(probe.name, None if picture is None else data_uri(picture, SMALL), probe.prompt)
+def _shown_probe(probe: Probe) -> dict[str, Any]:
+    picture = picture_of(probe)
+    uri = None if picture is None else _data_uri(picture, SMALL)
+    return {"name": probe.name, "uri": uri, "caption": probe.prompt, "box": None}
 
 
-def in_per_cent(box: Box) -> tuple[float, float, float, float]:
-    """``(left, top, width, height)`` in per cent of ``(left, top, right, bottom)`` in fractions."""
-    left, top, right, bottom = (100 * edge for edge in box)
-    return left, top, right - left, bottom - top
-
-
-def data_uri(picture: Image.Image, side: int) -> str:
+def _data_uri(picture: Image.Image, side: int) -> str:
     """A small JPEG of the middle square."""
     buffer = io.BytesIO()
-    middle_square(picture, side).save(buffer, "JPEG", quality=80)
+    square(picture, side).save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def names(picked: Picked, group: Group) -> str:
+def _names(picked: Picked, group: Group) -> str:
     """The first few members of a group."""
     first = ", ".join(picked.rows.name(row) for row in group.rows[:3])
     return f"{first}, ..." if len(group.rows) > 3 else first
 
 
 @cache
-def templates() -> Environment:
+def _templates() -> Environment:
     """The page's templates; everything that a training set says is escaped."""
     loader = PackageLoader("memwatch.picking")
     environment = Environment(

@@ -3,134 +3,147 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 
 import numpy as np
 
-from memwatch.picking.boxes import Box, box_of
 from memwatch.picking.duplicates import components, difference
-from memwatch.picking.elsewhere import Boxes, at_any_place, at_same_place, erase
-from memwatch.picking.moved import points_of, shared_moved
-from memwatch.picking.same_place import shared_regions
+from memwatch.picking.hashes import THREADS, cores, square
+from memwatch.picking.same_place import Box, Part, at_same_place, box_of, inside, shared_regions
+from memwatch.picking.training_set import RowError, TrainingSet
 
-SAMPLE = 8192  # different pictures that parts are searched in, at most
+SAMPLE = 8192  # different pictures that parts at the same place are searched in, at most
 FIRST = (256, 2048)  # how many are searched before, where there are four times as many
+MOVED_SAMPLE = 1024  # different pictures that moved parts are searched in, at most
+MOVED_CELLS = 32  # per side, of the masks of moved parts
+MARGIN = 2 / 32  # of a picture, round a part, that is taken to be its own when it is erased
 OVERLAP = 0.5  # of two regions of one row (intersection over union), from which they are the same
 INSIDE = 0.5  # share of the smaller of two boxes that lies in the other, from which they may be the same
 LEADERS = 512  # regions of one row that are compared with each other at once
 FEWEST = 3  # different pictures with a part at the same place; two agree by chance too often
 FEWEST_MOVED = 4  # the same at any place, where there is more room for chance
 
-_Index = defaultdict[int, list[tuple[int, Box]]]  # by row the parts there, by number, with their boxes
+
+@cache
+def has_opencv() -> bool:
+    """Whether OpenCV, which finds moved parts, can be imported."""
+    try:
+        import_module("cv2")
+    except ImportError:  # it is not there, or a library of the system that it needs
+        return False
+    return True
 
 
-@dataclass(frozen=True)
-class Part:
-    """Something that two or more pictures show.
-
-    Attributes:
-        rows: in order.
-        boxes: where in each; left, top, right, bottom as fractions of the middle square.
-    """
-
-    rows: tuple[int, ...]
-    boxes: tuple[Box, ...]
-
-
-def shared_parts(
-    thumbnails: np.ndarray, places: np.ndarray, colours: np.ndarray, duplicates: Sequence[Sequence[int]]
-) -> list[Part]:
+def shared_parts(thumbnails: np.ndarray, rows: TrainingSet, duplicates: Sequence[Sequence[int]]) -> list[Part]:
     """Parts of a set, largest first.
 
     Of near-duplicates only the first is looked at; the others are in its parts as well.
 
-    Of more than ``SAMPLE`` different pictures so many are drawn, always the same. Parts are searched in these, and then
-    looked for in all the others. A part must be on ``FEWEST`` of those that are drawn, so that rare ones can be missed:
-    of 100,000 pictures, a part at the same place is found with a probability of 95 % if 76 show it, and seldom if 10
-    do; a part that moves, if 94 show it, as far as its keypoints are found.
+    Of more than ``SAMPLE`` different pictures so many are drawn, always the same; of ``MOVED_SAMPLE`` for moved parts.
+    Parts are searched in these, and then looked for in all the others. A part must be on ``FEWEST`` of those that are
+    drawn, so that rare ones can be missed: of 100,000 pictures, a part at the same place is found with a probability of
+    95 % if 76 show it, and seldom if 10 do.
 
     Args:
         thumbnails: ``(n, cells, cells, 3)`` uint8; all 0 where a picture cannot be read.
-        places: ``(n, MOST, 2)`` uint8, see ``keypoints``.
-        colours: ``(n, MOST, 4, 4, 3)`` uint8.
+        rows: read again for moved parts, where OpenCV is there.
         duplicates: groups of rows that show the same picture.
     """
     others = {group[0]: group[1:] for group in duplicates}
-    left_out = np.array([row for rows in others.values() for row in rows], dtype=np.int64)
+    left_out = np.array([row for some in others.values() for row in some], dtype=np.int64)
     kept = np.setdiff1d(np.arange(len(thumbnails)), left_out)
-    found = []
-    for part in _joined(*_found(thumbnails, places, colours, kept)):
-        boxes = dict(zip(part.rows, part.boxes, strict=True))
-        for row in list(boxes):
-            boxes |= {other: _box_in(thumbnails, row, other, boxes[row]) for other in others.get(row, ())}
-        found.append(_part(boxes))
+    found = _joined(_at_same_place(thumbnails, kept), _moved(rows, kept) if has_opencv() else [])
+    for part in found:
+        for row in list(part):
+            part |= {other: _box_in(thumbnails, row, other, part[row]) for other in others.get(row, ())}
     return _sorted(found)
 
 
-def _found(
-    thumbnails: np.ndarray, places: np.ndarray, colours: np.ndarray, kept: np.ndarray
-) -> tuple[list[Part], list[Part]]:
-    """Parts of different pictures: those at the same place, and those that move.
+def _at_same_place(thumbnails: np.ndarray, kept: np.ndarray) -> list[Part]:
+    """Parts of different pictures at the same place.
 
     What was found in few is erased in more before these are searched: what very many share would take very long.
     """
     order = np.random.default_rng(len(kept)).permutation(kept)
-    fixed, moved = list[Boxes](), list[Boxes]()
-    seen = kept[:0]
+    found, seen = list[Part](), kept[:0]
     for size in (*(first for first in FIRST if 4 * first < len(kept)), SAMPLE):
         drawn = np.sort(order[:size])
-        new = np.setdiff1d(drawn, seen)
-        fixed = at_same_place(fixed, thumbnails, new)
-        moved = at_any_place(moved, thumbnails, places, colours, new)
-        some, of = thumbnails[drawn], places[drawn]
-        erase(drawn, [*fixed, *moved], some, of)
-        more_fixed, more_moved = _searched(some, of, colours[drawn])
-        fixed += [_by_row(part, drawn) for part in more_fixed]
-        moved += [_by_row(part, drawn) for part in more_moved]
+        found = at_same_place(found, thumbnails, np.setdiff1d(drawn, seen))
+        some = thumbnails[drawn]
+        _erase(drawn, found, some)
+        a, b, masks = shared_regions(some)
+        new = [part for part in parts_of(a, b, masks, masks) if len(part) >= FEWEST]
+        found += [{int(drawn[i]): box for i, box in part.items()} for part in new]
         seen = drawn
-    rest = np.setdiff1d(kept, seen)
-    fixed = at_same_place(fixed, thumbnails, rest)
-    moved = at_any_place(moved, thumbnails, places, colours, rest)
-    return _sorted(map(_part, fixed)), _merged(_sorted(map(_part, moved)))
+    return _sorted(at_same_place(found, thumbnails, np.setdiff1d(kept, seen)))
 
 
-def _by_row(part: Part, rows: np.ndarray) -> Boxes:
-    return dict(zip(rows[list(part.rows)].tolist(), part.boxes, strict=True))
+def _erase(rows: np.ndarray, parts: Sequence[Part], thumbnails: np.ndarray) -> None:
+    """Fill with noise where ``rows`` show parts, so that they share nothing there any more.
+
+    Args:
+        thumbnails: ``(k, cells, cells, 3)`` uint8, of ``rows``; changed.
+    """
+    number, rng = {int(row): i for i, row in enumerate(rows)}, np.random.default_rng(len(rows))
+    for part in parts:
+        for row, (left, top, right, bottom) in part.items():
+            if (i := number.get(row)) is not None:
+                cells = inside((left - MARGIN, top - MARGIN, right + MARGIN, bottom + MARGIN), thumbnails.shape[1])
+                thumbnails[i][cells] = rng.integers(0, 256, (cells.sum(), 3), dtype=np.uint8)
 
 
-def _searched(thumbnails: np.ndarray, places: np.ndarray, colours: np.ndarray) -> tuple[list[Part], list[Part]]:
-    """Parts at the same place, and parts that move."""
-    regions, moves = shared_regions(thumbnails), shared_moved(thumbnails, points_of(places, colours))
-    fixed = parts_of(regions.a, regions.b, regions.masks, regions.masks)
-    moved = parts_of(moves.a, moves.b, *moves.masks(thumbnails.shape[1]))
-    fixed = [part for part in fixed if len(part.rows) >= FEWEST]
-    return fixed, [part for part in _merged(moved) if len(part.rows) >= FEWEST_MOVED]
+def _moved(rows: TrainingSet, kept: np.ndarray) -> list[Part]:
+    """Parts of different pictures at any place.
+
+    The pictures of ``MOVED_SAMPLE`` rows, and a thousand keypoints of each, are held meanwhile: 0.7 GB.
+    """
+    from memwatch.picking.moved import SIDE, add_moved, moved_boxes, points_of
+
+    def pictures_of(some: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        for row in some.tolist():
+            with suppress(RowError):
+                yield row, np.asarray(square(rows.image(row), SIDE))
+
+    drawn = np.sort(np.random.default_rng(len(kept)).permutation(kept)[:MOVED_SAMPLE])
+    known = dict(pictures_of(drawn))
+    if len(known) < FEWEST_MOVED:
+        return []
+    which, pictures = np.array(list(known)), list(known.values())
+    with ThreadPoolExecutor(min(cores(), THREADS)) as threads:
+        points = list(threads.map(points_of, pictures, range(len(pictures))))
+    if not (pairs := moved_boxes(pictures, points)):
+        return []
+    a, b, in_a, in_b = zip(*pairs, strict=True)
+    masks = (np.array([inside(box, MOVED_CELLS) for box in boxes]) for boxes in (in_a, in_b))
+    found = [part for part in parts_of(which[list(a)], which[list(b)], *masks) if len(part) >= FEWEST_MOVED]
+    if found:
+        add_moved(found, known, pictures_of(np.setdiff1d(kept, drawn)))
+    return _sorted(found)
 
 
 def parts_of(a: np.ndarray, b: np.ndarray, masks_a: np.ndarray, masks_b: np.ndarray) -> list[Part]:
-    """Parts that hang together by pairs of rows that share a region.
+    """Parts that connect rows by pairs that share a region.
 
     Regions of one row that overlap are one; so a picture with a logo and a frame is in two parts.
 
     Args:
-        a: rows, ``(k,)``.
-        b: rows, ``(k,)``.
-        masks_a: where in ``a``, ``(k, cells, cells)`` bool.
-        masks_b: where in ``b``.
+        a, b: rows, ``(k,)``.
+        masks_a, masks_b: where in each, ``(k, cells, cells)`` bool.
     """
     rows, masks = np.concatenate([a, b]), np.concatenate([masks_a, masks_b])
     nodes = _nodes(rows, masks)
     labels = components(int(nodes.max(initial=-1)) + 1, nodes[: len(a)], nodes[len(a) :])[nodes]
     found = []
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
         by_row: dict[int, list[int]] = defaultdict(list)
-        for i in members:
+        for i in np.flatnonzero(labels == label):
             by_row[int(rows[i])].append(int(i))
         if len(by_row) > 1:
-            boxes = {row: box_of(_most(masks[of])) for row, of in sorted(by_row.items())}
-            found.append(_part(boxes))
+            found.append({row: box_of(_most(masks[of])) for row, of in sorted(by_row.items())})
     return _sorted(found)
 
 
@@ -141,60 +154,26 @@ def _most(masks: np.ndarray) -> np.ndarray:
     return result
 
 
-def _part(boxes: dict[int, Box]) -> Part:
-    rows = sorted(boxes)
-    return Part(tuple(rows), tuple(boxes[row] for row in rows))
-
-
 def _sorted(parts: Iterable[Part]) -> list[Part]:
-    return sorted(parts, key=lambda part: (-len(part.rows), part.rows))
-
-
-def _merged(parts: Sequence[Part]) -> list[Part]:
-    """Parts without those that are pieces of another one: of a logo, pairs of pictures agree on different pieces."""
-    pairs, earlier = [], _Index(list)
-    for i, part in enumerate(parts):
-        if (home := _home(part, earlier)) is not None:
-            pairs.append((i, home))
-        _add(earlier, i, part)
-    a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    labels = components(len(parts), a, b)
-    found = []
-    for label in np.unique(labels):
-        boxes: dict[int, Box] = {}
-        for i in np.flatnonzero(labels == label)[::-1]:  # the largest part's boxes count
-            boxes |= dict(zip(parts[i].rows, parts[i].boxes, strict=True))
-        found.append(_part(boxes))
-    return _sorted(found)
+    return sorted((dict(sorted(part.items())) for part in parts), key=lambda part: (-len(part), tuple(part)))
 
 
 def _joined(fixed: Sequence[Part], moved: Sequence[Part]) -> list[Part]:
     """All parts, each once: what moves adds the rows where it lies elsewhere to what does not."""
-    found, index = list(fixed), _Index(list)
+    found, index = list(fixed), defaultdict[int, list[tuple[int, Box]]](list)
     for i, part in enumerate(fixed):
-        _add(index, i, part)
+        for row, box in part.items():
+            index[row].append((i, box))
     for part in moved:
-        home = _home(part, index)
-        if home is None:
+        shared = Counter[int]()
+        for row, box in part.items():
+            shared.update(number for number, other in index.get(row, ()) if _inside(box, other) >= INSIDE)
+        home, number = (shared.most_common(1) or [(0, 0)])[0]
+        if number >= max(2, len(part) / 2):  # the same, in most of its rows
+            found[home] = part | found[home]
+        else:
             found.append(part)
-            continue
-        boxes = dict(zip(part.rows, part.boxes, strict=True))
-        found[home] = _part(boxes | dict(zip(found[home].rows, found[home].boxes, strict=True)))
     return found
-
-
-def _add(index: _Index, number: int, part: Part) -> None:
-    for row, box in zip(part.rows, part.boxes, strict=True):
-        index[row].append((number, box))
-
-
-def _home(part: Part, others: _Index) -> int | None:
-    """The number of the part that ``part`` overlaps in most rows, if those are half of its rows or more."""
-    shared = Counter[int]()
-    for row, box in zip(part.rows, part.boxes, strict=True):
-        shared.update(number for number, other in others.get(row, ()) if _inside(box, other) >= INSIDE)
-    best = shared.most_common(1)
-    return best[0][0] if best and best[0][1] >= max(2, len(part.rows) / 2) else None
 
 
 def _inside(a: Box, b: Box) -> float:

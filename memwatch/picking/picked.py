@@ -7,6 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from memwatch.measure.images import decoded
 from memwatch.measure.probes import Probe
 from memwatch.picking.mix import PickedRow
 from memwatch.picking.survey import Group, Survey
@@ -45,9 +48,9 @@ class Picked:
     def train(self) -> Any:
         """The training set without the held-out rows, in its own type.
 
-        ``Dataset.select`` of a ``datasets.Dataset``, a ``Subset`` of a ``Subset``, a list of a list; of an image folder
-        a list of ``{"image": path, "text": caption}``, and of anything else a ``Subset``. Rows that cannot be read are
-        in it: what becomes of them is the loop's business, with or without memwatch.
+        A ``Dataset.select`` of a ``datasets.Dataset``, a ``Subset`` of a ``Subset``'s base, a list of a list; of an
+        image folder a list of ``{"image": path, "text": caption}``, and of anything else a ``Subset``. Rows that cannot
+        be read are in it, as they are without memwatch.
         """
         return self.rows.some(self.train_rows)
 
@@ -85,12 +88,11 @@ class Picked:
 
     @cached_property
     def control_keys(self) -> dict[str, str]:
-        """By the name of a control what its image hashes to, see ``content_key``."""
+        """By the name of a control the hash of its image, see ``content_key``."""
         keys = {self.rows.name(row): content_key(self.rows.raw(row)) for row in self.held_out}
-        of_class, rows = self.class_images, self.class_held_out
-        return keys | (
-            {} if of_class is None else {f"class-{of_class.name(r)}": content_key(of_class.raw(r)) for r in rows}
-        )
+        if (images := self.class_images) is not None:
+            keys |= {f"class-{images.name(row)}": content_key(images.raw(row)) for row in self.class_held_out}
+        return keys
 
     def groups_with(self, row: int) -> tuple[Group, ...]:
         """All groups that a row is in, the largest first."""
@@ -107,3 +109,11 @@ def probe_of(rows: TrainingSet, row: int) -> Probe:
     """A row as a probe: its file where it has one, else its picture."""
     file: Path | None = rows.file(row)
     return Probe(rows.caption(row), rows.image(row) if file is None else file, name=rows.name(row), row=row)
+
+
+def picture_of(probe: Probe) -> Image.Image | None:
+    """The image of a probe as RGB; ``None`` where it has none, or none that can be read: whoever encodes it says so."""
+    try:
+        return None if probe.image is None else decoded(probe.image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # PIL raises SyntaxError on broken files
+        return None

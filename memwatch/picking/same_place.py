@@ -1,17 +1,16 @@
 """Parts at the same place: a banner, a watermark or a frame that otherwise different pictures share.
 
-Small blocks of the thumbnails that are equal bring pairs of pictures together; of each pair the whole thumbnails are
-then compared, and regions that are equal and not flat are kept.
+Small blocks of the thumbnails that are equal bring pairs of pictures together (by random projections, sorted, then
+checked). Of each pair the whole thumbnails are then compared; regions that are equal and not flat are kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy import ndimage
-
-from memwatch.picking.lsh import checked, farthest, keys_of, pairs_with_first
 
 SHAPES = ((3, 3), (2, 6), (6, 2))  # of blocks, in cells: the last two are for frames and lines of text
 STEP = 2  # cells between blocks
@@ -22,43 +21,64 @@ TOLERANCE = 8  # levels of 0..255 by which a cell may differ in each channel: co
 CONTRAST = 24  # levels between neighbouring cells; what has less is flat
 MIN_CELLS = 9  # of a region
 MIN_EDGES = 8  # pairs of neighbouring cells in a region with that contrast
-CHUNK = 4096  # pairs that are compared at once
+CHUNK = 4096  # pairs of pictures that are compared at once
+BLOCKS = 1 << 15  # blocks, or pairs of them, that are computed with at once
 IN_PLANE = np.zeros((3, 3, 3), dtype=bool)  # neighbours of a cell, in a stack of thumbnails
 IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 
+MEMBERS = 64  # rows with a part that tell which cells are its own
+SHARE = 0.5  # of these rows, and of the part's cells, that must agree
+PROBED = 24  # cells of a part that are compared first
+ROWS = 1024  # rows that a part is looked for in at once
 
-@dataclass(frozen=True)
-class Regions:
-    """Regions that pairs of pictures share at the same place.
-
-    Attributes:
-        a: one row of each pair, ``(k,)``.
-        b: the other.
-        masks: where in both, ``(k, cells, cells)`` bool.
-    """
-
-    a: np.ndarray
-    b: np.ndarray
-    masks: np.ndarray
+Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the middle square
+Part = dict[int, Box]  # by row where it shows the part
+T = TypeVar("T")
 
 
-def shared_regions(thumbnails: np.ndarray) -> Regions:
+def box_of(mask: np.ndarray) -> Box:
+    """The smallest box round the ``True`` cells."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = mask.shape
+    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return (float(left / width), float(top / height), float(right / width), float(bottom / height))
+
+
+def inside(box: Box, side: int) -> np.ndarray:
+    """Pixels of a square that a box touches, bool ``(side, side)``."""
+    left, top, right, bottom = (edge * side for edge in box)
+    mask = np.zeros((side, side), dtype=bool)
+    mask[max(0, int(top)) : int(np.ceil(bottom)), max(0, int(left)) : int(np.ceil(right))] = True
+    return mask
+
+
+def spaced(values: Sequence[T], number: int) -> list[T]:
+    """So many of them at most, evenly spaced."""
+    return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(number, len(values))).astype(int))]
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def shared_regions(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Regions that are equal and not flat in two thumbnails.
 
-    In a large group of pictures that share a part not every pair is there, but all hang together.
+    In a large group of pictures that share a part not every pair is there, but the pairs connect them all.
 
     Args:
         thumbnails: ``(n, cells, cells, 3)`` uint8.
+
+    Returns:
+        The two rows of each region, ``(k,)`` each, and where it is, ``(k, cells, cells)`` bool.
     """
-    a, b = candidate_pairs(thumbnails)
-    starts = range(0, max(1, len(a)), CHUNK)
-    parts = [slice(start, start + CHUNK) for start in starts]
+    a, b = _candidate_pairs(thumbnails)
+    parts = [slice(start, start + CHUNK) for start in range(0, max(1, len(a)), CHUNK)]
     found = [equal_regions(thumbnails[a[part]], thumbnails[b[part]]) for part in parts]
     pairs = np.concatenate([which + part.start for part, (which, _) in zip(parts, found, strict=True)])
-    return Regions(a[pairs], b[pairs], np.concatenate([masks for _, masks in found]))
+    return a[pairs], b[pairs], np.concatenate([masks for _, masks in found])
 
 
-def candidate_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _candidate_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of pictures of which some block is equal and not flat; the larger number first."""
     size, n = thumbnails.shape[1], len(thumbnails)
     # Each cell's rows lie together, so that the most and the least of many cells are fast.
@@ -87,9 +107,59 @@ def _equal_blocks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
+def keys_of(values: np.ndarray, directions: int, width: float, seed: list[int]) -> np.ndarray:
+    """Keys that almost equal blocks probably share; ``(n,)`` int64.
+
+    Args:
+        values: ``(n, d)`` uint8.
+        directions: random directions that a key is made of.
+        width: how far blocks may lie apart along a direction and still share a key, levels of 0..255.
+        seed: another one gives other keys.
+    """
+    rng = np.random.default_rng(seed)
+    axes = rng.standard_normal((values.shape[1], directions)).astype(np.float32)
+    axes /= np.linalg.norm(axes, axis=0)
+    begin, factors = rng.random(directions, dtype=np.float32), rng.integers(1, 2**62, directions)
+    keys = np.zeros(len(values), dtype=np.int64)
+    with np.errstate(over="ignore"):
+        for start in range(0, len(values), BLOCKS):
+            part = slice(start, start + BLOCKS)
+            steps = np.floor(values[part] @ axes / width + begin).astype(np.int64)
+            keys[part] = (steps * factors).sum(1)
+    return keys
+
+
+def pairs_with_first(keys: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each block with the ``first`` lowest of its key and with the one before it; the larger number first.
+
+    A key of k blocks costs k pairs, not k squared, and the pairs connect all that are equal.
+    """
+    order = np.argsort(keys, kind="stable")
+    sorted_ = keys[order]
+    start, place = np.searchsorted(sorted_, sorted_), np.arange(len(keys))
+    a = np.tile(place, first + 1)
+    b = np.concatenate([*(start + i for i in range(first)), place - 1])
+    paired = (b < a) & (b >= np.tile(start, first + 1))
+    return order[a[paired]], order[b[paired]]
+
+
+def checked(
+    a: np.ndarray, b: np.ndarray, holds: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those pairs for which ``holds`` says so."""
+    near = np.zeros(len(a), dtype=bool)
+    for start in range(0, len(a), BLOCKS):
+        part = slice(start, start + BLOCKS)
+        near[part] = holds(a[part], b[part])
+    return a[near], b[near]
+
+
+# --- compare ---------------------------------------------------------------------------------------------------------
+
+
 def equal_cells(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Whether cells ``(..., 3)`` are equal, or blocks as one line of numbers."""
-    result: np.ndarray = farthest(x, y) <= TOLERANCE
+    result: np.ndarray = _farthest(x, y) <= TOLERANCE
     return result
 
 
@@ -117,7 +187,50 @@ def _edges(pictures: np.ndarray, equal: np.ndarray) -> np.ndarray:
     edges = np.zeros(equal.shape, dtype=np.int64)
     for axis in (1, 2):
         values = np.moveaxis(pictures, axis, 1)
-        step = farthest(values[:, 1:], values[:, :-1])
+        step = _farthest(values[:, 1:], values[:, :-1])
         both = np.moveaxis(equal, axis, 1)
         np.moveaxis(edges, axis, 1)[:, :-1] += (step >= CONTRAST) & both[:, 1:] & both[:, :-1]
     return edges
+
+
+def _farthest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The largest difference along the last axis of two uint8 arrays."""
+    result: np.ndarray = (np.maximum(x, y) - np.minimum(x, y)).max(-1, initial=0)
+    return result
+
+
+# --- look up in other rows -------------------------------------------------------------------------------------------
+
+
+def at_same_place(parts: Sequence[Part], thumbnails: np.ndarray, rows: np.ndarray) -> list[Part]:
+    """The same parts, with those of ``rows`` that show them at the same place.
+
+    Args:
+        thumbnails: ``(n, cells, cells, 3)`` uint8, of all rows.
+    """
+    found = [dict(part) for part in parts]
+    known = [_typical(part, thumbnails) for part in parts]
+    for some in np.array_split(rows, len(rows) // ROWS + 1):
+        pictures = thumbnails[some]
+        by_cell = np.ascontiguousarray(pictures.transpose(1, 2, 0, 3))
+        for part, (picture, mask) in zip(found, known, strict=True):
+            probed = spaced(np.argwhere(mask).tolist(), PROBED)
+            near = np.zeros(len(some), dtype=int)
+            for y, x in probed:
+                near += equal_cells(by_cell[y, x], picture[y, x])
+            likely = np.flatnonzero(near >= max(1, SHARE * len(probed)))
+            which, masks = equal_regions(np.broadcast_to(picture, pictures[likely].shape), pictures[likely])
+            covered = (masks & mask).sum((1, 2))
+            good = np.flatnonzero(covered >= SHARE * mask.sum())
+            for i in good[np.argsort(covered[good], kind="stable")]:  # the largest last
+                part[int(some[likely[which[i]]])] = box_of(masks[i] & mask)
+    return found
+
+
+def _typical(part: Part, thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The median of the pictures with a part, and the cells of it that are equal in most of them."""
+    some = spaced(sorted(part), MEMBERS)
+    pictures = thumbnails[some]
+    picture = np.median(pictures, axis=0).astype(np.uint8)
+    within = np.mean([inside(part[row], len(picture)) for row in some], axis=0) >= SHARE
+    return picture, within & (equal_cells(pictures, picture).mean(0) >= SHARE)

@@ -7,29 +7,31 @@ state, and the same rows give the same survey.
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from PIL import Image
 
 from memwatch.measure.probes import ProbeError
-from memwatch.picking.boxes import Box
-from memwatch.picking.captions import caption_groups, rare_captions
-from memwatch.picking.duplicates import MAX_BITS, MAX_DIFFERENCE, bits_apart, coarse, difference, duplicate_groups
-from memwatch.picking.hashes import Hashed, Hashes, hash_rows, hashes_of
-from memwatch.picking.parts import SAMPLE, shared_parts
-from memwatch.picking.representatives import best_members
-from memwatch.picking.training_set import RowError, TrainingSet
+from memwatch.picking.duplicates import coarse, duplicate_groups
+from memwatch.picking.hashes import Hashes, hash_rows
+from memwatch.picking.parts import MOVED_SAMPLE, SAMPLE, has_opencv, shared_parts
+from memwatch.picking.same_place import Box, Part, inside, spaced
+from memwatch.picking.training_set import TrainingSet
 
-__all__ = ["Box", "Group", "GroupKind", "Survey", "matches", "survey"]
+__all__ = ["Box", "Group", "GroupKind", "Survey", "survey"]
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+COMPARED = 32  # members of a shared part that are compared with each other
 NEAREST = 3  # other pictures that a picture's strangeness is measured by
 OTHERS = 4096  # pictures that these are looked for among
 BLOCK = 512  # pictures that are compared with them at once
-CANDIDATES = 64  # training rows that are read at most to tell whether one shows a given picture
+RARE = 64  # rare captions at most
+WORDS = 3  # of a caption that count: its rarest
 
 
 class GroupKind(StrEnum):
@@ -68,16 +70,17 @@ class Survey:
     """What was found in a training set: numbers, and nothing of the pictures but 64 bits each.
 
     Attributes:
-        size: rows, unreadable ones too.
+        size: number of rows, unreadable ones included.
         unreadable: by row why it could not be read.
         groups: largest first; of the same size duplicates before parts.
         captions: rows that share a caption (but for case and spaces), two or more; largest first.
-        rare_captions: rows with the rarest captions, rarest first; see ``captions.rare_captions``.
+        rare_captions: rows with the rarest captions, rarest first; see ``rare_captions``.
         strangeness: how far each picture is from its nearest others, ``(size,)`` float64, root mean square of levels
             0..255; NaN where it could not be read. See ``strangeness``.
         bits: perceptual hashes, ``(size, 8)`` uint8; zeros where a picture could not be read.
-        sampled: how many rows parts were searched in, before those that were found were looked for in the others;
+        sampled: how many rows parts at the same place were searched in, before they were looked for in the others;
             ``None`` where that was all. For what this can miss see ``shared_parts``.
+        moved_sampled: the same of moved parts; 0 without OpenCV, which finds them.
     """
 
     size: int
@@ -88,79 +91,104 @@ class Survey:
     strangeness: np.ndarray
     bits: np.ndarray
     sampled: int | None = None
+    moved_sampled: int | None = None
 
 
-def survey(rows: TrainingSet, *, workers: int | None = None, progress: bool = True) -> Survey:
+def survey(rows: TrainingSet, *, progress: bool = True) -> Survey:
     """Look at every picture and caption once.
 
-    Meanwhile ``hashes.RECORD`` is held of each row, 1.3 GB for 100,000 rows.
-
     Args:
-        workers: processes that hash; see ``hash_rows``.
         progress: show a bar, where there is a terminal.
 
     Raises:
         ProbeError: no row can be read.
     """
-    hashed = hash_rows(rows, workers=workers, progress=progress)
-    if len(hashed.unreadable) == len(rows):
-        why = next(iter(hashed.unreadable.values()))
+    hashes = hash_rows(rows, progress=progress)
+    if len(hashes.unreadable) == len(rows):
+        why = next(iter(hashes.unreadable.values()))
         raise ProbeError(f"dataset: none of the {len(rows)} images can be read; the first: {why}")
-    return survey_of(hashed, [rows.caption(row) for row in range(len(rows))])
-
-
-def survey_of(hashed: Hashed, captions: Sequence[str]) -> Survey:
-    """The same from what is kept of the pictures."""
-    hashes = hashed.hashes
+    captions = [rows.caption(row) for row in range(len(rows))]
     duplicates = duplicate_groups(hashes)
-    different = len(hashes) - sum(len(rows) - 1 for rows in duplicates)
+    groups = [Group(GroupKind.DUPLICATES, same, (WHOLE,) * len(same)) for same in duplicates]
+    for part in shared_parts(hashes.thumbnails, rows, duplicates):
+        best = best_members(hashes.thumbnails, part)
+        groups.append(Group(GroupKind.PART, tuple(part), tuple(part.values()), best))
+    different = len(rows) - sum(len(same) - 1 for same in duplicates)
+    moved = MOVED_SAMPLE if different > MOVED_SAMPLE else None
     return Survey(
-        size=len(captions),
-        unreadable=hashed.unreadable,
-        groups=groups_of(hashed, duplicates),
+        size=len(rows),
+        unreadable=hashes.unreadable,
+        groups=tuple(sorted(groups, key=lambda group: -len(group.rows))),
         captions=tuple(caption_groups(captions)),
         rare_captions=tuple(rare_captions(captions)),
         strangeness=strangeness(hashes),
-        bits=hashes.whole.copy(),
+        bits=hashes.whole,
         sampled=SAMPLE if different > SAMPLE else None,
+        moved_sampled=moved if has_opencv() else 0,
     )
 
 
-def groups_of(hashed: Hashed, duplicates: Sequence[tuple[int, ...]]) -> tuple[Group, ...]:
-    """Duplicates and shared parts, largest first; of the same size duplicates before parts."""
-    thumbnails, records = hashed.hashes.thumbnails, hashed.records
-    parts = shared_parts(thumbnails, records["places"], records["colours"], duplicates)
-    groups = [Group(GroupKind.DUPLICATES, rows, (WHOLE,) * len(rows)) for rows in duplicates]
-    groups += [
-        Group(GroupKind.PART, part.rows, part.boxes, best_members(thumbnails, part.rows, part.boxes)) for part in parts
-    ]
-    return tuple(sorted(groups, key=lambda group: -len(group.rows)))
+# --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def matches(images: Sequence[Image.Image], survey: Survey, rows: TrainingSet) -> list[int | None]:
-    """For each picture a training row that it is a near-duplicate of, ``None`` for none.
+def best_members(thumbnails: np.ndarray, part: Part) -> tuple[int, ...]:
+    """Of rows that share a part those come first whose rest is least like that of the others.
 
-    Rows with a near hash are read, the nearest first, ``CANDIDATES`` at most for each picture.
+    There only the part can be what is memorized. ``COMPARED`` at most are compared, and returned.
+
+    Args:
+        thumbnails: ``(n, cells, cells, 3)`` uint8, of all rows.
     """
-    readable = np.ones(survey.size, dtype=bool)
-    readable[list(survey.unreadable)] = False
-    return [_match(hashes_of([image]), survey.bits, readable, rows) for image in images]
+    rows = spaced(list(part), COMPARED)
+    thumbs = thumbnails[rows].astype(np.float32)
+    apart = dict.fromkeys(rows, 0.0)
+    for i, row in enumerate(rows):
+        outside = ~inside(part[row], thumbs.shape[1])
+        if outside.any():
+            apart[row] = float(np.abs(thumbs[:, outside] - thumbs[i, outside]).mean())
+    return tuple(sorted(apart, key=lambda row: -apart[row]))
 
 
-def _match(given: Hashes, bits: np.ndarray, readable: np.ndarray, rows: TrainingSet) -> int | None:
-    """The row of which one picture is a near-duplicate."""
-    apart = np.stack([bits_apart(given.whole[0], bits), bits_apart(given.mirrored[0], bits)], axis=1)
-    near = np.flatnonzero((apart.min(1) <= MAX_BITS) & readable)
-    for row in near[np.argsort(apart[near].min(1), kind="stable")][:CANDIDATES].tolist():
-        try:
-            known = hashes_of([rows.image(row)]).thumbnails
-        except RowError:  # it has gone since the survey
-            continue
-        for is_mirrored in (False, True):
-            mine = given.thumbnails[:, :, ::-1] if is_mirrored else given.thumbnails
-            if apart[row, int(is_mirrored)] <= MAX_BITS and difference(mine, known)[0] <= MAX_DIFFERENCE:
-                return int(row)
-    return None
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+def _normalised(caption: str) -> str:
+    """A caption without case and needless spaces."""
+    return " ".join(caption.casefold().split())
+
+
+def caption_groups(captions: Sequence[str]) -> list[tuple[int, ...]]:
+    """Rows that share a caption, two or more; largest group first. Rows without a caption are in none."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, caption in enumerate(captions):
+        if text := _normalised(caption):
+            groups[text].append(row)
+    found = [tuple(rows) for rows in groups.values() if len(rows) > 1]
+    return sorted(found, key=lambda rows: (-len(rows), rows))
+
+
+def rare_captions(captions: Sequence[str]) -> list[int]:
+    """Rows with the rarest captions, rarest first; one row per caption, ``RARE`` at most.
+
+    A word that stands in k of n different captions counts ``log(n / k)``; a caption is as rare as its ``WORDS`` rarest
+    words are in the mean, and shorter captions are filled up with 0. A caption must be rarer than the mean of all.
+    """
+    first: dict[str, int] = {}
+    for row, caption in enumerate(captions):
+        if text := _normalised(caption):
+            first.setdefault(text, row)
+    words = {text: set(re.findall(r"\w+", text)) for text in first}
+    number = Counter(word for of in words.values() for word in of)
+    rarity = {
+        text: sum(sorted((math.log(len(first) / number[word]) for word in of), reverse=True)[:WORDS]) / WORDS
+        for text, of in words.items()
+    }
+    mean = sum(rarity.values()) / max(1, len(rarity))
+    rare = [text for text, value in rarity.items() if value > mean + 1e-9]
+    return [first[text] for text in sorted(rare, key=lambda text: (-rarity[text], first[text]))[:RARE]]
+
+
+# --- strangeness -----------------------------------------------------------------------------------------------------
 
 
 def strangeness(hashes: Hashes) -> np.ndarray:
@@ -169,7 +197,7 @@ def strangeness(hashes: Hashes) -> np.ndarray:
     In a set of more than ``OTHERS`` pictures, these are the nearest of so many that are drawn, always the same.
     """
     result = np.full(len(hashes), np.nan)
-    which = np.flatnonzero(hashes.readable)
+    which = hashes.readable
     small = coarse(hashes.thumbnails)[which]
     small -= small.mean(0)  # distances are the same, and rounding is less
     among = np.arange(len(which))

@@ -12,11 +12,8 @@ import torch
 from PIL import Image, ImageFile
 from torch.utils.data import Subset
 
+from memwatch.measure.images import decoded
 from memwatch.measure.probes import ProbeError
-from memwatch.picking.pictures import decoded
-
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
-CAPTION_COLUMNS = ("text", "caption", "prompt", "txt", "captions", "prompts")
 
 
 class RowError(ProbeError):
@@ -28,16 +25,15 @@ class TrainingSet:
 
     Args:
         source: the object that was given: the dataset itself, or the folder's path.
-        length: how many rows there are.
-        raw: what the source holds as the image of a row, see ``pictures.decoded``.
+        length: number of rows, at least 1.
+        raw: what the source holds as the image of a row, see ``images.decoded``.
         caption: the caption of a row; "" where there is none.
         folder: the image folder that the rows lie in, if they do.
-        prompt: the caption of rows that have none of their own.
         columns: of image and caption, where the source has columns.
         names: of the rows, unique; by default file names relative to the folder, or ``row-00012``.
 
-    Raises:
-        ProbeError: there are no rows.
+    Attributes:
+        prompt: the caption of rows that have none of their own.
     """
 
     def __init__(
@@ -48,13 +44,12 @@ class TrainingSet:
         caption: Callable[[int], str],
         *,
         folder: Path | None = None,
-        prompt: str = "",
         columns: tuple[str | None, ...] = (),
         names: Sequence[str] | None = None,
     ) -> None:
         if length < 1:
             raise ProbeError(f"dataset: {called(source)} holds no image")
-        self.source, self.folder, self.prompt, self.columns = source, folder, prompt, columns
+        self.source, self.folder, self.columns, self.prompt = source, folder, columns, ""
         self._length, self._raw, self._caption, self._names = length, raw, caption, names
 
     def __len__(self) -> int:
@@ -70,7 +65,7 @@ class TrainingSet:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a training set of {len(self)}")
         try:
-            return not_decoded(self._raw(row))
+            return _not_decoded(self._raw(row))
         except RowError:
             raise  # of the set that this one is a part of
         except Exception as error:  # a dataset may raise anything
@@ -105,16 +100,12 @@ class TrainingSet:
         """The file that holds nothing but the image of ``row``."""
         try:
             raw = self.raw(row)
-        except RowError:  # said by whoever asks for the image
+        except RowError:  # reported by whoever asks for the image
             return None
         return raw if isinstance(raw, Path) else None
 
     def some(self, rows: Sequence[int]) -> Any:
-        """These rows in the source's own type.
-
-        ``Dataset.select`` of a ``datasets.Dataset``, a ``Subset`` of a ``Subset``'s own base, a list of a list; of an
-        image folder a list of ``{"image": path, "text": caption}``, and of anything else a ``Subset``.
-        """
+        """These rows in the source's own type, see ``Picked.train``."""
         source = self.source
         if self.folder is not None and isinstance(source, str | Path):
             return [{"image": self.raw(row), "text": self.caption(row)} for row in rows]
@@ -127,45 +118,11 @@ class TrainingSet:
         return Subset(source, list(rows))
 
 
-def column_of(names: Sequence[str], given: str | None, known: Sequence[str], key: str) -> str | None:
-    """The column that is meant; ``None`` where none is given and no known name is there.
-
-    Args:
-        key: what the setting is called, for the message.
-
-    Raises:
-        ProbeError: the given one is not there.
-    """
-    if given is not None and given not in names:
-        raise ProbeError(f"dataset: {key} is {given!r}, but its columns are: {', '.join(names)}")
-    return given or next((name for name in known if name in names), None)
-
-
-def image_column_of(names: Sequence[str], given: str | None) -> str:
-    """Likewise for the images, of which there must be a column."""
-    column = column_of(names, given, IMAGE_COLUMNS, "image_column")
-    if column is None:
-        raise ProbeError(f"dataset: found no column of images; set image_column to one of: {', '.join(names)}")
-    return column
-
-
-def caption_column_of(names: Sequence[str], given: str | None) -> str | None:
-    """Likewise for the captions, which there need not be."""
-    return column_of(names, given, CAPTION_COLUMNS, "caption_column")
-
-
-def as_caption(value: Any) -> str:
-    """A caption as text; of several the first."""
-    if isinstance(value, list | tuple):
-        value = value[0] if value else ""
-    return value if isinstance(value, str) else ""
-
-
 def content_key(raw: Any) -> str:
-    """What the content of an image hashes to: of a file its bytes, of a picture or of numbers in memory its pixels.
+    """A hash of an image's content: of a file its bytes, of a picture or of numbers in memory its pixels.
 
     Raises:
-        OSError: a file is not there. ValueError: it is no image.
+        OSError: the file cannot be read. ValueError: it is no image.
     """
     if isinstance(raw, str | Path):
         parts = [Path(raw).read_bytes()]
@@ -178,10 +135,7 @@ def content_key(raw: Any) -> str:
         if values.dtype == object:
             raise ValueError(f"{called(raw)} is no image")
         parts = [f"{values.dtype}{values.shape}".encode(), np.ascontiguousarray(values).tobytes()]
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
 def called(source: Any) -> str:
@@ -189,8 +143,8 @@ def called(source: Any) -> str:
     return repr(str(source)) if isinstance(source, str | Path) else f"a {type(source).__name__}"
 
 
-def not_decoded(raw: Any) -> Any:
-    """The file of a picture that was opened from one, and of a text: it can be read anew, by any process."""
+def _not_decoded(raw: Any) -> Any:
+    """The file, where the picture was opened from one or a path was given as text: any thread can read it anew."""
     if isinstance(raw, str):
         return Path(raw)
     if isinstance(raw, ImageFile.ImageFile) and isinstance(raw.filename, str) and raw.filename:

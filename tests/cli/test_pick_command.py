@@ -16,10 +16,9 @@ from memwatch import ConfigError, MemWatchConfig, ProbeError
 from memwatch.cli import main
 from memwatch.measure.probes import as_probes
 from memwatch.picking.folder import CHOICE, read_folder
-from memwatch.picking.folder_copy import linked
-from memwatch.picking.for_run import for_run
+from memwatch.picking.for_run import for_run, held_out_rows_in
+from memwatch.picking.image_folder import linked
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.trained_on import held_out_rows_in
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +55,9 @@ def looked_at(picked):
 
 
 def test_the_folder_says_what_was_picked(watched, train):
+    text = (watched / "index.html").read_text(encoding="utf-8")
+    assert "<b>" not in text  # captions are escaped
+    assert "a &lt;b&gt;bold&lt;/b&gt; one" in text
     saved = choice(watched)
     assert (saved["rows"], saved["budget"], len(saved["watched"])) == (70, 12, 12)
     assert saved["source"] == str(train)
@@ -195,11 +197,6 @@ def test_it_is_renewed_and_what_others_put_there_stays(train, tmp_path, capsys):
     assert len(read_folder(out).train) == 70
 
 
-def test_the_same_command_gives_the_same_files(train, watched, tmp_path):
-    assert main(["pick", str(train), "--out", str(tmp_path / "watch"), "--probes", "12"]) == 0
-    assert contents(watched) == contents(tmp_path / "watch")
-
-
 def test_rows_that_cannot_be_read_are_named(tmp_path, capsys):
     train = save_folder(tmp_path / "train", {f"{i}.png": photo(i) for i in range(5)})
     (train / "broken.png").write_bytes(b"no picture")
@@ -270,11 +267,3 @@ def test_the_page_shows_groups_reasons_and_what_is_not_watched(watched):
         assert kinds == ["duplicates", "shared part", "outlier", "rare caption", "typical", "at random"]
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.problems == []
-
-
-def test_captions_are_escaped(tmp_path):
-    train = save_folder(tmp_path / "train", {"a.png": photo(0)}, {"a.png": "a <b>bold</b> one"})
-    assert main(["pick", str(train), "--out", str(tmp_path / "watch")]) == 0
-    text = (tmp_path / "watch" / "index.html").read_text(encoding="utf-8")
-    assert "a &lt;b&gt;bold&lt;/b&gt; one" in text
-    assert "<b>" not in text

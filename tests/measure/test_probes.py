@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.builders import Loop, picture
 
 from memwatch import Probe, ProbeError
@@ -123,3 +124,19 @@ def test_broken_metadata_names_its_line(line, tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n' + line, encoding="utf-8")
     with pytest.raises(ProbeError, match=r"metadata\.jsonl, line 2: expected an object with 'file_name' and 'text'"):
         as_probes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("probe", "title"),
+    [
+        (Probe("a red bus", "train/bus.png", name="bus"), "a red bus (bus.png)"),
+        (Probe("a red bus", Image.new("RGB", (8, 8)), name="row-00105", row=105), "a red bus (row 105)"),
+        (Probe("a  red\nbus"), "a red bus"),
+        (Probe("", "train/bus.png"), "bus.png"),
+        (Probe("", Image.new("RGB", (8, 8)), name="row-00105", row=105), "row 105"),
+        (Probe("", Image.new("RGB", (8, 8)), name="class-3"), "class-3"),
+        (Probe("a photo of a very long red bus in the rain of April"), "a photo of a very long red bus in the r…"),
+    ],
+)
+def test_a_title_is_caption_and_file_name(probe, title):
+    assert probe.title == title

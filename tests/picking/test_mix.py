@@ -12,7 +12,7 @@ from memwatch.picking.mix import Why, in_order, pick_rows, places, rotation_of
 
 
 def picked(survey, budget, *, seed=0, room=None):
-    found = pick_rows(survey, budget, np.random.default_rng(seed), lambda group: group.rows, room)
+    found = pick_rows(survey, budget, np.random.default_rng(seed), room)
     assert len({p.row for p in found}) == len(found) <= budget
     return found
 

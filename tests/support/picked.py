@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from memwatch.picking.choose import choose
+from memwatch.picking.pick import choose
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.survey import Group, GroupKind, Survey
@@ -63,15 +65,26 @@ def photo(seed: int, side: int = 64) -> Image.Image:
     return Image.fromarray((np.asarray(coarse, float) + noise).clip(0, 255).astype(np.uint8))
 
 
-def with_logo(picture: Image.Image, left: int = 4, top: int = 4) -> Image.Image:
-    """The picture with a mark that has corners."""
-    rng, logo = np.random.default_rng(99), Image.new("RGB", (20, 20), (250, 220, 40))
+def logo(side: int, seed: int = 99) -> Image.Image:
+    """A mark that has corners."""
+    rng, mark = np.random.default_rng(seed), Image.new("RGB", (20, 20), (250, 220, 40))
     for _ in range(4):
         x, y = (int(v) for v in rng.integers(0, 13, 2))
-        logo.paste(tuple(int(v) for v in rng.integers(0, 256, 3)), (x, y, x + 7, y + 7))
+        mark.paste(tuple(int(v) for v in rng.integers(0, 256, 3)), (x, y, x + 7, y + 7))
+    return mark.resize((side, side), Image.Resampling.NEAREST)
+
+
+def with_logo(picture: Image.Image, left: int = 4, top: int = 4, side: int = 20, seed: int = 99) -> Image.Image:
     marked = picture.copy()
-    marked.paste(logo, (left, top))
+    marked.paste(logo(side, seed), (left, top))
     return marked
+
+
+def jpeg(picture: Image.Image, quality: int = 85) -> Image.Image:
+    """The picture, compressed."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file)
 
 
 def save_folder(folder: Path, pictures: dict[str, Image.Image], captions: dict[str, str] | None = None) -> Path:
@@ -90,3 +103,10 @@ def save_folder(folder: Path, pictures: dict[str, Image.Image], captions: dict[s
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below, by its relative name."""
     return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def same_survey(a: Survey, b: Survey) -> bool:
+    """Whether two surveys are equal in everything."""
+    bare = [replace(survey, bits=None, strangeness=None) for survey in (a, b)]
+    numbers = np.array_equal(a.bits, b.bits) and np.array_equal(a.strangeness, b.strangeness, equal_nan=True)
+    return bare[0] == bare[1] and numbers

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from memwatch.picking.parts import SAMPLE
+from memwatch.picking.parts import MOVED_SAMPLE, SAMPLE, has_opencv
 from memwatch.report.about import machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
@@ -37,16 +37,17 @@ TEXT = """# Time and memory of a survey
 
 Written by `python train_examples/evidence/measure_survey.py{options}`. {machine}.
 
-Sets of 256 px JPEG files made by code, two worker processes. Of the rows, 5 % each are changed copies of others
+Sets of 256 px JPEG files made by code, one thread per core. Of the rows, 5 % each are changed copies of others
 (compressed, resized, mirrored; most in groups of two to five, a fifth of them copies of one picture), show a part at
 the same place, show a part that moves, or show something on plain white. Parts are on 2.5 %, 1.2 % and 0.6 % of the
 rows, and `small` ones on {small} rows each.
 
 Seconds are of the wall clock: `hash` reads the files, `near` looks for near-duplicates, `parts` for shared parts,
-`strange` measures how unusual each picture is; `processor` counts the seconds of all processes together. `memory` is
+`strange` measures how unusual each picture is; `processor` counts the seconds of all threads together. `memory` is
 the most that the main process has held, less what it held before. Groups are found/planted: found is of what there is a
 group that holds at least {cover:.0%} of its rows, and of whose rows at least {pure:.0%} are its own. `others` are rows
-with nothing planted that are in any group. Parts are searched in {sample} rows, and then looked for in the others.
+with nothing planted that are in any group. Parts at the same place are searched in {sample} rows, moved ones
+{moved}, and then looked for in the others.
 
 {table}
 """
@@ -62,7 +63,7 @@ def surveyed(folder: Path, number: int) -> dict[str, Any]:
     for stage, name in stages.items():
         setattr(survey, name, timed(getattr(survey, name), stage, seconds))
     before, busy, start = memory(), processor(), time.perf_counter()
-    found = survey.survey(as_training_set(folder), workers=2, progress=False)
+    found = survey.survey(as_training_set(folder), progress=False)
     seconds |= {"all": time.perf_counter() - start, "processor": processor() - busy}
     line: dict[str, Any] = {"rows": number} | {stage: f"{took:.1f} s" for stage, took in seconds.items()}
     line["memory"] = f"{memory() - before:.0f} MB"
@@ -86,8 +87,8 @@ def memory() -> float:
 
 
 def processor() -> float:
-    """Seconds of processor time that this process, and those that it has ended, have taken so far."""
-    return sum(sum(resource.getrusage(of)[:2]) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Seconds of processor time that this process has taken so far, all threads together."""
+    return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
 
 
 def recall(plan: Plan, groups: list[np.ndarray]) -> dict[str, str]:
@@ -140,6 +141,7 @@ def main() -> None:
         machine=machine(*PACKAGES),
         small=SMALL,
         sample=SAMPLE,
+        moved=f"in {MOVED_SAMPLE}" if has_opencv() else "in none (there is no OpenCV)",
         pure=PURE,
         cover=COVER,
         table=table,

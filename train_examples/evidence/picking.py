@@ -10,15 +10,17 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from memwatch.picking.choose import choose
+from memwatch.picking.pictures import decoded
 from photographs import UNSEEN, random_view
 from PIL import Image
 
 from evidence.pages.markdown import markdown_table
 from evidence.worlds.items import DOSES, PLANTED, Item, Kind, known_pictures, mark, planted_set
 from evidence.worlds.shapes import rectangle
-from memwatch.picking.choose import choose
-from memwatch.picking.hashes import record_of
-from memwatch.picking.pictures import decoded
+from memwatch.measure.images import decoded
+from memwatch.picking.hashes import hash_of
+from memwatch.picking.pick import choose
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.survey import Group, Survey, survey
 from memwatch.report.about import machine
@@ -215,7 +217,7 @@ def hashing_time() -> float:
     files = [jpeg(random_view(known_pictures()[i % len(known_pictures())][0], rng, 512)) for i in range(TIMED)]
     start = time.process_time()
     for file in files:
-        record_of(decoded(file, 256))
+        hash_of(decoded(file, 256))
     return (time.process_time() - start) / TIMED * 1000
 
 

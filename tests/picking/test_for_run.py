@@ -1,4 +1,4 @@
-"""A control is never among the rows that are trained on, where memwatch can see them; where it cannot, it says so."""
+"""What a run looks at; no control is among the rows that are trained on, and what cannot be seen is said."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from support.picked import chosen, photo, plain_rows, save_folder, shade, surveyed
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
@@ -15,10 +15,10 @@ from memwatch import ConfigError, Picked, Probe, ProbeError
 from memwatch.act.actions import Actions
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults
-from memwatch.picking import trained_on
-from memwatch.picking.for_run import for_run
+from memwatch.picking import for_run as module
+from memwatch.picking.for_run import for_run, held_out_rows_in, refuse_trained_on, row_shown
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.trained_on import held_out_rows_in, refuse_trained_on
+from memwatch.picking.survey import survey
 
 NUMBER = 60
 ROWS = [{"image": shade(i), "text": f"a photo of number {i}"} for i in range(NUMBER)]
@@ -95,7 +95,7 @@ def test_picked_train_and_what_is_made_of_it_is_fine(source, caplog):
 def test_every_view_of_the_same_columns_is_known_without_a_picture_read(
     on_disk, columns, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(trained_on, "_found_by_hash", None)  # whoever calls it fails
+    monkeypatch.setattr(module, "_found_by_hash", None)  # whoever calls it fails
     if on_disk:
         columns.save_to_disk(tmp_path / "saved", num_shards=3)
         columns = pytest.importorskip("datasets").load_from_disk(tmp_path / "saved")
@@ -124,9 +124,8 @@ def test_a_folder_is_trained_on_as_a_list(tmp_path, caplog):
     folder = save_folder(tmp_path / "train", {f"{i:02d}.png": shade(i) for i in range(NUMBER)})
     picked = picked_from(folder)
     with caplog.at_level(logging.WARNING, "memwatch"):
-        guard(picked.train, picked)
-        guard([dict(row) for row in picked.train], picked)
-        guard(picked_from(folder).train, picked)
+        for dataset in (picked.train, [dict(row) for row in picked.train], picked_from(folder).train):
+            guard(dataset, picked)
     assert caplog.messages == []
     with pytest.raises(ConfigError, match="it gives 12 rows that are held out"):
         guard(as_training_set(folder).some(range(NUMBER)), picked)
@@ -140,22 +139,14 @@ def test_nothing_held_out_is_nothing_to_find():
 # --- with one: an error that names it --------------------------------------------------------------------------------
 
 
-def test_the_whole_source_is_refused_and_the_rows_are_named():
-    picked = picked_from(ROWS)
-    with pytest.raises(ConfigError) as caught:
-        guard(ROWS, picked)
-    said = str(caught.value)
-    assert said.startswith("dataloader: it gives 12 rows that are held out as controls (")
-    assert names(picked)[0] in said
-    assert said.endswith("; make it from picked.train")
-
-
-@pytest.mark.parametrize(
-    "source", [list, tuple, lambda rows: Subset(rows, range(NUMBER))], ids=["list", "tuple", "subset"]
-)
-def test_a_subset_with_held_out_rows_is_refused(source):
-    rows = source(ROWS)
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_held_out_rows_are_refused_and_named(kind):
+    rows = dict(zip(KINDS, (ROWS, tuple(ROWS), Subset(ROWS, range(NUMBER))), strict=False))[kind]
     picked = picked_from(rows)
+    with pytest.raises(
+        ConfigError, match=rf"^dataloader: it gives 12 rows .* \({names(picked)[0]}.*; make it from pick"
+    ):
+        guard(rows, picked)
     first, second = picked.held_out[:2]
     for dataset in (
         Subset(rows, [second, *picked.train_rows[:5], first]),
@@ -163,39 +154,27 @@ def test_a_subset_with_held_out_rows_is_refused(source):
         Subset(Subset(rows, [first, second]), [1, 0]),
     ):
         assert held_out_rows_in(dataset, picked) == (names(picked, [first, second]), True)
-        with pytest.raises(ConfigError, match=f"2 rows that are held out .*{names(picked, [first])[0]}"):
-            guard(dataset, picked)
 
 
 def test_columns_that_were_not_filtered_are_refused(columns, monkeypatch):
-    monkeypatch.setattr(trained_on, "_found_by_hash", None)
+    monkeypatch.setattr(module, "_found_by_hash", None)
     picked = picked_from(columns)
-    first = picked.held_out[0]
     for dataset in (columns, columns.with_transform(lambda rows: 1 / 0), columns.shuffle(seed=0)):
-        with pytest.raises(ConfigError, match="it gives 12 rows that are held out as controls"):
-            guard(dataset, picked)
-    with pytest.raises(ConfigError, match=rf"it gives 1 row that .*\({names(picked, [first])[0]}\)"):
-        guard(columns.select([first, *picked.train_rows[:3]]), picked)
-
-
-def test_a_selection_that_was_picked_from_counts_in_its_own_numbers(columns):
-    part = columns.select(range(NUMBER - 1, -1, -1))
+        assert held_out_rows_in(dataset, picked) == (names(picked), True)
+    first = picked.held_out[0]
+    assert held_out_rows_in(columns.select([first, *picked.train_rows[:3]]), picked) == (names(picked, [first]), True)
+    part = columns.select(range(NUMBER - 1, -1, -1))  # counts in its own numbers
     picked = picked_from(part)
     assert held_out_rows_in(picked.train, picked) == ([], True)
     assert held_out_rows_in(columns.select([NUMBER - 1 - row for row in picked.train_rows]), picked) == ([], True)
     assert held_out_rows_in(columns, picked) == (names(picked), True)
 
 
-def test_rows_of_the_same_content_are_found_by_hash():
+def test_rows_of_the_same_content_are_found_by_hash(columns):
     picked = picked_from(ROWS)
     again = [{"image": row["image"].copy(), "text": "another caption"} for row in ROWS]
     assert held_out_rows_in(again, picked) == (names(picked), True)
-    with pytest.raises(ConfigError, match="it gives 12 rows"):
-        guard(again, picked)
-    guard([again[row] for row in picked.train_rows], picked)
-
-
-def test_columns_of_the_same_content_are_found_by_hash(columns):
+    assert held_out_rows_in([again[row] for row in picked.train_rows], picked) == ([], True)
     picked = picked_from(columns)
     again = type(columns).from_dict(columns.to_dict()).cast_column("image", columns.features["image"])
     assert held_out_rows_in(again, picked) == (names(picked), True)
@@ -217,15 +196,15 @@ def test_class_images_that_are_held_out_are_found():
 @pytest.mark.parametrize(
     "dataset",
     [
-        Holder(ROWS, attribute="_files"),
         Holder(ROWS),
+        Holder(ROWS, only=lambda row: row % 2 == 0),  # a filter over all rows is no view of them
         Stream(),
         SimpleNamespace(__len__=lambda: 3),
         None,
         [{"pixel_values": 1}],
         ["a prompt"],
     ],
-    ids=["custom", "rows", "stream", "object", "none", "tensors", "prompts"],
+    ids=["rows", "filtered", "stream", "object", "none", "tensors", "prompts"],
 )
 def test_what_cannot_be_seen_is_said_once(dataset, caplog):
     picked = picked_from(ROWS)
@@ -239,17 +218,8 @@ def test_what_cannot_be_seen_is_said_once(dataset, caplog):
     )
 
 
-def test_a_filter_over_all_rows_is_not_taken_for_a_view_of_them(caplog):
-    """A data set with an attribute ``rows`` and a filter was taken for its rows, and trained on what was held out."""
-    picked = picked_from(ROWS)
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        guard(Holder(ROWS, only=lambda row: row % 2 == 0), picked)
-    (said,) = caplog.messages
-    assert "cannot see which rows a Holder gives" in said
-
-
 def test_no_more_than_so_many_rows_are_hashed_and_the_rest_is_said(monkeypatch, caplog):
-    monkeypatch.setattr(trained_on, "COMPARED", 10)
+    monkeypatch.setattr(module, "COMPARED", 10)
     picked = picked_from(ROWS)
     with caplog.at_level(logging.WARNING, "memwatch"):
         guard([dict(ROWS[row]) for row in picked.train_rows], picked)
@@ -277,6 +247,22 @@ def test_given_controls_that_show_training_rows_are_refused_and_both_are_named(r
     assert str(caught.value) == said + "are held out from training"
     with pytest.raises(ProbeError, match="show rows that are trained on"):
         for_run(real, MemWatchConfig(), None, given, None, has_rotation=False)
+
+
+def test_pictures_are_known_again_in_any_size_and_mirrored():
+    rows = as_training_set([*(photo(i) for i in range(8)), photo(3), {}])
+    picked = Picked(rows, survey(rows, progress=False))
+    given = [photo(20), photo(3).resize((50, 50)), ImageOps.mirror(photo(5)), Image.new("RGB", (64, 64)), photo(0)]
+    assert [row_shown(picture, picked) for picture in given] == [None, 3, 5, None, 0]
+
+
+def test_no_more_rows_are_read_than_may_be_for_a_picture(monkeypatch):
+    rows = as_training_set([Image.new("RGB", (64, 64), (shade, shade, shade)) for shade in range(20, 220, 20)])
+    picked, read = Picked(rows, survey(rows, progress=False)), []
+    monkeypatch.setattr(module, "CANDIDATES", 4)
+    monkeypatch.setattr(rows, "image", lambda row: read.append(row) or Image.new("RGB", (64, 64)))
+    assert row_shown(Image.new("RGB", (64, 64), "white"), picked) is None
+    assert read == [0, 1, 2, 3]
 
 
 def test_given_controls_that_are_held_out_or_new_are_fine(real, tmp_path):
