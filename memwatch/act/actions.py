@@ -19,7 +19,6 @@ from memwatch.measure.observer import Observer
 from memwatch.picking.for_run import cannot_be_seen, held_out_rows_in
 from memwatch.picking.picked import Picked
 from memwatch.picking.text import counted, listed
-from memwatch.picking.trained_on import cannot_be_seen, held_out_rows_in
 from memwatch.report.sinks import Sink
 
 logger = logging.getLogger("memwatch")

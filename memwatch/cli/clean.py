@@ -7,11 +7,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from memwatch.act.flagged import FLAGGED, Flagged, read_flagged
-from memwatch.cli.scan import require_option
 from memwatch.cli.scan_options import require_option
 from memwatch.judge.verdict import Verdict
-from memwatch.picking.folder_copy import copy_without
-from memwatch.picking.folder_rows import METADATA
 from memwatch.picking.image_folder import METADATA, copy_without
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.text import counted, listed

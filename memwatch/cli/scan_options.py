@@ -12,9 +12,9 @@ from PIL import Image
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
 from memwatch.measure.probes import Probe, as_probes
+from memwatch.picking.for_run import refuse_trained_on
 from memwatch.picking.pick import pick
 from memwatch.picking.picked import Picked
-from memwatch.picking.trained_on import refuse_trained_on
 from memwatch.scan.checkpoints import lora_file
 
 logger = logging.getLogger("memwatch")

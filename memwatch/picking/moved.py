@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import cv2  # type: ignore[import-not-found,unused-ignore]
+import cv2
 import numpy as np
 
 from memwatch.picking.same_place import Box, Part, checked, spaced

@@ -10,8 +10,6 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from memwatch.picking.choose import choose
-from memwatch.picking.pictures import decoded
 from photographs import UNSEEN, random_view
 from PIL import Image
 
