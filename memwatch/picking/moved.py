@@ -41,7 +41,7 @@ class Points(NamedTuple):
 
 def points_of(picture: np.ndarray, number: int = 0) -> Points:
     """The keypoints of RGB pixels ``(SIDE, SIDE, 3)``."""
-    orb = cv2.ORB_create(nfeatures=KEYPOINTS, nlevels=4, fastThreshold=FAINT)
+    orb = cv2.ORB.create(nfeatures=KEYPOINTS, nlevels=4, fastThreshold=FAINT)
     points, bits = orb.detectAndCompute(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), None)
     at = np.array([point.pt for point in points], np.float32).reshape(-1, 2)
     angle, octave = (np.array([getattr(point, name) for point in points]) for name in ("angle", "octave"))
