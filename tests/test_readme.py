@@ -17,11 +17,11 @@ from memwatch.report import report
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", ".github/CONTRIBUTING.md", "configs/README.md"]
-PAGES += ["train_examples/README.md", "train_examples/dashboards.md"]
+PAGES += ["train_examples/README.md", "train_examples/contrib/README.md", "train_examples/dashboards.md"]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 SPANS = sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))))
 FILES = {"metadata.jsonl", "flagged.jsonl", "train_network.py"}  # spans with a dot that are files
-THEIRS = {"accelerator.load_state", "torch.compile"}
+THEIRS = {"accelerator.load_state", "accelerator.prepare"}
 OURS = {f"{k}.{n}" for k, section in MemWatchConfig().to_dict().items() if isinstance(section, dict) for n in section}
 
 
