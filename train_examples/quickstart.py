@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -295,7 +294,6 @@ def problems(reports: Sequence[Report], items: Sequence[Item], stop_reason: str 
 def main() -> int:
     """0 when memwatch found what was planted and nothing else, otherwise 1."""
     args = parse_args()
-    logging.basicConfig(level=logging.WARNING)
     started = time.perf_counter()
     items, validation = photo_set(args.seed, args.num_photos, args.num_template_images, args.num_repeats)
     write_folder(items, args.output_dir / "images")
