@@ -26,7 +26,10 @@ def test_one_process_trains_as_without_memwatch(kind, picked, pipeline, tmp_path
     assert len(list((tmp_path / f"{kind} watched".replace(" ", "-") / "memwatch").glob("history.jsonl"))) == 1
 
 
-@pytest.mark.parametrize("kinds", [KINDS[:5], KINDS[5:]], ids=["five", "the other five"])
+ON_TWO = [kind for kind in KINDS if kind != "workers"]  # as those that persist, and they take long to start
+
+
+@pytest.mark.parametrize("kinds", [ON_TWO[i : i + 2] for i in range(0, len(ON_TWO), 2)], ids=" and ".join)
 def test_two_processes_train_as_without_memwatch(kinds, pretrained, tmp_path):
     on_two_ranks(neutral.__file__, tmp_path, pretrained, ",".join(kinds), folder=tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2))

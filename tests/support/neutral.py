@@ -45,8 +45,7 @@ KINDS = (
     "IterableDataset",
     "weighted sampler",
 )
-CONFIG = {key: value for key, value in SMALL.items() if key != "screen"}
-CONFIG |= {"every_steps": 6, "rotation": {"rows": 0}, "proof": {"enabled": False}, "rollback": False}
+CONFIG = SMALL | {"every_steps": 6, "rotation": {"rows": 0}, "proof": {"enabled": False}, "rollback": False}
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -89,7 +88,7 @@ def loader_of(kind: str, data: Rows, accelerator: Accelerator) -> DataLoader[Any
         return DataLoader(
             data, BATCH, sampler=WeightedRandomSampler([1.0 + i % 3 for i in range(len(data))], len(data))
         )
-    number = 2 if "workers" in kind else 0
+    number = 1 if "workers" in kind else 0
     return DataLoader(data, BATCH, shuffle=True, num_workers=number, persistent_workers=kind == "persistent workers")
 
 
