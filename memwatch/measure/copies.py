@@ -96,11 +96,10 @@ def sibling_ratios(pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -
 
     Pictures of one prompt that agree inside a region, whatever their seed, show what is stored there.
     """
-    found = [[np.inf] * len(pictures) for _ in pictures]
-    for i, target in enumerate(pictures):
-        for j, ratio in enumerate(copy_ratios(target, pictures, others, mask)):
-            found[i][j] = ratio if i != j else np.inf
-    return [min(column) for column in zip(*found, strict=True)]
+    found = np.array([copy_ratios(target, pictures, others, mask) for target in pictures])
+    np.fill_diagonal(found, np.inf)
+    nearest: list[float] = found.min(axis=0).tolist()
+    return nearest
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------

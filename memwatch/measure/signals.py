@@ -64,11 +64,6 @@ def mean_log_ratio(variance: CurvatureMap, loss: CurvatureMap) -> CurvatureMap:
     return CurvatureMap((per_draw + loss.samples) / 2)
 
 
-def pointwise_min(a: CurvatureMap, b: CurvatureMap) -> CurvatureMap:
-    """The smaller of two maps, coordinate by coordinate, each with its own error."""
-    return CurvatureMap(torch.where((a.mean <= b.mean)[..., None, :, :], a.samples, b.samples))
-
-
 def squared_difference(a: Tensor, b: Tensor) -> CurvatureMap:
     """``(a - b)^2``, mean over channels, one replicate per noise draw: samples ``(levels, draws, h, w)``."""
     return CurvatureMap((a - b).square().mean(-3))
@@ -195,7 +190,7 @@ def decide(signals: Signals, terms: str, against: str, expected: Tensor | None =
         k0 = torch.zeros(len(k.samples)) if expected is None else expected
         over = k.mean > k0[:, None, None]
         n = CurvatureMap(n.samples + (k.samples - k0[:, None, None, None]).where(over[:, None], 0.0))
-    return pointwise_min(s, n)
+    return CurvatureMap(torch.where((s.mean <= n.mean)[..., None, :, :], s.samples, n.samples))  # each with its error
 
 
 def branch_quantile(signals: Signals, terms: str) -> Tensor | None:

@@ -313,14 +313,6 @@ def flat(*values):
     return CurvatureMap(torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1, 1))
 
 
-def test_log_ratio_by_hand():
-    found = log_ratio(flat(0.7, 0.9), flat(0.15, 0.25), RHO_FLOOR)
-    assert (RHO_FLOOR, LOSS_FLOOR) == (0.05, 0.01)
-    assert found.mean.item() == pytest.approx(math.log(0.85 / 0.25))
-    # deviations: +-(0.1 / 0.85) and +-(0.05 / 0.25), paired
-    assert found.sem.item() == pytest.approx(0.2 - 0.1 / 0.85)
-
-
 @pytest.mark.parametrize("floor", [RHO_FLOOR, LOSS_FLOOR])
 def test_log_ratio_of_next_to_nothing_is_next_to_nothing(floor):
     found = log_ratio(flat(0.2 * floor, 0.2 * floor), flat(0.0, 0.0), floor)
