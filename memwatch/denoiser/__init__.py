@@ -8,22 +8,19 @@ from memwatch.denoiser.aligned import aligned
 from memwatch.denoiser.base import Conditioning, Denoiser, dtype_of, to_device
 from memwatch.denoiser.borrow import borrow, can_checkpoint, checkpointed, untouched_streams, unwrap
 from memwatch.denoiser.components import Components, as_tuple, load_components
-from memwatch.denoiser.families import FAMILIES, family_of
+from memwatch.denoiser.families import family_of
 from memwatch.denoiser.flux import Flux
 from memwatch.denoiser.stable_diffusion import StableDiffusion
 from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3
-from memwatch.denoiser.stable_diffusion_xl import StableDiffusionXL
 from memwatch.denoiser.unconditional import Unconditional
 
 __all__ = [
-    "FAMILIES",
     "Components",
     "Conditioning",
     "Denoiser",
     "Flux",
     "StableDiffusion",
     "StableDiffusion3",
-    "StableDiffusionXL",
     "Unconditional",
     "aligned",
     "as_tuple",

@@ -25,13 +25,10 @@ class FlowDenoiser(Denoiser):
 
         euler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps) if self.even_sigmas else None
-        mu = shift_of((side // self.patch) ** 2, euler.config) if euler.config.use_dynamic_shifting else None
+        mu = None
+        if euler.config.use_dynamic_shifting:  # linear in the number of tokens, as in diffusers
+            low, high = euler.config.get("base_image_seq_len", 256), euler.config.get("max_image_seq_len", 4096)
+            base, top = euler.config.get("base_shift", 0.5), euler.config.get("max_shift", 1.15)
+            mu = float(base + (top - base) * ((side // self.patch) ** 2 - low) / (high - low))
         euler.set_timesteps(num_inference_steps, sigmas=sigmas, mu=mu)
         return euler
-
-
-def shift_of(tokens: int, config: Any) -> float:
-    """The timestep shift of an image of ``tokens`` tokens: linear between the scheduler's two ends, as in diffusers."""
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return float(base + (top - base) * (tokens - low) / (high - low))

@@ -31,8 +31,6 @@ from memwatch.ranks import Ranks
 
 KEEP_EVENTS = 4  # of the latest, that stay usable as baselines beside the first one
 
-Pair = tuple[Measurement | None, Measurement | None]  # with the prompt, and without
-
 
 def choose_baseline(signals: SignalsConfig, steps: Sequence[int], last_clean: int | None = None) -> int | None:
     """The step of the configured baseline; ``None`` before there is one, and for weights from outside the run.
@@ -120,31 +118,24 @@ class Baselines:
         """See ``choose_baseline``."""
         return choose_baseline(self.signals, self._steps(probe), last_clean)
 
-    def recall(self, probe: Probe, step: int | None, *, curvature: bool = True) -> Pair:
-        """What was measured on a reference probe at that step; ``None`` where the model must be looked at again.
+    def recall(self, probe: Probe, step: int | None, *, curvature: bool = True) -> list[Measurement | None]:
+        """What was measured on a reference probe at that step, with the prompt and without it.
+
+        It is ``None`` where the model must be looked at again, with the weights of that step.
 
         Args:
             curvature: False asks for what the screen measured then.
         """
         if (probe.name, curvature) in self._fixed:
             kept = {name: tensor.clone() for name, tensor in self._fixed[probe.name, curvature].items()}
-            return from_tensors(kept, probe.name), from_tensors(kept, probe.name + UNCONDITIONAL)
+            return [from_tensors(kept, probe.name), from_tensors(kept, probe.name + UNCONDITIONAL)]
         if not probe.is_reference or step is None:
-            return None, None
+            return [None, None]
         end = "" if curvature else SCREEN
         names = [name + end for name in (probe.name, probe.name + UNCONDITIONAL)]
         fitting = [name if self._fits(self.ledger, step, name) else None for name in names]
         kept = self.ledger.read(step, [each for name in fitting if name is not None for each in tensor_names(name)])
-        now, without = (None if name is None else from_tensors(kept, name) for name in fitting)
-        return now, without
-
-    def needs_weights(self, probe: Probe, step: int | None, *, curvature: bool = True) -> bool:
-        """Whether the model must be looked at again with earlier weights."""
-        if self.signals.baseline_is_fixed:
-            return (probe.name, curvature) not in self._fixed
-        if step is None or not probe.is_reference:
-            return step is not None
-        return not self._fits(self.ledger, step, probe.name if curvature else probe.name + SCREEN)
+        return [None if name is None else from_tensors(kept, name) for name in fitting]
 
     def weights_at(self, step: int | None) -> Mapping[str, Tensor]:
         """The weights of a step, or those from outside the run."""

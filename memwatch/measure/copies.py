@@ -65,22 +65,11 @@ def unexposed(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def ratios(target: np.ndarray, pictures: np.ndarray, others: np.ndarray) -> list[float]:
-    """Each picture's distance to the target over its distance to the nearest of ``others``; infinite where that is 0.
-
-    Args:
-        target: ``(pixels, 3)``, ``unexposed`` as the rest.
-        pictures, others: ``(n, pixels, 3)``, at least one other.
-    """
-    own = [np.linalg.norm(target - x) for x in pictures]
-    nearest = [np.linalg.norm(others - x, axis=(1, 2)).min() for x in pictures]
-    return [float(a / b) if b > 0 else np.inf for a, b in zip(own, nearest, strict=True)]
-
-
 def copy_ratios(target: np.ndarray, pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -> list[float]:
-    """``ratios`` inside a mask; infinite without other pictures, and where the target is flat.
+    """Each picture's distance to the target over its distance to the nearest of ``others``, inside a mask.
 
-    A flat region looks like any other one at some exposure, so a copy of it cannot be told.
+    It is infinite without other pictures, where the nearest one is the same, and where the target is flat: a flat
+    region looks like any other one at some exposure, so a copy of it cannot be told.
 
     Args:
         target: ``(H, W, 3)`` in [0, 1]; pictures and others ``(n, H, W, 3)``.
@@ -88,8 +77,12 @@ def copy_ratios(target: np.ndarray, pictures: np.ndarray, others: np.ndarray, ma
     """
     if len(others) == 0 or contrast(target, mask) < FLAT:
         return [np.inf] * len(pictures)
-    (flattened,) = unexposed(target[None], mask)
-    return ratios(flattened, unexposed(pictures, mask), unexposed(others, mask))
+    (flattened,), rest = unexposed(target[None], mask), unexposed(others, mask)
+    found = []
+    for picture in unexposed(pictures, mask):
+        own, nearest = np.linalg.norm(flattened - picture), np.linalg.norm(rest - picture, axis=(1, 2)).min()
+        found.append(float(own / nearest) if nearest > 0 else np.inf)
+    return found
 
 
 def contrast(picture: np.ndarray, mask: np.ndarray) -> float:
@@ -103,11 +96,10 @@ def sibling_ratios(pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -
 
     Pictures of one prompt that agree inside a region, whatever their seed, show what is stored there.
     """
-    found = [[np.inf] * len(pictures) for _ in pictures]
-    for i, target in enumerate(pictures):
-        for j, ratio in enumerate(copy_ratios(target, pictures, others, mask)):
-            found[i][j] = ratio if i != j else np.inf
-    return [min(column) for column in zip(*found, strict=True)]
+    found = np.array([copy_ratios(target, pictures, others, mask) for target in pictures])
+    np.fill_diagonal(found, np.inf)
+    nearest: list[float] = found.min(axis=0).tolist()
+    return nearest
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------

@@ -95,6 +95,10 @@ def value_and_diag_jacobian(
 
     Raises:
         ValueError: the shapes do not fit.
+
+    >>> v = test_vectors(1, (1, 2, 2), torch.Generator().manual_seed(0))
+    >>> value_and_diag_jacobian(lambda x: 3 * x, torch.zeros(1, 1, 2, 2), v[:, None])[1].unique()
+    tensor([3.])
     """
     if vectors.shape[1:] != x.shape:
         raise ValueError(f"vectors must have shape (K, {', '.join(map(str, x.shape))}), got {tuple(vectors.shape)}")
@@ -108,16 +112,6 @@ def value_and_diag_jacobian(
             output = y if reuse_graph or k == 0 else fn(x.view_as(x))
             products.append(v * torch.autograd.grad(output, x, v, retain_graph=reuse_graph and k < len(vectors) - 1)[0])
     return y.detach(), torch.stack(products)
-
-
-def diag_jacobian(fn: Callable[[Tensor], Tensor], x: Tensor, vectors: Tensor) -> Tensor:
-    """Hutchinson products ``v * (J^T v)``, shape ``(K, b, ...)``; see ``value_and_diag_jacobian``.
-
-    >>> v = test_vectors(1, (1, 2, 2), torch.Generator().manual_seed(0))
-    >>> diag_jacobian(lambda x: 3 * x, torch.zeros(1, 1, 2, 2), v[:, None]).unique()
-    tensor([3.])
-    """
-    return value_and_diag_jacobian(fn, x, vectors)[1]
 
 
 @dataclass(frozen=True)

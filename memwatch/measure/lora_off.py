@@ -48,7 +48,9 @@ def _causes(model: nn.Module) -> Iterator[str]:
     for adapter in sorted(trained_adapters(model)):
         config = getattr(model, "peft_config", {}).get(adapter)
         start = getattr(config, "init_lora_weights", True)
-        variants = {type(v[adapter]).__name__ for m in model.modules() if adapter in (v := _variants(m))}
+        variants = {
+            type(v[adapter]).__name__ for m in model.modules() if adapter in (v := m.__dict__.get("lora_variant", {}))
+        }
         if getattr(config, "use_dora", False):
             yield f"adapter {adapter!r} of the {kind} is a DoRA, which goes on scaling the base's weights without it"
         if variants:
@@ -59,12 +61,6 @@ def _causes(model: nn.Module) -> Iterator[str]:
     rest = [name for name, p in model.named_parameters() if p.requires_grad and not _is_lora(name)]
     if rest:
         yield f"the {kind} trains {len(rest)} parameters beside its LoRA, {rest[0]} first (bias=, modules_to_save=)"
-
-
-def _variants(module: nn.Module) -> dict[str, object]:
-    """What PEFT keeps of the variants of LoRA in a layer, by adapter."""
-    found: dict[str, object] = module.__dict__.get("lora_variant", {})
-    return found
 
 
 def _is_lora(name: str) -> bool:

@@ -46,13 +46,6 @@ class Measurement:
         known = self.rho is None or bool(self.rho.samples.isfinite().all())
         return known and bool(self.epsilon.isfinite().all())
 
-    def first_draws(self, draws: int) -> Measurement:
-        """The first noise draws. Replicates come draw by draw, so theirs are the first ones."""
-        if self.rho is None:
-            return Measurement(None, self.epsilon[:, :draws])
-        blocks = self.rho.samples.shape[-3] // self.draws
-        return Measurement(CurvatureMap(self.rho.samples[:, : draws * blocks]), self.epsilon[:, :draws])
-
 
 OPTIONAL = ("unconditional", "baseline", "unconditional_baseline")  # measurements that an observation may lack
 

@@ -96,8 +96,9 @@ class Observer(WatchList):
         is_path = isinstance(pretrained, str | os.PathLike)
         source = (str(pretrained) if is_path else "the pipeline") if given.scheduler is None else None
         self._prediction_type = PredictionTypeCheck(self.denoiser.schedule, source)
-        how = {"says": bool(self.ranks.accelerator.is_main_process)}
-        self.prepared = offloaded(prepare(everything, self.denoiser, parts, self.resolution, **how), self._folder)
+        says = self.ranks.accelerator.is_main_process
+        prepared = prepare(everything, self.denoiser, parts, self.resolution, says=says)
+        self.prepared = offloaded(prepared, self._folder)
         self.unconditional = self.denoiser.encode_unconditional(parts, self.resolution)
         ok = self.unconditional is not None or config.signals.against != "unconditional"
         allowed = "snapshot or both, because this model has no unconditional branch"
@@ -157,7 +158,7 @@ class Observer(WatchList):
         for p in probes:
             step = baselines.step_of(p.probe, last_clean.get(p.name))
             views[p.name], found[p.name] = self._observe_now(p, step, baselines, curvature)
-            if baselines.needs_weights(p.probe, step, curvature=curvature):
+            if found[p.name].baseline is None and (step is not None or self.config.signals.baseline_is_fixed):
                 by_weights.setdefault(step, []).append(p)
             tick()
         for step, group in by_weights.items():

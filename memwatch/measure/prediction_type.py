@@ -49,10 +49,10 @@ class PredictionTypeCheck:
 
     def __init__(self, schedule: NoiseSchedule, source: str | None) -> None:
         self.schedule, self.source = schedule, source
-        self.settled = self._said = False
+        self.settled = False
 
     def contradiction(self, observations: Sequence[Observation], latents: Mapping[str, Tensor]) -> str | None:
-        """Why nothing can be judged: the model clearly predicts the other type. In full the first time, then in short.
+        """Why nothing can be judged: the model clearly predicts the other type.
 
         Args:
             observations: of one event. latents: z_0 of reference probes by name, ``(c, h, w)``.
@@ -70,19 +70,12 @@ class PredictionTypeCheck:
         if not _is_clear(left[theirs], left[ours]):
             return None
         numbers = f"it leaves {left[theirs]:.2f} of that unexplained, and {left[ours]:.2f} of {ours}"
-        said, self._said = self._said, True
-        if said:
-            return f"the model still denoises as {theirs} and is read as {ours} ({numbers})"
-        return (
-            f"{self._cause(ours, theirs)} ({numbers}). Until it is settled, nothing is judged and no baseline is taken"
-        )
-
-    def _cause(self, ours: str, theirs: str) -> str:
+        fix = "does training set prediction_type? Pass the scheduler that it trains with (scheduler=noise_scheduler)"
+        cause = f"the model is read as {ours}, by the scheduler of {self.source}, but it denoises as {theirs}; {fix}"
         if self.source is None:
             fix = "where training has just changed it (--prediction_type), memwatch waits until the model has followed"
-            return f"the scheduler that was passed says {ours}, but the model still denoises as {theirs}; {fix}"
-        fix = "does training set prediction_type? Pass the scheduler that it trains with (scheduler=noise_scheduler)"
-        return f"the model is read as {ours}, by the scheduler of {self.source}, but it denoises as {theirs}; {fix}"
+            cause = f"the scheduler that was passed says {ours}, but the model still denoises as {theirs}; {fix}"
+        return f"{cause} ({numbers}). Until it is settled, nothing is judged and no baseline is taken"
 
 
 def _is_clear(right: float, other: float) -> bool:

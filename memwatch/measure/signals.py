@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memwatch.config import AGAINST, TERMS
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.probes import Probe
@@ -33,11 +32,6 @@ SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retaine
 RHO_FLOOR = 0.05  # of retained variance: what is left below counts as none
 LOSS_FLOOR = 0.01  # of the squared error of epsilon, whose variance is 1: the same
 BRANCH_QUANTILE = 0.9  # over pixels: what the unconditional branch has lost on a control anyway
-
-
-def collapse(baseline: CurvatureMap, now: CurvatureMap) -> CurvatureMap:
-    """Curvature difference ``C = rho_baseline - rho_now`` in [-1, 1]; the paper's ``sigma^2 * Delta h``."""
-    return baseline - now
 
 
 def log_ratio(baseline: CurvatureMap, now: CurvatureMap, floor: float) -> CurvatureMap:
@@ -57,19 +51,6 @@ def log_ratio(baseline: CurvatureMap, now: CurvatureMap, floor: float) -> Curvat
     return CurvatureMap(torch.log(b / a) + deviation)
 
 
-def score_difference(eps_now: Tensor, eps_baseline: Tensor) -> CurvatureMap:
-    """``S = (eps_now - eps_baseline)^2``; the paper's ``sigma^2 * Delta s``. Forward passes only.
-
-    Against the unconditional branch it is the per-coordinate signal of Wen et al. 2024.
-    """
-    return CurvatureMap((eps_now - eps_baseline).square().mean(-3))
-
-
-def raw_curvature(now: CurvatureMap) -> CurvatureMap:
-    """``1 - rho_now``: how pinned a coordinate is. Plain backgrounds are pinned as well, so it never decides."""
-    return CurvatureMap(1 - now.samples)
-
-
 def free(baseline: CurvatureMap, z: float = 2.0) -> Tensor:
     """Where the baseline leaves freedom that the estimator can resolve (``rho > z * sem``): bool ``(levels, h, w)``."""
     return (baseline.mean > z * baseline.sem) & (baseline.mean > SMALLEST_RHO)
@@ -83,14 +64,9 @@ def mean_log_ratio(variance: CurvatureMap, loss: CurvatureMap) -> CurvatureMap:
     return CurvatureMap((per_draw + loss.samples) / 2)
 
 
-def pointwise_min(a: CurvatureMap, b: CurvatureMap) -> CurvatureMap:
-    """The smaller of two maps, coordinate by coordinate, each with its own error."""
-    return CurvatureMap(torch.where((a.mean <= b.mean)[..., None, :, :], a.samples, b.samples))
-
-
-def denoising_loss(eps: Tensor, epsilon: Tensor) -> CurvatureMap:
-    """``|eps_hat - eps|^2``, mean over channels, one replicate per noise draw: samples ``(levels, draws, h, w)``."""
-    return CurvatureMap((epsilon - eps).square().mean(-3))
+def squared_difference(a: Tensor, b: Tensor) -> CurvatureMap:
+    """``(a - b)^2``, mean over channels, one replicate per noise draw: samples ``(levels, draws, h, w)``."""
+    return CurvatureMap((a - b).square().mean(-3))
 
 
 @dataclass(frozen=True)
@@ -98,9 +74,11 @@ class Comparison:
     """Two measurements at the same noisy latents with the same test vectors: every signal of the step earlier -> now.
 
     Attributes:
-        score: samples ``(levels, draws, h, w)``, see ``score_difference``.
-        collapse, variance: samples ``(levels, n, h, w)``, see ``collapse`` and ``log_ratio``; ``None`` where either
-            side was run forward only. is_free: see ``free``, likewise.
+        score: squared difference of epsilon, samples ``(levels, draws, h, w)``; the paper's ``sigma^2 * Delta s``.
+            Against the unconditional branch it is the per-coordinate signal of Wen et al. 2024.
+        collapse: ``rho_earlier - rho_now`` in [-1, 1], samples ``(levels, n, h, w)``; the paper's ``sigma^2 * Delta
+            h``. variance: ``log_ratio`` of the same. is_free: see ``free``. All ``None`` where either side was run
+            forward only.
         loss: ``log_ratio`` of the denoising losses, samples ``(levels, draws, h, w)``; ``None`` where the true noise is
             unknown (a prompt probe looked at in the last step of its sampling).
     """
@@ -119,16 +97,16 @@ class Comparison:
             eps: the true noise, shape of ``now.epsilon``.
             smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
         """
-        found = cls(score_difference(now.epsilon, earlier.epsilon))
+        found = cls(squared_difference(now.epsilon, earlier.epsilon))
         if eps is not None:
-            before, after = (denoising_loss(eps, m.epsilon).smooth(smooth) for m in (earlier, now))
+            before, after = (squared_difference(m.epsilon, eps).smooth(smooth) for m in (earlier, now))
             found = replace(found, loss=log_ratio(before, after, LOSS_FLOOR))
         if earlier.rho is None or now.rho is None:
             return found
         rho_earlier, rho_now = earlier.rho.smooth(smooth), now.rho.smooth(smooth)
         return replace(
             found,
-            collapse=collapse(rho_earlier, rho_now),
+            collapse=rho_earlier - rho_now,
             variance=log_ratio(rho_earlier, rho_now, RHO_FLOOR),
             is_free=free(rho_earlier),
         )
@@ -153,7 +131,8 @@ class Signals:
 
     Attributes:
         snapshot, unconditional, branch: the comparisons S, N and K; ``None`` where either side was not measured.
-        raw: raw curvature of now, samples ``(levels, n, h, w)``; ``None`` where the network was run forward only.
+        raw: ``1 - rho_now``, how pinned a coordinate is, samples ``(levels, n, h, w)``; ``None`` where the network was
+            run forward only. Plain backgrounds are pinned as well, so it never decides.
         deciding: the map that decides, level by level, samples ``(levels, n, h, w)``; ``None`` where nothing can be
             compared.
         decisive: its mean over levels, samples ``(n, h, w)``, natural log of a factor. Regions and alerts come from it.
@@ -177,14 +156,8 @@ class Signals:
             snapshot=compared(o.baseline, o.now),
             unconditional=compared(o.unconditional, o.now),
             branch=compared(o.unconditional_baseline, o.unconditional),
-            raw=None if o.now.rho is None else raw_curvature(o.now.rho.smooth(smooth)),
+            raw=None if o.now.rho is None else CurvatureMap(1 - o.now.rho.smooth(smooth).samples),
         )
-
-    def decided(self, terms: str, against: str, expected: Tensor | None = None) -> Signals:
-        """The same with the map that decides, see ``decide``."""
-        deciding = decide(self, terms, against, expected)
-        decisive = None if deciding is None else CurvatureMap(deciding.samples.mean(0))
-        return replace(self, deciding=deciding, decisive=decisive)
 
     def maps(self) -> dict[str, CurvatureMap]:
         """Those that exist, by the name that files and logged keys use."""
@@ -206,12 +179,7 @@ def decide(signals: Signals, terms: str, against: str, expected: Tensor | None =
     Args:
         expected: k0, ``(levels,)``: what the branch has lost on pictures that nobody trained on, see
             ``branch_quantile``; 0 without.
-
-    Raises:
-        ValueError: ``terms`` or ``against`` is none of the three.
     """
-    if terms not in TERMS or against not in AGAINST:
-        raise ValueError(f"got terms {terms!r}, against {against!r}; allowed: {TERMS} and {AGAINST}")
     comparisons = (signals.snapshot, signals.unconditional, signals.branch)
     s, n, k = (None if c is None else c.term(terms) for c in comparisons)
     if against == "unconditional":
@@ -222,7 +190,7 @@ def decide(signals: Signals, terms: str, against: str, expected: Tensor | None =
         k0 = torch.zeros(len(k.samples)) if expected is None else expected
         over = k.mean > k0[:, None, None]
         n = CurvatureMap(n.samples + (k.samples - k0[:, None, None, None]).where(over[:, None], 0.0))
-    return pointwise_min(s, n)
+    return CurvatureMap(torch.where((s.mean <= n.mean)[..., None, :, :], s.samples, n.samples))  # each with its error
 
 
 def branch_quantile(signals: Signals, terms: str) -> Tensor | None:
@@ -248,7 +216,11 @@ def compute_signals(
 
     def decided(probe: Probe, signals: Signals | None) -> Signals | None:
         others = [q for p, q in lost if p.name != probe.name and p.is_reference is probe.is_reference]
-        return signals and signals.decided(terms, against, torch.stack(others).amax(0) if others else None)
+        if signals is None:
+            return None
+        deciding = decide(signals, terms, against, torch.stack(others).amax(0) if others else None)
+        decisive = None if deciding is None else CurvatureMap(deciding.samples.mean(0))
+        return replace(signals, deciding=deciding, decisive=decisive)
 
     return {name: decided(probe, signals) for name, (probe, signals) in found.items()}
 

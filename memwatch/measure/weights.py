@@ -117,20 +117,16 @@ def local_part(tensor: Tensor) -> Tensor:
 
 def _fitted(name: str, tensor: Tensor, parameter: Tensor | None) -> Tensor:
     """``tensor`` as this rank's part of ``parameter``, or a ``ValueError`` that names both shapes."""
-    value = tensor if parameter is None else _cut_like(tensor, parameter)
+    like: Any = parameter
+    if like is not None and is_sharded(like) and not is_sharded(tensor) and tensor.shape == like.shape:
+        from torch.distributed.tensor import distribute_tensor
+
+        tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    value = local_part(tensor)
     if parameter is None or local_part(parameter).shape != value.shape:
         has = tuple(local_part(parameter).shape) if parameter is not None else "no such parameter"
         raise ValueError(f"snapshot does not fit the model: {name} has shape {tuple(value.shape)}, the model {has}")
     return value
-
-
-def _cut_like(tensor: Tensor, like: Any) -> Tensor:
-    """``tensor`` cut as ``like`` is; unchanged when it already is."""
-    if is_sharded(tensor) or not is_sharded(like) or tensor.shape != like.shape:
-        return local_part(tensor)
-    from torch.distributed.tensor import distribute_tensor
-
-    return local_part(distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements))
 
 
 def reshard(model: nn.Module) -> None:

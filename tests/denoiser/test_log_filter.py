@@ -101,16 +101,6 @@ def test_what_the_user_chose_comes_back_also_after_an_exception(shown, monkeypat
     assert settings() == before
 
 
-def test_a_message_passes_every_handler_once(heard):
-    for _ in range(2):
-        with quietly():
-            LOG.warning("the attribute %s is not used", "a")
-            LOG.warning("the attribute %s is not used", "b")
-    assert sorted(heard) == [f"the attribute {name} is not used" for name in "aabb"]
-    LOG.warning("the attribute %s is not used", "a")  # outside, everything is shown as ever
-    assert len(heard) == 6
-
-
 def test_errors_and_other_peoples_messages_are_always_shown(heard):
     for _ in range(2):
         with quietly():

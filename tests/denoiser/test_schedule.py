@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
+import diffusers
 import pytest
 import torch
 from support.oracles import ALPHAS
@@ -12,16 +11,12 @@ from memwatch.denoiser.schedule import NoiseSchedule
 
 
 def test_add_noise_by_hand():
-    schedule = NoiseSchedule(torch.tensor([0.8, 0.6], dtype=torch.float64), 2, "epsilon")
+    """Variance preserving; and rectified flow, a straight line."""
     z_0, eps = torch.full((2, 1, 1, 1), 10.0), torch.full((2, 1, 1, 1), 5.0)
-    noisy = schedule.add_noise(z_0, eps, torch.tensor([0, 1]))
+    curved = NoiseSchedule(torch.tensor([0.8, 0.6], dtype=torch.float64), 2, "epsilon")
+    noisy = curved.add_noise(z_0, eps, torch.tensor([0, 1]))
     torch.testing.assert_close(noisy.flatten(), torch.tensor([0.8 * 10 + 0.6 * 5, 0.6 * 10 + 0.8 * 5]))
-
-
-def test_rectified_flow_is_a_straight_line():
-    schedule = NoiseSchedule(None, 1000, "flow")
-    z_0, eps = torch.full((2, 1, 1, 1), 10.0), torch.full((2, 1, 1, 1), 5.0)
-    noisy = schedule.add_noise(z_0, eps, torch.tensor([250.0, 0.5]))
+    noisy = NoiseSchedule(None, 1000, "flow").add_noise(z_0, eps, torch.tensor([250.0, 0.5]))
     torch.testing.assert_close(noisy.flatten(), torch.tensor([0.75 * 10 + 0.25 * 5, 0.9995 * 10 + 0.0005 * 5]))
 
 
@@ -38,38 +33,27 @@ def test_every_prediction_type_gives_back_the_noise(prediction_type):
     torch.testing.assert_close(found, eps, atol=2e-5, rtol=1e-5)
 
 
-def scheduler(name="DDPMScheduler", **parts):
-    return type(name, (SimpleNamespace,), {})(**parts)
-
-
 @pytest.mark.parametrize("declared", ["epsilon", "v_prediction", "sample"])
-def test_from_scheduler_reads_alphas_cumprod(declared):
-    given = scheduler(alphas_cumprod=torch.tensor([0.81, 0.25]), config=SimpleNamespace(prediction_type=declared))
-    schedule = NoiseSchedule.from_scheduler(given)
-    assert (schedule.num_train_timesteps, schedule.prediction_type) == (2, declared)
-    torch.testing.assert_close(schedule.alphas, torch.tensor([0.9, 0.5], dtype=torch.float64), atol=1e-6, rtol=0)
-
-
-def test_from_scheduler_knows_flow_matching_by_its_class():
-    given = scheduler("FlowMatchEulerDiscreteScheduler", config=SimpleNamespace(num_train_timesteps=1000))
-    assert NoiseSchedule.from_scheduler(given) == NoiseSchedule(None, 1000, "flow")
-
-
-@pytest.mark.parametrize(
-    "name", [f"{n}Scheduler" for n in ("DDPM", "DDIM", "PNDM", "EulerDiscrete", "DPMSolverMultistep")]
-)
-def test_from_real_diffusers_schedulers(name):
-    diffusers = pytest.importorskip("diffusers")
-    given = getattr(diffusers, name)(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    schedule = NoiseSchedule.from_scheduler(given)
+@pytest.mark.parametrize("name", ["DDPM", "DDIM", "PNDM", "EulerDiscrete", "DPMSolverMultistep"])
+def test_schedulers_of_diffusers_are_read(name, declared):
+    options = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    made = getattr(diffusers, f"{name}Scheduler")(**options, prediction_type=declared)
+    schedule = NoiseSchedule.from_scheduler(made)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     torch.testing.assert_close(schedule.alphas**2, (1 - betas).cumprod(0), atol=1e-6, rtol=1e-4)
-    assert schedule.prediction_type == "epsilon"
+    assert (schedule.num_train_timesteps, schedule.prediction_type) == (1000, declared)
+
+
+def test_flow_matching_is_known_by_its_class():
+    found = NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
+    assert found == NoiseSchedule(None, 1000, "flow")
 
 
 def test_errors_say_what_is_wrong():
-    with pytest.raises(ValueError, match=r"scheduler Odd has no alphas_cumprod and is not a flow-matching scheduler"):
-        NoiseSchedule.from_scheduler(scheduler("Odd", config=SimpleNamespace(prediction_type="epsilon")))
+    with pytest.raises(
+        ValueError, match=r"scheduler EDMEulerScheduler has no alphas_cumprod and is not a flow-matching"
+    ):
+        NoiseSchedule.from_scheduler(diffusers.EDMEulerScheduler())
     with pytest.raises(ValueError, match=r"prediction_type: got 'noise', allowed epsilon, v_prediction, sample, flow"):
         NoiseSchedule(ALPHAS, 1000, "noise")
     with pytest.raises(ValueError, match=r"'flow' does not fit"):

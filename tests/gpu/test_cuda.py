@@ -29,7 +29,7 @@ if torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 CAT = [Probe("a cat", picture(0), name="cat")]
-ALL = {"screen": False, "proof": {"enabled": False}}
+ALL = {"proof": {"enabled": False}}
 
 
 class OnGPU(Loop):

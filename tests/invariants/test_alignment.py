@@ -29,7 +29,7 @@ from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
 from memwatch.measure.snapshots import SnapshotStore
-from memwatch.measure.weights import OffloadedNetwork, read_safetensors, swapped, trainable
+from memwatch.measure.weights import OffloadedNetwork, swapped, trainable
 from memwatch.scan.checkpoints import load_model, make_room, read_text_encoder, read_weights
 from memwatch.scan.lora_names import DENOISER
 from memwatch.scan.observation_cache import ObservationCache
@@ -82,10 +82,6 @@ def parts(folder: Path, base: Path) -> list[torch.Tensor]:
     return of(loaded.vae) + of(loaded.text_encoders[0])
 
 
-def a_file(folder: Path, base: Path) -> list[torch.Tensor]:
-    return list(read_safetensors(folder / "bare.safetensors").values())
-
-
 def snapshots(folder: Path, base: Path) -> list[torch.Tensor]:
     store = SnapshotStore(folder / "store", 1)
     store.add(0, {f"{i}": torch.randn(i + 1) for i in range(5)})
@@ -110,8 +106,16 @@ def a_resting_network(folder: Path, base: Path) -> list[torch.Tensor]:
         return [tensor.data for tensor in of(network)]
 
 
-DOORS: list[Door] = [whole_model, single_file, lora, bare_tensors, parts, a_file, snapshots, kept_observations]
-DOORS += [a_resting_network]
+DOORS: list[Door] = [
+    whole_model,
+    single_file,
+    lora,
+    bare_tensors,
+    parts,
+    snapshots,
+    kept_observations,
+    a_resting_network,
+]
 
 
 def components(source: Path) -> Components:

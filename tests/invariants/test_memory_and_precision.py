@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from memwatch import Probe
 
 CAT = [Probe("a cat", picture(0), name="cat")]
-ALL = {"screen": False, "proof": {"enabled": False}}
+ALL = {"proof": {"enabled": False}}
 
 
 def states(loop: Loop, watch, steps: int = 2) -> list:
@@ -31,20 +31,13 @@ def fits_only_when_checkpointed(unet):
     return unet
 
 
-def switches(unet) -> list:
-    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
-    return [{name: module.__dict__[name] for name in names if name in module.__dict__} for module in unet.modules()]
-
-
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_look_that_does_not_fit_recomputes_its_activations(lora, pretrained, pipeline, tmp_path):
     bare = states(Loop(pretrained, lora=lora), None)
     loop = Loop(pretrained, tmp_path / "short", lora=lora, adapt=fits_only_when_checkpointed)
-    before = switches(loop.bare)
     watch = loop.watch(pipeline, CAT, config=SMALL, **ALL)
     assert_same(bare, states(loop, watch))
     assert watch.observer.batches.with_gradients.spares
-    assert switches(loop.bare) == before
     plain = Loop(pretrained, tmp_path / "plain", lora=lora)
     plain.watch(pipeline, CAT, config=SMALL | {"curvature": {"vectors": 2, "tile": 2, "batch_size": 1}}, **ALL).begin()
     assert_same(maps(tmp_path / "plain", 0), maps(tmp_path / "short", 0))
@@ -84,10 +77,11 @@ def test_in_the_loop_s_precision_training_is_bit_identical(pretrained, pipeline,
     assert_same(bare, states(loop, loop.watch(pipeline, CAT, config=SMALL, precision="loop", **ALL)))
 
 
+@pytest.mark.usefixtures("screened")
 def test_inside_an_autocast_of_the_loop_no_copy_without_gradient_is_left(pretrained, pipeline, tmp_path):
     """Forward-only looks would fill a shared cache of low-precision weights with copies that take no gradient."""
     loop = Loop(pretrained, tmp_path, precision="bf16")
-    watch = loop.watch(pipeline, CAT, config=SMALL, precision="loop", screen=True, proof={"enabled": False})
+    watch = loop.watch(pipeline, CAT, config=SMALL, precision="loop", **ALL)
     with torch.autocast("cpu", torch.bfloat16):
         watch.begin()
         output = loop.bare(torch.ones(1, 4, 8, 8), torch.tensor(61), torch.ones(1, 32, 16)).sample

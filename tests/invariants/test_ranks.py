@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from support.builders import EAGER, SMALL, Loop, call_every_change, choose, history, maps, picture, without_time
+from support.builders import (
+    EAGER,
+    SCREENS,
+    SMALL,
+    Loop,
+    call_every_change,
+    choose,
+    history,
+    maps,
+    picture,
+    without_time,
+)
 from support.processes import on_two_ranks
 
 import memwatch.callback
+import memwatch.event
 import memwatch.measure.snapshots
 import memwatch.pace
-from memwatch import ConfigError, Probe
+from memwatch import ConfigError, MemWatchConfig, Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, PartError
 from memwatch.judge.stop import StopState
@@ -24,16 +37,14 @@ from memwatch.pace import Pace
 from memwatch.ranks import Ranks
 from memwatch.report.files import FileSink
 
-WORLD = 2
 BROKEN = {"failure": (2,), "breakdown": (2, 4, 6)}  # steps at which the second rank fails
 FIRST = {  # what fails on the first rank alone, at step 2
-    "judge": (memwatch.callback, "judge_event"),
+    "judge": (memwatch.event, "judge_event"),
     "ledger": (memwatch.measure.snapshots, "write_safetensors"),
     "sink": (FileSink, "write"),
 }
 STEPS = {"plain": 4, "screened": 6, "stop": 4, "proof": 4, "failure": 4, "breakdown": 8} | dict.fromkeys(FIRST, 4)
-SCREENED = {"screen": True, "every_steps": None, "signals": {"baseline": "first"}}
-STRICT = ("failure", "judge")
+SCREENED = {"every_steps": None, "signals": {"baseline": "first"}}
 
 
 def probes() -> list[Probe]:
@@ -51,17 +62,12 @@ def plain(report) -> dict | None:
 
 def stopping(rank: int):
     """A rule that stops on the first rank alone; the others hear of it."""
-    real = memwatch.callback.decide_stop
-
-    def decide(state, findings, step, rule):
-        decided = rank == 0 and step >= 2
-        return StopState(1, f"rank {rank} says so") if decided else real(state, findings, step, rule)
-
-    return decide
+    return lambda state, findings, step, rule: StopState("rank 0 says so") if rank == 0 and step >= 2 else state
 
 
 def unlike_on_the_ranks(patch, rank: int) -> None:
     """Let the screen choose two probes, and each rank time its steps in its own way."""
+    patch.setattr(MemWatchConfig, "screens", SCREENS)
     choose(patch, "cat", "poster")
     patch.setattr(memwatch.pace.Clock, "step_seconds", property(lambda clock: 1.0 if len(clock.steps) > 1 else None))
     patch.setattr(memwatch.callback, "choose_pace", lambda prices, config: Pace(3 + 4 * rank, 0.01, True))
@@ -104,7 +110,7 @@ def scenario(
         if name == "screened":
             unlike_on_the_ranks(patch, rank)
         if name == "stop":
-            patch.setattr(memwatch.callback, "decide_stop", stopping(rank))
+            patch.setattr(memwatch.event, "decide_stop", stopping(rank))
         if name in FIRST:
             broken_on_the_first(patch, name, loop)
         if strict:
@@ -118,7 +124,7 @@ def scenario(
         "step": loop.step,
         "reports": [plain(report) for report in reports],
         "stop_reason": watch.stop_reason,
-        "is_off": watch.faults.is_off("looking at the model"),
+        "is_off": watch.faults.is_off(memwatch.event.MEASURING),
         "errors": watch.faults.count,
         "measured": measured,
         "weights": float(sum(p.double().abs().sum() for p in loop.bare.parameters())),
@@ -150,33 +156,42 @@ def one_folder(pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path
     return found
 
 
-def main(pretrained: Path, folder: Path) -> None:
+GROUPS = {  # each is one pair of processes; the last scenario of the last one destroys their group
+    "whole": ("plain", "screened", "stop", "proof"),
+    "broken": ("failure", "breakdown", *FIRST),
+    "ended": ("strict-failure", "strict-judge", "one-folder"),
+}
+
+
+def main(pretrained: Path, folder: Path, group: str) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
-    for name in STEPS:
-        found = scenario(name, pretrained, pipeline, folder / name)
+    for name in GROUPS[group]:
+        if name == "one-folder":
+            found = one_folder(pretrained, pipeline, folder / name)
+        else:
+            found = scenario(name.removeprefix("strict-"), pretrained, pipeline, folder / name, strict="strict" in name)
         (folder / f"{name}{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
-    for name in STRICT:
-        found = scenario(name, pretrained, pipeline, folder / f"strict-{name}", strict=True)
-        (folder / f"strict-{name}{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
-    found = one_folder(pretrained, pipeline, folder / "one-folder")  # destroys the process group
-    (folder / f"one-folder{found['rank']}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def ranks(pretrained, tmp_path_factory):
-    """Results of every scenario by rank."""
+    """The folder of the scenarios, and a function that gives what both ranks saw of one; a group runs when needed."""
     folder = tmp_path_factory.mktemp("ranks")
-    on_two_ranks(__file__, pretrained, folder, folder=folder)
-    found = {
-        name: [json.loads((folder / f"{name}{rank}.json").read_text(encoding="utf-8")) for rank in range(WORLD)]
-        for name in (*STEPS, *(f"strict-{name}" for name in STRICT), "one-folder")
-    }
+
+    @cache
+    def run(group: str) -> None:
+        on_two_ranks(__file__, pretrained, folder, group, folder=folder)
+
+    def found(name: str) -> list[dict]:
+        run(next(group for group, names in GROUPS.items() if name in names))
+        return [json.loads((folder / f"{name}{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
     return folder, found
 
 
 def test_every_rank_gets_the_same_report(ranks):
     folder, found = ranks
-    first, second = found["plain"]
+    first, second = found("plain")
     assert (first["rank"], second["rank"], first["world"], second["world"]) == (0, 1, 2, 2)
     assert first["step"] == second["step"] == 4
     assert len(first["reports"]) == 3
@@ -193,7 +208,7 @@ def test_every_rank_gets_the_same_report(ranks):
 
 def test_ranks_agree_on_the_pace_and_on_whom_to_measure(ranks):
     folder, found = ranks
-    first, second = found["screened"]
+    first, second = found("screened")
     assert [report["step"] for report in first["reports"]] == [0, 3, 6]  # as the first rank chose
     assert first["reports"] == second["reports"]
     shares = [[key for _, key in result["measured"] if key != "control/h"] for result in (first, second)]
@@ -206,7 +221,8 @@ def test_ranks_agree_on_the_pace_and_on_whom_to_measure(ranks):
 
 
 def test_sharing_out_changes_no_number(ranks, pretrained, tmp_path):
-    folder, _ = ranks
+    folder, found = ranks
+    found("plain")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as on the ranks: another number of threads sums in another order
     try:
@@ -221,24 +237,24 @@ def test_sharing_out_changes_no_number(ranks, pretrained, tmp_path):
 
 def test_a_stop_decided_on_one_rank_stops_all(ranks):
     _, found = ranks
-    for result in found["stop"]:
+    for result in found("stop"):
         assert (result["stop_reason"], result["step"]) == ("rank 0 says so", 2)
         assert result["reports"][-1]["stop_reason"] == "rank 0 says so"
 
 
 def test_captions_are_shared_out_and_every_rank_gets_the_same_proofs(ranks):
     _, found = ranks
-    first, second = found["proof"]
+    first, second = found("proof")
     assert first["reports"] == second["reports"]
     assert first["errors"] == second["errors"] == 0
     copied = [[f["copied"] and f["copied"]["generations"] for f in r["findings"]] for r in first["reports"]]
-    assert copied == [[None] * 3, [2] * 3, [None] * 3]
-    assert first["weights"] == second["weights"] == found["plain"][0]["weights"]
+    assert copied == [[None] * 3, [4, 2, 4], [None] * 3]  # a prompt probe's own serve as its proof
+    assert first["weights"] == second["weights"] == found("plain")[0]["weights"]
 
 
 def test_a_failure_on_one_rank_costs_all_ranks_that_look_and_no_other(ranks):
-    folder, found = ranks
-    for result in found["failure"]:
+    _, found = ranks
+    for result in found("failure"):
         assert not result["is_off"]
         assert result["errors"] == 1
         assert result["step"] == 4
@@ -246,18 +262,16 @@ def test_a_failure_on_one_rank_costs_all_ranks_that_look_and_no_other(ranks):
         assert [report["errors"] for report in result["reports"]] == [0, 1, 1]
         assert "out of memory on this rank only" in result["reports"][1]["failure"]
         assert result["reports"][1]["findings"] == []
-    first, second = found["failure"]
+    first, second = found("failure")
     assert first["reports"] == second["reports"]
     assert {f["baseline_step"] for f in first["reports"][-1]["findings"]} == {0}  # what was lost is no baseline
-    assert first["weights"] == found["plain"][0]["weights"]  # training is the same, watched or not
+    assert first["weights"] == found("plain")[0]["weights"]  # training is the same, watched or not
     assert first["weights"] == second["weights"]
-    for rank in range(WORLD):
-        assert "out of memory on this rank only" in (folder / f"log{rank}").read_text(encoding="utf-8")
 
 
 def test_three_failures_on_one_rank_end_the_looking_on_all(ranks):
     _, found = ranks
-    first, second = found["breakdown"]
+    first, second = found("breakdown")
     for result in (first, second):
         assert result["is_off"]
         assert result["errors"] == 3
@@ -269,7 +283,7 @@ def test_three_failures_on_one_rank_end_the_looking_on_all(ranks):
 @pytest.mark.parametrize("name", FIRST)
 def test_what_fails_on_the_main_process_alone_keeps_nobody_waiting(name, ranks):
     folder, found = ranks
-    first, second = found[name]
+    first, second = found(name)
     assert first["reports"] == second["reports"] or name == "sink"  # which fails after the report
     assert first["errors"] == second["errors"] == (3 if name == "ledger" else 1)  # ledger, weights, rollback
     lost = name == "judge"
@@ -282,13 +296,13 @@ def test_what_fails_on_the_main_process_alone_keeps_nobody_waiting(name, ranks):
     if not lost:  # the second rank looks at the poster, and cannot read the weights that the first holds in memory
         assert steps == {"cat": 2, "dog": 2, "poster": 0 if name == "ledger" else 2}
     assert [row["step"] for row in history(folder / name)] == ([0, 4] if name == "sink" else [0, 2, 4])
-    assert first["weights"] == second["weights"] == found["plain"][0]["weights"]
+    assert first["weights"] == second["weights"] == found("plain")[0]["weights"]
 
 
-@pytest.mark.parametrize("name", STRICT)
+@pytest.mark.parametrize("name", ["failure", "judge"])
 def test_strict_raises_on_every_rank(name, ranks):
     why = "out of memory on this rank only" if name == "failure" else "on the first rank only"
-    for result in ranks[1][f"strict-{name}"]:
+    for result in ranks[1](f"strict-{name}"):
         assert result["step"] == 2
         assert result["raised"].startswith("memwatch: ")
         assert why in result["raised"]
@@ -297,7 +311,7 @@ def test_strict_raises_on_every_rank(name, ranks):
 def test_one_folder_is_one_run_s_and_is_resumed_by_all_and_after_the_end_there_is_no_event(ranks):
     """Only the main process saved. The group is gone in the end: a rank that did not know would wait, or fail."""
     folder, found = ranks
-    first, second = found["one-folder"]
+    first, second = found("one-folder")
     for result in (first, second):
         assert "'output_dir'" in result["refused"]
         assert "no other live run" in result["refused"]
@@ -348,7 +362,7 @@ def test_what_a_distributed_type_means(made, sharding, lockstep, swappable, reus
 
 @pytest.mark.parametrize("kind", ["MEGATRON_LM", "XLA", "TP"])
 def test_an_unknown_split_is_refused(kind):
-    with pytest.raises(ValueError, match=f"distributed type {kind} .*works with one process, DDP, FSDP1, FSDP2"):
+    with pytest.raises(ValueError, match=f"works with one process, DDP, FSDP1, FSDP2 .*got distributed type {kind}"):
         Ranks.of(accelerator(kind))
     sharded = accelerator("FSDP", is_fsdp2=True)
     sharded.device = torch.device("cuda")
@@ -400,4 +414,4 @@ def test_every_rank_writes_its_own_shard_and_one_a_machine_whole_weights(tmp_pat
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -6,11 +6,9 @@ import json
 import logging
 
 import pytest
-from support.builders import EAGER, SMALL, Loop, assert_same, history, maps, picture, without_time
+from support.builders import EAGER, SMALL, Loop, assert_same, history, maps, picture, stop_at, without_time
 
-import memwatch.callback
 from memwatch import Probe
-from memwatch.judge.stop import StopState
 
 
 @pytest.mark.usefixtures("eager")
@@ -60,7 +58,7 @@ def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_p
 def test_resume_keeps_the_stop(pretrained, pipeline, tmp_path, monkeypatch):
     loop = Loop(pretrained, tmp_path)
     watch = loop.watch(pipeline, config=SMALL)
-    monkeypatch.setattr(memwatch.callback, "decide_stop", lambda *args: StopState(1, "enough"))
+    stop_at(2, monkeypatch)
     loop.run(watch, 2)
     loop.accelerator.save_state(str(tmp_path / "checkpoint"))
     monkeypatch.undo()

@@ -76,18 +76,14 @@ def weights(value: float):
 def test_reference_probes_come_from_the_ledger_and_prompt_probes_from_weights(baselines_of):
     baselines = baselines_of("previous")
     assert baselines.step_of(SHOWN, None) is baselines.step_of(DRAWN, None) is None
-    assert baselines.recall(SHOWN, None) == (None, None)
-    assert not baselines.needs_weights(SHOWN, None)
-    assert not baselines.needs_weights(DRAWN, None)
+    assert baselines.recall(SHOWN, None) == [None, None]
     faults = Faults(strict=True)
     baselines.remember(0, [observed(SHOWN, 0.0), observed(DRAWN, 0.5)], weights(7.0), faults)
     baselines.remember(10, [observed(SHOWN, 1.0)], weights(8.0), faults)
     assert (baselines.step_of(SHOWN, None), baselines.step_of(DRAWN, None)) == (10, 0)
     assert_same(baselines.recall(SHOWN, 0)[0].epsilon, measured(0.0).epsilon)
     assert_same(baselines.recall(SHOWN, 10)[0].rho.samples, measured(1.0).rho.samples)
-    assert baselines.recall(DRAWN, 0) == (None, None)  # its noisy latents have moved: the model must be looked at again
-    assert not baselines.needs_weights(SHOWN, 10)
-    assert baselines.needs_weights(DRAWN, 0)
+    assert baselines.recall(DRAWN, 0) == [None, None]  # its noisy latents have moved: the model must be looked at again
     assert float(baselines.weights_at(0)["w"]) == 7
     assert baselines.weights.steps == [0]  # no prompt probe, no weights
 
@@ -99,7 +95,7 @@ def test_what_is_not_finite_becomes_no_baseline(baselines_of):
     other = Probe("a dog", picture(1), name="other")
     baselines.remember(1, [observed(SHOWN, math.nan), observed(other, 1.0)], weights(7.0), faults)
     assert (baselines.step_of(SHOWN, None), baselines.step_of(other, None)) == (None, 1)
-    assert baselines.recall(SHOWN, 1) == (None, None)
+    assert baselines.recall(SHOWN, 1) == [None, None]
     assert baselines.recall(other, 1)[0] is not None
     both = replace(observed(SHOWN, 2.0), unconditional=measured(0.5))
     bad = replace(observed(replace(SHOWN, name="bad"), 1.0), unconditional=measured(math.nan))
@@ -121,17 +117,14 @@ def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(bas
     baselines = baselines_of(baseline, fixed=fixed)
     for probe in (SHOWN, DRAWN):
         assert baselines.step_of(probe, None) is None
-        assert baselines.recall(probe, None) == (None, None)
-        assert baselines.needs_weights(probe, None)
+        assert baselines.recall(probe, None) == [None, None]
     assert not read  # only when they are needed
     assert float(baselines.weights_at(None)["w"]) == 3
     baselines.keep(SHOWN, None, measured(0.25), measured(0.5))
     baselines.keep(DRAWN, None, measured(0.75), None)
     for found, value in zip(baselines.recall(SHOWN, None), (0.25, 0.5), strict=True):
         assert_same(found.rho.samples, measured(value).rho.samples)
-    assert not baselines.needs_weights(SHOWN, None)
-    assert baselines.recall(DRAWN, None) == (None, None)  # what the prompt generates changes from event to event
-    assert baselines.needs_weights(DRAWN, None)
+    assert baselines.recall(DRAWN, None) == [None, None]  # what the prompt generates changes from event to event
     baselines.remember(0, [observed(DRAWN, 0.5)], weights(7.0), Faults(strict=True))
     assert baselines.weights.steps == []
 

@@ -11,6 +11,7 @@ import torch
 from support.builders import CONFIG, Loop, picture
 from support.oracles import LEVELS, DiagonalGaussian, full_gaussian, look_at, spread, view_of
 
+import memwatch.config
 from memwatch import Probe
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
@@ -203,10 +204,12 @@ class Counter:
 
 
 @pytest.mark.parametrize("screen", [True, False])
-def test_the_passes_of_an_event_are_those_that_are_counted(screen, pretrained, pipeline, tmp_path):
+def test_the_passes_of_an_event_are_those_that_are_counted(screen, pretrained, pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(MemWatchConfig, "screens", screen)
+    monkeypatch.setattr(memwatch.config, "FULL_EVERY", 2)
     loop = Loop(pretrained, tmp_path, lr=0.0)
     probes = [Probe("a cat", picture(0), name="cat"), Probe("a dog", picture(1), name="dog")]
-    watch = loop.watch(pipeline, probes=probes, config=CONFIG | {"screen": screen, "full_every": 2})
+    watch = loop.watch(pipeline, probes=probes, config=CONFIG)
     counter, counts = Counter(loop.bare), []
     for step in range(4):
         before = counter.passes

@@ -48,4 +48,4 @@ def test_what_is_resized_is_said_in_one_line_by_one_process(families, caplog):
         prepare(probes, denoiser, parts, 16)
     cut, resized = caplog.messages
     assert "is longer than" in cut
-    assert resized == "memwatch: 2 of 4 images are resized and cropped to 16 px, first that of 'cat', 32x16 px"
+    assert resized == "2 of 4 images are resized and cropped to 16 px, first that of 'cat', 32x16 px"

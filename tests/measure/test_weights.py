@@ -17,16 +17,14 @@ from support.memory import bytes_held, mapped_files
 
 import memwatch.measure.weights
 from memwatch import Probe
-from memwatch.measure.curvature import diag_jacobian
 from memwatch.measure.curvature import test_vectors as vectors_of
+from memwatch.measure.curvature import value_and_diag_jacobian
 from memwatch.measure.weights import (
     OffloadedNetwork,
     kept_on_disk,
     read_safetensors,
     swapped,
     trainable,
-    with_conditioning,
-    without_conditioning,
     write_safetensors,
 )
 
@@ -45,7 +43,7 @@ def products(unet) -> tuple[torch.Tensor, torch.Tensor]:
     vectors = torch.stack([vectors_of(4, (4, 8, 8), generator, tile=4) for _ in range(2)], dim=1)
     training = unet.training
     unet.eval()
-    result = unet(x, 100, hidden).sample.detach(), diag_jacobian(lambda x: unet(x, 100, hidden).sample, x, vectors)
+    result = value_and_diag_jacobian(lambda x: unet(x, 100, hidden).sample, x, vectors)
     unet.train(training)
     return result
 
@@ -112,13 +110,6 @@ def test_a_snapshot_of_another_model_is_refused_and_nothing_changes(tensors, mes
     with pytest.raises(ValueError, match=message), swapped(layer, tensors):
         pass
     assert_same(trainable(layer), before)
-
-
-def test_conditioning_and_weights_come_apart_again():
-    weights = {"down.weight": torch.ones(2)}
-    conditioning = {"a//b": {"text_embeds": torch.zeros(3)}, "c": {"time_ids": torch.ones(6)}}
-    assert_same(without_conditioning(with_conditioning(weights, conditioning)), (weights, conditioning))
-    assert without_conditioning(weights) == (weights, {})
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
