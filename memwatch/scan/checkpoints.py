@@ -160,10 +160,7 @@ def read_text_encoder(source: str, name: str, like: nn.Module) -> dict[str, Tens
     else:
         with reading(source), quietly():
             encoder = aligned(family.from_pretrained(Path(source) / name).float())
-        inside = {own.replace(".base_layer.", "."): own for own, _ in like.named_parameters() if ".base_layer." in own}
-        weights = {inside.get(own, own): p for own, p in encoder.named_parameters()}
-        layers = {own: p for own, p in like.named_parameters() if ".lora_" in own}  # of another checkpoint: off
-        weights |= {own: torch.zeros_like(p) if ".lora_B." in own else p for own, p in layers.items()}
+        weights = dict(encoder.named_parameters())
     _check_fit(weights, like, f"{source}: {name}", partly=form is Form.LORA)
     return weights
 

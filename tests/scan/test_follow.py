@@ -416,20 +416,13 @@ class TestAlerts:
         run.follow(run.save(6), config=ALERTING, keep_going=True)
         assert steps_in(run.output) == [0, 2, 4, 6]
 
-    @pytest.mark.parametrize(
-        ("text", "said"),
-        [
-            ("the night shift", "is not memwatch's and stays as it is"),
-            ("memwatch: step 9: 1 probe(s) memorized: cat", "a trainer that checks for it ends at once"),
-        ],
-    )
-    def test_an_existing_stop_file_stays(self, run, caplog, text, said):
+    def test_an_existing_stop_file_stays(self, run, caplog):
         caplog.set_level("INFO", logger="memwatch")
         run.folder.mkdir()
-        (run.folder / "STOP").write_text(text, encoding="utf-8")
+        (run.folder / "STOP").write_text("the night shift", encoding="utf-8")
         run.follow(run.save(2), config=ALERTING)
-        assert (run.folder / "STOP").read_text(encoding="utf-8") == text
-        assert any(said in message for message in caplog.messages)
+        assert (run.folder / "STOP").read_text(encoding="utf-8") == "the night shift"
+        assert any("a trainer that checks for it ends at once" in message for message in caplog.messages)
 
     def test_a_stop_that_cannot_be_written_is_said(self, run, caplog, monkeypatch):
         def refused(file, text):
