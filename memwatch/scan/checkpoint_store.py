@@ -27,7 +27,6 @@ from memwatch.scan.checkpoints import (
     is_pipeline,
     lora_file,
     make_room,
-    read_text_encoder,
     read_weights,
     text_encoders,
 )
@@ -182,7 +181,7 @@ def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -
             continue
         make_room(encoder, source, name)
         try:
-            copy_into(encoder, read_text_encoder(source, name, encoder))
+            copy_into(encoder, read_weights(source, encoder, name))
         except CheckpointError as error:
             if form_of(source)[0] is not Form.SINGLE_FILE:
                 raise
