@@ -281,14 +281,14 @@ class MemWatch:
                 return self.ranks.together(RESUMING, self.faults, lambda: self._restore(state))
         self.progress = self._fresh()
         self.baselines.load_state_dict({"ledger": [], "weights": []})
-        self.actions.load_state_dict({}, None)
+        self.actions.load_state_dict({})
         if self.accelerator.is_main_process:
             logger.warning("this checkpoint has no state of memwatch, which starts afresh with a new baseline")
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.progress = replace(Progress.from_dict(state), has_entered=True)
         self.faults.load_state_dict(state["faults"])
-        self.actions.load_state_dict(state.get("actions", {}), self.progress.last_step)
+        self.actions.load_state_dict(state.get("actions", {}))
         complete = self.baselines.load_state_dict(state)
         if self.accelerator.is_main_process:
             warn_of_baselines(self.baselines, [p.probe for p in self.observer.fixed], complete, self.config.output_dir)

@@ -104,15 +104,14 @@ class Actions:
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
         state: dict[str, Any] = {"batches": self.batches, "controls": dict(self.controls)}
+        state |= {"flagged": self._flagged.to_list()}
         return state if self._last_clean is None else state | {"last_clean": self._last_clean.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any], step: int | None) -> None:
-        """Go on from ``state``, where ``{}`` is afresh; what was flagged after ``step`` is forgotten."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``, where ``{}`` is afresh; what was flagged after it is forgotten."""
         self.batches = int(state.get("batches", 0))
-        if step is None:
-            self._flagged.forget()
-        elif self.ranks.accelerator.is_main_process:
-            self._flagged.rewind(step)
+        if self.ranks.accelerator.is_main_process:
+            self._flagged.restore(state.get("flagged"))
         if self._last_clean is not None:
             self._last_clean.load_state_dict(state.get("last_clean", {}))
 

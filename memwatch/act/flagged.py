@@ -1,23 +1,26 @@
 """Flagged: the rows of the training set that lie behind findings, in ``flagged.jsonl``, which ``memwatch clean`` reads.
 
-A probe is flagged from its first suspicion on, and by the worst that it was ever called: what was memorized once stays
-so, even if it fades later. Of the events with that verdict the newest is told.
+A probe is flagged from its first suspicion on, with the worst verdict that it ever got: what was memorized once stays
+so, even if it fades later. The newest event with that verdict is the one in the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from memwatch.act.source_rows import file_name, rows_behind
+from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.picking.picked import Picked
+from memwatch.picking.survey import Box, Group, GroupKind
+from memwatch.picking.text import counted
 from memwatch.report.jsonl import read_lines, rewrite
 from memwatch.report.report import Report
 
 FLAGGED = "flagged.jsonl"
+SAME_PLACE = 0.5  # least overlap of part and region, as a share of the smaller one
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,29 @@ class Flagged:
         return self.verdict == Verdict.MEMORIZED
 
     @classmethod
+    def of(cls, step: int, finding: Finding, picked: Picked | None, rows_seen: int | None) -> Flagged:
+        """What a finding with evidence flags, after ``rows_seen`` rows of training."""
+        image, row = finding.observation.image, finding.observation.probe.row
+        box = finding.regions[0].box if finding.regions else None
+        region = None if box is None or image is None else tuple(edge / image.shape[0] for edge in box)
+        rows, why = rows_behind(picked, row, region)
+        exposures = None
+        if picked is not None and rows_seen is not None and rows:
+            exposures = rows_seen * len(rows) / max(1, len(picked.train_rows))
+        return cls(
+            probe=finding.name,
+            verdict=str(finding.verdict),
+            step=step,
+            row=row if rows else None,
+            rows=rows,
+            files=tuple(file_name(picked, row) for row in rows) if picked is not None else (),
+            why=why,
+            exposures=exposures,
+            box=box,
+            severity=finding.severity,
+        )
+
+    @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Flagged:
         """From a line of ``flagged.jsonl``; other keys are ignored.
 
@@ -73,9 +99,6 @@ class Flagged:
 class FlaggedSink:
     """Keeps ``flagged.jsonl`` up to date: one line per flagged probe, the worst first; see ``Flagged``.
 
-    The file is written whole at every event that adds to it. Its ``looks`` hold what every event with evidence said of
-    the probe, so that a run that resumes from an earlier checkpoint forgets exactly what came after it.
-
     Args:
         folder: ``output_dir``; nothing is created before something is flagged.
         picked: what the probes were picked from.
@@ -88,66 +111,40 @@ class FlaggedSink:
         self, folder: Path, picked: Picked | None = None, rows_seen: Callable[[], int | None] = lambda: None
     ) -> None:
         self.file, self._picked, self._rows_seen = folder / FLAGGED, picked, rows_seen
-        self._looks: dict[str, list[dict[str, Any]]] = {}  # by probe, as in the file
+        self._by_probe: dict[str, Flagged] = {}
 
     @property
     def flagged(self) -> list[Flagged]:
         """Every flagged probe, the worst first."""
-        found = [self._flagged(probe, looks) for probe, looks in self._looks.items()]
-        return sorted(found, key=lambda f: (not f.is_memorized, -f.severity, f.probe))
-
-    def _flagged(self, probe: str, looks: list[dict[str, Any]]) -> Flagged:
-        look = ([look for look in looks if look["verdict"] == Verdict.MEMORIZED] or looks)[-1]
-        box, picked = look["box"], self._picked
-        region = None if box is None or not look["side"] else tuple(edge / look["side"] for edge in box)
-        rows, why = rows_behind(picked, look["row"], region)
-        exposures = None
-        if picked is not None and look["seen"] is not None and rows:
-            exposures = look["seen"] * len(rows) / max(1, len(picked.train_rows))
-        return Flagged(
-            probe=probe,
-            verdict=look["verdict"],
-            step=look["step"],
-            row=look["row"] if rows else None,
-            rows=rows,
-            files=() if picked is None else tuple(file_name(picked.rows, row) for row in rows),
-            why=why,
-            exposures=exposures,
-            box=None if box is None else tuple(box),
-            severity=look["severity"],
-        )
+        return sorted(self._by_probe.values(), key=lambda f: (not f.is_memorized, -f.severity, f.probe))
 
     def write(self, report: Report) -> None:
         """Note what has evidence at this event."""
         evident = [finding for finding in report.findings if finding.verdict.is_evidence]
-        seen = self._rows_seen() if evident else None
         for finding in evident:
-            image = finding.observation.image
-            look = {"step": report.step, "verdict": str(finding.verdict), "severity": finding.severity}
-            look |= {"row": finding.observation.probe.row, "box": finding.regions[0].box if finding.regions else None}
-            look |= {"side": 0 if image is None else image.shape[0], "seen": seen}
-            self._looks.setdefault(finding.name, []).append(look)
+            new = Flagged.of(report.step, finding, self._picked, self._rows_seen())
+            before = self._by_probe.get(new.probe)
+            if new.is_memorized or before is None or not before.is_memorized:
+                self._by_probe[new.probe] = new
         if evident:
             self._write()
-
-    def rewind(self, step: int) -> None:
-        """Go on from what the file held after the event at ``step``: training resumes from an earlier checkpoint."""
-        self._looks |= {str(line.get("probe")): list(line.get("looks", ())) for line in read_lines(self.file)}
-        kept = {probe: [look for look in looks if look["step"] <= step] for probe, looks in self._looks.items()}
-        self._looks = {probe: looks for probe, looks in kept.items() if looks}
-        if self.file.is_file():
-            self._write()
-
-    def forget(self) -> None:
-        """A new run begins in this process; the file is the earlier one's."""
-        self._looks = {}
 
     def close(self) -> None:
         """The file is closed after every write."""
 
+    def to_list(self) -> list[dict[str, Any]]:
+        """Plain values, for a checkpoint."""
+        return [asdict(f) for f in self.flagged]
+
+    def restore(self, saved: Iterable[Mapping[str, Any]] | None) -> None:
+        """Go on from what ``to_list`` gave; the file loses what was flagged later. ``None``: it is an earlier run's."""
+        self._by_probe = {str(line["probe"]): Flagged.from_dict(line) for line in saved or ()}
+        if saved is not None and self.file.is_file():
+            self._write()
+
     def _write(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        rewrite(self.file, [asdict(f) | {"looks": self._looks[f.probe]} for f in self.flagged])
+        rewrite(self.file, self.to_list())
 
 
 def read_flagged(file: Path) -> list[Flagged]:
@@ -159,3 +156,48 @@ def read_flagged(file: Path) -> list[Flagged]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a run writes {FLAGGED} into its output_dir")
     return [Flagged.from_dict(line) for line in read_lines(file)]
+
+
+# --- the rows behind a finding ----------------------------------------------------------------------------------------
+
+
+def rows_behind(picked: Picked | None, row: int | None, region: Box | None) -> tuple[tuple[int, ...], str]:
+    """The training rows behind a finding, rising, and what they are in words.
+
+    These are the row itself, all its near-duplicates, and the rows of a shared part that the finding is about: at least
+    half of the region lies in the part, or half of the part in the region.
+
+    Args:
+        row: of the probe. region: the box that decides, in fractions of the picture.
+    """
+    if picked is None or row is None or not 0 <= row < picked.survey.size:
+        return (), "not picked from the training set"
+    rows, words = {row}, []
+    for group in picked.groups_with(row):
+        if group.kind is GroupKind.DUPLICATES:
+            words.append(counted(len(group.rows), "near-duplicate"))
+        elif region is not None and is_about(region, group, row):
+            words.append(f"{counted(len(group.rows), 'row')} that share the part")
+        else:
+            continue
+        rows |= set(group.rows)
+    return tuple(sorted(rows)), ", ".join(words) or "this row alone"
+
+
+def is_about(region: Box, group: Group, row: int) -> bool:
+    """Whether a region of a row's picture is about the part that the row shares."""
+    boxes = [box for member, box in zip(group.rows, group.boxes, strict=True) if member == row]
+    return any(_overlap(region, box) >= SAME_PLACE for box in boxes)
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """The area that two boxes share, as a share of the smaller one."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(0.0, width) * max(0.0, height) / smaller if smaller > 0 else 0.0
+
+
+def file_name(picked: Picked, row: int) -> str:
+    """How a row is named in ``flagged.jsonl``."""
+    file = picked.rows.file(row) if picked.rows.folder is None else None
+    return picked.rows.name(row) if file is None else str(file)

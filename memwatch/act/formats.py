@@ -36,7 +36,7 @@ class Part:
 Weights = Mapping[str, Tensor]  # of one part, by parameter name, on the CPU
 
 
-def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline: str, folder: Path, at: Path) -> str:
+def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline: str, folder: Path) -> str:
     """Write each part's trained weights into an existing folder, in the form that goes with how it is trained.
 
     LoRA goes into one file for all parts, the embeddings of added words into one file per text encoder, and any other
@@ -45,7 +45,6 @@ def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline:
     Args:
         weights: by part.
         pipeline: name of the diffusers class, whose LoRA format is written.
-        at: where the folder will lie in the end.
 
     Returns:
         Python that loads it, in one line. ``pipe`` stands for a pipeline of the model that training began with.
@@ -63,10 +62,10 @@ def write_parts(parts: Sequence[Part], weights: Mapping[str, Weights], pipeline:
         if lora:
             adapters[part.name] = part, lora
         if set(others) == {embedding_name(part.network)} and (words := added_words(part.tokenizer)):
-            lines.append(write_words(part, next(iter(others.values())), words, folder, at))
+            lines.append(write_words(part, next(iter(others.values())), words, folder))
         elif others:
-            lines.append(write_network(part, others, folder, at))
-    return "; ".join([*lines, *([write_lora(adapters, pipeline, folder, at)] if adapters else [])])
+            lines.append(write_network(part, others, folder))
+    return "; ".join([*lines, *([write_lora(adapters, pipeline, folder)] if adapters else [])])
 
 
 def require_fit(part: Part, weights: Weights) -> None:
@@ -81,7 +80,7 @@ def require_fit(part: Part, weights: Weights) -> None:
 # --- a whole network -------------------------------------------------------------------------------------------------
 
 
-def write_network(part: Part, weights: Weights, folder: Path, at: Path) -> str:
+def write_network(part: Part, weights: Weights, folder: Path) -> str:
     """A folder as ``save_pretrained`` writes it, unless the network holds adapters. Returns the line that loads it."""
     network: Any = part.network
     if getattr(network, "peft_config", None):
@@ -95,7 +94,7 @@ def write_network(part: Part, weights: Weights, folder: Path, at: Path) -> str:
     finally:  # transformers notes in the configuration what it saves
         settings.clear()
         settings.update(before)
-    return f"{part.name} = {type(network).__name__}.from_pretrained({os.fspath(at / part.name)!r})"
+    return f"{part.name} = {type(network).__name__}.from_pretrained({os.fspath(folder / part.name)!r})"
 
 
 @contextmanager
@@ -121,7 +120,7 @@ def replaced(network: nn.Module, weights: Weights) -> Iterator[None]:
 # --- LoRA ------------------------------------------------------------------------------------------------------------
 
 
-def write_lora(adapters: Mapping[str, tuple[Part, Weights]], pipeline: str, folder: Path, at: Path) -> str:
+def write_lora(adapters: Mapping[str, tuple[Part, Weights]], pipeline: str, folder: Path) -> str:
     """``LORA_FILE``, as the pipeline's own ``save_lora_weights`` writes it, with rank and alpha. Returns its line."""
     import diffusers
     from peft import get_peft_model_state_dict
@@ -139,7 +138,7 @@ def write_lora(adapters: Mapping[str, tuple[Part, Weights]], pipeline: str, fold
         arguments[f"{name}_lora_layers"] = {key: tensor.contiguous() for key, tensor in state.items()}
         arguments[f"{name}_lora_adapter_metadata"] = config.to_dict()
     save(folder, **arguments)
-    return f"pipe.load_lora_weights({os.fspath(at)!r}, weight_name={LORA_FILE!r})"
+    return f"pipe.load_lora_weights({os.fspath(folder)!r}, weight_name={LORA_FILE!r})"
 
 
 def adapter_of(part: Part, trained: Weights) -> tuple[str, Any]:
@@ -157,7 +156,7 @@ def adapter_of(part: Part, trained: Weights) -> tuple[str, Any]:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def write_words(part: Part, embedding: Tensor, words: Mapping[str, list[int]], folder: Path, at: Path) -> str:
+def write_words(part: Part, embedding: Tensor, words: Mapping[str, list[int]], folder: Path) -> str:
     """The embeddings of a textual inversion, as ``load_textual_inversion`` reads them. Returns the line that loads it.
 
     Args:
@@ -166,7 +165,7 @@ def write_words(part: Part, embedding: Tensor, words: Mapping[str, list[int]], f
     number = part.name.removeprefix("text_encoder")  # nothing, or _2
     file = f"learned_embeds{number}.safetensors"
     write_safetensors(folder / file, {word: embedding[rows] for word, rows in words.items()}, {"format": "pt"})
-    path, where = os.fspath(at / file), ""
+    path, where = os.fspath(folder / file), ""
     if number:
         where = f", text_encoder=pipe.{part.name}, tokenizer=pipe.tokenizer{number}"
     if len(words) == 1:

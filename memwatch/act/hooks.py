@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from memwatch.act.alert import Alert
@@ -50,13 +49,7 @@ def as_hooks(on_alert: Any) -> list[HookSink]:
     Raises:
         ConfigError: anything else.
     """
-    hooks = [] if on_alert is None else list(on_alert) if isinstance(on_alert, list | tuple) else [on_alert]
-    sinks: list[HookSink] = []
+    hooks = [] if on_alert is None else on_alert if isinstance(on_alert, list | tuple) else [on_alert]
     for hook in hooks:
-        is_function = callable(hook) and not isinstance(hook, type)
-        require(is_function, "on_alert", hook, "a function that takes an Alert (no class), a list of them, or None")
-        function = hook.func if isinstance(hook, partial) else hook
-        name = f"on_alert {getattr(function, '__qualname__', type(function).__qualname__)}"
-        same = sum(sink.name.partition(" (")[0] == name for sink in sinks)
-        sinks.append(HookSink(hook, f"{name} ({same + 1})" if same else name))
-    return sinks
+        require(callable(hook), "on_alert", hook, "a function that takes an Alert, a list of them, or None")
+    return [HookSink(hook, f"on_alert[{i}]" if len(hooks) > 1 else "on_alert") for i, hook in enumerate(hooks)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -133,22 +132,20 @@ class LastClean:
         return self.folder if self._written == self.step else None
 
     def _write(self, step: int) -> str:
-        """The folder, whole or not at all. Returns the Python line that loads it."""
+        """The folder; ``memwatch.json`` in it comes last, and says that it is whole. Returns the line that loads it."""
         weights: dict[str, dict[str, Tensor]] = {}
         for name, tensor in self._store.get(step).items():
             part, _, parameter = name.partition("/")
             weights.setdefault(part, {})[parameter] = tensor
-        new = self.folder.with_name(f".last_clean.part{os.getpid()}")
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         try:
-            new.mkdir(parents=True)
-            how = write_parts(self._parts, weights, self.pipeline, new, self.folder)
+            self.folder.mkdir(parents=True)
+            how = write_parts(self._parts, weights, self.pipeline, self.folder)
             about = {"step": step, "unclean_since": self.unclean_since, "ema": self._ema is not None}
-            write_json(new / "memwatch.json", about | {"load": how, "versions": versions((*PACKAGES, "peft"))})
+            write_json(self.folder / "memwatch.json", about | {"load": how, "versions": versions((*PACKAGES, "peft"))})
+        except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
-            os.replace(new, self.folder)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+            raise
         return how
 
     # --- resume ------------------------------------------------------------------------------------------------------

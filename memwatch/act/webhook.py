@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,21 +14,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
 
 from memwatch.act.alert import Alert
 from memwatch.config import require, shown_url
 from memwatch.picking.text import counted
 from memwatch.report.report import Report
 
-TOKEN = "MEMWATCH_WEBHOOK_TOKEN"  # an environment variable
 SLACK, DISCORD = re.compile(r"hooks\.slack(-gov)?\.com"), re.compile(r"(.+\.)?discord(app)?\.com")  # hosts
 SLACK_LENGTH, DISCORD_LENGTH = 4000, 2000  # characters; Slack cuts longer texts off, Discord refuses them
-THREAD = "memwatch-webhook"
 TIMEOUT = 10.0  # seconds, of the connection and of each answer
-RETRIES = 3  # further tries after no connection, 429 or 5xx; ``Retry-After`` is respected
-BACKOFF = 1.0  # seconds; the wait between tries doubles from there
+PAUSES = (0.0, 1.0, 2.0, 4.0)  # seconds before each try; the later ones follow on no connection, 429 or 5xx
 ROOM = 100  # messages that may wait
 FAREWELL = 5.0  # seconds that ``close`` waits at most
 
@@ -44,8 +39,7 @@ class WebhookSink:
     late may get a message twice.
 
     Args:
-        url: a URL, or ``$NAME`` for the URL in that environment variable. The token in ``MEMWATCH_WEBHOOK_TOKEN`` is
-            sent as a bearer token, but not to Slack and Discord, whose URL is the only secret.
+        url: a URL, or ``$NAME`` for the URL in that environment variable.
         run: its name, for people. Of a path only the last part is shown.
 
     Raises:
@@ -68,12 +62,11 @@ class WebhookSink:
         """
         alerts = [Alert.of(report, finding) for finding in report.alerts]
         if alerts and self._queue.qsize() >= ROOM:
-            why = f"because {ROOM} messages are waiting"
-            self._problems.append(f"{counted(len(alerts), 'alert')} dropped, {why}")
+            self._problems.append(f"{counted(len(alerts), 'alert')} dropped, because {ROOM} messages are waiting")
         elif alerts:
             self._queue.put(alerts)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
+                self._thread = threading.Thread(target=self._work, name="memwatch-webhook", daemon=True)
                 self._thread.start()
         self._raise_problems()
 
@@ -94,46 +87,26 @@ class WebhookSink:
         if problems := [self._problems.popleft() for _ in range(len(self._problems))]:
             raise WebhookError(f"{shown_url(self._url)}: {'; '.join(problems)}")
 
-    # --- in the thread -----------------------------------------------------------------------------------------------
-
     def _work(self) -> None:
-        codes = (429, *range(500, 600))
-        retry = Retry(
-            RETRIES, status_forcelist=codes, allowed_methods=["POST"], backoff_factor=BACKOFF, raise_on_status=False
-        )
-        for name in ("urllib3.connectionpool", "urllib3.util.retry"):  # their messages show the URL
-            logging.getLogger(name).addFilter(is_elsewhere)
-        with requests.Session() as session:
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, HTTPAdapter(max_retries=retry))
-            session.auth = authorized  # instead of what ~/.netrc may hold
-            while (alerts := self._queue.get()) is not None:
-                if problem := self._post(session, alerts):
-                    self._problems.append(f"{problem}; {counted(len(alerts), 'alert')} dropped")
+        while (alerts := self._queue.get()) is not None:
+            if problem := self._post(alerts):
+                self._problems.append(f"{problem}; {counted(len(alerts), 'alert')} dropped")
 
-    def _post(self, session: requests.Session, alerts: Sequence[Alert]) -> str | None:
-        """Deliver one message. Returns what went wrong, in words that cannot hold the URL or the token."""
-        try:
-            body = body_of(self._url, alerts, self.run)
-            status = session.post(self._url, json=body, timeout=TIMEOUT, allow_redirects=False).status_code
-        except Exception as error:  # it would end the thread
-            reason = getattr(error.args[0], "reason", None) if error.args else None  # of urllib3's MaxRetryError
-            return type(reason or error).__name__
-        redirected = " (memwatch does not follow redirects)" if 300 <= status < 400 else ""
-        return None if status < 300 else f"HTTP {status}{redirected}"
-
-
-def is_elsewhere(record: logging.LogRecord) -> bool:
-    """Whether a log message comes from another thread than the webhook's."""
-    return threading.current_thread().name != THREAD
-
-
-def authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """The request with the bearer token, unless it goes to Slack or Discord."""
-    host, token = urlsplit(str(request.url)).hostname or "", os.environ.get(TOKEN, "").strip()
-    if token and not SLACK.fullmatch(host) and not DISCORD.fullmatch(host):
-        request.headers["Authorization"] = f"Bearer {token}"
-    return request
+    def _post(self, alerts: Sequence[Alert]) -> str | None:
+        """Deliver one message. Returns what went wrong, in words that cannot hold the URL."""
+        problem = None
+        for pause in PAUSES:
+            time.sleep(pause)
+            try:
+                body = body_of(self._url, alerts, self.run)
+                status = requests.post(self._url, json=body, timeout=TIMEOUT, allow_redirects=False).status_code
+            except Exception as error:  # it would end the thread
+                problem = type(error).__name__
+                continue
+            problem = f"HTTP {status}" if status >= 300 else None
+            if status != 429 and status < 500:
+                break
+        return problem
 
 
 def body_of(url: str, alerts: Sequence[Alert], run: str) -> dict[str, Any]:

@@ -35,8 +35,6 @@ def check(args: argparse.Namespace) -> None:
         require_option(args.follow or not value, name, value, "with --follow only")
     model = Path(args.model)
     require_option(not args.follow or not model.is_file(), "MODEL", args.model, "a folder, with --follow")
-    is_missing = model.suffix == ".safetensors" and not model.exists()
-    require_option(not is_missing, "MODEL", args.model, "a file that is there")
     args.output = args.output or (str(model / "memwatch") if args.follow else "memwatch-scan")
 
 

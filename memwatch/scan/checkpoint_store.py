@@ -25,8 +25,8 @@ from memwatch.scan.checkpoints import (
     copy_into,
     form_of,
     is_pipeline,
+    lora_file,
     make_room,
-    read_text_encoder,
     read_weights,
     text_encoders,
 )
@@ -167,20 +167,21 @@ def own_text_encoders(sources: Sequence[str], pretrained: Any, model: nn.Module)
 
 
 def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -> None:
-    """Overwrite the encoders that ``source`` has of its own, or their LoRA; where it has none, switch a LoRA off.
+    """Overwrite the encoders that ``source`` has of its own, or their LoRA; where it has no LoRA, switch theirs off.
 
     One that cannot be read is a ``CheckpointError``, but in a single file a warning.
     """
-    theirs = text_encoders(source)
+    theirs, is_lora = text_encoders(source), lora_file(source) is not None
     for name, encoder in zip(family.text_encoders, encoders, strict=False):  # none at all where none is trained
         if encoder is None:
             continue
-        if name not in theirs:
-            copy_into(encoder, lora_off(encoder))
+        off = lora_off(encoder)
+        if name not in theirs or (off and not is_lora):  # a LoRA's base
+            copy_into(encoder, off)
             continue
         make_room(encoder, source, name)
         try:
-            copy_into(encoder, read_text_encoder(source, name, encoder))
+            copy_into(encoder, read_weights(source, encoder, name))
         except CheckpointError as error:
             if form_of(source)[0] is not Form.SINGLE_FILE:
                 raise

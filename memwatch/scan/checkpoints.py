@@ -10,7 +10,6 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from memwatch.act.formats import LORA_FILE
@@ -24,8 +23,7 @@ from memwatch.scan.safetensors_files import (
     is_original,
     names_in,
     reading,
-    single_file_encoder,
-    single_file_model,
+    single_file_part,
     tensors_in,
 )
 
@@ -90,22 +88,29 @@ def load_model(source: str, pretrained: Any = None) -> nn.Module:
     return model.eval()
 
 
-def read_weights(source: str, like: nn.Module) -> dict[str, Tensor]:
-    """Tensors of ``source`` under the names of ``like``'s parameters: all of them, or those of a LoRA."""
+def read_weights(source: str, like: nn.Module, part: str = DENOISER) -> dict[str, Tensor]:
+    """Tensors of one part of ``source`` under the names of ``like``'s parameters: all of them, or those of a LoRA.
+
+    Args:
+        part: ``DENOISER``, or the name of a text encoder; its LoRA needs ``make_room`` first.
+    """
     form, file = form_of(source)
     kind = type(like).__name__
     if form is Form.LORA:
-        weights = lora_weights(file, DENOISER, like)
-    elif form is Form.TENSORS:
+        weights = lora_weights(file, part, like)
+    elif form is Form.TENSORS and part == DENOISER:
         weights = tensors_in(file, dict(like.named_parameters()).__contains__)
         if not weights:
             raise CheckpointError(f"{source}: none of its tensors is a parameter of the {kind}")
     else:
-        model = single_file_model(file, like) if form is Form.SINGLE_FILE else _from_diffusers(source)
+        if form is Form.SINGLE_FILE:
+            model = single_file_part(file, None if part == DENOISER else part, like)
+        else:
+            model = _from_diffusers(source) if part == DENOISER else _encoder(source, part, like)
         if type(model) is not type(like):
             raise CheckpointError(f"{source}: holds a {type(model).__name__}, expected a {kind} as the model is")
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    _check_fit(weights, like, source, partly=form is Form.LORA)
+    _check_fit(weights, like, source if part == DENOISER else f"{source}: {part}", partly=form is Form.LORA)
     return weights
 
 
@@ -144,28 +149,6 @@ def text_encoders(source: str) -> list[str]:
     except CheckpointError:
         return []
     return sorted(path.name for path in Path(source).glob("text_encoder*") if path.is_dir())
-
-
-def read_text_encoder(source: str, name: str, like: nn.Module) -> dict[str, Tensor]:
-    """Weights of a text encoder that comes with the denoiser, under the names of ``like``'s parameters.
-
-    Those of a LoRA need ``make_room`` first.
-    """
-    family: Any = type(like)
-    form, file = form_of(source)
-    if form is Form.LORA:
-        weights = lora_weights(file, name, like)
-    elif form is Form.SINGLE_FILE:
-        weights = single_file_encoder(file, name, like)
-    else:
-        with reading(source), quietly():
-            encoder = aligned(family.from_pretrained(Path(source) / name).float())
-        inside = {own.replace(".base_layer.", "."): own for own, _ in like.named_parameters() if ".base_layer." in own}
-        weights = {inside.get(own, own): p for own, p in encoder.named_parameters()}
-        layers = {own: p for own, p in like.named_parameters() if ".lora_" in own}  # of another checkpoint: off
-        weights |= {own: torch.zeros_like(p) if ".lora_B." in own else p for own, p in layers.items()}
-    _check_fit(weights, like, f"{source}: {name}", partly=form is Form.LORA)
-    return weights
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
@@ -209,3 +192,9 @@ def _from_diffusers(source: str) -> nn.Module:
     with reading(source), quietly():
         model: nn.Module = AutoModel.from_pretrained(source, subfolder=_part(source))
     return aligned(model.float()).eval()
+
+
+def _encoder(source: str, name: str, like: Any) -> nn.Module:
+    with reading(source), quietly():
+        encoder: nn.Module = aligned(type(like).from_pretrained(Path(source) / name).float())
+    return encoder

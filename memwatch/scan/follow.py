@@ -20,12 +20,11 @@ from memwatch.report.retention import NEWEST
 from memwatch.run_folder import write_json, write_whole
 from memwatch.scan.checkpoints import CheckpointError
 from memwatch.scan.scan import OBSERVATIONS, Scan
-from memwatch.scan.trainer_folder import Arrivals, Checkpoint, checkpoints_in, is_complete
+from memwatch.scan.trainer_folder import Arrivals, Checkpoint, checkpoints_in
 
 logger = logging.getLogger("memwatch")
 
 STOP = "STOP"
-OURS = "memwatch: "  # how that file begins
 TRIES = 3  # polls at which a checkpoint that cannot be read is tried
 STATE = Path(OBSERVATIONS, "followed.json")  # in the output folder
 NO_MATTER = ("output_dir", "strict", "stop", "heatmap", "rollback")  # settings that no earlier event depends on
@@ -34,7 +33,7 @@ NO_MATTER = ("output_dir", "strict", "stop", "heatmap", "rollback")  # settings 
 class Follow:
     """Scans every new checkpoint of a folder in order of step, until an event decides to stop or nothing comes.
 
-    A checkpoint is taken when it is complete and its files have been the same at two polls. One that cannot be read is
+    A checkpoint is taken when its files have been the same at two polls. One that cannot be read, or is incomplete, is
     tried at three polls, then named and skipped; so is one that is deleted before its turn.
 
     Args:
@@ -134,9 +133,6 @@ class Follow:
     def _try(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint could be scanned, or the scan be opened with it; what fails is tried again."""
         try:
-            is_base = checkpoint is self._due_base
-            if not self._ranks.broadcast(is_base or (self._main and is_complete(Path(checkpoint.source)))):
-                raise CheckpointError(f"{checkpoint.source}: is incomplete")
             if self.scan is not None:
                 self._look(self.scan, checkpoint)
                 return True
@@ -246,7 +242,4 @@ def settings_of(scan: Scan) -> str:
 def write_stop(file: Path, reason: str) -> None:
     """Ask whoever checks for this file to end the training. An existing file stays as it is."""
     if not file.exists():
-        return write_whole(file, f"{OURS}{reason}\n")
-    with file.open(encoding="utf-8", errors="replace") as opened:
-        if opened.read(len(OURS)) != OURS:
-            logger.warning("%s is not memwatch's and stays as it is; memwatch would write: %s", file, reason)
+        write_whole(file, f"memwatch: {reason}\n")

@@ -79,35 +79,33 @@ def encoders_in(names: Iterable[str]) -> list[str]:
     return sorted({part for name in names for prefix, part in ENCODERS.items() if name.startswith(prefix)})
 
 
-def single_file_model(file: Path, like: Any) -> nn.Module:
-    """The denoiser of a file, of the class and configuration of ``like``, float32, on the CPU."""
+def single_file_part(file: Path, encoder: str | None, like: Any) -> nn.Module:
+    """A part of a file, of the class and configuration of ``like``, float32, on the CPU.
+
+    Args:
+        encoder: the text encoder's name; ``None`` is the denoiser.
+    """
     kind: Any = type(like)
-    tensors = tensors_in(file, lambda name: not name.startswith((*ENCODERS, "text_encoders.", "first_stage_model.")))
-    what = f"cannot be converted to the base, a {kind.__name__} that may be of another family"
+    part = "the denoiser" if encoder is None else f"its {encoder}"
+    what = f"{part} cannot be converted to the base's, a {kind.__name__} that may be of another family"
     with TemporaryDirectory() as folder, reading(file, what), quietly():
-        like.save_config(folder)
-        try:
-            model: Any = kind.from_single_file(tensors, config=folder)
-        except NotImplementedError as error:  # what the file lacks has no value, and so cannot be moved
-            raise CheckpointError(f"{file}: lacks some parameters of the base ({kind.__name__})") from error
-    return _whole(model, file)
+        if encoder is None:
+            others = (*ENCODERS, "text_encoders.", "first_stage_model.")
+            like.save_config(folder)
+            tensors = tensors_in(file, lambda key: not key.startswith(others))
+            try:
+                model: Any = kind.from_single_file(tensors, config=folder)
+            except NotImplementedError as error:  # what the file lacks has no value, and so cannot be moved
+                raise CheckpointError(f"{file}: lacks some parameters of the base ({kind.__name__})") from error
+        else:
+            from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 
-
-def single_file_encoder(file: Path, name: str, like: Any) -> dict[str, Tensor]:
-    """Weights of a text encoder in the file, float32, under the names of ``like``'s parameters."""
-    prefixes = tuple(prefix for prefix, part in ENCODERS.items() if part == name)
-    tensors = tensors_in(file, lambda key: key.startswith(prefixes))  # diffusers confuses two of the same width
-    with TemporaryDirectory() as folder, reading(file, f"its {name} cannot be converted to the base's"), quietly():
-        from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-
-        like.config.save_pretrained(folder)
-        encoder: Any = create_diffusers_clip_model_from_ldm(type(like), checkpoint=tensors, config=folder)
-    return dict(_whole(encoder, file).named_parameters())
-
-
-def _whole(model: nn.Module, file: Path) -> nn.Module:
-    """The model as float32. Parameters that the file lacks have no value, which is an error."""
+            prefixes = tuple(prefix for prefix, part in ENCODERS.items() if part == encoder)
+            like.config.save_pretrained(folder)
+            tensors = tensors_in(file, lambda key: key.startswith(prefixes))  # diffusers confuses two of the same width
+            model = create_diffusers_clip_model_from_ldm(kind, checkpoint=tensors, config=folder)
     if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        kind = type(model).__name__
-        raise CheckpointError(f"{file}: {len(missing)} parameters of the {kind} are missing, {missing[0]} first")
-    return aligned(model.float())
+        why = f"{len(missing)} parameters of the {kind.__name__} are missing, {missing[0]} first"
+        raise CheckpointError(f"{file}: {why}")
+    whole: nn.Module = aligned(model.float())
+    return whole

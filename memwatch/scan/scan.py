@@ -127,6 +127,7 @@ class Scan:
         self.faults = Faults()  # a proof that fails costs the proof alone; a sink ends a strict scan
         sinks_faults = Faults(strict=True) if config.strict else self.faults
         self.sinks = Sinks(FileSink(folder), sinks_faults, [DecidingSink(folder / "decisive"), *more])
+        self._flagged = next((sink for sink in more if isinstance(sink, FlaggedSink)), None)
         self.about = About.of(self.observer)
 
     def run(self) -> Report | None:
@@ -143,7 +144,7 @@ class Scan:
 
     def begin(self) -> None:
         """Write the history anew; what is expensive is cached."""
-        self._rewind(-1)
+        self._rewind(-1, [])
 
     def look(self, checkpoint: Checkpoint) -> Report:
         """One event. Checkpoints come in order of step.
@@ -234,21 +235,23 @@ class Scan:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; measurements are in ``output_dir``."""
-        return self.progress.to_dict() | self.baselines.state_dict() | {"checkpoints": self.store.to_list()}
+        flagged = None if self._flagged is None else self._flagged.to_list()
+        own = {"checkpoints": self.store.to_list(), "flagged": flagged}
+        return self.progress.to_dict() | self.baselines.state_dict() | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, on every rank; what was written after it is forgotten."""
         self.progress = Progress.from_dict(state)
         self.store.restore(state["checkpoints"])
         complete = self.baselines.load_state_dict(state)
-        self._rewind(-1 if self.progress.last_step is None else self.progress.last_step)
+        self._rewind(-1 if self.progress.last_step is None else self.progress.last_step, state.get("flagged"))
         if self.accelerator.is_main_process:
             probes = [p.probe for p in self.observer.probes]
             warn_of_baselines(self.baselines, probes, complete, self.config.output_dir)
 
-    def _rewind(self, step: int) -> None:
+    def _rewind(self, step: int, flagged: list[dict[str, Any]] | None) -> None:
         """Forget what was written of later steps."""
         if self.accelerator.is_main_process:
-            for sink in (self.sinks.files, *self.sinks.more):
-                if isinstance(sink, FileSink | FlaggedSink):
-                    sink.rewind(step)
+            self.sinks.files.rewind(step)
+            if self._flagged is not None:
+                self._flagged.restore(flagged)

@@ -1,4 +1,4 @@
-"""The folder of a trainer: its checkpoints with their steps, which are written to their end, and which comes next."""
+"""The folder of a trainer: its checkpoints with their steps, and which comes next."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
     Known are ``checkpoint-N``, ``step-N`` and ``epoch-N`` folders, numbered folders with a model inside, and
     safetensors files. The step of a file is what the trainer has written into it (kohya's ``ss_steps``, ai-toolkit's
     ``training_info``), else the number in its name, which may count epochs. A file with neither is the last one, which
-    comes one step after all others. A file that is being written may not tell its step yet: ask ``is_complete`` first.
+    comes one step after all others.
     """
     steps: dict[int, Path] = {}
     last: list[Path] = []
@@ -119,19 +119,6 @@ def _one_of(first: Path, second: Path, step: int) -> Path:
         why = "does the folder hold two runs?"
         logger.warning("%s is left out: %s also has step %d; %s", second.name, first, step, why)
     return second if runs[0] == runs[1] and _number(first.stem) is None else first
-
-
-def is_complete(path: Path) -> bool:
-    """Whether every model that a folder describes has weights. Reading a file tells whether that is whole."""
-    if path.is_file():
-        return True
-    try:
-        parts = {path, *(item for item in path.iterdir() if re.match("unet|transformer|text_encoder|vae", item.name))}
-        described = {config.parent for config in path.rglob("config.json")} & parts  # no scheduler, no tokenizer
-        weights = {file.parent for file in path.rglob("*") if file.suffix in (".safetensors", ".bin")}
-    except OSError:  # deleted meanwhile
-        return False
-    return bool(weights) and described <= weights
 
 
 # --- which comes next -------------------------------------------------------------------------------------------------

@@ -8,8 +8,7 @@ import pytest
 from support.finding import event, found
 from support.picked import chosen, duplicates, part, photo, save_folder, surveyed
 
-from memwatch.act.flagged import FLAGGED, FlaggedSink, read_flagged
-from memwatch.act.source_rows import rows_behind
+from memwatch.act.flagged import FLAGGED, FlaggedSink, read_flagged, rows_behind
 from memwatch.picking.rows import as_training_set
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
@@ -96,43 +95,23 @@ def test_the_newest_event_of_the_worst_verdict_is_told(sink):
     assert (line["step"], line["verdict"], line["severity"]) == (300, "memorized", 2.6)
 
 
-def test_a_resumed_run_ends_with_the_same_file(picked, tmp_path):
-    """Events at 100 to 500; one run goes on from 200 in a new process, and sees the same again."""
-    events = [
-        event(100, found("cat", "suspicious", row=0, box=(0, 0, 16, 32))),
-        event(200, found("cat", row=0, box=(18, 0, 32, 32)), found("dog", "suspicious", row=60)),
-        event(300, found("cat", row=0, box=(0, 0, 32, 32)), found("fox", row=61)),
-        event(400, found("dog", row=60)),
-        event(500, found("cat", "suspicious", row=0)),
-    ]
-    seen = iter(range(100, 10_000, 100))
-    whole = FlaggedSink(tmp_path / "whole", picked, lambda: next(seen))
-    for report in events:
-        whole.write(report)
-    seen = iter(range(100, 10_000, 100))
-    first = FlaggedSink(tmp_path / "parts", picked, lambda: next(seen))
-    for report in events[:4]:
-        first.write(report)
-    seen = iter(range(300, 10_000, 100))
-    second = FlaggedSink(tmp_path / "parts", picked, lambda: next(seen))
-    second.rewind(200)
-    assert [(f.probe, f.step) for f in second.flagged] == [("cat", 200), ("dog", 200)]
-    assert [line["probe"] for line in lines(second)] == ["cat", "dog"]
-    for report in events[2:]:
-        second.write(report)
-    assert second.file.read_bytes() == whole.file.read_bytes()
+def test_a_resumed_run_forgets_what_was_flagged_after_its_checkpoint(sink, picked):
+    sink.write(event(100, found("cat", "suspicious", row=0)))
+    saved, before = json.loads(json.dumps(sink.to_list())), sink.file.read_bytes()
+    sink.write(event(200, found("cat", row=0), found("dog", row=60)))
+    again = FlaggedSink(sink.file.parent, picked)
+    again.restore(saved)
+    assert [(f.probe, f.verdict, f.step) for f in again.flagged] == [("cat", "suspicious", 100)]
+    assert sink.file.read_bytes() == before
 
 
-def test_rewinding_to_before_everything_leaves_nothing_and_a_new_run_leaves_the_file(sink):
-    sink.write(event(50, found("cat", "no evidence", row=0)))
-    sink.rewind(100)  # there is no file yet
+def test_a_new_run_leaves_the_file_of_the_earlier_one(sink):
+    sink.restore([])  # there is no file yet
     assert not sink.file.parent.exists()
     sink.write(event(200, found("cat", row=0)))
     before = sink.file.read_bytes()
-    sink.forget()
+    sink.restore(None)
     assert (sink.flagged, sink.file.read_bytes()) == ([], before)
-    sink.rewind(100)
-    assert (sink.flagged, lines(sink)) == ([], [])
 
 
 def test_names_are_those_of_the_folder_or_of_the_files(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from support.webhooks import serving
 
 import memwatch.act.webhook
 from memwatch.act.alert import Alert
-from memwatch.act.webhook import WebhookError, WebhookSink, authorized, body_of
+from memwatch.act.webhook import WebhookError, WebhookSink, body_of
 from memwatch.config import ConfigError
 
 SECRET = "secret"  # in the path of every URL here
@@ -21,8 +20,7 @@ SECRET = "secret"  # in the path of every URL here
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.delenv("MEMWATCH_WEBHOOK_TOKEN", raising=False)
-    monkeypatch.setattr(memwatch.act.webhook, "BACKOFF", 0.0)
+    monkeypatch.setattr(memwatch.act.webhook, "PAUSES", (0.0,) * 4)
 
 
 def post(url, *reports, run=""):
@@ -47,7 +45,6 @@ def test_an_alert_arrives_with_all_that_it_says():
     ((path, headers, body),) = server.got
     (expected,) = (Alert.of(report, finding) for finding in report.alerts)
     assert (path, headers["content-type"]) == ("/secret/T0/x1", "application/json")
-    assert "authorization" not in headers
     assert body["alerts"] == [expected.to_dict() | {"box": list(expected.box)}]
     assert body["run"] == "my-run"
     assert body["text"] == body["content"] == f"run my-run: {expected.text}"
@@ -61,17 +58,6 @@ def test_the_alerts_of_a_report_are_one_message_with_a_line_each():
     assert "2 alerts" in first
     assert cat.startswith("step 7: a photo of cat (cat) is suspicious")
     assert dog.startswith("step 7: a photo of dog (dog) is suspicious")
-
-
-def test_a_token_comes_from_the_environment_and_goes_to_no_chat(monkeypatch):
-    monkeypatch.setenv("MEMWATCH_WEBHOOK_TOKEN", "t0ken\n")
-    with serving() as server:
-        post(server.url)
-    assert server.got[0][1]["authorization"] == "Bearer t0ken"
-    for host in ("hooks.slack.com", "discord.com", "ptb.discord.com"):
-        assert (
-            "Authorization" not in authorized(type("Request", (), {"url": f"https://{host}/x", "headers": {}})).headers
-        )
 
 
 def test_each_host_gets_what_it_takes():
@@ -104,8 +90,8 @@ def test_a_webhook_that_hangs_delays_nothing(monkeypatch):
             sink.close()
 
 
-def test_a_failure_that_may_pass_is_tried_again_when_the_server_asks():
-    with serving((500, {}), (429, {"Retry-After": "0"}), (502, {})) as server:
+def test_a_failure_that_may_pass_is_tried_again():
+    with serving((500, {}), (429, {}), (502, {})) as server:
         post(server.url)
     assert len(server.got) == 4
     assert server.bodies[0] == server.bodies[3]
@@ -115,27 +101,22 @@ def test_a_failure_that_may_pass_is_tried_again_when_the_server_asks():
     ("replies", "said"),
     [
         ([(404, {})], "HTTP 404; 1 alert dropped"),
-        ([(302, {"Location": "/secret"})], r"HTTP 302 \(memwatch does not follow redirects\)"),
+        ([(302, {"Location": "/secret"})], "HTTP 302"),
         ([(503, {})] * 4, "HTTP 503; 1 alert dropped"),
     ],
 )
-def test_a_refusal_is_said_once_by_the_host_alone(replies, said, monkeypatch, caplog):
-    monkeypatch.setenv("MEMWATCH_WEBHOOK_TOKEN", "secret-token")
-    with caplog.at_level(logging.DEBUG), serving(*replies) as server, pytest.raises(WebhookError, match=said) as caught:
+def test_a_refusal_is_said_once_by_the_host_alone(replies, said, caplog):
+    with caplog.at_level("INFO"), serving(*replies) as server, pytest.raises(WebhookError, match=said) as caught:
         post(server.url)
     assert len(server.got) == len(replies)
     assert str(caught.value).startswith("http://127.0.0.1/...: ")
     assert SECRET not in str(caught.value) + caplog.text
 
 
-@pytest.mark.parametrize(
-    ("token", "said"), [("", "NewConnectionError"), ("secret\r\nX: 1", "InvalidHeader|ValueError")]
-)
-def test_what_cannot_be_sent_is_said_without_url_and_token(token, said, monkeypatch, caplog):
-    monkeypatch.setenv("MEMWATCH_WEBHOOK_TOKEN", token)
+def test_a_server_that_is_gone_is_said_without_the_url(caplog):
     with serving() as server:
         url = server.url
-    with caplog.at_level(logging.DEBUG), pytest.raises(WebhookError, match=said) as caught:
+    with caplog.at_level("INFO"), pytest.raises(WebhookError, match="ConnectionError") as caught:
         post(url)
     assert SECRET not in str(caught.value) + caplog.text
 

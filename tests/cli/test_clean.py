@@ -23,7 +23,7 @@ def flagged(file, *probes):
         for name, files, *verdict in probes:
             rows = tuple(range(len(files)))
             f = Flagged(name, *(verdict or ["memorized"]), 300, 0, rows, files, "near-duplicates", 9.0, None, 2.4)
-            lines.write(json.dumps(asdict(f) | {"looks": []}) + "\n")
+            lines.write(json.dumps(asdict(f)) + "\n")
     return file
 
 

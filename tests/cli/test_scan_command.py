@@ -135,10 +135,7 @@ class Sources(dict):
         ("{pipeline} --baseline {other_prediction}", "predicts v_prediction, the model epsilon"),
         ("{pipeline} --baseline unconditional --prompts {empty}", "holds no image and no prompt"),
         ("{pipeline} --baseline unconditional --prompts {folder}/none.txt", "neither a folder nor a file"),
-        (
-            "{folder}/gone.safetensors --pretrained {pipeline}",
-            "MODEL: got .*gone.safetensors', allowed: a file that is there",
-        ),
+        ("{folder}/gone.safetensors --baseline base --pretrained {pipeline}", "gone.safetensors: cannot be read: "),
         ("{pipeline}", "--baseline: missing, allowed: an earlier model, unconditional, or base"),
         ("{pipeline} --baseline previous", "--baseline: got 'previous', allowed: .*needs a folder of checkpoints"),
         ("{pipeline} --baseline base", "signals.baseline.*no LoRA layers"),

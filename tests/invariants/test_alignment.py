@@ -30,7 +30,7 @@ from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import OffloadedNetwork, swapped, trainable
-from memwatch.scan.checkpoints import load_model, make_room, read_text_encoder, read_weights
+from memwatch.scan.checkpoints import load_model, make_room, read_weights
 from memwatch.scan.lora_names import DENOISER
 from memwatch.scan.observation_cache import ObservationCache
 
@@ -55,13 +55,13 @@ def of(model: torch.nn.Module) -> list[torch.Tensor]:
 
 def whole_model(folder: Path, base: Path) -> list[torch.Tensor]:
     return of(load_model(str(folder / "pipeline"))) + list(
-        read_text_encoder(str(folder / "pipeline"), "text_encoder", encoder(base)).values()
+        read_weights(str(folder / "pipeline"), encoder(base), "text_encoder").values()
     )
 
 
 def single_file(folder: Path, base: Path) -> list[torch.Tensor]:
     source = str(folder / "original.safetensors")
-    weights = read_text_encoder(source, "text_encoder", encoder(base))
+    weights = read_weights(source, encoder(base), "text_encoder")
     return of(load_model(source, base)) + list(weights.values())
 
 

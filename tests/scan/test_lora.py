@@ -364,14 +364,3 @@ def test_a_file_without_a_base_without_a_denoiser_and_cut_off(families, family_f
     with pytest.raises(CheckpointError, match="lora.safetensors: cannot be read: "):
         load_model(str(file), family_folders["sd1"])
     assert text_encoders(str(file)) == []
-
-
-def test_alphas_are_inside_the_weights(families, tmp_path):
-    """The delta of every layer is alpha / rank * B A, to the bit."""
-    model, file = sd1_lora(families, alpha=8), tmp_path / "a.safetensors"
-    save_file(kohya(model, "sd1"), file)
-    weights = lora_weights(file, DENOISER, network(families["sd1"]))
-    for layer, (down, up, _) in by.factors_of(model).items():
-        assert torch.equal(weights[f"{layer}.lora_A.default.weight"], down)
-        assert torch.equal(weights[f"{layer}.lora_B.default.weight"], 4 * up)
-    assert all(tensor.dtype == torch.float32 for tensor in weights.values())

@@ -1,4 +1,4 @@
-"""``memwatch scan`` on every family: against an earlier model, as a folder of checkpoints, and a LoRA on its base."""
+"""``memwatch scan`` on every family: against an earlier model, and a LoRA on its base."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from support import families as tiny
-from support.builders import CONFIG, SIZE, history, maps
+from support.builders import CONFIG, SIZE, maps
 from support.processes import new_process
 
 from memwatch.cli import main
@@ -55,22 +55,6 @@ def test_two_models(family, images, tmp_path):
     assert scan(folder, tmp_path / "again", *arguments) == 0
     itself = maps(tmp_path / "again", 3)
     assert all((itself[f"control{i}/score"] == 0).all() for i in range(3))
-
-
-def test_prompts_by_a_folder_of_checkpoints(family, tmp_path):
-    name, earlier, folder = family
-    if name == "unconditional":
-        pytest.skip("has no prompts")
-    (tmp_path / "prompts.txt").write_text("a red poster\n", encoding="utf-8")
-    pipeline = DiffusionPipeline.from_pretrained(earlier)
-    part = part_of(pipeline)
-    for step, source in ((1, earlier), (3, folder / "now")):
-        model = getattr(DiffusionPipeline.from_pretrained(source), part)
-        model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}" / part)
-    arguments = (tmp_path / "run", "--pretrained", earlier, "--prompts", tmp_path / "prompts.txt")
-    assert scan(folder, tmp_path, *arguments) == 0
-    assert [row["findings"][0]["baseline_step"] for row in history(tmp_path)] == [None, 1]
-    assert maps(tmp_path, 3)["a-red-poster/score"].max() > 0
 
 
 def test_lora(family, images, tmp_path):

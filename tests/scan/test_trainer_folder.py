@@ -1,4 +1,4 @@
-"""A trainer's folder: which files are checkpoints, their steps, whether they are complete, and which comes next."""
+"""A trainer's folder: which files are checkpoints, their steps, and which comes next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from memwatch.scan.trainer_folder import Arrivals, Checkpoint, checkpoints_in, is_complete
+from memwatch.scan.trainer_folder import Arrivals, Checkpoint, checkpoints_in
 
 
 def write(folder, *names, **metadata):
@@ -87,20 +87,6 @@ def test_a_runs_last_file_does_not_count_twice_and_two_runs_are_said_once(tmp_pa
         write(tmp_path, "dog-step00000500.safetensors")
         assert found(tmp_path) == found(tmp_path) == [(500, "cat-step00000500.safetensors")]
     assert caplog.text.count("dog-step00000500.safetensors is left out") == 1
-
-
-def test_a_folder_is_complete_with_all_of_its_weights(tmp_path):
-    folder = tmp_path / "checkpoint-3"
-    assert not is_complete(folder)
-    for part in ("unet", "text_encoder", "scheduler"):
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text("{}", encoding="utf-8")
-    torch.save({}, folder / "optimizer.bin")
-    assert not is_complete(folder)
-    write(folder, "unet/diffusion_pytorch_model.safetensors")
-    assert not is_complete(folder)
-    torch.save({}, folder / "text_encoder" / "pytorch_model.bin")
-    assert is_complete(folder)
 
 
 # --- which comes next -------------------------------------------------------------------------------------------------
