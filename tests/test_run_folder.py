@@ -5,14 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import random
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 from support.builders import SMALL, Loop, history, picture
 from support.processes import ROOT
@@ -99,16 +96,6 @@ def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, caplog):
         assert RunFolder(tmp_path / "file").lock()
     assert "cannot be locked" in caplog.text
     assert "make sure that no other run uses it" in caplog.text
-
-
-def test_construction_draws_no_random_number(pretrained, start, tmp_path):
-    def streams():
-        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-
-    loop = Loop(pretrained, tmp_path)
-    before = streams()
-    start(loop)
-    assert streams() == before
 
 
 def test_a_script_may_change_its_working_directory(pretrained, pipeline, tmp_path, monkeypatch):
