@@ -15,7 +15,7 @@ from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, StrictError
 from memwatch.judge.findings import Finding
-from memwatch.judge.proof import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, core_of, due, proofs_of, prove
+from memwatch.judge.proof import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, due, proofs_of, prove
 from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.curvature import CurvatureMap
@@ -101,15 +101,6 @@ def test_generations_are_compared_inside_the_region_that_decides():
         assert proof.copies == (("a",), ("a",), (), ())
         assert (proof.num_others, proof.generations is generated) == (6, True)
         assert proof.ratios[0] < 1e-9
-
-
-def test_the_rim_of_a_region_does_not_count():
-    finding = found(seen("a"))
-    values = torch.from_numpy(finding.labels).double()
-    values[:, 1] = 0.7  # of the peak
-    rimmed = replace(finding, signals=replace(finding.signals, decisive=CurvatureMap(values[None])))
-    assert core_of(finding)[:, :2].all()
-    assert core_of(rimmed).tolist() == [[True, False, False, False]] * 4
 
 
 def test_probes_that_share_a_caption_share_generations_and_each_counts_its_own():
