@@ -9,7 +9,7 @@ import pytest
 import yaml
 from support.builders import SCREENS
 
-from memwatch.config import FULL_EVERY, ConfigError, LevelsConfig, MemWatchConfig, SignalsConfig
+from memwatch.config import FULL_EVERY, ConfigError, LevelsConfig, MemWatchConfig
 from memwatch.config_file import REMOVED, load_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -67,14 +67,6 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(key, value):
     if value != float("inf"):  # a configuration made in Python is checked alike
         with pytest.raises(ConfigError, match=f"config key '{key}': got "):
             kind(**{name: value})
-
-
-@pytest.mark.parametrize("baseline", ["first", "previous", "last_clean", "lag:12", "base", "path:a:b.safetensors"])
-def test_baselines(baseline):
-    signals = SignalsConfig(baseline=baseline)
-    name, *argument = baseline.split(":", 1)
-    assert signals.baseline_parts == (name, *(argument or [""]))
-    assert signals.baseline_is_fixed == (name in ("base", "path"))
 
 
 def test_values_that_exclude_each_other():

@@ -1,8 +1,8 @@
 """Compare two output folders of memwatch, or two benchmark runs.
 
 ``python tests/support/compare_histories.py BEFORE AFTER``. History and numbers are compared value by value, less what
-only says how long something took; maps and tensors bit by bit; heatmaps pixel by pixel. Every difference is a line. Exit
-code: 0 all the same, 1 something differs, 2 nothing to compare.
+only says how long something took; maps and tensors bit by bit; heatmaps pixel by pixel. Every difference is a line.
+Exit code: 0 all the same, 1 something differs, 2 nothing to compare.
 """
 
 from __future__ import annotations
