@@ -45,8 +45,7 @@ KINDS = (
     "IterableDataset",
     "weighted sampler",
 )
-CONFIG = {key: value for key, value in SMALL.items() if key != "screen"}
-CONFIG |= {"every_steps": 6, "rotation": {"rows": 0}, "proof": {"enabled": False}, "rollback": False}
+CONFIG = SMALL | {"every_steps": 6, "rotation": {"rows": 0}, "proof": {"enabled": False}, "rollback": False}
 
 
 class Rows(Dataset[dict[str, Any]]):
