@@ -45,14 +45,6 @@ def test_a_later_event_is_priced_by_its_passes():
     assert Prices.of(1.0, 2.0, Passes(screen=0, full=1600, sampling=0)) == Prices(1.0, 2.0, 2.0)
 
 
-def test_full_events_count_where_a_run_is_long_enough_for_one():
-    prices = Prices(step=1.0, first=0.0, event=4.0, full=8.0)
-    short, long = (choose_pace(prices, MemWatchConfig(max_train_steps=n)) for n in (1500, 1700))
-    assert (short.every_steps, long.every_steps) == (200, 250)
-    assert short.within
-    assert long.within
-
-
 def ticking(*seconds: float) -> Clock:
     """A clock that reads these times, one after the other."""
     return Clock(now=iter(itertools.accumulate(seconds)).__next__)

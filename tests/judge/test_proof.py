@@ -115,13 +115,6 @@ def test_probes_that_share_a_caption_share_generations_and_each_counts_its_own()
     assert (of["a"].copies, of["b"].copies) == ((("a",),), ((),))
 
 
-def test_a_prompt_s_generations_are_compared_with_each_other():
-    generations = np.stack([photo(3), left_of(3, 4), photo(5)])
-    proof = proofs([found(replace(drawn("p", 0), generations=generations))], {})["p"]
-    assert proof.is_copy == (True, True, False)
-    assert (proof.num_others, proof.generations is generations) == (6, True)
-
-
 def test_what_a_prompt_draws_from_the_same_caption_is_no_chance():
     """The image's own proof is not spoiled by a watched prompt that copies it, and the prompt's names the image."""
     image, prompt = found(seen("a")), drawn("p", 0, 0, 7, caption=CAPTION)

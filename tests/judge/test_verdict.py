@@ -110,14 +110,6 @@ def test_reasons(evidence, reason):
     assert run([evidence])[1] == [reason]
 
 
-def test_judge_is_pure_and_says_since_when():
-    state = ProbeState(streak=1, since=100, events=1)
-    found = [judge(state, HIT, 200, AlertsConfig(), PROBES) for _ in range(2)]
-    expected = ProbeState(2, 2, 100, is_enough=True, verdict=MEMORIZED, called=True, rarest_p=1e-5)
-    assert found == [(expected, "4.0x, p = 1e-05, since step 100")] * 2
-    assert state == ProbeState(streak=1, since=100, events=1)
-
-
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
