@@ -25,6 +25,7 @@ from scipy import stats
 from memwatch.config import AlertsConfig
 from memwatch.measure.signals import compute_signals
 
+pytestmark = pytest.mark.usefixtures("screened")
 LAWS = {"normal": stats.norm(), "t5": stats.t(5, scale=1 / math.sqrt(5 / 3)), "lognormal": stats.lognorm(0.5)}
 
 
