@@ -59,6 +59,17 @@ def test_relative_links_exist(page):
     assert [link for link in relative_links(page) if not ((ROOT / page).parent / link).exists()] == []
 
 
+def test_contributing_names_what_exists():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = {path for path in re.findall(r"`((?:memwatch|tests|configs)/[\w/]+\.\w+)`", text) if "NAME" not in path}
+    assert paths
+    assert [path for path in sorted(paths) if not (ROOT / path).is_file()] == []
+    named = re.findall(r"`(?:\w+\.)?(\w+)`(?:, and the functions before it,)? (?:in|of) `([\w/]+\.py)`", text)
+    assert len(named) >= 8
+    for name, path in named:
+        assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b", (ROOT / path).read_text("utf-8"), re.MULTILINE), name
+
+
 def test_the_session_has_five_marked_lines_that_name_what_exists():
     (session,) = blocks("python")
     ast.parse(session)

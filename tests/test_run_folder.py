@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 from support.builders import SMALL, Loop, history, picture
+from support.picked import contents
 from support.processes import ROOT
 from support.trackers import Recorder
 
@@ -21,13 +22,9 @@ from memwatch.run_folder import OWNER, RunFolder, owner_of
 PROBES = [Probe("a cat", picture(0), name="cat"), Probe("a poster", name="poster")]
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
 def ours(folder: Path) -> dict[str, bytes]:
     """All but the lock, and what lies in ``earlier``."""
-    return {k: v for k, v in files_of(folder).items() if k != "memwatch.lock" and not k.startswith("earlier")}
+    return {k: v for k, v in contents(folder).items() if k != "memwatch.lock" and not k.startswith("earlier")}
 
 
 @pytest.fixture
@@ -149,7 +146,7 @@ def test_a_fresh_run_moves_the_files_of_another_aside(start, tmp_path, caplog):
         names = {"history.jsonl", "about.json", "report.html", "images/cat.png", "heatmaps/cat/step_0000002.jpg"}
         assert names | {f"{name}/step_0000000.safetensors" for name in ("ledger", "snapshots")} <= set(kept[-1])
         assert [row["step"] for row in history(tmp_path)] == [0, 2]
-    assert [files_of(folder / "earlier" / name) for name in ("0001", "0002")] == kept[:2]
+    assert [contents(folder / "earlier" / name) for name in ("0001", "0002")] == kept[:2]
     assert (folder / "notes.txt").read_text(encoding="utf-8") == "the user's own"
 
 
@@ -185,7 +182,7 @@ def test_a_resumed_run_goes_on_in_place_also_when_another_was_there_meanwhile(st
     resumed.accelerator.load_state(str(tmp_path / "checkpoint"))
     assert {name: data for name, data in ours(folder).items() if "step_" in name} == left
     assert [row["step"] for row in history(tmp_path)] == [0, 2]
-    assert files_of(folder / "earlier" / "0002") == theirs
+    assert contents(folder / "earlier" / "0002") == theirs
     assert not (folder / "earlier" / "0001").exists()
     resumed.step = 2
     report = resumed.run(watch, 4)[-1]
