@@ -72,19 +72,6 @@ def test_a_stop_is_never_taken_back(pretrained, pipeline, tmp_path, monkeypatch)
     assert watch.exit_code == 3
 
 
-@pytest.mark.usefixtures("eager")
-def test_a_disabled_stop_never_stops_and_an_alert_says_what_was_compared(pretrained, pipeline, images, tmp_path):
-    loop = Loop(pretrained, tmp_path, lr=3e-2)
-    watch = loop.watch(pipeline, controls=images, **EAGER | {"stop": {"enabled": False}})
-    reports = loop.run(watch, 4)
-    assert any(f.verdict is Verdict.MEMORIZED for r in reports for f in r.findings)
-    assert not watch.should_stop
-    texts = [report.alert_text(finding) for report in reports for finding in report.alerts]
-    assert texts
-    for text in texts:
-        assert "baseline: step 0 and the model's own unconditional branch" in text
-
-
 def test_the_baseline_waits_for_the_first_batch_and_events_come_every_so_many_steps(
     pretrained, pipeline, tmp_path, caplog
 ):

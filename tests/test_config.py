@@ -9,7 +9,7 @@ import pytest
 import yaml
 from support.builders import SCREENS
 
-from memwatch.config import FULL_EVERY, ConfigError, LevelsConfig, MemWatchConfig, SignalsConfig
+from memwatch.config import FULL_EVERY, ConfigError, LevelsConfig, MemWatchConfig
 from memwatch.config_file import REMOVED, load_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -67,14 +67,6 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(key, value):
     if value != float("inf"):  # a configuration made in Python is checked alike
         with pytest.raises(ConfigError, match=f"config key '{key}': got "):
             kind(**{name: value})
-
-
-@pytest.mark.parametrize("baseline", ["first", "previous", "last_clean", "lag:12", "base", "path:a:b.safetensors"])
-def test_baselines(baseline):
-    signals = SignalsConfig(baseline=baseline)
-    name, *argument = baseline.split(":", 1)
-    assert signals.baseline_parts == (name, *(argument or [""]))
-    assert signals.baseline_is_fixed == (name in ("base", "path"))
 
 
 def test_values_that_exclude_each_other():
@@ -156,12 +148,6 @@ def test_overrides_are_merged_and_change_no_source(tmp_path):
         load_config({"levels": 3}, levels={"draws": 2})
 
 
-def test_conversions():
-    config = load_config({"overhead": 0.5, "alerts": {"min_severity": 4}, "output_dir": Path("a/b"), "probes": ["x"]})
-    assert isinstance(config.alerts.min_severity, float)
-    assert (config.output_dir, config.probes) == (str(Path("a/b")), ("x",))
-
-
 @pytest.mark.parametrize(("text", "message"), [("a: [1", "broken.yaml"), ("- 1\n", "got list, allowed: a mapping")])
 def test_files_and_sources_that_cannot_be_used(text, message, tmp_path):
     (tmp_path / "broken.yaml").write_text(text)
@@ -202,12 +188,6 @@ def test_a_removed_key_says_what_replaces_it(key):
         with pytest.raises(ConfigError) as caught:
             load_config(source, **overrides)
         assert str(caught.value) == f"config key '{key}' (2) is gone: {REMOVED[key]}"
-
-
-def test_a_data_set_that_is_passed_as_before_is_not_written_out():
-    with pytest.raises(ConfigError, match="is gone: call memwatch.pick") as caught:
-        load_config(None, dataset=[{"image": "x" * 1000}] * 1000)
-    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

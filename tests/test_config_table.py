@@ -1,9 +1,7 @@
 """The page about the settings, and the files beside it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import yaml
 from support import config_table
 
@@ -19,43 +17,6 @@ def test_the_page_in_the_repository_is_what_is_generated():
     for key, value in MemWatchConfig().to_dict().items():
         names = [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
         assert all(page.count(f"\n| `{name}` |") == 1 for name in names), names
-
-
-@dataclass
-class Documented:
-    """One sentence.
-
-    Attributes:
-        one: first line,
-            second line: third
-            line.
-        two: short.
-
-    Raises:
-        ValueError: never.
-    """
-
-    one: tuple[int, ...] = (1, 2)
-    two: str | None = None
-
-
-def test_entries_and_values():
-    assert config_table.rows(Documented, "some.") == {
-        "some.one": "| `some.one` | `[1, 2]` | first line, second line: third line. |",
-        "some.two": "| `some.two` | `null` | short. |",
-    }
-
-
-@pytest.mark.parametrize("doc", ["One.\n\nAttributes:\n    one: known.", Documented.__doc__ + "\n"])
-def test_a_docstring_that_does_not_fit_is_an_error(doc):
-    @dataclass
-    class Wrong:
-        one: int = 1
-        three: int = 3
-
-    Wrong.__doc__ = doc
-    with pytest.raises(ValueError, match="Wrong: documented are one.*; its keys are one, three"):
-        config_table.rows(Wrong, "")
 
 
 def test_the_default_file_spells_out_every_default():

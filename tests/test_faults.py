@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import pytest
@@ -78,19 +77,3 @@ def test_strict_raises_and_counts_once_and_the_user_may_interrupt(said):
         raise KeyboardInterrupt
     assert faults.count == 1
     assert said.messages == []
-
-
-def test_counts_survive_a_checkpoint():
-    faults, again = Faults(), Faults()
-    for part in (PART, PART, PART, OTHER):
-        faults.failed(part, "a", None)
-    saved = json.loads(json.dumps(faults.state_dict()))
-    again.load_state_dict(saved)
-    assert again.count == 4
-    assert again.is_off(PART)
-    for _ in range(2):
-        assert not again.is_off(OTHER)
-        again.failed(OTHER, "a", None)
-    assert again.is_off(OTHER)
-    again.worked(PART)
-    assert saved["in_a_row"][PART] == 3  # a copy

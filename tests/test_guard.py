@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, WeightedRandomSampler
 
-from memwatch.guard import MANY, TOO_MANY, GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
+from memwatch.guard import MANY, TOO_MANY, GuardedLoader, hook_end_training, hook_log
 
 FIX = "write 'while global_step < max_steps and not watch.should_stop:'"
 
@@ -81,22 +80,6 @@ def test_batches_sampler_and_length_are_the_dataloaders_own(kind):
     assert isinstance(guarded, DataLoader)
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = guarded.no_such_thing
-
-
-def test_the_baseline_comes_first_and_every_batch_is_counted():
-    said = []
-    loader = GuardedLoader([1, 2], lambda: said.append("begin"), lambda: False, lambda: said.append("batch"))
-    for batch in loader:
-        said.append(batch)
-    assert said == ["begin", "batch", 1, "batch", 2]
-
-
-def test_rows_per_device_and_in_a_data_set():
-    assert rows_per_device(DataLoader(ROWS, batch_size=3), 1) == 3
-    assert rows_per_device(DataLoader(ROWS, batch_size=None), 1) is rows_per_device(iter(ROWS), 1) is None
-    assert [rows_per_device(SimpleNamespace(total_batch_size=n), 4) for n in (8, 2)] == [2, 1]  # accelerate's, of all
-    assert rows_in(DataLoader(ROWS, batch_size=3)) == 10
-    assert rows_in([1, 2]) is rows_in(SimpleNamespace(dataset=iter([1]))) is None  # a stream has no length
 
 
 # --- hearing the accelerator -----------------------------------------------------------------------------------------

@@ -5,16 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import random
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 from support.builders import SMALL, Loop, history, picture
+from support.picked import contents
 from support.processes import ROOT
 from support.trackers import Recorder
 
@@ -24,13 +22,9 @@ from memwatch.run_folder import OWNER, RunFolder, owner_of
 PROBES = [Probe("a cat", picture(0), name="cat"), Probe("a poster", name="poster")]
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
 def ours(folder: Path) -> dict[str, bytes]:
     """All but the lock, and what lies in ``earlier``."""
-    return {k: v for k, v in files_of(folder).items() if k != "memwatch.lock" and not k.startswith("earlier")}
+    return {k: v for k, v in contents(folder).items() if k != "memwatch.lock" and not k.startswith("earlier")}
 
 
 @pytest.fixture
@@ -101,16 +95,6 @@ def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, caplog):
     assert "make sure that no other run uses it" in caplog.text
 
 
-def test_construction_draws_no_random_number(pretrained, start, tmp_path):
-    def streams():
-        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-
-    loop = Loop(pretrained, tmp_path)
-    before = streams()
-    start(loop)
-    assert streams() == before
-
-
 def test_a_script_may_change_its_working_directory(pretrained, pipeline, tmp_path, monkeypatch):
     """Relative paths are those of the directory that MemWatch was constructed in."""
     (tmp_path / "first" / "probes").mkdir(parents=True)
@@ -162,7 +146,7 @@ def test_a_fresh_run_moves_the_files_of_another_aside(start, tmp_path, caplog):
         names = {"history.jsonl", "about.json", "report.html", "images/cat.png", "heatmaps/cat/step_0000002.jpg"}
         assert names | {f"{name}/step_0000000.safetensors" for name in ("ledger", "snapshots")} <= set(kept[-1])
         assert [row["step"] for row in history(tmp_path)] == [0, 2]
-    assert [files_of(folder / "earlier" / name) for name in ("0001", "0002")] == kept[:2]
+    assert [contents(folder / "earlier" / name) for name in ("0001", "0002")] == kept[:2]
     assert (folder / "notes.txt").read_text(encoding="utf-8") == "the user's own"
 
 
@@ -198,7 +182,7 @@ def test_a_resumed_run_goes_on_in_place_also_when_another_was_there_meanwhile(st
     resumed.accelerator.load_state(str(tmp_path / "checkpoint"))
     assert {name: data for name, data in ours(folder).items() if "step_" in name} == left
     assert [row["step"] for row in history(tmp_path)] == [0, 2]
-    assert files_of(folder / "earlier" / "0002") == theirs
+    assert contents(folder / "earlier" / "0002") == theirs
     assert not (folder / "earlier" / "0001").exists()
     resumed.step = 2
     report = resumed.run(watch, 4)[-1]

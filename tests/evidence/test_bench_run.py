@@ -1,7 +1,5 @@
 """A run: it goes on where it was interrupted, goes on for what is called and not copied, and tells a copy from none."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,20 +163,9 @@ def test_a_perfect_network_has_no_loss(name, monkeypatch):
     ("words", "message"),
     [
         (["--runs", "half-0"], f"--runs: got 'half-0', allowed: WORLD-SEED with a world of {', '.join(WORLDS)}"),
-        (["--steps", "0"], "--steps: got 0, allowed: 1 or greater"),
-        (["--base", "nowhere"], "--base: got 'nowhere', allowed: the folder of a diffusers pipeline"),
         (["--output", "none", "--report"], "--output: none holds no finished run with planted items; train some first"),
     ],
 )
 def test_wrong_words_are_one_line(words, message, capsys):
     assert bench.main(words) == 2
     assert capsys.readouterr().err == f"bench: {message}\n"
-
-
-def test_the_scripts_run_by_their_path(tmp_path):
-    """From anywhere, with nothing of the folder installed."""
-    folder = Path(bench.__file__).parent
-    for script in ("bench.py", "promise.py"):
-        ran = subprocess.run([sys.executable, folder / script, "--help"], cwd=tmp_path, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-        assert f"usage: {script}" in ran.stdout

@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from evidence import bench
 from evidence.pages import gallery
 from evidence.pages.gallery import Mistake, examples, failures_of, write_gallery
-from evidence.pages.item_strip import NEAREST, WIDTH, facts, item_strip, tiles
+from evidence.pages.item_strip import NEAREST, WIDTH, item_strip, tiles
 from evidence.verdicts.product import Product
 from evidence.verdicts.stored import State, state_of
 from evidence.verdicts.tables import recall, region_iou, stored
@@ -86,18 +85,6 @@ def test_a_strip_shows_probe_mask_map_region_and_framed_copies(products):
     assert long.height > short.height
 
 
-def test_facts_say_size_overlap_and_when(products):
-    product = products[0]
-    item, other = stored(product)[0], product.run.of_kind(Kind.HELD_OUT)[0]
-    said = facts(product, item)
-    assert f"mask: {100 * item.mask.mean():.0f} % of the picture, IoU {region_iou(product, item):.2f}" in said
-    assert "first called memorized at step 20 (exposure " in said
-    assert "first copied at step 30 (exposure " in said
-    assert facts(product, other) == "held out, dose 0, nothing is fixed; never called memorized; never copied"
-    *_, made = [np.asarray(tile) for tile in tiles(product, other)]
-    assert (made == 128).all()  # no frame
-
-
 # --- the gallery -----------------------------------------------------------------------------------------------------
 
 
@@ -124,14 +111,3 @@ def test_a_world_is_shown_by_its_best_median_and_worst_item(products):
     assert [which for which, *_ in found] == ["best", "median", "worst"]
     partial = sorted((region_iou(p, i) for p in products for i in stored(p) if not i.mask.all()), reverse=True)
     assert [region_iou(p, item) for _, p, item in found] == [partial[0], partial[len(partial) // 2], partial[-1]]
-
-
-@pytest.mark.parametrize(("kept", "words"), [(1, ["best"]), (2, ["best", "worst"]), (0, [])])
-def test_few_stored_items_are_shown_once_each_and_whole_ones_by_their_score(products, monkeypatch, kept, words):
-    product = products[0]
-    whole = [replace(item, mask=np.ones_like(item.mask)) for item in stored(product)[:kept]]
-    monkeypatch.setattr(gallery, "stored", lambda _: whole)
-    found = examples([product])
-    assert [which for which, *_ in found] == words
-    scores = [product.score(item) for _, _, item in found]
-    assert scores == sorted(scores, reverse=True)

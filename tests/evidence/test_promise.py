@@ -13,7 +13,6 @@ from evidence.simulation import (
     STORED,
     TAILS,
     Cell,
-    Outcome,
     cells,
     log_factors,
     observation,
@@ -26,6 +25,7 @@ from scipy import stats
 from memwatch.config import AlertsConfig
 from memwatch.measure.signals import compute_signals
 
+pytestmark = pytest.mark.usefixtures("screened")
 LAWS = {"normal": stats.norm(), "t5": stats.t(5, scale=1 / math.sqrt(5 / 3)), "lognormal": stats.lognorm(0.5)}
 
 
@@ -53,7 +53,7 @@ def test_severities_depend_as_they_should(rho):
 def test_an_observation_says_what_was_drawn():
     variance, loss = np.random.default_rng(0).uniform(-0.5, 2.5, (2, SIDE, SIDE))
     seen = observation(probes_of(Cell())[0], variance, loss, curvature=True)
-    found = compute_signals([seen], terms="both", against="both", combine="mean", smooth=1)["stored"].decisive
+    found = compute_signals([seen], terms="both", against="both", smooth=1)["stored"].decisive
     assert found.mean.numpy() == pytest.approx((variance + loss) / 2, abs=0.003)
     screened = observation(probes_of(Cell())[0], variance, loss, curvature=False)
     assert (screened.has_curvature, screened.now.draws) == (False, 1)
@@ -78,24 +78,6 @@ def test_nothing_is_called_where_variance_falls_everywhere_and_loss_hardly(monke
 def test_a_rule_that_promises_more_than_it_can_is_seen():
     rule = AlertsConfig(false_alarms_per_run=0.99, max_p=1.0, patience=1)
     assert simulate(Cell(controls=12, probes=16, events=4, tail="lognormal"), 5, rule).alarmed
-
-
-def test_an_interval_is_clopper_and_pearsons():
-    outcome = Outcome(Cell(), runs=400, alarmed=30, found=300, contradicted=0)
-    exact = stats.binomtest(30, 400).proportion_ci(0.95, method="exact")
-    assert outcome.interval == pytest.approx((exact.low, exact.high))
-    assert (outcome.keeps(0.06), outcome.keeps(0.05)) == (True, False)
-
-
-def test_the_page_marks_broken_promises():
-    numbers = {"runs": 400, "found": 392, "contradicted": 8, "measured": 0.2}
-    broken, kept = Outcome(Cell(probes=1), alarmed=30, **numbers), Outcome(Cell(tail="t5"), alarmed=2, **numbers)
-    text = promise.page([kept, broken], 0.05, "promise.py", 1.25)
-    assert "`promise.py`: 2 settings, 400 runs each, 1.2 minutes. memwatch " in text
-    assert "The promise is broken in 1 settings, where severities are of this kind: normal." in text
-    assert "| normal | - | 20 | 1 | 20 | 0.8 | **7.5 %** (5.1 % to 11 %) | 98 % | 2.0 % | 20 % |" in text
-    assert "| heavy tails (t, 5 degrees of freedom) | - | 20 | 8 | 20 | 0.8 | 0.5 % (0.1 % to 1.8 %) |" in text
-    assert "The promise is kept in every setting." in promise.page([kept], 0.05, "promise.py", 1.25)
 
 
 def test_the_command_simulates_every_setting_by_the_rule_of_the_config(tmp_path, monkeypatch, capsys):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
-from evidence.rivals import contest
 from evidence.rivals.cases import NEGATIVES, STORED, Case, cases_of
 from evidence.rivals.contest import detection_table, first_table, localization_table, oracle
 from evidence.rivals.rivals import (
@@ -16,10 +13,8 @@ from evidence.rivals.rivals import (
     clid,
     fallen_loss,
     held_out_loss,
-    kept_map,
     raw,
     risen_loss,
-    scores_in,
 )
 from evidence.rivals.stops import CLOSE, copies_by, stop_table
 from evidence.runs.protocol import LEVELS
@@ -78,18 +73,6 @@ def test_memwatch_and_rivals_are_judged_on_the_same_items(two_worlds):
     assert all(row["all"] < ours for row in rows if row["sampling"] not in ("-", None))  # their maps are noise here
 
 
-def test_a_world_without_a_map_has_no_number(two_worlds, monkeypatch):
-    def map_of(run, name, step):
-        return kept_map("verified/null")(run, name, step) if run.plan["seed"] == 0 else None
-
-    monkeypatch.setattr(contest, "RIVALS", (Rival("half", map_of=map_of), Rival("no map at all")))
-    rows = localization_table(two_worlds)
-    row = only(rows, way="half")
-    assert row["captions"] > 0
-    assert (row["marks"], row["all"]) == (None, None)
-    assert not any(row["way"] == "no map at all" for row in rows)
-
-
 def test_the_oracle_takes_the_best_variant():
     mask = np.zeros((8, 8), dtype=bool)
     mask[:2] = True
@@ -115,24 +98,6 @@ def test_detection(products, prompts):
     assert only(rows, way="f_mem")["AUC all"] == 1.0  # what is stored is what they generate here
     named = {row["way"] for row in rows}
     assert ("Wen norm" in named, "CLiD" in named, ALL_ONES.name in named) == (prompts, True, False)
-
-
-def test_the_published_score_comes_first_and_the_best_is_no_worse(products):
-    pairs = [(a, b) for a, b in pairwise(detection_table(products, True)) if "best of" in (b["score"] or "")]
-    assert len(pairs) >= 10
-    for published, best in pairs:
-        assert (published["way"], published["sampling"]) == (best["way"], best["sampling"])
-        assert best["AUC all"] >= published["AUC all"]
-
-
-def test_against_controls_is_in_their_deviations(products):
-    run = products[0].run
-    found = scores_in(run, Rival("x", map_of=kept_map("published/null")), LAST)
-    assert (next(iter(found)), len(found)) == ("mean", 12)
-    controls = [item.name for item in run.of_kind(Kind.CONTROL)]
-    own, judged = (np.array([found[k][name] for name in controls]) for k in ("mean", "mean, against controls"))
-    assert judged == pytest.approx((own - own.mean()) / own.std(ddof=1))
-    assert list(scores_in(run, Rival("x", score_of=(("number", lambda *_: 2.0),)), LAST)) == ["number"]
 
 
 # --- when ------------------------------------------------------------------------------------------------------------
@@ -164,11 +129,6 @@ def test_stopping_early_spares_copies(products):
     run = products[0].run
     assert copies_by(run, COPIED_FROM - 1) == 0 < copies_by(run, COPIED_FROM)
     assert held_out_loss(run, 0) == pytest.approx(held_out_loss(run, LAST), rel=CLOSE - 1)
-
-
-def test_nothing_stored_is_nothing_to_compare(products, monkeypatch):
-    monkeypatch.setattr(contest, "cases_of", lambda products: [c for c in cases_of(products) if c.group != STORED])
-    assert localization_table(products) == detection_table(products, True) == first_table(products) == []
 
 
 # --- a rival's numbers -----------------------------------------------------------------------------------------------

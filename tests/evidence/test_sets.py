@@ -79,19 +79,6 @@ def test_one_subject_with_and_without_class_pictures():
     assert sum(item.dose for item in prior) == sum(item.dose for item in beside if item.kind is Kind.VERBATIM)
 
 
-def test_worlds_without_words_and_with_nothing_planted():
-    assert {item.caption for item in WORLDS["uncaptioned"].items(0)} == {""}
-    nothing = WORLDS["nothing"].items(0)
-    assert not any(item.kind in PLANTED for item in nothing)
-    assert {item.dose for item in nothing} == {0, 1}
-
-
-def test_another_seed_is_another_set_of_the_same_make_up():
-    a, b = (WORLDS["captions"].items(seed) for seed in (0, 1))
-    assert [(i.kind, i.dose) for i in a] == [(i.kind, i.dose) for i in b]
-    assert any(not np.array_equal(x.mask, y.mask) for x, y in zip(a, b, strict=True))
-
-
 def test_a_batch_is_a_function_of_seed_and_step_and_follows_the_doses():
     items = WORLDS["captions"].items(0)
     first, again = batch(items, 0, 5, 8), batch(WORLDS["captions"].items(0), 0, 5, 8)

@@ -16,7 +16,6 @@ from evidence.verdicts.tables import (
     precision,
     recall,
     region_iou,
-    size_table,
     stored,
     world_table,
 )
@@ -63,14 +62,6 @@ def test_false_calls_lower_precision_and_are_listed(products):
     assert captions["never: ordinary"].startswith("0/")
     (row,) = null_table(spoiled)
     assert (row["probes"], row["runs with a memorized"], row["runs"]) == ("every run, held out", 1, 2)
-
-
-def test_items_are_counted_by_size(products):
-    rows = {row["size"]: row for row in size_table(products)}
-    assert rows["30% or more"]["stored"] == 2
-    assert rows["30% or more"]["IoU"].value > 0.7
-    assert rows["the whole picture"]["IoU"] is None
-    assert sum(row["stored"] for row in rows.values()) == sum(len(stored(p)) for p in products)
 
 
 def test_p_values_of_what_was_never_shown_are_not_too_small(products):

@@ -125,19 +125,6 @@ def test_the_region_that_decides_exceeds_the_controls_most():
 # --- who is compared with whom ----------------------------------------------------------------------------------------
 
 
-def test_every_control_is_judged_by_the_others():
-    observations = controls(20, 1.0, spread=0.3)
-    observations[3] = replace(observations[3], now=seen(fallen=9.0).now)
-    judgement = judged([seen(), *observations])
-    assert [f.name for f in judgement.controls] == [o.name for o in observations]
-    assert {f.evidence.num_controls for f in judgement.controls} == {19}
-    found, others = judgement.controls[3], [profile_of(f.signals) for i, f in enumerate(judgement.controls) if i != 3]
-    assert found.p == pytest.approx(Null.of(others).p_value(found.regions[0].z_score))
-    assert found.p < 1e-5
-    assert judgement.states.keys() == {"a", *(o.name for o in observations)}
-    assert judgement.audit == Audit(0, 20)
-
-
 def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called():
     """It is as rare as the probe, and the rule would call it as well."""
     quiet = controls(20, 1.0, spread=0.05)

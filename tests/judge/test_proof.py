@@ -15,7 +15,7 @@ from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, StrictError
 from memwatch.judge.findings import Finding
-from memwatch.judge.proof import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, core_of, due, proofs_of, prove
+from memwatch.judge.proof import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, due, proofs_of, prove
 from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.curvature import CurvatureMap
@@ -103,15 +103,6 @@ def test_generations_are_compared_inside_the_region_that_decides():
         assert proof.ratios[0] < 1e-9
 
 
-def test_the_rim_of_a_region_does_not_count():
-    finding = found(seen("a"))
-    values = torch.from_numpy(finding.labels).double()
-    values[:, 1] = 0.7  # of the peak
-    rimmed = replace(finding, signals=replace(finding.signals, decisive=CurvatureMap(values[None])))
-    assert core_of(finding)[:, :2].all()
-    assert core_of(rimmed).tolist() == [[True, False, False, False]] * 4
-
-
 def test_probes_that_share_a_caption_share_generations_and_each_counts_its_own():
     """Two of three are news; the third has no region and is compared as a whole."""
     whole = replace(found(seen("c"), Verdict.NO_EVIDENCE, alert=False), regions=(), labels=None)
@@ -122,13 +113,6 @@ def test_probes_that_share_a_caption_share_generations_and_each_counts_its_own()
     assert of["a"].copies == of["b"].copies == (("a",), ("b",), ("c",), (), ())
     of = proofs(findings, {f"a photo of {n}": photo(0)[None] for n in "abc"})  # images of another caption: not named
     assert (of["a"].copies, of["b"].copies) == ((("a",),), ((),))
-
-
-def test_a_prompt_s_generations_are_compared_with_each_other():
-    generations = np.stack([photo(3), left_of(3, 4), photo(5)])
-    proof = proofs([found(replace(drawn("p", 0), generations=generations))], {})["p"]
-    assert proof.is_copy == (True, True, False)
-    assert (proof.num_others, proof.generations is generations) == (6, True)
 
 
 def test_what_a_prompt_draws_from_the_same_caption_is_no_chance():

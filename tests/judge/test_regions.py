@@ -32,15 +32,6 @@ def test_components_by_hand():
     assert list(components(np.full((3, 3), 0.99))) == []
 
 
-def test_the_threshold_is_a_share_of_the_peak_but_no_trifle():
-    values = np.zeros((10, 10))
-    values[:, :5] = 2.0
-    values[0, 0] = 50.0  # one odd pixel
-    assert regions.threshold_of(values) == pytest.approx(RELATIVE * 2.0)
-    assert regions.threshold_of(values / 20) == regions.threshold_of(-values) == LIMIT
-    assert [list(components(np.full((3, 3), value))) for value in (0.0, math.nan, -1.0)] == [[], [], []]
-
-
 def test_a_small_hill_ends_half_way_up_and_a_large_one_at_its_foot():
     """What smoothing leaves of a small square has no plateau; the rim of a large one is part of it."""
     sharp = np.zeros((16, 16))

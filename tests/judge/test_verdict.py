@@ -54,14 +54,11 @@ def run(evidences, num_probes=PROBES, **rule):
     [
         (2, [HIT, HIT, HIT], [SUSPICIOUS, MEMORIZED, MEMORIZED]),
         (1, [HIT], [MEMORIZED]),
-        (3, [HIT, HIT, HIT], [SUSPICIOUS, SUSPICIOUS, MEMORIZED]),
         (2, [HIT, NOTHING, HIT, HIT], [SUSPICIOUS, NO_EVIDENCE, SUSPICIOUS, MEMORIZED]),
         (2, [HIT, HIT, NOTHING], [SUSPICIOUS, MEMORIZED, NO_EVIDENCE]),
-        (2, [HIT, COMMON, HIT], [SUSPICIOUS, NO_EVIDENCE, SUSPICIOUS]),
         (2, [EDGE, EDGE], [SUSPICIOUS, MEMORIZED]),
         (2, [MILD, MILD, MILD], [SUSPICIOUS] * 3),  # real perhaps, but less than what ordinary learning does
         (2, [MILD, HIT, MILD, HIT], [SUSPICIOUS, MEMORIZED, SUSPICIOUS, MEMORIZED]),  # but it is evidence
-        (3, [RARE, MILD, HIT], [SUSPICIOUS, SUSPICIOUS, MEMORIZED]),
         (1, [NOISY, COMMON], [NO_EVIDENCE] * 2),
         (2, [RARE, RARE, JUST, JUST], [SUSPICIOUS] * 4),
         (2, [AS_PEERS, AS_PEERS], [SUSPICIOUS] * 2),
@@ -74,8 +71,6 @@ def run(evidences, num_probes=PROBES, **rule):
         (1, [BLIND_MILD], [NO_EVIDENCE]),
         (2, [BLIND, HIT], [SUSPICIOUS] * 2),  # one of these two had no p-value
         (2, [HIT, BROKEN, HIT, HIT], [SUSPICIOUS, INCONCLUSIVE, SUSPICIOUS, MEMORIZED]),
-        (2, [HIT, FEW, HIT], [SUSPICIOUS, INCONCLUSIVE, SUSPICIOUS]),
-        (2, [HIT, FIRST, HIT], [SUSPICIOUS, INCONCLUSIVE, SUSPICIOUS]),
     ],
 )
 def test_verdicts(patience, evidences, verdicts):
@@ -106,45 +101,25 @@ def test_the_budget_is_spent_by_events_and_shared_by_probes():
 @pytest.mark.parametrize(
     ("evidence", "reason"),
     [
-        (HIT, "4.0x, p = 1e-05, event 1 of 2"),
         (MILD, "1.5x, p = 1e-05, but its severity is below 1.5x"),
-        (NOISY, "4.0x, but its error bar includes 1x"),
-        (COMMON, "4.0x, p = 0.011: the controls show as much"),
         (RARE, "4.0x, p = 0.01, but p must be at most 0.0002 to keep the run's false-alarm rate"),
-        (AS_PEERS, "4.0x, p = 1e-05, but ordinary training images show as much (rank p = 0.15)"),
-        (BLIND, "4.0x, uncalibrated (no controls)"),
-        (BLIND_MILD, "1.9x, but without controls a probe is suspicious from 2x on"),
         (FEW, "4.0x, but there are 9 usable controls of its kind, and a p-value takes 11"),
-        (FIRST, "nothing earlier to compare with"),
-        (BROKEN, "non-finite values in the model's output"),
     ],
 )
 def test_reasons(evidence, reason):
     assert run([evidence])[1] == [reason]
 
 
-def test_judge_is_pure_and_says_since_when():
-    state = ProbeState(streak=1, since=100, events=1)
-    found = [judge(state, HIT, 200, AlertsConfig(), PROBES) for _ in range(2)]
-    expected = ProbeState(2, 2, 100, is_enough=True, verdict=MEMORIZED, called=True, rarest_p=1e-5)
-    assert found == [(expected, "4.0x, p = 1e-05, since step 100")] * 2
-    assert state == ProbeState(streak=1, since=100, events=1)
-
-
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
         (NO_EVIDENCE, SUSPICIOUS, True),
-        (INCONCLUSIVE, SUSPICIOUS, True),
         (NO_EVIDENCE, MEMORIZED, True),
         (SUSPICIOUS, MEMORIZED, True),
         (SUSPICIOUS, SUSPICIOUS, False),
-        (MEMORIZED, MEMORIZED, False),
         (MEMORIZED, NO_EVIDENCE, False),
-        (SUSPICIOUS, INCONCLUSIVE, False),
         (SUSPICIOUS, "broken", True),
         ("broken", "broken", False),
-        ("broken", NO_EVIDENCE, False),
         ("broken", SUSPICIOUS, True),
         (MEMORIZED, SUSPICIOUS, False),  # as the audit may have it: no worse than before
     ],
@@ -162,13 +137,6 @@ def test_called_controls_are_counted():
     assert audit_of([]) == Audit()
     assert audit_of([ProbeState()] * 3) == Audit(0, 3)
     assert audit_of([*called, ProbeState()]) == Audit(2, 3, 0.003)
-
-
-def test_what_the_check_says():
-    assert str(Audit(0, 24)) == "false-alarm check: none of 24 controls was called"
-    assert str(Audit(1, 24)) == "false-alarm check: 1 of 24 controls was called"
-    assert str(Audit(2, 24)) == "false-alarm check: 2 of 24 controls were called"
-    assert str(Audit()) == "false-alarm check: there are no controls to run it on"
     assert stats.binom.cdf(2, 24, Audit(2, 24).at_most) == pytest.approx(0.05)
     assert Audit().at_most == 1.0  # of nothing nothing is known
 

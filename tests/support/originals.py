@@ -30,21 +30,21 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-SD3_STREAMS = {
-    "attn.to_q": "x_block.attn.qkv",
-    "attn.to_k": "x_block.attn.qkv",
-    "attn.to_v": "x_block.attn.qkv",
-    "attn.to_out.0": "x_block.attn.proj",
-    "attn.add_q_proj": "context_block.attn.qkv",
-    "attn.add_k_proj": "context_block.attn.qkv",
-    "attn.add_v_proj": "context_block.attn.qkv",
-    "attn.to_add_out": "context_block.attn.proj",
-    "ff.net.0.proj": "x_block.mlp.fc1",
-    "ff.net.2": "x_block.mlp.fc2",
-    "ff_context.net.0.proj": "context_block.mlp.fc1",
-    "ff_context.net.2": "context_block.mlp.fc2",
-    "norm1.linear": "x_block.adaLN_modulation.1",
-    "norm1_context.linear": "context_block.adaLN_modulation.1",
+JOINT = {  # of a block with two streams: SD3's name, Flux's name
+    "attn.to_q": ("x_block.attn.qkv", "img_attn.qkv"),
+    "attn.to_k": ("x_block.attn.qkv", "img_attn.qkv"),
+    "attn.to_v": ("x_block.attn.qkv", "img_attn.qkv"),
+    "attn.to_out.0": ("x_block.attn.proj", "img_attn.proj"),
+    "attn.add_q_proj": ("context_block.attn.qkv", "txt_attn.qkv"),
+    "attn.add_k_proj": ("context_block.attn.qkv", "txt_attn.qkv"),
+    "attn.add_v_proj": ("context_block.attn.qkv", "txt_attn.qkv"),
+    "attn.to_add_out": ("context_block.attn.proj", "txt_attn.proj"),
+    "ff.net.0.proj": ("x_block.mlp.fc1", "img_mlp.0"),
+    "ff.net.2": ("x_block.mlp.fc2", "img_mlp.2"),
+    "ff_context.net.0.proj": ("context_block.mlp.fc1", "txt_mlp.0"),
+    "ff_context.net.2": ("context_block.mlp.fc2", "txt_mlp.2"),
+    "norm1.linear": ("x_block.adaLN_modulation.1", "img_mod.lin"),
+    "norm1_context.linear": ("context_block.adaLN_modulation.1", "txt_mod.lin"),
 }
 SD3_OUTSIDE = {
     "pos_embed.proj": "x_embedder.proj",
@@ -55,22 +55,6 @@ SD3_OUTSIDE = {
     "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
     "proj_out": "final_layer.linear",
     "norm_out.linear": "final_layer.adaLN_modulation.1",
-}
-FLUX_DOUBLE = {
-    "attn.to_q": "img_attn.qkv",
-    "attn.to_k": "img_attn.qkv",
-    "attn.to_v": "img_attn.qkv",
-    "attn.to_out.0": "img_attn.proj",
-    "attn.add_q_proj": "txt_attn.qkv",
-    "attn.add_k_proj": "txt_attn.qkv",
-    "attn.add_v_proj": "txt_attn.qkv",
-    "attn.to_add_out": "txt_attn.proj",
-    "ff.net.0.proj": "img_mlp.0",
-    "ff.net.2": "img_mlp.2",
-    "ff_context.net.0.proj": "txt_mlp.0",
-    "ff_context.net.2": "txt_mlp.2",
-    "norm1.linear": "img_mod.lin",
-    "norm1_context.linear": "txt_mod.lin",
 }
 FLUX_SINGLE = {"proj_out": "linear2", "norm.linear": "modulation.lin"}  # linear1 wants Flux's own width of 3072
 FLUX_OUTSIDE = {
@@ -106,17 +90,15 @@ def _within(rest: str, in_resnet: bool) -> str:
     return f".{RESNET[name]}" if in_resnet else rest
 
 
-def sd3_layer(layer: str) -> str:
-    match = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", layer)
-    return f"joint_blocks.{match[1]}.{SD3_STREAMS[match[2]]}" if match else SD3_OUTSIDE[layer]
-
-
-def flux_layer(layer: str) -> str:
+def transformer_layer(layer: str, is_flux: bool) -> str:
+    """A layer of SD3's or Flux's transformer in the names of their repositories."""
     match = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", layer)
     if match is None:
-        return FLUX_OUTSIDE[layer]
-    names, blocks = (FLUX_SINGLE, "single_blocks") if match[1] else (FLUX_DOUBLE, "double_blocks")
-    return f"{blocks}.{match[2]}.{names[match[3]]}"
+        return (FLUX_OUTSIDE if is_flux else SD3_OUTSIDE)[layer]
+    if match[1]:
+        return f"single_blocks.{match[2]}.{FLUX_SINGLE[match[3]]}"
+    blocks = "double_blocks" if is_flux else "joint_blocks"
+    return f"{blocks}.{match[2]}.{JOINT[match[3]][is_flux]}"
 
 
 def original_layer(layer: str, model) -> str:
@@ -124,7 +106,7 @@ def original_layer(layer: str, model) -> str:
     kind = type(model).__name__
     if kind.startswith("UNet"):
         return unet_layer(layer, model.config.layers_per_block)
-    return (sd3_layer if kind.startswith("SD3") else flux_layer)(layer)
+    return transformer_layer(layer, is_flux=kind.startswith("Flux"))
 
 
 def original_weights(model) -> dict[str, Tensor]:

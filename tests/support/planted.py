@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from evidence.runs.event import GUIDED, PROMPTED
-from evidence.runs.protocol import LEVELS, NUM_SEEDS, SCREEN_DRAWS, event_file, later_file
+from evidence.runs.protocol import LEVELS, NUM_SEEDS, event_file, later_file
 from evidence.runs.train import Run
 from evidence.verdicts.stored import is_fixed
 from evidence.worlds.items import Item, looked_at
@@ -17,6 +17,7 @@ from evidence.worlds.sets import MODERATE, STRONG
 from evidence.worlds.world import WORLDS, Plan
 from torch import Tensor
 
+from memwatch.config import SCREEN_DRAWS
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, to_tensors
 from memwatch.measure.views import fixed_noise

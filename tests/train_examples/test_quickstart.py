@@ -13,9 +13,7 @@ from quickstart import BOXES, PLANTED, SIZE, WHOLE, Run, photo_set, problems
 from memwatch.judge.verdict import Verdict
 
 STOPPED = "step 200: 5 probe(s) memorized"
-BANNER, STICKER = BOXES["banner"], BOXES["sticker"]
-UPPER, LOWER = (0, 0, SIZE, SIZE // 2), (0, SIZE // 2, SIZE, SIZE)
-LEFT = (0, 0, SIZE // 2, SIZE)
+LOWER, LEFT = (0, SIZE // 2, SIZE, SIZE), (0, 0, SIZE // 2, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +30,15 @@ def labels(box):
     return found
 
 
-def finding(row, verdict, box=None):
-    probe = SimpleNamespace(row=row)
-    return SimpleNamespace(verdict=verdict, labels=labels(box), observation=SimpleNamespace(probe=probe))
-
-
-def report(items, step=200, without=None, **changes):
+def report(items, step=200, **changes):
     """A report in which everything is found where it is, but for ``changes``: by name, (verdict, box)."""
     findings = []
     for row, item in enumerate(items):
-        verdict = Verdict.MEMORIZED if item.planted else Verdict.NO_EVIDENCE
-        if item.planted != without or without is None:
-            findings.append(finding(row, *changes.get(item.name.replace("-", "_"), (verdict, item.box))))
+        usual = Verdict.MEMORIZED if item.planted else Verdict.NO_EVIDENCE
+        verdict, box = changes.get(item.name.replace("-", "_"), (usual, item.box))
+        observation = SimpleNamespace(probe=SimpleNamespace(row=row))
+        findings.append(SimpleNamespace(verdict=verdict, labels=labels(box), observation=observation))
     return SimpleNamespace(step=step, overhead=0.1, findings=findings)
-
-
-def of(items, planted):
-    """The names of its items, as changes name them."""
-    return [item.name.replace("-", "_") for item in items if item.planted == planted]
 
 
 def test_a_good_run_has_no_problem(items):
@@ -57,41 +46,32 @@ def test_a_good_run_has_no_problem(items):
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-@pytest.mark.parametrize("verdict", [v for v in Verdict if v is not Verdict.MEMORIZED])
-def test_what_was_planted_must_be_called(items, planted, verdict):
-    names = of(items, planted)
-    got = ", ".join([verdict] * len(names))
-    changes = {name: (verdict, BANNER) for name in names}
-    assert problems([report(items, **changes)], items, STOPPED) == [f"{planted}: got {got}, expected memorized"]
-    if len(names) > 1:  # one of them is enough
-        assert problems([report(items, **{names[0]: (verdict, None)})], items, STOPPED) == []
+def test_of_what_was_planted_one_must_be_called(items, planted):
+    names = [item.name.replace("-", "_") for item in items if item.planted == planted]
+    missed = dict.fromkeys(names, (Verdict.SUSPICIOUS, BOXES["banner"]))
+    got = ", ".join([Verdict.SUSPICIOUS] * len(names))
+    assert problems([report(items, **missed)], items, STOPPED) == [f"{planted}: got {got}, expected memorized"]
+    if len(names) > 1:
+        assert problems([report(items, **{names[0]: (Verdict.SUSPICIOUS, None)})], items, STOPPED) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "box"),
-    [("banner-0", LOWER), ("banner-1", None), ("sticker-0", LEFT), ("sticker-1", UPPER), ("banner-1", STICKER)],
-)
+@pytest.mark.parametrize(("name", "box"), [("banner-0", LOWER), ("banner-1", None), ("sticker-0", LEFT)])
 def test_one_box_in_the_wrong_place_fails_whatever_the_others_are(items, name, box):
     changes = {name.replace("-", "_"): (Verdict.MEMORIZED, box)}
     problem, *_ = problems([report(items, **changes)], items, STOPPED)
     assert problem.startswith(f"{name}: found in the wrong place; got IoU 0.0")
 
 
-@pytest.mark.parametrize(("template", "share"), [("banner", "0.38"), ("sticker", "0.28")])
-def test_regions_that_fill_the_picture_fail(items, template, share):
-    changes = {f"{template}_{i}": (Verdict.MEMORIZED, WHOLE) for i in range(2)}
+def test_regions_that_fill_the_picture_fail(items):
+    changes = {f"banner_{i}": (Verdict.MEMORIZED, WHOLE) for i in range(2)}
     (problem,) = problems([report(items, **changes)], items, STOPPED)
-    assert problem.startswith(f"{template}: found too coarsely; got a mean IoU of {share}")
+    assert problem.startswith("banner: found too coarsely; got a mean IoU of 0.38")
 
 
-@pytest.mark.parametrize("at", [100, 200])
-def test_a_rare_photo_must_never_be_called(items, at):
-    called = {"photo_01_chelsea": (Verdict.MEMORIZED, None)}
-    reports = [report(items, step, **(called if step == at else {})) for step in (100, 200)]
-    expected = [f"photo-01-chelsea: called memorized at step {at}, though it is seen rarely"]
-    assert problems(reports, items, STOPPED) == expected
-    suspicious = {"photo_01_chelsea": (Verdict.SUSPICIOUS, None)}
-    assert problems([report(items, **suspicious)], items, STOPPED) == []
+def test_a_rare_photo_must_never_be_called(items):
+    called = report(items, 100, photo_01_chelsea=(Verdict.MEMORIZED, None))
+    expected = ["photo-01-chelsea: called memorized at step 100, though it is seen rarely"]
+    assert problems([called, report(items)], items, STOPPED) == expected
 
 
 @pytest.mark.parametrize("stop_reason", [STOPPED, None])
@@ -102,6 +82,5 @@ def test_each_problem_is_one_line_on_stderr_and_the_exit_code_is_1(items, stop_r
     monkeypatch.setattr(quickstart, "train", lambda *args: run)
     monkeypatch.setattr(quickstart, "show", lambda *args: None)
     assert quickstart.main() == (0 if stop_reason else 1)
-    printed = capsys.readouterr()
-    assert len(printed.err.splitlines()) == (0 if stop_reason else 1)
-    assert all(line.startswith("quickstart: ") for line in printed.err.splitlines())
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("quickstart: ") for line in lines] == ([] if stop_reason else [True])

@@ -130,8 +130,7 @@ def watching(tmp_path_factory) -> list[str]:
     """Flags of a cheap watch: an event every two steps."""
     file = tmp_path_factory.mktemp("config") / "small.yaml"
     levels = "levels: {timesteps: [141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\n"
-    text = f"every_steps: 2\nstrict: true\n{levels}signals: {{unconditional: false}}\n"
-    file.write_text(f"{text}proof: {{seeds: 1, num_inference_steps: 2}}\n", encoding="utf-8")
+    file.write_text(f"every_steps: 2\nstrict: true\n{levels}sampling: {{num_inference_steps: 2}}\n", encoding="utf-8")
     return ["--memwatch_config", str(file), "--learning_rate", "1e-2"]
 
 

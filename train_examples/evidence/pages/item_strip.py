@@ -13,9 +13,8 @@ from evidence.verdicts.product import Product
 from evidence.verdicts.stored import copied_at, first_copy
 from evidence.verdicts.tables import region_iou
 from evidence.worlds.items import Item
-from memwatch.report.heatmap import colours, overlay
+from memwatch.report.heatmap import MAX_FACTOR, colours, overlay
 
-MAX_FACTOR = 6.0  # at the top of the colour scale
 ZOOM, TILE = 2, 128  # a picture's pixel becomes ZOOM x ZOOM of a tile's
 NEAREST = 4  # generations that are shown
 COLUMNS = 4 + NEAREST
@@ -140,7 +139,7 @@ def heatmap(product: Product, item: Item, image: np.ndarray) -> Image.Image:
     signals = product.findings[item.name][shown_step(product, item)].signals
     if signals is None or signals.decisive is None:
         return outlined(image, None)
-    return overlay(image, signals.decisive.mean.double().numpy(), max_factor=MAX_FACTOR, side=TILE)
+    return overlay(image, signals.decisive.mean.double().numpy(), side=TILE)
 
 
 def generation_tiles(product: Product, item: Item) -> list[Image.Image]:
