@@ -154,8 +154,9 @@ def overlap_table(result: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in result["num_maps"].items())
     at = "memwatch's own" if result["threshold"] is None else f"at {result['threshold']:.3g}"
     lines = [f"maps: {counts}", f"{'':<26}{'IoU':>8}{'mIoU':>8}{'accuracy':>10}{'AUC':>8}{'TPR@1%FPR':>11}"]
-    for name, part in {"all": result, "templates": result.get("template")}.items():
-        for how, label in {"fixed": at, "oracle": "best of 101"}.items() if part else ():
+    parts = {"all": result} | ({"templates": result["template"]} if "template" in result else {})
+    for name, part in parts.items():
+        for how, label in {"fixed": at, "oracle": "best of 101"}.items():
             numbers = [*part[how].values(), part["auc"], part["tpr_at_1_fpr"]]
             cells = ["-" if x is None else f"{x:.3f}" for x in numbers]
             row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, (8, 8, 10, 8, 11), strict=True))

@@ -143,14 +143,19 @@ def as_markdown(run: Run) -> str:
     """What the page says, in the words and tables of a comment."""
     last = run.last
     lines = [f"# {headline(run)}", "", f"`{run.folder}`, step {last.step}: {last.counts()}. {calibration(last)}.", ""]
-    lines += [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-    lines += [f"| {' | '.join(map(escaped, cells_of(row)))} |" for row in last.worst_first]
+    lines += markdown_table([HEAD, *map(cells_of, last.worst_first)])
     alerts = [f"- step {step}: {title_of(row)} is {row.verdict}. {why(row)}." for step, row in run.alerts]
     advice = [f"- {title_of(row)}: {advice_of(row)}" for row in last.worst_first if row.verdict.is_evidence]
     unseen = [f"- {sentence}" for sentence in not_watched(run)]
     for title, items in (("Alerts", alerts), ("What to do", advice), ("What was not watched", unseen)):
         lines += ["", f"## {title}", "", *map(escaped, items)] if items else []
     return "\n".join(lines)
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as a table; the first one is its header."""
+    head, *rows = [f"| {' | '.join(map(escaped, cells))} |" for cells in lines]
+    return [head, "|---" * len(lines[0]) + "|", *rows]
 
 
 def escaped(text: str) -> str:
