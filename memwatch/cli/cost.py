@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from io import StringIO
@@ -98,24 +98,18 @@ def run(args: argparse.Namespace) -> int:
 def share_text(config: MemWatchConfig, step: float, first: float, screened: float, curvature: float) -> str:
     """How often memwatch looks in this run, and the share of training time that this takes."""
     every, steps = config.every_steps, config.max_train_steps or 1
+    prices = Prices(step, first, curvature)
     if config.screens:  # the first event with curvature measures the baseline's as well
         prices = Prices(step, first + curvature, screened + CHOSEN * curvature, curvature)
-    else:
-        prices = Prices(step, first, curvature)
-    if every is None:
-        pace = choose_pace(prices, config)
-    else:
+    pace = choose_pace(prices, config)
+    if every is not None:
         number = max(1, steps // every)
         full = sum(config.is_full_event(n) for n in range(1, number + 1)) / number
         pace = pace_of(every, prices.event + full * prices.full, prices, config)
-    return SHARE.format(
-        steps=steps,
-        step=step,
-        every=pace.every_steps,
-        overhead=100 * pace.overhead,
-        allowed=config.overhead,
-        verdict="" if pace.within else ", so this is more than that",
-    )
+    verdict = "" if pace.within else ", so this is more than that"
+    overhead = 100 * pace.overhead
+    parts = {"every": pace.every_steps, "overhead": overhead, "allowed": config.overhead, "verdict": verdict}
+    return SHARE.format(steps=steps, step=step, **parts)
 
 
 @contextmanager
@@ -128,20 +122,15 @@ def watching(
     images = [Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC) for coarse in noise]
     own: dict[str, Any] = {"every_steps": 1, "strict": True, "weights": "live"}
     own |= dict.fromkeys(("picked", "probes", "controls", "peers"))
-    logger = logging.getLogger("memwatch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    probes = [Probe(f"a picture of number {i}", image) for i, image in enumerate(images)]
+    logging.disable(logging.WARNING)
     try:
         with redirect_stdout(StringIO()), TemporaryDirectory(prefix="memwatch-cost-") as folder:
             settings = replace(config, **own, output_dir=folder)
-            probes = [Probe(f"a picture of number {i}", image) for i, image in enumerate(images)]
-            watch = MemWatch(accelerator, model, source, config=settings, probes=probes)
-            try:
+            with closing(MemWatch(accelerator, model, source, config=settings, probes=probes)) as watch:
                 yield watch
-            finally:
-                watch.close()
     finally:
-        logger.setLevel(level)
+        logging.disable(logging.NOTSET)
 
 
 def event_seconds(watch: MemWatch) -> np.ndarray:

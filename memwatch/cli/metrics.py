@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 THRESHOLDS = np.linspace(-1e-6, 1 + 1e-6, 101)
+Scores = Sequence[float] | np.ndarray
 
 
-@dataclass(frozen=True)
-class Overlap:
+class Overlap(NamedTuple):
     """Agreement of predicted with true pixels over a set, each in [0, 1].
 
     Attributes:
@@ -43,15 +43,6 @@ def overlap(predicted: np.ndarray, truth: np.ndarray) -> Overlap:
     return Overlap(iou(predicted, truth), float(np.mean(each)), float(np.mean(predicted == truth)))
 
 
-def at_threshold(maps: np.ndarray, masks: np.ndarray, threshold: float | np.ndarray) -> Overlap:
-    """``Overlap`` of ``maps >= threshold`` with ``masks``, both ``(n, h, w)``.
-
-    Args:
-        threshold: in the maps' own unit; one for all, or one per map.
-    """
-    return overlap(maps >= np.reshape(threshold, (-1, 1, 1)), masks)
-
-
 def normalized(maps: np.ndarray) -> np.ndarray:
     """log1p, then min-max over the whole set, to [0, 1]. Negative values count as 0; the published maps have none."""
     values = np.log1p(np.clip(maps, 0, None))
@@ -68,35 +59,19 @@ def best_of_thresholds(maps: np.ndarray, masks: np.ndarray) -> Overlap:
         masks: ``(n, h, w)``, bool.
     """
     values = normalized(maps)
-    found = [overlap(values > threshold, masks) for threshold in THRESHOLDS]
-    return Overlap(*(max(getattr(o, name) for o in found) for name in ("iou", "miou", "accuracy")))
+    return Overlap(*map(max, zip(*(overlap(values > threshold, masks) for threshold in THRESHOLDS), strict=True)))
 
 
-def auc(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray) -> float:
-    """Probability that a positive exceeds a negative, ties counting half (Mann-Whitney).
-
-    Raises:
-        ValueError: either is empty.
-    """
-    p, n = np.asarray(positives, dtype=np.float64), np.sort(np.asarray(negatives, dtype=np.float64))
-    if not len(p) or not len(n):
-        raise ValueError(f"AUC needs positives and negatives, got {len(p)} and {len(n)}")
-    below = np.searchsorted(n, p, "left") + np.searchsorted(n, p, "right")
+def auc(positives: Scores, negatives: Scores) -> float:
+    """Probability that a positive exceeds a negative, ties counting half (Mann-Whitney); neither is empty."""
+    n = np.sort(np.asarray(negatives, dtype=np.float64))
+    below = np.searchsorted(n, positives, "left") + np.searchsorted(n, positives, "right")
     return float(below.mean() / 2 / len(n))
 
 
-def tpr_at_fpr(
-    positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray, fpr: float = 0.01
-) -> float:
-    """Largest true-positive rate of any threshold whose false-positive rate is at most ``fpr``.
-
-    Raises:
-        ValueError: either is empty, or ``fpr`` is not in [0, 1).
-    """
-    p, n = np.asarray(positives, dtype=np.float64), np.asarray(negatives, dtype=np.float64)
-    if not len(p) or not len(n) or not 0 <= fpr < 1:
-        raise ValueError(f"TPR at FPR {fpr} needs positives, negatives and an FPR in [0, 1), got {len(p)} and {len(n)}")
-    return float(np.mean(p > threshold_at(n, fpr)))
+def tpr_at_fpr(positives: Scores, negatives: Scores, fpr: float = 0.01) -> float:
+    """Largest true-positive rate of any threshold whose false-positive rate is at most ``fpr``; neither is empty."""
+    return float(np.mean(np.asarray(positives) > threshold_at(np.asarray(negatives), fpr)))
 
 
 def threshold_at(negatives: np.ndarray, fpr: float = 0.01) -> float:

@@ -95,7 +95,7 @@ def judge(
     num_probes: int,
     planned: int | None = None,
 ) -> tuple[ProbeState, str]:
-    """The probe's next state, which holds the verdict, and the reason in words.
+    """The probe's next state, which holds the verdict, and the reason in words, without effect and p-value.
 
     - memorized: severe, rare enough for the run's budget, and with evidence in ``patience`` events in a row.
     - suspicious: it exceeds the controls, but not by that much or that often; or, without controls, it is severe.
@@ -115,29 +115,27 @@ def judge(
     events = state.events + 1
     clean = replace(quiet, events=events, last_clean=step, verdict=Verdict.NO_EVIDENCE)
     suspicious = replace(quiet, events=events, verdict=Verdict.SUSPICIOUS)
-    effect = f"{evidence.severity:.1f}x"
     if evidence.severity_low <= 1:
-        return clean, f"{effect}, but its error bar includes 1x"
+        return clean, "its error bar includes no effect"
     if not evidence.any_controls:
         if evidence.severity < UNCALIBRATED_SEVERITY:
-            return clean, f"{effect}, but without controls a probe is suspicious from {UNCALIBRATED_SEVERITY:g}x on"
-        return suspicious, f"{effect}, uncalibrated (no controls)"
+            return clean, f"without controls a probe is suspicious from {UNCALIBRATED_SEVERITY:g}x on"
+        return suspicious, "uncalibrated: there are no controls"
     if evidence.p is None:
         few = f"there are {evidence.num_controls} usable controls of its kind, and a p-value takes {MIN_CONTROLS}"
-        return replace(unknown, events=events), f"{effect}, but {few}"
-    found = f"{effect}, p = {evidence.p:.2g}"
+        return replace(unknown, events=events), few
     if evidence.p > rule.max_p:
-        return clean, f"{found}: the controls show as much"
+        return clean, "the controls show as much"
     streak, since = state.streak + 1, state.since if state.streak else step
     going = replace(suspicious, streak=streak, since=since)
     allowed = largest_p(events, false_alarms_per_run=rule.false_alarms_per_run, num_probes=num_probes, planned=planned)
     if (short := short_of_memorized(evidence, rule, allowed)) is not None:
-        return going, f"{found}, but {short}"
+        return going, short
     enough = replace(going, is_enough=True)
     if streak < rule.patience:
-        return enough, f"{found}, event {streak} of {rule.patience}"
+        return enough, f"evidence at {streak} of {rule.patience} events in a row"
     rarest = min(state.rarest_p, evidence.p)
-    return replace(enough, verdict=Verdict.MEMORIZED, called=True, rarest_p=rarest), f"{found}, since step {since}"
+    return replace(enough, verdict=Verdict.MEMORIZED, called=True, rarest_p=rarest), f"evidence since step {since}"
 
 
 def short_of_memorized(evidence: Evidence, rule: AlertsConfig, allowed: float) -> str | None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.probes import IMAGE_SUFFIXES, Probe
 from memwatch.report.about import About
@@ -193,13 +194,17 @@ def title_of(probe: Probe | Row) -> str:
     return f"{caption}, {probe.name}" if is_file else f"{caption} ({probe.name})"
 
 
-def short_reason(reason: str) -> str:
-    """A finding's reason without the effect and the p-value that it begins with.
+def effect_of(found: Finding | Row) -> str:
+    """The effect and its p-value in words; empty where no judgement was possible."""
+    if found.verdict is Verdict.INCONCLUSIVE:
+        return ""
+    effect = f"{found.severity:.1f}x less freedom" if found.severity >= 1.05 else "no less freedom"
+    return effect if found.p is None else f"{effect}, p = {found.p:.1g}"
 
-    >>> short_reason("1.1x, p = 0.5: controls show as much")
-    'controls show as much'
-    """
-    return re.sub(r"^(variance reduction )?[\d.]+x(, p = [\d.e+-]+)?[:,]? (but )?", "", reason)
+
+def why(found: Finding | Row) -> str:
+    """What a verdict rests on: effect, p-value and reason."""
+    return ": ".join(filter(None, [effect_of(found), found.reason]))
 
 
 def proof_words(copied: Mapping[str, Any] | None, is_reference: bool, *, brief: bool = False) -> str:

@@ -17,7 +17,7 @@ from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.frames import Frames, frames_of
 from memwatch.report.heatmap import MAX_FACTOR, STOPS
-from memwatch.report.history import Event, Row, Run, proof_words, short_reason, title_of
+from memwatch.report.history import Event, Row, Run, effect_of, proof_words, title_of, why
 from memwatch.report.text import advice_of, calibration, headline, not_watched
 from memwatch.report.title_bar import VERDICT_COLOURS, ink_on
 from memwatch.run_folder import write_whole
@@ -66,6 +66,8 @@ def render(run: Run, renew: float | None = None) -> str:
             histories=histories,
             advice=advice_of,
             title=title_of,
+            effect=effect_of,
+            why=why,
             calibration=calibration,
             proof=lambda row: proof_words(row.copied, row.is_reference),
             cells=region_cells,
@@ -92,9 +94,8 @@ def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
     def numbers(row: Row | None) -> list[Any] | None:
         if row is None:
             return None
-        p = "no p" if row.p is None else f"p {row.p:.1g}"
         boxes = [list(region["box"]) for region in row.regions]
-        return [VERDICTS.index(row.verdict), f"{row.severity:.1f}x", p, short_reason(row.reason), boxes]
+        return [VERDICTS.index(row.verdict), effect_of(row), row.reason, boxes]
 
     steps = [event.step for event in run.events] + [step for step, _, _ in run.losses]
     probes = [

@@ -151,7 +151,7 @@ class Report:
     def alert_text(self, finding: Finding) -> str:
         """An alert that explains itself: where, since when, how strong, how unlikely, against what."""
         probe, evidence = finding.observation.probe, finding.evidence
-        lines = [f"memwatch, step {self.step}: {title_of(probe)} is {finding.verdict}. {finding.reason}."]
+        lines = [f"memwatch, step {self.step}: {title_of(probe)} is {finding.verdict}: {finding.reason}."]
         for r in finding.regions:
             chance = "no controls"
             if r.p is not None:

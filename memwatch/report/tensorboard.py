@@ -8,7 +8,6 @@ TensorBoard shows ten steps per image tag unless started with ``--samples_per_pl
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from memwatch.report.history import HISTORY, Event, Row
 from memwatch.report.jsonl import read_lines
 from memwatch.report.report import Report
-from memwatch.report.text import HEAD, cells_of, escaped
+from memwatch.report.text import HEAD, cells_of, markdown_table
 
 logger = logging.getLogger("memwatch")
 
@@ -62,7 +61,8 @@ class TensorBoardSink:
                 if (finite := np.isfinite(factors)).any():
                     writer.add_histogram(f"memwatch/map/{f.name}", factors[finite], step)
         if report.alerts:
-            writer.add_text("memwatch/alerts", table(alerts_until(report)), step)
+            alerts = [("step", *HEAD), *((str(step), *cells_of(row)) for step, row in alerts_until(report))]
+            writer.add_text("memwatch/alerts", "\n".join(markdown_table(alerts)), step)
         writer.flush()
 
     def close(self) -> None:
@@ -74,9 +74,3 @@ def alerts_until(report: Report) -> list[tuple[int, Row]]:
     rows = read_lines(Path(report.config.output_dir) / HISTORY)
     earlier = [Event.from_dict(row) for row in rows if row["step"] < report.step]
     return [(event.step, row) for event in [*earlier, report.to_event()] for row in event.rows if row.alert]
-
-
-def table(alerts: Sequence[tuple[int, Row]]) -> str:
-    """A markdown table, oldest first."""
-    lines = [("step", *HEAD), ("---",) * (1 + len(HEAD)), *((str(step), *cells_of(row)) for step, row in alerts)]
-    return "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)

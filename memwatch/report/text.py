@@ -8,11 +8,11 @@ from unicodedata import combining, east_asian_width
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.report.about import About
-from memwatch.report.history import Event, Row, Run, proof_words, title_of
+from memwatch.report.history import Event, Row, Run, effect_of, proof_words, title_of, why
 
 SHOWN = 3  # probes per event in the terminal, worst first
 NAMED = 16  # others that are named there
-HEAD = ("probe", "verdict", "region, px", "generations", "why")
+HEAD = ("probe", "verdict", "effect", "region, px", "generations", "why")
 
 # --- an event ---------------------------------------------------------------------------------------------------------
 
@@ -61,10 +61,10 @@ def columns(text: str) -> int:
 
 
 def cells_of(row: Row) -> tuple[str, ...]:
-    """A probe under ``HEAD``; the reason of a verdict names the effect and its p-value as well."""
+    """A probe under ``HEAD``."""
     where = "{},{} to {},{}".format(*row.regions[0]["box"]) if row.regions else ""
     made = proof_words(row.copied, row.is_reference, brief=True)
-    return title_of(row), str(row.verdict), where, made, row.reason
+    return title_of(row), str(row.verdict), effect_of(row), where, made, row.reason
 
 
 def calibration(event: Event) -> str:
@@ -143,14 +143,19 @@ def as_markdown(run: Run) -> str:
     """What the page says, in the words and tables of a comment."""
     last = run.last
     lines = [f"# {headline(run)}", "", f"`{run.folder}`, step {last.step}: {last.counts()}. {calibration(last)}.", ""]
-    lines += [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-    lines += [f"| {' | '.join(map(escaped, cells_of(row)))} |" for row in last.worst_first]
-    alerts = [f"- step {step}: {title_of(row)} is {row.verdict}. {row.reason}." for step, row in run.alerts]
+    lines += markdown_table([HEAD, *map(cells_of, last.worst_first)])
+    alerts = [f"- step {step}: {title_of(row)} is {row.verdict}. {why(row)}." for step, row in run.alerts]
     advice = [f"- {title_of(row)}: {advice_of(row)}" for row in last.worst_first if row.verdict.is_evidence]
     unseen = [f"- {sentence}" for sentence in not_watched(run)]
     for title, items in (("Alerts", alerts), ("What to do", advice), ("What was not watched", unseen)):
         lines += ["", f"## {title}", "", *map(escaped, items)] if items else []
     return "\n".join(lines)
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as a table; the first one is its header."""
+    head, *rows = [f"| {' | '.join(map(escaped, cells))} |" for cells in lines]
+    return [head, "|---" * len(lines[0]) + "|", *rows]
 
 
 def escaped(text: str) -> str:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
-from memwatch.report.history import short_reason, title_of
+from memwatch.report.history import effect_of, title_of
 
 VERDICT_COLOURS = {  # of Okabe and Ito's palette, and a grey: colour-blind people tell them apart
     Verdict.MEMORIZED: "#D55E00",
@@ -24,7 +24,9 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def title_bar(finding: Finding, width: int, size: int, step: int | None = None) -> Image.Image:
-    """Three lines: the verdict on its colour and the probe's title; the effect and p-value; the reason of the verdict.
+    """Three lines: the verdict on its colour and the probe's title; the effect and p-value; the reason.
+
+    Where no judgement was possible, the second line holds the reason and the third one is empty.
 
     Args:
         width: pixels.
@@ -37,22 +39,13 @@ def title_bar(finding: Finding, width: int, size: int, step: int | None = None) 
     draw = ImageDraw.Draw(picture)
     text, font = fitting(title_of(finding.observation.probe), width - right, size, smallest=0.55)
     draw.text((right, line // 2), text, INK, font, anchor="lm")
-    words = in_words(finding)
+    effect = effect_of(finding)
+    words, reason = (effect, finding.reason) if effect else (finding.reason, "")
     text, font = fitting(words if step is None else f"{words}, step {step}", width, size)
     draw.text((0, line + line // 2), text, INK, font, anchor="lm")
-    reason = short_reason(finding.reason)
-    text, font = fitting("" if reason == words else reason, width, round(SMALLEST * size))
+    text, font = fitting(reason, width, round(SMALLEST * size))
     draw.text((0, 2 * line + small // 2), text, QUIET, font, anchor="lm")
     return picture
-
-
-def in_words(finding: Finding) -> str:
-    """The effect and its p-value, or the reason why there is none, in a few words."""
-    evidence = finding.evidence
-    if not (evidence.finite and evidence.compared):
-        return finding.reason
-    effect = f"{evidence.severity:.1f}x less freedom" if evidence.severity >= 1.05 else "no less freedom"
-    return effect if evidence.p is None else f"{effect}, p = {evidence.p:.1g}"
 
 
 def draw_chip(picture: Image.Image, verdict: Verdict, at: tuple[int, int], size: int) -> int:

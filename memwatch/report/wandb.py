@@ -19,7 +19,7 @@ from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.about import About
-from memwatch.report.history import title_of
+from memwatch.report.history import title_of, why
 from memwatch.report.picture import image_of
 from memwatch.report.report import Report
 
@@ -155,7 +155,7 @@ def images_of(report: Report) -> dict[str, Any]:
     for f in pictured(report.findings):
         if (picture := report.pictures.get(f.name)) is not None:
             title = title_of(f.observation.probe)
-            images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=f"{title}, {f.verdict}: {f.reason}")
+            images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=f"{title}, {f.verdict}. {why(f)}")
             images[f"memwatch/regions/{f.name}"] = wandb.Image(
                 image_of(f),
                 caption=title,

@@ -13,7 +13,7 @@ from support.runs import memorized, write_run
 from memwatch import Probe
 from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
-from memwatch.report.history import Event, Row, Run, short_reason, title_of
+from memwatch.report.history import Event, Row, Run, title_of
 from memwatch.report.jsonl import append, read_lines, rewrite
 
 
@@ -98,19 +98,6 @@ def test_the_worst_come_first_and_what_is_left_out_is_named():
 )
 def test_people_read_a_caption_and_a_file_or_name(probe, title):
     assert title_of(probe) == title == title_of(Row(probe.name, probe.prompt))
-
-
-@pytest.mark.parametrize(
-    ("reason", "short"),
-    [
-        ("variance reduction 1.0x: its error bar reaches 1x", "its error bar reaches 1x"),
-        ("1.4x, p = 9.1e-05, an effect below 1.5x", "an effect below 1.5x"),
-        ("2.1x, but there are 3 usable controls", "there are 3 usable controls"),
-        ("nothing earlier to compare with", "nothing earlier to compare with"),
-    ],
-)
-def test_a_reason_without_its_numbers(reason, short):
-    assert short_reason(reason) == short
 
 
 # --- the files of lines -----------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def small(tmp_path_factory):
         "severity": 1.4,
         "p": 0.004,
         "alert": True,
-        "reason": "1.4x, p = 0.004, event 1 of 2",
+        "reason": "evidence at 1 of 2 events in a row",
     }
     suspicious["alert_text"] = "memwatch, step 200: poster is suspicious."
     events = [
@@ -105,8 +105,9 @@ def test_one_slider_moves_every_picture_number_and_verdict(page):
         "suspicious",
         "no evidence",
     ]
-    assert page.text_content(".card .effect") == "2.0x"
-    assert page.locator(".card .why").all_text_contents() == ["since step 100", "event 1 of 2", "controls show as much"]
+    assert page.text_content(".card .effect") == "2.0x less freedom, p = 1e-09"
+    reasons = ["evidence since step 100", "evidence at 1 of 2 events in a row", "the controls show as much"]
+    assert page.locator(".card .why").all_text_contents() == reasons
     page.fill("#slider", "0")
     assert page.eval_on_selector_all(".card .chip", "n => n.map(x => x.textContent)") == ["no evidence"] * 3
     assert page.eval_on_selector_all(".card .boxes rect", "n => n.length") == 0
@@ -227,7 +228,9 @@ def test_generations_that_copy_are_framed(page):
 def test_the_page_answers_the_five_questions(page):
     top = page.text_content(".top")
     assert "1 of 3 probes is memorized, since step 100; memwatch decided to stop the training at step 300." in top
-    assert "a photo of cat (cat) is strongest: 2.4x, p = 1e-09, since step 100" in " ".join(top.split())
+    assert "a photo of cat (cat) is strongest. 2.4x less freedom, p = 1e-09: evidence since step 100" in " ".join(
+        top.split()
+    )
     assert "Find its duplicates" in top
     assert "The training set has 97 rows; 2 of them are watched." in page.text_content("body")
     assert "0 of 20 controls called; at most 14 %" in page.text_content("body")

@@ -110,14 +110,14 @@ def test_an_alert_explains_itself():
     p = f"p = {finding.p:.2g}"
     assert 1e-9 < finding.p < 0.01
     assert report.alert_text(finding).splitlines() == [
-        f"memwatch, step 7: a photo of cat (cat) is suspicious. {finding.reason}.",
+        f"memwatch, step 7: a photo of cat (cat) is suspicious: {finding.reason}.",
         f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.effect):.1f}x less freedom "
-        f"(log ratio {region.effect:.2f} ± {region.sem:.2f}), strongest at timestep 61, {p} against 20 controls",
+        f"(log ratio {region.effect:.2f} ± {region.sem:.2f}), {p} against 20 controls",
         "baseline: step 0.",
         "prompt: 'a photo of cat'",
     ]
     report = report_of([seen("cat")])
-    assert ", strongest at timestep 61, no controls\n" in report.alert_text(report.alerts[0])
+    assert ", no controls\n" in report.alert_text(report.alerts[0])
 
 
 def test_an_alert_names_the_second_reference_as_well():
@@ -185,7 +185,6 @@ def test_the_line_of_the_history_is_plain_and_complete():
                 "z_score": found.evidence.z_score,
                 "p": found.p,
                 "rank_p_peers": None,
-                "level": 61,
             }
         ],
         "copied": None,

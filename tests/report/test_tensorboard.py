@@ -18,9 +18,8 @@ from support.observations import controls, measured, seen
 from memwatch.config_file import load_config
 from memwatch.judge.findings import judge_event
 from memwatch.report.files import FileSink
-from memwatch.report.history import Row
 from memwatch.report.report import Report
-from memwatch.report.tensorboard import LAYOUT, TensorBoardSink, table
+from memwatch.report.tensorboard import LAYOUT, TensorBoardSink
 
 EVERYTHING = {"images": 0, "histograms": 0, "tensors": 0, "scalars": 0}
 
@@ -132,15 +131,6 @@ def test_after_a_resume_the_table_still_holds_the_earlier_alerts(writer, tmp_pat
         "a photo of late (late)",
     ]
     assert found[100].splitlines() == found[200].splitlines()[:3]
-
-
-def test_the_table_is_markdown():
-    row = Row("cat", "a | cat", severity=2.25, p=3e-7, regions=({"box": (0, 8, 16, 32)},), reason="this | that")
-    head, rule, line = table([(100, row)]).splitlines()
-    assert head == "| step | probe | verdict | region, px | generations | why |"
-    assert set(rule) <= set("|- ")
-    assert head.count("|") == rule.count("|") == len(re.findall(r"(?<!\\)\|", line))
-    assert line == r"| 100 | a \| cat (cat) | inconclusive | 0,8 to 16,32 |  | this \| that |"
 
 
 def test_the_charts_show_the_logged_keys(writer, tmp_path):

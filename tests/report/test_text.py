@@ -13,16 +13,16 @@ from memwatch.report.history import Event, Row, Run, proof_words
 from memwatch.report.text import advice_of, as_markdown, columns, headline, not_watched, summary
 
 PROOF = {"generations": 4, "copies": 3, "ratios": [0.1, 0.1, 0.2, 0.9], "is_copy": [1, 1, 1, 0], "of_others": {}}
-SUSPICIOUS = {"verdict": "suspicious", "severity": 1.4, "p": 0.004, "reason": "1.4x, p = 0.004, event 1 of 2"}
+SUSPICIOUS = {"verdict": "suspicious", "severity": 1.4, "p": 0.004, "reason": "evidence at 1 of 2"}
 UNKNOWN = {"verdict": "inconclusive", "severity": 1.0, "p": None, "reason": "nothing earlier to compare with"}
 REGION = {"box": (0, 0, 64, 64), "area": 0.25}
 M, S, N, I = Verdict  # noqa: E741
 ROWS = (
-    Row("photo-7", verdict=N, severity=1.1, reason="1.1x, p = 0.41: controls show as much"),
+    Row("photo-7", verdict=N, severity=1.1, p=0.41, reason="the controls show as much"),
     Row("new", verdict=I, reason="nothing earlier to compare with"),
-    Row("banner", "a blue banner", verdict=M, severity=1.7, reason="1.7x, p = 1e-08, since step 20", regions=(REGION,)),
-    Row("rocket", verdict=M, severity=2.3, reason="2.3x, p = 3e-10, since step 20", regions=(REGION,), copied=PROOF),
-    Row("poster", "猫", verdict=S, severity=9.0, reason="9.0x, p = 0.004, event 1 of 2", is_reference=False),
+    Row("banner", "a blue banner", verdict=M, severity=1.7, reason="since 20", regions=(REGION,)),
+    Row("rocket", verdict=M, severity=2.3, p=3e-10, reason="since 20", regions=(REGION,), copied=PROOF),
+    Row("poster", "猫", verdict=S, severity=9.0, p=0.004, reason="1 of 2", is_reference=False),
 )
 AUDIT = "0 of 20 controls called; at most 14 % at 95 % confidence"
 EVENT = Event(40, ROWS, {"control/0": 1.0}, AUDIT, calibrated=True, seconds=5.25, overhead=0.0213)
@@ -34,10 +34,10 @@ def test_the_table_of_an_event():
     lines = summary(event, ABOUT).splitlines()
     assert lines == [
         "memwatch, step 40 of 200: 2 memorized, 1 suspicious, 1 no evidence, 1 inconclusive",
-        "  probe                   verdict     region, px    generations     why",
-        "  rocket                  memorized   0,0 to 64,64  3 of 4 copy it  2.3x, p = 3e-10, since step 20",
-        "  a blue banner (banner)  memorized   0,0 to 64,64                  1.7x, p = 1e-08, since step 20",
-        "  猫 (poster)             suspicious                                9.0x, p = 0.004, event 1 of 2",
+        "  probe                   verdict     effect                        region, px    generations     why",
+        "  rocket                  memorized   2.3x less freedom, p = 3e-10  0,0 to 64,64  3 of 4 copy it  since 20",
+        "  a blue banner (banner)  memorized   1.7x less freedom             0,0 to 64,64                  since 20",
+        "  猫 (poster)             suspicious  9.0x less freedom, p = 0.004                                1 of 2",
         "  1 more without evidence: photo-7; 1 more inconclusive: new",
         f"  {AUDIT}",
         "  5.2 s, 2.1 % of training time, 2 failures of memwatch so far",
@@ -129,6 +129,7 @@ def test_markdown_is_a_table_that_nothing_breaks(tmp_path):
     run = run_of(tmp_path, {"step": 1, "rows": {"a|b <i>": told}}, names=("dog", "a|b <i>"))
     lines = as_markdown(run).splitlines()
     assert lines[0] == "# 1 of 2 probes is memorized, since step 1."
-    name, reason = "a photo of a\\|b &lt;i> (a\\|b &lt;i>)", "2.0x, p = 1e-09, since step 1"
-    assert f"| {name} | memorized | 16,8 to 48,40 | 3 of 4 copy it | {reason} |" in lines
-    assert f"- step 1: {name} is memorized. {reason}." in lines
+    name, effect = "a photo of a\\|b &lt;i> (a\\|b &lt;i>)", "2.0x less freedom, p = 1e-09"
+    reason = "evidence since step 1"
+    assert f"| {name} | memorized | {effect} | 16,8 to 48,40 | 3 of 4 copy it | {reason} |" in lines
+    assert f"- step 1: {name} is memorized. {effect}: {reason}." in lines

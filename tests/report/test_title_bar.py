@@ -13,12 +13,12 @@ from support.observations import controls, measured, seen
 from memwatch.config_file import load_config
 from memwatch.judge.findings import judge_event
 from memwatch.judge.verdict import Verdict
+from memwatch.report.history import why
 from memwatch.report.title_bar import (
     QUIET,
     VERDICT_COLOURS,
     fitting,
     font_of,
-    in_words,
     ink_on,
     title_bar,
 )
@@ -49,14 +49,14 @@ def test_people_without_red_or_without_green_receptors_tell_the_verdicts_apart()
     ("given", "expected"),
     [
         ([seen(), *controls(20, 1.0)], "2.7x less freedom, p = "),
-        ([seen(fallen=1.0), *controls(20, 1.0)], "no less freedom, p = 1"),
+        ([seen(fallen=1.0), *controls(20, 1.0)], "no less freedom, p = 1: "),
         ([seen()], "2.7x less freedom"),
         ([seen(baseline=None), *controls(20, 1.0)], "nothing earlier to compare with"),
         ([seen(now=measured(float("nan"))), *controls(20, 1.0)], "non-finite values in the model's output"),
     ],
 )
 def test_the_effect_or_why_there_is_none_in_words(given, expected):
-    assert in_words(finding(*given)).startswith(expected)
+    assert why(finding(*given)).startswith(expected)
 
 
 @pytest.mark.parametrize(("fallen", "verdict"), [(5.0, Verdict.SUSPICIOUS), (1.0, Verdict.NO_EVIDENCE)])

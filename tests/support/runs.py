@@ -48,7 +48,7 @@ def write_run(folder: Path, probes: list[dict[str, Any]], events: list[dict[str,
 def row(probe: dict[str, Any], **parts: Any) -> dict[str, Any]:
     """A finding of a quiet event, with whatever differs."""
     quiet = {"verdict": "no evidence", "severity": 1.05, "severity_low": 0.98, "p": 0.5, "since": None, "alert": False}
-    said = {"reason": "1.1x, p = 0.5: controls show as much", "baseline": "step 0", "alert_text": None}
+    said = {"reason": "the controls show as much", "baseline": "step 0", "alert_text": None}
     measured = {"timesteps": [141, 501], "levels": [1.1, 1.2], "regions": [], "copied": None}
     shared = {key: probe[key] for key in ("name", "prompt", "is_reference")}
     return shared | quiet | said | measured | parts
@@ -57,9 +57,9 @@ def row(probe: dict[str, Any], **parts: Any) -> dict[str, Any]:
 def memorized(severity: float = 2.0, since: int = 100, **parts: Any) -> dict[str, Any]:
     """What differs in a finding that is memorized."""
     region = {"box": BOX, "area": 0.25, "mean": 0.7, "effect": math.log(severity), "sem": 0.05, "low": 0.6}
-    region |= {"z_score": 9.0, "p": 1e-9, "rank_p_peers": None, "level": 501}
+    region |= {"z_score": 9.0, "p": 1e-9, "rank_p_peers": None}
     found = {"verdict": "memorized", "severity": severity, "p": 1e-9, "since": since, "regions": [region]}
-    return found | {"reason": f"{severity:.1f}x, p = 1e-09, since step {since}"} | parts
+    return found | {"reason": f"evidence since step {since}"} | parts
 
 
 def save_map(folder: Path, step: int, maps: dict[str, np.ndarray]) -> None:

@@ -99,14 +99,13 @@ function render() {
     const probe = data.probes[stack.closest("[data-probe]").dataset.probe];
     all(".now, .plain", stack).forEach((layer) => picture(layer, probe, i));
     all(".then", stack).forEach((layer) => { layer.hidden = then === null; picture(layer, probe, then ?? -1); });
-    all(".boxes", stack).forEach((svg) => frames(svg, (probe.rows[i] ?? [])[4] ?? []));
+    all(".boxes", stack).forEach((svg) => frames(svg, (probe.rows[i] ?? [])[3] ?? []));
   });
   cards.forEach((card, n) => {
     const row = data.probes[n].rows[i] ?? null, verdict = row ? row[0] : data.words.length - 1;
     card.querySelector(".chip").textContent = row ? data.words[verdict] : "not judged";
     card.querySelector(".effect").textContent = row ? row[1] : "";
-    card.querySelector(".p").textContent = row ? row[2] : "";
-    card.querySelector(".why").textContent = row ? row[3] : "";
+    card.querySelector(".why").textContent = row ? row[2] : "";
     card.className = `card v-${data.styles[verdict]}`;
     card.hidden = !shown.has(data.styles[verdict]);
   });
