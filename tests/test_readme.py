@@ -21,11 +21,7 @@ PAGES += ["train_examples/README.md", "train_examples/contrib/README.md", "train
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 SPANS = sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))))
 FILES = {"metadata.jsonl", "flagged.jsonl", "train_network.py"}  # spans with a dot that are files
-<<<<<<< HEAD
 THEIRS = {"accelerator.load_state", "accelerator.prepare"}
-=======
-THEIRS = {"accelerator.load_state", "accelerator.prepare", "torch.compile"}
->>>>>>> h-tests2
 OURS = {f"{k}.{n}" for k, section in MemWatchConfig().to_dict().items() if isinstance(section, dict) for n in section}
 
 

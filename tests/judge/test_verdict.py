@@ -101,40 +101,15 @@ def test_the_budget_is_spent_by_events_and_shared_by_probes():
 @pytest.mark.parametrize(
     ("evidence", "reason"),
     [
-<<<<<<< HEAD
-        (MILD, "1.5x, p = 1e-05, but its severity is below 1.5x"),
-        (RARE, "4.0x, p = 0.01, but p must be at most 0.0002 to keep the run's false-alarm rate"),
-        (FEW, "4.0x, but there are 9 usable controls of its kind, and a p-value takes 11"),
-=======
-        (HIT, "evidence at 1 of 2 events in a row"),
         (MILD, "its severity is below 1.5x"),
-        (NOISY, "its error bar includes no effect"),
-        (COMMON, "the controls show as much"),
         (RARE, "p must be at most 0.0002 to keep the run's false-alarm rate"),
-        (AS_PEERS, "ordinary training images show as much (rank p = 0.15)"),
-        (BLIND, "uncalibrated: there are no controls"),
-        (BLIND_MILD, "without controls a probe is suspicious from 2x on"),
         (FEW, "there are 9 usable controls of its kind, and a p-value takes 11"),
-        (FIRST, "nothing earlier to compare with"),
-        (BROKEN, "non-finite values in the model's output"),
->>>>>>> h-report2
     ],
 )
 def test_reasons(evidence, reason):
     assert run([evidence])[1] == [reason]
 
 
-<<<<<<< HEAD
-=======
-def test_judge_is_pure_and_says_since_when():
-    state = ProbeState(streak=1, since=100, events=1)
-    found = [judge(state, HIT, 200, AlertsConfig(), PROBES) for _ in range(2)]
-    expected = ProbeState(2, 2, 100, is_enough=True, verdict=MEMORIZED, called=True, rarest_p=1e-5)
-    assert found == [(expected, "evidence since step 100")] * 2
-    assert state == ProbeState(streak=1, since=100, events=1)
-
-
->>>>>>> h-report2
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
