@@ -14,7 +14,6 @@ from collections.abc import Sequence
 COMMANDS = {  # name: (module, what it does)
     "clean": ("memwatch.cli.clean", "write an image folder without the images behind what was found"),
     "cost": ("memwatch.cli.cost", "what watching a model costs on this machine: seconds, memory, share of training"),
-    "eval": ("memwatch.cli.eval", "compare maps with masks: IoU, mIoU, accuracy, AUC, TPR at 1 %% FPR"),
     "pick": ("memwatch.cli.pick", "pick what to watch of a training set, and show it before training"),
     "report": ("memwatch.cli.report", "one HTML page of a run or a scan; or its verdicts, for people and pipelines"),
     "scan": ("memwatch.cli.scan", "look for what finished checkpoints have stored"),

@@ -46,7 +46,7 @@ OBSERVATIONS = "observations"
 
 
 class DecidingSink:
-    """Writes the deciding map of each finding, natural log of a factor ``(h, w)``, for ``memwatch eval``."""
+    """Writes the deciding map of each finding, natural log of a factor ``(h, w)``, as arrays: for comparing them with masks."""
 
     name = "decisive"
 

@@ -6,7 +6,7 @@ import pytest
 from support.builders import SMALL, Loop
 from support.runs import memorized, write_run
 
-from memwatch.cli import main
+from memwatch.cli import COMMANDS, main
 
 
 @pytest.fixture
@@ -76,3 +76,11 @@ def test_the_number_of_probes(status, tmp_path):
     assert "  1 more without evidence: dog" in status(tmp_path, "--probes", 1)[1]
     assert "  1 more memorized: cat; 1 more without evidence: dog" in status(tmp_path, "--probes", 0)[1]
     assert status(tmp_path, "--probes", -1) == (2, [], ["memwatch status: --probes: got -1, allowed: 0 or greater"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_page(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"memwatch {name}" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from evidence.metrics import auc, iou
 from evidence.rivals.cases import NEGATIVES, STORED, Case, cases_of
 from evidence.rivals.contest import detection_table, first_table, localization_table, oracle
 from evidence.rivals.rivals import (
@@ -21,8 +22,6 @@ from evidence.runs.protocol import LEVELS
 from evidence.worlds.items import Kind
 from evidence.worlds.sets import MODERATE, STRONG, WEAK
 from support.planted import COPIED_FROM, STEPS
-
-from memwatch.cli.metrics import auc, iou
 
 LAST = STEPS[-1]
 

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from memwatch.cli.eval import evaluate_sets, read_folders
+from evidence.evaluate import evaluate_sets, read_folders
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components
 from memwatch.denoiser.schedule import NoiseSchedule
@@ -176,7 +176,7 @@ def measure_all(cases: list[Case], now: str, earlier: str, output_dir: Path, sta
 
 
 def evaluate_all(output_dir: Path) -> tuple[dict[str, Any], list[str]]:
-    """Evaluate every signal as ``memwatch eval`` does. Returns the results by name, and what was left out."""
+    """Evaluate every signal as ``evaluate.py`` does. Returns the results by name, and what was left out."""
     results, problems = {}, []
     for name in PAPER:
         samples, left_out = read_folders(output_dir / "maps" / name, output_dir / "masks")

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from evidence.metrics import auc, best_of_thresholds, iou, resized, threshold_at, tpr_at_fpr
 from evidence.rivals.cases import NEGATIVES, STORED, Case, cases_of, worlds_of
 from evidence.rivals.rivals import ALL_ONES, F_MEM, HELD_OUT_LOSS, IMAGE_LOSS, RIVALS, Rival, scores_in
 from evidence.runs.finished import Finished
 from evidence.verdicts.product import Product
 from evidence.verdicts.stored import first_copy
 from evidence.worlds.sources import SIZE
-from memwatch.cli.metrics import auc, best_of_thresholds, iou, resized, threshold_at, tpr_at_fpr
 
 Table = list[dict[str, Any]]
 MEMWATCH, ALL = "memwatch", "all"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from evidence.metrics import iou
 from evidence.verdicts import intervals
 from evidence.verdicts.intervals import Estimate
 from evidence.verdicts.product import Product
 from evidence.verdicts.stored import State, first_copy, state_of, stored_items
 from evidence.worlds.items import PLANTED, Item, Kind
 from evidence.worlds.world import WORLDS
-from memwatch.cli.metrics import iou
 from memwatch.judge.statistic import upper_bound
 
 SIZES = {  # shares of the picture

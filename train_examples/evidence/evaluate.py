@@ -1,4 +1,7 @@
-"""``memwatch eval MAPS MASKS``: how well a folder of maps finds what a folder of masks says is memorized."""
+"""How well a folder of maps finds what a folder of masks says is memorized.
+
+python train_examples/evidence/evaluate.py memwatch-scan/decisive/step_0000000 masks/
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,30 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from memwatch.cli.metrics import auc, best_of_thresholds, overlap, resized, tpr_at_fpr
 from memwatch.judge.regions import threshold_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from evidence.metrics import auc, best_of_thresholds, overlap, resized, tpr_at_fpr
 
 KINDS = ("template", "verbatim", "non_memorized")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Compare maps (NAME.npy) with masks (NAME.png); a map without a mask counts as non-memorized."
+def main(argv: Sequence[str] | None = None) -> int:
+    """0; 1 when files had to be left out; 2 when nothing could be compared."""
+    parser = argparse.ArgumentParser(
+        description="Compare maps (NAME.npy) with masks (NAME.png); a map without a mask counts as non-memorized."
+    )
     add = parser.add_argument
     add("maps", type=Path, help="folder of float arrays (h, w) of any size, larger where more is stored")
     add("masks", type=Path, help="folder of masks of one size, white where memorized")
     add("--json", type=Path, metavar="FILE", help="write the numbers there as well")
     add("--threshold", type=float, help="in the maps' unit (default: the one that memwatch takes for each map)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """0; or 1 when files had to be left out."""
-    samples, problems = read_folders(args.maps, args.masks)
+    args = parser.parse_args(argv)
+    try:
+        samples, problems = read_folders(args.maps, args.masks)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     result = evaluate_sets(samples, args.threshold)
     print(overlap_table(result))
     if args.json is not None:
@@ -162,3 +171,7 @@ def overlap_table(result: Mapping[str, Any]) -> str:
             row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, (8, 8, 10, 8, 11), strict=True))
             lines.append(f"{f'{name}, {label}':<26}{row}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """How well maps agree with masks, and tell memorized from other images. Pure functions.
 
 The oracle is the protocol of Kim & Lee (ICML 2026): log1p, min-max over the whole set, best of 101 thresholds, each
-number at its own best. No user has that threshold, so ``memwatch eval`` gives every number at a fixed one as well.
+number at its own best. No user has that threshold, so ``evaluate.py`` gives every number at a fixed one as well.
 """
 
 from __future__ import annotations
