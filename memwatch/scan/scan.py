@@ -46,7 +46,7 @@ OBSERVATIONS = "observations"
 
 
 class DecidingSink:
-    """Writes the deciding map of each finding, natural log of a factor ``(h, w)``, as arrays: for comparing them with masks."""
+    """Writes the deciding map of each finding as an array ``(h, w)``, natural log of a factor."""
 
     name = "decisive"
 

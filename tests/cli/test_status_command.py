@@ -84,3 +84,10 @@ def test_every_command_has_a_help_page(name, capsys):
         main([name, "--help"])
     assert caught.value.code == 0
     assert f"memwatch {name}" in capsys.readouterr().out
+
+
+def test_unknown_command_lists_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["scam"])
+    assert stopped.value.code == 2
+    assert "scan" in capsys.readouterr().err

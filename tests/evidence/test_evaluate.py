@@ -167,10 +167,3 @@ def test_nothing_to_evaluate_is_one_line(folders, capsys):
         errors = capsys.readouterr().err
         assert errors.startswith(f"no readable NAME.npy in {maps} has a NAME.png in {masks}")
         assert errors.count("\n") == 1
-
-
-def test_unknown_command_lists_the_known_ones(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["scam"])
-    assert stopped.value.code == 2
-    assert "scan" in capsys.readouterr().err
