@@ -21,7 +21,7 @@ ALWAYS = SCREENING | {"every_steps": 2, "signals": {"terms": "variance"}}  # the
 
 
 @pytest.fixture
-def cost(pretrained, tmp_path, capsys):
+def cost(screened, pretrained, tmp_path, capsys):
     """Runs the command with settings; its exit code and what it printed."""
 
     def run(*arguments, model=pretrained, settings=SCREENING):
