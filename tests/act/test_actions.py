@@ -87,7 +87,7 @@ def test_a_loader_with_held_out_rows_is_refused_before_the_first_step(picked, pr
 # --- alerts ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_leaves_clean_weights_and_a_checkpoint(picked, pretrained, pipeline, tmp_path, monkeypatch):
+def test_a_stop_leaves_clean_weights(picked, pretrained, pipeline, tmp_path, monkeypatch):
     call_repeated(monkeypatch)
     config = PICKING | {"alerts": {"patience": 2}}
     loop = RowsLoop(pretrained, tmp_path, picked.train)
@@ -98,8 +98,6 @@ def test_a_stop_leaves_clean_weights_and_a_checkpoint(picked, pretrained, pipeli
     folder = tmp_path / "memwatch"
     clean = UNet2DConditionModel.from_pretrained(folder / "last_clean" / "unet")
     assert all(torch.equal(p, at_start[name]) for name, p in clean.named_parameters())  # step 2 counted already
-    state = json.loads((folder / "stopped" / "memwatch.json").read_text(encoding="utf-8"))
-    assert state["stop"]["reason"] == watch.stop_reason
     loop.accelerator.end_training()
     assert (folder / "last_clean").is_dir()
 
