@@ -24,6 +24,7 @@ SLACK, DISCORD = re.compile(r"hooks\.slack(-gov)?\.com"), re.compile(r"(.+\.)?di
 SLACK_LENGTH, DISCORD_LENGTH = 4000, 2000  # characters; Slack cuts longer texts off, Discord refuses them
 TIMEOUT = 10.0  # seconds, of the connection and of each answer
 PAUSES = (0.0, 1.0, 2.0, 4.0)  # seconds before each try; the later ones follow on no connection, 429 or 5xx
+LONGEST = 60.0  # seconds before a try, where the server asks for a wait
 ROOM = 100  # messages that may wait
 FAREWELL = 5.0  # seconds that ``close`` waits at most
 
@@ -94,18 +95,24 @@ class WebhookSink:
 
     def _post(self, alerts: Sequence[Alert]) -> str | None:
         """Deliver one message. Returns what went wrong, in words that cannot hold the URL."""
-        problem = None
-        for pause in PAUSES:
-            time.sleep(pause)
+        problem, asked = None, ""
+        for pause in PAUSES:  # not by urllib3's Retry, which logs the secret part of the URL
+            time.sleep(min(float(asked), LONGEST) if asked.isdecimal() else pause)
             try:
-                body = body_of(self._url, alerts, self.run)
-                status = requests.post(self._url, json=body, timeout=TIMEOUT, allow_redirects=False).status_code
+                answer = requests.post(
+                    self._url,
+                    json=body_of(self._url, alerts, self.run),
+                    timeout=TIMEOUT,
+                    allow_redirects=False,
+                    auth=lambda request: request,  # instead of what ~/.netrc may hold
+                )
             except Exception as error:  # it would end the thread
-                problem = type(error).__name__
+                problem, asked = type(error).__name__, ""
                 continue
-            problem = f"HTTP {status}" if status >= 300 else None
-            if status != 429 and status < 500:
+            problem = f"HTTP {answer.status_code}" if answer.status_code >= 300 else None
+            if answer.status_code != 429 and answer.status_code < 500:
                 break
+            asked = answer.headers.get("Retry-After", "")
         return problem
 
 

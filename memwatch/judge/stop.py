@@ -31,8 +31,8 @@ def decide_stop(state: StopState, findings: Sequence[Finding], step: int, rule: 
         return state
     now = [f.name for f in findings if f.proof is not None and f.proof.copied]
     copied = tuple(dict.fromkeys([*state.copied, *now]))
-    memorized = [f.name for f in findings if f.verdict is Verdict.MEMORIZED]
-    counted = [name for name in memorized if name in copied or not rule.require_copy]
+    memorized = [f for f in findings if f.verdict is Verdict.MEMORIZED]
+    counted = [f.observation.probe.title for f in memorized if f.name in copied or not rule.require_copy]
     if len(counted) < rule.num_probes:
         return StopState(copied=copied)
     return StopState(f"step {step}: {len(counted)} probe(s) memorized: {', '.join(counted)}", copied)

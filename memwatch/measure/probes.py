@@ -57,15 +57,18 @@ class Probe:
 
     @property
     def title(self) -> str:
-        """What people read: the caption, cut to 40 characters, and the file's name, or the row's number without one.
+        """What people read: the caption, cut to 40 characters, and where it is from: a file, a row, or else its name.
 
         >>> Probe("a photo of a red bus", "train/bus.png").title
         'a photo of a red bus (bus.png)'
         """
         caption = " ".join(self.prompt.split())
         caption = caption if len(caption) <= TITLE else f"{caption[: TITLE - 1].rstrip()}…"
-        is_file = isinstance(self.image, str | Path)
-        source = Path(str(self.image)).name if is_file else "" if self.row is None else f"row {self.row}"
+        source = "" if self.name == slug(self.prompt) else self.name
+        if isinstance(self.image, str | Path):
+            source = Path(self.image).name
+        elif self.row is not None:
+            source = f"row {self.row}"
         return f"{caption} ({source})" if caption and source else caption or source or self.name
 
 
@@ -172,10 +175,19 @@ def _named(probes: Iterable[Probe]) -> list[Probe]:
     named = []
     for probe in probes:
         base = probe.name or (Path(probe.image).stem if isinstance(probe.image, str | Path) else probe.prompt)
-        base = re.sub(r"[^\w.-]+", "-", base).strip("-.")[:60] or "probe"
+        base = slug(base) or "probe"
         name, number = base, 2
         while name in used:
             name, number = f"{base}-{number}", number + 1
         used.add(name)
         named.append(replace(probe, name=name))
     return named
+
+
+def slug(text: str) -> str:
+    """A text as the part of a file name or key.
+
+    >>> slug("A red bus, at night!")
+    'A-red-bus-at-night'
+    """
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60]

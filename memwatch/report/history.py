@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -12,7 +11,6 @@ from typing import Any, Self
 
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
-from memwatch.measure.probes import IMAGE_SUFFIXES, Probe
 from memwatch.report.about import About
 from memwatch.report.jsonl import read_lines
 
@@ -25,7 +23,7 @@ class Row:
     """One probe at one event, as ``history.jsonl`` holds it.
 
     Attributes:
-        name, prompt, is_reference: the probe.
+        name, title, prompt, is_reference: the probe; people read its title.
         verdict, severity, p: as in ``Evidence``; ``reason`` says why in words.
         since: step from which on there is evidence. alert: whether this event was news.
         alert_text: the alert in words; ``None`` where it was no news.
@@ -36,6 +34,7 @@ class Row:
     """
 
     name: str
+    title: str = ""
     prompt: str = ""
     is_reference: bool = True
     verdict: Verdict = Verdict.INCONCLUSIVE
@@ -49,6 +48,9 @@ class Row:
     timesteps: tuple[float, ...] = ()
     regions: tuple[dict[str, Any], ...] = ()
     copied: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
@@ -177,21 +179,6 @@ class Run:
         """Names of the probes that any event called memorized."""
         found = (row.name for event in self.events for row in event.rows if row.verdict is Verdict.MEMORIZED)
         return list(dict.fromkeys(found))
-
-
-def title_of(probe: Probe | Row) -> str:
-    """What people read in place of a probe's name: its caption, cut, with its file or, in brackets, its name.
-
-    >>> title_of(Probe("a red poster", name="row-00105")), title_of(Probe("a cat", name="cat.png"))
-    ('a red poster (row-00105)', 'a cat, cat.png')
-    """
-    caption = " ".join(probe.prompt.split())
-    if len(caption) > CAPTION:
-        caption = f"{caption[: CAPTION - 1].rstrip()}…"
-    if not caption or probe.name == re.sub(r"[^\w.-]+", "-", probe.prompt).strip("-.")[:60]:  # see ``as_probes``
-        return caption or probe.name
-    is_file = Path(probe.name).suffix.lower() in IMAGE_SUFFIXES
-    return f"{caption}, {probe.name}" if is_file else f"{caption} ({probe.name})"
 
 
 def effect_of(found: Finding | Row) -> str:

@@ -17,7 +17,7 @@ from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.frames import Frames, frames_of
 from memwatch.report.heatmap import MAX_FACTOR, STOPS
-from memwatch.report.history import Event, Row, Run, effect_of, proof_words, title_of, why
+from memwatch.report.history import Event, Row, Run, effect_of, proof_words, why
 from memwatch.report.text import advice_of, calibration, headline, not_watched
 from memwatch.report.title_bar import VERDICT_COLOURS, ink_on
 from memwatch.run_folder import write_whole
@@ -65,7 +65,6 @@ def render(run: Run, renew: float | None = None) -> str:
             headline=headline(run),
             histories=histories,
             advice=advice_of,
-            title=title_of,
             effect=effect_of,
             why=why,
             calibration=calibration,
@@ -125,7 +124,7 @@ def severities(run: Run, histories: Mapping[str, list[tuple[int, Row]]]) -> dict
     band = [[step, values[0], values[-1], values[len(values) // 2]] for step, values in judged]
     lines = [
         {
-            "label": title_of(row),
+            "label": row.title,
             "style": STYLES[row.verdict],
             "probe": key,
             "points": [[step, round(each.severity, 4)] for step, each in histories[row.name]],
@@ -141,7 +140,7 @@ def severities(run: Run, histories: Mapping[str, list[tuple[int, Row]]]) -> dict
 
 def marks_of(event: Event, row: Row) -> list[list[Any]]:
     """The signs of one probe at one event: step, value, kind and what it says."""
-    found, title = [], title_of(row)
+    found, title = [], row.title
     if row.alert:
         kind = "alert" if row.verdict is Verdict.MEMORIZED else "suspicion"
         found.append([event.step, row.severity, kind, f"step {event.step}: {title} is {row.verdict}"])

@@ -57,7 +57,7 @@ from memwatch.judge.statistic import top_means
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import Signals, factor
 from memwatch.report.about import About
-from memwatch.report.history import Event, proof_words, title_of
+from memwatch.report.history import Event, proof_words
 
 SIXTEENTH = 4  # index of that size among ``calibration.sizes_of``
 IMAGE_MEANS = ("collapse", "score", "collapse_null", "score_null", "loss_log_ratio")  # maps whose mean is logged
@@ -151,7 +151,7 @@ class Report:
     def alert_text(self, finding: Finding) -> str:
         """An alert that explains itself: where, since when, how strong, how unlikely, against what."""
         probe, evidence = finding.observation.probe, finding.evidence
-        lines = [f"memwatch, step {self.step}: {title_of(probe)} is {finding.verdict}: {finding.reason}."]
+        lines = [f"memwatch, step {self.step}: {probe.title} is {finding.verdict}: {finding.reason}."]
         for r in finding.regions:
             chance = "no controls"
             if r.p is not None:
@@ -206,6 +206,7 @@ class Report:
         o, evidence = finding.observation, finding.evidence
         return {
             "name": finding.name,
+            "title": o.probe.title,
             "prompt": o.probe.prompt,
             "is_reference": o.probe.is_reference,
             "reason": finding.reason,

@@ -8,7 +8,7 @@ from unicodedata import combining, east_asian_width
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.report.about import About
-from memwatch.report.history import Event, Row, Run, effect_of, proof_words, title_of, why
+from memwatch.report.history import Event, Row, Run, effect_of, proof_words, why
 
 SHOWN = 3  # probes per event in the terminal, worst first
 NAMED = 16  # others that are named there
@@ -64,7 +64,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
     """A probe under ``HEAD``."""
     where = "{},{} to {},{}".format(*row.regions[0]["box"]) if row.regions else ""
     made = proof_words(row.copied, row.is_reference, brief=True)
-    return title_of(row), str(row.verdict), effect_of(row), where, made, row.reason
+    return row.title, str(row.verdict), effect_of(row), where, made, row.reason
 
 
 def calibration(event: Event) -> str:
@@ -126,7 +126,7 @@ def not_watched(run: Run) -> list[str]:
         said = [f"The training set has {about.training_rows} rows; {images} of them are watched{also}."]
     if timesteps := sorted({t for row in last.rows for t in row.timesteps}):
         said.append(f"Only the noise levels t = {', '.join(f'{t:g}' for t in timesteps)} are measured.")
-    if unjudged := [title_of(row) for row in last.rows if row.verdict is Verdict.INCONCLUSIVE]:
+    if unjudged := [row.title for row in last.rows if row.verdict is Verdict.INCONCLUSIVE]:
         said.append(f"At the last event no judgement was possible for {', '.join(unjudged)}.")
     if not last.calibrated:
         said.append("There are no controls: alerts are uncalibrated, and nothing can be called memorized.")
@@ -144,8 +144,8 @@ def as_markdown(run: Run) -> str:
     last = run.last
     lines = [f"# {headline(run)}", "", f"`{run.folder}`, step {last.step}: {last.counts()}. {calibration(last)}.", ""]
     lines += markdown_table([HEAD, *map(cells_of, last.worst_first)])
-    alerts = [f"- step {step}: {title_of(row)} is {row.verdict}. {why(row)}." for step, row in run.alerts]
-    advice = [f"- {title_of(row)}: {advice_of(row)}" for row in last.worst_first if row.verdict.is_evidence]
+    alerts = [f"- step {step}: {row.title} is {row.verdict}. {why(row)}." for step, row in run.alerts]
+    advice = [f"- {row.title}: {advice_of(row)}" for row in last.worst_first if row.verdict.is_evidence]
     unseen = [f"- {sentence}" for sentence in not_watched(run)]
     for title, items in (("Alerts", alerts), ("What to do", advice), ("What was not watched", unseen)):
         lines += ["", f"## {title}", "", *map(escaped, items)] if items else []

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
-from memwatch.report.history import effect_of, title_of
+from memwatch.report.history import effect_of
 
 VERDICT_COLOURS = {  # of Okabe and Ito's palette, and a grey: colour-blind people tell them apart
     Verdict.MEMORIZED: "#D55E00",
@@ -37,7 +37,7 @@ def title_bar(finding: Finding, width: int, size: int, step: int | None = None) 
     picture = Image.new("RGB", (width, 2 * line + small + pad), PAPER)
     right = draw_chip(picture, finding.verdict, (0, 0), size) + pad
     draw = ImageDraw.Draw(picture)
-    text, font = fitting(title_of(finding.observation.probe), width - right, size, smallest=0.55)
+    text, font = fitting(finding.observation.probe.title, width - right, size, smallest=0.55)
     draw.text((right, line // 2), text, INK, font, anchor="lm")
     effect = effect_of(finding)
     words, reason = (effect, finding.reason) if effect else (finding.reason, "")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from memwatch.faults import Faults
 from memwatch.judge.verdict import Verdict
-from memwatch.report.history import title_of, why
+from memwatch.report.history import why
 from memwatch.report.report import Report
 
 
@@ -33,7 +33,7 @@ def shown_of(report: Report) -> list[Shown]:
         shown.append(Shown("memwatch/overview", caption, report.overview))
     for f in report.findings:
         if f.is_worth_a_look and f.name in report.pictures:
-            caption = f"{title_of(f.observation.probe)}, {f.verdict}. {why(f)}"
+            caption = f"{f.observation.probe.title}, {f.verdict}. {why(f)}"
             shown.append(Shown(f"memwatch/heatmap/{f.name}", caption, report.pictures[f.name]))
     return shown
 
@@ -78,7 +78,7 @@ def to_trackio(tracker: Any, report: Report) -> None:
         run.log(row, step=report.step)
     for f in report.alerts:
         level = trackio.AlertLevel.ERROR if f.verdict is Verdict.MEMORIZED else trackio.AlertLevel.WARN
-        title = f"memwatch: {title_of(f.observation.probe)} is {f.verdict}"
+        title = f"memwatch: {f.observation.probe.title} is {f.verdict}"
         run.alert(title, report.alert_text(f), level=level, step=report.step)
 
 

@@ -19,7 +19,7 @@ from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.about import About
-from memwatch.report.history import title_of, why
+from memwatch.report.history import why
 from memwatch.report.picture import image_of
 from memwatch.report.report import Report
 
@@ -141,7 +141,7 @@ def alert_title(report: Report) -> str:
     """One of the worst, and how many others there are; with the step, because W&B sends no title twice in a row."""
     worst, *others = sorted(report.alerts, key=lambda f: list(Verdict).index(f.verdict))
     more = f" and {len(others)} more" if others else ""
-    return f"memwatch, step {report.step}: {worst.verdict}{more}: {title_of(worst.observation.probe)}"
+    return f"memwatch, step {report.step}: {worst.verdict}{more}: {worst.observation.probe.title}"
 
 
 def images_of(report: Report) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def images_of(report: Report) -> dict[str, Any]:
     images = {}
     for f in pictured(report.findings):
         if (picture := report.pictures.get(f.name)) is not None:
-            title = title_of(f.observation.probe)
+            title = f.observation.probe.title
             images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=f"{title}, {f.verdict}. {why(f)}")
             images[f"memwatch/regions/{f.name}"] = wandb.Image(
                 image_of(f),

@@ -10,10 +10,9 @@ import pytest
 from support.builders import SMALL, Loop
 from support.runs import memorized, write_run
 
-from memwatch import Probe
 from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
-from memwatch.report.history import Event, Row, Run, title_of
+from memwatch.report.history import Event, Row, Run
 from memwatch.report.jsonl import append, read_lines, rewrite
 
 
@@ -84,20 +83,6 @@ def test_the_worst_come_first_and_what_is_left_out_is_named():
     assert found.left_out(3, named=0) == "1 more without evidence; 1 more inconclusive"
     assert found.left_out(5) == ""
     assert replace(found, rows=()).counts() == "no probe was judged"
-
-
-@pytest.mark.parametrize(
-    ("probe", "title"),
-    [
-        (Probe("a red poster", name="row-00105"), "a red poster (row-00105)"),
-        (Probe("a cat", name="cat.png"), "a cat, cat.png"),
-        (Probe("", name="row-1"), "row-1"),
-        (Probe("a red poster!", name="a-red-poster"), "a red poster!"),
-        (Probe("word " * 20, name="x"), f"{'word ' * 8}".rstrip()[:39] + "… (x)"),
-    ],
-)
-def test_people_read_a_caption_and_a_file_or_name(probe, title):
-    assert title_of(probe) == title == title_of(Row(probe.name, probe.prompt))
 
 
 # --- the files of lines -----------------------------------------------------------------------------------------------

@@ -159,6 +159,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
     (region,) = found.regions
     assert cat == {
         "name": "cat",
+        "title": "a photo of cat (cat)",
         "prompt": "a photo of cat",
         "is_reference": True,
         "reason": found.reason,

@@ -20,9 +20,9 @@ M, S, N, I = Verdict  # noqa: E741
 ROWS = (
     Row("photo-7", verdict=N, severity=1.1, p=0.41, reason="the controls show as much"),
     Row("new", verdict=I, reason="nothing earlier to compare with"),
-    Row("banner", "a blue banner", verdict=M, severity=1.7, reason="since 20", regions=(REGION,)),
+    Row("banner", "a blue banner (banner)", verdict=M, severity=1.7, reason="since 20", regions=(REGION,)),
     Row("rocket", verdict=M, severity=2.3, p=3e-10, reason="since 20", regions=(REGION,), copied=PROOF),
-    Row("poster", "猫", verdict=S, severity=9.0, p=0.004, reason="1 of 2", is_reference=False),
+    Row("poster", "猫 (poster)", verdict=S, severity=9.0, p=0.004, reason="1 of 2", is_reference=False),
 )
 AUDIT = "0 of 20 controls called; at most 14 % at 95 % confidence"
 EVENT = Event(40, ROWS, {"control/0": 1.0}, AUDIT, calibrated=True, seconds=5.25, overhead=0.0213)

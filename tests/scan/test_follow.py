@@ -380,11 +380,14 @@ def test_what_does_not_fit_begins_anew(run, caplog, measured, other):
 # --- what follows -----------------------------------------------------------------------------------------------------
 
 
+STOPPED = "step 2: 2 probe(s) memorized: a photo of a cat (picture of cat), a photo of a dog (picture of dog)"
+
+
 @pytest.mark.usefixtures("eager")
 class TestAlerts:
     def test_a_stop_is_written_into_the_folder_and_ends_it(self, run):
         follower = run.follow(run.save(2, 4, 6), config=ALERTING)
-        assert follower.stop_reason == "step 2: 2 probe(s) memorized: cat, dog"
+        assert follower.stop_reason == STOPPED
         assert (run.folder / "STOP").read_text(encoding="utf-8") == f"memwatch: {follower.stop_reason}\n"
         assert [row["stop_reason"] for row in rows_in(run.output)] == [None, follower.stop_reason]
 
@@ -393,7 +396,7 @@ class TestAlerts:
         (run.folder / "STOP").unlink()  # whoever trains on has removed it
         measured.clear()
         follower = run.follow(config=ALERTING)
-        assert follower.stop_reason == "step 2: 2 probe(s) memorized: cat, dog"
+        assert follower.stop_reason == STOPPED
         assert measured == []
         assert not (run.folder / "STOP").exists()
 

@@ -50,7 +50,9 @@ def row(probe: dict[str, Any], **parts: Any) -> dict[str, Any]:
     quiet = {"verdict": "no evidence", "severity": 1.05, "severity_low": 0.98, "p": 0.5, "since": None, "alert": False}
     said = {"reason": "the controls show as much", "baseline": "step 0", "alert_text": None}
     measured = {"timesteps": [141, 501], "levels": [1.1, 1.2], "regions": [], "copied": None}
-    shared = {key: probe[key] for key in ("name", "prompt", "is_reference")}
+    shared = {key: probe[key] for key in ("name", "prompt", "is_reference")} | {
+        "title": f"{probe['prompt']} ({probe['name']})"
+    }
     return shared | quiet | said | measured | parts
 
 
