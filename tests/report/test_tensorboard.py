@@ -86,14 +86,11 @@ def test_tensorboard_reads_back(pretrained, pipeline, images, tmp_path, monkeypa
         decoded = Image.open(io.BytesIO(shown[-1].encoded_image_string))
         assert np.array_equal(np.asarray(decoded.convert("RGB")), np.asarray(picture))
     assert set(tags["histograms"]) == {"memwatch/map/cat", "memwatch/map/poster"}
-    caption = {"cat": "a photo of a cat", "poster": "a red poster"}
-    alerts = [(report.step, finding.name) for report in reports for finding in report.alerts]
+    alerts = [(report.step, finding.observation.probe.title) for report in reports for finding in report.alerts]
     assert alerts
     assert sorted(texts(events)) == sorted({step for step, _ in alerts})
     rows = texts(events)[alerts[-1][0]].splitlines()[2:]
-    assert [tuple(row.split(" | ")[:2]) for row in rows] == [
-        (f"| {step}", f"{caption[name]} ({name})") for step, name in alerts
-    ]
+    assert [tuple(row.split(" | ")[:2]) for row in rows] == [(f"| {step}", title) for step, title in alerts]
 
 
 def test_the_histogram_is_of_the_finite_factors_of_the_map_that_decides(writer, tmp_path):
