@@ -9,7 +9,7 @@ from pathlib import Path
 from memwatch.act.flagged import FLAGGED, Flagged, read_flagged
 from memwatch.cli.scan_options import require_option
 from memwatch.judge.verdict import Verdict
-from memwatch.picking.image_folder import METADATA, copy_without
+from memwatch.picking.image_folder import METADATA, check_out, copy_without
 from memwatch.picking.rows import TrainingSet, as_training_set
 from memwatch.picking.text import counted, listed
 
@@ -49,21 +49,13 @@ def run(args: argparse.Namespace) -> int:
     goes = {row for some in found.values() for row in some} - kept
     if len(goes) == len(rows):
         raise ValueError(f"every image of {args.train} is flagged; --keep one leaves one of each group")
-    copy_without(rows, args.train, args.out, goes)
+    copy_without(rows, args.out, goes)
     for f in flagged:
         print(told(f, found[f.probe], goes))
     if others:
         print(f"nothing is left out for these probes, which are not from the training set: {listed(others)}")
     print(f"{len(goes)} of {counted(len(rows), 'image')} left out; the others are in {args.out}")
     return 0
-
-
-def check_out(out: Path, train: Path) -> None:
-    """Raise a ``ValueError`` where a folder exists and is not empty, or lies in the training set."""
-    inside = out.resolve().is_relative_to(train.resolve())
-    require_option(not inside, "--out", str(out), f"a folder outside of {train}, which is only read")
-    is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    require_option(is_free, "--out", str(out), "a new or empty folder")
 
 
 def rows_named(flagged: Sequence[Flagged], rows: TrainingSet, train: Path) -> dict[str, list[int]]:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from memwatch.cli.scan_options import require_option
-from memwatch.picking.folder import check_out, write_folder
+from memwatch.picking.folder import is_ours, write_folder
+from memwatch.picking.image_folder import check_out
 from memwatch.picking.pick import pick
 
 EPILOG = """\
@@ -26,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("train", metavar="TRAIN", type=Path, help="the training images")
-    add("--out", metavar="DIR", type=Path, required=True, help="a new folder, or an earlier choice, which is renewed")
+    add("--out", metavar="DIR", type=Path, required=True, help="a new folder, or an earlier choice, which is replaced")
     add("--probes", type=int, default=16, metavar="N", help="rows that are watched (default: %(default)s)")
     help_ = "rows that are held out from training as controls; 0 for none (default: %(default)s)"
     add("--controls", type=int, default=20, metavar="N", help=help_)
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     sources = [args.train, *([args.class_images] if args.class_images is not None else [])]
     for option, folder in zip(("TRAIN", "--class-images"), sources, strict=False):
         require_option(folder.is_dir(), option, str(folder), "an image folder")
-    check_out(args.out, *sources)
+    check_out(args.out, *sources, is_ours=is_ours(args.out))
     names = ("probes", "controls", "seed", "prompt", "class_images", "class_prompt", "caption_column")
     picked = pick(args.train, **{name: getattr(args, name) for name in names})
     page = write_folder(picked, args.out)

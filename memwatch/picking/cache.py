@@ -22,7 +22,7 @@ from memwatch.run_folder import write_whole
 
 logger = logging.getLogger("memwatch")
 
-VERSION = 1  # of the file, and of what is found by what rules; another one is not read
+VERSION = 2  # of the file, and of what is found by what rules; another one is not read
 KEPT = 32  # surveys in the cache; the oldest are removed
 PATIENCE = 30.0  # seconds between two messages of a process that waits
 LARGE = 20_000  # rows from which on a survey takes minutes
@@ -41,8 +41,6 @@ def shared_survey(rows: TrainingSet) -> Survey:
     if folder is None:
         return survey(rows)
     file = folder / f"{digest_of(rows)}.json"
-    if (known := read_survey(file)) is not None:
-        return known
     with waiting(file.with_suffix(".lock"), len(rows)):
         if (known := read_survey(file)) is not None:
             return known
@@ -82,7 +80,7 @@ def waiting(lock: Path, num_rows: int) -> Iterator[None]:
                 what = "another process surveys these %d rows; this one waits for it, %.0f s so far"
                 logger.warning(f"memwatch: {what}", num_rows, waited)
     except (OSError, NotImplementedError) as error:
-        logger.warning("memwatch: %s cannot be locked (%s), so that every process surveys for itself", lock, error)
+        logger.warning("memwatch: %s cannot be locked (%s), so every process makes its own survey", lock, error)
     try:
         yield
     finally:
@@ -104,7 +102,7 @@ def digest_of(rows: TrainingSet) -> str:
     digest = hashlib.blake2b(f"{len(rows)} {rows.prompt} {has_opencv()}".encode(), digest_size=20)
     fingerprint: Any = getattr(rows.source, "_fingerprint", None)
     if fingerprint is not None:
-        digest.update(f"{fingerprint} {rows.columns}".encode())
+        digest.update(f"{fingerprint} {rows.image_column} {rows.caption_column}".encode())
         return digest.hexdigest()
     for row in range(len(rows)):
         try:
@@ -155,6 +153,5 @@ def _as_survey(saved: dict[str, Any]) -> Survey:
         rare_captions=tuple(saved["rare_captions"]),
         strangeness=np.array(saved["strangeness"], dtype=np.float64).reshape(saved["size"]),
         bits=np.frombuffer(bytes.fromhex(saved["bits"]), dtype=np.uint8).reshape(saved["size"], 8),
-        sampled=saved["sampled"],
-        moved_sampled=saved.get("moved_sampled"),
+        notes=tuple(saved["notes"]),
     )

@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from memwatch.picking.grouping import by_label, components, slices
 from memwatch.picking.hashes import Hashes
 
 MAX_BITS = 10  # of 64 in which the hashes of near-duplicates differ
@@ -32,9 +31,7 @@ BLOCK = 512  # rows that are computed with at once
 def duplicate_groups(hashes: Hashes) -> list[tuple[int, ...]]:
     """Groups of two or more rows that show the same picture, mirrored ones too; largest group first, then by row."""
     labels = components(len(hashes), *_near_pairs(hashes))
-    order = np.argsort(labels, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
-    groups = [tuple(map(int, part)) for part in parts if len(part) > 1]
+    groups = [tuple(map(int, rows)) for rows in by_label(labels) if len(rows) > 1]
     return sorted(groups, key=lambda group: (-len(group), group))
 
 
@@ -55,14 +52,6 @@ def _near_pairs(hashes: Hashes) -> tuple[np.ndarray, np.ndarray]:
         if number == before or len(among) < 2:
             break
     return a, b
-
-
-def components(size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The number of each element's component, given pairs that belong together."""
-    pairs = a.astype(np.int32), b.astype(np.int32)  # scipy before 1.13 asks for that, and finds nothing otherwise
-    graph = coo_array((np.ones(len(a), dtype=bool), pairs), shape=(size, size))
-    labels: np.ndarray = connected_components(graph, directed=False)[1]
-    return labels
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -87,9 +76,8 @@ def bits_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def coarse(thumbnails: np.ndarray) -> np.ndarray:
     """``(n, COARSE * COARSE * 3)`` float32 of thumbnails."""
     small = np.zeros((len(thumbnails), COARSE * COARSE * 3), np.float32)
-    for start in range(0, len(small), BLOCK):
-        some = thumbnails[start : start + BLOCK]
-        small[start : start + BLOCK] = _pooled(some, COARSE).reshape(len(some), -1)
+    for some in slices(len(small), BLOCK):
+        small[some] = _pooled(thumbnails[some], COARSE).reshape(len(small[some]), -1)
     return small
 
 
@@ -103,8 +91,7 @@ class _Search:
         axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))[1][:, -AXES:].astype(np.float32)
         mirrored = small.reshape(-1, COARSE, COARSE, 3)[:, :, ::-1].reshape(small.shape)
         self.plain, self.mirrored = small @ axes, mirrored @ axes
-        starts = range(0, len(small), BLOCK)
-        spread = np.concatenate([_spread(hashes.thumbnails[i : i + BLOCK]) for i in starts])
+        spread = np.concatenate([_spread(hashes.thumbnails[some]) for some in slices(len(small), BLOCK)])
         self.varies = np.sqrt(spread + NOISE**2)
 
     def pairs(self, rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,9 +111,7 @@ class _Search:
 
     def _bands(self, rows: np.ndarray) -> list[np.ndarray]:
         """Positions in ``rows`` of those that vary alike."""
-        band = np.floor(np.log(self.varies[rows] / NOISE) / np.log(BAND)).astype(np.int64)
-        order = np.argsort(band, kind="stable")
-        return np.split(order, np.flatnonzero(np.diff(band[order])) + 1) if len(order) else []
+        return by_label(np.floor(np.log(self.varies[rows] / NOISE) / np.log(BAND)).astype(np.int64))
 
     def _confirmed(self, a: np.ndarray, b: np.ndarray, is_mirrored: bool) -> np.ndarray:
         """Those pairs that are near-duplicates, as one number each."""
@@ -136,8 +121,7 @@ class _Search:
         near = bits_apart((hashes.mirrored if is_mirrored else hashes.whole)[a], hashes.whole[b]) <= MAX_BITS
         codes, a, b = codes[near], a[near], b[near]
         holds = np.zeros(len(a), dtype=bool)
-        for start in range(0, len(a), BLOCK):
-            part = slice(start, start + BLOCK)
+        for part in slices(len(a), BLOCK):
             mine = hashes.thumbnails[a[part]]
             mine = mine[:, :, ::-1] if is_mirrored else mine
             holds[part] = difference(mine, hashes.thumbnails[b[part]]) <= MAX_DIFFERENCE

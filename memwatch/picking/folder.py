@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from memwatch.measure.probes import Probe, ProbeError, as_probes
+from memwatch.measure.probes import Probe, ProbeError
 from memwatch.picking.cache import read_survey, write_survey
 from memwatch.picking.image_folder import METADATA, copy_without, files_of, linked
 from memwatch.picking.mix import PickedRow, Why
 from memwatch.picking.page import render
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import as_training_set
+from memwatch.picking.survey import Survey
 from memwatch.picking.training_set import TrainingSet
 from memwatch.run_folder import write_whole
 
 MADE_BY = "memwatch pick"  # by this in ``choice.json`` a folder is known as one of ours
 CHOICE, PAGE, SURVEY = "choice.json", "index.html", "survey.json"
-TRAIN, CLASS = "train", "class"
+TRAIN, CLASS, PROBES, CONTROLS, PEERS = "train", "class", "probes", "controls", "peers"
 ROTATION = 4096  # rows of the rotation that are kept
-
-Files = list[tuple[str, Probe]]
-
-
-def check_out(out: Path, *sources: Path) -> None:
-    """See that a folder may be written; nothing is.
-
-    Args:
-        sources: folders that are read; they must not lie in ``out``, nor ``out`` in them.
-
-    Raises:
-        ValueError: it may not be written; the message says why.
-    """
-    for source in sources:
-        a, b = out.resolve(), source.resolve()
-        if a.is_relative_to(b) or b.is_relative_to(a):
-            raise ValueError(f"--out: got {str(out)!r}, allowed: a folder outside of {source}, which is only read")
-    if out.exists() and not (out.is_dir() and (is_ours(out) or not any(out.iterdir()))):
-        raise ValueError(f"--out: got {str(out)!r}, allowed: a new folder, or one that memwatch pick has written")
 
 
 def is_ours(out: Path) -> bool:
@@ -57,8 +37,6 @@ def is_ours(out: Path) -> bool:
 def write_folder(picked: Picked, out: Path) -> Path:
     """Write what was picked from an image folder into a folder that ``check_out`` has passed.
 
-    What an earlier choice left there goes.
-
     | file | holds |
     |---|---|
     | ``train/``, ``class/`` | links to what is trained on, with captions |
@@ -67,33 +45,77 @@ def write_folder(picked: Picked, out: Path) -> Path:
     | ``survey.json`` | what was found in the training set |
     | ``index.html`` | the page |
 
+    These replace those of an earlier choice; whatever else lies in ``out`` stays.
+
     Returns:
         The page.
 
     Raises:
         ValueError: the captions are in a form that cannot be kept; then nothing is written.
     """
-    linked_parts = [(TRAIN, picked.rows, picked.held_out), (CLASS, picked.class_images, picked.class_held_out)]
-    for _, rows, _ in linked_parts:
-        if rows is not None and rows.folder is not None:
-            files_of(rows, rows.folder)
-    parts = {"probes": picked.probes(), "controls": picked.controls(), "peers": picked.peer_probes()}
-    files = {part: named_files(probes) for part, probes in parts.items()}
-    ours = [f"{part}/{name}" for part, some in files.items() for name in (*(name for name, _ in some), METADATA)]
-    clear(out)
-    write_whole(out / CHOICE, json.dumps(as_json(picked) | {"files": ours}, indent=1, allow_nan=False) + "\n")
-    for part, some in files.items():
-        write_part(out / part, some)
-    for part, rows, goes in linked_parts:
-        if rows is not None and rows.folder is not None:
-            copy_without(rows, rows.folder, out / part, set(goes), linked)
+    trained_on = [(TRAIN, picked.rows, picked.held_out)]
+    if picked.class_images is not None:
+        trained_on.append((CLASS, picked.class_images, picked.class_held_out))
+    for _, rows, _ in trained_on:
+        files_of(rows)
+    looked_at = {PROBES: picked.probes(), CONTROLS: picked.controls(), PEERS: picked.peer_probes()}
+    if is_ours(out):
+        for part in (TRAIN, CLASS, *looked_at):
+            shutil.rmtree(out / part, ignore_errors=True)
+    write_whole(out / CHOICE, json.dumps(as_json(picked), indent=1, allow_nan=False) + "\n")
     write_survey(out / SURVEY, picked.survey)
+    for part, probes in looked_at.items():
+        copy_probes(probes, out / part)
+    for part, rows, held_out in trained_on:
+        copy_without(rows, out / part, set(held_out), linked)
     write_whole(out / PAGE, render(picked))
     return out / PAGE
 
 
+def copy_probes(probes: Sequence[Probe], folder: Path) -> None:
+    """Copy the files of probes, under the probes' names, and write ``metadata.jsonl``; no folder for no probes."""
+    lines = []
+    for probe in probes:
+        (folder / probe.name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(str(probe.image)), folder / probe.name)
+        row = {} if probe.row is None else {"row": probe.row}
+        lines.append(json.dumps({"file_name": probe.name, "text": probe.prompt} | row, ensure_ascii=False) + "\n")
+    if lines:
+        write_whole(folder / METADATA, "".join(lines))
+
+
+def as_json(picked: Picked) -> dict[str, Any]:
+    """A choice as plain values."""
+    rows, classes = picked.rows, picked.class_images
+    number_of = {id(group): i for i, group in enumerate(picked.survey.groups)}
+
+    def named(indices: Iterable[int]) -> list[dict[str, Any]]:
+        return [{"row": row, "name": rows.name(row)} for row in indices]
+
+    return {
+        "made_by": MADE_BY,
+        "source": str(Path(rows.source).absolute()),
+        "budget": picked.budget,
+        "seed": picked.seed,
+        "prompt": rows.prompt,
+        "caption_column": rows.caption_column,
+        "notes": list(picked.notes),
+        "watched": [
+            {"row": w.row, "name": rows.name(w.row), "why": str(w.why), "group": number_of.get(id(w.group))}
+            for w in picked.watched
+        ],
+        "held_out": named(picked.held_out),
+        "class_images": [] if classes is None else [classes.name(row) for row in picked.class_held_out],
+        "peers": named(picked.peers),
+        "rotation": list(picked.rotation[:ROTATION]),
+        "names": [rows.name(row) for row in range(len(rows))],
+    }
+
+
 def read_folder(out: Path) -> Picked:
     """What ``write_folder`` has written. The original training folder need not be there any more.
+
+    Of the class images only the controls are in it; those that are trained on lie in ``class/``.
 
     Raises:
         ProbeError: it is no such folder, or parts of it are missing.
@@ -104,121 +126,41 @@ def read_folder(out: Path) -> Picked:
         raise ProbeError(f"{what}; give that folder, or what memwatch.pick returns")
     saved = json.loads((out / CHOICE).read_text(encoding="utf-8"))
     train = as_training_set(out / TRAIN, caption_column=saved["caption_column"], prompt=saved["prompt"])
-    row_of = {train.name(row): row for row in range(len(train))}
-    held = as_probes(out / "controls") if saved["held_out"] or saved["class_images"] else []
-    own, of_class = held[: len(saved["held_out"])], held[len(saved["held_out"]) :]
-    by_row = dict(zip((entry["row"] for entry in saved["held_out"]), own, strict=True))
-    names: list[str] = saved["names"]
-    if missing := [name for row, name in enumerate(names) if row not in by_row and name not in row_of]:
-        raise ProbeError(f"picked: {out / TRAIN} has changed since it was written: {missing[0]} is missing")
-
-    def raw(row: int) -> Any:
-        return by_row[row].image if row in by_row else train.raw(row_of[names[row]])
-
-    def caption(row: int) -> str:
-        return by_row[row].prompt if row in by_row else train.caption(row_of[names[row]])
-
-    groups = survey.groups
+    aside = as_training_set(out / CONTROLS) if saved["held_out"] or saved["class_images"] else None
+    known = {rows.name(row): (rows, row) for rows in (aside, train) if rows is not None for row in range(len(rows))}
+    classes = {name: known.get(f"class-{name}") for name in saved["class_images"]}
     return Picked(
-        TrainingSet(out / TRAIN, len(names), raw, caption, folder=out / TRAIN, names=names),
+        _rows_from(out / TRAIN, {name: known.get(name) for name in saved["names"]}),
         survey,
-        tuple(
-            PickedRow(entry["row"], Why(entry["why"]), None if entry["group"] is None else groups[entry["group"]])
-            for entry in saved["watched"]
-        ),
+        _watched(saved["watched"], survey),
         tuple(entry["row"] for entry in saved["held_out"]),
         tuple(entry["row"] for entry in saved["peers"]),
         tuple(saved["rotation"]),
         tuple(saved["notes"]),
-        as_class_images(of_class, saved["class_images"]),
-        tuple(range(len(of_class))),
+        _rows_from(out / CONTROLS, classes) if classes else None,
+        tuple(range(len(classes))),
         saved["budget"],
         saved["seed"],
     )
 
 
-def as_class_images(probes: Sequence[Probe], names: Sequence[str]) -> TrainingSet | None:
-    """The class images that are controls; those that are trained on lie in ``class/``."""
-    if not probes:
-        return None
-    images, captions = [probe.image for probe in probes], [probe.prompt for probe in probes]
-    return TrainingSet(images, len(images), images.__getitem__, captions.__getitem__, names=names)
+def _watched(entries: Sequence[dict[str, Any]], survey: Survey) -> tuple[PickedRow, ...]:
+    groups = [None if entry["group"] is None else survey.groups[entry["group"]] for entry in entries]
+    return tuple(PickedRow(e["row"], Why(e["why"]), group) for e, group in zip(entries, groups, strict=True))
 
 
-def clear(out: Path) -> None:
-    """Remove the files of an earlier choice, if there is one; whatever else lies there stays."""
-    if not is_ours(out):
-        return
-    saved = json.loads((out / CHOICE).read_text(encoding="utf-8"))
-    for name in (*saved.get("files", ()), PAGE, SURVEY):
-        if (file := out / name).resolve().is_relative_to(out.resolve()):
-            file.unlink(missing_ok=True)
-    for part in (TRAIN, CLASS):  # links of our own
-        if "names" in saved:
-            shutil.rmtree(out / part, ignore_errors=True)
+def _rows_from(folder: Path, found: dict[str, tuple[TrainingSet, int] | None]) -> TrainingSet:
+    """Rows by name, each a row of another set; ``None`` where it is missing."""
+    if missing := [name for name, at in found.items() if at is None]:
+        raise ProbeError(f"picked: {folder} has changed since it was written: {missing[0]} is missing")
+    at = [at for at in found.values() if at is not None]
 
+    def raw(row: int) -> Any:
+        rows, number = at[row]
+        return rows.raw(number)
 
-def named_files(probes: Sequence[Probe]) -> Files:
-    """A file name for every probe that has an image: its own name made flat, and unique."""
-    used: set[str] = set()
-    named: Files = []
-    for probe in probes:
-        if probe.image is None:
-            continue
-        is_file = isinstance(probe.image, str | Path)
-        suffix = Path(str(probe.image)).suffix if is_file else ".png"
-        flat = re.sub(r"[^\w.-]+", "-", probe.name.removesuffix(suffix)).strip("-.") or "image"
-        name, number = f"{flat}{suffix}", 2
-        while name.lower() in used:
-            name, number = f"{flat}-{number}{suffix}", number + 1
-        used.add(name.lower())
-        named.append((name, probe))
-    return named
+    def caption(row: int) -> str:
+        rows, number = at[row]
+        return rows.caption(number)
 
-
-def write_part(folder: Path, files: Files) -> None:
-    """An image folder as ``MemWatch`` takes it, and as it is loaded by ``datasets``; none where there are no files."""
-    if not files:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for name, probe in files:
-        if isinstance(probe.image, str | Path):
-            shutil.copyfile(probe.image, folder / name)
-        elif probe.image is not None:
-            probe.image.save(folder / name)
-        row = {} if probe.row is None else {"row": probe.row}
-        lines.append(json.dumps({"file_name": name, "text": probe.prompt} | row, ensure_ascii=False) + "\n")
-    write_whole(folder / METADATA, "".join(lines))
-
-
-def as_json(picked: Picked) -> dict[str, Any]:
-    """A choice as plain values."""
-    rows, found, classes = picked.rows, picked.survey, picked.class_images
-    number_of = {id(group): i for i, group in enumerate(found.groups)}
-
-    def numbered(indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [{"row": row, "name": rows.name(row)} for row in indices]
-
-    return {
-        "made_by": MADE_BY,
-        "source": str(rows.folder.absolute()) if rows.folder is not None else type(rows.source).__name__,
-        "rows": found.size,
-        "budget": picked.budget,
-        "seed": picked.seed,
-        "prompt": rows.prompt,
-        "caption_column": next(iter(rows.columns[1:]), None),
-        "notes": list(picked.notes),
-        "mix": dict(Counter(str(watched.why) for watched in picked.watched)),
-        "watched": [
-            {"row": w.row, "name": rows.name(w.row), "why": str(w.why), "group": number_of.get(id(w.group))}
-            for w in picked.watched
-        ],
-        "held_out": numbered(picked.held_out),
-        "class_images": [] if classes is None else [classes.name(row) for row in picked.class_held_out],
-        "peers": numbered(picked.peers),
-        "rotation": list(picked.rotation[:ROTATION]),
-        "groups": [{"kind": str(g.kind), "size": len(g.rows), "rows": list(g.rows)} for g in found.groups],
-        "unreadable": [{"row": row, "name": rows.name(row), "why": why} for row, why in found.unreadable.items()],
-        "names": [rows.name(row) for row in range(len(rows))],
-    }
+    return TrainingSet(folder, len(at), raw, caption, folder=folder, names=list(found))

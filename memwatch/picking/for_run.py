@@ -153,8 +153,7 @@ def _rows_by_identity(dataset: Any, picked: Picked) -> RowOf | None:
     if indices is not None and inner is not None:
         outer = _rows_by_identity(inner, picked)
         return None if outer is None else lambda index: outer(int(indices[index]))
-    column = next(iter(picked.rows.columns), None)
-    mine, theirs = _places(dataset, column), _places(picked.rows.source, column)
+    mine, theirs = (_places(rows, picked.rows.image_column) for rows in (dataset, picked.rows.source))
     if not mine or not theirs or not {buffers for buffers, _ in mine} <= {buffers for buffers, _ in theirs}:
         return None
     by_place = {place: row for row, place in enumerate(theirs)}
@@ -181,12 +180,11 @@ def _places(dataset: Any, column: str | None) -> list[tuple[tuple[int, ...], int
 def _found_by_hash(dataset: Any, picked: Picked) -> tuple[list[str], bool]:
     """Names of the controls whose content is among the raw rows of a data set, and whether all were compared."""
     is_raw = isinstance(dataset, list | tuple) or hasattr(dataset, "select_columns")
-    column = next(iter(picked.rows.columns), None)
+    if not is_raw or not hasattr(dataset, "__len__"):
+        return [], False
     try:
-        rows = as_training_set(dataset, image_column=column) if is_raw and hasattr(dataset, "__len__") else None
+        rows = as_training_set(dataset, image_column=picked.rows.image_column)
     except ProbeError:
-        rows = None
-    if rows is None:
         return [], False
     given = set()
     for row in range(min(len(rows), COMPARED)):

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from memwatch.measure.images import decoded
-from memwatch.picking.training_set import RowError, TrainingSet
+from memwatch.picking.grouping import slices
+from memwatch.picking.training_set import RowError, TrainingSet, image_from
 
 SIDE = 128  # pixels of the square that hashes are made of
 CELLS = 32  # of a thumbnail, per side
@@ -60,8 +61,7 @@ def hash_rows(rows: TrainingSet, *, progress: bool = True) -> Hashes:
     found = _empty(len(rows), unreadable)
     bar = tqdm(total=len(rows), desc="memwatch: hashing the images", unit="image", disable=None if progress else True)
     with bar, ThreadPoolExecutor(min(cores(), THREADS)) as threads:
-        for start in range(0, len(rows), BATCH):
-            some = range(start, min(start + BATCH, len(rows)))
+        for some in (range(len(rows))[batch] for batch in slices(len(rows), BATCH)):
             for row, value in zip(some, threads.map(_hashed, some, [_raw(rows, row) for row in some]), strict=True):
                 if isinstance(value, str):
                     unreadable[row] = value
@@ -108,17 +108,16 @@ def _raw(rows: TrainingSet, row: int) -> Any:
     """A row's file, its bytes, its picture, or the error that it raised."""
     try:
         raw = rows.raw(row)
-        return raw if isinstance(raw, Path | bytes) else decoded(raw)
-    except Exception as error:  # a dataset, and what it holds, may raise anything
+        return raw if isinstance(raw, Path | bytes) else image_from(raw, row)
+    except RowError as error:
         return error
 
 
 def _hashed(row: int, raw: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray] | str:
     """The hashes of a row, or why it cannot be read."""
-    if isinstance(raw, Exception):
-        return str(raw) if isinstance(raw, RowError) else f"row {row}: cannot be read: {raw}"
     try:
-        return hash_of(decoded(raw, 2 * SIDE))
-    except Exception as error:  # PIL has its own for broken, cut off and huge files
-        file = f" ({raw})" if isinstance(raw, Path) else ""
-        return f"row {row}{file}: cannot be read: {error!r}"
+        if isinstance(raw, RowError):
+            raise raw
+        return hash_of(image_from(raw, row, 2 * SIDE))
+    except RowError as error:
+        return str(error)

@@ -41,8 +41,8 @@ def folder_rows(folder: Path, caption_column: str | None) -> TrainingSet:
     if not files:
         raise ProbeError(f"dataset: {str(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     texts = [captions[file] if file in captions else _beside(file) for file in files]
-    columns = ("image", caption_column)
-    return TrainingSet(folder, len(files), files.__getitem__, texts.__getitem__, folder=folder, columns=columns)
+    image_of, caption_of = files.__getitem__, texts.__getitem__
+    return TrainingSet(folder, len(files), image_of, caption_of, folder=folder, caption_column=caption_column)
 
 
 def _captions_of(metadata: Path, caption_column: str | None) -> Iterator[tuple[Path, str]]:
@@ -94,24 +94,41 @@ def as_caption(value: Any) -> str:
 # --- copy ------------------------------------------------------------------------------------------------------------
 
 
-def copy_without(
-    rows: TrainingSet, train: Path, out: Path, goes: Collection[int], copy: Copy = shutil.copyfile
-) -> None:
-    """Write the folder without some rows, whole or not at all: images, captions, lines of ``metadata.jsonl``.
+def check_out(out: Path, *sources: Path, is_ours: bool = False) -> None:
+    """See that a folder may be written; nothing is.
 
     Args:
-        rows: those of ``train``. goes: the numbers of those that are left out.
+        sources: folders that are only read; they must not lie in ``out``, nor ``out`` in them.
+        is_ours: it may hold files, because memwatch has written them and replaces them.
+
+    Raises:
+        ValueError: it may not be written; the message says why.
+    """
+    for source in sources:
+        a, b = out.resolve(), source.resolve()
+        if a.is_relative_to(b) or b.is_relative_to(a):
+            raise ValueError(f"--out: got {str(out)!r}, allowed: a folder outside of {source}, which is only read")
+    if out.exists() and not is_ours and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"--out: got {str(out)!r}, allowed: a new or empty folder")
+
+
+def copy_without(rows: TrainingSet, out: Path, goes: Collection[int], copy: Copy = shutil.copyfile) -> None:
+    """Write an image folder without some rows, whole or not at all: images, captions, lines of ``metadata.jsonl``.
+
+    Args:
+        rows: of the image folder. goes: the numbers of those that are left out.
         out: a new or empty folder.
         copy: puts one file in another place.
 
     Raises:
         ValueError: as ``files_of``.
     """
-    files, beside = files_of(rows, train), _captions_in(train)
+    train, files = Path(rows.source), files_of(rows)
+    beside = _captions_in(train)
     part = out.with_name(f"{out.name}.part{os.getpid()}")
     try:
         part.mkdir(parents=True)
-        for row, file in files.items():
+        for row, file in enumerate(files):
             if row not in goes:
                 _copy_files([file, *beside.get(file.with_suffix(""), ())], part / file.parent.relative_to(train), copy)
         gone = {files[row].resolve() for row in goes}
@@ -135,20 +152,18 @@ def linked(source: Path, target: Path) -> None:
     raise failed
 
 
-def files_of(rows: TrainingSet, train: Path) -> dict[int, Path]:
+def files_of(rows: TrainingSet) -> list[Path]:
     """The file of every row of an image folder.
 
     Raises:
-        ValueError: one lies outside of ``train``, or the captions are in a form that cannot be kept.
+        ValueError: one lies outside of the folder, or the captions are in a form that cannot be kept.
     """
+    train = Path(rows.source)
     if other := [file for name in OTHER_METADATA for file in train.rglob(name)]:
         raise ValueError(f"TRAIN: captions in {other[0]} cannot be kept, allowed: {METADATA}, or NAME.txt")
-    files: dict[int, Path] = {}
-    for row in range(len(rows)):
-        file = rows.file(row)
-        if file is None or not file.is_relative_to(train):
-            raise ValueError(f"TRAIN: {file} lies outside of {train}")
-        files[row] = file
+    files = [Path(rows.raw(row)) for row in range(len(rows))]
+    if outside := [file for file in files if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(train))]:
+        raise ValueError(f"TRAIN: {outside[0]} lies outside of {train}")
     return files
 
 

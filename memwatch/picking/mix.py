@@ -28,7 +28,7 @@ from memwatch.picking.survey import Group, GroupKind, Survey
 
 
 class Why(StrEnum):
-    """Why a row is watched."""
+    """Why a row is watched; of the kinds of groups the same words."""
 
     DUPLICATES = "duplicates"
     PART = "shared part"
@@ -39,7 +39,6 @@ class Why(StrEnum):
 
 
 OTHERS = (Why.STRANGE, Why.RARE_CAPTION, Why.TYPICAL, Why.RANDOM)
-OF_KIND = {GroupKind.DUPLICATES: Why.DUPLICATES, GroupKind.PART: Why.PART}
 SHARE = 10  # one place in so many for each of the others
 
 
@@ -66,7 +65,7 @@ def places(budget: int) -> tuple[int, dict[Why, int]]:
     >>> places(3)[0]
     2
     """
-    kinds = OTHERS[: max(0, budget - len(OF_KIND))]
+    kinds = OTHERS[: max(0, budget - len(GroupKind))]
     others = {why: max(1, budget // SHARE) if why in kinds else 0 for why in OTHERS}
     return budget - sum(others.values()), others
 
@@ -106,7 +105,7 @@ def in_order(groups: Sequence[Group]) -> list[Group]:
 
     Of a fragment most rows share a part that comes before it as well.
     """
-    firsts = [next((g for g in groups if g.kind is kind), None) for kind in OF_KIND]
+    firsts = [next((g for g in groups if g.kind is kind), None) for kind in GroupKind]
     first = sorted((g for g in firsts if g is not None), key=lambda g: -len(g.rows))
     whole: list[Group] = []
     fragments: list[Group] = []
@@ -188,7 +187,7 @@ class _Picks:
                 continue
             row = next((row for row in group.best_first if self._is_open(row)), None)
             if row is not None:
-                self._add(PickedRow(row, OF_KIND[group.kind], group))
+                self._add(PickedRow(row, Why(group.kind), group))
                 number -= 1
 
     def _has_part(self, group: Group) -> bool:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from memwatch.picking.same_place import Box, Part, checked, spaced
+from memwatch.picking.grouping import by_label, spaced
+from memwatch.picking.same_place import Box, Part, checked
 
 SIDE = 256  # pixels: pictures are compared in this size
 KEYPOINTS = 1000  # per picture at most; a logo must not lose its own to the rest
@@ -53,9 +54,8 @@ def moved_boxes(pictures: Sequence[np.ndarray], points: Sequence[Points]) -> lis
     """Pairs of pictures that share a part, by number, and where it lies in each; in a large group not every pair."""
     every = Points(*(np.concatenate(values) for values in zip(*points, strict=True)))
     p, q = _pairs(every)
-    code = every.picture[p] * len(pictures) + every.picture[q]
-    order, found = np.argsort(code, kind="stable"), []
-    for some in np.split(order, np.flatnonzero(np.diff(code[order])) + 1):
+    found = []
+    for some in by_label(every.picture[p] * len(pictures) + every.picture[q]):
         if len(some) >= VOTES:
             a, b = int(every.picture[p[some[0]]]), int(every.picture[q[some[0]]])
             regions = _regions(pictures[a], pictures[b], every.at[p[some]], every.at[q[some]])

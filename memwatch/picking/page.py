@@ -16,11 +16,10 @@ from PIL import Image
 
 from memwatch.measure.probes import Probe
 from memwatch.picking.hashes import square
-from memwatch.picking.mix import OF_KIND, PickedRow, Why, places
-from memwatch.picking.picked import Picked, picture_of
-from memwatch.picking.rows import RowError
-from memwatch.picking.survey import Box, Group, GroupKind
-from memwatch.picking.text import counted
+from memwatch.picking.mix import PickedRow, Why, places
+from memwatch.picking.picked import Picked, picture_of, probe_of
+from memwatch.picking.survey import Box, GroupKind
+from memwatch.picking.text import counted, listed
 
 LARGE, SMALL = 224, 96  # pixels of a picture on the page
 FELLOWS = 6  # other members of a group that are shown
@@ -44,9 +43,12 @@ def render(picked: Picked) -> str:
         source=rows.folder or type(rows.source).__name__,
         mix=_mix_rows(picked),
         cards=[_card(picked, watched) for watched in picked.watched],
-        controls=[_shown_probe(probe) for probe in picked.controls()],
-        peers=[_shown_probe(probe) for probe in picked.peer_probes()],
-        without=[(group.kind, len(group.rows), _names(picked, group)) for group in picked.unwatched_groups[:LISTED]],
+        controls=[_shown(probe, SMALL) for probe in picked.controls()],
+        peers=[_shown(probe, SMALL) for probe in picked.peer_probes()],
+        without=[
+            (group.kind, len(group.rows), listed([rows.name(row) for row in group.rows]))
+            for group in picked.unwatched_groups[:LISTED]
+        ],
         unreadable=[(rows.name(row), why) for row, why in list(unreadable.items())[:LISTED]],
         listed=LISTED,
     )
@@ -56,7 +58,7 @@ def _mix_rows(picked: Picked) -> list[tuple[str, str, int, str]]:
     """The mix: kind, places that it was meant to have, rows picked, meaning."""
     groups, others = places(picked.budget)
     number = Counter(watched.why for watched in picked.watched)
-    meant = dict.fromkeys(OF_KIND.values(), f"{groups} together") | {why: str(n) for why, n in others.items()}
+    meant = dict.fromkeys(map(Why, GroupKind), f"{groups} together") | {why: str(n) for why, n in others.items()}
     return [(str(why), meant[why], number[why], MEANS[why]) for why in Why]
 
 
@@ -68,29 +70,20 @@ def _card(picked: Picked, watched: PickedRow) -> dict[str, Any]:
     marked = boxes if group is not None and group.kind is GroupKind.PART else {}
     return {
         "watched": watched,
-        "picture": _shown_row(picked, watched.row, LARGE, marked.get(watched.row)),
-        "fellows": [_shown_row(picked, row, SMALL, marked.get(row)) for row in others[:FELLOWS]],
+        "picture": _shown(probe_of(picked.rows, watched.row), LARGE, marked.get(watched.row)),
+        "fellows": [_shown(probe_of(picked.rows, row), SMALL, marked.get(row)) for row in others[:FELLOWS]],
         "more": max(0, len(others) - FELLOWS),
     }
 
 
-def _shown_row(picked: Picked, row: int, side: int, box: Box | None) -> dict[str, Any]:
-    """A training row on the page; ``box``, in fractions, is marked, in per cent: left, top, width, height."""
-    rows = picked.rows
-    try:
-        uri = _data_uri(rows.image(row), side)
-    except RowError:  # it has gone since the survey
-        uri = None
+def _shown(probe: Probe, side: int, box: Box | None = None) -> dict[str, Any]:
+    """A picture on the page; ``box``, in fractions, is marked, in per cent: left, top, width, height."""
+    picture = picture_of(probe)
+    uri = None if picture is None else _data_uri(picture, side)
     if box is not None:
         left, top, right, bottom = (100 * edge for edge in box)
         box = left, top, right - left, bottom - top
-    return {"name": rows.name(row), "uri": uri, "caption": rows.caption(row), "box": box}
-
-
-def _shown_probe(probe: Probe) -> dict[str, Any]:
-    picture = picture_of(probe)
-    uri = None if picture is None else _data_uri(picture, SMALL)
-    return {"name": probe.name, "uri": uri, "caption": probe.prompt, "box": None}
+    return {"name": probe.name, "uri": uri, "caption": probe.prompt, "box": box}
 
 
 def _data_uri(picture: Image.Image, side: int) -> str:
@@ -98,12 +91,6 @@ def _data_uri(picture: Image.Image, side: int) -> str:
     buffer = io.BytesIO()
     square(picture, side).save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _names(picked: Picked, group: Group) -> str:
-    """The first few members of a group."""
-    first = ", ".join(picked.rows.name(row) for row in group.rows[:3])
-    return f"{first}, ..." if len(group.rows) > 3 else first
 
 
 @cache

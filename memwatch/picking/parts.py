@@ -11,7 +11,8 @@ from importlib import import_module
 
 import numpy as np
 
-from memwatch.picking.duplicates import components, difference
+from memwatch.picking.duplicates import difference
+from memwatch.picking.grouping import by_label, components
 from memwatch.picking.hashes import THREADS, cores, square
 from memwatch.picking.same_place import Box, Part, at_same_place, box_of, inside, shared_regions
 from memwatch.picking.training_set import RowError, TrainingSet
@@ -138,12 +139,10 @@ def parts_of(a: np.ndarray, b: np.ndarray, masks_a: np.ndarray, masks_b: np.ndar
     nodes = _nodes(rows, masks)
     labels = components(int(nodes.max(initial=-1)) + 1, nodes[: len(a)], nodes[len(a) :])[nodes]
     found = []
-    for label in np.unique(labels):
-        by_row: dict[int, list[int]] = defaultdict(list)
-        for i in np.flatnonzero(labels == label):
-            by_row[int(rows[i])].append(int(i))
+    for of_part in by_label(labels):
+        by_row = {int(rows[of_part[of[0]]]): of_part[of] for of in by_label(rows[of_part])}
         if len(by_row) > 1:
-            found.append({row: box_of(_most(masks[of])) for row, of in sorted(by_row.items())})
+            found.append({row: box_of(_most(masks[of])) for row, of in by_row.items()})
     return _sorted(found)
 
 
@@ -193,9 +192,7 @@ def _box_in(thumbnails: np.ndarray, row: int, other: int, box: Box) -> Box:
 def _nodes(rows: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """A number for each region; regions of one row that overlap have the same."""
     nodes, number = np.full(len(rows), -1, dtype=np.int64), 0
-    order = np.argsort(rows, kind="stable")
-    for of in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1) if len(order) else []:
-        rest = of
+    for rest in by_label(rows):
         while len(rest):
             leader = _most_typical(masks[rest[:LEADERS]])
             same = _overlap(masks[rest], masks[rest[leader]]) >= OVERLAP

@@ -127,12 +127,7 @@ def _notes_of(picked: Picked) -> list[str]:
         says = f"{what}, in {counted(len({row for g in found.groups for row in g.rows}), 'row')}"
         without = len(picked.unwatched_groups)
         notes.append(f"{says}; of {without} of them no row is watched" if without else says)
-    if found.moved_sampled == 0:
-        how = "pip install 'memwatch[parts]' for OpenCV, which finds them"
-        notes.append(f"parts were not searched at other places than the same in each image; {how}")
-    if sampled := found.sampled or found.moved_sampled:
-        what = f"shared parts were searched in {sampled} rows, and those found were looked for in the others"
-        notes.append(f"{what}; a part that few rows share can be missed")
+    notes += found.notes
     if unreadable:
         names = listed([picked.rows.name(row) for row in unreadable])
         notes.append(f"{counted(len(unreadable), 'row')} unreadable, so not looked at: {names}")
@@ -183,11 +178,12 @@ def plan(controls: int, readable: int, ordinary: int, class_images: int = 0, cla
 
 
 def _none_note(readable: int, ordinary: int, class_images: int) -> str:
-    of_class = f" and {class_images} class images" if class_images else ""
-    few = f"a fifth of {counted(readable, 'readable row')}" + (f" and half of{of_class[4:]}" if of_class else "")
-    few = f"{few} is fewer than the {MIN_CONTROLS} controls that judging takes"
-    grouped = f"only {ordinary} of {readable} readable rows are in no group, and judging takes {MIN_CONTROLS} controls"
-    why = grouped if ordinary < min(MIN_CONTROLS, readable // SHARE) else few
+    if ordinary < min(MIN_CONTROLS, readable // SHARE):
+        why = f"only {ordinary} of {readable} readable rows are in no group, and judging takes {MIN_CONTROLS} controls"
+    else:
+        of_class = f" and half of {class_images} class images" if class_images else ""
+        few = f"a fifth of {counted(readable, 'readable row')}{of_class}"
+        why = f"{few} is fewer than the {MIN_CONTROLS} controls that judging takes"
     return f"nothing is held out, because {why}; without controls {WITHOUT}"
 
 

@@ -83,7 +83,7 @@ def _dataset_rows(source: Any, image_column: str | None, caption_column: str | N
     def caption_of(row: int) -> str:
         return "" if captions is None else as_caption(captions[row])
 
-    return TrainingSet(source, len(source), raw, caption_of, columns=(image, caption))
+    return TrainingSet(source, len(source), raw, caption_of, image_column=image, caption_column=caption)
 
 
 def _item_rows(source: Any, image_column: str | None, caption_column: str | None) -> TrainingSet:

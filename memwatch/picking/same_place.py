@@ -7,15 +7,17 @@ checked). Of each pair the whole thumbnails are then compared; regions that are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import numpy as np
 from scipy import ndimage
 
+from memwatch.picking.grouping import slices, spaced
+
 SHAPES = ((3, 3), (2, 6), (6, 2))  # of blocks, in cells: the last two are for frames and lines of text
 STEP = 2  # cells between blocks
-DIRECTIONS, WIDTH = 8, 28.0  # of the keys by which equal blocks are found, see ``keys_of``
-FIRST = 2  # see ``pairs_with_first``
+DIRECTIONS = 8  # random directions that the key of a block is made of
+WIDTH = 28.0  # how far blocks may lie apart along a direction and still share a key, levels of 0..255
+FIRST = 2  # blocks of a key that each other block of that key is compared with
 TABLES = 2  # independent ways of finding equal blocks
 TOLERANCE = 8  # levels of 0..255 by which a cell may differ in each channel: compression, resizing
 CONTRAST = 24  # levels between neighbouring cells; what has less is flat
@@ -33,7 +35,6 @@ ROWS = 1024  # rows that a part is looked for in at once
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the middle square
 Part = dict[int, Box]  # by row where it shows the part
-T = TypeVar("T")
 
 
 def box_of(mask: np.ndarray) -> Box:
@@ -52,11 +53,6 @@ def inside(box: Box, side: int) -> np.ndarray:
     return mask
 
 
-def spaced(values: Sequence[T], number: int) -> list[T]:
-    """So many of them at most, evenly spaced."""
-    return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(number, len(values))).astype(int))]
-
-
 # --- search ----------------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +68,7 @@ def shared_regions(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
         The two rows of each region, ``(k,)`` each, and where it is, ``(k, cells, cells)`` bool.
     """
     a, b = _candidate_pairs(thumbnails)
-    parts = [slice(start, start + CHUNK) for start in range(0, max(1, len(a)), CHUNK)]
+    parts = list(slices(len(a), CHUNK)) or [slice(0, 0)]
     found = [equal_regions(thumbnails[a[part]], thumbnails[b[part]]) for part in parts]
     pairs = np.concatenate([which + part.start for part, (which, _) in zip(parts, found, strict=True)])
     return a[pairs], b[pairs], np.concatenate([masks for _, masks in found])
@@ -101,45 +97,37 @@ def _equal_blocks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of blocks ``(n, numbers)`` that are equal."""
     found = []
     for table in range(TABLES):
-        keys = keys_of(values, DIRECTIONS, WIDTH, [table])
-        found.append(checked(*pairs_with_first(keys, FIRST), lambda a, b: equal_cells(values[a], values[b])))
+        pairs = _pairs_with_first(_keys_of(values, table))
+        found.append(checked(*pairs, lambda a, b: equal_cells(values[a], values[b])))
     a, b = (np.concatenate(side) for side in zip(*found, strict=True))
     return a, b
 
 
-def keys_of(values: np.ndarray, directions: int, width: float, seed: list[int]) -> np.ndarray:
-    """Keys that almost equal blocks probably share; ``(n,)`` int64.
-
-    Args:
-        values: ``(n, d)`` uint8.
-        directions: random directions that a key is made of.
-        width: how far blocks may lie apart along a direction and still share a key, levels of 0..255.
-        seed: another one gives other keys.
-    """
-    rng = np.random.default_rng(seed)
-    axes = rng.standard_normal((values.shape[1], directions)).astype(np.float32)
+def _keys_of(values: np.ndarray, table: int) -> np.ndarray:
+    """Keys that almost equal blocks ``(n, numbers)`` probably share, other ones in each table; ``(n,)`` int64."""
+    rng = np.random.default_rng([table])
+    axes = rng.standard_normal((values.shape[1], DIRECTIONS)).astype(np.float32)
     axes /= np.linalg.norm(axes, axis=0)
-    begin, factors = rng.random(directions, dtype=np.float32), rng.integers(1, 2**62, directions)
+    begin, factors = rng.random(DIRECTIONS, dtype=np.float32), rng.integers(1, 2**62, DIRECTIONS)
     keys = np.zeros(len(values), dtype=np.int64)
     with np.errstate(over="ignore"):
-        for start in range(0, len(values), BLOCKS):
-            part = slice(start, start + BLOCKS)
-            steps = np.floor(values[part] @ axes / width + begin).astype(np.int64)
+        for part in slices(len(values), BLOCKS):
+            steps = np.floor(values[part] @ axes / WIDTH + begin).astype(np.int64)
             keys[part] = (steps * factors).sum(1)
     return keys
 
 
-def pairs_with_first(keys: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each block with the ``first`` lowest of its key and with the one before it; the larger number first.
+def _pairs_with_first(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each block with the ``FIRST`` lowest of its key and with the one before it; the larger number first.
 
     A key of k blocks costs k pairs, not k squared, and the pairs connect all that are equal.
     """
     order = np.argsort(keys, kind="stable")
     sorted_ = keys[order]
     start, place = np.searchsorted(sorted_, sorted_), np.arange(len(keys))
-    a = np.tile(place, first + 1)
-    b = np.concatenate([*(start + i for i in range(first)), place - 1])
-    paired = (b < a) & (b >= np.tile(start, first + 1))
+    a = np.tile(place, FIRST + 1)
+    b = np.concatenate([*(start + i for i in range(FIRST)), place - 1])
+    paired = (b < a) & (b >= np.tile(start, FIRST + 1))
     return order[a[paired]], order[b[paired]]
 
 
@@ -148,8 +136,7 @@ def checked(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Those pairs for which ``holds`` says so."""
     near = np.zeros(len(a), dtype=bool)
-    for start in range(0, len(a), BLOCKS):
-        part = slice(start, start + BLOCKS)
+    for part in slices(len(a), BLOCKS):
         near[part] = holds(a[part], b[part])
     return a[near], b[near]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,9 +18,10 @@ import numpy as np
 
 from memwatch.measure.probes import ProbeError
 from memwatch.picking.duplicates import coarse, duplicate_groups
+from memwatch.picking.grouping import slices, spaced
 from memwatch.picking.hashes import Hashes, hash_rows
 from memwatch.picking.parts import MOVED_SAMPLE, SAMPLE, has_opencv, shared_parts
-from memwatch.picking.same_place import Box, Part, inside, spaced
+from memwatch.picking.same_place import Box, Part, inside
 from memwatch.picking.training_set import TrainingSet
 
 __all__ = ["Box", "Group", "GroupKind", "Survey", "survey"]
@@ -78,9 +79,7 @@ class Survey:
         strangeness: how far each picture is from its nearest others, ``(size,)`` float64, root mean square of levels
             0..255; NaN where it could not be read. See ``strangeness``.
         bits: perceptual hashes, ``(size, 8)`` uint8; zeros where a picture could not be read.
-        sampled: how many rows parts at the same place were searched in, before they were looked for in the others;
-            ``None`` where that was all. For what this can miss see ``shared_parts``.
-        moved_sampled: the same of moved parts; 0 without OpenCV, which finds them.
+        notes: how shared parts were searched, where that can miss some.
     """
 
     size: int
@@ -90,8 +89,7 @@ class Survey:
     rare_captions: tuple[int, ...]
     strangeness: np.ndarray
     bits: np.ndarray
-    sampled: int | None = None
-    moved_sampled: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def survey(rows: TrainingSet, *, progress: bool = True) -> Survey:
@@ -114,7 +112,6 @@ def survey(rows: TrainingSet, *, progress: bool = True) -> Survey:
         best = best_members(hashes.thumbnails, part)
         groups.append(Group(GroupKind.PART, tuple(part), tuple(part.values()), best))
     different = len(rows) - sum(len(same) - 1 for same in duplicates)
-    moved = MOVED_SAMPLE if different > MOVED_SAMPLE else None
     return Survey(
         size=len(rows),
         unreadable=hashes.unreadable,
@@ -123,12 +120,22 @@ def survey(rows: TrainingSet, *, progress: bool = True) -> Survey:
         rare_captions=tuple(rare_captions(captions)),
         strangeness=strangeness(hashes),
         bits=hashes.whole,
-        sampled=SAMPLE if different > SAMPLE else None,
-        moved_sampled=moved if has_opencv() else 0,
+        notes=tuple(_notes_on_parts(different)),
     )
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _notes_on_parts(different: int) -> Iterator[str]:
+    """What the search for parts among so many different pictures can miss, see ``shared_parts``."""
+    if not has_opencv():
+        how = "pip install 'memwatch[parts]' for OpenCV, which finds them"
+        yield f"parts were not searched at other places than the same in each image; {how}"
+    samples = [SAMPLE, MOVED_SAMPLE] if has_opencv() else [SAMPLE]
+    if sampled := next((sample for sample in samples if different > sample), None):
+        what = f"shared parts were searched in {sampled} rows, and those found were looked for in the others"
+        yield f"{what}; a part that few rows share can be missed"
 
 
 def best_members(thumbnails: np.ndarray, part: Part) -> tuple[int, ...]:
@@ -209,8 +216,7 @@ def strangeness(hashes: Hashes) -> np.ndarray:
         return result
     place = np.full(len(which), -1)
     place[among] = np.arange(len(among))
-    for start in range(0, len(which), BLOCK):
-        some = np.arange(start, min(start + BLOCK, len(which)))
+    for some in (np.arange(len(which))[part] for part in slices(len(which), BLOCK)):
         distances = _squared_distances(small[some], small[among])
         own = np.flatnonzero(place[some] >= 0)
         distances[own, place[some[own]]] = np.inf

@@ -29,7 +29,7 @@ class TrainingSet:
         raw: what the source holds as the image of a row, see ``images.decoded``.
         caption: the caption of a row; "" where there is none.
         folder: the image folder that the rows lie in, if they do.
-        columns: of image and caption, where the source has columns.
+        image_column, caption_column: where the source has columns.
         names: of the rows, unique; by default file names relative to the folder, or ``row-00012``.
 
     Attributes:
@@ -44,12 +44,14 @@ class TrainingSet:
         caption: Callable[[int], str],
         *,
         folder: Path | None = None,
-        columns: tuple[str | None, ...] = (),
+        image_column: str | None = None,
+        caption_column: str | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
         if length < 1:
             raise ProbeError(f"dataset: {called(source)} holds no image")
-        self.source, self.folder, self.columns, self.prompt = source, folder, columns, ""
+        self.source, self.folder, self.prompt = source, folder, ""
+        self.image_column, self.caption_column = image_column, caption_column
         self._length, self._raw, self._caption, self._names = length, raw, caption, names
 
     def __len__(self) -> int:
@@ -77,12 +79,7 @@ class TrainingSet:
         Raises:
             RowError: it cannot be read.
         """
-        raw = self.raw(row)
-        try:
-            return decoded(raw)
-        except Exception as error:  # PIL has its own for broken, cut off and huge files
-            file = f" ({raw})" if isinstance(raw, Path) else ""
-            raise RowError(f"row {row}{file}: cannot be read: {error!r}") from error
+        return image_from(self.raw(row), row)
 
     def caption(self, row: int) -> str:
         return self._caption(row) or self.prompt
@@ -116,6 +113,18 @@ class TrainingSet:
         if type(source) in (list, tuple):
             return type(source)(source[row] for row in rows)
         return Subset(source, list(rows))
+
+
+def image_from(raw: Any, row: int, side: int | None = None) -> Image.Image:
+    """The picture of what a row holds, see ``images.decoded``; a ``RowError`` where it cannot be read, or is empty."""
+    try:
+        picture = decoded(raw, side)
+        if not all(picture.size):
+            raise ValueError("it has no pixels")
+        return picture
+    except Exception as error:  # PIL has its own for broken, cut off and huge files
+        file = f" ({raw})" if isinstance(raw, Path) else ""
+        raise RowError(f"row {row}{file}: cannot be read: {error!r}") from error
 
 
 def content_key(raw: Any) -> str:

@@ -6,15 +6,11 @@ import json
 from dataclasses import asdict
 
 import pytest
-from support.picked import photo, save_folder
+from support.picked import contents, photo, save_folder
 
 from memwatch.act.flagged import Flagged
 from memwatch.cli import main
 from memwatch.picking.rows import as_training_set
-
-
-def contents(folder):
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def flagged(file, *probes):

@@ -173,7 +173,7 @@ def test_a_lock_that_cannot_be_had_lets_everyone_survey(train, monkeypatch, surv
     monkeypatch.setattr(FileLock, "acquire", refuse)
     with caplog.at_level(logging.WARNING, "memwatch"):
         assert shared_survey(as_training_set(train)).size == 6
-    assert "cannot be locked (locks are not supported here), so that every process surveys for itself" in caplog.text
+    assert "cannot be locked (locks are not supported here), so every process makes its own survey" in caplog.text
 
 
 def test_a_large_set_is_told_to_survey_ahead_of_time(train, monkeypatch, caplog):

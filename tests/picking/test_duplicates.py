@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageOps
 from support.picked import jpeg, photo
 
 from memwatch.picking import duplicates
-from memwatch.picking.duplicates import components, difference, duplicate_groups
+from memwatch.picking.duplicates import difference, duplicate_groups
+from memwatch.picking.grouping import components
 from memwatch.picking.hashes import Hashes, hashes_of
 
 
