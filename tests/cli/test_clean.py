@@ -148,12 +148,6 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(probes, more, said, 
     assert not (tmp_path / "out").exists()
 
 
-def test_captions_that_cannot_be_kept_are_refused(train, tmp_path, capsys):
-    (train / "metadata.csv").write_text("file_name,text\n", encoding="utf-8")
-    assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 2
-    assert "metadata.csv cannot be kept" in capsys.readouterr().err
-
-
 def test_a_full_disk_leaves_no_half_a_set(train, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError("no space left on device")

@@ -220,7 +220,6 @@ def test_rows_that_cannot_be_read_are_named(tmp_path, capsys):
         (["{csv}", "--out", "{tmp}/watch"], "metadata.csv cannot be kept, allowed: metadata.jsonl, or NAME.txt"),
         (["{train}", "--out", "{tmp}/watch", "--probes", "0"], "--probes: got 0, allowed: 1 or greater"),
         (["{train}", "--out", "{tmp}/watch", "--controls", "10"], "'controls': got 10, allowed: 11 or greater"),
-        (["{train}", "--out", "{tmp}/watch", "--seed", "-1"], "'seed': got -1, allowed: 0 or greater"),
         (["{train}", "--out", "{tmp}/watch", "--caption-column", "words"], "words"),
     ],
 )

@@ -100,12 +100,6 @@ def test_only_so_many_rows_outside_of_groups_may_be_picked():
     assert not [p for p in picked(surveyed(20), 16, room=0)]
 
 
-def test_the_seed_decides():
-    survey = surveyed(500)
-    assert picked(survey, 16, seed=1) == picked(survey, 16, seed=1)
-    assert picked(survey, 16, seed=1) != picked(survey, 16, seed=2)
-
-
 def test_groups_without_a_place_come_first_in_the_rotation_and_near_duplicates_never():
     survey = surveyed(12, duplicates(0, 1, 2), part(3, 4, 10), duplicates(5, 6), unreadable={11: "broken"})
     rotation = rotation_of(survey, watched=[0], without=[9], rng=np.random.default_rng(0))
