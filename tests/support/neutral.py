@@ -185,7 +185,7 @@ def main() -> None:
     folder, kind = Path(sys.argv[1]), sys.argv[3]
     pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[2])
     picked = memwatch.pick(make_rows(ROWS), probes=2, controls=11)
-    found: dict[str, Any] = {n: t.plain() for n, t in all_four(kind, picked, pipeline, folder).items()}
+    found: dict[str, Any] = all_four(kind, picked, pipeline, folder)
     rank = Accelerator(cpu=True).process_index
     found["held out"] = list(picked.held_out)
     (folder / f"rank{rank}.json").write_text(json.dumps(found), encoding="utf-8")
