@@ -13,7 +13,7 @@ import memwatch
 
 PACKAGE = Path(memwatch.__file__).parent
 LAYERS = [  # each may import itself and those before it
-    {"config", "config_file", "faults", "guard", "run_folder"},
+    {"config", "config_file", "faults", "guard", "messages", "run_folder"},
     {"denoiser"},
     {"ranks"},
     {"measure"},

@@ -11,6 +11,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from memwatch.messages import show_messages
+
 COMMANDS = {  # name: (module, what it does)
     "clean": ("memwatch.cli.clean", "write an image folder without the images behind what was found"),
     "cost": ("memwatch.cli.cost", "what watching a model costs on this machine: seconds, memory, share of training"),
@@ -33,8 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in argv[:1]:  # only the module that is asked for is imported
             importlib.import_module(module).arguments(command)
     args = parser.parse_args(argv)
-    from memwatch.report.startup_log import show_messages  # not before the arguments are right: it takes seconds
-
     show_messages()
     try:
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))

@@ -66,7 +66,7 @@ class MemWatchTracker(GeneralTracker):  # type: ignore[misc]
         stopped = self.watch.should_stop
         self.watch.on_step_end(step)
         if self.watch.should_stop and not stopped:
-            logger.warning("memwatch would stop here, but a tracker cannot end training: %s", self.watch.stop_reason)
+            logger.warning("training would stop here, but a tracker cannot end it: %s", self.watch.stop_reason)
 
     def log_images(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None: ...
 

@@ -1,4 +1,4 @@
 """Pick: what to watch of a training set, chosen before training.
 
-Rows (images with captions) -> hashes -> groups (duplicates, shared parts) -> choice (probes, controls, peers, turns).
+Rows -> hashes -> groups (duplicates, shared parts) -> choice (probes, controls, peers, rows in rotation).
 """

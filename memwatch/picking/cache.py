@@ -46,13 +46,13 @@ def shared_survey(rows: TrainingSet) -> Survey:
             return known
         if len(rows) >= LARGE:
             how = "'memwatch pick TRAIN --out WATCH', or memwatch.pick in a script of its own, does it ahead of time"
-            logger.warning("memwatch: %d rows are surveyed now, once; that takes minutes. %s", len(rows), how)
+            logger.warning("%d rows are surveyed now, once; that takes minutes. %s", len(rows), how)
         found = survey(rows)
         try:
             write_survey(file, found)
             _forget_oldest(folder)
         except OSError as error:
-            logger.warning("memwatch: the survey cannot be kept in %s (%s); every process makes its own", folder, error)
+            logger.warning("the survey cannot be kept in %s (%s); every process makes its own", folder, error)
     return found
 
 
@@ -78,9 +78,9 @@ def waiting(lock: Path, num_rows: int) -> Iterator[None]:
             except Timeout:
                 waited += PATIENCE
                 what = "another process surveys these %d rows; this one waits for it, %.0f s so far"
-                logger.warning(f"memwatch: {what}", num_rows, waited)
+                logger.warning(what, num_rows, waited)
     except (OSError, NotImplementedError) as error:
-        logger.warning("memwatch: %s cannot be locked (%s), so every process makes its own survey", lock, error)
+        logger.warning("%s cannot be locked (%s), so every process makes its own survey", lock, error)
     try:
         yield
     finally:
@@ -136,7 +136,7 @@ def read_survey(file: Path) -> Survey | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("memwatch: %s cannot be read (%r); the training set is surveyed anew", file, error)
+        logger.warning("%s cannot be read (%r); the training set is surveyed anew", file, error)
         return None
 
 

@@ -11,7 +11,7 @@ Research disagrees about what is memorized first, so no kind is left out. Of a b
 | at random | B / 10, at least 1 | any |
 
 Below 6 probes the kinds get one place each in this order, as far as the places go. A kind that has no rows leaves its
-places to the groups, and then to the other kinds in turns. Rows of the last four kinds are in no group. Of
+places to the groups, and then to the other kinds, one each. Rows of the last four kinds are in no group. Of
 near-duplicates only one is picked.
 """
 
@@ -92,7 +92,7 @@ def pick_rows(survey: Survey, budget: int, rng: np.random.Generator, room: int |
         for _ in range(number):
             picks.add_next(why, candidates[why])
     picks.add_groups(waiting, budget)
-    while any([picks.add_next(why, candidates[why]) for why in OTHERS]):  # a list: every kind has its turn
+    while any([picks.add_next(why, candidates[why]) for why in OTHERS]):  # a list: every kind is asked
         pass
     rest = iter(rng.permutation(survey.size).tolist())
     while picks.add_next(Why.RANDOM, rest):

@@ -19,6 +19,7 @@ import numpy as np
 from memwatch.config import require
 from memwatch.denoiser import untouched_streams
 from memwatch.measure.probes import MIN_CONTROLS
+from memwatch.messages import show_messages
 from memwatch.picking.cache import shared_survey
 from memwatch.picking.mix import ordinary_rows, pick_rows, rotation_of
 from memwatch.picking.picked import Picked
@@ -76,6 +77,7 @@ def pick(
     ok = isinstance(controls, int) and (controls == 0 or controls >= MIN_CONTROLS)
     require(ok, "controls", controls, f"{MIN_CONTROLS} or greater, as judging takes, or 0 for none")
     require(isinstance(seed, int) and seed >= 0, "seed", seed, "0 or greater")
+    show_messages()
     columns = {"image_column": image_column, "caption_column": caption_column}
     with untouched_streams():
         rows = as_training_set(source, **columns, prompt=prompt)

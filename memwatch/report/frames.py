@@ -29,7 +29,7 @@ NOTHING = -1  # in place of a picture that does not exist
 
 @dataclass
 class Frames:
-    """Pictures by place.
+    """Pictures, each stored once and named by its index.
 
     Attributes:
         steps: the events that the page's slider stops at.

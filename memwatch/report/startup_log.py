@@ -1,4 +1,4 @@
-"""How memwatch's messages reach people, and what it says once at construction."""
+"""What memwatch says once, at construction, and of the interval that it chooses."""
 
 from __future__ import annotations
 
@@ -8,29 +8,10 @@ from collections.abc import Sequence
 from memwatch.config import MemWatchConfig
 from memwatch.measure.observer import Observer
 from memwatch.measure.probes import MIN_CONTROLS, Probe
+from memwatch.messages import show_messages
 from memwatch.pace import RAREST, Pace
 
 logger = logging.getLogger("memwatch")
-
-
-class _Format(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return f"memwatch: {'warning: ' if record.levelno >= logging.WARNING else ''}{super().format(record)}"
-
-
-def show_messages() -> None:
-    """Show information as well as warnings, on stderr, in a script that has not set up logging.
-
-    A script that has set it up, before or after this, decides itself, and nothing appears twice.
-    """
-    if logger.handlers or logging.getLogger().handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Format())
-    handler.addFilter(lambda record: not logging.getLogger().handlers)
-    logger.addHandler(handler)
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
 
 
 def say_hello(config: MemWatchConfig, observer: Observer, notes: Sequence[str] = ()) -> None:

@@ -34,7 +34,7 @@ class Follow:
     """Scans every new checkpoint of a folder in order of step, until an event decides to stop or nothing comes.
 
     A checkpoint is taken when its files have been the same at two polls. One that cannot be read, or is incomplete, is
-    tried at three polls, then named and skipped; so is one that is deleted before its turn.
+    tried at three polls, then named and skipped; so is one that is deleted before it is scanned.
 
     Args:
         accelerator: see ``Scan``.
@@ -86,11 +86,11 @@ class Follow:
 
     def run(self) -> None:
         """Follow, and close the scan however that ends; Ctrl-C is a way to end."""
-        self._say("memwatch follows %s and checks it every %g s; Ctrl-C ends it", self.folder, self.poll)
+        self._say("following %s, checked every %g s; Ctrl-C ends it", self.folder, self.poll)
         try:
             self._follow()
         except KeyboardInterrupt:
-            self._say("memwatch no longer follows %s; run the same command to go on", self.folder)
+            self._say("no longer following %s; run the same command to go on", self.folder)
         finally:
             if self.scan is not None:
                 self.scan.close()
@@ -107,11 +107,11 @@ class Follow:
                 since = self._clock.monotonic()
             idle = self._ranks.broadcast(self._clock.monotonic() - since)
             if self.idle is not None and idle >= self.idle:
-                self._say("memwatch ends: nothing new in %s for %.1f minutes", self.folder, idle / 60)
+                self._say("ended: nothing new in %s for %.1f minutes", self.folder, idle / 60)
                 return
             if not worked:
                 self._clock.sleep(self.poll)
-        self._say("memwatch ends: a stop was decided at %s", self.stop_reason)
+        self._say("ended: a stop was decided at %s", self.stop_reason)
 
     def _found(self) -> list[Checkpoint]:
         """The checkpoints in the folder, the same on every rank; none where it cannot be listed."""
@@ -155,7 +155,7 @@ class Follow:
             scan.load_state_dict(state)
             for saved in state["checkpoints"]:
                 self._arrivals.done(Checkpoint(*saved))
-            self._say("memwatch goes on after step %s of %s", self._arrivals.last_step, output)
+            self._say("going on after step %s of %s", self._arrivals.last_step, output)
             return
         if changed is not None:
             self._say("%s has changed since the earlier follower; the history is written anew", changed)

@@ -162,7 +162,7 @@ def test_a_full_disk_is_said_and_costs_the_next_one_time(train, monkeypatch, sur
         assert [shared_survey(as_training_set(train)).size for _ in range(2)] == [6, 6]
     assert surveys == [6, 6]
     assert caplog.messages[0] == (
-        f"memwatch: the survey cannot be kept in {cache} (no space left on device); every process makes its own"
+        f"the survey cannot be kept in {cache} (no space left on device); every process makes its own"
     )
 
 

@@ -82,7 +82,7 @@ def test_a_plain_script_sees_information_and_warnings_once():
     """Whether it has set logging up or not; where it has, in its own format."""
     speak = "show_messages(); logger.info('told'); logger.warning('warned')"
     setting_up = "logging.basicConfig(format='%(name)s, %(levelname)s: %(message)s')"
-    imports = "import logging; from memwatch.report.startup_log import logger, show_messages"
+    imports = "import logging; from memwatch.messages import logger, show_messages"
     code = "\n".join([imports, speak, setting_up, speak])
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     said = [line for line in run.stderr.splitlines() if "told" in line or "warned" in line]

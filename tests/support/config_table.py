@@ -35,7 +35,7 @@ names the key, the value and what is allowed.
 """
 
 
-TURNED = (  # the settings that people turn, first on the page
+TURNED = (  # the settings that most people change, first on the page
     *("every_steps", "overhead", "max_train_steps", "output_dir", "probes", "controls", "resolution", "weights"),
     *("rollback", "strict", "levels.timesteps", "curvature.batch_size", "signals.baseline"),
     *("alerts.false_alarms_per_run", "alerts.min_severity", "alerts.webhook"),
@@ -45,11 +45,11 @@ HEAD = "| key | default | meaning |\n|---|---|---|"
 
 
 def page() -> str:
-    """The whole page as markdown: the introduction, the settings that people turn, and the others by section."""
+    """The whole page as markdown: the introduction, the settings that most people change, and the others by section."""
     sections = {"": MemWatchConfig, **{f.name: f.default_factory for f in fields(MemWatchConfig) if _is_section(f)}}
     found = {name: rows(cls, f"{name}." if name else "") for name, cls in sections.items()}
     every = {key: row for of_section in found.values() for key, row in of_section.items()}
-    parts = [INTRO, "## The settings that people turn", "", HEAD, *(every[key] for key in TURNED), ""]
+    parts = [INTRO, "## The settings that most people change", "", HEAD, *(every[key] for key in TURNED), ""]
     for name, cls in sections.items():
         if others := [row for key, row in found[name].items() if key not in TURNED]:
             title = f"## More: `{name}`" if name else "## More: top level"
