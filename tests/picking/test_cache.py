@@ -211,4 +211,4 @@ def test_while_another_process_surveys_this_one_waits_for_its_file_and_says_so(
     finally:
         logging.getLogger("memwatch").removeHandler(handler)
     assert surveys == []
-    assert caplog.messages == ["memwatch: another process surveys these 6 rows; this one waits for it, 0 s so far"]
+    assert caplog.messages == ["another process surveys these 6 rows; this one waits for it, 0 s so far"]
