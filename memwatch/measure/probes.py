@@ -65,7 +65,7 @@ class Probe:
         caption = " ".join(self.prompt.split())
         caption = caption if len(caption) <= TITLE else f"{caption[: TITLE - 1].rstrip()}…"
         source = "" if self.name == slug(self.prompt) else self.name
-        if isinstance(self.image, str | Path):
+        if isinstance(self.image, str | Path) and Path(self.image).suffix.lower() in IMAGE_SUFFIXES:
             source = Path(self.image).name
         elif self.row is not None:
             source = f"row {self.row}"

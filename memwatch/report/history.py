@@ -108,7 +108,7 @@ class Event:
         """
         found = []
         for verdict in Verdict:
-            names = [row.name for row in self.worst_first[shown:] if row.verdict is verdict]
+            names = [row.title for row in self.worst_first[shown:] if row.verdict is verdict]
             which = f": {', '.join(names)}" if verdict.is_evidence or len(names) <= named else ""
             how = "without evidence" if verdict is Verdict.NO_EVIDENCE else verdict
             found += [f"{len(names)} more {how}{which}"] if names else []

@@ -65,7 +65,7 @@ def test_the_worst_have_cards_and_the_others_are_named(monkeypatch):
     width = (GRID - 2 * EDGE) // 3
     first, second = (top_of(picture, card(given.findings[i], width, 2)) for i in (0, 1))
     assert (len(first), first) == (1, second)
-    names = ", ".join(row.name for row in worst[CARDS:])
+    names = ", ".join(row.title for row in worst[CARDS:])
     words = headline(given)  # the first line
     assert top_of(picture, words) == [EDGE]
     assert top_of(picture, lines_of(f"3 more without evidence: {names}", GRID, SMALL))

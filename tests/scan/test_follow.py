@@ -380,7 +380,7 @@ def test_what_does_not_fit_begins_anew(run, caplog, measured, other):
 # --- what follows -----------------------------------------------------------------------------------------------------
 
 
-STOPPED = "step 2: 2 probe(s) memorized: a photo of a cat (picture of cat), a photo of a dog (picture of dog)"
+STOPPED = "step 2: 2 probe(s) memorized: a photo of a cat (cat), a photo of a dog (dog)"
 
 
 @pytest.mark.usefixtures("eager")
