@@ -58,7 +58,7 @@ SMOKE_WATCH = {  # one test vector per draw; one event with all five decides
     "curvature": {"vectors": 1, "tile": 1},
     "signals": {"smooth": 5},
     "alerts": {"min_severity": 1.4, "patience": 1},
-    "stop": {"min_severity": 1.4},
+    "stop": {"num_probes": 3},
 }
 
 

@@ -26,7 +26,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from evidence.evaluate import evaluate_sets, read_folders
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, Conditioning, Denoiser, family_of, load_components
 from memwatch.denoiser.schedule import NoiseSchedule
@@ -39,6 +38,7 @@ from memwatch.measure.signals import Signals
 from memwatch.scan.checkpoints import load_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from evidence.evaluate import evaluate_sets, read_folders
 from evidence.runs.bright_ending import bright_ending
 from evidence.templates_verbs import Case, download, memorized, non_memorized
 
