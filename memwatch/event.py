@@ -86,7 +86,9 @@ def conduct(watch: Watched, step: int) -> Report:
     except PartError as failed:
         judgement, failure = Judgement(), str(failed)
     faults.count = ranks.largest(faults.count)  # a disk may be full on one machine only
-    report = report_of(watch, step, judgement, failure, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    progress.clock.first = progress.clock.first or seconds
+    report = report_of(watch, step, judgement, failure, seconds)
     with suppress(PartError):
         if not faults.is_off(REPORTING):
             trackers: Sequence[Any] = ranks.accelerator.trackers
@@ -137,7 +139,6 @@ def measure(watch: Watched, step: int, names: Collection[str], *, curvature: boo
 def report_of(watch: Watched, step: int, judgement: Judgement, failure: str | None, seconds: float) -> Report:
     """The event as the sinks get it."""
     progress = watch.progress
-    progress.clock.first = progress.clock.first or seconds
     return Report(
         step,
         watch.config,

@@ -14,6 +14,7 @@ from typing import Any
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.picking.picked import Picked
+from memwatch.picking.same_place import shared_area
 from memwatch.picking.survey import Box, Group, GroupKind
 from memwatch.picking.text import counted
 from memwatch.report.jsonl import read_lines, rewrite
@@ -187,14 +188,7 @@ def rows_behind(picked: Picked | None, row: int | None, region: Box | None) -> t
 def is_about(region: Box, group: Group, row: int) -> bool:
     """Whether a region of a row's picture is about the part that the row shares."""
     boxes = [box for member, box in zip(group.rows, group.boxes, strict=True) if member == row]
-    return any(_overlap(region, box) >= SAME_PLACE for box in boxes)
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """The area that two boxes share, as a share of the smaller one."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return max(0.0, width) * max(0.0, height) / smaller if smaller > 0 else 0.0
+    return any(shared_area(region, box) >= SAME_PLACE for box in boxes)
 
 
 def file_name(picked: Picked, row: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from memwatch.picking.duplicates import difference
 from memwatch.picking.grouping import by_label, components
 from memwatch.picking.hashes import THREADS, cores, square
-from memwatch.picking.same_place import Box, Part, at_same_place, box_of, inside, shared_regions
+from memwatch.picking.same_place import Box, Part, at_same_place, box_of, inside, shared_area, shared_regions
 from memwatch.picking.training_set import RowError, TrainingSet
 
 SAMPLE = 8192  # different pictures that parts at the same place are searched in, at most
@@ -166,20 +166,13 @@ def _joined(fixed: Sequence[Part], moved: Sequence[Part]) -> list[Part]:
     for part in moved:
         shared = Counter[int]()
         for row, box in part.items():
-            shared.update(number for number, other in index.get(row, ()) if _inside(box, other) >= INSIDE)
+            shared.update(number for number, other in index.get(row, ()) if shared_area(box, other) >= INSIDE)
         home, number = (shared.most_common(1) or [(0, 0)])[0]
         if number >= max(2, len(part) / 2):  # the same, in most of its rows
             found[home] = part | found[home]
         else:
             found.append(part)
     return found
-
-
-def _inside(a: Box, b: Box) -> float:
-    """How much of the smaller of two boxes lies in the other."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return max(0.0, width) * max(0.0, height) / smaller
 
 
 def _box_in(thumbnails: np.ndarray, row: int, other: int, box: Box) -> Box:

@@ -221,3 +221,10 @@ def _typical(part: Part, thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray
     picture = np.median(pictures, axis=0).astype(np.uint8)
     within = np.mean([inside(part[row], len(picture)) for row in some], axis=0) >= SHARE
     return picture, within & (equal_cells(pictures, picture).mean(0) >= SHARE)
+
+
+def shared_area(a: Box, b: Box) -> float:
+    """The area that two boxes share, as a share of the smaller one."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(0.0, width) * max(0.0, height) / smaller if smaller > 0 else 0.0

@@ -15,7 +15,6 @@ from memwatch.report.about import About
 from memwatch.report.jsonl import read_lines
 
 HISTORY, ABOUT, LOSSES = "history.jsonl", "about.json", "losses.jsonl"
-CAPTION = 40  # characters of a caption in a title
 
 
 @dataclass(frozen=True)
