@@ -112,23 +112,6 @@ def generated(pictures):
     return [copies.Generated(p, torch.empty(0), 1.0, 0.0) for p in pictures]
 
 
-def test_a_copy_is_near_its_item_inside_the_mask_only():
-    parts = read_parts(BASES["tiny-sd"], TINY_SD)
-    item = many_captions(0, photographs())[0]
-    rng = np.random.default_rng(1)
-    pool = protocol.as_decoded([np.asarray(photographs().free(rng)) for _ in range(4)], parts.vae)
-    target = torch.from_numpy((protocol.as_decoded([np.asarray(item.probe)], parts.vae)[0] * 255).round()).byte()
-    mask = torch.from_numpy(item.mask)
-    outside, inside = target.clone(), target.clone()
-    outside[~mask] = 0
-    inside[mask] = target.flip(0, 1)[mask]
-    made = {item.name: generated((target, outside, inside, (target * 0.6).byte()))}
-    same, spoiled_outside, spoiled_inside, dark = copies.copy_ratios(bench_of([item], pool, parts), made)[item.name]
-    assert same == spoiled_outside < 0.05
-    assert spoiled_inside > 1 / 3
-    assert dark < 0.05
-
-
 @pytest.mark.parametrize("name", BASES)
 def test_every_base_learns_and_is_read_back(name, tmp_path, monkeypatch):
     """Three steps of each prediction type; the second reading finds the file."""

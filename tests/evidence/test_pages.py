@@ -7,16 +7,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from evidence import bench
 from evidence.pages import gallery
-from evidence.pages.gallery import Mistake, examples, failures_of, write_gallery
-from evidence.pages.item_strip import NEAREST, WIDTH, item_strip, tiles
+from evidence.pages.gallery import Mistake, failures_of, write_gallery
+from evidence.pages.item_strip import WIDTH
 from evidence.verdicts.product import Product
 from evidence.verdicts.stored import State, state_of
-from evidence.verdicts.tables import recall, region_iou, stored
+from evidence.verdicts.tables import recall, stored
 from evidence.worlds.items import Kind
-from PIL import Image, ImageColor
+from PIL import Image
 
 
 def misjudged(product: Product) -> Product:
@@ -66,25 +65,6 @@ def test_false_calls_come_first_then_what_was_never_called_then_what_was_late(pr
 # --- strips ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_strip_shows_probe_mask_map_region_and_framed_copies(products):
-    product = products[0]
-    item = next(i for i in stored(product) if not i.mask.all())
-    image = np.asarray(item.probe)
-    probe, mask, heat, region, *made = [np.asarray(tile) for tile in tiles(product, item)]
-    assert len(made) == NEAREST
-    assert np.array_equal(probe[::2, ::2], image)
-    for tile, inside in ((mask, item.mask), (region, product.region(item))):
-        assert np.array_equal(tile[::2, ::2][~inside], (0.3 * image[~inside]).astype(np.uint8))
-    changed = (heat != probe).any(-1)[::2, ::2]
-    assert changed[item.mask].mean() > 0.9  # the map is coloured where the item is stored
-    for tile in made:
-        assert tuple(tile[0, 0]) == ImageColor.getrgb("#D81B60")
-        assert np.array_equal(tile[8:-8:2, 8:-8:2], image[4:-4, 4:-4])
-    short, long = (item_strip(product, item, failure=words) for words in ("few", "many words " * 40))
-    assert short.width == long.width == WIDTH
-    assert long.height > short.height
-
-
 # --- the gallery -----------------------------------------------------------------------------------------------------
 
 
@@ -104,10 +84,3 @@ def test_the_gallery_shows_failures_first_and_links_small_pictures(products, tmp
         assert (tmp_path / name).stat().st_size <= gallery.MAX_BYTES
         with Image.open(tmp_path / name) as picture:
             assert picture.width == WIDTH
-
-
-def test_a_world_is_shown_by_its_best_median_and_worst_item(products):
-    found = examples(products)
-    assert [which for which, *_ in found] == ["best", "median", "worst"]
-    partial = sorted((region_iou(p, i) for p in products for i in stored(p) if not i.mask.all()), reverse=True)
-    assert [region_iou(p, item) for _, p, item in found] == [partial[0], partial[len(partial) // 2], partial[-1]]

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from evidence.metrics import auc, iou
 from evidence.rivals.cases import NEGATIVES, STORED, Case, cases_of
-from evidence.rivals.contest import detection_table, first_table, localization_table, oracle
+from evidence.rivals.contest import detection_table, first_table, localization_table
 from evidence.rivals.rivals import (
     ALL_ONES,
     RIVALS,
-    Rival,
     clid,
     fallen_loss,
     held_out_loss,
-    raw,
     risen_loss,
 )
 from evidence.rivals.stops import CLOSE, copies_by, stop_table
@@ -70,15 +68,6 @@ def test_memwatch_and_rivals_are_judged_on_the_same_items(two_worlds):
     assert {(rival.name, rival.sampling) for rival in RIVALS if rival.map_of} < ways
     ours = only(rows, way="memwatch", threshold="oracle")["all"]
     assert all(row["all"] < ours for row in rows if row["sampling"] not in ("-", None))  # their maps are noise here
-
-
-def test_the_oracle_takes_the_best_variant():
-    mask = np.zeros((8, 8), dtype=bool)
-    mask[:2] = True
-    good, bad = mask.astype(float), 1.0 - mask
-    assert oracle([[bad, good], [bad, good]], [mask, mask]) == 1.0
-    assert oracle([[bad], [good]], [mask, mask]) < 1.0
-    assert oracle([[good], []], [mask, mask]) is None
 
 
 # --- whether ---------------------------------------------------------------------------------------------------------
@@ -150,14 +139,3 @@ def test_losses(products):
     by_step = [np.mean([loss(run, f"screen/{n}", n, step, 1) for n in held_out]) for step in STEPS]
     for i, step in enumerate(STEPS):
         assert risen_loss(run, name, step) == pytest.approx(by_step[i] - min(by_step[: i + 1]), abs=1e-7)
-
-
-def test_maps_and_their_summaries(products):
-    run, name = products[0].run, products[0].run.items[0].name
-    rho = run.measurement(name, LAST).rho.samples
-    assert raw(run, name, LAST) == pytest.approx(1 - rho.mean((0, 1)).numpy(), abs=1e-6)
-    values = np.zeros((16, 16))
-    values[0, :2] = 8.0
-    scores = Rival("x", map_of=lambda *_: values).scores(run, name, LAST)
-    assert (scores["mean"], scores["largest"], scores["mean of 16 largest"]) == (16 / 256, 8.0, 1.0)
-    assert scores["largest, smoothed"] == pytest.approx(4.0)  # the corner: two of its four neighbours

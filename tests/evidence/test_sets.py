@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 import pytest
-from evidence.worlds.items import DOSES, PLANTED, Item, Kind, batch, looked_at, planted_set
-from evidence.worlds.sets import MARKS, MODERATE, STRONG, WEAK
+from evidence.worlds.items import DOSES, PLANTED, Item, Kind, batch, planted_set
+from evidence.worlds.sets import MODERATE, STRONG, WEAK
 from evidence.worlds.shapes import CELL, SHAPES, SIZES, place
 from evidence.worlds.sources import SIZE, fashion, photographs
 from evidence.worlds.world import WORLDS
@@ -54,16 +54,6 @@ def test_positives_and_negatives_have_captions_of_one_kind_and_rarity(world):
     several = [group for group in by_caption.values() if len(group) > 1]
     assert all(item.name.startswith("learned-") for group in several for item in group)  # one subject each
     assert {caption.count(",") for caption in by_caption} == {1, 2}  # three or four subjects
-
-
-def test_marks_take_the_shares_that_they_say_and_one_is_shared():
-    items = WORLDS["marks"].items(0)
-    own = [item for item in items if item.name.startswith("mark-")]
-    assert all(low <= i.mask.mean() <= high for i, low, high in zip(own, MARKS, MARKS[1:], strict=False))
-    shared = [item for item in items if item.name.startswith("shared-")]
-    assert len(shared) == len({item.caption for item in shared}) == 8
-    assert all(np.array_equal(item.mask, shared[0].mask) for item in shared)
-    assert len(looked_at(shared)) == 2
 
 
 def test_one_subject_with_and_without_class_pictures():

@@ -69,19 +69,6 @@ def test_resume_keeps_the_stop(pretrained, pipeline, tmp_path, monkeypatch):
     assert list(watch.guard(again.loader)) == []
 
 
-def test_resume_keeps_the_count_of_errors(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, config=SMALL | {"strict": False})
-    loop.run(watch, 2)
-    watch.faults.failed("a part of it", "broken on purpose", None)
-    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
-    again = Loop(pretrained, tmp_path)
-    watch = again.watch(pipeline, config=SMALL | {"strict": False})
-    again.accelerator.load_state(str(tmp_path / "checkpoint"))
-    again.step = 2
-    assert again.run(watch, 4)[-1].errors == watch.faults.count == 1
-
-
 def test_resume_says_which_baselines_are_gone(pretrained, pipeline, tmp_path, caplog):
     loop = Loop(pretrained, tmp_path)
     watch = loop.watch(pipeline, config=SMALL)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
 THRESHOLDS = np.linspace(-1e-6, 1 + 1e-6, 101)
 Scores = Sequence[float] | np.ndarray
@@ -63,10 +64,9 @@ def best_of_thresholds(maps: np.ndarray, masks: np.ndarray) -> Overlap:
 
 
 def auc(positives: Scores, negatives: Scores) -> float:
-    """Probability that a positive exceeds a negative, ties counting half (Mann-Whitney); neither is empty."""
-    n = np.sort(np.asarray(negatives, dtype=np.float64))
-    below = np.searchsorted(n, positives, "left") + np.searchsorted(n, positives, "right")
-    return float(below.mean() / 2 / len(n))
+    """Probability that a positive exceeds a negative, ties counting half; neither is empty."""
+    is_positive = np.repeat([True, False], [len(positives), len(negatives)])
+    return float(roc_auc_score(is_positive, np.concatenate([positives, negatives])))
 
 
 def tpr_at_fpr(positives: Scores, negatives: Scores, fpr: float = 0.01) -> float:
