@@ -208,29 +208,6 @@ def test_training_is_bit_identical_with_screen_and_rotation(kind, pretrained, pi
     assert_same(alone.state(), loop.state())
 
 
-@screened
-def test_resume_equals_never_stopped(pretrained, pipeline, images, tmp_path, monkeypatch):
-    call_every_change(monkeypatch)
-    choose(monkeypatch, "row1", "row4", "poster", "control/control1")
-
-    def start(loop):
-        return loop.watch(pipeline, config=ROTATING, probes=[CAT, POSTER, *ROWS], controls=images)
-
-    def save(loop):
-        if loop.step == 4:
-            loop.accelerator.save_state(str(tmp_path / "checkpoint"))
-
-    loop = Loop(pretrained, tmp_path)
-    watch = start(loop)
-    loop.run(watch, 8, each=save)
-    watch.close()
-    unbroken, state = (without_time(history(tmp_path)), [maps(tmp_path, step) for step in (6, 8)]), loop.state()
-    again, watch = resumed(pretrained, tmp_path, 4, start)
-    again.run(watch, 8)
-    assert_same((without_time(history(tmp_path)), [maps(tmp_path, step) for step in (6, 8)]), unbroken)
-    assert_same(again.state()["weights"], state["weights"])
-
-
 # --- the proof --------------------------------------------------------------------------------------------------------
 
 WATCHING = EAGER | {"stop": {"enabled": False}}

@@ -6,22 +6,44 @@ import json
 import logging
 
 import pytest
-from support.builders import EAGER, SMALL, Loop, assert_same, history, maps, picture, stop_at, without_time
+from support.builders import (
+    EAGER,
+    SCREENS,
+    SMALL,
+    Loop,
+    assert_same,
+    choose,
+    history,
+    maps,
+    picture,
+    probes_of_both_kinds,
+    stop_at,
+    without_time,
+)
 
-from memwatch import Probe
+from memwatch import MemWatchConfig, Probe
+
+ROWS = [Probe(f"row {i}", picture(20 + i), name=f"row{i}", row=i, in_rotation=True) for i in range(5)]
 
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
-    ("kind", "baseline"),
+    ("kind", "baseline", "rows"),
     [
-        ({"ema": True}, "previous"),
-        ({"lora": True, "checkpointing": True, "precision": "bf16"}, "last_clean"),
+        ({"ema": True}, "previous", []),
+        ({"lora": True, "checkpointing": True, "precision": "bf16"}, "last_clean", []),
+        ({}, "first", ROWS),
     ],
+    ids=["full", "lora", "screened, with rows in rotation"],
 )
-def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_path):
+def test_resume_equals_never_stopped(kind, baseline, rows, pretrained, pipeline, tmp_path, monkeypatch):
+    if rows:
+        monkeypatch.setattr(MemWatchConfig, "screens", SCREENS)
+        choose(monkeypatch, "row1", "row4", "poster", "control/a-dog")
     overrides = {
         "config": SMALL,
+        "rotation": {"per_event": 2},
+        "probes": [*probes_of_both_kinds(), *rows],
         "controls": [Probe("a dog", picture(5))],
         "signals": {"baseline": baseline, "against": "snapshot"},
         **EAGER,
@@ -43,7 +65,8 @@ def test_resume_equals_never_stopped(kind, baseline, pretrained, pipeline, tmp_p
     resumed.accelerator.load_state(str(tmp_path / "checkpoint"))
     resumed.step = 4
     assert [row["step"] for row in history(tmp_path / "broken")] == [0, 2, 4]  # the later event is rewound
-    assert watch.baselines.ledger.steps == watch.baselines.weights.steps == [0, 2, 4]
+    kept = [0] if baseline == "first" else [0, 2, 4]
+    assert watch.baselines.ledger.steps == watch.baselines.weights.steps == kept
     resumed.run(watch, 6)
 
     assert_same(whole.state(), resumed.state())
