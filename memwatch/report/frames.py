@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from memwatch.report.heatmap import colours, scaled
+from memwatch.report.heatmap import colours, opacity, scaled
 from memwatch.report.history import Event, Run
 from memwatch.report.retention import stem_of, worth_of
 
@@ -32,11 +33,11 @@ class Frames:
     """Pictures, each stored once and named by its index.
 
     Attributes:
-        steps: the events that the page's slider stops at.
         side: of the pictures that were measured, pixels; regions are given in them.
+        steps: the events that the page's slider stops at.
         pool: every picture once, as a data URI, with its index. The others are indices, ``NOTHING`` for none.
-        images: by probe, one per step. maps: likewise.
-        generations: by probe, of its newest proof: the step and one picture per generation.
+        images, maps: by probe, one per step.
+        generations: by probe, of its newest proof that is kept: the step and one picture per generation.
     """
 
     side: int
@@ -53,18 +54,24 @@ class Frames:
 
 def frames_of(run: Run) -> Frames:
     """All pictures of a run that the page can hold; files that are gone or broken leave a gap."""
-    names, frames = [row.name for row in run.last.rows], Frames(side_of(run.folder))
-    fixed = {name: frames.add(picture_uri(run.folder / "images" / f"{name}.png", IMAGE_SIDE)) for name in names}
-    frames.generations = newest_generations(run, frames)
-    events = by_priority([event for event in run.events if event.rows and has_pictures(run, event)])
+    images, names = run.folder / "images", [row.name for row in run.last.rows]
+    first = (opened(file) for file in sorted([*images.glob("*.png"), *images.glob("*/step_*")])[:8])
+    frames = Frames(next((max(picture.size) for picture in first if picture is not None), 1))
+    fixed = [frames.add(small_uri(opened(images / f"{name}.png"), IMAGE_SIDE)) for name in names]
+    add_generations(run, frames)
     kept: dict[int, list[tuple[int, int]]] = {}
-    for event in events[: max(1, MOST_MAPS // max(1, len(names)))]:
-        uris = event_uris(run.folder, event.step, names)
-        kept[event.step] = [(frames.add(image), frames.add(shown)) for image, shown in uris]
+    events = by_priority([event for event in run.events if event.rows and has_pictures(run, event)])
+    for event in events[: MOST_MAPS // max(1, len(names)) or 1]:
+        maps = maps_of(run.folder, event.step)
+        files = [images / name / f"{stem_of(event.step)}.jpg" for name in names]  # what a prompt probe had generated
+        kept[event.step] = [
+            (frames.add(small_uri(opened(file), GENERATION_SIDE)), frames.add(map_uri(maps.get(name))))
+            for name, file in zip(names, files, strict=True)
+        ]
     frames.steps = sorted(kept)
     for i, name in enumerate(names):
         pairs = [kept[step][i] for step in frames.steps]
-        frames.images[name] = [fixed[name] if image == NOTHING else image for image, _ in pairs]
+        frames.images[name] = [fixed[i] if image == NOTHING else image for image, _ in pairs]
         frames.maps[name] = [shown for _, shown in pairs]
     return frames
 
@@ -89,25 +96,24 @@ def has_pictures(run: Run, event: Event) -> bool:
     return there or event in (run.events[0], run.events[-1]) or not overview.is_dir()
 
 
-def event_uris(folder: Path, step: int, names: Sequence[str]) -> list[tuple[str | None, str | None]]:
-    """Of every probe, what a prompt probe had generated at this event, and the map that decides."""
-    maps: dict[str, np.ndarray] = {}
-    try:
-        with safe_open(folder / "maps" / f"{stem_of(step)}.safetensors", "np") as file:
-            known = set(file.keys())
-            maps = {name: file.get_tensor(f"{name}/decisive") for name in names if f"{name}/decisive" in known}
-    except (OSError, SafetensorError):
-        pass
-    images = [picture_uri(folder / "images" / name / f"{stem_of(step)}.jpg", GENERATION_SIDE) for name in names]
-    return [(image, map_uri(maps[n]) if n in maps else None) for n, image in zip(names, images, strict=True)]
+def maps_of(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """The maps that decided at this event, by probe."""
+    with (
+        suppress(OSError, SafetensorError),
+        safe_open(folder / "maps" / f"{stem_of(step)}.safetensors", "np") as file,
+    ):
+        keys = [key for key in file.keys() if key.endswith("/decisive")]  # noqa: SIM118
+        return {key.removesuffix("/decisive"): file.get_tensor(key) for key in keys}
+    return {}
 
 
-def map_uri(log_values: np.ndarray) -> str | None:
-    """A map as a PNG of its own size with few colours, the more opaque the higher; ``None`` where it shows nothing.
+def map_uri(log_values: np.ndarray | None) -> str | None:
+    """Log factors ``(h, w)`` as a PNG of that size with few colours, the more opaque the higher.
 
-    Args:
-        log_values: log factors ``(h, w)``.
+    ``None`` where it shows nothing.
     """
+    if log_values is None:
+        return None
     side = -(-max(log_values.shape) // MAP_SIDE)
     if side > 1:  # the mean of each block
         h, w = (n // side for n in log_values.shape)
@@ -118,14 +124,7 @@ def map_uri(log_values: np.ndarray) -> str | None:
     scale = np.linspace(0, 1, LEVELS)
     picture = Image.fromarray(index).convert("P")
     picture.putpalette(colours(scale[None])[0].tobytes())
-    opacity = bytes((np.sqrt(scale) * 0.85 * 255).round().astype(np.uint8))
-    return encoded(picture, "PNG", transparency=opacity, bits=4, optimize=False)
-
-
-def picture_uri(file: Path, side: int) -> str | None:
-    """A picture no larger than ``side`` pixels; ``None`` where it cannot be read."""
-    picture = opened(file)
-    return None if picture is None else small_uri(picture, side)
+    return encoded(picture, "PNG", transparency=opacity(scale).tobytes(), bits=4, optimize=False)
 
 
 def opened(file: Path) -> Image.Image | None:
@@ -137,8 +136,10 @@ def opened(file: Path) -> Image.Image | None:
         return None
 
 
-def small_uri(picture: Image.Image, side: int) -> str:
+def small_uri(picture: Image.Image | None, side: int) -> str | None:
     """A picture no larger than ``side`` pixels. A smaller one stays as it is, without loss."""
+    if picture is None:
+        return None
     if max(picture.size) <= side // 2:
         return encoded(picture, "PNG", optimize=True)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -152,24 +153,14 @@ def encoded(picture: Image.Image, kind: str, **options: object) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def side_of(folder: Path) -> int:
-    """The larger side of the pictures that were measured, all of one size; 1 where there are none."""
-    images = folder / "images"
-    first = map(opened, sorted([*images.glob("*.png"), *images.glob("*/step_*")])[:8])
-    return next((max(picture.size) for picture in first if picture is not None), 1)
-
-
-def newest_generations(run: Run, frames: Frames) -> dict[str, tuple[int, list[int]]]:
-    """By probe, the step of its newest proof whose generations are kept, and those: side by side in one file."""
-    found: dict[str, tuple[int, list[int]]] = {}
-    for event in reversed(run.events):
-        for row in event.rows:
-            if not row.copied or row.name in found:
-                continue
-            together = opened(run.folder / "generations" / row.name / f"{stem_of(event.step)}.jpg")
-            if together is None:
-                continue
+def add_generations(run: Run, frames: Frames) -> None:
+    """Find ``Frames.generations``: those of one event lie side by side in one file."""
+    for step, row in reversed(run.rows):
+        if not row.copied or row.name in frames.generations:
+            continue
+        together = opened(run.folder / "generations" / row.name / f"{stem_of(step)}.jpg")
+        if together is not None:
             width, height = together.width // row.copied["generations"], together.height
-            parts = [together.crop((i * width, 0, (i + 1) * width, height)) for i in range(row.copied["generations"])]
-            found[row.name] = event.step, [frames.add(small_uri(part, GENERATION_SIDE)) for part in parts]
-    return found
+            lefts = range(0, width * row.copied["generations"], width)
+            parts = [together.crop((left, 0, left + width, height)) for left in lefts]
+            frames.generations[row.name] = step, [frames.add(small_uri(part, GENERATION_SIDE)) for part in parts]

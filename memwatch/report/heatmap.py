@@ -9,22 +9,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from memwatch.judge.regions import Region
-from memwatch.report.title_bar import INK, PAPER, font_of
+from memwatch.report.tiles import INK, PAPER, SHOWN, fitted, font_of
 
 # Nine stops from black over red to pale yellow, rising in lightness: readable in grey and by colour-blind people.
 COLOURS = "000004 280B54 65156E 9F2A63 D44842 F57D15 FAC127 FCE678 FCFFA4"
 STOPS = np.array([list(bytes.fromhex(colour)) for colour in COLOURS.split()], dtype=np.float64)
 MAX_FACTOR = 6.0  # at the top of the scale, the same in every picture
-BAR = 74  # pixels, width of the colour bar with its labels
-SHOWN = 384  # pixels: the longer side of a panel
+BAR, PAD = 74, 14  # pixels: width of the colour bar with its labels; paper above and below it
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """The colours of ``values``, RGB uint8 ``(h, w, 3)``.
-
-    Args:
-        values: ``(h, w)``; 0 is nothing and 1 the top of the scale. Values outside are clipped.
-    """
+    """RGB uint8 ``(h, w, 3)`` of ``values`` ``(h, w)``: 0 is nothing and 1 the top of the scale; clipped outside."""
     position = np.clip(values, 0, 1) * (len(STOPS) - 1)
     channels = [np.interp(position, np.arange(len(STOPS)), STOPS[:, i]) for i in range(3)]
     return np.stack(channels, -1).round().astype(np.uint8)
@@ -36,12 +31,9 @@ def scaled(log_values: np.ndarray) -> np.ndarray:
     return share
 
 
-def fitted(image: np.ndarray, width: int = SHOWN, height: int = SHOWN) -> Image.Image:
-    """An image, RGB uint8 ``(H, W, 3)``, as large as fits into ``width`` x ``height``; its own pixels stay visible."""
-    zoom = min(width / image.shape[1], height / image.shape[0])
-    size = (max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom)))
-    how = Image.Resampling.NEAREST if zoom >= 2 else Image.Resampling.LANCZOS
-    return Image.fromarray(image).resize(size, how)
+def opacity(share: np.ndarray) -> np.ndarray:
+    """How opaque the heatmap lies on the image where it has these values of the scale, uint8."""
+    return (np.sqrt(share) * 0.85 * 255).round().astype(np.uint8)
 
 
 def overlay(
@@ -52,16 +44,14 @@ def overlay(
     The higher a value, the more opaque the heatmap: where nothing was stored, the image shows unchanged.
 
     Args:
-        image: RGB uint8 ``(H, W, 3)``.
+        image: RGB uint8 ``(H, W, 3)``; the boxes of ``regions`` are in its pixels.
         log_values: natural log of reduction factors, ``(h, w)``; enlarged to the image without smoothing.
-        regions: their boxes are in pixels of ``image``.
         side: pixels of the square.
     """
-    plain = fitted(image, side, side)
-    share = scaled(log_values)
-    small = colours(share), (np.sqrt(share) * 0.85 * 255).round().astype(np.uint8)  # heat, and how opaque it is
-    heat, opacity = (Image.fromarray(part).resize(plain.size, Image.Resampling.NEAREST) for part in small)
-    marked = Image.composite(heat, plain, opacity)
+    plain, share = fitted(image, side, side), scaled(log_values)
+    small = colours(share), opacity(share)
+    heat, mask = (Image.fromarray(part).resize(plain.size, Image.Resampling.NEAREST) for part in small)
+    marked = Image.composite(heat, plain, mask)
     draw, font, zoom = ImageDraw.Draw(marked), font_of(max(18, side // 18)), plain.width / image.shape[1]
     for region in regions:
         left, top, right, bottom = (round(edge * zoom) for edge in region.box)
@@ -71,24 +61,13 @@ def overlay(
     return marked
 
 
-def height_of(factor: float, height: int, pad: int = 14) -> float:
-    """How far below the top of a ``colour_bar`` a factor lies, pixels; outside its scale, at its end."""
-    share = min(1.0, max(0.0, math.log(factor) / math.log(MAX_FACTOR)))
-    return pad + (height - 2 * pad - 1) * (1 - share)
-
-
 def colour_bar(height: int, size: int = 20) -> Image.Image:
-    """The vertical scale of reduction factors, labelled at 1x, 2x, 4x and at the top.
-
-    Args:
-        size: of the labels' letters, pixels.
-    """
-    bar = Image.new("RGB", (BAR, height), PAPER)
-    column = colours(np.linspace(1, 0, height - 2 * 14)[:, None].repeat(18, 1))
-    bar.paste(Image.fromarray(column), (6, 14))
+    """The vertical scale of reduction factors, labelled at 1x, 2x, 4x and at the top in letters of ``size`` pixels."""
+    bar, length = Image.new("RGB", (BAR, height), PAPER), height - 2 * PAD
+    bar.paste(Image.fromarray(colours(np.linspace(1, 0, length)[:, None].repeat(18, 1))), (6, PAD))
     draw = ImageDraw.Draw(bar)
     for tick in (1.0, 2.0, 4.0, MAX_FACTOR):
-        y = height_of(tick, height)
+        y = PAD + (length - 1) * (1 - math.log(tick) / math.log(MAX_FACTOR))
         draw.line((24, y, 28, y), fill=INK)
         draw.text((31, y), f"{tick:g}x", fill=INK, font=font_of(size), anchor="lm")
     return bar

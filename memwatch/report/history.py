@@ -1,15 +1,13 @@
-"""A run's folder read back: the table of an event, the report page and every command rest on it."""
+"""A run's folder read back: the table of an event, the dashboards, the report page and every command rest on it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
 from memwatch.report.jsonl import read_lines
@@ -19,17 +17,17 @@ HISTORY, ABOUT, LOSSES = "history.jsonl", "about.json", "losses.jsonl"
 
 @dataclass(frozen=True)
 class Row:
-    """One probe at one event, as ``history.jsonl`` holds it.
+    """One probe at one event, as ``history.jsonl`` holds it; ``verdict``, ``severity`` and ``p`` as in ``Evidence``.
 
     Attributes:
         name, title, prompt, is_reference: the probe; people read its title.
-        verdict, severity, p: as in ``Evidence``; ``reason`` says why in words.
-        since: step from which on there is evidence. alert: whether this event was news.
-        alert_text: the alert in words; ``None`` where it was no news.
+        reason: why the verdict is what it is, in words. since: step from which on there is evidence.
+        alert, alert_text: whether this event was news, and the news in words.
         baseline: what it was compared with, in words.
         timesteps: noise levels.
         regions: fields of ``Region``, the one that decides first.
-        copied: see ``report.copied_row``; ``None`` where nothing was generated.
+        copied: ``generations``, ``copies`` (how many copy it), ``ratios`` and ``is_copy`` of each, ``of_others`` (how
+            many copy another probe, by its name); ``None`` where nothing was generated.
     """
 
     name: str
@@ -48,9 +46,6 @@ class Row:
     regions: tuple[dict[str, Any], ...] = ()
     copied: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "title", self.title or self.name)
-
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """A finding of a line."""
@@ -58,14 +53,47 @@ class Row:
         known |= {key: tuple(known[key]) for key in ("timesteps", "regions")}
         return cls(**known | {"verdict": Verdict(saved["verdict"])})
 
+    @property
+    def effect(self) -> str:
+        """The effect and its p-value in words; empty where no judgement was possible."""
+        if self.verdict is Verdict.INCONCLUSIVE:
+            return ""
+        effect = f"{self.severity:.1f}x less freedom" if self.severity >= 1.05 else "no less freedom"
+        return effect if self.p is None else f"{effect}, p = {self.p:.1g}"
+
+    @property
+    def why(self) -> str:
+        """What the verdict rests on: effect, p-value and reason."""
+        return ": ".join(filter(None, [self.effect, self.reason]))
+
+    @property
+    def caption(self) -> str:
+        """What a dashboard says below the probe's picture."""
+        return f"{self.title}, {self.verdict}. {self.why}"
+
+    def proof(self, *, brief: bool = False) -> str:
+        """How many generations copy the probe, and which others they copy; empty where nothing was generated.
+
+        Args:
+            brief: for a column that says already that it is about generations.
+        """
+        if self.copied is None:
+            return ""
+        count, copies = self.copied["generations"], self.copied["copies"]
+        if not any(ratio is not None and math.isfinite(ratio) for ratio in self.copied["ratios"]):
+            return "copies cannot be told" if brief else f"{count} generations: copies cannot be told"
+        verb = ("copies" if self.is_reference else "shows") if copies == 1 else "copy" if self.is_reference else "show"
+        text = f"{copies} of {count} {'' if brief else 'generations '}{verb} it"
+        others = ", ".join(f"{name} ({count})" for name, count in self.copied["of_others"].items())
+        return text if brief or not others else f"{text}; copies of other images: {others}"
+
 
 @dataclass(frozen=True)
 class Event:
     """One line of ``history.jsonl``; the attributes are those of ``Report.to_dict``.
 
     Attributes:
-        rows: one per probe, in their order.
-        controls: severity of every control.
+        rows: one per probe, in their order. controls: the severity of each.
     """
 
     step: int
@@ -93,6 +121,10 @@ class Event:
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict is verdict for row in self.rows)
 
+    def counts(self) -> str:
+        """How many probes have each verdict, in words."""
+        return ", ".join(f"{n} {verdict}" for verdict in Verdict if (n := self.count(verdict))) or "no probe was judged"
+
     @property
     def worst_first(self) -> list[Row]:
         """The rows: memorized first, then suspicious, then the others, each by severity."""
@@ -112,10 +144,6 @@ class Event:
             how = "without evidence" if verdict is Verdict.NO_EVIDENCE else verdict
             found += [f"{len(names)} more {how}{which}"] if names else []
         return "; ".join(found)
-
-    def counts(self) -> str:
-        """How many probes have each verdict, in words."""
-        return ", ".join(f"{n} {verdict}" for verdict in Verdict if (n := self.count(verdict))) or "no probe was judged"
 
 
 def _known(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,8 +177,8 @@ class Run:
             raise FileNotFoundError(f"{folder} holds no {HISTORY}; allowed: {allowed}")
         try:
             events = tuple(map(Event.from_dict, read_lines(folder / HISTORY)))
-            about = About.read(folder / ABOUT)
             losses = tuple((row["step"], row["key"], row["value"]) for row in read_lines(folder / LOSSES))
+            about = About.read(folder / ABOUT)
         except (KeyError, TypeError) as error:
             what = f"{folder} was written by another version of memwatch and cannot be read by this one ({error!r})"
             raise ValueError(what) from error
@@ -168,42 +196,16 @@ class Run:
         """The event that decided to stop the training."""
         return next((event for event in self.events if event.stop_reason is not None), None)
 
-    @cached_property
-    def alerts(self) -> tuple[tuple[int, Row], ...]:
-        """Every alert with its step."""
-        return tuple((event.step, row) for event in self.events for row in event.rows if row.alert)
+    @property
+    def rows(self) -> list[tuple[int, Row]]:
+        """Every row of every event, with its step."""
+        return [(event.step, row) for event in self.events for row in event.rows]
 
     @property
-    def memorized(self) -> list[str]:
-        """Names of the probes that any event called memorized."""
-        found = (row.name for event in self.events for row in event.rows if row.verdict is Verdict.MEMORIZED)
-        return list(dict.fromkeys(found))
-
-
-def effect_of(found: Finding | Row) -> str:
-    """The effect and its p-value in words; empty where no judgement was possible."""
-    if found.verdict is Verdict.INCONCLUSIVE:
-        return ""
-    effect = f"{found.severity:.1f}x less freedom" if found.severity >= 1.05 else "no less freedom"
-    return effect if found.p is None else f"{effect}, p = {found.p:.1g}"
-
-
-def why(found: Finding | Row) -> str:
-    """What a verdict rests on: effect, p-value and reason."""
-    return ": ".join(filter(None, [effect_of(found), found.reason]))
-
-
-def proof_words(copied: Mapping[str, Any] | None, is_reference: bool, *, brief: bool = False) -> str:
-    """How many generations copy a probe, and which other probes they copy; empty where nothing was generated.
-
-    Args:
-        copied: see ``copied_row``. brief: for a column that says already that it is about generations.
-    """
-    if copied is None:
-        return ""
-    if not any(ratio is not None and math.isfinite(ratio) for ratio in copied["ratios"]):
-        return "copies cannot be told" if brief else f"{copied['generations']} generations: copies cannot be told"
-    verb = ("copies" if is_reference else "shows") if copied["copies"] == 1 else "copy" if is_reference else "show"
-    text = f"{copied['copies']} of {copied['generations']} {'' if brief else 'generations '}{verb} it"
-    others = ", ".join(f"{name} ({count})" for name, count in copied["of_others"].items())
-    return text if brief or not others else f"{text}; copies of other images: {others}"
+    def memorized(self) -> dict[str, int]:
+        """The probes that any event called memorized, by name, and since when."""
+        found: dict[str, int] = {}
+        for step, row in self.rows:
+            if row.verdict is Verdict.MEMORIZED:
+                found.setdefault(row.name, step if row.since is None else row.since)
+        return found

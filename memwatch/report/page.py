@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,11 +16,11 @@ from markupsafe import Markup
 from memwatch.config import AlertsConfig
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
+from memwatch.report import text
 from memwatch.report.frames import Frames, frames_of
 from memwatch.report.heatmap import MAX_FACTOR, STOPS
-from memwatch.report.history import Event, Row, Run, effect_of, proof_words, why
-from memwatch.report.text import advice_of, calibration, headline, not_watched
-from memwatch.report.title_bar import VERDICT_COLOURS, ink_on
+from memwatch.report.history import Row, Run
+from memwatch.report.tiles import VERDICT_COLOURS, ink_on
 from memwatch.run_folder import write_whole
 
 PAGE = "report.html"
@@ -27,50 +28,43 @@ VERDICTS = list(Verdict)
 STYLES = {verdict: str(verdict).replace(" ", "-") for verdict in Verdict}  # CSS classes
 LOWEST_TOP = 2.0  # factor: the severity axis reaches at least this far, so that noise does not look like news
 
+Histories = Mapping[str, list[tuple[int, Row]]]  # by probe, with the steps
 
-def write_page(folder: Path, file: Path | None = None, *, renew: float | None = None) -> Path:
+
+def write_page(folder: Path, file: Path | None = None) -> Path:
     """Write the page of a run or a scan, whole or not at all.
 
     Args:
         folder: its ``output_dir``.
         file: where the page goes; ``report.html`` in the folder by default.
-        renew: seconds after which an open page reads itself again; ``None`` for never.
 
     Raises:
         FileNotFoundError, ValueError: there is no run, see ``Run.read``.
     """
     file = file or folder / PAGE
-    write_whole(file, render(Run.read(folder), renew))
+    write_whole(file, render(Run.read(folder)))
     return file
 
 
-def render(run: Run, renew: float | None = None) -> str:
+def render(run: Run) -> str:
     """The page as text."""
     about, order, frames = run.about, run.last.worst_first, frames_of(run)
-    histories: dict[str, list[tuple[int, Row]]] = {row.name: [] for row in order}
-    for event in run.events:
-        for row in event.rows:
-            histories.setdefault(row.name, []).append((event.step, row))
+    histories = defaultdict(list)
+    for step, row in run.rows:
+        histories[row.name].append((step, row))
     versions = [f"{name} {number}" for name, number in about.versions.items()]
     return (
         templates()
         .get_template("page.html")
         .render(
             run=run,
-            renew=renew,
             last=run.last,
             newest=run.events[-1],
             order=order,
             frames=frames,
-            headline=headline(run),
             histories=histories,
-            advice=advice_of,
-            effect=effect_of,
-            why=why,
-            calibration=calibration,
-            proof=lambda row: proof_words(row.copied, row.is_reference),
+            text=text,
             cells=region_cells,
-            not_watched=not_watched(run),
             costs=costs(run),
             controls=sorted(run.last.controls.items(), key=lambda item: -item[1]),
             max_factor=MAX_FACTOR,
@@ -88,23 +82,11 @@ def render(run: Run, renew: float | None = None) -> str:
 
 def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
     """What the page's script moves: by probe, pictures and numbers at every stop of the slider."""
-    by_step = {event.step: {row.name: row for row in event.rows} for event in run.events}
-
-    def numbers(row: Row | None) -> list[Any] | None:
-        if row is None:
-            return None
-        boxes = [list(region["box"]) for region in row.regions]
-        return [VERDICTS.index(row.verdict), effect_of(row), row.reason, boxes]
-
+    numbers = {
+        (step, row.name): [VERDICTS.index(row.verdict), row.effect, row.reason, [r["box"] for r in row.regions]]
+        for step, row in run.rows
+    }
     steps = [event.step for event in run.events] + [step for step, _, _ in run.losses]
-    probes = [
-        {
-            "images": frames.images[row.name],
-            "maps": frames.maps[row.name],
-            "rows": [numbers(by_step[step].get(row.name)) for step in frames.steps],
-        }
-        for row in order
-    ]
     return {
         "steps": frames.steps,
         "span": [min(steps), max(steps)],
@@ -112,11 +94,18 @@ def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
         "side": frames.side,
         "styles": list(STYLES.values()),
         "words": [str(verdict) for verdict in VERDICTS],
-        "probes": probes,
+        "probes": [
+            {
+                "images": frames.images[row.name],
+                "maps": frames.maps[row.name],
+                "rows": [numbers.get((step, row.name)) for step in frames.steps],
+            }
+            for row in order
+        ],
     }
 
 
-def severities(run: Run, histories: Mapping[str, list[tuple[int, Row]]]) -> dict[str, Any]:
+def severities(run: Run, histories: Histories) -> dict[str, Any]:
     """The first chart: severities by step, the controls' band and the alert level; alerts, proofs and the stop."""
     given = run.about.settings.get("alerts", {}).get("min_severity", AlertsConfig().min_severity)
     level = given if run.last.calibrated else None
@@ -131,34 +120,35 @@ def severities(run: Run, histories: Mapping[str, list[tuple[int, Row]]]) -> dict
         }
         for key, row in enumerate(run.last.worst_first)
     ]
-    found = [row.severity for event in run.events for row in event.rows] + [most for _, _, most, _ in band]
-    marks = [mark for event in run.events for row in event.rows for mark in marks_of(event, row)]
+    found = [row.severity for _, row in run.rows] + [most for _, _, most, _ in band]
     values = [1.0, max(LOWEST_TOP, 1.1 * (level or 1.0), *found) * 1.05]
     stop = None if run.stop is None else run.stop.step
-    return {"lines": lines, "values": values, "band": band, "level": level, "marks": marks, "stop": stop}
+    return {"lines": lines, "values": values, "band": band, "level": level, "marks": marks_of(run), "stop": stop}
 
 
-def marks_of(event: Event, row: Row) -> list[list[Any]]:
-    """The signs of one probe at one event: step, value, kind and what it says."""
-    found, title = [], row.title
-    if row.alert:
-        kind = "alert" if row.verdict is Verdict.MEMORIZED else "suspicion"
-        found.append([event.step, row.severity, kind, f"step {event.step}: {title} is {row.verdict}"])
-    if row.copied and row.copied["copies"]:
-        says = f"step {event.step}: {row.copied['copies']} of {row.copied['generations']} generations copy {title}"
-        found.append([event.step, row.severity, "proof", says])
-    return found
+def marks_of(run: Run) -> list[list[Any]]:
+    """The signs of the first chart: step, value, kind and what it says."""
+    marks: list[list[Any]] = []
+    for step, row in run.rows:
+        if row.alert:
+            kind = "alert" if row.verdict is Verdict.MEMORIZED else "suspicion"
+            marks.append([step, row.severity, kind, f"step {step}: {row.title} is {row.verdict}"])
+        if row.copied and row.copied["copies"]:
+            copies = f"{row.copied['copies']} of {row.copied['generations']} generations copy {row.title}"
+            marks.append([step, row.severity, "proof", f"step {step}: {copies}"])
+    return marks
 
 
 def losses(run: Run) -> dict[str, Any] | None:
     """The second chart: the validation losses that the loop has logged; ``None`` where there are none."""
     if not run.losses:
         return None
+    points = defaultdict(list)
+    for step, key, value in run.losses:
+        points[key].append([step, value])
     values = [value for _, _, value in run.losses]
     room = 0.05 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1.0
-    keys = list(dict.fromkeys(key for _, key, _ in run.losses))
-    points = {key: [[step, value] for step, each, value in run.losses if each == key] for key in keys}
-    lines = [{"label": key, "style": f"series-{i % 6}", "points": points[key]} for i, key in enumerate(keys)]
+    lines = [{"label": key, "style": f"series-{i % 6}", "points": each} for i, (key, each) in enumerate(points.items())]
     return {"lines": lines, "values": [min(values) - room, max(values) + room]}
 
 

@@ -11,65 +11,65 @@ from PIL import Image, ImageDraw
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.copies import Proof
-from memwatch.report.heatmap import BAR, SHOWN, colour_bar, fitted, overlay
+from memwatch.report.heatmap import BAR, colour_bar, overlay
 from memwatch.report.report import Report
-from memwatch.report.title_bar import PAPER, QUIET, VERDICT_COLOURS, fitting, font_of, ink_on, title_bar
+from memwatch.report.tiles import (
+    PAPER,
+    QUIET,
+    SHOWN,
+    VERDICT_COLOURS,
+    Picture,
+    centred,
+    fitted,
+    fitting,
+    font_of,
+    ink_on,
+    joined,
+    title_bar,
+)
 
 MARGIN = 8  # pixels around and between panels
 BOTH = 2 * SHOWN + MARGIN  # pixels, width of a row
 WIDTH = BOTH + 2 * MARGIN + BAR
 TITLE = WIDTH // 21  # pixels: letters of 12 pixels where a dashboard shows the picture 250 pixels wide
-LETTERS, LINE = 22, 1.5  # of captions: pixels, and how many of that their line is high
+CAPTION, LETTERS = 33, 22  # pixels: a caption's height, and its letters
 COPY = VERDICT_COLOURS[Verdict.MEMORIZED]  # frames a generation that copies the region
 
-Panel = tuple[Image.Image, str]  # with its caption
+Panel = tuple[Picture, str]  # with its caption
 
 
-def pictures_of(report: Report) -> dict[str, Image.Image]:
+def pictures_of(report: Report) -> dict[str, Picture]:
     """The picture of every finding that has an image, by the probe's name."""
-    return {f.name: picture_of(f, report.step) for f in report.findings if f.observation.image is not None}
+    return {f.name: picture_of(report, f) for f in report.findings if f.observation.image is not None}
 
 
-def picture_of(finding: Finding, step: int) -> Image.Image:
+def picture_of(report: Report, finding: Finding) -> Picture:
     """The title bar, the image beside its heatmap and, where there is a region, a second row.
 
     The first row lies at the same place at every step. The second one holds what the caption generates now and the
     region enlarged or, where nothing was generated, the region and its heatmap enlarged.
     """
-    rows = [row_of(centred(image_panel(finding)), centred(heat_panel(finding)))]
-    if finding.regions:
-        rows.append(row_of(*region_panels(finding)))
-    title = title_bar(finding, WIDTH - 2 * MARGIN, TITLE, step)
-    top = title.height + 2 * MARGIN
-    picture = Image.new("RGB", (WIDTH, top + sum(row.height for row in rows)), PAPER)
-    picture.paste(title, (MARGIN, MARGIN))
-    picture.paste(colour_bar(max(SHOWN // 2, rows[0].height - round(LINE * LETTERS))), (WIDTH - BAR, top))
-    for row in rows:
-        picture.paste(row, (MARGIN, top))
-        top += row.height
+    first = row_of([image_panel(finding), heat_panel(finding)])
+    panels = region_panels(finding) if finding.regions else []
+    rows = [first, row_of(panels, SHOWN if len(panels) == 2 else BOTH)] if panels else [first]
+    title = title_bar(report.rows[finding.name], WIDTH - 2 * MARGIN, TITLE, report.step)
+    body = joined([joined(rows, down=True), colour_bar(max(SHOWN // 2, first.height - CAPTION))], MARGIN)
+    content = joined([title, body], MARGIN, down=True)
+    picture = Image.new("RGB", (WIDTH, content.height + MARGIN), PAPER)
+    picture.paste(content, (MARGIN, MARGIN))
     return picture
 
 
-def centred(panel: Panel, width: int = SHOWN) -> Panel:
-    """The panel with paper on its left and right, ``width`` pixels wide."""
-    shown, caption = panel
-    whole = Image.new("RGB", (width, shown.height), PAPER)
-    whole.paste(shown, ((width - shown.width) // 2, 0))
-    return whole, caption
-
-
-def row_of(*panels: Panel, letters: int = LETTERS) -> Image.Image:
-    """Panels side by side, each with its caption below; ``letters``: size of the captions, pixels."""
-    width = sum(shown.width + MARGIN for shown, _ in panels) - MARGIN
-    height, left = max(shown.height for shown, _ in panels), 0
-    row = Image.new("RGB", (width, height + round(LINE * letters)), PAPER)
+def row_of(panels: Sequence[Panel], width: int = SHOWN) -> Picture:
+    """Panels side by side, each ``width`` pixels wide, with its caption below."""
+    height, tiles = max(shown.height for shown, _ in panels), []
     for shown, caption in panels:
-        row.paste(shown, (left, (height - shown.height) // 2))
-        text, font = fitting(caption, shown.width, letters)
-        at = (left + shown.width / 2, height + LINE / 2 * letters)
-        ImageDraw.Draw(row).text(at, text, QUIET, font, anchor="mm")
-        left += shown.width + MARGIN
-    return row
+        tile = Image.new("RGB", (width, height + CAPTION), PAPER)
+        tile.paste(centred(shown, width, height), (0, 0))
+        text, font = fitting(caption, width, LETTERS)
+        ImageDraw.Draw(tile).text((width / 2, height + CAPTION / 2), text, QUIET, font, anchor="mm")
+        tiles.append(tile)
+    return joined(tiles, MARGIN)
 
 
 def image_panel(finding: Finding, side: int = SHOWN) -> Panel:
@@ -89,9 +89,8 @@ def heat_panel(finding: Finding, side: int = SHOWN) -> Panel:
 
 
 def image_of(finding: Finding) -> np.ndarray:
-    """Its image, RGB uint8 ``(H, W, 3)``. Raises a ``ValueError`` where it has none."""
-    if finding.observation.image is None:
-        raise ValueError(f"got {finding.name}, which has no image; allowed: a finding with one")
+    """The image of a finding that has one, RGB uint8 ``(H, W, 3)``."""
+    assert finding.observation.image is not None
     return finding.observation.image
 
 
@@ -102,25 +101,24 @@ def region_panels(finding: Finding) -> list[Panel]:
     if finding.signals is not None and finding.signals.decisive is not None:
         side = min(max(image.shape), 2 * SHOWN)  # a large one no larger than its parts are shown
         heat = np.asarray(overlay(image, finding.signals.decisive.mean.numpy(), side=side))
-    own, beside, what = cropped(image, box, image.shape), cropped(heat, box, image.shape), "heatmap"
+    own, other, what = cropped(image, box, image.shape), cropped(heat, box, image.shape), "heatmap"
     if proof is None:
-        return [centred((pair(own, beside, BOTH), "the region enlarged: image | heatmap"), BOTH)]
+        return [(pair(own, other, BOTH), "the region enlarged: image | heatmap")]
     count, nearest = len(proof.generations), nearest_of(proof)
     said = f"generated now: {count}, a copy cannot be told"
     if nearest is not None:
-        beside, what = cropped(proof.generations[nearest], box, image.shape), "nearest generation"
+        other, what = cropped(proof.generations[nearest], box, image.shape), "nearest generation"
         found = f"{'copies' if proof.copied == 1 else 'copy'} the region"
         is_reference = finding.observation.probe.is_reference
         said = f"generated now: {proof.copied} of {count} {found if is_reference else 'are alike there'}"
-    return [(generations(proof), said), centred((pair(own, beside), f"enlarged: image | {what}"))]
+    return [(generations(proof), said), (pair(own, other), f"enlarged: image | {what}")]
 
 
 def cropped(picture: np.ndarray, box: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     """The part of an RGB uint8 picture that lies where ``box`` lies in an image of this ``shape``."""
     high, wide = picture.shape[0] / shape[0], picture.shape[1] / shape[1]
     left, top, right, bottom = box
-    rows, columns = slice(round(top * high), round(bottom * high)), slice(round(left * wide), round(right * wide))
-    return picture[rows, columns]
+    return picture[round(top * high) : round(bottom * high), round(left * wide) : round(right * wide)]
 
 
 def nearest_of(proof: Proof) -> int | None:
@@ -129,33 +127,27 @@ def nearest_of(proof: Proof) -> int | None:
     return best if math.isfinite(proof.ratios[best]) else None
 
 
-def generations(proof: Proof, side: int = SHOWN) -> Image.Image:
+def generations(proof: Proof, side: int = SHOWN) -> Picture:
     """All generations in a square; those that copy the region are framed and say so."""
     rows = math.ceil(math.sqrt(len(proof.generations)))
     cell, letters = side // rows, max(12, side // 20)
     sheet = Image.new("RGB", (side, side), PAPER)
-    draw, ink = ImageDraw.Draw(sheet), ink_on(Verdict.MEMORIZED)
     for i, (generation, is_copy) in enumerate(zip(proof.generations, proof.is_copy, strict=True)):
-        left, top = cell * (i % rows), cell * (i // rows)
-        small = fitted(generation, cell - 8, cell - 8)
-        sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
+        tile = centred(fitted(generation, cell - 8, cell - 8), cell, cell)
         if is_copy:
-            draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=COPY, width=5)
-            draw.rectangle((left, top, left + 3 * letters, top + letters + 6), COPY)
-            draw.text((left + 1.5 * letters, top + letters / 2 + 3), "copy", ink, font_of(letters), anchor="mm")
+            draw, ink = ImageDraw.Draw(tile), ink_on(Verdict.MEMORIZED)
+            draw.rectangle((0, 0, cell - 1, cell - 1), outline=COPY, width=5)
+            draw.rectangle((0, 0, 3 * letters, letters + 6), COPY)
+            draw.text((1.5 * letters, letters / 2 + 3), "copy", ink, font_of(letters), anchor="mm")
+        sheet.paste(tile, (cell * (i % rows), cell * (i // rows)))
     return sheet
 
 
-def pair(one: np.ndarray, other: np.ndarray, width: int = SHOWN, height: int = SHOWN) -> Image.Image:
-    """Two RGB uint8 pictures of one shape in ``width`` x ``height``: side by side, or one above the other.
+def pair(one: np.ndarray, other: np.ndarray, width: int = SHOWN, height: int = SHOWN) -> Picture:
+    """Two RGB uint8 pictures of one shape in ``width`` x ``height``, side by side or one above the other.
 
     Whichever shows them larger.
     """
     sizes = [((width - MARGIN) // 2, height), (width, (height - MARGIN) // 2)]
     size = max(sizes, key=lambda each: min(each[0] / one.shape[1], each[1] / one.shape[0]))
-    first, second = fitted(one, *size), fitted(other, *size)
-    at = (0, first.height + MARGIN) if size[0] == width else (first.width + MARGIN, 0)
-    both = Image.new("RGB", (max(first.width, at[0] + second.width), at[1] + second.height), PAPER)
-    both.paste(first, (0, 0))
-    both.paste(second, at)
-    return both
+    return joined([fitted(one, *size), fitted(other, *size)], MARGIN, down=size[0] == width)

@@ -20,6 +20,7 @@ from memwatch.report.picture import pictures_of
 from memwatch.report.report import Report
 from memwatch.report.retention import is_shown
 from memwatch.report.text import summary
+from memwatch.report.trackers import TrackerSink, sink_of
 
 DRAWING = "drawing the pictures"
 MISSING = "it has no rows and pictures of the events in between"
@@ -31,17 +32,6 @@ class Sink(Protocol):
     name: str
 
     def write(self, report: Report) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Console:
-    """Prints every event above the progress bars."""
-
-    name = "console"
-
-    def write(self, report: Report) -> None:
-        tqdm.write(summary(report.to_event(), report.about))
 
     def close(self) -> None: ...
 
@@ -58,18 +48,15 @@ class Sinks:
     def __init__(self, files: FileSink, faults: Faults, more: Sequence[Sink] = ()) -> None:
         self.files, self.losses, self.faults, self.more = files, LossSink(files.folder), faults, tuple(more)
         self._trackers: list[Any] | None = None
-        self._of_trackers: dict[int, Sink] = {}
+        self._of_trackers: dict[int, TrackerSink] = {}
 
     def write(self, report: Report, trackers: Sequence[Any]) -> Report:
-        """Draw the pictures, and write to every sink that does not rest.
+        """Draw the pictures, and write to every sink that does not rest; returns the report with its pictures.
 
         Trackers get no pictures where they have many already, see ``is_shown``.
 
         Args:
             trackers: of the accelerator, as they are at the first report.
-
-        Returns:
-            The report with its pictures.
         """
         if self._trackers is None:
             self._trackers = [tracker for tracker in trackers if tracker.name != "memwatch"]
@@ -82,8 +69,9 @@ class Sinks:
         of_trackers = report if is_shown(self.files.rank) else replace(report, pictures={}, overview=None)
         for i, tracker in enumerate(self._trackers):
             self._write(tracker.name, partial(self._to_tracker, i, tracker), of_trackers)
-        others: list[Sink] = [self.losses, Console(), *self.more]
-        for sink in others:
+        self._write(self.losses.name, self.losses.write, report)
+        self._write("console", lambda report: tqdm.write(summary(report.event, report.about)), report)
+        for sink in self.more:
             self._write(sink.name, sink.write, report)
         return report
 
@@ -99,12 +87,12 @@ class Sinks:
     def _to_tracker(self, i: int, tracker: Any, report: Report) -> None:
         """By the tracker's sink, which is made at its first report or, where that failed, at a later one."""
         if i not in self._of_trackers:
-            self._of_trackers[i] = tracker_sink(tracker, self.faults)
+            self._of_trackers[i] = sink_of(tracker, self.faults)
         self._of_trackers[i].write(report)
 
     def close(self) -> None:
         """Close every sink, and write the report page of what this process has written."""
-        sinks: list[Sink] = [self.files, self.losses, *self._of_trackers.values(), *self.more]
+        sinks: list[Sink] = [self.files, self.losses, *self.more]
         for sink in sinks:
             with self.faults.surviving(f"closing the sink '{sink.name}'", "what it wrote before stays"):
                 sink.close()
@@ -113,13 +101,3 @@ class Sinks:
 
             with self.faults.surviving("writing the report page", "'memwatch report' writes it at any time"):
                 write_page(self.files.folder)
-
-
-def tracker_sink(tracker: Any, faults: Faults) -> Sink:
-    """The sink of an accelerate tracker: TensorBoard and W&B by their own adapters, any other by ``TrackerSink``."""
-    from memwatch.report.tensorboard import TensorBoardSink
-    from memwatch.report.trackers import TrackerSink
-    from memwatch.report.wandb import WandbSink
-
-    known: dict[str, Callable[[Any], Sink]] = {"tensorboard": TensorBoardSink, "wandb": WandbSink}
-    return known[tracker.name](tracker) if tracker.name in known else TrackerSink(tracker, faults)

@@ -1,41 +1,54 @@
-"""Any other accelerate tracker: the scalars, and beside them pictures and alerts in the tracker's own way.
+"""Accelerate's trackers: the scalars, and beside them pictures and alerts in the tracker's own way.
 
-``ADAPTERS`` lists the trackers whose own way is known; every other one gets the scalars alone.
+W&B and TensorBoard have sinks of their own, ``ADAPTERS`` lists the other trackers whose own way is known, and every
+other one gets the scalars alone. Accelerate finishes its trackers itself, so their sinks have nothing to close.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
 from memwatch.faults import Faults
 from memwatch.judge.verdict import Verdict
-from memwatch.report.history import why
 from memwatch.report.report import Report
+from memwatch.report.tensorboard import TensorBoardSink
+from memwatch.report.wandb import WandbSink
 
 
-class Shown(NamedTuple):
-    """A picture as a dashboard shows it: its key, see the table in ``report``, and what it says in words."""
+def sink_of(tracker: Any, faults: Faults) -> TensorBoardSink | TrackerSink | WandbSink:
+    """The sink of a tracker."""
+    if tracker.name == "wandb":
+        return WandbSink(tracker)
+    return TensorBoardSink(tracker) if tracker.name == "tensorboard" else TrackerSink(tracker, faults)
 
-    key: str
-    caption: str
-    image: Image.Image
+
+class TrackerSink:
+    """Scalars by the tracker's ``log``, pictures and alerts by its adapter.
+
+    Pictures that fail cost no scalars: a server that takes numbers may have no store for files.
+    """
+
+    def __init__(self, tracker: Any, faults: Faults) -> None:
+        self._tracker, self._faults = tracker, faults
+
+    def write(self, report: Report) -> None:
+        name = self._tracker.name
+        self._tracker.log(report.scalars(), step=report.step)
+        adapter, part = ADAPTERS.get(name), f"the pictures of the sink '{name}'"
+        if adapter is not None and not self._faults.is_resting(part):
+            with self._faults.surviving(part, missing="those of the events in between are missing"):
+                adapter(self._tracker, report)
 
 
-def shown_of(report: Report) -> list[Shown]:
-    """The overview, and the picture of every probe that is news or has evidence; each where it was drawn."""
-    shown = []
-    if report.overview is not None:
-        caption = f"step {report.step}: {report.to_event().counts()}"
-        shown.append(Shown("memwatch/overview", caption, report.overview))
-    for f in report.findings:
-        if f.is_worth_a_look and f.name in report.pictures:
-            caption = f"{f.observation.probe.title}, {f.verdict}. {why(f)}"
-            shown.append(Shown(f"memwatch/heatmap/{f.name}", caption, report.pictures[f.name]))
-    return shown
+def shown_of(report: Report) -> dict[str, tuple[Image.Image, str]]:
+    """The overview, and the picture of every probe that is news or has evidence, by key, with what it says in words."""
+    words = {f"memwatch/heatmap/{f.name}": report.rows[f.name].caption for f in report.findings if f.is_worth_a_look}
+    words["memwatch/overview"] = f"step {report.step}: {report.event.counts()}"
+    return {key: (image, words[key]) for key, image in report.images().items() if key in words}
 
 
 def alerts_of(report: Report) -> dict[str, str]:
@@ -53,8 +66,8 @@ def to_mlflow(tracker: Any, report: Report) -> None:
     from mlflow import MlflowClient
 
     client, run_id = MlflowClient(), tracker.tracker.info.run_id
-    for shown in shown_of(report):
-        client.log_image(run_id, shown.image, key=ascii_key(shown.key), step=report.step)
+    for key, (image, _) in shown_of(report).items():
+        client.log_image(run_id, image, key=ascii_key(key), step=report.step)
     for key, text in alerts_of(report).items():
         client.log_text(run_id, text, f"{ascii_key(key)}/step_{report.step:07d}.txt")
 
@@ -63,7 +76,7 @@ def to_swanlab(tracker: Any, report: Report) -> None:
     """One row of images and texts."""
     import swanlab
 
-    row: dict[str, Any] = {s.key: swanlab.Image(s.image, caption=s.caption) for s in shown_of(report)}
+    row: dict[str, Any] = {key: swanlab.Image(image, caption=words) for key, (image, words) in shown_of(report).items()}
     row |= {key: swanlab.Text(text) for key, text in alerts_of(report).items()}
     if row:
         tracker.tracker.log(row, step=report.step)
@@ -73,42 +86,12 @@ def to_trackio(tracker: Any, report: Report) -> None:
     """One row of images, and alerts as Trackio's alerts."""
     import trackio
 
-    run = tracker.tracker
-    if row := {s.key: trackio.Image(s.image, caption=s.caption) for s in shown_of(report)}:
-        run.log(row, step=report.step)
+    if row := {key: trackio.Image(image, caption=words) for key, (image, words) in shown_of(report).items()}:
+        tracker.tracker.log(row, step=report.step)
     for f in report.alerts:
         level = trackio.AlertLevel.ERROR if f.verdict is Verdict.MEMORIZED else trackio.AlertLevel.WARN
         title = f"memwatch: {f.observation.probe.title} is {f.verdict}"
-        run.alert(title, report.alert_text(f), level=level, step=report.step)
+        tracker.tracker.alert(title, report.alert_text(f), level=level, step=report.step)
 
 
-ADAPTERS: dict[str, Callable[[Any, Report], None]] = {
-    "mlflow": to_mlflow,
-    "swanlab": to_swanlab,
-    "trackio": to_trackio,
-}
-
-
-class TrackerSink:
-    """Scalars by the tracker's ``log``, pictures and alerts by its adapter.
-
-    Pictures that fail cost no scalars: a server that takes numbers may have no store for files.
-
-    Args:
-        tracker: accelerate's; ``tracker.tracker`` is the library's own run.
-        faults: counts pictures that fail, and lets them rest.
-    """
-
-    def __init__(self, tracker: Any, faults: Faults) -> None:
-        self.name = str(tracker.name)
-        self._tracker, self._faults = tracker, faults
-
-    def write(self, report: Report) -> None:
-        self._tracker.log(report.scalars(), step=report.step)
-        adapter, part = ADAPTERS.get(self.name), f"the pictures of the sink '{self.name}'"
-        if adapter is not None and not self._faults.is_resting(part):
-            with self._faults.surviving(part, missing="those of the events in between are missing"):
-                adapter(self._tracker, report)
-
-    def close(self) -> None:
-        """accelerate finishes its trackers itself."""
+ADAPTERS: dict[str, Callable[[Any, Report], None]] = {"mlflow": to_mlflow, "swanlab": to_swanlab, "trackio": to_trackio}

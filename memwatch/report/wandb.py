@@ -7,7 +7,6 @@ event is one row at the newest step, and the true one is ``memwatch/step``, decl
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +18,6 @@ from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.about import About
-from memwatch.report.history import why
 from memwatch.report.picture import image_of
 from memwatch.report.report import Report
 
@@ -52,52 +50,36 @@ class WandbSink:
     rows stay as they are, as W&B keeps the script's own: it takes no second row for a step.
     """
 
-    name = "wandb"
-
     def __init__(self, tracker: Any) -> None:
         self._run = tracker.tracker
         self._run.define_metric(STEP, hidden=True)
-        self._defined: set[str] = set()
         self._define("memwatch/*")
+        self._defined: set[str] = set()
+        held = self._run.summary.get(STEP) if self._run.resumed else None
+        self._held = -1.0 if held is None else float(held)  # the last event's step in the run
         self._about = About()
         self._table: Any = None
         self._in_table: set[str] = set()  # probes with pictures there
         self._row = -1  # W&B's step of the last row
-        self._held: float | None = None  # the last event's step in the run
 
     def write(self, report: Report) -> None:
-        if self._holds(report.step):
+        if report.step <= self._held:
+            logger.info("the W&B run holds the event of step %d already; its row stays as it is", report.step)
             return
         self._configure(report.about)
         row: dict[str, Any] = dict(report.scalars())
         for key in {key for key in row if "." in key} - self._defined:
             self._define(key.replace(".", "\\."))  # a bare dot leads into nested values, and no pattern fits it
             self._defined.add(key)
-        texts = [report.alert_text(f) for f in report.alerts]
-        if texts:
-            row["memwatch/alert"] = "\n\n".join(texts)
-        images = images_of(report)
-        row |= images
+        images, text = images_of(report), "\n\n".join(report.alert_text(f) for f in report.alerts)
+        row |= {"memwatch/alert": text} | images if text else images
         if report.findings:
             row["memwatch/probes"] = self._with_rows(report, images)
         self._log(row, report.step)
         self._held = report.step
-        if texts:
+        if text:
             level = "WARN" if all(f.verdict is Verdict.SUSPICIOUS for f in report.alerts) else "ERROR"
-            self._run.alert(title=alert_title(report)[:TITLE], text="\n\n".join(texts), level=level, wait_duration=0)
-
-    def close(self) -> None:
-        """accelerate finishes its trackers itself."""
-
-    def _holds(self, step: int) -> bool:
-        """Whether the run holds this event already."""
-        if self._held is None:
-            held = self._run.summary.get(STEP) if self._run.resumed else None
-            self._held = -1.0 if held is None else float(held)
-        if step > self._held:
-            return False
-        logger.info("the W&B run holds the event of step %d already; its row stays as it is", step)
-        return True
+            self._run.alert(title=alert_title(report)[:TITLE], text=text, level=level, wait_duration=0)
 
     def _configure(self, about: About) -> None:
         if about.settings and about != self._about:
@@ -123,15 +105,14 @@ class WandbSink:
 
         if self._table is None:
             self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
+        scalars = report.scalars()
         for f in report.findings:
             pictures: list[Any] = [None, None]
             if f.name not in self._in_table or f.is_worth_a_look:
                 pictures = [images.get(f"memwatch/{kind}/{f.name}") for kind in ("regions", "heatmap")]
             if any(pictures):
                 self._in_table.add(f.name)
-            copied = None if f.proof is None else f.proof.copied / len(f.proof.generations)
-            numbers = [f.severity, f.p, sum(region.area for region in f.regions), copied]
-            numbers = [x if x is None or math.isfinite(x) else None for x in numbers]
+            numbers = [scalars.get(f"memwatch/{key}/{f.name}") for key in ("severity", "p", "area", "copied")]
             prompt, verdict = f.observation.probe.prompt, str(f.verdict)
             self._table.add_data(report.step, f.name, prompt, *pictures, *numbers, verdict, f.reason)
         return self._table
@@ -154,11 +135,11 @@ def images_of(report: Report) -> dict[str, Any]:
     images = {}
     for f in pictured(report.findings):
         if (picture := report.pictures.get(f.name)) is not None:
-            title = f.observation.probe.title
-            images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=f"{title}, {f.verdict}. {why(f)}")
+            row = report.rows[f.name]
+            images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=row.caption)
             images[f"memwatch/regions/{f.name}"] = wandb.Image(
                 image_of(f),
-                caption=title,
+                caption=row.title,
                 masks={"regions": {"mask_data": mask_of(f), "class_labels": CLASSES}},
                 boxes={"regions": {"box_data": boxes_of(f), "class_labels": CLASSES}},
             )
@@ -184,9 +165,8 @@ def class_of(finding: Finding) -> int:
 def mask_of(finding: Finding) -> np.ndarray:
     """Its regions in pixels of its image: uint8 ``(H, W)``, ``class_of`` inside, 0 outside."""
     height, width = image_of(finding).shape[:2]
-    if finding.labels is None:
-        return np.zeros((height, width), np.uint8)
-    inside = Image.fromarray(np.where(finding.labels > 0, class_of(finding), 0).astype(np.uint8))
+    labels = np.zeros((1, 1)) if finding.labels is None else finding.labels
+    inside = Image.fromarray(np.where(labels > 0, class_of(finding), 0).astype(np.uint8))
     return np.asarray(inside.resize((width, height), Image.Resampling.NEAREST))
 
 
