@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from memwatch.config import MemWatchConfig
 from memwatch.measure.observer import Observer
-from memwatch.measure.probes import MIN_CONTROLS, Probe
+from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.messages import show_messages
 from memwatch.pace import RAREST, Pace
 
@@ -31,11 +32,10 @@ class About:
 
     Attributes:
         model: family and prediction type of the network.
-        probes: one dict per probe, control and peer: ``name``, ``prompt``, ``is_reference``, ``role`` (``probe``,
+        probes: one per probe, control and peer: ``name``, ``prompt``, ``is_reference``, ``role`` (``probe``,
             ``control`` or ``peer``).
         settings: the configuration, nested as in a YAML file.
-        machine: processor or GPU.
-        versions: of the packages that results depend on.
+        machine, versions: processor or GPU, and the packages that results depend on.
         training_rows: rows of the guarded dataloader's data set; ``None`` where it does not say.
     """
 
@@ -49,33 +49,24 @@ class About:
     @classmethod
     def of(cls, observer: Observer) -> About:
         """What an observer watches, on this machine."""
-        probes = [p.probe for p in observer.probes]
+        denoiser, probes = observer.denoiser, [p.probe for p in observer.probes]
+        said = [{"name": p.name, "prompt": p.prompt, "is_reference": p.is_reference} for p in probes]
         roles = ["control" if p.is_control else "peer" if p.is_peer else "probe" for p in probes]
         return cls(
-            model=model_of(observer),
-            probes=tuple(
-                {"name": p.name, "prompt": p.prompt, "is_reference": p.is_reference, "role": role}
-                for p, role in zip(probes, roles, strict=True)
-            ),
+            model=f"{denoiser.name}, {denoiser.schedule.prediction_type}",
+            probes=tuple(probe | {"role": role} for probe, role in zip(said, roles, strict=True)),
             settings=observer.config.to_show(),
             machine=processor(observer.ranks.accelerator.device),
             versions=versions(PACKAGES),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def read(cls, file: Path) -> About:
-        """The inverse; empty where there is no file."""
+        """From ``about.json``; empty where there is no file."""
         if not file.is_file():
             return cls()
         saved = json.loads(file.read_text(encoding="utf-8"))
         return cls(**saved | {"probes": tuple(saved["probes"])})
-
-
-def model_of(observer: Observer) -> str:
-    return f"{observer.denoiser.name}, {observer.denoiser.schedule.prediction_type}"
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -96,10 +87,9 @@ def processor(device: torch.device | None = None) -> str:
 
 
 def machine(*packages: str, device: torch.device | None = None) -> str:
-    """Versions of what numbers depend on and the processor in one line, as every result names them.
+    """Versions of packages and the processor in one line, as every result names them.
 
-    Args:
-        device: adds the GPU, or how many of the processor's cores are used.
+    ``device`` adds the GPU, or how many of the processor's cores are used.
     """
     named = [f"{name} {number}" for name, number in versions(packages).items()]
     used = [f"{torch.get_num_threads()} of them used"] if device is not None and device.type != "cuda" else []
@@ -112,27 +102,26 @@ def machine(*packages: str, device: torch.device | None = None) -> str:
 def say_hello(config: MemWatchConfig, observer: Observer, notes: Sequence[str] = ()) -> None:
     """Name what will be watched, and warn of what will not work; the main process alone speaks.
 
-    Args:
-        notes: what a person should know of the choice of probes and controls.
+    ``notes``: what a person should know of the choice of probes and controls.
     """
     show_messages()
     if not observer.ranks.accelerator.is_main_process:
         return
     for note in notes:
         logger.info("%s", note)
-    c, probes = config, [p.probe for p in observer.probes]
-    watched = [probe for probe in probes if not probe.is_control and not probe.is_peer]
-    num_references = sum(probe.is_reference for probe in watched)
+    c, about = config, About.of(observer)
     if not any(p.requires_grad for p in observer.model.parameters()) and not observer.trains_text:
         found = "neither the model nor a text encoder passed to memwatch has trainable parameters"
         logger.warning("%s; nothing can change", found)
-    say_branch(config, observer, len(watched))
-    warn_of_controls(probes)
+    count = Counter((probe["role"], probe["is_reference"]) for probe in about.probes)
+    roles = Counter(probe["role"] for probe in about.probes)
+    images, prompts = count["probe", True], count["probe", False]
+    say_branch(config, observer, images + prompts)
+    warn_of_controls(count)
     events = f"overhead {c.overhead:g}" if c.every_steps is None else f"every {c.every_steps} steps"
     logger.info(
-        f"{model_of(observer)}; {num_references} "
-        f"reference and {len(watched) - num_references} prompt probes, {sum(p.is_control for p in probes)} controls, "
-        f"{sum(p.is_peer for p in probes)} peers; {len(observer.rotation)} rows in the rotation; "
+        f"{about.model}; {images} reference and {prompts} prompt probes, {roles['control']} controls, "
+        f"{roles['peer']} peers; {len(observer.rotation)} rows in the rotation; "
         f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
         f"baseline {c.signals.baseline}; {events}; {c.output_dir}"
     )
@@ -145,33 +134,28 @@ def say_branch(config: MemWatchConfig, observer: Observer, num_watched: int) -> 
     if observer.unconditional is None:
         logger.info("this model has no unconditional branch; only snapshot baselines are used")
     elif alike := sum(not observer.knows_prompt(p) for p in observer.probes[:num_watched]):
-        which = f"probes without a caption: {alike} of {num_watched}"
-        logger.info("%s; only snapshot baselines are used for them", which)
+        logger.info(f"probes without a caption: {alike} of {num_watched}; only snapshot baselines are used for them")
 
 
-def warn_of_controls(probes: Sequence[Probe]) -> None:
-    """Say which probes have too few controls of their own kind to be judged by."""
-    if not any(probe.is_control for probe in probes):
+def warn_of_controls(count: Counter[tuple[str, bool]]) -> None:
+    """Say which probes have too few controls of their own kind; ``count`` is by role and by whether it is an image."""
+    if not count["control", True] + count["control", False]:
         consequence = "maps are shown, but alerts are uncalibrated and nothing is called memorized"
         logger.warning("there are no controls: %s", consequence)
         return
     for is_reference, kind in ((True, "images"), (False, "prompts")):
-        of_kind = [probe for probe in probes if probe.is_reference is is_reference]
-        watched = sum(not probe.is_control and not probe.is_peer for probe in of_kind)
-        controls = sum(probe.is_control for probe in of_kind)
+        watched, controls = count["probe", is_reference], count["control", is_reference]
         if watched and controls < MIN_CONTROLS:
             few = f"there are {controls} controls that are {kind}, and judging {kind} takes {MIN_CONTROLS}"
-            logger.warning("%s; the %d probes that are %s will be inconclusive", few, watched, kind)
+            logger.warning(f"{few}; the {watched} probes that are {kind} will be inconclusive")
 
 
 def say_pace(pace: Pace, config: MemWatchConfig) -> None:
     """How often memwatch will measure, and whether that is more than it was allowed."""
-    allowed = f"overhead: {config.overhead:g}"
+    allowed, ways = f"overhead: {config.overhead:g}", "fewer probes and controls, or every_steps, change that"
     if not pace.within:
-        how = "fewer probes and controls, or every_steps, change that"
-        logger.warning("%s, more than %s allows; %s", pace, allowed, how)
+        logger.warning(f"{pace}, more than {allowed} allows; {ways}")
     elif pace.every_steps > RAREST:
-        why = f"that is rare, because of {allowed}; a larger one, or every_steps, changes that"
-        logger.warning("%s; %s", pace, why)
+        logger.warning(f"{pace}; that is rare, because of {allowed}; a larger one, or every_steps, changes that")
     else:
-        logger.info("%s (%s)", pace, allowed)
+        logger.info(f"{pace} ({allowed})")

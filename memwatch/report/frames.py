@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from memwatch.report.heatmap import colours, opacity, scaled
+from memwatch.report.drawing import colours, opacity, scaled
 from memwatch.report.history import Event, Run
 from memwatch.report.retention import stem_of, worth_of
 
@@ -57,17 +58,16 @@ def frames_of(run: Run) -> Frames:
     images, names = run.folder / "images", [row.name for row in run.last.rows]
     first = (opened(file) for file in sorted([*images.glob("*.png"), *images.glob("*/step_*")])[:8])
     frames = Frames(next((max(picture.size) for picture in first if picture is not None), 1))
-    fixed = [frames.add(small_uri(opened(images / f"{name}.png"), IMAGE_SIDE)) for name in names]
+    fixed = [frames.add(picture_uri(opened(images / f"{name}.png"), IMAGE_SIDE)) for name in names]
     add_generations(run, frames)
     kept: dict[int, list[tuple[int, int]]] = {}
     events = by_priority([event for event in run.events if event.rows and has_pictures(run, event)])
     for event in events[: MOST_MAPS // max(1, len(names)) or 1]:
-        maps = maps_of(run.folder, event.step)
-        files = [images / name / f"{stem_of(event.step)}.jpg" for name in names]  # what a prompt probe had generated
-        kept[event.step] = [
-            (frames.add(small_uri(opened(file), GENERATION_SIDE)), frames.add(map_uri(maps.get(name))))
-            for name, file in zip(names, files, strict=True)
-        ]
+        stem, kept[event.step] = stem_of(event.step), []
+        maps = maps_of(run.folder / "maps" / f"{stem}.safetensors")
+        for name in names:
+            image = picture_uri(opened(images / name / f"{stem}.jpg"), GENERATION_SIDE)  # of a prompt probe
+            kept[event.step].append((frames.add(image), frames.add(map_uri(maps.get(name)))))
     frames.steps = sorted(kept)
     for i, name in enumerate(names):
         pairs = [kept[step][i] for step in frames.steps]
@@ -91,19 +91,16 @@ def by_priority(events: Sequence[Event]) -> list[Event]:
 
 def has_pictures(run: Run, event: Event) -> bool:
     """Whether an event's pictures are kept; see ``retention``. A run that draws none has no ``overview``."""
-    stem, overview = stem_of(event.step), run.folder / "overview"
+    overview, stem = run.folder / "overview", stem_of(event.step)
     there = (run.folder / "maps" / f"{stem}.safetensors").is_file() or (overview / f"{stem}.jpg").is_file()
     return there or event in (run.events[0], run.events[-1]) or not overview.is_dir()
 
 
-def maps_of(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """The maps that decided at this event, by probe."""
-    with (
-        suppress(OSError, SafetensorError),
-        safe_open(folder / "maps" / f"{stem_of(step)}.safetensors", "np") as file,
-    ):
-        keys = [key for key in file.keys() if key.endswith("/decisive")]  # noqa: SIM118
-        return {key.removesuffix("/decisive"): file.get_tensor(key) for key in keys}
+def maps_of(file: Path) -> dict[str, np.ndarray]:
+    """The maps that decided at an event, by probe; none where the file cannot be read."""
+    with suppress(OSError, SafetensorError), safe_open(file, "np") as maps:
+        keys = [key for key in maps.keys() if key.endswith("/decisive")]  # noqa: SIM118
+        return {key.removesuffix("/decisive"): maps.get_tensor(key) for key in keys}
     return {}
 
 
@@ -129,14 +126,12 @@ def map_uri(log_values: np.ndarray | None) -> str | None:
 
 def opened(file: Path) -> Image.Image | None:
     """A picture; ``None`` where it cannot be read."""
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except OSError:
-        return None
+    with suppress(OSError), Image.open(file) as picture:
+        return picture.convert("RGB")
+    return None
 
 
-def small_uri(picture: Image.Image | None, side: int) -> str | None:
+def picture_uri(picture: Image.Image | None, side: int) -> str | None:
     """A picture no larger than ``side`` pixels. A smaller one stays as it is, without loss."""
     if picture is None:
         return None
@@ -146,10 +141,10 @@ def small_uri(picture: Image.Image | None, side: int) -> str | None:
     return encoded(picture, "JPEG", quality=80, optimize=True)
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> str:
+def encoded(picture: Image.Image, kind: str, **options: Any) -> str:
     """A data URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)  # type: ignore[arg-type]
+    picture.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
@@ -163,4 +158,4 @@ def add_generations(run: Run, frames: Frames) -> None:
             width, height = together.width // row.copied["generations"], together.height
             lefts = range(0, width * row.copied["generations"], width)
             parts = [together.crop((left, 0, left + width, height)) for left in lefts]
-            frames.generations[row.name] = step, [frames.add(small_uri(part, GENERATION_SIDE)) for part in parts]
+            frames.generations[row.name] = step, [frames.add(picture_uri(part, GENERATION_SIDE)) for part in parts]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
-from memwatch.report.jsonl import read_lines
+from memwatch.run_folder import write_whole
 
 HISTORY, ABOUT, LOSSES = "history.jsonl", "about.json", "losses.jsonl"
 
@@ -20,10 +23,9 @@ class Row:
     """One probe at one event, as ``history.jsonl`` holds it; ``verdict``, ``severity`` and ``p`` as in ``Evidence``.
 
     Attributes:
-        name, title, prompt, is_reference: the probe; people read its title.
-        reason: why the verdict is what it is, in words. since: step from which on there is evidence.
+        reason, baseline: why the verdict is what it is, and what the probe was compared with, in words.
+        since: step from which on there is evidence.
         alert, alert_text: whether this event was news, and the news in words.
-        baseline: what it was compared with, in words.
         timesteps: noise levels.
         regions: fields of ``Region``, the one that decides first.
         copied: ``generations``, ``copies`` (how many copy it), ``ratios`` and ``is_copy`` of each, ``of_others`` (how
@@ -42,16 +44,14 @@ class Row:
     alert: bool = False
     alert_text: str | None = None
     baseline: str = ""
-    timesteps: tuple[float, ...] = ()
-    regions: tuple[dict[str, Any], ...] = ()
+    timesteps: Sequence[float] = ()
+    regions: Sequence[dict[str, Any]] = ()
     copied: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """A finding of a line."""
-        known = _known(cls, saved)
-        known |= {key: tuple(known[key]) for key in ("timesteps", "regions")}
-        return cls(**known | {"verdict": Verdict(saved["verdict"])})
+        return cls(**_known(cls, saved) | {"verdict": Verdict(saved["verdict"])})
 
     @property
     def effect(self) -> str:
@@ -74,8 +74,7 @@ class Row:
     def proof(self, *, brief: bool = False) -> str:
         """How many generations copy the probe, and which others they copy; empty where nothing was generated.
 
-        Args:
-            brief: for a column that says already that it is about generations.
+        ``brief``: for a column that says already that it is about generations.
         """
         if self.copied is None:
             return ""
@@ -90,11 +89,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of ``history.jsonl``; the attributes are those of ``Report.to_dict``.
-
-    Attributes:
-        rows: one per probe, in their order. controls: the severity of each.
-    """
+    """One line of ``history.jsonl``, see ``Report``: a row per probe in their order, the severity of every control."""
 
     step: int
     rows: tuple[Row, ...] = ()
@@ -134,8 +129,7 @@ class Event:
     def left_out(self, shown: int, named: int = 1000) -> str:
         """Which probes are not among the ``shown`` worst, and their verdicts; empty where all are shown.
 
-        Args:
-            named: of how many without evidence the names are told.
+        ``named``: of how many without evidence the names are told.
         """
         found = []
         for verdict in Verdict:
@@ -153,11 +147,7 @@ def _known(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder.
-
-    Attributes:
-        events: oldest first. losses: the validation losses that the loop logged: ``(step, key, value)``.
-    """
+    """A run's folder: its events, oldest first, and the validation losses that the loop logged: step, key, value."""
 
     folder: Path
     about: About
@@ -188,7 +178,7 @@ class Run:
 
     @property
     def last(self) -> Event:
-        """The last event; the last one with findings where there is one."""
+        """The last event with findings; without any, the last event."""
         return next((event for event in reversed(self.events) if event.rows), self.events[-1])
 
     @property
@@ -209,3 +199,40 @@ class Run:
             if row.verdict is Verdict.MEMORIZED:
                 found.setdefault(row.name, step if row.since is None else row.since)
         return found
+
+
+# --- files of one JSON object per line, written while others read them ------------------------------------------------
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects that have a ``step``; ``[]`` without the file. A line that is not whole is passed over."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                found.append(row)
+    return found
+
+
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add objects; where a full disk has cut the last line off, that line is ended first.
+
+    Raises:
+        OSError: the disk refused. ValueError: a number is not finite.
+    """
+    text = _to_text(rows)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else f"\n{text}"
+        file.write(text.encode())
+
+
+def rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Put these objects in the place of all others; whole or not at all."""
+    write_whole(path, _to_text(rows))
+
+
+def _to_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,16 +16,30 @@ from memwatch.config import AlertsConfig
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report import text
+from memwatch.report.drawing import MAX_FACTOR, STOPS, VERDICT_COLOURS, ink_on
 from memwatch.report.frames import Frames, frames_of
-from memwatch.report.heatmap import MAX_FACTOR, STOPS
 from memwatch.report.history import Row, Run
-from memwatch.report.tiles import VERDICT_COLOURS, ink_on
 from memwatch.run_folder import write_whole
 
 PAGE = "report.html"
 VERDICTS = list(Verdict)
 STYLES = {verdict: str(verdict).replace(" ", "-") for verdict in Verdict}  # CSS classes
 LOWEST_TOP = 2.0  # factor: the severity axis reaches at least this far, so that noise does not look like news
+
+LOADER = PackageLoader("memwatch.report")
+TEMPLATES = Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+TEMPLATES.globals |= {
+    "inlined": lambda name: Markup(LOADER.get_source(TEMPLATES, name)[0]),  # our own files; what a run says is escaped
+    "text": text,
+    "factor": factor,
+    "median": median,
+    "max_factor": MAX_FACTOR,
+    "gradient": ", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*stop) for stop in STOPS),
+    "verdicts": VERDICTS,
+    "styles": STYLES,
+    "colours": VERDICT_COLOURS,
+    "ink_on": ink_on,
+}
 
 Histories = Mapping[str, list[tuple[int, Row]]]  # by probe, with the steps
 
@@ -48,35 +61,19 @@ def write_page(folder: Path, file: Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """The page as text."""
-    about, order, frames = run.about, run.last.worst_first, frames_of(run)
-    histories = defaultdict(list)
+    order, frames, histories = run.last.worst_first, frames_of(run), defaultdict(list)
     for step, row in run.rows:
         histories[row.name].append((step, row))
-    versions = [f"{name} {number}" for name, number in about.versions.items()]
-    return (
-        templates()
-        .get_template("page.html")
-        .render(
-            run=run,
-            last=run.last,
-            newest=run.events[-1],
-            order=order,
-            frames=frames,
-            histories=histories,
-            text=text,
-            cells=region_cells,
-            costs=costs(run),
-            controls=sorted(run.last.controls.items(), key=lambda item: -item[1]),
-            max_factor=MAX_FACTOR,
-            gradient=", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*stop) for stop in STOPS),
-            styles=STYLES,
-            colours=VERDICT_COLOURS,
-            inks={verdict: ink_on(verdict) for verdict in Verdict},
-            verdicts=VERDICTS,
-            data=script_data(run, order, frames) | {"charts": [severities(run, histories), losses(run)]},
-            settings=yaml.safe_dump(about.settings, sort_keys=False, allow_unicode=True),
-            versions=[*filter(None, [about.machine]), *versions],
-        )
+    charts = [severities(run, histories), losses(run)]
+    return TEMPLATES.get_template("page.html").render(
+        run=run,
+        last=run.last,
+        newest=run.events[-1],
+        order=order,
+        frames=frames,
+        histories=histories,
+        data=script_data(run, order, frames) | {"charts": charts},
+        settings=yaml.safe_dump(run.about.settings, sort_keys=False, allow_unicode=True),
     )
 
 
@@ -150,34 +147,3 @@ def losses(run: Run) -> dict[str, Any] | None:
     room = 0.05 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1.0
     lines = [{"label": key, "style": f"series-{i % 6}", "points": each} for i, (key, each) in enumerate(points.items())]
     return {"lines": lines, "values": [min(values) - room, max(values) + room]}
-
-
-def region_cells(region: Mapping[str, Any]) -> list[str]:
-    """A region under the page's header: box, area, effect, its logarithm and error, p."""
-    error = "" if region["sem"] is None else f" ± {region['sem']:.2f}"
-    p = "-" if region["p"] is None else f"{region['p']:.2g}"
-    box, effect = ", ".join(map(str, region["box"])), region["effect"]
-    return [box, f"{region['area']:.0%}", f"{factor(effect):.2f}x", f"{effect:.2f}{error}", p]
-
-
-def costs(run: Run) -> list[tuple[str, str]]:
-    """What the run's events have cost."""
-    seconds, newest = [event.seconds for event in run.events], run.events[-1]
-    spent = f"{sum(seconds):.1f} s in all, {median(seconds):.1f} s per event (median), {max(seconds):.1f} s at most"
-    found = [("events", f"{len(seconds)}: {spent}")]
-    if newest.overhead is not None:
-        found.append(("share of training time", f"{100 * newest.overhead:.1f} %"))
-    if (measured := run.last.scalars.get("memwatch/measured")) is not None:
-        found.append(("probes whose curvature was measured at the last event", f"{measured:.0f}"))
-    return [*found, ("failures of memwatch's own parts", str(newest.errors))]
-
-
-@cache
-def templates() -> Environment:
-    """The page's templates; everything that a run says is escaped."""
-    loader = PackageLoader("memwatch.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["inlined"] = lambda name: Markup(loader.get_source(environment, name)[0])  # our own files
-    return environment

@@ -70,17 +70,14 @@ class Report:
 
     Attributes:
         step: optimizer step.
-        config: what the event was measured and judged by.
+        config, about: what the event was measured and judged by, and the run that it belongs to.
         judgement: what the judge says; empty for an event that failed.
         calibrated: whether there are controls at all.
-        seconds: what the event cost.
-        errors: failures of memwatch's parts so far.
+        seconds: what the event cost. errors: failures of memwatch's parts so far.
         stop_reason: set from the event on that decided to stop.
-        pictures: one per probe, by name; on the main process alone.
+        pictures, overview: one per probe, by name, and one of the whole event; on the main process alone.
         failure: what cost this event, for people.
         overhead: share of training time so far; ``None`` before the first step, and where nothing is trained.
-        overview: one picture of the whole event, on the main process alone.
-        about: the run that the event belongs to.
     """
 
     step: int
@@ -136,8 +133,7 @@ class Report:
         }
         if self.failure is None:
             values |= self._scalars_of_the_event()
-            for finding in self.findings:
-                values |= {f"{key}/{finding.name}": value for key, value in _scalars_of(finding).items()}
+            values |= {f"{key}/{f.name}": value for f in self.findings for key, value in _scalars_of(f).items()}
         finite = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
         return {f"memwatch/{key}": float(value) for key, value in finite.items()}
 
@@ -195,7 +191,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """One line of ``history.jsonl``: plain numbers and text, no maps. Non-finite numbers become null."""
-        data = {
+        line = {
             "step": self.step,
             "findings": [self._row(finding) for finding in self.findings],
             "controls": self.controls,
@@ -208,7 +204,7 @@ class Report:
             "stop_reason": self.stop_reason,
             "failure": self.failure,
         }
-        return {key: _plain(value) for key, value in data.items()}
+        return {key: _plain(value) for key, value in line.items()}
 
     def _row(self, finding: Finding) -> dict[str, Any]:
         """A finding in ``history.jsonl``."""
@@ -252,9 +248,9 @@ def _scalars_of(finding: Finding) -> dict[str, float | None]:
 
 
 def level_factors(signals: Signals | None) -> list[float]:
-    """How strong a probe is at each noise level: the mean factor of the highest sixteenth of the level's map.
+    """The mean factor of the highest sixteenth of each level's map; empty where nothing was compared.
 
-    Empty where nothing was compared. It needs no region, so that it is one curve over all events.
+    It needs no region, so that it is one curve over all events.
     """
     if signals is None or signals.deciding is None:
         return []

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memwatch.report.history import Event
+
 BUDGET = 500_000_000  # bytes; the newest event stays whatever it takes
 NEWEST = 8  # events
 SHOWN = 16  # see ``is_shown``
@@ -21,14 +23,7 @@ OF_EVENTS = ("overview", "maps", "heatmaps/*", "images/*", "generations/*")  # w
 
 @dataclass
 class Kept:
-    """What is kept of one event.
-
-    Attributes:
-        step: optimizer step.
-        is_news: whether it has news.
-        rank: how many of its kind, news or quiet, there were before it.
-        files: bytes by file.
-    """
+    """What is kept of one event: bytes by file; ``rank`` is how many of its kind, news or quiet, were before it."""
 
     step: int
     is_news: bool
@@ -79,15 +74,18 @@ class Retention:
             event.files = {}
         self.events = [event for event in self.events if event.files or event is self.events[-1]]
 
-    def rewind(self, step: int, events: Iterable[tuple[int, bool]]) -> None:
-        """Go on after these events, ``(step, is_news)``; files of events after ``step`` are deleted."""
+    def rewind(self, step: int, events: Iterable[Event]) -> None:
+        """Go on after these events; files of events after ``step`` are deleted."""
         self.events, self._counts = [], [0, 0]
-        by_step = {each: self.begin(each, is_news) for each, is_news in events}
+        by_step = {event.step: self.begin(event.step, event.has_news) for event in events}
         for file in (file for place in OF_EVENTS for file in self.folder.glob(f"{place}/step_*")):
+            _, _, number = file.stem.partition("_")
+            if not number.isdecimal():  # nobody's
+                continue
             with suppress(OSError):
-                if (event := by_step.get(step_of(file))) is not None:
-                    event.files[file] = file.stat().st_size
-                elif step_of(file) > step:
+                if (kept := by_step.get(int(number))) is not None:
+                    kept.files[file] = file.stat().st_size
+                elif int(number) > step:
                     file.unlink()
 
 
@@ -111,9 +109,3 @@ def is_shown(rank: int) -> bool:
 def stem_of(step: int) -> str:
     """How the names of an event's files begin."""
     return f"step_{step:07d}"
-
-
-def step_of(file: Path) -> int:
-    """The inverse; -1 for any other name, which is nobody's of an event."""
-    name, _, number = file.stem.partition("_")
-    return int(number) if name == "step" and number.isdecimal() else -1

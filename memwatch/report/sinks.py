@@ -15,12 +15,11 @@ from tqdm.auto import tqdm
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink, LossSink
 from memwatch.report.history import HISTORY
-from memwatch.report.overview import overview_of
-from memwatch.report.picture import pictures_of
+from memwatch.report.pictures import overview_of, pictures_of
 from memwatch.report.report import Report
 from memwatch.report.retention import is_shown
 from memwatch.report.text import summary
-from memwatch.report.trackers import TrackerSink, sink_of
+from memwatch.report.trackers import AnyTrackerSink, sink_of
 
 DRAWING = "drawing the pictures"
 MISSING = "it has no rows and pictures of the events in between"
@@ -48,7 +47,7 @@ class Sinks:
     def __init__(self, files: FileSink, faults: Faults, more: Sequence[Sink] = ()) -> None:
         self.files, self.losses, self.faults, self.more = files, LossSink(files.folder), faults, tuple(more)
         self._trackers: list[Any] | None = None
-        self._of_trackers: dict[int, TrackerSink] = {}
+        self._of_trackers: dict[int, AnyTrackerSink] = {}
 
     def write(self, report: Report, trackers: Sequence[Any]) -> Report:
         """Draw the pictures, and write to every sink that does not rest; returns the report with its pictures.

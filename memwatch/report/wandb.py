@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.about import About
-from memwatch.report.picture import image_of
+from memwatch.report.pictures import image_of
 from memwatch.report.report import Report
 
 logger = logging.getLogger("memwatch")
@@ -27,16 +26,16 @@ STEP = "memwatch/step"
 ABOUT = ("model", "machine", "versions", "training_rows")  # of ``About``: beside the settings in the run's config
 TITLE = 63  # characters of an alert's title that W&B takes
 PICTURED = 16  # probes whose pictures an event logs, unless more have evidence
-CLASSES = {1: str(Verdict.SUSPICIOUS), 2: str(Verdict.MEMORIZED)}  # of region layers; 0 is no region
+CLASSES = {Verdict.SUSPICIOUS: 1, Verdict.MEMORIZED: 2}  # of region layers; 0 is no region
 COLUMNS = ("step", "probe", "prompt", "image", "heatmap", "severity", "p", "area", "copied", "verdict", "reason")
 
 
 class WandbSink:
-    """Writes to the tracker's run.
+    """Writes to the tracker's run; accelerate finishes it.
 
     | in W&B | holds |
     |---|---|
-    | history | a row per event: the keys of ``Report``, see ``images_of``, and ``memwatch/probes`` |
+    | history | a row per event: the keys of ``Report`` |
     | ``memwatch/probes`` | one growing table: a row per probe and event, with ``COLUMNS`` |
     | summary | of each key ``.last``, ``.min`` and ``.max`` |
     | config | ``memwatch``: the settings; ``memwatch.about``: model, machine, versions, numbers of probes |
@@ -53,8 +52,8 @@ class WandbSink:
     def __init__(self, tracker: Any) -> None:
         self._run = tracker.tracker
         self._run.define_metric(STEP, hidden=True)
-        self._define("memwatch/*")
         self._defined: set[str] = set()
+        self._define("memwatch/*")
         held = self._run.summary.get(STEP) if self._run.resumed else None
         self._held = -1.0 if held is None else float(held)  # the last event's step in the run
         self._about = About()
@@ -68,9 +67,9 @@ class WandbSink:
             return
         self._configure(report.about)
         row: dict[str, Any] = dict(report.scalars())
-        for key in {key for key in row if "." in key} - self._defined:
-            self._define(key.replace(".", "\\."))  # a bare dot leads into nested values, and no pattern fits it
-            self._defined.add(key)
+        for key in row:
+            if "." in key:
+                self._define(key.replace(".", "\\."))  # a bare dot leads into nested values, and no pattern fits it
         images, text = images_of(report), "\n\n".join(report.alert_text(f) for f in report.alerts)
         row |= {"memwatch/alert": text} | images if text else images
         if report.findings:
@@ -78,8 +77,11 @@ class WandbSink:
         self._log(row, report.step)
         self._held = report.step
         if text:
+            worst, *others = sorted(report.alerts, key=lambda f: list(Verdict).index(f.verdict))
+            said = f"{worst.verdict}{f' and {len(others)} more' if others else ''}: {worst.observation.probe.title}"
+            title = f"memwatch, step {report.step}: {said}"  # W&B sends no title twice in a row
             level = "WARN" if all(f.verdict is Verdict.SUSPICIOUS for f in report.alerts) else "ERROR"
-            self._run.alert(title=alert_title(report)[:TITLE], text=text, level=level, wait_duration=0)
+            self._run.alert(title=title[:TITLE], text=text, level=level, wait_duration=0)
 
     def _configure(self, about: About) -> None:
         if about.settings and about != self._about:
@@ -89,7 +91,9 @@ class WandbSink:
             self._about = about
 
     def _define(self, key: str) -> None:
-        self._run.define_metric(key, step_metric=STEP, summary="last,min,max")
+        if key not in self._defined:
+            self._run.define_metric(key, step_metric=STEP, summary="last,min,max")
+            self._defined.add(key)
 
     def _log(self, row: dict[str, Any], step: int) -> None:
         """One row, at a step of W&B's own that it takes and that none of the earlier events has."""
@@ -118,55 +122,36 @@ class WandbSink:
         return self._table
 
 
-def alert_title(report: Report) -> str:
-    """One of the worst, and how many others there are; with the step, because W&B sends no title twice in a row."""
-    worst, *others = sorted(report.alerts, key=lambda f: list(Verdict).index(f.verdict))
-    more = f" and {len(others)} more" if others else ""
-    return f"memwatch, step {report.step}: {worst.verdict}{more}: {worst.observation.probe.title}"
-
-
 def images_of(report: Report) -> dict[str, Any]:
-    """The images of an event's row by key, as ``wandb.Image``.
+    """The images of an event's row by key, as ``wandb.Image``: the overview, and of a probe its heatmap and regions.
 
-    ``memwatch/heatmap/PROBE`` and ``memwatch/regions/PROBE`` for the probes of ``pictured``, ``memwatch/overview``.
+    Of many probes those with evidence or news and some others have images, ``PICTURED`` in all, so that a run stays
+    small. The overview and the table have every probe, and ``output_dir`` every picture.
     """
     import wandb
 
+    first = sorted(report.findings, key=lambda f: not f.is_worth_a_look)
     images = {}
-    for f in pictured(report.findings):
+    for f in first[: max(PICTURED, sum(f.is_worth_a_look for f in first))]:
         if (picture := report.pictures.get(f.name)) is not None:
-            row = report.rows[f.name]
+            row, labels = report.rows[f.name], {number: str(verdict) for verdict, number in CLASSES.items()}
             images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=row.caption)
             images[f"memwatch/regions/{f.name}"] = wandb.Image(
                 image_of(f),
                 caption=row.title,
-                masks={"regions": {"mask_data": mask_of(f), "class_labels": CLASSES}},
-                boxes={"regions": {"box_data": boxes_of(f), "class_labels": CLASSES}},
+                masks={"regions": {"mask_data": mask_of(f), "class_labels": labels}},
+                boxes={"regions": {"box_data": boxes_of(f), "class_labels": labels}},
             )
     if report.overview is not None:
         images["memwatch/overview"] = wandb.Image(report.overview, caption=f"step {report.step}")
     return images
 
 
-def pictured(findings: Sequence[Finding]) -> list[Finding]:
-    """Whose pictures are logged: all with evidence or news, and others in their order, ``PICTURED`` in all.
-
-    So a run of many probes stays small. The overview and the table have every probe, and ``output_dir`` every picture.
-    """
-    first = sorted(findings, key=lambda f: not f.is_worth_a_look)
-    return first[: max(PICTURED, sum(f.is_worth_a_look for f in findings))]
-
-
-def class_of(finding: Finding) -> int:
-    """The class of its regions: a key of ``CLASSES``; 0 where it has no evidence."""
-    return next((number for number, verdict in CLASSES.items() if verdict == finding.verdict), 0)
-
-
 def mask_of(finding: Finding) -> np.ndarray:
-    """Its regions in pixels of its image: uint8 ``(H, W)``, ``class_of`` inside, 0 outside."""
+    """Its regions in pixels of its image: uint8 ``(H, W)``, its number of ``CLASSES`` inside, 0 outside."""
     height, width = image_of(finding).shape[:2]
     labels = np.zeros((1, 1)) if finding.labels is None else finding.labels
-    inside = Image.fromarray(np.where(labels > 0, class_of(finding), 0).astype(np.uint8))
+    inside = Image.fromarray(np.where(labels > 0, CLASSES.get(finding.verdict, 0), 0).astype(np.uint8))
     return np.asarray(inside.resize((width, height), Image.Resampling.NEAREST))
 
 
@@ -180,6 +165,6 @@ def boxes_of(finding: Finding) -> list[dict[str, Any]]:
             scores["p"] = region.p
             text += f", p = {region.p:.2g}"
         position = dict(zip(("minX", "minY", "maxX", "maxY"), region.box, strict=True))
-        box = {"position": position, "domain": "pixel", "class_id": class_of(finding)}
+        box = {"position": position, "domain": "pixel", "class_id": CLASSES[finding.verdict]}
         boxes.append(box | {"box_caption": text, "scores": scores})
     return boxes

@@ -1,4 +1,4 @@
-"""One probe at one event: panels under a title bar that says what they show."""
+"""Pictures of an event: one per probe, panels under a title bar, and the overview with a card per probe."""
 
 from __future__ import annotations
 
@@ -11,31 +11,48 @@ from PIL import Image, ImageDraw
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.copies import Proof
-from memwatch.report.heatmap import BAR, colour_bar, overlay
-from memwatch.report.report import Report
-from memwatch.report.tiles import (
+from memwatch.report.drawing import (
+    BAR,
     PAPER,
     QUIET,
     SHOWN,
     VERDICT_COLOURS,
     Picture,
-    centred,
+    colour_bar,
     fitted,
     fitting,
     font_of,
     ink_on,
     joined,
+    line_of,
+    overlay,
+    paragraph,
+    placed,
     title_bar,
 )
+from memwatch.report.report import Report
 
 MARGIN = 8  # pixels around and between panels
 BOTH = 2 * SHOWN + MARGIN  # pixels, width of a row
-WIDTH = BOTH + 2 * MARGIN + BAR
-TITLE = WIDTH // 21  # pixels: letters of 12 pixels where a dashboard shows the picture 250 pixels wide
-CAPTION, LETTERS = 33, 22  # pixels: a caption's height, and its letters
+TITLE = (BOTH + 2 * MARGIN + BAR) // 21  # letters of 12 pixels where a dashboard shows the picture 250 pixels wide
+CAPTION, LETTERS = 33, 22  # pixels: a caption's height, and the size of its letters
 COPY = VERDICT_COLOURS[Verdict.MEMORIZED]  # frames a generation that copies the region
 
+WIDTH = 1600  # pixels, of the overview
+EDGE = 24  # pixels, around everything there and between cards
+GRID = WIDTH - BAR - 3 * EDGE  # pixels, width of all cards
+CARDS = 12  # at most
+HEADLINE, TEXT, CARD_TITLE = 72, 34, 30  # pixels: letters
+HEATMAP = (
+    "The second picture of a card is the heatmap: the brighter, the more freedom the model has lost there to generate "
+    "anything else. The white box is the region that the numbers are of."
+)
+GENERATED = "The third picture is the nearest of those that the model now generates from the caption."
+
 Panel = tuple[Picture, str]  # with its caption
+
+
+# --- one probe --------------------------------------------------------------------------------------------------------
 
 
 def pictures_of(report: Report) -> dict[str, Picture]:
@@ -49,23 +66,21 @@ def picture_of(report: Report, finding: Finding) -> Picture:
     The first row lies at the same place at every step. The second one holds what the caption generates now and the
     region enlarged or, where nothing was generated, the region and its heatmap enlarged.
     """
-    first = row_of([image_panel(finding), heat_panel(finding)])
-    panels = region_panels(finding) if finding.regions else []
-    rows = [first, row_of(panels, SHOWN if len(panels) == 2 else BOTH)] if panels else [first]
-    title = title_bar(report.rows[finding.name], WIDTH - 2 * MARGIN, TITLE, report.step)
-    body = joined([joined(rows, down=True), colour_bar(max(SHOWN // 2, first.height - CAPTION))], MARGIN)
-    content = joined([title, body], MARGIN, down=True)
-    picture = Image.new("RGB", (WIDTH, content.height + MARGIN), PAPER)
-    picture.paste(content, (MARGIN, MARGIN))
-    return picture
+    rows = [row_of([image_panel(finding), heat_panel(finding)])]
+    bar = colour_bar(max(SHOWN // 2, rows[0].height - CAPTION))
+    if finding.regions:
+        panels = region_panels(finding)
+        rows.append(row_of(panels, SHOWN if len(panels) == 2 else BOTH))
+    title = title_bar(report.rows[finding.name], BOTH + BAR, TITLE, report.step)
+    content = joined([title, joined([joined(rows, down=True), bar], MARGIN)], MARGIN, down=True)
+    return placed(content, content.width + MARGIN, content.height + MARGIN, (MARGIN, MARGIN))
 
 
 def row_of(panels: Sequence[Panel], width: int = SHOWN) -> Picture:
     """Panels side by side, each ``width`` pixels wide, with its caption below."""
     height, tiles = max(shown.height for shown, _ in panels), []
     for shown, caption in panels:
-        tile = Image.new("RGB", (width, height + CAPTION), PAPER)
-        tile.paste(centred(shown, width, height), (0, 0))
+        tile = joined([placed(shown, width, height), Image.new("RGB", (width, CAPTION), PAPER)], down=True)
         text, font = fitting(caption, width, LETTERS)
         ImageDraw.Draw(tile).text((width / 2, height + CAPTION / 2), text, QUIET, font, anchor="mm")
         tiles.append(tile)
@@ -133,7 +148,7 @@ def generations(proof: Proof, side: int = SHOWN) -> Picture:
     cell, letters = side // rows, max(12, side // 20)
     sheet = Image.new("RGB", (side, side), PAPER)
     for i, (generation, is_copy) in enumerate(zip(proof.generations, proof.is_copy, strict=True)):
-        tile = centred(fitted(generation, cell - 8, cell - 8), cell, cell)
+        tile = placed(fitted(generation, cell - 8, cell - 8), cell, cell)
         if is_copy:
             draw, ink = ImageDraw.Draw(tile), ink_on(Verdict.MEMORIZED)
             draw.rectangle((0, 0, cell - 1, cell - 1), outline=COPY, width=5)
@@ -151,3 +166,63 @@ def pair(one: np.ndarray, other: np.ndarray, width: int = SHOWN, height: int = S
     sizes = [((width - MARGIN) // 2, height), (width, (height - MARGIN) // 2)]
     size = max(sizes, key=lambda each: min(each[0] / one.shape[1], each[1] / one.shape[0]))
     return joined([fitted(one, *size), fitted(other, *size)], MARGIN, down=size[0] == width)
+
+
+# --- the whole event --------------------------------------------------------------------------------------------------
+
+
+def overview_of(report: Report) -> Picture | None:
+    """The whole event; ``None`` for one that failed.
+
+    A title, a card per probe (its title bar, image, heatmap and nearest generation), which probes have no card, and how
+    to read it.
+    """
+    if not report.findings:
+        return None
+    by_name = {f.name: f for f in report.findings}
+    shown = [by_name[row.name] for row in report.event.worst_first[:CARDS]]
+    panels = 3 if any(f.proof is not None for f in shown) else 2
+    columns = min(len(shown), 5 - panels)
+    cards = [card(report, f, (GRID - (columns - 1) * EDGE) // columns, panels) for f in shown]
+    rows = [joined(cards[i : i + columns], EDGE) for i in range(0, len(cards), columns)]
+    notes = [report.event.left_out(CARDS)]
+    notes += [HEATMAP] if any(f.observation.image is not None for f in shown) else []
+    notes += [GENERATED] if panels == 3 else []
+    body = joined([*rows, *(paragraph(note, GRID, LETTERS) for note in notes if note)], EDGE, down=True)
+    bar = colour_bar(max(SHOWN, rows[0].height), LETTERS)
+    content = joined([head(report), joined([body, bar], EDGE)], EDGE, down=True)
+    return placed(content, WIDTH, content.height + 2 * EDGE, (EDGE, EDGE))
+
+
+def head(report: Report) -> Picture:
+    """The step and how many probes have each verdict; below it the text of ``measure``."""
+    planned, width = report.config.max_train_steps, WIDTH - 2 * EDGE
+    when = f"Step {report.step} of {planned}" if planned else f"Step {report.step}"
+    title = line_of(f"{when}: {report.event.counts()}", width, HEADLINE)
+    return joined([title, paragraph(measure(report), width, TEXT)], down=True)
+
+
+def measure(report: Report) -> str:
+    """Whether training stops, what the controls show, and what it takes to be called memorized."""
+    stop = "memwatch stopped the training. " if report.stop_reason is not None else ""
+    if controls := report.controls:
+        held_out = f"{len(controls)} held-out control{'s' if len(controls) != 1 else ''}"
+        reached = f"{held_out} reach{'es' if len(controls) == 1 else ''} {max(controls.values()):.1f}x at most"
+        return f"{stop}{reached}; a probe can be called memorized from {report.config.alerts.min_severity:g}x on."
+    if report.calibrated:
+        return f"{stop}The controls were not compared with anything at this event."
+    return f"{stop}There are no controls, so a probe can be called suspicious, but never memorized."
+
+
+def card(report: Report, finding: Finding, width: int, panels: int) -> Picture:
+    """A probe's title bar and, where it has an image, its panels; ``panels``: into how many the width is shared."""
+    row, proof = report.rows[finding.name], finding.proof
+    title = title_bar(row, width, CARD_TITLE)
+    if finding.observation.image is None:
+        return title
+    side = (width - (panels - 1) * MARGIN) // panels
+    heat, caption = heat_panel(finding, side)
+    shown = [image_panel(finding, side), (heat, caption.removeprefix("heatmap, "))]  # all of it does not fit
+    if proof is not None:
+        shown.append((fitted(proof.generations[nearest_of(proof) or 0], side, side), row.proof(brief=True)))
+    return joined([title, row_of(shown, side)], down=True)
