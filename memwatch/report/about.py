@@ -8,6 +8,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -73,10 +74,8 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     """By package; those that are not installed are left out."""
     found = {}
     for name in packages:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = torch.__version__ if name == "torch" else version(name)  # torch's own names the build
-        except PackageNotFoundError:
-            continue
     return found
 
 

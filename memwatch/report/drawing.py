@@ -30,7 +30,6 @@ STOPS = np.array([list(bytes.fromhex(colour)) for colour in COLOURS.split()], dt
 MAX_FACTOR = 6.0  # at the top of the scale, the same in every picture
 BAR, PAD = 74, 14  # pixels: width of the colour bar with its labels; paper above and below it
 
-
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Picture = Image.Image
 
@@ -105,10 +104,13 @@ def fitting(text: str, width: float, size: int, smallest: float = SMALLEST) -> t
 def title_bar(row: Row, width: int, size: int, step: int | None = None) -> Picture:
     """Three lines: the verdict on its colour and the probe's title; the effect and p-value; the reason.
 
-    Where no judgement was possible, the second line holds the reason and the third one is empty. ``step`` is left out
-    where the picture around it says so; ``size`` of the letters and ``width`` in pixels.
+    Where no judgement was possible, the second line holds the reason and the third one is empty.
     """
-    chip, pad = chip_of(row.verdict, size), size // 3
+    line, pad = round(size * LEADING), size // 3
+    chip = Image.new("RGB", (round(font_of(size).getlength(row.verdict)) + 2 * pad, line), PAPER)
+    draw = ImageDraw.Draw(chip)
+    draw.rounded_rectangle((0, 0, chip.width - 1, line - 1), pad, VERDICT_COLOURS[row.verdict])
+    draw.text((pad, line // 2), str(row.verdict), ink_on(row.verdict), font_of(size), anchor="lm")
     words, reason = (row.effect, row.reason) if row.effect else (row.reason, "")
     lines = [
         joined([chip, line_of(row.title, width - chip.width - pad, size, smallest=0.55)], pad),
@@ -117,16 +119,6 @@ def title_bar(row: Row, width: int, size: int, step: int | None = None) -> Pictu
         Image.new("RGB", (width, pad), PAPER),
     ]
     return joined(lines, down=True)
-
-
-def chip_of(verdict: Verdict, size: int) -> Picture:
-    """A verdict on its colour."""
-    height, pad = round(size * LEADING), size // 3
-    chip = Image.new("RGB", (round(font_of(size).getlength(verdict)) + 2 * pad, height), PAPER)
-    draw = ImageDraw.Draw(chip)
-    draw.rounded_rectangle((0, 0, chip.width - 1, height - 1), pad, VERDICT_COLOURS[verdict])
-    draw.text((pad, height // 2), str(verdict), ink_on(verdict), font_of(size), anchor="lm")
-    return chip
 
 
 def ink_on(verdict: Verdict) -> str:
@@ -152,18 +144,18 @@ def scaled(log_values: np.ndarray) -> np.ndarray:
 
 def opacity(share: np.ndarray) -> np.ndarray:
     """How opaque the heatmap lies on the image where it has these values of the scale, uint8."""
-    return (np.sqrt(share) * 0.85 * 255).round().astype(np.uint8)
+    opaque: np.ndarray = (np.sqrt(share) * 0.85 * 255).round().astype(np.uint8)
+    return opaque
 
 
 def overlay(image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, side: int = SHOWN) -> Picture:
-    """The image, ``fitted`` into a square, under its heatmap with region boxes.
+    """The image, ``fitted`` into a square of ``side`` pixels, under its heatmap with region boxes.
 
     The higher a value, the more opaque the heatmap: where nothing was stored, the image shows unchanged.
 
     Args:
         image: RGB uint8 ``(H, W, 3)``; the boxes of ``regions`` are in its pixels.
         log_values: natural log of reduction factors, ``(h, w)``; enlarged to the image without smoothing.
-        side: pixels of the square.
     """
     plain, share = fitted(image, side, side), scaled(log_values)
     small = colours(share), opacity(share)

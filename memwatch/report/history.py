@@ -113,6 +113,11 @@ class Event:
         """Whether any probe's verdict got worse, or a generation copied one."""
         return any(row.alert or (row.copied or {}).get("copies") for row in self.rows)
 
+    @property
+    def calibration(self) -> str:
+        """What the controls say."""
+        return self.audit if self.calibrated else "there are no controls, so alerts are uncalibrated"
+
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict is verdict for row in self.rows)
 

@@ -55,18 +55,13 @@ Panel = tuple[Picture, str]  # with its caption
 # --- one probe --------------------------------------------------------------------------------------------------------
 
 
-def pictures_of(report: Report) -> dict[str, Picture]:
-    """The picture of every finding that has an image, by the probe's name."""
-    return {f.name: picture_of(report, f) for f in report.findings if f.observation.image is not None}
-
-
 def picture_of(report: Report, finding: Finding) -> Picture:
     """The title bar, the image beside its heatmap and, where there is a region, a second row.
 
     The first row lies at the same place at every step. The second one holds what the caption generates now and the
     region enlarged or, where nothing was generated, the region and its heatmap enlarged.
     """
-    rows = [row_of([image_panel(finding), heat_panel(finding)])]
+    rows = [row_of(first_panels(finding))]
     bar = colour_bar(max(SHOWN // 2, rows[0].height - CAPTION))
     if finding.regions:
         panels = region_panels(finding)
@@ -87,26 +82,21 @@ def row_of(panels: Sequence[Panel], width: int = SHOWN) -> Picture:
     return joined(tiles, MARGIN)
 
 
-def image_panel(finding: Finding, side: int = SHOWN) -> Panel:
-    """The image that was measured."""
-    is_reference = finding.observation.probe.is_reference
-    return fitted(image_of(finding), side, side), "training image" if is_reference else "generated from prompt"
-
-
-def heat_panel(finding: Finding, side: int = SHOWN) -> Panel:
-    """The image under its heatmap; the caption tells how coarse that is."""
-    image, signals = image_of(finding), finding.signals
-    if signals is None or signals.decisive is None:
-        return fitted(image, side, side), "no heatmap"
-    values = signals.decisive.mean.numpy()
-    marked = overlay(image, values, finding.regions, side=side)
-    return marked, f"heatmap, {values.shape[1]}x{values.shape[0]} latent pixels"
-
-
 def image_of(finding: Finding) -> np.ndarray:
     """The image of a finding that has one, RGB uint8 ``(H, W, 3)``."""
     assert finding.observation.image is not None
     return finding.observation.image
+
+
+def first_panels(finding: Finding, side: int = SHOWN) -> list[Panel]:
+    """The image that was measured, and the same under its heatmap; the caption tells how coarse that is."""
+    image, is_reference = image_of(finding), finding.observation.probe.is_reference
+    plain = fitted(image, side, side), "training image" if is_reference else "generated from prompt"
+    if finding.signals is None or finding.signals.decisive is None:
+        return [plain, (plain[0], "no heatmap")]
+    values = finding.signals.decisive.mean.numpy()
+    marked = overlay(image, values, finding.regions, side=side)
+    return [plain, (marked, f"heatmap, {values.shape[1]}x{values.shape[0]} latent pixels")]
 
 
 def region_panels(finding: Finding) -> list[Panel]:
@@ -172,11 +162,7 @@ def pair(one: np.ndarray, other: np.ndarray, width: int = SHOWN, height: int = S
 
 
 def overview_of(report: Report) -> Picture | None:
-    """The whole event; ``None`` for one that failed.
-
-    A title, a card per probe (its title bar, image, heatmap and nearest generation), which probes have no card, and how
-    to read it.
-    """
+    """A title, a card per probe, which probes have no card, and how to read it; ``None`` for an event that failed."""
     if not report.findings:
         return None
     by_name = {f.name: f for f in report.findings}
@@ -190,16 +176,11 @@ def overview_of(report: Report) -> Picture | None:
     notes += [GENERATED] if panels == 3 else []
     body = joined([*rows, *(paragraph(note, GRID, LETTERS) for note in notes if note)], EDGE, down=True)
     bar = colour_bar(max(SHOWN, rows[0].height), LETTERS)
-    content = joined([head(report), joined([body, bar], EDGE)], EDGE, down=True)
-    return placed(content, WIDTH, content.height + 2 * EDGE, (EDGE, EDGE))
-
-
-def head(report: Report) -> Picture:
-    """The step and how many probes have each verdict; below it the text of ``measure``."""
     planned, width = report.config.max_train_steps, WIDTH - 2 * EDGE
-    when = f"Step {report.step} of {planned}" if planned else f"Step {report.step}"
-    title = line_of(f"{when}: {report.event.counts()}", width, HEADLINE)
-    return joined([title, paragraph(measure(report), width, TEXT)], down=True)
+    title = f"Step {report.step}{f' of {planned}' if planned else ''}: {report.event.counts()}"
+    head = joined([line_of(title, width, HEADLINE), paragraph(measure(report), width, TEXT)], down=True)
+    content = joined([head, joined([body, bar], EDGE)], EDGE, down=True)
+    return placed(content, WIDTH, content.height + 2 * EDGE, (EDGE, EDGE))
 
 
 def measure(report: Report) -> str:
@@ -221,8 +202,7 @@ def card(report: Report, finding: Finding, width: int, panels: int) -> Picture:
     if finding.observation.image is None:
         return title
     side = (width - (panels - 1) * MARGIN) // panels
-    heat, caption = heat_panel(finding, side)
-    shown = [image_panel(finding, side), (heat, caption.removeprefix("heatmap, "))]  # all of it does not fit
+    shown = [(tile, caption.removeprefix("heatmap, ")) for tile, caption in first_panels(finding, side)]  # or too long
     if proof is not None:
         shown.append((fitted(proof.generations[nearest_of(proof) or 0], side, side), row.proof(brief=True)))
     return joined([title, row_of(shown, side)], down=True)

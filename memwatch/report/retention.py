@@ -34,19 +34,9 @@ class Kept:
     def size(self) -> int:
         return sum(self.files.values())
 
-    @property
-    def worth(self) -> tuple[bool, float, int]:
-        """The smallest goes first; the run's first event counts as news."""
-        return self.is_news or self.rank == 0, worth_of(self.rank), self.rank
-
 
 class Retention:
-    """The files of a run's events, below ``folder``.
-
-    Attributes:
-        budget: bytes.
-        events: those that have files, oldest first, and the newest.
-    """
+    """The files of a run's events, below ``folder``; ``events`` are those that have files, and the newest."""
 
     def __init__(self, folder: Path, budget: int = BUDGET) -> None:
         self.folder, self.budget = folder, budget
@@ -62,16 +52,18 @@ class Retention:
     def thin(self) -> None:
         """Delete what goes beyond the budget; a file that cannot be deleted is forgotten."""
         kept = [event for event in self.events if event.files]
-        by_worth = [sorted(group, key=lambda each: each.worth) for group in (kept[:-NEWEST], kept[-NEWEST:-1])]
-        total = sum(event.size for event in kept)
-        for event in [*by_worth[0], *by_worth[1]]:
-            if total <= self.budget:
-                break
-            total -= event.size
-            for file in event.files:
-                with suppress(OSError):
-                    file.unlink()
-            event.files = {}
+        total, newest = sum(event.size for event in kept), kept[-NEWEST:]
+
+        def worth(event: Kept) -> tuple[bool, bool, float, int]:  # the run's first event counts as news
+            return event in newest, event.is_news or event.rank == 0, worth_of(event.rank), event.rank
+
+        for event in sorted(kept[:-1], key=worth):
+            if total > self.budget:
+                total -= event.size
+                for file in event.files:
+                    with suppress(OSError):
+                        file.unlink()
+                event.files = {}
         self.events = [event for event in self.events if event.files or event is self.events[-1]]
 
     def rewind(self, step: int, events: Iterable[Event]) -> None:
@@ -95,7 +87,7 @@ def worth_of(rank: int) -> float:
 
 
 def is_shown(rank: int) -> bool:
-    """Whether trackers get the pictures of an event; what they are given they keep.
+    """Whether trackers, which keep what they are given, get the pictures of an event.
 
     They get those of the first ``SHOWN`` events of each kind, of as many again every second one, and half as many
     whenever a run is twice as long.

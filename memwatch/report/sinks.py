@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink, LossSink
 from memwatch.report.history import HISTORY
-from memwatch.report.pictures import overview_of, pictures_of
+from memwatch.report.pictures import overview_of, picture_of
 from memwatch.report.report import Report
 from memwatch.report.retention import is_shown
 from memwatch.report.text import summary
@@ -61,7 +61,9 @@ class Sinks:
             self._trackers = [tracker for tracker in trackers if tracker.name != "memwatch"]
         if not self.faults.is_resting(DRAWING):
             with self.faults.surviving(DRAWING, missing="the pictures of the events in between are missing"):
-                report = replace(report, pictures=pictures_of(report), overview=overview_of(report))
+                shown = [f for f in report.findings if f.observation.image is not None]
+                pictures = {f.name: picture_of(report, f) for f in shown}
+                report = replace(report, pictures=pictures, overview=overview_of(report))
         lost = "pictures and maps of the events in between are missing"
         if not self._write(self.files.name, self.files.write, report, lost):
             self.files.hold(replace(report, errors=self.faults.count))

@@ -18,11 +18,7 @@ HEAD = ("probe", "verdict", "effect", "region, px", "generations", "why")
 
 
 def summary(event: Event, about: About, *, shown: int = SHOWN) -> str:
-    """Verdict counts, the worst probes, the controls, the cost, and the reason of a stop.
-
-    Args:
-        shown: how many probes, at least 0.
-    """
+    """Verdict counts, the ``shown`` worst probes, the controls, the cost, and the reason of a stop."""
     planned = about.settings.get("max_train_steps")
     head = f"memwatch, step {event.step}{f' of {planned}' if planned else ''}"
     if event.failure is not None:
@@ -34,7 +30,7 @@ def summary(event: Event, about: About, *, shown: int = SHOWN) -> str:
         else:
             lines = [f"{head}: {event.counts()}", *table(event.worst_first[:shown])]
             lines += [f"  {others}"] if (others := event.left_out(shown, NAMED)) else []
-        lines.append(f"  {calibration(event)}")
+        lines.append(f"  {event.calibration}")
     costs = [f"{event.seconds:.1f} s"]
     costs += [f"{100 * event.overhead:.1f} % of training time"] if event.overhead is not None else []
     costs += [f"{event.errors} failure{'s' if event.errors > 1 else ''} of memwatch so far"] if event.errors else []
@@ -64,11 +60,6 @@ def cells_of(row: Row) -> tuple[str, ...]:
     """A probe under ``HEAD``."""
     where = "{},{} to {},{}".format(*row.regions[0]["box"]) if row.regions else ""
     return row.title, str(row.verdict), row.effect, where, row.proof(brief=True), row.reason
-
-
-def calibration(event: Event) -> str:
-    """What the controls say."""
-    return event.audit if event.calibrated else "there are no controls, so alerts are uncalibrated"
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -133,7 +124,7 @@ def not_watched(run: Run) -> list[str]:
 def as_markdown(run: Run) -> str:
     """What the page says, in the words and tables of a comment."""
     last = run.last
-    lines = [f"# {headline(run)}", "", f"`{run.folder}`, step {last.step}: {last.counts()}. {calibration(last)}.", ""]
+    lines = [f"# {headline(run)}", "", f"`{run.folder}`, step {last.step}: {last.counts()}. {last.calibration}.", ""]
     lines += markdown_table([HEAD, *map(cells_of, last.worst_first)])
     alerts = [f"- step {step}: {row.title} is {row.verdict}. {row.why}." for step, row in run.rows if row.alert]
     advice = [f"- {row.title}: {advice_of(row)}" for row in last.worst_first if row.verdict.is_evidence]

@@ -74,7 +74,11 @@ class WandbSink:
         row |= {"memwatch/alert": text} | images if text else images
         if report.findings:
             row["memwatch/probes"] = self._with_rows(report, images)
-        self._log(row, report.step)
+        if self._run.settings.mode == "shared":  # where W&B counts no steps
+            self._run.log(row)
+        else:  # at a step of its own that it takes and that none of the earlier events has
+            self._row = max(report.step, self._run.step, self._row + 1)
+            self._run.log(row, step=self._row)
         self._held = report.step
         if text:
             worst, *others = sorted(report.alerts, key=lambda f: list(Verdict).index(f.verdict))
@@ -95,14 +99,6 @@ class WandbSink:
             self._run.define_metric(key, step_metric=STEP, summary="last,min,max")
             self._defined.add(key)
 
-    def _log(self, row: dict[str, Any], step: int) -> None:
-        """One row, at a step of W&B's own that it takes and that none of the earlier events has."""
-        if self._run.settings.mode == "shared":  # where W&B counts no steps
-            self._run.log(row)
-            return
-        self._row = max(step, self._run.step, self._row + 1)
-        self._run.log(row, step=self._row)
-
     def _with_rows(self, report: Report, images: dict[str, Any]) -> Any:
         """The table with the event's rows added; W&B uploads those that are new."""
         import wandb
@@ -117,8 +113,8 @@ class WandbSink:
             if any(pictures):
                 self._in_table.add(f.name)
             numbers = [scalars.get(f"memwatch/{key}/{f.name}") for key in ("severity", "p", "area", "copied")]
-            prompt, verdict = f.observation.probe.prompt, str(f.verdict)
-            self._table.add_data(report.step, f.name, prompt, *pictures, *numbers, verdict, f.reason)
+            said = f.name, f.observation.probe.prompt
+            self._table.add_data(report.step, *said, *pictures, *numbers, str(f.verdict), f.reason)
         return self._table
 
 
