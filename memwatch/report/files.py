@@ -43,7 +43,7 @@ class FileSink:
 
     The line of every event stays: about 1 kB per probe. Files named by a step take 500 MB at most over all events, or
     those of the newest event if they alone are more; ``retention`` says which stay. What a full disk refuses is lost,
-    but for the lines: the newest ``HELD`` of them wait until there is room. ``rank``: of the newest event, see ``Kept``.
+    but for the lines: the newest ``HELD`` of them wait until there is room. ``rank`` is the newest event's in ``Kept``.
     """
 
     name = "files"
@@ -114,10 +114,10 @@ class FileSink:
 
     def rewind(self, step: int) -> None:
         """Forget events after ``step``: training goes on from an earlier checkpoint."""
-        file, until = self.folder / HISTORY, lambda lines: [line for line in lines if line["step"] <= step]
-        rows, self._held = until(read_lines(file)), until(self._held)
-        if file.is_file():
-            rewrite(file, rows)
+        rows = [row for row in read_lines(self.folder / HISTORY) if row["step"] <= step]
+        if (self.folder / HISTORY).is_file():
+            rewrite(self.folder / HISTORY, rows)
+        self._held = [line for line in self._held if line["step"] <= step]
         self.retention.rewind(step, map(Event.from_dict, [*rows, *self._held]))
 
     def close(self) -> None:

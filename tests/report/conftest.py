@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from support.reports import offline, run_of_a_cat, write
 from support.wandb_runs import OfflineRun
-from support.wandb_writing import offline, reports_of_a_run, write
 
 from memwatch.report.report import Report
 
 
 @pytest.fixture(scope="session")
 def wandb_reports() -> list[Report]:
-    return reports_of_a_run()
+    return run_of_a_cat()
 
 
 @pytest.fixture(scope="session")
