@@ -11,24 +11,22 @@ import torch
 from PIL import Image
 from support.finding import event, found
 from support.observations import seen
+from support.reports import report_of
 from support.runs import save_image
 from support.trackers import Recorder
 
 import memwatch.report.sinks
 import memwatch.report.trackers
-from memwatch import MemWatchConfig, Report
+from memwatch import Report
 from memwatch.cli import main
 from memwatch.faults import Faults
-from memwatch.judge.findings import judge_event
 from memwatch.measure.copies import Proof
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement
 from memwatch.report.files import FileSink
 from memwatch.report.frames import frames_of
 from memwatch.report.history import Run
-from memwatch.report.overview import overview_of
-from memwatch.report.picture import pictures_of
-from memwatch.report.report import level_factors
+from memwatch.report.pictures import overview_of, picture_of
 from memwatch.report.retention import BUDGET, NEWEST, Retention, is_shown
 from memwatch.report.sinks import Sinks
 
@@ -43,10 +41,7 @@ class Sizes(Retention):
     def add(self, is_news: bool) -> None:
         self.begin(sum(self._counts), is_news).files = {Path("nowhere/file"): self.each}
         self.thin()
-
-    @property
-    def steps(self) -> list[int]:
-        return [kept.step for kept in self.events]
+        self.steps = [kept.step for kept in self.events]
 
 
 @pytest.mark.parametrize(
@@ -71,14 +66,6 @@ def test_news_outlast_what_is_quiet_and_the_newest_outlast_both():
     assert {0, 5, 77, 150, *range(192, 200)} <= set(rule.steps)
 
 
-def test_trackers_get_fewer_pictures_the_longer_a_run_is():
-    assert sum(map(is_shown, range(500))) == 56
-    assert sum(map(is_shown, range(100_000))) < 120
-
-
-# --- on disk ----------------------------------------------------------------------------------------------------------
-
-
 SMALL = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
 PICTURED = ("heatmaps/cat", "heatmaps/dog", "images/dog", "overview")
 
@@ -86,8 +73,7 @@ PICTURED = ("heatmaps/cat", "heatmaps/dog", "images/dog", "overview")
 def report(step: int, *, is_news: bool = False) -> Report:
     """A training image and a prompt, with pictures of their own."""
     cat, dog = found("cat", box=None), found("dog", "no evidence", box=None)
-    cat = replace(cat, observation=replace(cat.observation, probe=replace(cat.observation.probe, image="cat.png")))
-    cat = replace(cat, is_alert=is_news)
+    cat = replace(cat, observation=replace(seen("cat"), image=cat.observation.image), is_alert=is_news)
     return replace(event(step, cat, dog), pictures={"cat": SMALL, "dog": SMALL}, overview=SMALL)
 
 
@@ -153,8 +139,8 @@ def test_trackers_get_pictures_of_news_and_of_ever_fewer_quiet_events(tmp_path, 
     shown: list[int] = []
     picture = lambda tracker, report: report.overview and shown.append(report.step)  # noqa: E731
     monkeypatch.setitem(memwatch.report.trackers.ADAPTERS, "recorder", picture)
-    monkeypatch.setattr(memwatch.report.sinks, "pictures_of", lambda report: report.pictures)
-    monkeypatch.setattr(memwatch.report.sinks, "overview_of", lambda report: report.overview)
+    monkeypatch.setattr(memwatch.report.sinks, "picture_of", lambda report, finding: SMALL)
+    monkeypatch.setattr(memwatch.report.sinks, "overview_of", lambda report: SMALL)
     sinks, tracker = Sinks(FileSink(tmp_path), Faults()), Recorder()
     for step in range(70):
         sinks.write(report(step, is_news=step in (31, 57)), [tracker])
@@ -162,12 +148,11 @@ def test_trackers_get_pictures_of_news_and_of_ever_fewer_quiet_events(tmp_path, 
     assert len(shown) == len(set(shown)) < 40
     assert {*range(16), 31, 57} <= set(shown)
     assert steps_of(tmp_path / "overview") == list(range(70))
+    assert sum(map(is_shown, range(500))) == 56
+    assert sum(map(is_shown, range(100_000))) < 120
 
 
-# --- at true size -----------------------------------------------------------------------------------------------------
-
-
-def true_event(step: int, folder: Path, side: int = 512) -> Report:
+def true_event(folder: Path, side: int = 512) -> Report:
     """16 probes, half of them prompts, all measured with curvature and called, four proofs: the most there is."""
     generator, size = torch.Generator().manual_seed(0), side // 8
     pictures = [np.asarray(save_image(folder, "pictures", f"{i}.png", side=side, seed=i)) for i in range(4)]
@@ -180,27 +165,21 @@ def true_event(step: int, folder: Path, side: int = 512) -> Report:
 
     eps = torch.randn(4, 4, 4, size, size, generator=generator)
     parts = {"eps": eps, "baseline": measured(1), "unconditional": measured(1), "unconditional_baseline": measured(1)}
-    probes = [
-        replace(
-            seen(f"probe-{i}", reference=i % 2 == 0, now=measured(8), image=pictures[i % 4], **parts),
-            timesteps=(141, 301, 501, 701),
-        )
-        for i in range(16)
-    ]
-    config = MemWatchConfig()
-    judgement = judge_event(probes, {}, step, config)
-    proof = Proof(np.stack(pictures), (0.1, 0.5, 0.6, 0.9), (("probe-0",), (), (), ()), 15)
-    proved = tuple(replace(f, proof=proof) if i < 4 else f for i, f in enumerate(judgement.findings))
-    report = Report(step, config, replace(judgement, findings=proved), False, 1.0, 0, None)
+    kinds = [{"reference": i % 2 == 0, "now": measured(8), "image": pictures[i % 4]} for i in range(16)]
+    probes = [seen(f"probe-{i}", **parts, **kind) for i, kind in enumerate(kinds)]
+    report = report_of(*(replace(probe, timesteps=(141, 301, 501, 701)) for probe in probes))
     assert len(report.alerts) == 16
-    assert all(level_factors(f.signals) for f in report.findings)
-    return replace(report, pictures=pictures_of(report), overview=overview_of(report))
+    proof = Proof(np.stack(pictures), (0.1, 0.5, 0.6, 0.9), (("probe-0",), (), (), ()), 15)
+    findings = tuple(replace(f, proof=proof if i < 4 else None) for i, f in enumerate(report.findings))
+    report = replace(report, judgement=replace(report.judgement, findings=findings))
+    drawn = {f.name: picture_of(report, f) for f in findings}
+    return replace(report, pictures=drawn, overview=overview_of(report))
 
 
 def test_500_events_of_16_probes_at_512_px_stay_below_a_gigabyte(tmp_path):
     """One event at its true size; the rule holds what 500 of them would come to."""
     sink = FileSink(tmp_path / "run")
-    sink.write(true_event(0, tmp_path))
+    sink.write(true_event(tmp_path))
     (one,) = sink.retention.events
     fixed = sum(file.stat().st_size for file in (tmp_path / "run" / "images").glob("*.png"))
     line = (tmp_path / "run" / "history.jsonl").stat().st_size
