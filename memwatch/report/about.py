@@ -86,10 +86,7 @@ def processor(device: torch.device | None = None) -> str:
 
 
 def machine(*packages: str, device: torch.device | None = None) -> str:
-    """Versions of packages and the processor in one line, as every result names them.
-
-    ``device`` adds the GPU, or how many of the processor's cores are used.
-    """
+    """Versions and processor in one line; ``device`` adds the GPU, or how many of the processor's cores are used."""
     named = [f"{name} {number}" for name, number in versions(packages).items()]
     used = [f"{torch.get_num_threads()} of them used"] if device is not None and device.type != "cuda" else []
     return ", ".join([*named, f"Python {platform.python_version()}", processor(device), *used])
@@ -99,10 +96,7 @@ def machine(*packages: str, device: torch.device | None = None) -> str:
 
 
 def say_hello(config: MemWatchConfig, observer: Observer, notes: Sequence[str] = ()) -> None:
-    """Name what will be watched, and warn of what will not work; the main process alone speaks.
-
-    ``notes``: what a person should know of the choice of probes and controls.
-    """
+    """Say ``notes`` and what will be watched, and warn of what will not work; the main process alone speaks."""
     show_messages()
     if not observer.ranks.accelerator.is_main_process:
         return
@@ -115,7 +109,12 @@ def say_hello(config: MemWatchConfig, observer: Observer, notes: Sequence[str] =
     count = Counter((probe["role"], probe["is_reference"]) for probe in about.probes)
     roles = Counter(probe["role"] for probe in about.probes)
     images, prompts = count["probe", True], count["probe", False]
-    say_branch(config, observer, images + prompts)
+    alone = "only snapshot baselines are used"  # where the branch says the same as the prompt
+    unknown = sum(not observer.knows_prompt(p) for p in observer.probes[: images + prompts])
+    if c.signals.against != "snapshot" and observer.unconditional is None:
+        logger.info("this model has no unconditional branch; %s", alone)
+    elif c.signals.against != "snapshot" and unknown:
+        logger.info(f"probes without a caption: {unknown} of {images + prompts}; {alone} for them")
     warn_of_controls(count)
     events = f"overhead {c.overhead:g}" if c.every_steps is None else f"every {c.every_steps} steps"
     logger.info(
@@ -124,16 +123,6 @@ def say_hello(config: MemWatchConfig, observer: Observer, notes: Sequence[str] =
         f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
         f"baseline {c.signals.baseline}; {events}; {c.output_dir}"
     )
-
-
-def say_branch(config: MemWatchConfig, observer: Observer, num_watched: int) -> None:
-    """Say where the unconditional branch is no second baseline, because it says the same as the prompt."""
-    if config.signals.against == "snapshot":
-        return
-    if observer.unconditional is None:
-        logger.info("this model has no unconditional branch; only snapshot baselines are used")
-    elif alike := sum(not observer.knows_prompt(p) for p in observer.probes[:num_watched]):
-        logger.info(f"probes without a caption: {alike} of {num_watched}; only snapshot baselines are used for them")
 
 
 def warn_of_controls(count: Counter[tuple[str, bool]]) -> None:

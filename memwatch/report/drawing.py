@@ -70,7 +70,7 @@ def font_of(size: int) -> Font:
 
 
 def line_of(text: str, width: int, size: float, colour: str = INK, smallest: float = SMALLEST) -> Picture:
-    """A text on one line; ``size`` of its letters and ``width`` in pixels."""
+    """A text on one line; ``size``: of its letters."""
     tile = Image.new("RGB", (width, round(size * LEADING)), PAPER)
     text, font = fitting(text, width, round(size), smallest)
     ImageDraw.Draw(tile).text((0, tile.height // 2), text, colour, font, anchor="lm")

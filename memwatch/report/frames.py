@@ -1,7 +1,7 @@
 """The pictures of the report page as data URIs, small enough to send by mail.
 
-A training image is there once. A map is a PNG of its own few pixels, which the browser enlarges. Events whose pictures
-are no longer kept are left out; so are quiet events where the page would become too large.
+A map has its own few pixels, which the browser enlarges. Events whose pictures are no longer kept are left out; so are
+quiet events where the page would become too large.
 """
 
 from __future__ import annotations
@@ -79,14 +79,11 @@ def frames_of(run: Run) -> Frames:
 def by_priority(events: Sequence[Event]) -> list[Event]:
     """The last, the first, the stop, those with news; then the others, evenly spread at any point of the list."""
     stop = next((event for event in events if event.stop_reason is not None), None)
+    first = [events[i] for i in (-1, 0) if events] + ([] if stop is None else [stop])
+    news = [event for event in events if event.has_news]
     quiet = [event for event in events if not event.has_news]
-    ranks = {event.step: worth_of(rank) for rank, event in enumerate(quiet)}
-
-    def order(event: Event) -> tuple[bool, bool, bool, bool, float]:
-        ends = event is not events[-1], event is not events[0], event is not stop
-        return *ends, not event.has_news, -ranks.get(event.step, 0.0)
-
-    return sorted(events, key=order)
+    spread = [quiet[rank] for rank in sorted(range(len(quiet)), key=worth_of, reverse=True)]
+    return list({event.step: event for event in [*first, *news, *spread]}.values())
 
 
 def has_pictures(run: Run, event: Event) -> bool:
@@ -105,10 +102,7 @@ def maps_of(file: Path) -> dict[str, np.ndarray]:
 
 
 def map_uri(log_values: np.ndarray | None) -> str | None:
-    """Log factors ``(h, w)`` as a PNG of that size with few colours, the more opaque the higher.
-
-    ``None`` where it shows nothing.
-    """
+    """Log factors ``(h, w)`` as a PNG of few colours, the more opaque the higher; ``None`` where it shows nothing."""
     if log_values is None:
         return None
     side = -(-max(log_values.shape) // MAP_SIDE)

@@ -74,7 +74,7 @@ class Row:
     def proof(self, *, brief: bool = False) -> str:
         """How many generations copy the probe, and which others they copy; empty where nothing was generated.
 
-        ``brief``: for a column that says already that it is about generations.
+        ``brief``: for a column that says what it is about.
         """
         if self.copied is None:
             return ""

@@ -45,11 +45,7 @@ Histories = Mapping[str, list[tuple[int, Row]]]  # by probe, with the steps
 
 
 def write_page(folder: Path, file: Path | None = None) -> Path:
-    """Write the page of a run or a scan, whole or not at all.
-
-    Args:
-        folder: its ``output_dir``.
-        file: where the page goes; ``report.html`` in the folder by default.
+    """Write the page of the run or scan in ``folder``, whole or not at all; into ``report.html`` there by default.
 
     Raises:
         FileNotFoundError, ValueError: there is no run, see ``Run.read``.

@@ -58,8 +58,8 @@ Panel = tuple[Picture, str]  # with its caption
 def picture_of(report: Report, finding: Finding) -> Picture:
     """The title bar, the image beside its heatmap and, where there is a region, a second row.
 
-    The first row lies at the same place at every step. The second one holds what the caption generates now and the
-    region enlarged or, where nothing was generated, the region and its heatmap enlarged.
+    The first row lies at the same place at every step. The second one has what the caption generates now, if that was
+    tried, and the region enlarged.
     """
     rows = [row_of(first_panels(finding))]
     bar = colour_bar(max(SHOWN // 2, rows[0].height - CAPTION))
@@ -149,10 +149,7 @@ def generations(proof: Proof, side: int = SHOWN) -> Picture:
 
 
 def pair(one: np.ndarray, other: np.ndarray, width: int = SHOWN, height: int = SHOWN) -> Picture:
-    """Two RGB uint8 pictures of one shape in ``width`` x ``height``, side by side or one above the other.
-
-    Whichever shows them larger.
-    """
+    """Two RGB uint8 pictures of one shape, side by side or one above the other: whichever shows them larger."""
     sizes = [((width - MARGIN) // 2, height), (width, (height - MARGIN) // 2)]
     size = max(sizes, key=lambda each: min(each[0] / one.shape[1], each[1] / one.shape[0]))
     return joined([fitted(one, *size), fitted(other, *size)], MARGIN, down=size[0] == width)

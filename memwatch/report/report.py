@@ -105,7 +105,7 @@ class Report:
 
     @property
     def alerts(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.is_alert)
+        return tuple(f for f in self.findings if f.is_alert)
 
     @cached_property
     def event(self) -> Event:
@@ -146,9 +146,7 @@ class Report:
             "rotated": self.judgement.num_rotated or None,
             "max_severity": max((f.severity for f in self.findings), default=1.0),
             "min_p": min((f.p for f in self.findings if f.p is not None), default=None),
-            "num_memorized": verdicts[Verdict.MEMORIZED],
-            "num_suspicious": verdicts[Verdict.SUSPICIOUS],
-            "num_inconclusive": verdicts[Verdict.INCONCLUSIVE],
+            **{f"num_{verdict}": verdicts[verdict] for verdict in Verdict if verdict is not Verdict.NO_EVIDENCE},
             "controls_called": audit.called if audit.of else None,
             "false_alarms_at_most": audit.at_most if audit.of else None,
             "alert_level": self.config.alerts.min_severity,
@@ -159,7 +157,7 @@ class Report:
         }
 
     def alert_text(self, finding: Finding) -> str:
-        """An alert that explains itself: where, since when, how strong, how unlikely, against what."""
+        """An alert in words: where, since when, how strong, how unlikely, against what."""
         probe, evidence = finding.observation.probe, finding.evidence
         lines = [f"memwatch, step {self.step}: {probe.title} is {finding.verdict}: {finding.reason}."]
         for r in finding.regions:
@@ -198,12 +196,8 @@ class Report:
             "calibrated": self.calibrated,
             "audit": str(self.judgement.audit),
             "scalars": self.scalars(),
-            "seconds": self.seconds,
-            "overhead": self.overhead,
-            "errors": self.errors,
-            "stop_reason": self.stop_reason,
-            "failure": self.failure,
         }
+        line |= {key: getattr(self, key) for key in ("seconds", "overhead", "errors", "stop_reason", "failure")}
         return {key: _plain(value) for key, value in line.items()}
 
     def _row(self, finding: Finding) -> dict[str, Any]:
@@ -215,10 +209,7 @@ class Report:
             "prompt": o.probe.prompt,
             "is_reference": o.probe.is_reference,
             "reason": finding.reason,
-            "severity": evidence.severity,
-            "severity_low": evidence.severity_low,
-            "p": evidence.p,
-            "z_score": evidence.z_score,
+            **{key: getattr(evidence, key) for key in ("severity", "severity_low", "p", "z_score")},
             "baseline": self.baseline_text(finding),
             "baseline_step": o.baseline_step,
             "since": finding.state.since,

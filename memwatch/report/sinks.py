@@ -36,12 +36,9 @@ class Sink(Protocol):
 
 
 class Sinks:
-    """The files, one sink per accelerate tracker, and the console. Lives on every process, writes on the main one.
+    """The files, which are written first, one sink per accelerate tracker, the console, and ``more``.
 
-    Args:
-        files: always written first.
-        faults: counts what fails.
-        more: written last.
+    It lives on every process and writes on the main one.
     """
 
     def __init__(self, files: FileSink, faults: Faults, more: Sequence[Sink] = ()) -> None:
@@ -52,10 +49,8 @@ class Sinks:
     def write(self, report: Report, trackers: Sequence[Any]) -> Report:
         """Draw the pictures, and write to every sink that does not rest; returns the report with its pictures.
 
-        Trackers get no pictures where they have many already, see ``is_shown``.
-
-        Args:
-            trackers: of the accelerator, as they are at the first report.
+        Those are the accelerator's ``trackers`` at the first report; where they have many pictures already, see
+        ``is_shown``, they get none.
         """
         if self._trackers is None:
             self._trackers = [tracker for tracker in trackers if tracker.name != "memwatch"]

@@ -103,11 +103,6 @@ def shown_of(report: Report) -> dict[str, tuple[Image.Image, str]]:
     return {key: (image, words[key]) for key, image in report.images().items() if key in words}
 
 
-def alerts_of(report: Report) -> dict[str, str]:
-    """The text of every alert, by its key."""
-    return {f"memwatch/alert/{f.name}": report.alert_text(f) for f in report.alerts}
-
-
 def ascii_key(key: str) -> str:
     """The key in ASCII letters, digits and ``_ - . / space``; any other character becomes ``_`` and its code in hex."""
     return re.sub(r"[^\w\-./ ]", lambda other: f"_{ord(other[0]):x}", key, flags=re.ASCII)
@@ -120,8 +115,9 @@ def to_mlflow(tracker: Any, report: Report) -> None:
     client, run_id = MlflowClient(), tracker.tracker.info.run_id
     for key, (image, _) in shown_of(report).items():
         client.log_image(run_id, image, key=ascii_key(key), step=report.step)
-    for key, text in alerts_of(report).items():
-        client.log_text(run_id, text, f"{ascii_key(key)}/step_{report.step:07d}.txt")
+    for f in report.alerts:
+        key = ascii_key(f"memwatch/alert/{f.name}")
+        client.log_text(run_id, report.alert_text(f), f"{key}/step_{report.step:07d}.txt")
 
 
 def to_swanlab(tracker: Any, report: Report) -> None:
@@ -129,7 +125,7 @@ def to_swanlab(tracker: Any, report: Report) -> None:
     import swanlab
 
     row: dict[str, Any] = {key: swanlab.Image(image, caption=words) for key, (image, words) in shown_of(report).items()}
-    row |= {key: swanlab.Text(text) for key, text in alerts_of(report).items()}
+    row |= {f"memwatch/alert/{f.name}": swanlab.Text(report.alert_text(f)) for f in report.alerts}
     if row:
         tracker.tracker.log(row, step=report.step)
 

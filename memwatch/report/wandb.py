@@ -41,12 +41,9 @@ class WandbSink:
     | config | ``memwatch``: the settings; ``memwatch.about``: model, machine, versions, numbers of probes |
     | alerts | one per event with news |
 
-    In the table ``copied`` is the share of generations that copy the region, and cells that were not measured are
-    empty. A probe has its pictures in its first row, and wherever it has evidence or news: each one lies in W&B's
-    storage a second time.
-
-    A run that W&B has resumed may hold events already that are measured again, because the checkpoint is older. Their
-    rows stay as they are, as W&B keeps the script's own: it takes no second row for a step.
+    In the table a probe has its pictures in its first row, and wherever it has evidence or news: each one lies in W&B's
+    storage a second time. A run that W&B has resumed may hold events already that are measured again, because the
+    checkpoint is older. Their rows stay as they are, because W&B takes no second row for a step.
     """
 
     def __init__(self, tracker: Any) -> None:
@@ -65,7 +62,11 @@ class WandbSink:
         if report.step <= self._held:
             logger.info("the W&B run holds the event of step %d already; its row stays as it is", report.step)
             return
-        self._configure(report.about)
+        if (about := report.about) != self._about and about.settings:
+            facts: dict[str, Any] = {key: getattr(about, key) for key in ABOUT}
+            facts["watched"] = dict(Counter(probe["role"] for probe in about.probes))
+            self._run.config.update({"memwatch": about.settings | {"about": facts}}, allow_val_change=True)
+            self._about = about
         row: dict[str, Any] = dict(report.scalars())
         for key in row:
             if "." in key:
@@ -86,13 +87,6 @@ class WandbSink:
             title = f"memwatch, step {report.step}: {said}"  # W&B sends no title twice in a row
             level = "WARN" if all(f.verdict is Verdict.SUSPICIOUS for f in report.alerts) else "ERROR"
             self._run.alert(title=title[:TITLE], text=text, level=level, wait_duration=0)
-
-    def _configure(self, about: About) -> None:
-        if about.settings and about != self._about:
-            facts: dict[str, Any] = {key: getattr(about, key) for key in ABOUT}
-            facts["watched"] = dict(Counter(probe["role"] for probe in about.probes))
-            self._run.config.update({"memwatch": about.settings | {"about": facts}}, allow_val_change=True)
-            self._about = about
 
     def _define(self, key: str) -> None:
         if key not in self._defined:

@@ -246,17 +246,6 @@ def test_it_prints_without_its_controls_and_fits_on_a_narrow_screen(page):
     assert page.pdf()[:5] == b"%PDF-"
 
 
-@needs_chromium
-def test_sixteen_probes_of_fifty_events_are_small_and_open_within_a_second(tmp_path):
-    file = write_page(large_run(tmp_path, 16, 50))
-    assert file.stat().st_size <= 3_000_000
-    with opened(file) as page:
-        assert page.text_content("#step") == "5000"
-        assert page.get_attribute("#slider", "max") == "49"
-        assert "stops at" not in page.text_content("body")
-        assert page.problems == []
-
-
 def test_a_hundred_probes_of_two_hundred_events_are_thinned_and_say_so(tmp_path):
     file = write_page(large_run(tmp_path, 100, 200, side=64))
     assert file.stat().st_size <= 15_000_000

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from support.finding import event, found
 from support.observations import seen
-from support.reports import report_of
-from support.runs import save_image
 from support.trackers import Recorder
 
 import memwatch.report.sinks
@@ -20,14 +17,10 @@ import memwatch.report.trackers
 from memwatch import Report
 from memwatch.cli import main
 from memwatch.faults import Faults
-from memwatch.measure.copies import Proof
-from memwatch.measure.curvature import CurvatureMap
-from memwatch.measure.measurement import Measurement
 from memwatch.report.files import FileSink
 from memwatch.report.frames import frames_of
 from memwatch.report.history import Run
-from memwatch.report.pictures import overview_of, picture_of
-from memwatch.report.retention import BUDGET, NEWEST, Retention, is_shown
+from memwatch.report.retention import NEWEST, Retention, is_shown
 from memwatch.report.sinks import Sinks
 
 
@@ -150,43 +143,3 @@ def test_trackers_get_pictures_of_news_and_of_ever_fewer_quiet_events(tmp_path, 
     assert steps_of(tmp_path / "overview") == list(range(70))
     assert sum(map(is_shown, range(500))) == 56
     assert sum(map(is_shown, range(100_000))) < 120
-
-
-def true_event(folder: Path, side: int = 512) -> Report:
-    """16 probes, half of them prompts, all measured with curvature and called, four proofs: the most there is."""
-    generator, size = torch.Generator().manual_seed(0), side // 8
-    pictures = [np.asarray(save_image(folder, "pictures", f"{i}.png", side=side, seed=i)) for i in range(4)]
-
-    def measured(by: float) -> Measurement:
-        rho = torch.full((4, 4, size, size), 0.5)
-        rho[..., : size // 2] /= by
-        rho = rho * (1 + 0.1 * torch.randn(rho.shape, generator=generator))
-        return Measurement(CurvatureMap(rho), torch.randn(4, 4, 4, size, size, generator=generator))
-
-    eps = torch.randn(4, 4, 4, size, size, generator=generator)
-    parts = {"eps": eps, "baseline": measured(1), "unconditional": measured(1), "unconditional_baseline": measured(1)}
-    kinds = [{"reference": i % 2 == 0, "now": measured(8), "image": pictures[i % 4]} for i in range(16)]
-    probes = [seen(f"probe-{i}", **parts, **kind) for i, kind in enumerate(kinds)]
-    report = report_of(*(replace(probe, timesteps=(141, 301, 501, 701)) for probe in probes))
-    assert len(report.alerts) == 16
-    proof = Proof(np.stack(pictures), (0.1, 0.5, 0.6, 0.9), (("probe-0",), (), (), ()), 15)
-    findings = tuple(replace(f, proof=proof if i < 4 else None) for i, f in enumerate(report.findings))
-    report = replace(report, judgement=replace(report.judgement, findings=findings))
-    drawn = {f.name: picture_of(report, f) for f in findings}
-    return replace(report, pictures=drawn, overview=overview_of(report))
-
-
-def test_500_events_of_16_probes_at_512_px_stay_below_a_gigabyte(tmp_path):
-    """One event at its true size; the rule holds what 500 of them would come to."""
-    sink = FileSink(tmp_path / "run")
-    sink.write(true_event(tmp_path))
-    (one,) = sink.retention.events
-    fixed = sum(file.stat().st_size for file in (tmp_path / "run" / "images").glob("*.png"))
-    line = (tmp_path / "run" / "history.jsonl").stat().st_size
-    assert one.size < 30_000_000
-    assert line < 50_000
-    rule = Sizes(BUDGET, one.size)
-    for number in range(500):
-        rule.add(number % 3 == 0)
-    assert len(rule.events) >= 15
-    assert sum(kept.size for kept in rule.events) + one.size + fixed + 500 * line < 600_000_000

@@ -112,21 +112,6 @@ def test_pictures_that_fail_cost_no_scalars(events, monkeypatch, caplog):
     assert "3 times in a row, so it is tried at every 10th event from now on" in off
 
 
-@pytest.mark.usefixtures("_offline", "eager")
-def test_a_training_loop_writes_its_alerts_into_mlflow(pretrained, pipeline, tmp_path):
-    pytest.importorskip("mlflow")
-    loop = Loop(pretrained, tmp_path, log_with="mlflow")
-    reports = loop.run(loop.watch(pipeline, **EAGER | {"stop": {"enabled": False}}), 4)
-    loop.accelerator.end_training()
-    scalars, images, texts = read_trackers.read_mlflow(tmp_path)
-    assert [step for key, step in sorted(scalars) if key == "memwatch/max_severity"] == [0, 2, 4]
-    assert texts == texts_in(reports) != set()
-    for report in reports:
-        shown = {f"memwatch/heatmap/{f.name}" for f in report.findings if f.verdict.is_evidence}
-        assert {key for key, step in images if step == report.step} == shown | {"memwatch/overview"}
-        assert all(np.array_equal(images[key, report.step], pixels(report.images()[key])) for key in shown)
-
-
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
