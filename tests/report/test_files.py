@@ -61,35 +61,22 @@ def assert_alike(saved, picture):
     assert lost.mean() < 8  # random pixels lose the most; two of them differ by 85
 
 
-def images_below(folder):
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*.*"))
-
-
-def test_what_was_looked_at_lies_there_once_for_images_and_per_event_for_prompts(pretrained, pipeline, tmp_path):
-    loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, config=SMALL)
-    reports = [watch.begin(), *loop.run(watch, 2)]
-    folder = tmp_path / "memwatch" / "images"
-    assert images_below(folder) == ["cat.png", "poster/step_0000000.jpg", "poster/step_0000002.jpg"]
+@pytest.mark.usefixtures("eager")
+def test_images_lie_there_once_or_per_event_of_a_prompt_and_generations_side_by_side(pretrained, pipeline, tmp_path):
+    loop = Loop(pretrained, tmp_path, lr=3e-2)
+    watch = loop.watch(pipeline, config=SMALL, **EAGER | {"stop": {"enabled": False}})
+    reports, folder = [watch.begin(), *loop.run(watch, 2)], tmp_path / "memwatch"
+    proofs = {f"generations/{f.name}": f.proof.generations for f in reports[-1].findings if f.proof is not None}
+    assert "generations/cat" in proofs
+    expected = {f"{place}/step_0000002.jpg": np.concatenate(list(parts), 1) for place, parts in proofs.items()}
     for report in reports:
         cat, poster = (finding.observation.image for finding in report.findings)
-        assert np.array_equal(np.asarray(Image.open(folder / "cat.png")), cat)
-        assert_alike(Image.open(folder / "poster" / f"step_{report.step:07d}.jpg"), poster)
-
-
-@pytest.mark.usefixtures("eager")
-def test_a_proofs_generations_lie_side_by_side(pretrained, pipeline, images, tmp_path):
-    loop = Loop(pretrained, tmp_path, lr=3e-2)
-    watch = loop.watch(pipeline, config=SMALL, controls=images, **EAGER | {"stop": {"enabled": False}})
-    (report,) = loop.run(watch, 2)
-    proofs = {finding.name: finding.proof for finding in report.findings if finding.proof is not None}
-    assert "cat" in proofs
-    folder = tmp_path / "memwatch" / "generations"
-    assert images_below(folder) == [f"{name}/step_0000002.jpg" for name in sorted(proofs)]
-    for name, proof in proofs.items():
-        saved = Image.open(folder / name / "step_0000002.jpg")
-        assert saved.size == (16 * len(proof.generations), 16)
-        assert_alike(saved, np.concatenate(list(proof.generations), 1))
+        expected |= {"images/cat.png": cat, f"images/poster/step_{report.step:07d}.jpg": poster}
+    written = {file.relative_to(folder).as_posix(): file for file in folder.glob("[gi][em]*s/**/*.*")}
+    assert written.keys() == expected.keys()
+    for name, file in written.items():
+        assert Image.open(file).size == expected[name].shape[1::-1]
+        assert_alike(Image.open(file), expected[name])
 
 
 # --- validation losses ------------------------------------------------------------------------------------------------
