@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -142,10 +143,9 @@ def scaled(log_values: np.ndarray) -> np.ndarray:
     return share
 
 
-def opacity(share: np.ndarray) -> np.ndarray:
+def opacity(share: np.ndarray) -> Any:
     """How opaque the heatmap lies on the image where it has these values of the scale, uint8."""
-    opaque: np.ndarray = (np.sqrt(share) * 0.85 * 255).round().astype(np.uint8)
-    return opaque
+    return (np.sqrt(share) * 0.85 * 255).round().astype(np.uint8)
 
 
 def overlay(image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, side: int = SHOWN) -> Picture:

@@ -31,13 +31,11 @@ NOTHING = -1  # in place of a picture that does not exist
 
 @dataclass
 class Frames:
-    """Pictures, each stored once and named by its index in ``pool``, ``NOTHING`` for none.
+    """Pictures, each stored once in ``pool``, as a data URI, and named by its index there, ``NOTHING`` for none.
 
     Attributes:
         side: of the pictures that were measured, pixels; regions are given in them.
-        steps: the events that the page's slider stops at.
-        pool: every picture, as a data URI, with its index.
-        images, maps: by probe, one per step.
+        steps: the events that the page's slider stops at. images, maps: by probe, one per step.
         generations: by probe, of its newest proof that is kept: the step and one picture per generation.
     """
 

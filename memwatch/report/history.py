@@ -72,10 +72,7 @@ class Row:
         return f"{self.title}, {self.verdict}. {self.why}"
 
     def proof(self, *, brief: bool = False) -> str:
-        """How many generations copy the probe, and which others they copy; empty where nothing was generated.
-
-        ``brief``: for a column that says what it is about.
-        """
+        """How many generations copy the probe and, unless ``brief``, other probes; empty where none was made."""
         if self.copied is None:
             return ""
         count, copies = self.copied["generations"], self.copied["copies"]
@@ -132,10 +129,7 @@ class Event:
         return sorted(self.rows, key=lambda row: (order.index(row.verdict), -row.severity))
 
     def left_out(self, shown: int, named: int = 1000) -> str:
-        """Which probes are not among the ``shown`` worst, and their verdicts; empty where all are shown.
-
-        ``named``: of how many without evidence the names are told.
-        """
+        """The probes beyond the ``shown`` worst by verdict; more than ``named`` without evidence are not named."""
         found = []
         for verdict in Verdict:
             names = [row.title for row in self.worst_first[shown:] if row.verdict is verdict]

@@ -1,9 +1,8 @@
 """Pictures, maps and generations of a run take ``BUDGET`` bytes at most, however many events it has.
 
-The numbers of every event stay. Pictures go in this order: those of quiet events, of events with news, of the newest
-ones. Of each kind every second event goes first, the oldest at the front; then every second one of those that are left,
-and so on: what stays is spread over the whole run. The order follows from the events alone, so that a run that was
-resumed keeps the same ones.
+Those of quiet events go first, then of events with news, then of the newest ones. Of each kind every second event goes,
+the oldest at the front; then every second one of those that are left, and so on: what stays is spread over the run. The
+order follows from the events alone, so that a run that was resumed keeps the same ones.
 """
 
 from __future__ import annotations

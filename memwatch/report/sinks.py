@@ -72,7 +72,7 @@ class Sinks:
         return report
 
     def _write(self, name: str, write: Callable[[Report], None], report: Report, missing: str = MISSING) -> bool:
-        """Returns whether it was tried."""
+        """Whether it was tried."""
         part = f"the sink '{name}'"
         if self.faults.is_resting(part):
             return False

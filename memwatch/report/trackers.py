@@ -38,7 +38,6 @@ LAYOUT = {  # of the tab "Custom Scalars"; a multiline chart's tags are regular 
 
 
 def sink_of(tracker: Any, faults: Faults) -> AnyTrackerSink:
-    """The sink of a tracker."""
     if tracker.name == "wandb":
         return WandbSink(tracker)
     return TensorBoardSink(tracker) if tracker.name == "tensorboard" else TrackerSink(tracker, faults)

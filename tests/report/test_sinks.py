@@ -11,7 +11,6 @@ from support.builders import Loop, history
 from support.finding import event, found
 from support.trackers import Recorder
 
-import memwatch.measure.snapshots
 import memwatch.report.files
 import memwatch.report.sinks
 from memwatch.faults import Faults
@@ -65,18 +64,6 @@ def test_a_full_disk_costs_the_files_and_trackers_go_on(what, pretrained, pipeli
     first, last = [m for m in caplog.messages if "sink 'files' failed" in m and "No space" in m]
     assert (first.endswith(AGAIN), last.endswith(OFF)) == (True, True)
     assert [(step, row["memwatch/errors"]) for step, row in recorder.rows] == [(0, 0), (2, 1), (4, 2), (6, 3), (8, 3)]
-
-
-def test_a_full_disk_for_baselines_keeps_them_in_memory(pretrained, pipeline, tmp_path, monkeypatch, caplog):
-    loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, signals={"baseline": "previous"})
-    watch.begin()
-    monkeypatch.setattr(memwatch.measure.snapshots, "write_safetensors", no_space)
-    reports = loop.run(watch, 4)
-    assert [{f.observation.baseline_step for f in report.findings} for report in reports] == [{0}, {2}]
-    assert all(f.signals.snapshot.collapse.samples.any() for f in reports[-1].findings)
-    assert any("No space" in message for message in caplog.messages)
-    assert reports[-1].errors > 0
 
 
 def test_a_tracker_whose_sink_cannot_be_made_costs_its_rows_alone(pretrained, pipeline, tmp_path, monkeypatch, caplog):

@@ -12,12 +12,28 @@ import pytest
 from PIL import Image
 from support.builders import EAGER, Loop, call_every_change, picture
 from support.observations import seen
-from support.reports import ABOUT, event_of_a_cat, offline, write
+from support.reports import ABOUT, event_of_a_cat, offline, run_of_a_cat, write
 from support.wandb_runs import OfflineRun
 
 from memwatch.judge.findings import Judgement
 from memwatch.judge.verdict import ProbeState, Verdict
+from memwatch.report.report import Report
 from memwatch.report.wandb import COLUMNS, PICTURED, WandbSink, images_of
+
+
+@pytest.fixture(scope="module")
+def wandb_reports() -> list[Report]:
+    return run_of_a_cat()
+
+
+@pytest.fixture(scope="module")
+def wandb_run(wandb_reports, tmp_path_factory) -> OfflineRun:
+    """Those reports in a run of a script that logs without a step."""
+    folder = tmp_path_factory.mktemp("written")
+    with pytest.MonkeyPatch.context() as patch:
+        offline(patch, folder)
+        write(wandb_reports, lambda run: [run.log({"train_loss": 0.5}) for _ in range(4)], id="run1")
+    return OfflineRun.all(folder)[0]
 
 
 @pytest.fixture
