@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -139,13 +138,12 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 def scaled(log_values: np.ndarray) -> np.ndarray:
     """Log ratios on the scale [0, 1]: a factor of 1 or less is 0, one of ``MAX_FACTOR`` or more is 1, NaN is 0."""
-    share: np.ndarray = np.clip(np.nan_to_num(log_values, nan=0.0) / np.log(MAX_FACTOR), 0, 1)
-    return share
+    return np.asarray(np.clip(np.nan_to_num(log_values, nan=0.0) / np.log(MAX_FACTOR), 0, 1))
 
 
-def opacity(share: np.ndarray) -> Any:
+def opacity(share: np.ndarray) -> np.ndarray:
     """How opaque the heatmap lies on the image where it has these values of the scale, uint8."""
-    return (np.sqrt(share) * 0.85 * 255).round().astype(np.uint8)
+    return np.asarray((np.sqrt(share) * 0.85 * 255).round(), np.uint8)
 
 
 def overlay(image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region] = (), *, side: int = SHOWN) -> Picture:

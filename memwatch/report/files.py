@@ -173,10 +173,6 @@ class LossSink:
 
 
 def is_validation_loss(key: str) -> bool:
-    """Whether a logged key names a loss on data that is not trained on.
-
-    >>> [is_validation_loss(key) for key in ("val_loss", "loss/validation/step_average", "train_loss", "latest_loss")]
-    [True, True, False, False]
-    """
+    """Whether a logged key names a loss on data that is not trained on."""
     words = set(re.split(r"[^a-z]+", key.lower()))
     return "loss" in words and bool(words & HELD_OUT) and not words & OTHERWISE

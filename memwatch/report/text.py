@@ -31,10 +31,9 @@ def summary(event: Event, about: About, *, shown: int = SHOWN) -> str:
             lines = [f"{head}: {event.counts()}", *table(event.worst_first[:shown])]
             lines += [f"  {others}"] if (others := event.left_out(shown, NAMED)) else []
         lines.append(f"  {event.calibration}")
-    costs = [f"{event.seconds:.1f} s"]
-    costs += [f"{100 * event.overhead:.1f} % of training time"] if event.overhead is not None else []
-    costs += [f"{event.errors} failure{'s' if event.errors > 1 else ''} of memwatch so far"] if event.errors else []
-    lines.append(f"  {', '.join(costs)}")
+    overhead = "" if event.overhead is None else f", {100 * event.overhead:.1f} % of training time"
+    failures = f", {event.errors} failure{'s' if event.errors > 1 else ''} of memwatch so far" if event.errors else ""
+    lines.append(f"  {event.seconds:.1f} s{overhead}{failures}")
     lines += [f"  STOP: {event.stop_reason}"] if event.stop_reason is not None else []
     return "\n".join(lines)
 
@@ -48,11 +47,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def columns(text: str) -> int:
-    """How wide a terminal shows a text; East Asian characters take two columns.
-
-    >>> columns("cat"), columns("猫")
-    (3, 2)
-    """
+    """How wide a terminal shows a text; East Asian characters take two columns."""
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 

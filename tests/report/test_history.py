@@ -110,12 +110,7 @@ def test_rewriting_is_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "lines.jsonl"
     append(file, [{"step": 0}, {"step": 1}])
     rewrite(file, [{"step": 0}])
-    assert read_lines(file) == [{"step": 0}]
-
-    def refuse(*args):
-        raise OSError("no")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="no"):
+    monkeypatch.delattr(os, "replace")
+    with pytest.raises(AttributeError):
         rewrite(file, [])
     assert read_lines(file) == [{"step": 0}]

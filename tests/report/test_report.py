@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -125,6 +125,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "failure": None,
     }
     (region,) = found.regions
+    assert (region.area, region.p, region.z_score) == (0.5, found.p, found.evidence.z_score)
     assert cat == {
         "name": "cat",
         "title": "a photo of cat (cat)",
@@ -143,19 +144,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "alert_text": report.alert_text(found),
         "timesteps": [61],
         "levels": [pytest.approx(math.exp(found.signals.deciding.mean.max()))],  # a sixteenth of 16 pixels is one
-        "regions": [
-            {
-                "box": [0, 0, 2, 4],
-                "area": 0.5,
-                "mean": region.mean,
-                "effect": region.effect,
-                "sem": region.sem,
-                "low": region.low,
-                "z_score": found.evidence.z_score,
-                "p": found.p,
-                "rank_p_peers": None,
-            }
-        ],
+        "regions": [asdict(region) | {"box": [0, 0, 2, 4]}],
         "copied": None,
     }
     assert (new["z_score"], new["p"], new["verdict"]) == (None, None, "inconclusive")
