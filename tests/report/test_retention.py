@@ -13,7 +13,6 @@ from support.observations import seen
 from support.trackers import Recorder
 
 import memwatch.report.sinks
-import memwatch.report.trackers
 from memwatch import Report
 from memwatch.cli import main
 from memwatch.faults import Faults
@@ -111,7 +110,7 @@ def test_files_that_are_nobodys_are_left_alone(tmp_path):
 def test_trackers_get_pictures_of_news_and_of_ever_fewer_quiet_events(tmp_path, monkeypatch):
     shown: list[int] = []
     picture = lambda tracker, report: report.overview and shown.append(report.step)  # noqa: E731
-    monkeypatch.setitem(memwatch.report.trackers.ADAPTERS, "recorder", picture)
+    monkeypatch.setitem(memwatch.report.sinks.ADAPTERS, "recorder", picture)
     monkeypatch.setattr(memwatch.report.sinks, "picture_of", lambda report, finding: SMALL)
     monkeypatch.setattr(memwatch.report.sinks, "overview_of", lambda report: SMALL)
     sinks, tracker = Sinks(FileSink(tmp_path), Faults()), Recorder()

@@ -16,8 +16,7 @@ import memwatch.report.sinks
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink
 from memwatch.report.history import read_lines
-from memwatch.report.sinks import Sinks
-from memwatch.report.trackers import sink_of
+from memwatch.report.sinks import Sinks, sink_of
 
 FAILED = "the sink 'recorder' failed (ConnectionError('the server is gone')); "
 AGAIN = "memwatch will try again at the next event. Training goes on."

@@ -23,7 +23,7 @@ from support.trackers import Recorder
 from memwatch.faults import Faults
 from memwatch.report.files import FileSink
 from memwatch.report.report import Report
-from memwatch.report.trackers import ADAPTERS, LAYOUT, TensorBoardSink, TrackerSink, ascii_key, sink_of
+from memwatch.report.sinks import ADAPTERS, LAYOUT, TensorBoardSink, TrackerSink, ascii_key, sink_of
 
 
 def noise(seed: int, width: int) -> Image.Image:
