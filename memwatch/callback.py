@@ -29,11 +29,10 @@ from memwatch.measure.weights import read_safetensors
 from memwatch.pace import Prices, choose_pace
 from memwatch.picking.for_run import for_run
 from memwatch.ranks import Ranks
-from memwatch.report.about import About
+from memwatch.report.about import About, say_hello, say_pace
 from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
-from memwatch.report.startup_log import say_hello, say_pace
 from memwatch.resume import Progress, hook_checkpoints, warn_of_baselines
 from memwatch.run_folder import RunFolder
 

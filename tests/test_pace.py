@@ -140,5 +140,5 @@ def test_the_overhead_is_logged_and_said(pretrained, pipeline, tmp_path):
     assert first.overhead is None
     assert "memwatch/overhead" not in first.scalars()
     assert later.scalars()["memwatch/overhead"] == later.overhead > 0
-    assert f"{100 * later.overhead:.1f} % of training time" in summary(later.to_event(), later.about)
+    assert f"{100 * later.overhead:.1f} % of training time" in summary(later.event, later.about)
     assert [row["overhead"] for row in history(tmp_path)] == [None, later.overhead]

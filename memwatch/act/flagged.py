@@ -17,7 +17,7 @@ from memwatch.picking.picked import Picked
 from memwatch.picking.same_place import shared_area
 from memwatch.picking.survey import Box, Group, GroupKind
 from memwatch.picking.text import counted
-from memwatch.report.jsonl import read_lines, rewrite
+from memwatch.report.history import read_lines, rewrite
 from memwatch.report.report import Report
 
 FLAGGED = "flagged.jsonl"

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if accelerator.is_main_process:
         if report is not None and len(report.findings) > SHOWN:  # the console has shown the worst few
             everything = len(report.findings)
-            print(summary(report.to_event(), report.about, shown=everything))
+            print(summary(report.event, report.about, shown=everything))
         tell(problems, config.output_dir)
     accelerator.end_training()
     return 2 if report is None or not report.findings else 1 if problems else 0

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from memwatch.judge.findings import Finding
 from memwatch.measure.weights import write_safetensors
 from memwatch.report.about import About
-from memwatch.report.history import ABOUT, HISTORY, LOSSES, Event
-from memwatch.report.jsonl import append, read_lines, rewrite
+from memwatch.report.history import ABOUT, HISTORY, LOSSES, Event, append, read_lines, rewrite
 from memwatch.report.report import Report
 from memwatch.report.retention import Kept, Retention, stem_of
 from memwatch.run_folder import write_json
@@ -44,75 +43,64 @@ class FileSink:
 
     The line of every event stays: about 1 kB per probe. Files named by a step take 500 MB at most over all events, or
     those of the newest event if they alone are more; ``retention`` says which stay. What a full disk refuses is lost,
-    but for the lines: the newest ``HELD`` of them wait until there is room.
-
-    Attributes:
-        rank: of the newest event, see ``Kept``.
+    but for the lines: the newest ``HELD`` of them wait until there is room. ``rank`` is the newest event's in ``Kept``.
     """
 
     name = "files"
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.retention = folder, Retention(folder)
+        self.folder, self.retention, self.rank = folder, Retention(folder), 0
         self._about: About | None = None
         self._images: set[str] = set()
-        self.rank = 0
         self._held: list[dict[str, Any]] = []
 
     def hold(self, report: Report) -> Kept:
         """Note an event; its line is written with the next one that can be."""
-        line = report.to_dict()
-        self._held = [*self._held, line][-HELD:]
-        event = self.retention.begin(report.step, Event.from_dict(line).has_news)
+        self._held = [*self._held, report.to_dict()][-HELD:]
+        event = self.retention.begin(report.step, report.event.has_news)
         self.rank = event.rank
         return event
 
     def write(self, report: Report) -> None:
-        event, stem = self.hold(report), stem_of(report.step)
+        event, file = self.hold(report), f"{stem_of(report.step)}.jpg"
         self.folder.mkdir(parents=True, exist_ok=True)
         if report.about != self._about:
-            write_json(self.folder / ABOUT, report.about.to_dict())
+            write_json(self.folder / ABOUT, asdict(report.about))
             self._about = report.about
-        self._write_lines()
+        self.close()
         try:
             self._write_maps(report, event)
             for name, picture in report.pictures.items():
-                self._save(picture, event, "heatmaps", name, f"{stem}.jpg")
+                self._save(picture, event, "heatmaps", name, file)
             if report.overview is not None:
-                self._save(report.overview, event, "overview", f"{stem}.jpg")
-            for finding in report.findings:
-                self._write_images(finding, event)
+                self._save(report.overview, event, "overview", file)
+            self._write_images(report, event, file)
         finally:
             self.retention.thin()
 
-    def _write_lines(self) -> None:
-        """One by one, so that what is written is held no longer."""
-        while self._held:
-            append(self.folder / HISTORY, self._held[:1])
-            del self._held[0]
-
     def _write_maps(self, report: Report, event: Kept) -> None:
-        maps: dict[str, torch.Tensor] = {}
-        for finding in report.findings:
-            for key, value in (finding.signals.maps() if finding.signals else {}).items():
-                maps[f"{finding.name}/{key}"] = value.mean.float()
-                maps[f"{finding.name}/{key}.sem"] = value.sem.float()
+        signals = {f.name: f.signals.maps() for f in report.findings if f.signals is not None}
+        maps = {f"{name}/{key}": value for name, found in signals.items() for key, value in found.items()}
+        tensors = {key: value.mean.float() for key, value in maps.items()}
+        tensors |= {f"{key}.sem": value.sem.float() for key, value in maps.items()}
         if maps:
             file = self.folder / "maps" / f"{stem_of(report.step)}.safetensors"
-            write_safetensors(file, maps)
+            write_safetensors(file, tensors)
             event.files[file] = file.stat().st_size
 
-    def _write_images(self, finding: Finding, event: Kept) -> None:
-        """The image that was measured, and what a proof has generated. A training image is the same at every event."""
-        name, image, file = finding.name, finding.observation.image, f"{stem_of(event.step)}.jpg"
-        if image is not None and not finding.observation.probe.is_reference:
-            self._save(Image.fromarray(image), event, "images", name, file)
-        elif image is not None and name not in self._images:
-            self._save(Image.fromarray(image), None, "images", f"{name}.png")
-            self._images.add(name)
-        if finding.proof is not None:
-            side_by_side = np.concatenate(list(finding.proof.generations), axis=1)
-            self._save(Image.fromarray(side_by_side), event, "generations", name, file)
+    def _write_images(self, report: Report, event: Kept, file: str) -> None:
+        """The images that were measured, and what proofs have generated. A training image is always the same."""
+        for f in report.findings:
+            if f.observation.image is not None:
+                picture = Image.fromarray(f.observation.image)
+                if not f.observation.probe.is_reference:
+                    self._save(picture, event, "images", f.name, file)
+                elif f.name not in self._images:
+                    self._save(picture, None, "images", f"{f.name}.png")
+                    self._images.add(f.name)
+            if f.proof is not None:
+                side_by_side = np.concatenate(list(f.proof.generations), axis=1)
+                self._save(Image.fromarray(side_by_side), event, "generations", f.name, file)
 
     def _save(self, picture: Image.Image, event: Kept | None, *parts: str) -> None:
         """Write a picture of an event, or of the whole run."""
@@ -130,40 +118,39 @@ class FileSink:
         if (self.folder / HISTORY).is_file():
             rewrite(self.folder / HISTORY, rows)
         self._held = [line for line in self._held if line["step"] <= step]
-        events = map(Event.from_dict, [*rows, *self._held])
-        self.retention.rewind(step, [(event.step, event.has_news) for event in events])
+        self.retention.rewind(step, map(Event.from_dict, [*rows, *self._held]))
 
     def close(self) -> None:
-        """Write the lines that have waited; every other file is closed after its write."""
-        self._write_lines()
+        """Write the lines that have waited, one by one, so that what is written is held no longer."""
+        while self._held:
+            append(self.folder / HISTORY, self._held[:1])
+            del self._held[0]
 
 
 class LossSink:
     """Writes ``losses.jsonl``: ``step``, ``key`` and ``value`` of one validation loss per line.
 
-    Nothing is written before the first report: until then the folder may hold the files of another run.
-
-    Attributes:
-        count: how many losses the run has noted so far. A checkpoint keeps it.
+    Nothing is written before the first report: until then the folder may hold the files of another run. A checkpoint
+    keeps ``count``, how many losses the run has noted so far.
     """
 
     name = "losses"
 
     def __init__(self, folder: Path) -> None:
-        self.file, self.count = folder / LOSSES, 0
+        self.file, self.count, self._is_ours = folder / LOSSES, 0, False
         self._unwritten: list[dict[str, Any]] = []
-        self._is_ours = False
 
     def note(self, values: Mapping[str, Any], step: int) -> None:
-        """Keep the validation losses among what the loop logs.
+        """Keep the validation losses among what the loop logs: finite numbers, and tensors that hold one.
 
         Raises:
             OSError: the disk refused; they are written with those that follow.
         """
-        found = {key: _as_number(value) for key, value in values.items() if is_validation_loss(key)}
-        rows = [{"step": int(step), "key": key, "value": value} for key, value in found.items() if value is not None]
-        self._unwritten += rows
-        self.count += len(rows)
+        for key, value in values.items():
+            with suppress(TypeError, ValueError, RuntimeError):  # no number
+                if is_validation_loss(key) and math.isfinite(number := float(value)):
+                    self._unwritten.append({"step": int(step), "key": key, "value": number})
+                    self.count += 1
         self.close()
 
     def write(self, report: Report) -> None:
@@ -173,11 +160,10 @@ class LossSink:
 
     def rewind(self, count: int) -> None:
         """Forget all losses but the first ``count`` of the run: training goes on from an earlier checkpoint."""
-        self._is_ours, self._unwritten = True, []
         rows = read_lines(self.file)
         if len(rows) > count:
             rewrite(self.file, rows[:count])
-        self.count = min(count, len(rows))
+        self._is_ours, self._unwritten, self.count = True, [], min(count, len(rows))
 
     def close(self) -> None:
         """Write what has waited."""
@@ -187,19 +173,6 @@ class LossSink:
 
 
 def is_validation_loss(key: str) -> bool:
-    """Whether a logged key names a loss on data that is not trained on.
-
-    >>> [is_validation_loss(key) for key in ("val_loss", "loss/validation/step_average", "train_loss", "latest_loss")]
-    [True, True, False, False]
-    """
+    """Whether a logged key names a loss on data that is not trained on."""
     words = set(re.split(r"[^a-z]+", key.lower()))
     return "loss" in words and bool(words & HELD_OUT) and not words & OTHERWISE
-
-
-def _as_number(value: Any) -> float | None:
-    """A number, also of a tensor that holds one; ``None`` for anything else, and where it is not finite."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return number if math.isfinite(number) else None

@@ -1,7 +1,7 @@
 """The pictures of the report page as data URIs, small enough to send by mail.
 
-A training image is there once. A map is a PNG of its own few pixels, which the browser enlarges. Events whose pictures
-are no longer kept are left out; so are quiet events where the page would become too large.
+A map has its own few pixels, which the browser enlarges. Events whose pictures are no longer kept are left out; so are
+quiet events where the page would become too large.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from memwatch.report.heatmap import colours, scaled
+from memwatch.report.drawing import colours, opacity, scaled
 from memwatch.report.history import Event, Run
 from memwatch.report.retention import stem_of, worth_of
 
@@ -29,14 +31,12 @@ NOTHING = -1  # in place of a picture that does not exist
 
 @dataclass
 class Frames:
-    """Pictures, each stored once and named by its index.
+    """Pictures, each stored once in ``pool``, as a data URI, and named by its index there, ``NOTHING`` for none.
 
     Attributes:
-        steps: the events that the page's slider stops at.
         side: of the pictures that were measured, pixels; regions are given in them.
-        pool: every picture once, as a data URI, with its index. The others are indices, ``NOTHING`` for none.
-        images: by probe, one per step. maps: likewise.
-        generations: by probe, of its newest proof: the step and one picture per generation.
+        steps: the events that the page's slider stops at. images, maps: by probe, one per step.
+        generations: by probe, of its newest proof that is kept: the step and one picture per generation.
     """
 
     side: int
@@ -53,18 +53,23 @@ class Frames:
 
 def frames_of(run: Run) -> Frames:
     """All pictures of a run that the page can hold; files that are gone or broken leave a gap."""
-    names, frames = [row.name for row in run.last.rows], Frames(side_of(run.folder))
-    fixed = {name: frames.add(picture_uri(run.folder / "images" / f"{name}.png", IMAGE_SIDE)) for name in names}
-    frames.generations = newest_generations(run, frames)
-    events = by_priority([event for event in run.events if event.rows and has_pictures(run, event)])
+    images, names = run.folder / "images", [row.name for row in run.last.rows]
+    first = (opened(file) for file in sorted([*images.glob("*.png"), *images.glob("*/step_*")])[:8])
+    frames = Frames(next((max(picture.size) for picture in first if picture is not None), 1))
+    fixed = [frames.add(picture_uri(opened(images / f"{name}.png"), IMAGE_SIDE)) for name in names]
+    add_generations(run, frames)
     kept: dict[int, list[tuple[int, int]]] = {}
-    for event in events[: max(1, MOST_MAPS // max(1, len(names)))]:
-        uris = event_uris(run.folder, event.step, names)
-        kept[event.step] = [(frames.add(image), frames.add(shown)) for image, shown in uris]
+    events = by_priority([event for event in run.events if event.rows and has_pictures(run, event)])
+    for event in events[: MOST_MAPS // max(1, len(names)) or 1]:
+        stem, kept[event.step] = stem_of(event.step), []
+        maps = maps_of(run.folder / "maps" / f"{stem}.safetensors")
+        for name in names:
+            image = picture_uri(opened(images / name / f"{stem}.jpg"), GENERATION_SIDE)  # of a prompt probe
+            kept[event.step].append((frames.add(image), frames.add(map_uri(maps.get(name)))))
     frames.steps = sorted(kept)
     for i, name in enumerate(names):
         pairs = [kept[step][i] for step in frames.steps]
-        frames.images[name] = [fixed[name] if image == NOTHING else image for image, _ in pairs]
+        frames.images[name] = [fixed[i] if image == NOTHING else image for image, _ in pairs]
         frames.maps[name] = [shown for _, shown in pairs]
     return frames
 
@@ -72,42 +77,32 @@ def frames_of(run: Run) -> Frames:
 def by_priority(events: Sequence[Event]) -> list[Event]:
     """The last, the first, the stop, those with news; then the others, evenly spread at any point of the list."""
     stop = next((event for event in events if event.stop_reason is not None), None)
+    first = [events[i] for i in (-1, 0) if events] + ([] if stop is None else [stop])
+    news = [event for event in events if event.has_news]
     quiet = [event for event in events if not event.has_news]
-    ranks = {event.step: worth_of(rank) for rank, event in enumerate(quiet)}
-
-    def order(event: Event) -> tuple[bool, bool, bool, bool, float]:
-        ends = event is not events[-1], event is not events[0], event is not stop
-        return *ends, not event.has_news, -ranks.get(event.step, 0.0)
-
-    return sorted(events, key=order)
+    spread = [quiet[rank] for rank in sorted(range(len(quiet)), key=worth_of, reverse=True)]
+    return list({event.step: event for event in [*first, *news, *spread]}.values())
 
 
 def has_pictures(run: Run, event: Event) -> bool:
     """Whether an event's pictures are kept; see ``retention``. A run that draws none has no ``overview``."""
-    stem, overview = stem_of(event.step), run.folder / "overview"
+    overview, stem = run.folder / "overview", stem_of(event.step)
     there = (run.folder / "maps" / f"{stem}.safetensors").is_file() or (overview / f"{stem}.jpg").is_file()
     return there or event in (run.events[0], run.events[-1]) or not overview.is_dir()
 
 
-def event_uris(folder: Path, step: int, names: Sequence[str]) -> list[tuple[str | None, str | None]]:
-    """Of every probe, what a prompt probe had generated at this event, and the map that decides."""
-    maps: dict[str, np.ndarray] = {}
-    try:
-        with safe_open(folder / "maps" / f"{stem_of(step)}.safetensors", "np") as file:
-            known = set(file.keys())
-            maps = {name: file.get_tensor(f"{name}/decisive") for name in names if f"{name}/decisive" in known}
-    except (OSError, SafetensorError):
-        pass
-    images = [picture_uri(folder / "images" / name / f"{stem_of(step)}.jpg", GENERATION_SIDE) for name in names]
-    return [(image, map_uri(maps[n]) if n in maps else None) for n, image in zip(names, images, strict=True)]
+def maps_of(file: Path) -> dict[str, np.ndarray]:
+    """The maps that decided at an event, by probe; none where the file cannot be read."""
+    with suppress(OSError, SafetensorError), safe_open(file, "np") as maps:
+        keys = [key for key in maps.keys() if key.endswith("/decisive")]  # noqa: SIM118
+        return {key.removesuffix("/decisive"): maps.get_tensor(key) for key in keys}
+    return {}
 
 
-def map_uri(log_values: np.ndarray) -> str | None:
-    """A map as a PNG of its own size with few colours, the more opaque the higher; ``None`` where it shows nothing.
-
-    Args:
-        log_values: log factors ``(h, w)``.
-    """
+def map_uri(log_values: np.ndarray | None) -> str | None:
+    """Log factors ``(h, w)`` as a PNG of few colours, the more opaque the higher; ``None`` where it shows nothing."""
+    if log_values is None:
+        return None
     side = -(-max(log_values.shape) // MAP_SIDE)
     if side > 1:  # the mean of each block
         h, w = (n // side for n in log_values.shape)
@@ -118,58 +113,41 @@ def map_uri(log_values: np.ndarray) -> str | None:
     scale = np.linspace(0, 1, LEVELS)
     picture = Image.fromarray(index).convert("P")
     picture.putpalette(colours(scale[None])[0].tobytes())
-    opacity = bytes((np.sqrt(scale) * 0.85 * 255).round().astype(np.uint8))
-    return encoded(picture, "PNG", transparency=opacity, bits=4, optimize=False)
-
-
-def picture_uri(file: Path, side: int) -> str | None:
-    """A picture no larger than ``side`` pixels; ``None`` where it cannot be read."""
-    picture = opened(file)
-    return None if picture is None else small_uri(picture, side)
+    return encoded(picture, "PNG", transparency=opacity(scale).tobytes(), bits=4, optimize=False)
 
 
 def opened(file: Path) -> Image.Image | None:
     """A picture; ``None`` where it cannot be read."""
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except OSError:
-        return None
+    with suppress(OSError), Image.open(file) as picture:
+        return picture.convert("RGB")
+    return None
 
 
-def small_uri(picture: Image.Image, side: int) -> str:
+def picture_uri(picture: Image.Image | None, side: int) -> str | None:
     """A picture no larger than ``side`` pixels. A smaller one stays as it is, without loss."""
+    if picture is None:
+        return None
     if max(picture.size) <= side // 2:
         return encoded(picture, "PNG", optimize=True)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return encoded(picture, "JPEG", quality=80, optimize=True)
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> str:
+def encoded(picture: Image.Image, kind: str, **options: Any) -> str:
     """A data URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)  # type: ignore[arg-type]
+    picture.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def side_of(folder: Path) -> int:
-    """The larger side of the pictures that were measured, all of one size; 1 where there are none."""
-    images = folder / "images"
-    first = map(opened, sorted([*images.glob("*.png"), *images.glob("*/step_*")])[:8])
-    return next((max(picture.size) for picture in first if picture is not None), 1)
-
-
-def newest_generations(run: Run, frames: Frames) -> dict[str, tuple[int, list[int]]]:
-    """By probe, the step of its newest proof whose generations are kept, and those: side by side in one file."""
-    found: dict[str, tuple[int, list[int]]] = {}
-    for event in reversed(run.events):
-        for row in event.rows:
-            if not row.copied or row.name in found:
-                continue
-            together = opened(run.folder / "generations" / row.name / f"{stem_of(event.step)}.jpg")
-            if together is None:
-                continue
+def add_generations(run: Run, frames: Frames) -> None:
+    """Find ``Frames.generations``: those of one event lie side by side in one file."""
+    for step, row in reversed(run.rows):
+        if not row.copied or row.name in frames.generations:
+            continue
+        together = opened(run.folder / "generations" / row.name / f"{stem_of(step)}.jpg")
+        if together is not None:
             width, height = together.width // row.copied["generations"], together.height
-            parts = [together.crop((i * width, 0, (i + 1) * width, height)) for i in range(row.copied["generations"])]
-            found[row.name] = event.step, [frames.add(small_uri(part, GENERATION_SIDE)) for part in parts]
-    return found
+            lefts = range(0, width * row.copied["generations"], width)
+            parts = [together.crop((left, 0, left + width, height)) for left in lefts]
+            frames.generations[row.name] = step, [frames.add(picture_uri(part, GENERATION_SIDE)) for part in parts]

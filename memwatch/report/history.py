@@ -1,35 +1,35 @@
-"""A run's folder read back: the table of an event, the report page and every command rest on it."""
+"""A run's folder read back: the table of an event, the dashboards, the report page and every command rest on it."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
-from memwatch.report.jsonl import read_lines
+from memwatch.run_folder import write_whole
 
 HISTORY, ABOUT, LOSSES = "history.jsonl", "about.json", "losses.jsonl"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One probe at one event, as ``history.jsonl`` holds it.
+    """One probe at one event, as ``history.jsonl`` holds it; ``verdict``, ``severity`` and ``p`` as in ``Evidence``.
 
     Attributes:
-        name, title, prompt, is_reference: the probe; people read its title.
-        verdict, severity, p: as in ``Evidence``; ``reason`` says why in words.
-        since: step from which on there is evidence. alert: whether this event was news.
-        alert_text: the alert in words; ``None`` where it was no news.
-        baseline: what it was compared with, in words.
+        reason, baseline: why the verdict is what it is, and what the probe was compared with, in words.
+        since: step from which on there is evidence.
+        alert, alert_text: whether this event was news, and the news in words.
         timesteps: noise levels.
         regions: fields of ``Region``, the one that decides first.
-        copied: see ``report.copied_row``; ``None`` where nothing was generated.
+        copied: ``generations``, ``copies`` (how many copy it), ``ratios`` and ``is_copy`` of each, ``of_others`` (how
+            many copy another probe, by its name); ``None`` where nothing was generated.
     """
 
     name: str
@@ -44,29 +44,49 @@ class Row:
     alert: bool = False
     alert_text: str | None = None
     baseline: str = ""
-    timesteps: tuple[float, ...] = ()
-    regions: tuple[dict[str, Any], ...] = ()
+    timesteps: Sequence[float] = ()
+    regions: Sequence[dict[str, Any]] = ()
     copied: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "title", self.title or self.name)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """A finding of a line."""
-        known = _known(cls, saved)
-        known |= {key: tuple(known[key]) for key in ("timesteps", "regions")}
-        return cls(**known | {"verdict": Verdict(saved["verdict"])})
+        return cls(**_known(cls, saved) | {"verdict": Verdict(saved["verdict"])})
+
+    @property
+    def effect(self) -> str:
+        """The effect and its p-value in words; empty where no judgement was possible."""
+        if self.verdict is Verdict.INCONCLUSIVE:
+            return ""
+        effect = f"{self.severity:.1f}x less freedom" if self.severity >= 1.05 else "no less freedom"
+        return effect if self.p is None else f"{effect}, p = {self.p:.1g}"
+
+    @property
+    def why(self) -> str:
+        """What the verdict rests on: effect, p-value and reason."""
+        return ": ".join(filter(None, [self.effect, self.reason]))
+
+    @property
+    def caption(self) -> str:
+        """What a dashboard says below the probe's picture."""
+        return f"{self.title}, {self.verdict}. {self.why}"
+
+    def proof(self, *, brief: bool = False) -> str:
+        """How many generations copy the probe and, unless ``brief``, other probes; empty where none was made."""
+        if self.copied is None:
+            return ""
+        count, copies = self.copied["generations"], self.copied["copies"]
+        if not any(ratio is not None and math.isfinite(ratio) for ratio in self.copied["ratios"]):
+            return "copies cannot be told" if brief else f"{count} generations: copies cannot be told"
+        verb = ("copies" if self.is_reference else "shows") if copies == 1 else "copy" if self.is_reference else "show"
+        text = f"{copies} of {count} {'' if brief else 'generations '}{verb} it"
+        others = ", ".join(f"{name} ({count})" for name, count in self.copied["of_others"].items())
+        return text if brief or not others else f"{text}; copies of other images: {others}"
 
 
 @dataclass(frozen=True)
 class Event:
-    """One line of ``history.jsonl``; the attributes are those of ``Report.to_dict``.
-
-    Attributes:
-        rows: one per probe, in their order.
-        controls: severity of every control.
-    """
+    """One line of ``history.jsonl``, see ``Report``: a row per probe in their order, the severity of every control."""
 
     step: int
     rows: tuple[Row, ...] = ()
@@ -90,8 +110,17 @@ class Event:
         """Whether any probe's verdict got worse, or a generation copied one."""
         return any(row.alert or (row.copied or {}).get("copies") for row in self.rows)
 
+    @property
+    def calibration(self) -> str:
+        """What the controls say."""
+        return self.audit if self.calibrated else "there are no controls, so alerts are uncalibrated"
+
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict is verdict for row in self.rows)
+
+    def counts(self) -> str:
+        """How many probes have each verdict, in words."""
+        return ", ".join(f"{n} {verdict}" for verdict in Verdict if (n := self.count(verdict))) or "no probe was judged"
 
     @property
     def worst_first(self) -> list[Row]:
@@ -100,11 +129,7 @@ class Event:
         return sorted(self.rows, key=lambda row: (order.index(row.verdict), -row.severity))
 
     def left_out(self, shown: int, named: int = 1000) -> str:
-        """Which probes are not among the ``shown`` worst, and their verdicts; empty where all are shown.
-
-        Args:
-            named: of how many without evidence the names are told.
-        """
+        """The probes beyond the ``shown`` worst by verdict; more than ``named`` without evidence are not named."""
         found = []
         for verdict in Verdict:
             names = [row.title for row in self.worst_first[shown:] if row.verdict is verdict]
@@ -112,10 +137,6 @@ class Event:
             how = "without evidence" if verdict is Verdict.NO_EVIDENCE else verdict
             found += [f"{len(names)} more {how}{which}"] if names else []
         return "; ".join(found)
-
-    def counts(self) -> str:
-        """How many probes have each verdict, in words."""
-        return ", ".join(f"{n} {verdict}" for verdict in Verdict if (n := self.count(verdict))) or "no probe was judged"
 
 
 def _known(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,11 +146,7 @@ def _known(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder.
-
-    Attributes:
-        events: oldest first. losses: the validation losses that the loop logged: ``(step, key, value)``.
-    """
+    """A run's folder: its events, oldest first, and the validation losses that the loop logged: step, key, value."""
 
     folder: Path
     about: About
@@ -149,8 +166,8 @@ class Run:
             raise FileNotFoundError(f"{folder} holds no {HISTORY}; allowed: {allowed}")
         try:
             events = tuple(map(Event.from_dict, read_lines(folder / HISTORY)))
-            about = About.read(folder / ABOUT)
             losses = tuple((row["step"], row["key"], row["value"]) for row in read_lines(folder / LOSSES))
+            about = About.read(folder / ABOUT)
         except (KeyError, TypeError) as error:
             what = f"{folder} was written by another version of memwatch and cannot be read by this one ({error!r})"
             raise ValueError(what) from error
@@ -160,7 +177,7 @@ class Run:
 
     @property
     def last(self) -> Event:
-        """The last event; the last one with findings where there is one."""
+        """The last event with findings; without any, the last event."""
         return next((event for event in reversed(self.events) if event.rows), self.events[-1])
 
     @property
@@ -168,42 +185,53 @@ class Run:
         """The event that decided to stop the training."""
         return next((event for event in self.events if event.stop_reason is not None), None)
 
-    @cached_property
-    def alerts(self) -> tuple[tuple[int, Row], ...]:
-        """Every alert with its step."""
-        return tuple((event.step, row) for event in self.events for row in event.rows if row.alert)
+    @property
+    def rows(self) -> list[tuple[int, Row]]:
+        """Every row of every event, with its step."""
+        return [(event.step, row) for event in self.events for row in event.rows]
 
     @property
-    def memorized(self) -> list[str]:
-        """Names of the probes that any event called memorized."""
-        found = (row.name for event in self.events for row in event.rows if row.verdict is Verdict.MEMORIZED)
-        return list(dict.fromkeys(found))
+    def memorized(self) -> dict[str, int]:
+        """The probes that any event called memorized, by name, and since when."""
+        found: dict[str, int] = {}
+        for step, row in self.rows:
+            if row.verdict is Verdict.MEMORIZED:
+                found.setdefault(row.name, step if row.since is None else row.since)
+        return found
 
 
-def effect_of(found: Finding | Row) -> str:
-    """The effect and its p-value in words; empty where no judgement was possible."""
-    if found.verdict is Verdict.INCONCLUSIVE:
-        return ""
-    effect = f"{found.severity:.1f}x less freedom" if found.severity >= 1.05 else "no less freedom"
-    return effect if found.p is None else f"{effect}, p = {found.p:.1g}"
+# --- files of one JSON object per line, written while others read them ------------------------------------------------
 
 
-def why(found: Finding | Row) -> str:
-    """What a verdict rests on: effect, p-value and reason."""
-    return ": ".join(filter(None, [effect_of(found), found.reason]))
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects that have a ``step``; ``[]`` without the file. A line that is not whole is passed over."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                found.append(row)
+    return found
 
 
-def proof_words(copied: Mapping[str, Any] | None, is_reference: bool, *, brief: bool = False) -> str:
-    """How many generations copy a probe, and which other probes they copy; empty where nothing was generated.
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add objects; where a full disk has cut the last line off, that line is ended first.
 
-    Args:
-        copied: see ``copied_row``. brief: for a column that says already that it is about generations.
+    Raises:
+        OSError: the disk refused. ValueError: a number is not finite.
     """
-    if copied is None:
-        return ""
-    if not any(ratio is not None and math.isfinite(ratio) for ratio in copied["ratios"]):
-        return "copies cannot be told" if brief else f"{copied['generations']} generations: copies cannot be told"
-    verb = ("copies" if is_reference else "shows") if copied["copies"] == 1 else "copy" if is_reference else "show"
-    text = f"{copied['copies']} of {copied['generations']} {'' if brief else 'generations '}{verb} it"
-    others = ", ".join(f"{name} ({count})" for name, count in copied["of_others"].items())
-    return text if brief or not others else f"{text}; copies of other images: {others}"
+    text = _to_text(rows)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else f"\n{text}"
+        file.write(text.encode())
+
+
+def rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Put these objects in the place of all others; whole or not at all."""
+    write_whole(path, _to_text(rows))
+
+
+def _to_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)

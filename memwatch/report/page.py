@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,11 +15,10 @@ from markupsafe import Markup
 from memwatch.config import AlertsConfig
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
+from memwatch.report import text
+from memwatch.report.drawing import MAX_FACTOR, STOPS, VERDICT_COLOURS, ink_on
 from memwatch.report.frames import Frames, frames_of
-from memwatch.report.heatmap import MAX_FACTOR, STOPS
-from memwatch.report.history import Event, Row, Run, effect_of, proof_words, why
-from memwatch.report.text import advice_of, calibration, headline, not_watched
-from memwatch.report.title_bar import VERDICT_COLOURS, ink_on
+from memwatch.report.history import Row, Run
 from memwatch.run_folder import write_whole
 
 PAGE = "report.html"
@@ -27,84 +26,60 @@ VERDICTS = list(Verdict)
 STYLES = {verdict: str(verdict).replace(" ", "-") for verdict in Verdict}  # CSS classes
 LOWEST_TOP = 2.0  # factor: the severity axis reaches at least this far, so that noise does not look like news
 
+LOADER = PackageLoader("memwatch.report")
+TEMPLATES = Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+TEMPLATES.globals |= {
+    "inlined": lambda name: Markup(LOADER.get_source(TEMPLATES, name)[0]),  # our own files; what a run says is escaped
+    "text": text,
+    "factor": factor,
+    "median": median,
+    "max_factor": MAX_FACTOR,
+    "gradient": ", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*stop) for stop in STOPS),
+    "verdicts": VERDICTS,
+    "styles": STYLES,
+    "colours": VERDICT_COLOURS,
+    "ink_on": ink_on,
+}
 
-def write_page(folder: Path, file: Path | None = None, *, renew: float | None = None) -> Path:
-    """Write the page of a run or a scan, whole or not at all.
+Histories = Mapping[str, list[tuple[int, Row]]]  # by probe, with the steps
 
-    Args:
-        folder: its ``output_dir``.
-        file: where the page goes; ``report.html`` in the folder by default.
-        renew: seconds after which an open page reads itself again; ``None`` for never.
+
+def write_page(folder: Path, file: Path | None = None) -> Path:
+    """Write the page of the run or scan in ``folder``, whole or not at all; into ``report.html`` there by default.
 
     Raises:
         FileNotFoundError, ValueError: there is no run, see ``Run.read``.
     """
     file = file or folder / PAGE
-    write_whole(file, render(Run.read(folder), renew))
+    write_whole(file, render(Run.read(folder)))
     return file
 
 
-def render(run: Run, renew: float | None = None) -> str:
+def render(run: Run) -> str:
     """The page as text."""
-    about, order, frames = run.about, run.last.worst_first, frames_of(run)
-    histories: dict[str, list[tuple[int, Row]]] = {row.name: [] for row in order}
-    for event in run.events:
-        for row in event.rows:
-            histories.setdefault(row.name, []).append((event.step, row))
-    versions = [f"{name} {number}" for name, number in about.versions.items()]
-    return (
-        templates()
-        .get_template("page.html")
-        .render(
-            run=run,
-            renew=renew,
-            last=run.last,
-            newest=run.events[-1],
-            order=order,
-            frames=frames,
-            headline=headline(run),
-            histories=histories,
-            advice=advice_of,
-            effect=effect_of,
-            why=why,
-            calibration=calibration,
-            proof=lambda row: proof_words(row.copied, row.is_reference),
-            cells=region_cells,
-            not_watched=not_watched(run),
-            costs=costs(run),
-            controls=sorted(run.last.controls.items(), key=lambda item: -item[1]),
-            max_factor=MAX_FACTOR,
-            gradient=", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*stop) for stop in STOPS),
-            styles=STYLES,
-            colours=VERDICT_COLOURS,
-            inks={verdict: ink_on(verdict) for verdict in Verdict},
-            verdicts=VERDICTS,
-            data=script_data(run, order, frames) | {"charts": [severities(run, histories), losses(run)]},
-            settings=yaml.safe_dump(about.settings, sort_keys=False, allow_unicode=True),
-            versions=[*filter(None, [about.machine]), *versions],
-        )
+    order, frames, histories = run.last.worst_first, frames_of(run), defaultdict(list)
+    for step, row in run.rows:
+        histories[row.name].append((step, row))
+    charts = [severities(run, histories), losses(run)]
+    return TEMPLATES.get_template("page.html").render(
+        run=run,
+        last=run.last,
+        newest=run.events[-1],
+        order=order,
+        frames=frames,
+        histories=histories,
+        data=script_data(run, order, frames) | {"charts": charts},
+        settings=yaml.safe_dump(run.about.settings, sort_keys=False, allow_unicode=True),
     )
 
 
 def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
     """What the page's script moves: by probe, pictures and numbers at every stop of the slider."""
-    by_step = {event.step: {row.name: row for row in event.rows} for event in run.events}
-
-    def numbers(row: Row | None) -> list[Any] | None:
-        if row is None:
-            return None
-        boxes = [list(region["box"]) for region in row.regions]
-        return [VERDICTS.index(row.verdict), effect_of(row), row.reason, boxes]
-
+    numbers = {
+        (step, row.name): [VERDICTS.index(row.verdict), row.effect, row.reason, [r["box"] for r in row.regions]]
+        for step, row in run.rows
+    }
     steps = [event.step for event in run.events] + [step for step, _, _ in run.losses]
-    probes = [
-        {
-            "images": frames.images[row.name],
-            "maps": frames.maps[row.name],
-            "rows": [numbers(by_step[step].get(row.name)) for step in frames.steps],
-        }
-        for row in order
-    ]
     return {
         "steps": frames.steps,
         "span": [min(steps), max(steps)],
@@ -112,11 +87,18 @@ def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
         "side": frames.side,
         "styles": list(STYLES.values()),
         "words": [str(verdict) for verdict in VERDICTS],
-        "probes": probes,
+        "probes": [
+            {
+                "images": frames.images[row.name],
+                "maps": frames.maps[row.name],
+                "rows": [numbers.get((step, row.name)) for step in frames.steps],
+            }
+            for row in order
+        ],
     }
 
 
-def severities(run: Run, histories: Mapping[str, list[tuple[int, Row]]]) -> dict[str, Any]:
+def severities(run: Run, histories: Histories) -> dict[str, Any]:
     """The first chart: severities by step, the controls' band and the alert level; alerts, proofs and the stop."""
     given = run.about.settings.get("alerts", {}).get("min_severity", AlertsConfig().min_severity)
     level = given if run.last.calibrated else None
@@ -131,63 +113,33 @@ def severities(run: Run, histories: Mapping[str, list[tuple[int, Row]]]) -> dict
         }
         for key, row in enumerate(run.last.worst_first)
     ]
-    found = [row.severity for event in run.events for row in event.rows] + [most for _, _, most, _ in band]
-    marks = [mark for event in run.events for row in event.rows for mark in marks_of(event, row)]
+    found = [row.severity for _, row in run.rows] + [most for _, _, most, _ in band]
     values = [1.0, max(LOWEST_TOP, 1.1 * (level or 1.0), *found) * 1.05]
     stop = None if run.stop is None else run.stop.step
-    return {"lines": lines, "values": values, "band": band, "level": level, "marks": marks, "stop": stop}
+    return {"lines": lines, "values": values, "band": band, "level": level, "marks": marks_of(run), "stop": stop}
 
 
-def marks_of(event: Event, row: Row) -> list[list[Any]]:
-    """The signs of one probe at one event: step, value, kind and what it says."""
-    found, title = [], row.title
-    if row.alert:
-        kind = "alert" if row.verdict is Verdict.MEMORIZED else "suspicion"
-        found.append([event.step, row.severity, kind, f"step {event.step}: {title} is {row.verdict}"])
-    if row.copied and row.copied["copies"]:
-        says = f"step {event.step}: {row.copied['copies']} of {row.copied['generations']} generations copy {title}"
-        found.append([event.step, row.severity, "proof", says])
-    return found
+def marks_of(run: Run) -> list[list[Any]]:
+    """The signs of the first chart: step, value, kind and what it says."""
+    marks: list[list[Any]] = []
+    for step, row in run.rows:
+        if row.alert:
+            kind = "alert" if row.verdict is Verdict.MEMORIZED else "suspicion"
+            marks.append([step, row.severity, kind, f"step {step}: {row.title} is {row.verdict}"])
+        if row.copied and row.copied["copies"]:
+            copies = f"{row.copied['copies']} of {row.copied['generations']} generations copy {row.title}"
+            marks.append([step, row.severity, "proof", f"step {step}: {copies}"])
+    return marks
 
 
 def losses(run: Run) -> dict[str, Any] | None:
     """The second chart: the validation losses that the loop has logged; ``None`` where there are none."""
     if not run.losses:
         return None
+    points = defaultdict(list)
+    for step, key, value in run.losses:
+        points[key].append([step, value])
     values = [value for _, _, value in run.losses]
     room = 0.05 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1.0
-    keys = list(dict.fromkeys(key for _, key, _ in run.losses))
-    points = {key: [[step, value] for step, each, value in run.losses if each == key] for key in keys}
-    lines = [{"label": key, "style": f"series-{i % 6}", "points": points[key]} for i, key in enumerate(keys)]
+    lines = [{"label": key, "style": f"series-{i % 6}", "points": each} for i, (key, each) in enumerate(points.items())]
     return {"lines": lines, "values": [min(values) - room, max(values) + room]}
-
-
-def region_cells(region: Mapping[str, Any]) -> list[str]:
-    """A region under the page's header: box, area, effect, its logarithm and error, p."""
-    error = "" if region["sem"] is None else f" ± {region['sem']:.2f}"
-    p = "-" if region["p"] is None else f"{region['p']:.2g}"
-    box, effect = ", ".join(map(str, region["box"])), region["effect"]
-    return [box, f"{region['area']:.0%}", f"{factor(effect):.2f}x", f"{effect:.2f}{error}", p]
-
-
-def costs(run: Run) -> list[tuple[str, str]]:
-    """What the run's events have cost."""
-    seconds, newest = [event.seconds for event in run.events], run.events[-1]
-    spent = f"{sum(seconds):.1f} s in all, {median(seconds):.1f} s per event (median), {max(seconds):.1f} s at most"
-    found = [("events", f"{len(seconds)}: {spent}")]
-    if newest.overhead is not None:
-        found.append(("share of training time", f"{100 * newest.overhead:.1f} %"))
-    if (measured := run.last.scalars.get("memwatch/measured")) is not None:
-        found.append(("probes whose curvature was measured at the last event", f"{measured:.0f}"))
-    return [*found, ("failures of memwatch's own parts", str(newest.errors))]
-
-
-@cache
-def templates() -> Environment:
-    """The page's templates; everything that a run says is escaped."""
-    loader = PackageLoader("memwatch.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["inlined"] = lambda name: Markup(loader.get_source(environment, name)[0])  # our own files
-    return environment

@@ -43,9 +43,11 @@ news; the longer a run is, the fewer events send any (see ``retention.is_shown``
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -57,7 +59,7 @@ from memwatch.judge.statistic import top_means
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import Signals, factor
 from memwatch.report.about import About
-from memwatch.report.history import Event, proof_words
+from memwatch.report.history import Event, Row
 
 SIXTEENTH = 4  # index of that size among ``calibration.sizes_of``
 IMAGE_MEANS = ("collapse", "score", "collapse_null", "score_null", "loss_log_ratio")  # maps whose mean is logged
@@ -69,18 +71,14 @@ class Report:
 
     Attributes:
         step: optimizer step.
-        config: what the event was measured and judged by.
+        config, about: what the event was measured and judged by, and the run that it belongs to.
         judgement: what the judge says; empty for an event that failed.
         calibrated: whether there are controls at all.
-        seconds: what the event cost.
-        errors: failures of memwatch's parts so far.
+        seconds: what the event cost. errors: failures of memwatch's parts so far.
         stop_reason: set from the event on that decided to stop.
-        pictures: one per probe, drawn once for all sinks (see ``Sinks``); on the main process only.
-        failure: what failed, for people, and cost this event; then there are no findings.
-        overhead: share of training time that memwatch has taken so far; ``None`` before the first step, and where
-            nothing is trained.
-        overview: one picture of the whole event, on the main process only.
-        about: the run that the event belongs to.
+        pictures, overview: one per probe, by name, and one of the whole event; on the main process alone.
+        failure: what cost this event, for people.
+        overhead: share of training time so far; ``None`` before the first step, and where nothing is trained.
     """
 
     step: int
@@ -108,48 +106,59 @@ class Report:
 
     @property
     def alerts(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.is_alert)
+        return tuple(f for f in self.findings if f.is_alert)
 
-    def count(self, verdict: Verdict) -> int:
-        return sum(finding.verdict is verdict for finding in self.findings)
+    @cached_property
+    def event(self) -> Event:
+        """The same as it is read back from ``history.jsonl``."""
+        return Event.from_dict(self.to_dict())
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """Those of ``event`` by the probe's name."""
+        return {row.name: row for row in self.event.rows}
+
+    def images(self) -> dict[str, Image.Image]:
+        """The pictures that were drawn, by logged key."""
+        found = {f"memwatch/heatmap/{name}": picture for name, picture in self.pictures.items()}
+        return found if self.overview is None else found | {"memwatch/overview": self.overview}
 
     def scalars(self) -> dict[str, float]:
         """Logged scalars; see the table above. Non-finite ones are left out, because dashboards drop or mangle them."""
         values: dict[str, float | None] = {
-            "memwatch/step": self.step,
-            "memwatch/seconds": self.seconds,
-            "memwatch/overhead": self.overhead,
-            "memwatch/errors": self.errors,
-            "memwatch/stop": float(self.stop_reason is not None),
+            "step": self.step,
+            "seconds": self.seconds,
+            "overhead": self.overhead,
+            "errors": self.errors,
+            "stop": float(self.stop_reason is not None),
         }
         if self.failure is None:
             values |= self._scalars_of_the_event()
-            for finding in self.findings:
-                values |= _scalars_of(finding)
-        return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
+            values |= {f"{key}/{f.name}": value for f in self.findings for key, value in _scalars_of(f).items()}
+        finite = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+        return {f"memwatch/{key}": float(value) for key, value in finite.items()}
 
     def _scalars_of_the_event(self) -> dict[str, float | None]:
         audit, controls = self.judgement.audit, list(self.controls.values())
         proofs = [f.proof for f in self.findings if f.proof is not None]
+        verdicts = Counter(f.verdict for f in self.findings)
         return {
-            "memwatch/measured": self.judgement.num_measured,
-            "memwatch/rotated": self.judgement.num_rotated or None,
-            "memwatch/max_severity": max((f.severity for f in self.findings), default=1.0),
-            "memwatch/min_p": min((f.p for f in self.findings if f.p is not None), default=None),
-            "memwatch/num_memorized": self.count(Verdict.MEMORIZED),
-            "memwatch/num_suspicious": self.count(Verdict.SUSPICIOUS),
-            "memwatch/num_inconclusive": self.count(Verdict.INCONCLUSIVE),
-            "memwatch/controls_called": audit.called if audit.of else None,
-            "memwatch/false_alarms_at_most": audit.at_most if audit.of else None,
-            "memwatch/alert_level": self.config.alerts.min_severity,
-            "memwatch/control_severity": max(controls, default=None),
-            "memwatch/control_severity_median": median(controls) if controls else None,
-            "memwatch/control_severity_least": min(controls, default=None),
-            "memwatch/num_copied": sum(proof.copied > 0 for proof in proofs) if proofs else None,
+            "measured": self.judgement.num_measured,
+            "rotated": self.judgement.num_rotated or None,
+            "max_severity": max((f.severity for f in self.findings), default=1.0),
+            "min_p": min((f.p for f in self.findings if f.p is not None), default=None),
+            **{f"num_{verdict}": verdicts[verdict] for verdict in Verdict if verdict is not Verdict.NO_EVIDENCE},
+            "controls_called": audit.called if audit.of else None,
+            "false_alarms_at_most": audit.at_most if audit.of else None,
+            "alert_level": self.config.alerts.min_severity,
+            "control_severity": max(controls, default=None),
+            "control_severity_median": median(controls) if controls else None,
+            "control_severity_least": min(controls, default=None),
+            "num_copied": sum(proof.copied > 0 for proof in proofs) if proofs else None,
         }
 
     def alert_text(self, finding: Finding) -> str:
-        """An alert that explains itself: where, since when, how strong, how unlikely, against what."""
+        """An alert in words: where, since when, how strong, how unlikely, against what."""
         probe, evidence = finding.observation.probe, finding.evidence
         lines = [f"memwatch, step {self.step}: {probe.title} is {finding.verdict}: {finding.reason}."]
         for r in finding.regions:
@@ -159,9 +168,8 @@ class Report:
             if r.rank_p_peers is not None:
                 chance += f", rank p = {r.rank_p_peers:.2f} against {evidence.num_peers} training images"
             effect = f"{math.exp(r.effect):.1f}x less freedom (log ratio {r.effect:.2f} ± {r.sem:.2f})"
-            where = f"region {r.box} px, {r.area:.0%} of the image"
-            lines.append(f"{where}: {effect}, {chance}")
-        if copied := proof_words(copied_row(finding), probe.is_reference):
+            lines.append(f"region {r.box} px, {r.area:.0%} of the image: {effect}, {chance}")
+        if copied := Row(finding.name, is_reference=probe.is_reference, copied=_copied(finding)).proof():
             lines.append(copied)
         lines.append(f"baseline: {self.baseline_text(finding)}.")
         if probe.prompt:
@@ -182,24 +190,17 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """One line of ``history.jsonl``: plain numbers and text, no maps. Non-finite numbers become null."""
-        data = {
+        line = {
             "step": self.step,
             "findings": [self._row(finding) for finding in self.findings],
             "controls": self.controls,
             "calibrated": self.calibrated,
             "audit": str(self.judgement.audit),
             "scalars": self.scalars(),
-            "seconds": self.seconds,
-            "overhead": self.overhead,
-            "errors": self.errors,
-            "stop_reason": self.stop_reason,
-            "failure": self.failure,
         }
-        return {key: _plain(value) for key, value in data.items()}
-
-    def to_event(self) -> Event:
-        """The same as it is read back from ``history.jsonl``."""
-        return Event.from_dict(self.to_dict())
+        line |= {key: getattr(self, key) for key in ("seconds", "overhead", "errors", "stop_reason", "failure")}
+        plain: dict[str, Any] = json.loads(json.dumps(line), parse_constant=lambda name: None)
+        return plain
 
     def _row(self, finding: Finding) -> dict[str, Any]:
         """A finding in ``history.jsonl``."""
@@ -210,66 +211,53 @@ class Report:
             "prompt": o.probe.prompt,
             "is_reference": o.probe.is_reference,
             "reason": finding.reason,
-            "severity": evidence.severity,
-            "severity_low": evidence.severity_low,
-            "p": evidence.p,
-            "z_score": evidence.z_score,
+            **{key: getattr(evidence, key) for key in ("severity", "severity_low", "p", "z_score")},
             "baseline": self.baseline_text(finding),
             "baseline_step": o.baseline_step,
             "since": finding.state.since,
             "verdict": str(finding.verdict),
             "alert": finding.is_alert,
             "alert_text": self.alert_text(finding) if finding.is_alert else None,
-            "timesteps": list(o.timesteps),
+            "timesteps": o.timesteps,
             "levels": level_factors(finding.signals),
             "regions": [asdict(region) for region in finding.regions],
-            "copied": copied_row(finding),
+            "copied": _copied(finding),
         }
 
 
 def _scalars_of(finding: Finding) -> dict[str, float | None]:
-    name, proof = finding.name, finding.proof
+    proof = finding.proof
     values: dict[str, float | None] = {
-        f"memwatch/severity/{name}": finding.severity,
-        f"memwatch/p/{name}": finding.p,
-        f"memwatch/area/{name}": sum(region.area for region in finding.regions),
-        f"memwatch/copied/{name}": None if proof is None else proof.copied / len(proof.generations),
+        "severity": finding.severity,
+        "p": finding.p,
+        "area": sum(region.area for region in finding.regions),
+        "copied": None if proof is None else proof.copied / len(proof.generations),
     }
     if finding.signals:
-        maps = finding.signals.maps()
-        values |= {f"memwatch/{key}/{name}": float(maps[key].mean.mean()) for key in IMAGE_MEANS if key in maps}
-        if "raw" in maps:
-            values[f"memwatch/retained_variance/{name}"] = 1 - float(maps["raw"].mean.mean())
+        means = {key: float(value.mean.mean()) for key, value in finding.signals.maps().items()}
+        values |= {key: means[key] for key in IMAGE_MEANS if key in means}
+        values["retained_variance"] = 1 - means["raw"] if "raw" in means else None
     return values
 
 
 def level_factors(signals: Signals | None) -> list[float]:
-    """How strong a probe is at each noise level: the mean factor of the highest sixteenth of the level's map.
+    """The mean factor of the highest sixteenth of each level's map; empty where nothing was compared.
 
-    Empty where nothing was compared. It needs no region, so that it is one curve over all events.
+    It needs no region, so that it is one curve over all events.
     """
     if signals is None or signals.deciding is None:
         return []
     return [factor(float(top_means(level.numpy())[SIXTEENTH])) for level in signals.deciding.mean.clamp(min=0)]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def copied_row(finding: Finding) -> dict[str, Any] | None:
-    """A proof in ``history.jsonl``; ``None`` where nothing was generated."""
-    proof = finding.proof
-    if proof is None:
+def _copied(finding: Finding) -> dict[str, Any] | None:
+    """A proof in ``history.jsonl``, see ``Row``."""
+    if (proof := finding.proof) is None:
         return None
     return {
         "generations": len(proof.generations),
         "copies": proof.copied,
-        "ratios": list(proof.ratios),
-        "is_copy": list(proof.is_copy),
+        "ratios": proof.ratios,
+        "is_copy": proof.is_copy,
         "of_others": dict(Counter(name for names in proof.copies for name in names if name != finding.name)),
     }

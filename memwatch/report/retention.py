@@ -1,9 +1,8 @@
 """Pictures, maps and generations of a run take ``BUDGET`` bytes at most, however many events it has.
 
-The numbers of every event stay. Pictures go in this order: those of quiet events, of events with news, of the newest
-ones. Of each kind every second event goes first, the oldest at the front; then every second one of those that are left,
-and so on: what stays is spread over the whole run. The order follows from the events alone, so that a run that was
-resumed keeps the same ones.
+Those of quiet events go first, then of events with news, then of the newest ones. Of each kind every second event goes,
+the oldest at the front; then every second one of those that are left, and so on: what stays is spread over the run. The
+order follows from the events alone, so that a run that was resumed keeps the same ones.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memwatch.report.history import Event
+
 BUDGET = 500_000_000  # bytes; the newest event stays whatever it takes
 NEWEST = 8  # events
 SHOWN = 16  # see ``is_shown``
@@ -21,14 +22,7 @@ OF_EVENTS = ("overview", "maps", "heatmaps/*", "images/*", "generations/*")  # w
 
 @dataclass
 class Kept:
-    """What is kept of one event.
-
-    Attributes:
-        step: optimizer step.
-        is_news: whether it has news.
-        rank: how many of its kind, news or quiet, there were before it.
-        files: bytes by file.
-    """
+    """What is kept of one event: bytes by file; ``rank`` is how many of its kind, news or quiet, were before it."""
 
     step: int
     is_news: bool
@@ -39,19 +33,9 @@ class Kept:
     def size(self) -> int:
         return sum(self.files.values())
 
-    @property
-    def worth(self) -> tuple[bool, float, int]:
-        """The smallest goes first; the run's first event counts as news."""
-        return self.is_news or self.rank == 0, worth_of(self.rank), self.rank
-
 
 class Retention:
-    """The files of a run's events, below ``folder``.
-
-    Attributes:
-        budget: bytes.
-        events: those that have files, oldest first, and the newest.
-    """
+    """The files of a run's events, below ``folder``; ``events`` are those that have files, and the newest."""
 
     def __init__(self, folder: Path, budget: int = BUDGET) -> None:
         self.folder, self.budget = folder, budget
@@ -67,27 +51,32 @@ class Retention:
     def thin(self) -> None:
         """Delete what goes beyond the budget; a file that cannot be deleted is forgotten."""
         kept = [event for event in self.events if event.files]
-        by_worth = [sorted(group, key=lambda each: each.worth) for group in (kept[:-NEWEST], kept[-NEWEST:-1])]
-        total = sum(event.size for event in kept)
-        for event in [*by_worth[0], *by_worth[1]]:
-            if total <= self.budget:
-                break
-            total -= event.size
-            for file in event.files:
-                with suppress(OSError):
-                    file.unlink()
-            event.files = {}
+        total, newest = sum(event.size for event in kept), kept[-NEWEST:]
+
+        def worth(event: Kept) -> tuple[bool, bool, float, int]:  # the run's first event counts as news
+            return event in newest, event.is_news or event.rank == 0, worth_of(event.rank), event.rank
+
+        for event in sorted(kept[:-1], key=worth):
+            if total > self.budget:
+                total -= event.size
+                for file in event.files:
+                    with suppress(OSError):
+                        file.unlink()
+                event.files = {}
         self.events = [event for event in self.events if event.files or event is self.events[-1]]
 
-    def rewind(self, step: int, events: Iterable[tuple[int, bool]]) -> None:
-        """Go on after these events, ``(step, is_news)``; files of events after ``step`` are deleted."""
+    def rewind(self, step: int, events: Iterable[Event]) -> None:
+        """Go on after these events; files of events after ``step`` are deleted."""
         self.events, self._counts = [], [0, 0]
-        by_step = {each: self.begin(each, is_news) for each, is_news in events}
+        by_step = {event.step: self.begin(event.step, event.has_news) for event in events}
         for file in (file for place in OF_EVENTS for file in self.folder.glob(f"{place}/step_*")):
+            _, _, number = file.stem.partition("_")
+            if not number.isdecimal():  # nobody's
+                continue
             with suppress(OSError):
-                if (event := by_step.get(step_of(file))) is not None:
-                    event.files[file] = file.stat().st_size
-                elif step_of(file) > step:
+                if (kept := by_step.get(int(number))) is not None:
+                    kept.files[file] = file.stat().st_size
+                elif int(number) > step:
                     file.unlink()
 
 
@@ -97,7 +86,7 @@ def worth_of(rank: int) -> float:
 
 
 def is_shown(rank: int) -> bool:
-    """Whether trackers get the pictures of an event; what they are given they keep.
+    """Whether trackers, which keep what they are given, get the pictures of an event.
 
     They get those of the first ``SHOWN`` events of each kind, of as many again every second one, and half as many
     whenever a run is twice as long.
@@ -111,9 +100,3 @@ def is_shown(rank: int) -> bool:
 def stem_of(step: int) -> str:
     """How the names of an event's files begin."""
     return f"step_{step:07d}"
-
-
-def step_of(file: Path) -> int:
-    """The inverse; -1 for any other name, which is nobody's of an event."""
-    name, _, number = file.stem.partition("_")
-    return int(number) if name == "step" and number.isdecimal() else -1

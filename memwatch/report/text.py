@@ -8,7 +8,7 @@ from unicodedata import combining, east_asian_width
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.report.about import About
-from memwatch.report.history import Event, Row, Run, effect_of, proof_words, why
+from memwatch.report.history import Event, Row, Run
 
 SHOWN = 3  # probes per event in the terminal, worst first
 NAMED = 16  # others that are named there
@@ -18,11 +18,7 @@ HEAD = ("probe", "verdict", "effect", "region, px", "generations", "why")
 
 
 def summary(event: Event, about: About, *, shown: int = SHOWN) -> str:
-    """Verdict counts, the worst probes, the controls, the cost, and the reason of a stop.
-
-    Args:
-        shown: how many probes, at least 0.
-    """
+    """Verdict counts, the ``shown`` worst probes, the controls, the cost, and the reason of a stop."""
     planned = about.settings.get("max_train_steps")
     head = f"memwatch, step {event.step}{f' of {planned}' if planned else ''}"
     if event.failure is not None:
@@ -34,11 +30,10 @@ def summary(event: Event, about: About, *, shown: int = SHOWN) -> str:
         else:
             lines = [f"{head}: {event.counts()}", *table(event.worst_first[:shown])]
             lines += [f"  {others}"] if (others := event.left_out(shown, NAMED)) else []
-        lines.append(f"  {calibration(event)}")
-    costs = [f"{event.seconds:.1f} s"]
-    costs += [f"{100 * event.overhead:.1f} % of training time"] if event.overhead is not None else []
-    costs += [f"{event.errors} failure{'s' if event.errors > 1 else ''} of memwatch so far"] if event.errors else []
-    lines.append(f"  {', '.join(costs)}")
+        lines.append(f"  {event.calibration}")
+    overhead = "" if event.overhead is None else f", {100 * event.overhead:.1f} % of training time"
+    failures = f", {event.errors} failure{'s' if event.errors > 1 else ''} of memwatch so far" if event.errors else ""
+    lines.append(f"  {event.seconds:.1f} s{overhead}{failures}")
     lines += [f"  STOP: {event.stop_reason}"] if event.stop_reason is not None else []
     return "\n".join(lines)
 
@@ -52,24 +47,14 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def columns(text: str) -> int:
-    """How wide a terminal shows a text; East Asian characters take two columns.
-
-    >>> columns("cat"), columns("猫")
-    (3, 2)
-    """
+    """How wide a terminal shows a text; East Asian characters take two columns."""
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def cells_of(row: Row) -> tuple[str, ...]:
     """A probe under ``HEAD``."""
     where = "{},{} to {},{}".format(*row.regions[0]["box"]) if row.regions else ""
-    made = proof_words(row.copied, row.is_reference, brief=True)
-    return row.title, str(row.verdict), effect_of(row), where, made, row.reason
-
-
-def calibration(event: Event) -> str:
-    """What the controls say."""
-    return event.audit if event.calibrated else "there are no controls, so alerts are uncalibrated"
+    return row.title, str(row.verdict), row.effect, where, row.proof(brief=True), row.reason
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -77,24 +62,16 @@ def calibration(event: Event) -> str:
 
 def headline(run: Run) -> str:
     """What happened, in one sentence."""
-    last, count = run.last, len(run.last.rows)
+    last, of, memorized = run.last, f"of {len(run.last.rows)} probes", run.memorized
     if not last.rows:
         return f"Step {last.step}: no probe has been judged yet."
-    judged = last.count(Verdict.NO_EVIDENCE)
-    if run.memorized:
-        rows = [(event.step, row) for event in run.events for row in event.rows]
-        called = [(step, row) for step, row in rows if row.verdict is Verdict.MEMORIZED]
-        since = min(step if row.since is None else row.since for step, row in called)
-        said = f"{_are(len(run.memorized), count)} memorized, since step {since}"
-    elif suspicious := last.count(Verdict.SUSPICIOUS):
-        said = f"{_are(suspicious, count)} suspicious, and none is memorized"
+    if found := len(memorized) or last.count(Verdict.SUSPICIOUS):
+        what = f"memorized, since step {min(memorized.values())}" if memorized else "suspicious, and none is memorized"
+        said = f"{found} {of} {'is' if found == 1 else 'are'} {what}"
     else:
-        said = f"No evidence in {judged} of {count} probes" if judged else "No verdict yet: every probe is inconclusive"
+        judged = last.count(Verdict.NO_EVIDENCE)
+        said = f"No evidence in {judged} {of}" if judged else "No verdict yet: every probe is inconclusive"
     return f"{said}; memwatch decided to stop the training at step {run.stop.step}." if run.stop else f"{said}."
-
-
-def _are(some: int, count: int) -> str:
-    return f"{some} of {count} probes {'is' if some == 1 else 'are'}"
 
 
 def advice_of(row: Row) -> str:
@@ -142,9 +119,9 @@ def not_watched(run: Run) -> list[str]:
 def as_markdown(run: Run) -> str:
     """What the page says, in the words and tables of a comment."""
     last = run.last
-    lines = [f"# {headline(run)}", "", f"`{run.folder}`, step {last.step}: {last.counts()}. {calibration(last)}.", ""]
+    lines = [f"# {headline(run)}", "", f"`{run.folder}`, step {last.step}: {last.counts()}. {last.calibration}.", ""]
     lines += markdown_table([HEAD, *map(cells_of, last.worst_first)])
-    alerts = [f"- step {step}: {row.title} is {row.verdict}. {why(row)}." for step, row in run.alerts]
+    alerts = [f"- step {step}: {row.title} is {row.verdict}. {row.why}." for step, row in run.rows if row.alert]
     advice = [f"- {row.title}: {advice_of(row)}" for row in last.worst_first if row.verdict.is_evidence]
     unseen = [f"- {sentence}" for sentence in not_watched(run)]
     for title, items in (("Alerts", alerts), ("What to do", advice), ("What was not watched", unseen)):

@@ -7,9 +7,7 @@ event is one row at the newest step, and the true one is ``memwatch/step``, decl
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,7 @@ from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report.about import About
-from memwatch.report.history import why
-from memwatch.report.picture import image_of
+from memwatch.report.pictures import image_of
 from memwatch.report.report import Report
 
 logger = logging.getLogger("memwatch")
@@ -29,93 +26,72 @@ STEP = "memwatch/step"
 ABOUT = ("model", "machine", "versions", "training_rows")  # of ``About``: beside the settings in the run's config
 TITLE = 63  # characters of an alert's title that W&B takes
 PICTURED = 16  # probes whose pictures an event logs, unless more have evidence
-CLASSES = {1: str(Verdict.SUSPICIOUS), 2: str(Verdict.MEMORIZED)}  # of region layers; 0 is no region
+CLASSES = {Verdict.SUSPICIOUS: 1, Verdict.MEMORIZED: 2}  # of region layers; 0 is no region
 COLUMNS = ("step", "probe", "prompt", "image", "heatmap", "severity", "p", "area", "copied", "verdict", "reason")
 
 
 class WandbSink:
-    """Writes to the tracker's run.
+    """Writes to the tracker's run; accelerate finishes it.
 
     | in W&B | holds |
     |---|---|
-    | history | a row per event: the keys of ``Report``, see ``images_of``, and ``memwatch/probes`` |
+    | history | a row per event: the keys of ``Report`` |
     | ``memwatch/probes`` | one growing table: a row per probe and event, with ``COLUMNS`` |
     | summary | of each key ``.last``, ``.min`` and ``.max`` |
     | config | ``memwatch``: the settings; ``memwatch.about``: model, machine, versions, numbers of probes |
     | alerts | one per event with news |
 
-    In the table ``copied`` is the share of generations that copy the region, and cells that were not measured are
-    empty. A probe has its pictures in its first row, and wherever it has evidence or news: each one lies in W&B's
-    storage a second time.
-
-    A run that W&B has resumed may hold events already that are measured again, because the checkpoint is older. Their
-    rows stay as they are, as W&B keeps the script's own: it takes no second row for a step.
+    In the table a probe has its pictures in its first row, and wherever it has evidence or news: each one lies in W&B's
+    storage a second time. A run that W&B has resumed may hold events already that are measured again, because the
+    checkpoint is older. Their rows stay as they are, because W&B takes no second row for a step.
     """
-
-    name = "wandb"
 
     def __init__(self, tracker: Any) -> None:
         self._run = tracker.tracker
         self._run.define_metric(STEP, hidden=True)
         self._defined: set[str] = set()
         self._define("memwatch/*")
+        held = self._run.summary.get(STEP) if self._run.resumed else None
+        self._held = -1.0 if held is None else float(held)  # the last event's step in the run
         self._about = About()
         self._table: Any = None
         self._in_table: set[str] = set()  # probes with pictures there
         self._row = -1  # W&B's step of the last row
-        self._held: float | None = None  # the last event's step in the run
 
     def write(self, report: Report) -> None:
-        if self._holds(report.step):
+        if report.step <= self._held:
+            logger.info("the W&B run holds the event of step %d already; its row stays as it is", report.step)
             return
-        self._configure(report.about)
-        row: dict[str, Any] = dict(report.scalars())
-        for key in {key for key in row if "." in key} - self._defined:
-            self._define(key.replace(".", "\\."))  # a bare dot leads into nested values, and no pattern fits it
-            self._defined.add(key)
-        texts = [report.alert_text(f) for f in report.alerts]
-        if texts:
-            row["memwatch/alert"] = "\n\n".join(texts)
-        images = images_of(report)
-        row |= images
-        if report.findings:
-            row["memwatch/probes"] = self._with_rows(report, images)
-        self._log(row, report.step)
-        self._held = report.step
-        if texts:
-            level = "WARN" if all(f.verdict is Verdict.SUSPICIOUS for f in report.alerts) else "ERROR"
-            self._run.alert(title=alert_title(report)[:TITLE], text="\n\n".join(texts), level=level, wait_duration=0)
-
-    def close(self) -> None:
-        """accelerate finishes its trackers itself."""
-
-    def _holds(self, step: int) -> bool:
-        """Whether the run holds this event already."""
-        if self._held is None:
-            held = self._run.summary.get(STEP) if self._run.resumed else None
-            self._held = -1.0 if held is None else float(held)
-        if step > self._held:
-            return False
-        logger.info("the W&B run holds the event of step %d already; its row stays as it is", step)
-        return True
-
-    def _configure(self, about: About) -> None:
-        if about.settings and about != self._about:
+        if (about := report.about) != self._about and about.settings:
             facts: dict[str, Any] = {key: getattr(about, key) for key in ABOUT}
             facts["watched"] = dict(Counter(probe["role"] for probe in about.probes))
             self._run.config.update({"memwatch": about.settings | {"about": facts}}, allow_val_change=True)
             self._about = about
-
-    def _define(self, key: str) -> None:
-        self._run.define_metric(key, step_metric=STEP, summary="last,min,max")
-
-    def _log(self, row: dict[str, Any], step: int) -> None:
-        """One row, at a step of W&B's own that it takes and that none of the earlier events has."""
+        row: dict[str, Any] = dict(report.scalars())
+        for key in row:
+            if "." in key:
+                self._define(key.replace(".", "\\."))  # a bare dot leads into nested values, and no pattern fits it
+        images, text = images_of(report), "\n\n".join(report.alert_text(f) for f in report.alerts)
+        row |= {"memwatch/alert": text} | images if text else images
+        if report.findings:
+            row["memwatch/probes"] = self._with_rows(report, images)
         if self._run.settings.mode == "shared":  # where W&B counts no steps
             self._run.log(row)
-            return
-        self._row = max(step, self._run.step, self._row + 1)
-        self._run.log(row, step=self._row)
+        else:  # at a step of its own that it takes and that none of the earlier events has
+            self._row = max(report.step, self._run.step, self._row + 1)
+            self._run.log(row, step=self._row)
+        self._held = report.step
+        if text:
+            worst, *others = sorted(report.alerts, key=lambda f: list(Verdict).index(f.verdict))
+            said = f"{worst.verdict}{f' and {len(others)} more' if others else ''}: {worst.observation.probe.title}"
+            title = f"memwatch, step {report.step}: {said}"  # W&B sends no title twice in a row
+            level = "WARN" if all(f.verdict is Verdict.SUSPICIOUS for f in report.alerts) else "ERROR"
+            self._run.alert(title=title[:TITLE], text=text, level=level, wait_duration=0)
+
+    def _define(self, key: str) -> None:
+        if key not in self._defined:
+            self._run.define_metric(key, step_metric=STEP, summary="last,min,max")
+            self._defined.add(key)
 
     def _with_rows(self, report: Report, images: dict[str, Any]) -> Any:
         """The table with the event's rows added; W&B uploads those that are new."""
@@ -123,70 +99,49 @@ class WandbSink:
 
         if self._table is None:
             self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
+        scalars = report.scalars()
         for f in report.findings:
             pictures: list[Any] = [None, None]
             if f.name not in self._in_table or f.is_worth_a_look:
                 pictures = [images.get(f"memwatch/{kind}/{f.name}") for kind in ("regions", "heatmap")]
             if any(pictures):
                 self._in_table.add(f.name)
-            copied = None if f.proof is None else f.proof.copied / len(f.proof.generations)
-            numbers = [f.severity, f.p, sum(region.area for region in f.regions), copied]
-            numbers = [x if x is None or math.isfinite(x) else None for x in numbers]
-            prompt, verdict = f.observation.probe.prompt, str(f.verdict)
-            self._table.add_data(report.step, f.name, prompt, *pictures, *numbers, verdict, f.reason)
+            numbers = [scalars.get(f"memwatch/{key}/{f.name}") for key in ("severity", "p", "area", "copied")]
+            said = f.name, f.observation.probe.prompt
+            self._table.add_data(report.step, *said, *pictures, *numbers, str(f.verdict), f.reason)
         return self._table
 
 
-def alert_title(report: Report) -> str:
-    """One of the worst, and how many others there are; with the step, because W&B sends no title twice in a row."""
-    worst, *others = sorted(report.alerts, key=lambda f: list(Verdict).index(f.verdict))
-    more = f" and {len(others)} more" if others else ""
-    return f"memwatch, step {report.step}: {worst.verdict}{more}: {worst.observation.probe.title}"
-
-
 def images_of(report: Report) -> dict[str, Any]:
-    """The images of an event's row by key, as ``wandb.Image``.
+    """The images of an event's row by key, as ``wandb.Image``: the overview, and of a probe its heatmap and regions.
 
-    ``memwatch/heatmap/PROBE`` and ``memwatch/regions/PROBE`` for the probes of ``pictured``, ``memwatch/overview``.
+    Of many probes those with evidence or news and some others have images, ``PICTURED`` in all, so that a run stays
+    small. The overview and the table have every probe, and ``output_dir`` every picture.
     """
     import wandb
 
+    first = sorted(report.findings, key=lambda f: not f.is_worth_a_look)
     images = {}
-    for f in pictured(report.findings):
+    for f in first[: max(PICTURED, sum(f.is_worth_a_look for f in first))]:
         if (picture := report.pictures.get(f.name)) is not None:
-            title = f.observation.probe.title
-            images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=f"{title}, {f.verdict}. {why(f)}")
+            row, labels = report.rows[f.name], {number: str(verdict) for verdict, number in CLASSES.items()}
+            images[f"memwatch/heatmap/{f.name}"] = wandb.Image(picture, caption=row.caption)
             images[f"memwatch/regions/{f.name}"] = wandb.Image(
                 image_of(f),
-                caption=title,
-                masks={"regions": {"mask_data": mask_of(f), "class_labels": CLASSES}},
-                boxes={"regions": {"box_data": boxes_of(f), "class_labels": CLASSES}},
+                caption=row.title,
+                masks={"regions": {"mask_data": mask_of(f), "class_labels": labels}},
+                boxes={"regions": {"box_data": boxes_of(f), "class_labels": labels}},
             )
     if report.overview is not None:
         images["memwatch/overview"] = wandb.Image(report.overview, caption=f"step {report.step}")
     return images
 
 
-def pictured(findings: Sequence[Finding]) -> list[Finding]:
-    """Whose pictures are logged: all with evidence or news, and others in their order, ``PICTURED`` in all.
-
-    So a run of many probes stays small. The overview and the table have every probe, and ``output_dir`` every picture.
-    """
-    first = sorted(findings, key=lambda f: not f.is_worth_a_look)
-    return first[: max(PICTURED, sum(f.is_worth_a_look for f in findings))]
-
-
-def class_of(finding: Finding) -> int:
-    """The class of its regions: a key of ``CLASSES``; 0 where it has no evidence."""
-    return next((number for number, verdict in CLASSES.items() if verdict == finding.verdict), 0)
-
-
 def mask_of(finding: Finding) -> np.ndarray:
-    """Its regions in pixels of its image: uint8 ``(H, W)``, ``class_of`` inside, 0 outside."""
+    """Its regions in pixels of its image: uint8 ``(H, W)``, its number of ``CLASSES`` inside, 0 outside."""
     height, width = image_of(finding).shape[:2]
-    if finding.labels is None:
-        return np.zeros((height, width), np.uint8)
-    inside = Image.fromarray(np.where(finding.labels > 0, class_of(finding), 0).astype(np.uint8))
+    labels = np.zeros((1, 1)) if finding.labels is None else finding.labels
+    inside = Image.fromarray(np.where(labels > 0, CLASSES.get(finding.verdict, 0), 0).astype(np.uint8))
     return np.asarray(inside.resize((width, height), Image.Resampling.NEAREST))
 
 
@@ -200,6 +155,6 @@ def boxes_of(finding: Finding) -> list[dict[str, Any]]:
             scores["p"] = region.p
             text += f", p = {region.p:.2g}"
         position = dict(zip(("minX", "minY", "maxX", "maxY"), region.box, strict=True))
-        box = {"position": position, "domain": "pixel", "class_id": class_of(finding)}
+        box = {"position": position, "domain": "pixel", "class_id": CLASSES[finding.verdict]}
         boxes.append(box | {"box_caption": text, "scores": scores})
     return boxes

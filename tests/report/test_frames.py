@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from support.runs import memorized, save_image, save_map, write_run
 
-from memwatch.report.frames import IMAGE_SIDE, LEVELS, NOTHING, by_priority, frames_of, map_uri, picture_uri
-from memwatch.report.heatmap import MAX_FACTOR, colours
+from memwatch.report.drawing import MAX_FACTOR, colours
+from memwatch.report.frames import IMAGE_SIDE, LEVELS, NOTHING, by_priority, frames_of, map_uri, opened, picture_uri
 from memwatch.report.history import Run
 
 
@@ -32,9 +32,8 @@ def test_a_map_is_kept_pixel_by_pixel():
 
 
 def test_a_map_that_shows_nothing_is_no_picture():
-    assert map_uri(np.full((8, 8), -1.0)) is None
-    assert map_uri(np.full((8, 8), math.nan)) is None
-    assert map_uri(np.full((8, 8), 0.02)) is None  # 1.02x: less than the first colour
+    for value in (-1.0, math.nan, 0.02):  # 1.02x: less than the first colour
+        assert map_uri(np.full((8, 8), value)) is None
 
 
 def test_a_large_map_is_the_mean_of_its_blocks():
@@ -47,13 +46,11 @@ def test_a_large_map_is_the_mean_of_its_blocks():
 
 
 def test_pictures_are_made_small_and_small_ones_stay_as_they_are(tmp_path):
-    save_image(tmp_path, "large.png", side=512)
-    small = save_image(tmp_path, "small.png", side=64)
-    assert decoded(picture_uri(tmp_path / "large.png", IMAGE_SIDE)).size == (IMAGE_SIDE, IMAGE_SIDE)
-    assert np.array_equal(np.asarray(decoded(picture_uri(tmp_path / "small.png", IMAGE_SIDE))), np.asarray(small))
+    large, small = (save_image(tmp_path, f"{side}.png", side=side) for side in (512, 64))
+    assert decoded(picture_uri(large, IMAGE_SIDE)).size == (IMAGE_SIDE, IMAGE_SIDE)
+    assert np.array_equal(decoded(picture_uri(small, IMAGE_SIDE)), small)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    assert picture_uri(tmp_path / "broken.png", IMAGE_SIDE) is None
-    assert picture_uri(tmp_path / "missing.png", IMAGE_SIDE) is None
+    assert picture_uri(opened(tmp_path / "broken.png"), IMAGE_SIDE) is None
 
 
 def test_the_last_the_first_and_those_with_news_go_first(tmp_path):
@@ -79,12 +76,8 @@ def test_gaps_are_gaps(tmp_path):
 
 
 def test_the_newest_proof_of_a_probe_is_shown(tmp_path):
-    def proof(copies):
-        return {
-            "copied": {"generations": 3, "copies": copies, "ratios": [0.1] * 3, "is_copy": [True] * 3, "of_others": {}}
-        }
-
-    events = [{"step": step, "rows": {"cat": memorized(**proof(step))}} for step in (1, 2)] + [{"step": 3}]
+    proof = {"generations": 3, "copies": 1, "ratios": [0.1] * 3, "is_copy": [True] * 3, "of_others": {}}
+    events = [{"step": step, "rows": {"cat": memorized(copied=proof)} if step < 3 else {}} for step in (1, 2, 3)]
     run = Run.read(write_run(tmp_path, [{"name": "cat"}], events))
     for step in (1, 2):
         save_image(tmp_path, "generations", "cat", f"step_{step:07d}.jpg", side=32, count=3, seed=step)
@@ -92,5 +85,4 @@ def test_the_newest_proof_of_a_probe_is_shown(tmp_path):
     frames = frames_of(run)
     step, indices = frames.generations["cat"]
     assert step == 2
-    shown = np.concatenate([np.asarray(decoded(list(frames.pool)[i])) for i in indices], 1)
-    assert np.array_equal(shown, np.asarray(newer))
+    assert np.array_equal(np.concatenate([decoded(list(frames.pool)[i]) for i in indices], 1), newer)

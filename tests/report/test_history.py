@@ -12,12 +12,7 @@ from support.runs import memorized, write_run
 
 from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
-from memwatch.report.history import Event, Row, Run
-from memwatch.report.jsonl import append, read_lines, rewrite
-
-
-def run_of(folder, *events, names=("p0", "p1")) -> Run:
-    return Run.read(write_run(folder, [{"name": name} for name in names], list(events)))
+from memwatch.report.history import Event, Row, Run, append, read_lines, rewrite
 
 
 def test_a_run_reads_back_as_it_was_reported(pretrained, pipeline, tmp_path):
@@ -25,11 +20,9 @@ def test_a_run_reads_back_as_it_was_reported(pretrained, pipeline, tmp_path):
     watch = loop.watch(pipeline, config=SMALL, max_train_steps=4)
     reports = [watch.begin(), *loop.run(watch, 4)]
     run = Run.read(tmp_path / "memwatch")
-    assert run.events == tuple(report.to_event() for report in reports)
+    assert run.events == tuple(report.event for report in reports)
     assert [event.step for event in run.events] == [0, 2, 4]
-    assert [(row.name, row.is_reference) for row in run.last.rows] == [("cat", True), ("poster", False)]
     assert run.about == About.read(tmp_path / "memwatch" / "about.json")
-    assert run.about.settings["max_train_steps"] == 4
     assert run.losses == ()
 
 
@@ -54,32 +47,30 @@ def test_what_cannot_be_read_is_said_with_what_could_be(tmp_path):
 
 def test_the_last_event_the_alerts_and_what_was_ever_memorized(tmp_path):
     suspicious = {"verdict": "suspicious", "alert": True}
-    run = run_of(
-        tmp_path,
+    events = [
         {"step": 10, "rows": {"p1": suspicious}},
-        {"step": 20, "rows": {"p0": suspicious, "p1": memorized(alert=True)}},
-        {"step": 30, "rows": {"p0": memorized()}},
+        {"step": 20, "rows": {"p0": suspicious, "p1": memorized(since=10, alert=True)}},
+        {"step": 30, "rows": {"p0": memorized(since=20)}},
         {"step": 40, "failure": "looking at the model failed"},
-    )
+    ]
+    run = Run.read(write_run(tmp_path, [{"name": "p0"}, {"name": "p1"}], events))
     assert (run.events[-1].failure, run.last.step) == ("looking at the model failed", 30)
-    assert [(step, row.name, str(row.verdict)) for step, row in run.alerts] == [
+    assert [(step, row.name, str(row.verdict)) for step, row in run.rows if row.alert] == [
         (10, "p1", "suspicious"),
         (20, "p0", "suspicious"),
         (20, "p1", "memorized"),
     ]
-    assert run.memorized == ["p1", "p0"]
+    assert run.memorized == {"p1": 10, "p0": 20}
 
 
 def test_the_worst_come_first_and_what_is_left_out_is_named():
     kinds = [("a", "no evidence", 9.0), ("b", "suspicious", 1.2), ("c", "memorized", 1.5), ("d", "memorized", 2.0)]
-    rows = tuple(Row(name, verdict=Verdict(verdict), severity=s) for name, verdict, s in kinds)
-    found = Event(1, (Row("e"), *rows))
+    rows = tuple(Row(name, name, verdict=Verdict(verdict), severity=s) for name, verdict, s in kinds)
+    found = Event(1, (Row("e", "e"), *rows))
     assert [row.name for row in found.worst_first] == ["d", "c", "b", "a", "e"]
     assert found.counts() == "2 memorized, 1 suspicious, 1 no evidence, 1 inconclusive"
-    assert (
-        found.left_out(1)
-        == "1 more memorized: c; 1 more suspicious: b; 1 more without evidence: a; 1 more inconclusive: e"
-    )
+    quiet = "1 more without evidence: a; 1 more inconclusive: e"
+    assert found.left_out(1) == f"1 more memorized: c; 1 more suspicious: b; {quiet}"
     assert found.left_out(3, named=0) == "1 more without evidence; 1 more inconclusive"
     assert found.left_out(5) == ""
     assert replace(found, rows=()).counts() == "no probe was judged"
@@ -119,12 +110,7 @@ def test_rewriting_is_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "lines.jsonl"
     append(file, [{"step": 0}, {"step": 1}])
     rewrite(file, [{"step": 0}])
-    assert read_lines(file) == [{"step": 0}]
-
-    def refuse(*args):
-        raise OSError("no")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="no"):
+    monkeypatch.delattr(os, "replace")
+    with pytest.raises(AttributeError):
         rewrite(file, [])
     assert read_lines(file) == [{"step": 0}]

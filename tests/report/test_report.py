@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from support.observations import controls, measured, peers, seen
+from support.reports import report_of
 
-from memwatch.config_file import load_config
-from memwatch.judge.findings import Judgement, judge_event
-from memwatch.judge.verdict import Verdict
-from memwatch.report.report import Report, level_factors
-
-
-def report_of(observations, step: int = 7, **signals) -> Report:
-    """What the callback would make of them."""
-    config = load_config({"signals": signals})
-    calibrated = any(o.probe.is_control for o in observations)
-    return Report(step, config, judge_event(observations, {}, step, config), calibrated, 1.5, 2, None)
+from memwatch.judge.findings import Judgement
+from memwatch.report.report import level_factors
 
 
 def test_scalars_say_what_the_findings_hold():
     observations = [seen("cat"), seen("dog", 1.0), seen("new", baseline=None), *controls(20, 1.2, spread=0.2)]
-    report = report_of(observations)
-    cat, dog, new = report.findings
+    report = report_of(*observations)
+    cat, _, new = report.findings
     scalars = report.scalars()
-    assert [f.verdict for f in report.findings] == [Verdict.SUSPICIOUS, Verdict.NO_EVIDENCE, Verdict.INCONCLUSIVE]
+    assert [str(f.verdict) for f in report.findings] == ["suspicious", "no evidence", "inconclusive"]
     assert 0 < cat.p < 0.01
-    assert len(report.controls) == 20
-    for name, value in {
+    expected = {
         "step": 7,
         "max_severity": cat.severity,
         "min_p": cat.p,
@@ -54,76 +45,47 @@ def test_scalars_say_what_the_findings_hold():
         "collapse/cat": float(cat.signals.snapshot.collapse.mean.mean()),
         "score/dog": 0,
         "retained_variance/new": float(new.observation.now.rho.smooth(3).mean.mean()),
-    }.items():
-        assert scalars[f"memwatch/{name}"] == pytest.approx(value, abs=1e-6), name
+    }
+    expected = {f"memwatch/{name}": pytest.approx(value, abs=1e-6) for name, value in expected.items()}
+    assert scalars | expected == scalars
     assert all(type(value) is float and math.isfinite(value) for value in scalars.values())
     absent = ("p/new", "collapse/new", "collapse_null/cat", "score_null/cat", "loss_log_ratio/cat")
     assert not any(f"memwatch/{name}" in scalars for name in absent)
-    assert dog.p == 1
-    assert scalars["memwatch/control_severity"] > 1.2  # half of them have fallen by more
 
 
 def test_only_controls_that_were_judged_have_a_severity():
-    broken, new = (
-        replace(c, **parts)
-        for c, parts in zip(controls(2, 1.0), ({"now": measured(math.nan)}, {"baseline": None}), strict=True)
-    )
-    report = report_of(
-        [
-            seen("cat"),
-            broken,
-            new,
-            *(replace(c, probe=replace(c.probe, name=f"{c.name}/good")) for c in controls(10, 1.0)),
-        ]
-    )
-    assert set(report.controls) == {f"control/{i}/good" for i in range(10)}
-    assert set(report.controls.values()) == {1.0}
-
-
-def test_a_first_event_claims_nothing_of_what_it_could_not_compare():
-    everything = [seen("cat"), *controls(20, 1.0)]
-    report = report_of([replace(o, baseline=None, baseline_step=None) for o in everything])
+    good, broken, new = controls(13, 1.0)[:11], *controls(13, 1.0)[11:]
+    report = report_of(seen("cat"), *good, replace(broken, now=measured(math.nan)), replace(new, baseline=None))
+    assert report.controls == {control.name: 1.0 for control in good}
+    first = report_of(seen("cat", baseline=None), *(replace(control, baseline=None) for control in good))
     absent = ("min_p", "p/cat", "controls_called", "false_alarms_at_most", "control_severity")
-    assert not any(f"memwatch/{name}" in report.scalars() for name in absent)
+    assert not any(f"memwatch/{name}" in first.scalars() for name in absent)
 
 
 def test_maps_that_exist_are_logged():
-    eps = measured(0.5).epsilon + 1
-    report = report_of([seen("cat", eps=eps, unconditional=measured(0.5))])
-    scalars = report.scalars()
+    report = report_of(seen("cat", eps=measured(0.5).epsilon + 1, unconditional=measured(0.5)))
     for name in ("collapse", "score", "collapse_null", "score_null", "loss_log_ratio"):
         expected = report.findings[0].signals.maps()[name].mean.mean()
-        assert scalars[f"memwatch/{name}/cat"] == pytest.approx(float(expected))
-
-
-def test_output_that_is_not_finite_has_no_maps_and_no_holes():
-    report = report_of([seen("cat", now=measured(math.nan))])
-    assert report.scalars()["memwatch/num_inconclusive"] == 1
-    assert "memwatch/retained_variance/cat" not in report.scalars()
-    assert report.to_dict()["findings"][0]["z_score"] is None
+        assert report.scalars()[f"memwatch/{name}/cat"] == pytest.approx(float(expected))
+    broken = report_of(seen("cat", now=measured(math.nan)))
+    assert broken.scalars()["memwatch/num_inconclusive"] == 1
+    assert "memwatch/retained_variance/cat" not in broken.scalars()
 
 
 def test_an_alert_explains_itself():
-    report = report_of([seen("cat"), *controls(20, 1.0, spread=0.3)])
+    report = report_of(seen("cat"), *peers(12, 1.0), *controls(20, 1.0, spread=0.3))
     (finding,) = report.alerts
     (region,) = finding.regions
-    p = f"p = {finding.p:.2g}"
-    assert 1e-9 < finding.p < 0.01
     assert report.alert_text(finding).splitlines() == [
         f"memwatch, step 7: a photo of cat (cat) is suspicious: {finding.reason}.",
         f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.effect):.1f}x less freedom "
-        f"(log ratio {region.effect:.2f} ± {region.sem:.2f}), {p} against 20 controls",
+        f"(log ratio {region.effect:.2f} ± {region.sem:.2f}), p = {finding.p:.2g} against 20 controls, "
+        "rank p = 0.08 against 12 training images",
         "baseline: step 0.",
         "prompt: 'a photo of cat'",
     ]
-    report = report_of([seen("cat")])
+    report = report_of(seen("cat"))
     assert ", no controls\n" in report.alert_text(report.alerts[0])
-
-
-def test_an_alert_names_the_second_reference_as_well():
-    report = report_of([seen("cat"), *peers(12, 1.0), *controls(20, 1.0, spread=0.3)])
-    (finding,) = report.alerts
-    assert " against 20 controls, rank p = 0.08 against 12 training images\n" in report.alert_text(finding)
 
 
 @pytest.mark.parametrize(
@@ -141,22 +103,29 @@ def test_an_alert_names_the_second_reference_as_well():
     ],
 )
 def test_what_a_probe_was_compared_with_in_words(signals, parts, words):
-    report = report_of([seen("cat", **parts)], **signals)
+    report = report_of(seen("cat", **parts), settings={"signals": signals})
     assert report.baseline_text(report.findings[0]) == words
 
 
 def test_the_line_of_the_history_is_plain_and_complete():
-    report = report_of([seen("cat"), seen("new", baseline=None), *controls(20, 1.0, spread=0.3)])
-    row = report.to_dict()
-    assert json.loads(json.dumps(row, allow_nan=False)) == row | {"findings": json.loads(json.dumps(row["findings"]))}
-    keys = {"step", "findings", "controls", "calibrated", "audit", "scalars", "seconds", "overhead", "errors"}
-    keys |= {"stop_reason", "failure"}
-    assert set(row) == keys
-    assert row["audit"] == str(report.judgement.audit)
-    assert (row["scalars"], row["controls"]) == (report.scalars(), report.controls)
-    cat, new = row["findings"]
-    found = report.findings[0]
+    report = report_of(seen("cat"), seen("new", baseline=None), *controls(20, 1.0, spread=0.3))
+    line, found = report.to_dict(), report.findings[0]
+    assert json.loads(json.dumps(line, allow_nan=False)) == line
+    cat, new = line.pop("findings")
+    assert line == {
+        "step": 7,
+        "controls": report.controls,
+        "calibrated": True,
+        "audit": str(report.judgement.audit),
+        "scalars": report.scalars(),
+        "seconds": 1.5,
+        "overhead": None,
+        "errors": 2,
+        "stop_reason": None,
+        "failure": None,
+    }
     (region,) = found.regions
+    assert (region.area, region.p, region.z_score) == (0.5, found.p, found.evidence.z_score)
     assert cat == {
         "name": "cat",
         "title": "a photo of cat (cat)",
@@ -175,38 +144,18 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "alert_text": report.alert_text(found),
         "timesteps": [61],
         "levels": [pytest.approx(math.exp(found.signals.deciding.mean.max()))],  # a sixteenth of 16 pixels is one
-        "regions": [
-            {
-                "box": [0, 0, 2, 4],
-                "area": 0.5,
-                "mean": region.mean,
-                "effect": region.effect,
-                "sem": region.sem,
-                "low": region.low,
-                "z_score": found.evidence.z_score,
-                "p": found.p,
-                "rank_p_peers": None,
-            }
-        ],
+        "regions": [asdict(region) | {"box": [0, 0, 2, 4]}],
         "copied": None,
     }
     assert (new["z_score"], new["p"], new["verdict"]) == (None, None, "inconclusive")
     assert (new["baseline"], new["alert_text"], new["levels"]) == ("none yet", None, [])
-    assert row["calibrated"] is True
 
 
 def test_a_report_of_a_failed_event_says_so_and_claims_nothing():
-    config, failure = load_config(None), "looking at the model failed: OutOfMemoryError('8 GiB')"
-    report = Report(8, config, Judgement(), True, 0.25, 1, None, failure=failure)
-    assert report.scalars() == {
-        "memwatch/step": 8,
-        "memwatch/seconds": 0.25,
-        "memwatch/errors": 1,
-        "memwatch/stop": 0,
-    }  # no severity of 1, which would say that nothing is stored
-    row = json.loads(json.dumps(report.to_dict()))
-    assert (row["step"], row["errors"], row["failure"], row["findings"]) == (8, 1, failure, [])
-    assert (report.alerts, report.pictures) == ((), {})
+    report = report_of(judgement=Judgement(), failure="looking at the model failed: OutOfMemoryError('8 GiB')")
+    few = {"memwatch/step": 7, "memwatch/seconds": 1.5, "memwatch/errors": 2, "memwatch/stop": 0}
+    assert report.scalars() == few  # no severity of 1, which would say that nothing is stored
+    assert (report.to_dict()["failure"], report.to_dict()["findings"], report.alerts) == (report.failure, [], ())
 
 
 def test_the_curve_of_a_level_is_the_mean_of_its_highest_sixteenth():

@@ -7,76 +7,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from support.finding import event, found
 from support.observations import seen
-from support.runs import save_image
 from support.trackers import Recorder
 
 import memwatch.report.sinks
-import memwatch.report.trackers
-from memwatch import MemWatchConfig, Report
+from memwatch import Report
 from memwatch.cli import main
 from memwatch.faults import Faults
-from memwatch.judge.findings import judge_event
-from memwatch.measure.copies import Proof
-from memwatch.measure.curvature import CurvatureMap
-from memwatch.measure.measurement import Measurement
 from memwatch.report.files import FileSink
 from memwatch.report.frames import frames_of
 from memwatch.report.history import Run
-from memwatch.report.overview import overview_of
-from memwatch.report.picture import pictures_of
-from memwatch.report.report import level_factors
-from memwatch.report.retention import BUDGET, NEWEST, Retention, is_shown
+from memwatch.report.retention import NEWEST, Retention, is_shown
 from memwatch.report.sinks import Sinks
 
 
-class Sizes(Retention):
-    """The rule without a disk: every event has ``size`` bytes."""
-
-    def __init__(self, budget: int, size: int = 1):
-        super().__init__(Path("nowhere"), budget)
-        self.each = size
-
-    def add(self, is_news: bool) -> None:
-        self.begin(sum(self._counts), is_news).files = {Path("nowhere/file"): self.each}
-        self.thin()
-
-    @property
-    def steps(self) -> list[int]:
-        return [kept.step for kept in self.events]
-
-
-@pytest.mark.parametrize(
-    "has_news", [lambda i: False, lambda i: True, lambda i: i % 7 == 3], ids=["none", "all", "some"]
-)
-def test_the_bound_holds_for_any_number_of_events(has_news):
-    rule = Sizes(budget=1000, size=13)
+@pytest.mark.parametrize("every", [3001, 1, 7], ids=["no news", "always news", "some news"])
+def test_the_bound_holds_for_any_number_of_events(every):
+    """The rule without a disk: every event has 13 bytes."""
+    rule = Retention(Path("nowhere"), 1000)
     for number in range(3000):
-        rule.add(has_news(number))
+        rule.begin(number, number % every == every - 1).files = {Path("nowhere/file"): 13}
+        rule.thin()
+        steps = [kept.step for kept in rule.events]
         assert sum(kept.size for kept in rule.events) <= 1000
-        assert rule.steps[-NEWEST:] == list(range(max(0, number + 1 - NEWEST), number + 1))
-    assert len(rule.events) == 1000 // 13
-    assert rule.steps[0] == 0
-    older = rule.steps[:-NEWEST]
+        assert steps[-NEWEST:] == list(range(max(0, number + 1 - NEWEST), number + 1))
+    assert (len(steps), steps[0]) == (1000 // 13, 0)
+    older = steps[:-NEWEST]
     assert max(np.diff(older)) <= 4 * 3000 / len(older)  # spread over the whole run
-
-
-def test_news_outlast_what_is_quiet_and_the_newest_outlast_both():
-    rule = Sizes(budget=40)
-    for number in range(200):
-        rule.add(number in (5, 77, 150))
-    assert {0, 5, 77, 150, *range(192, 200)} <= set(rule.steps)
-
-
-def test_trackers_get_fewer_pictures_the_longer_a_run_is():
-    assert sum(map(is_shown, range(500))) == 56
-    assert sum(map(is_shown, range(100_000))) < 120
-
-
-# --- on disk ----------------------------------------------------------------------------------------------------------
 
 
 SMALL = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
@@ -86,8 +45,7 @@ PICTURED = ("heatmaps/cat", "heatmaps/dog", "images/dog", "overview")
 def report(step: int, *, is_news: bool = False) -> Report:
     """A training image and a prompt, with pictures of their own."""
     cat, dog = found("cat", box=None), found("dog", "no evidence", box=None)
-    cat = replace(cat, observation=replace(cat.observation, probe=replace(cat.observation.probe, image="cat.png")))
-    cat = replace(cat, is_alert=is_news)
+    cat = replace(cat, observation=replace(seen("cat"), image=cat.observation.image), is_alert=is_news)
     return replace(event(step, cat, dog), pictures={"cat": SMALL, "dog": SMALL}, overview=SMALL)
 
 
@@ -152,9 +110,9 @@ def test_files_that_are_nobodys_are_left_alone(tmp_path):
 def test_trackers_get_pictures_of_news_and_of_ever_fewer_quiet_events(tmp_path, monkeypatch):
     shown: list[int] = []
     picture = lambda tracker, report: report.overview and shown.append(report.step)  # noqa: E731
-    monkeypatch.setitem(memwatch.report.trackers.ADAPTERS, "recorder", picture)
-    monkeypatch.setattr(memwatch.report.sinks, "pictures_of", lambda report: report.pictures)
-    monkeypatch.setattr(memwatch.report.sinks, "overview_of", lambda report: report.overview)
+    monkeypatch.setitem(memwatch.report.sinks.ADAPTERS, "recorder", picture)
+    monkeypatch.setattr(memwatch.report.sinks, "picture_of", lambda report, finding: SMALL)
+    monkeypatch.setattr(memwatch.report.sinks, "overview_of", lambda report: SMALL)
     sinks, tracker = Sinks(FileSink(tmp_path), Faults()), Recorder()
     for step in range(70):
         sinks.write(report(step, is_news=step in (31, 57)), [tracker])
@@ -162,52 +120,5 @@ def test_trackers_get_pictures_of_news_and_of_ever_fewer_quiet_events(tmp_path, 
     assert len(shown) == len(set(shown)) < 40
     assert {*range(16), 31, 57} <= set(shown)
     assert steps_of(tmp_path / "overview") == list(range(70))
-
-
-# --- at true size -----------------------------------------------------------------------------------------------------
-
-
-def true_event(step: int, folder: Path, side: int = 512) -> Report:
-    """16 probes, half of them prompts, all measured with curvature and called, four proofs: the most there is."""
-    generator, size = torch.Generator().manual_seed(0), side // 8
-    pictures = [np.asarray(save_image(folder, "pictures", f"{i}.png", side=side, seed=i)) for i in range(4)]
-
-    def measured(by: float) -> Measurement:
-        rho = torch.full((4, 4, size, size), 0.5)
-        rho[..., : size // 2] /= by
-        rho = rho * (1 + 0.1 * torch.randn(rho.shape, generator=generator))
-        return Measurement(CurvatureMap(rho), torch.randn(4, 4, 4, size, size, generator=generator))
-
-    eps = torch.randn(4, 4, 4, size, size, generator=generator)
-    parts = {"eps": eps, "baseline": measured(1), "unconditional": measured(1), "unconditional_baseline": measured(1)}
-    probes = [
-        replace(
-            seen(f"probe-{i}", reference=i % 2 == 0, now=measured(8), image=pictures[i % 4], **parts),
-            timesteps=(141, 301, 501, 701),
-        )
-        for i in range(16)
-    ]
-    config = MemWatchConfig()
-    judgement = judge_event(probes, {}, step, config)
-    proof = Proof(np.stack(pictures), (0.1, 0.5, 0.6, 0.9), (("probe-0",), (), (), ()), 15)
-    proved = tuple(replace(f, proof=proof) if i < 4 else f for i, f in enumerate(judgement.findings))
-    report = Report(step, config, replace(judgement, findings=proved), False, 1.0, 0, None)
-    assert len(report.alerts) == 16
-    assert all(level_factors(f.signals) for f in report.findings)
-    return replace(report, pictures=pictures_of(report), overview=overview_of(report))
-
-
-def test_500_events_of_16_probes_at_512_px_stay_below_a_gigabyte(tmp_path):
-    """One event at its true size; the rule holds what 500 of them would come to."""
-    sink = FileSink(tmp_path / "run")
-    sink.write(true_event(0, tmp_path))
-    (one,) = sink.retention.events
-    fixed = sum(file.stat().st_size for file in (tmp_path / "run" / "images").glob("*.png"))
-    line = (tmp_path / "run" / "history.jsonl").stat().st_size
-    assert one.size < 30_000_000
-    assert line < 50_000
-    rule = Sizes(BUDGET, one.size)
-    for number in range(500):
-        rule.add(number % 3 == 0)
-    assert len(rule.events) >= 15
-    assert sum(kept.size for kept in rule.events) + one.size + fixed + 500 * line < 600_000_000
+    assert sum(map(is_shown, range(500))) == 56
+    assert sum(map(is_shown, range(100_000))) < 120

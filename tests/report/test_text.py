@@ -9,7 +9,7 @@ from support.runs import memorized, write_run
 
 from memwatch.judge.verdict import Verdict
 from memwatch.report.about import About
-from memwatch.report.history import Event, Row, Run, proof_words
+from memwatch.report.history import Event, Row, Run
 from memwatch.report.text import advice_of, as_markdown, columns, headline, not_watched, summary
 
 PROOF = {"generations": 4, "copies": 3, "ratios": [0.1, 0.1, 0.2, 0.9], "is_copy": [1, 1, 1, 0], "of_others": {}}
@@ -18,10 +18,10 @@ UNKNOWN = {"verdict": "inconclusive", "severity": 1.0, "p": None, "reason": "not
 REGION = {"box": (0, 0, 64, 64), "area": 0.25}
 M, S, N, I = Verdict  # noqa: E741
 ROWS = (
-    Row("photo-7", verdict=N, severity=1.1, p=0.41, reason="the controls show as much"),
-    Row("new", verdict=I, reason="nothing earlier to compare with"),
+    Row("photo-7", "photo-7", verdict=N, severity=1.1, p=0.41, reason="the controls show as much"),
+    Row("new", "new", verdict=I, reason="nothing earlier to compare with"),
     Row("banner", "a blue banner (banner)", verdict=M, severity=1.7, reason="since 20", regions=(REGION,)),
-    Row("rocket", verdict=M, severity=2.3, p=3e-10, reason="since 20", regions=(REGION,), copied=PROOF),
+    Row("rocket", "rocket", verdict=M, severity=2.3, p=3e-10, reason="since 20", regions=(REGION,), copied=PROOF),
     Row("poster", "猫 (poster)", verdict=S, severity=9.0, p=0.004, reason="1 of 2", is_reference=False),
 )
 AUDIT = "0 of 20 controls called; at most 14 % at 95 % confidence"
@@ -72,9 +72,21 @@ def test_an_event_that_failed_and_one_where_no_probe_could_be_judged():
     ],
 )
 def test_a_proof_in_words(parts, is_reference, full, brief):
-    assert proof_words(PROOF | parts, is_reference) == full
-    assert proof_words(PROOF | parts, is_reference, brief=True) == brief
-    assert proof_words(None, is_reference) == ""
+    row = Row("a", is_reference=is_reference, copied=PROOF | parts)
+    assert (row.proof(), row.proof(brief=True), replace(row, copied=None).proof()) == (full, brief, "")
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"verdict": S, "severity": 2.66, "p": 0.004}, "2.7x less freedom, p = 0.004: because"),
+        ({"verdict": N, "severity": 1.04, "p": 1.0}, "no less freedom, p = 1: because"),
+        ({"verdict": S, "severity": 2.66}, "2.7x less freedom: because"),
+        ({"verdict": I}, "because"),
+    ],
+)
+def test_what_a_verdict_rests_on_in_words(parts, expected):
+    assert Row("a", reason="because", **parts).why == expected
 
 
 def run_of(folder, *events, names=("cat", "dog"), **about) -> Run:
@@ -114,12 +126,14 @@ def test_advice_follows_the_verdict():
 def test_what_was_not_watched_is_said(tmp_path):
     lost = {"step": 1, "failure": "out of memory"}
     last = {"step": 2, "rows": {"cat": UNKNOWN}, "controls": {"a": 1.0}}
-    said = " ".join(not_watched(run_of(tmp_path, {"step": 0}, lost, last, training_rows=20_000)))
-    assert "The training set has 20000 rows; 2 of them are watched." in said
-    assert "Only the noise levels t = 141, 501 are measured." in said
-    assert "no judgement was possible for a photo of cat (cat)." in said
-    assert "1 controls were usable; judging takes 11" in said
-    assert "Lost events: step 1." in said
+    said = not_watched(run_of(tmp_path, {"step": 0}, lost, last, training_rows=20_000))
+    assert said[:5] == [
+        "The training set has 20000 rows; 2 of them are watched.",
+        "Only the noise levels t = 141, 501 are measured.",
+        "At the last event no judgement was possible for a photo of cat (cat).",
+        "1 controls were usable; judging takes 11 of a probe's kind.",
+        "Lost events: step 1.",
+    ]
     uncalibrated = {"step": 0, "controls": {}, "calibrated": False}
     assert "There are no controls" in " ".join(not_watched(run_of(tmp_path, uncalibrated)))
 

@@ -6,6 +6,7 @@ step, and the texts.
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 from pathlib import Path
@@ -18,8 +19,26 @@ Written = tuple[dict[tuple[str, int], float], dict[tuple[str, int], np.ndarray],
 
 
 def pixels(picture: Any) -> np.ndarray:
-    """RGB uint8 ``(h, w, 3)`` of a picture or a file."""
-    return np.asarray((picture if isinstance(picture, Image.Image) else Image.open(picture)).convert("RGB"))
+    """RGB uint8 ``(h, w, 3)`` of a picture, a file, or the bytes of a file."""
+    opened = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    return np.asarray((opened if isinstance(opened, Image.Image) else Image.open(opened)).convert("RGB"))
+
+
+def read_tensorboard(folder: Any) -> Any:
+    """TensorBoard's own reader, with everything that the folder holds."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    everything = dict.fromkeys(("images", "histograms", "tensors", "scalars"), 0)
+    return EventAccumulator(str(folder), size_guidance=everything).Reload()
+
+
+def layout_of(events: Any) -> dict[str, Any]:
+    """The charts of the tab "Custom Scalars" by title."""
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    (found,) = events.Tensors("custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(found.tensor_proto.string_val[0]).category
+    return {chart.title: chart for chart in category.chart}
 
 
 def read_mlflow(folder: Path) -> Written:

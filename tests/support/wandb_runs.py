@@ -49,19 +49,6 @@ class OfflineRun:
         records = [*(run["config"] for run in self.of_type("run")), *self.of_type("config")]
         return {key: value for record in records for key, value in plain(record["update"]).items()}
 
-    def artifacts(self, kind: str) -> list[dict[str, Any]]:
-        """Artifacts of a type, with ``name``, ``aliases``, ``metadata`` and ``files`` (path: local path)."""
-        return [
-            {
-                "name": record["name"],
-                "aliases": record["aliases"],
-                "metadata": json.loads(record.get("metadata", "null")),
-                "files": {entry["path"]: Path(entry["local_path"]) for entry in record["manifest"]["contents"]},
-            }
-            for record in self.of_type("artifact")
-            if record["type"] == kind
-        ]
-
     def media(self, row: dict[str, Any], key: str) -> Path:
         """The file that ``row`` names under ``key``."""
         return self.folder / "files" / row[f"{key}.path"]
@@ -69,14 +56,17 @@ class OfflineRun:
     def table(self) -> list[dict[str, Any]]:
         """The rows of the run's one table; a picture is W&B's own dict with the path of its file as ``file``."""
         rows = []
-        for staged in self.artifacts(STAGED):
-            (path,) = (local for name, local in staged["files"].items() if name.endswith(".table.json"))
+        for record in self.of_type("artifact"):
+            if record["type"] != STAGED:
+                continue
+            files = {entry["path"]: Path(entry["local_path"]) for entry in record["manifest"]["contents"]}
+            (path,) = (local for name, local in files.items() if name.endswith(".table.json"))
             saved = json.loads(path.read_text(encoding="utf-8"))
             for values in saved["data"]:
                 cells = dict(zip(saved["columns"], values, strict=True))
                 for cell in cells.values():
                     if isinstance(cell, dict):
-                        cell["file"] = staged["files"][cell["path"]]
+                        cell["file"] = files[cell["path"]]
                 rows.append(cells)
         return rows
 

@@ -13,7 +13,7 @@ from evidence.verdicts.product import Product
 from evidence.verdicts.stored import copied_at, first_copy
 from evidence.verdicts.tables import region_iou
 from evidence.worlds.items import Item
-from memwatch.report.heatmap import MAX_FACTOR, colours, overlay
+from memwatch.report.drawing import MAX_FACTOR, colours, overlay
 
 ZOOM, TILE = 2, 128  # a picture's pixel becomes ZOOM x ZOOM of a tile's
 NEAREST = 4  # generations that are shown
