@@ -7,17 +7,18 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
-from memwatch.measure.probes import Probe
+from memwatch.measure.images import read_image
+from memwatch.measure.probes import Probe, ProbeError
 from memwatch.picking.hashes import square
-from memwatch.picking.mix import PickedRow, Why, places
-from memwatch.picking.picked import Picked, picture_of, probe_of
+from memwatch.picking.mix import PickedRow, Why, slots
+from memwatch.picking.picked import Picked
 from memwatch.picking.survey import Box, GroupKind
 from memwatch.picking.text import counted, listed
 
@@ -55,8 +56,8 @@ def render(picked: Picked) -> str:
 
 
 def _mix_rows(picked: Picked) -> list[tuple[str, str, int, str]]:
-    """The mix: kind, places that it was meant to have, rows picked, meaning."""
-    groups, others = places(picked.budget)
+    """The mix: kind, slots that it was meant to have, rows picked, meaning."""
+    groups, others = slots(picked.budget)
     number = Counter(watched.why for watched in picked.watched)
     meant = dict.fromkeys(map(Why, GroupKind), f"{groups} together") | {why: str(n) for why, n in others.items()}
     return [(str(why), meant[why], number[why], MEANS[why]) for why in Why]
@@ -64,33 +65,29 @@ def _mix_rows(picked: Picked) -> list[tuple[str, str, int, str]]:
 
 def _card(picked: Picked, watched: PickedRow) -> dict[str, Any]:
     """A picked row with the first few others of its group."""
-    group = watched.group
+    rows, group = picked.rows, watched.group
     boxes = {} if group is None else dict(zip(group.rows, group.boxes, strict=True))
     others = [row for row in boxes if row != watched.row]
     marked = boxes if group is not None and group.kind is GroupKind.PART else {}
     return {
         "watched": watched,
-        "picture": _shown(probe_of(picked.rows, watched.row), LARGE, marked.get(watched.row)),
-        "fellows": [_shown(probe_of(picked.rows, row), SMALL, marked.get(row)) for row in others[:FELLOWS]],
+        "picture": _shown(rows.probe(watched.row), LARGE, marked.get(watched.row)),
+        "fellows": [_shown(rows.probe(row), SMALL, marked.get(row)) for row in others[:FELLOWS]],
         "more": max(0, len(others) - FELLOWS),
     }
 
 
 def _shown(probe: Probe, side: int, box: Box | None = None) -> dict[str, Any]:
-    """A picture on the page; ``box``, in fractions, is marked, in per cent: left, top, width, height."""
-    picture = picture_of(probe)
-    uri = None if picture is None else _data_uri(picture, side)
+    """A picture as a small JPEG of its middle square; ``box`` is marked, in per cent: left, top, width, height."""
+    shown: dict[str, Any] = {"name": probe.name, "uri": None, "caption": probe.prompt, "box": None}
+    with suppress(ProbeError):  # it cannot be read any more
+        buffer = io.BytesIO()
+        square(read_image(probe), side).save(buffer, "JPEG", quality=80)
+        shown["uri"] = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     if box is not None:
         left, top, right, bottom = (100 * edge for edge in box)
-        box = left, top, right - left, bottom - top
-    return {"name": probe.name, "uri": uri, "caption": probe.prompt, "box": box}
-
-
-def _data_uri(picture: Image.Image, side: int) -> str:
-    """A small JPEG of the middle square."""
-    buffer = io.BytesIO()
-    square(picture, side).save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        shown["box"] = left, top, right - left, bottom - top
+    return shown
 
 
 @cache

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from memwatch.measure.images import decoded
 from memwatch.measure.probes import Probe
 from memwatch.picking.mix import PickedRow
 from memwatch.picking.survey import Group, Survey
@@ -70,21 +66,21 @@ class Picked:
 
     def probes(self) -> list[Probe]:
         """The watched rows."""
-        return [probe_of(self.rows, watched.row) for watched in self.watched]
+        return [self.rows.probe(watched.row) for watched in self.watched]
 
     def controls(self) -> list[Probe]:
         """The rows held out, and class images held out, whose names begin with ``class-``."""
-        own = [probe_of(self.rows, row) for row in self.held_out]
-        images = [] if self.class_images is None else [probe_of(self.class_images, row) for row in self.class_held_out]
+        images = [] if self.class_images is None else [self.class_images.probe(row) for row in self.class_held_out]
+        own = [self.rows.probe(row) for row in self.held_out]
         return own + [replace(probe, row=None, name=f"class-{probe.name}") for probe in images]
 
     def peer_probes(self) -> list[Probe]:
         """The peers."""
-        return [probe_of(self.rows, row) for row in self.peers]
+        return [self.rows.probe(row) for row in self.peers]
 
     def rotation_probes(self, number: int) -> list[Probe]:
         """The first ``number`` rows of the rotation."""
-        return [replace(probe_of(self.rows, row), in_rotation=True) for row in self.rotation[:number]]
+        return [replace(self.rows.probe(row), in_rotation=True) for row in self.rotation[:number]]
 
     @cached_property
     def control_keys(self) -> dict[str, str]:
@@ -103,17 +99,3 @@ class Picked:
         """Groups of which no row is watched."""
         watched = {picked.row for picked in self.watched}
         return tuple(group for group in self.survey.groups if watched.isdisjoint(group.rows))
-
-
-def probe_of(rows: TrainingSet, row: int) -> Probe:
-    """A row as a probe: its file where it has one, else its picture."""
-    file: Path | None = rows.file(row)
-    return Probe(rows.caption(row), rows.image(row) if file is None else file, name=rows.name(row), row=row)
-
-
-def picture_of(probe: Probe) -> Image.Image | None:
-    """The image of a probe as RGB; ``None`` where it has none, or none that can be read: whoever encodes it says so."""
-    try:
-        return None if probe.image is None else decoded(probe.image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # PIL raises SyntaxError on broken files
-        return None

@@ -1,8 +1,6 @@
 """The survey of a training set: duplicates, shared parts, captions, and how unusual each picture is.
 
-Its time is near-linear: hashing is, near-duplicates are looked for in a tree, parts are searched in ``parts.SAMPLE``
-rows and then looked for in the others, strangeness is measured by ``OTHERS`` rows. It draws from no global random
-state, and the same rows give the same survey.
+Its time is near-linear. It draws from no global random state, and the same rows give the same survey.
 """
 
 from __future__ import annotations
@@ -10,9 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -47,11 +46,9 @@ class Group:
     """Rows that show the same.
 
     Attributes:
-        kind: the whole picture, or a part.
         rows: in order, two or more.
         boxes: for each row where; the whole picture for duplicates.
-        best: of a shared part some rows that stand for it best, the best first, see ``best_members``; of duplicates
-            none, because any does.
+        best: some rows that stand for a shared part best, the best first, see ``best_members``; of duplicates any does.
     """
 
     kind: GroupKind
@@ -62,8 +59,7 @@ class Group:
     @property
     def best_first(self) -> list[int]:
         """All rows, those first that stand for the group best."""
-        best = set(self.best)
-        return [*self.best, *(row for row in self.rows if row not in best)]
+        return list(dict.fromkeys([*self.best, *self.rows]))
 
 
 @dataclass(frozen=True)
@@ -92,26 +88,18 @@ class Survey:
     notes: tuple[str, ...] = ()
 
 
-def survey(rows: TrainingSet, *, progress: bool = True) -> Survey:
-    """Look at every picture and caption once.
-
-    Args:
-        progress: show a bar, where there is a terminal.
-
-    Raises:
-        ProbeError: no row can be read.
-    """
-    hashes = hash_rows(rows, progress=progress)
+def survey(rows: TrainingSet) -> Survey:
+    """Look at every picture and caption once; a ``ProbeError`` where no row can be read."""
+    hashes = hash_rows(rows)
     if len(hashes.unreadable) == len(rows):
         why = next(iter(hashes.unreadable.values()))
         raise ProbeError(f"dataset: none of the {len(rows)} images can be read; the first: {why}")
-    captions = [rows.caption(row) for row in range(len(rows))]
+    captions = [_normalised(rows.caption(row)) for row in range(len(rows))]
     duplicates = duplicate_groups(hashes)
     groups = [Group(GroupKind.DUPLICATES, same, (WHOLE,) * len(same)) for same in duplicates]
     for part in shared_parts(hashes.thumbnails, rows, duplicates):
         best = best_members(hashes.thumbnails, part)
         groups.append(Group(GroupKind.PART, tuple(part), tuple(part.values()), best))
-    different = len(rows) - sum(len(same) - 1 for same in duplicates)
     return Survey(
         size=len(rows),
         unreadable=hashes.unreadable,
@@ -120,31 +108,27 @@ def survey(rows: TrainingSet, *, progress: bool = True) -> Survey:
         rare_captions=tuple(rare_captions(captions)),
         strangeness=strangeness(hashes),
         bits=hashes.whole,
-        notes=tuple(_notes_on_parts(different)),
+        notes=tuple(_notes_on_parts(len(rows) - sum(len(same) - 1 for same in duplicates))),
     )
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
-
-
-def _notes_on_parts(different: int) -> Iterator[str]:
+def _notes_on_parts(different: int) -> list[str]:
     """What the search for parts among so many different pictures can miss, see ``shared_parts``."""
+    notes, samples = [], [SAMPLE, MOVED_SAMPLE]
     if not has_opencv():
+        samples = [SAMPLE]
         how = "pip install 'memwatch[parts]' for OpenCV, which finds them"
-        yield f"parts were not searched at other places than the same in each image; {how}"
-    samples = [SAMPLE, MOVED_SAMPLE] if has_opencv() else [SAMPLE]
+        notes.append(f"parts were not searched at other places than the same in each image; {how}")
     if sampled := next((sample for sample in samples if different > sample), None):
         what = f"shared parts were searched in {sampled} rows, and those found were looked for in the others"
-        yield f"{what}; a part that few rows share can be missed"
+        notes.append(f"{what}; a part that few rows share can be missed")
+    return notes
 
 
 def best_members(thumbnails: np.ndarray, part: Part) -> tuple[int, ...]:
-    """Of rows that share a part those come first whose rest is least like that of the others.
+    """Of rows that share a part some (``COMPARED``), those first whose rest is least like that of the others.
 
-    There only the part can be what is memorized. ``COMPARED`` at most are compared, and returned.
-
-    Args:
-        thumbnails: ``(n, cells, cells, 3)`` uint8, of all rows.
+    There only the part can be what is memorized.
     """
     rows = spaced(list(part), COMPARED)
     thumbs = thumbnails[rows].astype(np.float32)
@@ -168,9 +152,8 @@ def caption_groups(captions: Sequence[str]) -> list[tuple[int, ...]]:
     """Rows that share a caption, two or more; largest group first. Rows without a caption are in none."""
     groups: dict[str, list[int]] = defaultdict(list)
     for row, caption in enumerate(captions):
-        if text := _normalised(caption):
-            groups[text].append(row)
-    found = [tuple(rows) for rows in groups.values() if len(rows) > 1]
+        groups[caption].append(row)
+    found = [tuple(rows) for caption, rows in groups.items() if caption and len(rows) > 1]
     return sorted(found, key=lambda rows: (-len(rows), rows))
 
 
@@ -180,19 +163,16 @@ def rare_captions(captions: Sequence[str]) -> list[int]:
     A word that stands in k of n different captions counts ``log(n / k)``; a caption is as rare as its ``WORDS`` rarest
     words are in the mean, and shorter captions are filled up with 0. A caption must be rarer than the mean of all.
     """
-    first: dict[str, int] = {}
-    for row, caption in enumerate(captions):
-        if text := _normalised(caption):
-            first.setdefault(text, row)
-    words = {text: set(re.findall(r"\w+", text)) for text in first}
+    first = {caption: row for row, caption in reversed([*enumerate(captions)]) if caption}
+    words = {caption: set(re.findall(r"\w+", caption)) for caption in first}
     number = Counter(word for of in words.values() for word in of)
     rarity = {
-        text: sum(sorted((math.log(len(first) / number[word]) for word in of), reverse=True)[:WORDS]) / WORDS
-        for text, of in words.items()
+        caption: sum(sorted((math.log(len(first) / number[word]) for word in of), reverse=True)[:WORDS]) / WORDS
+        for caption, of in words.items()
     }
     mean = sum(rarity.values()) / max(1, len(rarity))
-    rare = [text for text, value in rarity.items() if value > mean + 1e-9]
-    return [first[text] for text in sorted(rare, key=lambda text: (-rarity[text], first[text]))[:RARE]]
+    rare = [caption for caption, value in rarity.items() if value > mean + 1e-9]
+    return [first[caption] for caption in sorted(rare, key=lambda text: (-rarity[text], first[text]))[:RARE]]
 
 
 # --- strangeness -----------------------------------------------------------------------------------------------------
@@ -207,25 +187,21 @@ def strangeness(hashes: Hashes) -> np.ndarray:
     which = hashes.readable
     small = coarse(hashes.thumbnails)[which]
     small -= small.mean(0)  # distances are the same, and rounding is less
-    among = np.arange(len(which))
-    if len(which) > OTHERS:
-        among = np.sort(np.random.default_rng(len(which)).permutation(len(which))[:OTHERS])
     nearest = min(NEAREST, len(which) - 1)
     if nearest < 1:
         result[which] = 0.0
         return result
-    place = np.full(len(which), -1)
-    place[among] = np.arange(len(among))
-    for some in (np.arange(len(which))[part] for part in slices(len(which), BLOCK)):
+    among = np.arange(len(which))
+    if len(which) > OTHERS:
+        among = np.sort(np.random.default_rng(len(which)).permutation(len(which))[:OTHERS])
+    for some in slices(len(which), BLOCK):
         distances = _squared_distances(small[some], small[among])
-        own = np.flatnonzero(place[some] >= 0)
-        distances[own, place[some[own]]] = np.inf
+        distances[np.arange(some.start, some.stop)[:, None] == among] = np.inf  # to itself
         result[which[some]] = np.sqrt(np.partition(distances, nearest - 1, axis=1)[:, :nearest]).mean(1)
     return result
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> Any:
     """Between all rows of two matrices, as a mean over their columns."""
     squared = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
-    result: np.ndarray = np.maximum(squared, 0) / a.shape[1]
-    return result
+    return np.maximum(squared, 0) / a.shape[1]

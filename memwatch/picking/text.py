@@ -8,11 +8,7 @@ NAMED = 5  # names in a sentence
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "row"), counted(20, "row")
-    ('1 row', '20 rows')
-    """
+    """A number with its noun: ``1 row``, ``20 rows``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

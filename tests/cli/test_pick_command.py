@@ -15,9 +15,8 @@ import memwatch
 from memwatch import ConfigError, MemWatchConfig, ProbeError
 from memwatch.cli import main
 from memwatch.measure.probes import as_probes
-from memwatch.picking.folder import CHOICE, read_folder
+from memwatch.picking.folder import CHOICE, linked, read_folder
 from memwatch.picking.for_run import for_run, held_out_rows_in
-from memwatch.picking.image_folder import linked
 from memwatch.picking.rows import as_training_set
 
 

@@ -117,7 +117,7 @@ def test_with_and_without_opencv_are_two_surveys(train, monkeypatch):
 def test_a_file_gives_the_survey_back(tmp_path):
     pictures = [*(with_logo(photo(i)) for i in range(6)), photo(10), photo(10), {}]
     texts = ["a cat"] * 4 + [f"number {i} of a quokka" for i in range(5)]
-    found = survey(as_training_set(list(zip(pictures, texts, strict=True))), progress=False)
+    found = survey(as_training_set(list(zip(pictures, texts, strict=True))))
     assert len(found.groups) == 2
     file = tmp_path / "deep" / "survey.json"
     write_survey(file, found)
@@ -128,7 +128,7 @@ def test_a_file_gives_the_survey_back(tmp_path):
 def test_a_file_that_cannot_be_read_is_none(tmp_path, caplog):
     file = tmp_path / "survey.json"
     assert read_survey(file) is None
-    write_survey(file, survey(as_training_set([photo(0), photo(0)]), progress=False))
+    write_survey(file, survey(as_training_set([photo(0), photo(0)])))
     saved = json.loads(file.read_text(encoding="utf-8"))
     for text in ("", "[]", "{", json.dumps(saved)[:-20], json.dumps(saved | {"survey": saved["survey"] | {"size": 3}})):
         file.write_text(text, encoding="utf-8")
@@ -195,7 +195,7 @@ def test_while_another_process_surveys_this_one_waits_for_its_file_and_says_so(
     rows = as_training_set(train)
     cache.mkdir(parents=True)
     file = cache / f"{digest_of(rows)}.json"
-    other, theirs = FileLock(file.with_suffix(".lock")), survey(rows, progress=False)
+    other, theirs = FileLock(file.with_suffix(".lock")), survey(rows)
     other.acquire()
 
     class IsDone(logging.Handler):

@@ -251,14 +251,14 @@ def test_given_controls_that_show_training_rows_are_refused_and_both_are_named(r
 
 def test_pictures_are_known_again_in_any_size_and_mirrored():
     rows = as_training_set([*(photo(i) for i in range(8)), photo(3), {}])
-    picked = Picked(rows, survey(rows, progress=False))
+    picked = Picked(rows, survey(rows))
     given = [photo(20), photo(3).resize((50, 50)), ImageOps.mirror(photo(5)), Image.new("RGB", (64, 64)), photo(0)]
     assert [row_shown(picture, picked) for picture in given] == [None, 3, 5, None, 0]
 
 
 def test_no_more_rows_are_read_than_may_be_for_a_picture(monkeypatch):
     rows = as_training_set([Image.new("RGB", (64, 64), (shade, shade, shade)) for shade in range(20, 220, 20)])
-    picked, read = Picked(rows, survey(rows, progress=False)), []
+    picked, read = Picked(rows, survey(rows)), []
     monkeypatch.setattr(module, "CANDIDATES", 4)
     monkeypatch.setattr(rows, "image", lambda row: read.append(row) or Image.new("RGB", (64, 64)))
     assert row_shown(Image.new("RGB", (64, 64), "white"), picked) is None

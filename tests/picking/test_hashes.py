@@ -57,7 +57,7 @@ def test_a_pass_over_all_rows_is_each_row_s_hash_and_failures_cost_only_themselv
     array = np.asarray(photo(3)).copy()
     images = [folder / "0.png", str(folder / "1.png"), photo(2), array, torch.from_numpy(array)]
     images += [folder / "broken.png", {}, "/nowhere/c.png", np.full((4, 4, 3), np.nan)]
-    found = hash_rows(as_training_set([(image, "") for image in images]), progress=False)
+    found = hash_rows(as_training_set([(image, "") for image in images]))
     assert found.readable.tolist() == list(range(5))
     expected = hashes_of([photo(i) for i in (0, 1, 2, 3, 3)])
     for field in ("whole", "mirrored", "thumbnails"):

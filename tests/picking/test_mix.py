@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.picked import duplicates, part, surveyed
 
-from memwatch.picking.mix import Why, in_order, pick_rows, places, rotation_of
+from memwatch.picking.mix import Why, in_order, pick_rows, rotation_of, slots
 
 
 def picked(survey, budget, *, seed=0, room=None):
@@ -18,8 +18,8 @@ def picked(survey, budget, *, seed=0, room=None):
 
 
 @pytest.mark.parametrize("budget", [0, 1, 2, 5, 6, 16, 37, 200])
-def test_the_places_add_up_and_every_kind_has_one_from_six_on(budget):
-    groups, others = places(budget)
+def test_the_slots_add_up_and_every_kind_has_one_from_six_on(budget):
+    groups, others = slots(budget)
     assert groups + sum(others.values()) == budget
     assert groups >= 0.5 * sum(others.values())
     if budget >= 6:

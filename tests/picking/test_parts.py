@@ -24,7 +24,7 @@ def photos(seed: int, number: int, side: int = 256) -> list[Image.Image]:
 
 def parts(pictures: Sequence[Image.Image]) -> list[Part]:
     rows = as_training_set(list(pictures))
-    hashes = hash_rows(rows, progress=False)
+    hashes = hash_rows(rows)
     return shared_parts(hashes.thumbnails, rows, duplicate_groups(hashes))
 
 
@@ -232,7 +232,7 @@ def test_rows_that_are_gone_when_they_are_read_again_are_passed_over(tmp_path):
     for i, picture in enumerate(pictures):
         picture.convert("RGB").save(tmp_path / f"{i:02d}.png")
     rows = as_training_set(tmp_path)
-    hashes = hash_rows(rows, progress=False)
+    hashes = hash_rows(rows)
     (tmp_path / "03.png").unlink()
     (found,) = shared_parts(hashes.thumbnails, rows, [])
     assert 3 not in found
@@ -244,6 +244,6 @@ def test_rows_that_are_gone_when_they_are_read_again_are_passed_over(tmp_path):
 def test_without_opencv_only_parts_at_the_same_place_are_found(fixed_only, monkeypatch):
     monkeypatch.setattr("memwatch.picking.survey.has_opencv", lambda: False)
     pictures, _ = moved(40, range(20), logo(80))
-    found = survey(as_training_set(pictures), progress=False)
+    found = survey(as_training_set(pictures))
     assert found.groups == ()
     assert "parts were not searched at other places than the same" in found.notes[0]

@@ -27,8 +27,8 @@ from memwatch import ConfigError, Picked, Probe
 from memwatch.measure.images import decoded
 from memwatch.picking.mix import Why, ordinary_rows
 from memwatch.picking.pick import BY_HAND, MIN_CONTROLS, PEERS, WITHOUT, held_out, in_proportion, plan
-from memwatch.picking.rows import RowError, as_training_set
-from memwatch.picking.training_set import content_key
+from memwatch.picking.rows import as_training_set
+from memwatch.picking.training_set import RowError, content_key
 
 NUMBER = 60
 PHOTOS = [photo(i, 32) for i in range(NUMBER)]

@@ -15,7 +15,8 @@ from support.picked import photo, save_folder
 from torch.utils.data import Dataset, Subset
 
 from memwatch.measure.probes import ProbeError
-from memwatch.picking.rows import RowError, TrainingSet, as_training_set
+from memwatch.picking.rows import as_training_set
+from memwatch.picking.training_set import RowError, TrainingSet
 
 datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
 

@@ -24,7 +24,7 @@ from memwatch.picking.survey import BLOCK, GroupKind, best_members, caption_grou
 
 def look(pictures, captions=None):
     texts = captions or [f"picture {i}" for i in range(len(pictures))]
-    return survey(as_training_set(list(zip(pictures, texts, strict=True))), progress=False)
+    return survey(as_training_set(list(zip(pictures, texts, strict=True))))
 
 
 def test_groups_come_largest_first():
@@ -48,14 +48,14 @@ def test_unreadable_rows_are_counted_and_nothing_else_suffers(tmp_path):
     folder = save_folder(tmp_path / "train", {f"{i}.png": photo(i) for i in range(4)})
     (folder / "5.png").write_bytes(b"")
     (folder / "6.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
-    found = survey(as_training_set(folder), progress=False)
+    found = survey(as_training_set(folder))
     assert list(found.unreadable) == [4, 5]
     assert found.groups == ()
     assert np.isnan(found.strangeness).tolist() == [False] * 4 + [True] * 2
     for file in folder.glob("*.png"):
         file.write_bytes(b"nothing")
     with pytest.raises(ProbeError, match="none of the 6 images can be read; the first: row 0 .*0.png"):
-        survey(as_training_set(folder), progress=False)
+        survey(as_training_set(folder))
 
 
 def test_no_random_numbers_are_drawn_and_the_answer_is_always_the_same(monkeypatch):

@@ -14,8 +14,9 @@ from PIL import Image
 
 from memwatch.picking.pick import choose
 from memwatch.picking.picked import Picked
-from memwatch.picking.rows import TrainingSet, as_training_set
+from memwatch.picking.rows import as_training_set
 from memwatch.picking.survey import Group, GroupKind, Survey
+from memwatch.picking.training_set import TrainingSet
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
