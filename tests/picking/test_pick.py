@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+import re
 
 import numpy as np
 import pytest
 import torch
-from support.picked import (
-    chosen,
-    duplicates,
-    part,
-    photo,
-    plain_rows,
-    save_folder,
-    shade,
-    surveyed,
-    with_logo,
-)
+from support.picked import chosen, duplicates, part, photo, plain_rows, save_folder, shade, surveyed, with_logo
 from torch.utils.data import Dataset, Subset
 
 import memwatch
@@ -47,9 +37,9 @@ class Pairs(Dataset):
         return PHOTOS[i], TEXTS[i]
 
 
-def hugging_face(number: int = NUMBER):
+def hugging_face():
     datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
-    columns = {"image": PHOTOS[:number], "text": TEXTS[:number], "row": list(range(number))}
+    columns = {"image": PHOTOS, "text": TEXTS, "row": list(range(NUMBER))}
     return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
 
 
@@ -59,9 +49,7 @@ def source_of(kind: str, folder):
         return save_folder(folder / "train", pictures, dict(zip(pictures, TEXTS, strict=True)))
     if kind == "hugging face":
         return hugging_face()
-    if kind == "subset":
-        return Subset([*ROWS, *ROWS], range(NUMBER))
-    return {"list": list, "tuple": tuple}[kind](ROWS) if kind != "torch" else Pairs()
+    return {"list": ROWS, "tuple": tuple(ROWS), "torch": Pairs(), "subset": Subset([*ROWS, *ROWS], range(NUMBER))}[kind]
 
 
 def numbers(picked: Picked):
@@ -191,12 +179,9 @@ def test_probes_hold_caption_picture_and_row(survey):
     picked = chosen(survey)
     probe, row = picked.probes()[0], picked.watched[0].row
     assert (probe.prompt, probe.name, probe.row) == (f"a photo of number {row}", f"row-{row:05d}", row)
-    assert np.array_equal(np.asarray(probe.image), np.asarray(shade(row)))
+    assert np.array_equal(probe.image, shade(row))
     assert not any(p.in_rotation for p in (*picked.probes(), *picked.controls(), *picked.peer_probes()))
-    rotation = picked.rotation_probes(30)
-    assert all(p.in_rotation for p in rotation)
-    assert [p.row for p in rotation] == list(picked.rotation[:30])
-    assert [p.row for p in picked.controls()] == list(picked.held_out)
+    assert [(p.row, p.in_rotation) for p in picked.rotation_probes(30)] == [(row, True) for row in picked.rotation[:30]]
 
 
 def test_a_budget_that_leaves_too_few_rows_for_controls_is_cut():
@@ -205,31 +190,24 @@ def test_a_budget_that_leaves_too_few_rows_for_controls_is_cut():
     assert any("48 rows picked, where 60 were asked for" in note for note in picked.notes)
 
 
-def test_a_small_set_is_watched_as_a_whole():
-    picked = chosen(surveyed(6))
-    assert {p.row for p in picked.watched} == set(range(6))
-    assert (picked.held_out, picked.peers, picked.rotation) == ((), (), ())
-    assert picked.controls() == []
-    assert picked.class_train is None
-
-
 def test_all_rows_near_duplicates_leave_one_probe_and_no_control():
     picked = chosen(surveyed(100, duplicates(*range(100))))
     assert [p.why for p in picked.watched] == [Why.DUPLICATES]
     assert picked.held_out == picked.rotation == ()
-    assert any("only 0 of 100 readable rows are in no group" in note for note in picked.notes)
 
 
 def test_notes_say_what_was_found_and_what_was_not_searched(survey):
-    said = " | ".join(chosen(survey, probes=2).notes)
-    assert "200 training rows, 2 of them watched" in said
-    assert "1 group of near-duplicates and 1 shared part, in 29 rows" in said
-    assert "1 row unreadable, so not looked at: row-00199" in said
-    assert "20 rows held out as controls: train on picked.train" in said
-    assert "searched in 50 rows" in chosen(replace(survey, notes=("searched in 50 rows",))).notes
-    many = surveyed(200, *(duplicates(2 * i, 2 * i + 1) for i in range(10)))
-    without = "10 groups of near-duplicates and 0 shared parts, in 20 rows; of 8 of them no row is watched"
-    assert without in " ".join(chosen(many, probes=2).notes)
+    many = surveyed(200, *(duplicates(2 * i, 2 * i + 1) for i in range(10)), notes=("searched in 50 rows",))
+    said = " | ".join(note for found in (survey, many) for note in chosen(found, probes=2).notes)
+    for expected in (
+        "200 training rows, 2 of them watched",
+        "1 group of near-duplicates and 1 shared part, in 29 rows",
+        "1 row unreadable, so not looked at: row-00199",
+        "20 rows held out as controls: train on picked.train",
+        "searched in 50 rows",
+        "10 groups of near-duplicates and 0 shared parts, in 20 rows; of 8 of them no row is watched",
+    ):
+        assert expected in said
 
 
 # --- controls --------------------------------------------------------------------------------------------------------
@@ -239,46 +217,44 @@ def held(survey, watched, number, seed=0):
     return held_out(survey, ordinary_rows(survey), watched, number, np.random.default_rng(seed))
 
 
-def test_it_takes_as_many_controls_as_the_judge_does():
-    assert MIN_CONTROLS == memwatch.judge.statistic.MIN_CONTROLS == 11
+BOTH = "a fifth of 6 readable rows and half of 19 class images is fewer than the 11 controls that judging takes"
+CLASS_ALONE = (
+    "no sibling of the subject is held out, so that learned cannot be told from memorized; that takes 5 pictures"
+)
 
 
 @pytest.mark.parametrize(
-    ("rows", "class_images", "asked", "number", "class_number"),
+    ("rows", "class_images", "asked", "number", "class_number", "said"),
     [
-        (1000, 0, 20, 20, 0),
-        (99, 0, 20, 19, 0),
-        (1000, 0, 11, 11, 0),
-        (55, 0, 20, 11, 0),
-        (54, 0, 20, 0, 0),  # one row in five, and never fewer than eleven
-        (6, 50, 20, 1, 19),
-        (6, 22, 20, 1, 11),
-        (6, 20, 20, 1, 10),
-        (4, 22, 20, 0, 11),
-        (4, 21, 20, 0, 0),  # half of the class images
-        (60, 50, 20, 12, 8),
-        (1000, 50, 20, 20, 0),
+        (1000, 0, 20, 20, 0, "^20 rows held out as controls: train on picked.train$"),
+        (99, 0, 20, 19, 0, ""),
+        (1000, 0, 11, 11, 0, ""),
+        (55, 0, 20, 11, 0, ""),
+        (54, 0, 20, 0, 0, "a fifth of 54 readable rows is fewer"),  # one row in five, and never fewer than eleven
+        (6, 50, 20, 1, 19, "^1 row held out as controls: .*19 class images held out .*: train on picked.class_train$"),
+        (6, 22, 20, 1, 11, ""),
+        (6, 20, 20, 1, 10, ""),
+        (6, 19, 20, 0, 0, f"^nothing is held out, because {BOTH}; without controls {WITHOUT}"),
+        (4, 22, 20, 0, 11, CLASS_ALONE),
+        (4, 21, 20, 0, 0, ""),  # half of the class images
+        (60, 50, 20, 12, 8, ""),
+        (1000, 50, 20, 20, 0, ""),
+        (1000, 50, 0, 0, 0, f"^no controls were asked for: {WITHOUT}$"),
     ],
 )
-def test_how_many_are_held_out(rows, class_images, asked, number, class_number):
-    assert plan(asked, rows, rows, class_images, class_images)[:2] == (number, class_number)
+def test_how_many_are_held_out_and_what_is_said(rows, class_images, asked, number, class_number, said):
+    planned = plan(asked, rows, rows, class_images, min(asked, class_images))
+    assert planned[:2] == (number, class_number)
+    assert re.search(said, "; ".join(planned[2]))
+    assert MIN_CONTROLS == memwatch.judge.statistic.MIN_CONTROLS == 11
 
 
-def test_what_is_held_out_is_said_with_what_to_train_on_and_what_is_not_with_why():
-    assert plan(20, 100, 100).notes == ("20 rows held out as controls: train on picked.train",)
-    assert plan(20, 6, 6, 50, 50).notes == (
-        "1 row held out as controls: train on picked.train",
-        "19 class images held out as controls: train on picked.class_train",
-    )
-    alone = plan(20, 4, 4, 50, 50).notes
-    assert alone[0] == "20 class images held out as controls: train on picked.class_train"
-    assert "learned cannot be told from memorized; that takes 5 pictures of it or more" in alone[1]
-    few = "a fifth of 6 readable rows is fewer than the 11 controls that judging takes"
-    assert plan(20, 6, 6) == (0, 0, (f"nothing is held out, because {few}; without controls {WITHOUT}", BY_HAND))
-    both = "a fifth of 6 readable rows and half of 19 class images is fewer than the 11 controls"
-    assert both in plan(20, 6, 6, 19, 19).notes[0]
-    assert plan(20, 100, ordinary=12).number == 12
-    assert "only 9 of 100 readable rows are in no group, and judging takes 11 controls" in plan(20, 100, 9).notes[0]
+def test_rows_in_groups_are_no_controls():
+    assert plan(20, 100, ordinary=12)[0] == 12
+    number, _, (said, how) = plan(20, 100, ordinary=9)
+    assert number == 0
+    assert "only 9 of 100 readable rows are in no group, and judging takes 11 controls" in said
+    assert how == BY_HAND
 
 
 def test_nothing_in_a_group_and_nothing_that_is_watched_is_held_out():
@@ -350,6 +326,5 @@ def test_a_wrong_number_is_named_with_what_is_allowed(wrong, said):
 
 def test_none_may_be_asked_for():
     picked = memwatch.pick(ROWS, probes=0, controls=0)
-    assert (picked.watched, picked.held_out, len(picked.train)) == ((), (), NUMBER)
-    assert f"no controls were asked for: {WITHOUT}" in picked.notes
+    assert (picked.watched, picked.held_out, len(picked.train), picked.class_train) == ((), (), NUMBER, None)
     assert len(memwatch.pick(as_training_set(ROWS), probes=0).controls()) == 12
