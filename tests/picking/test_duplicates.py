@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from support.picked import jpeg, photo
 
 from memwatch.picking import duplicates
@@ -42,17 +42,6 @@ def test_wide_pictures_are_compared_on_the_square_that_training_sees():
 def test_plain_pictures_are_duplicates_only_in_one_colour():
     colours = [(4, 4, 4), (251, 251, 251), (128, 128, 128), (30, 60, 160), (128, 128, 129)]
     assert duplicate_groups(hashes_of([Image.new("RGB", (64, 64), c) for c in colours])) == [(2, 4)]
-
-
-def test_other_products_on_white_are_no_duplicates():
-    pictures = []
-    for i in range(6):
-        picture = Image.new("RGB", (128, 128), "white")
-        colour, size = tuple(np.random.default_rng(i).integers(0, 200, 3).tolist()), 20 + 4 * i
-        draw = ImageDraw.Draw(picture)
-        (draw.ellipse if i % 2 else draw.rectangle)((64 - size, 64 - size // 2, 64 + size, 64 + size), fill=colour)
-        pictures.append(picture)
-    assert duplicate_groups(hashes_of(pictures)) == []
 
 
 def slowly(hashes: Hashes) -> list[tuple[int, ...]]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
-from support.picked import jpeg, logo, photo, with_logo
+from support.picked import jpeg, logo, photo, save_folder, with_logo
 
 from memwatch.picking import parts as module
 from memwatch.picking.duplicates import duplicate_groups
 from memwatch.picking.hashes import hash_rows
 from memwatch.picking.parts import shared_parts
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.same_place import Part, at_same_place, box_of, inside
+from memwatch.picking.same_place import Part, at_same_place
 from memwatch.picking.survey import survey
 
 
@@ -26,10 +27,6 @@ def parts(pictures: Sequence[Image.Image]) -> list[Part]:
     rows = as_training_set(list(pictures))
     hashes = hash_rows(rows)
     return shared_parts(hashes.thumbnails, rows, duplicate_groups(hashes))
-
-
-def rows_of(found: Sequence[Part]) -> list[tuple[int, ...]]:
-    return [tuple(part) for part in found]
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -51,10 +48,10 @@ def fixed_only(monkeypatch):
 def test_a_logo_at_the_same_place(compressed):
     pictures = photos(1, 39)
     pictures[5:15] = [with_logo(p, 33, 151, 60) for p in pictures[5:15]]
-    found = parts([jpeg(p) for p in pictures] if compressed else pictures)
-    assert rows_of(found) == [tuple(range(5, 15))]
+    (found,) = parts([jpeg(p) for p in pictures] if compressed else pictures)
+    assert tuple(found) == tuple(range(5, 15))
     place = (33 / 256, 151 / 256, 93 / 256, 211 / 256)
-    assert min(overlap(box, place) for box in found[0].values()) > 0.6
+    assert min(overlap(box, place) for box in found.values()) > 0.6
 
 
 @pytest.mark.parametrize("size", [64, 512])
@@ -63,9 +60,9 @@ def test_a_banner_in_small_pictures_and_in_large_ones(size, fixed_only):
     pictures = photos(4, 26, size)
     for picture in pictures[:8]:
         picture.paste(banner, (0, 3 * size // 4))
-    found = parts(pictures)
-    assert rows_of(found) == [tuple(range(8))]
-    assert min(overlap(box, (0, 0.75, 1, 1)) for box in found[0].values()) > 0.8
+    (found,) = parts(pictures)
+    assert tuple(found) == tuple(range(8))
+    assert min(overlap(box, (0, 0.75, 1, 1)) for box in found.values()) > 0.8
 
 
 def test_a_frame(fixed_only):
@@ -88,7 +85,7 @@ def test_a_picture_may_have_two_parts():
     pictures = photos(6, 39)
     pictures[:12] = [with_logo(p, 20, 20, 64) for p in pictures[:12]]
     pictures[6:20] = [with_logo(p, 170, 170, 64, seed=105) for p in pictures[6:20]]
-    assert set(rows_of(parts(pictures))) == {tuple(range(12)), tuple(range(6, 20))}
+    assert set(map(tuple, parts(pictures))) == {tuple(range(12)), tuple(range(6, 20))}
 
 
 # --- none ------------------------------------------------------------------------------------------------------------
@@ -153,14 +150,6 @@ def test_near_duplicates_make_no_part_but_belong_to_those_of_their_like():
     assert found[14] == pytest.approx((1 - right, top, 1 - left, bottom))
 
 
-def test_boxes_and_their_cells():
-    mask = np.zeros((8, 8), bool)
-    mask[2, 3] = mask[5, 4] = True
-    assert box_of(mask) == (3 / 8, 2 / 8, 5 / 8, 6 / 8)
-    assert inside((0.0, 0.25, 0.5, 0.5), 8).sum() == 4 * 2
-    assert inside((0.05, 0.0, 0.3, 1.0), 8).sum() == 3 * 8
-
-
 # --- large sets ------------------------------------------------------------------------------------------------------
 
 
@@ -180,9 +169,9 @@ def test_what_many_show_is_found_in_few_and_costs_no_more_in_many(monkeypatch, f
     pictures[30:60] = [with_logo(p, 150, 20, 70, seed=105) for p in pictures[30:60]]
     expected, compared, real = {tuple(range(90)), tuple(range(30, 60))}, [], module.shared_regions
     monkeypatch.setattr(module, "shared_regions", lambda pictures: compared.append(real(pictures)) or compared[-1])
-    assert set(rows_of(parts(pictures))) >= expected
+    assert set(map(tuple, parts(pictures))) >= expected
     monkeypatch.setattr(module, "FIRST", (20,))
-    assert set(rows_of(parts(pictures))) >= expected
+    assert set(map(tuple, parts(pictures))) >= expected
     at_once, first, then = (len(regions[0]) for regions in compared)
     assert first + then < at_once / 3
 
@@ -229,15 +218,12 @@ def test_what_moves_adds_the_rows_where_it_lies_elsewhere():
 def test_rows_that_are_gone_when_they_are_read_again_are_passed_over(tmp_path):
     pytest.importorskip("cv2")
     pictures, _ = moved(30, range(10), logo(80))
-    for i, picture in enumerate(pictures):
-        picture.convert("RGB").save(tmp_path / f"{i:02d}.png")
-    rows = as_training_set(tmp_path)
+    rows = as_training_set(save_folder(tmp_path / "train", {f"{i:02d}.png": p for i, p in enumerate(pictures)}))
     hashes = hash_rows(rows)
-    (tmp_path / "03.png").unlink()
+    rows.file(3).unlink()
     (found,) = shared_parts(hashes.thumbnails, rows, [])
     assert 3 not in found
-    for file in tmp_path.glob("*.png"):
-        file.unlink()
+    shutil.rmtree(tmp_path / "train")
     assert shared_parts(hashes.thumbnails, rows, []) == []
 
 
