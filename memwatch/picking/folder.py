@@ -40,16 +40,12 @@ def check_out(out: Path, *sources: Path, is_ours: bool = False) -> None:
         raise ValueError(f"--out: got {str(out)!r}, allowed: a new or empty folder")
 
 
-# --- a training set without some rows --------------------------------------------------------------------------------
-
-
 def copy_without(
     rows: TrainingSet, out: Path, goes: Collection[int], copy: Callable[[Path, Path], object] = shutil.copyfile
 ) -> None:
-    """Write an image folder without some rows, whole or not at all: images, captions, lines of ``metadata.jsonl``.
+    """Write an image folder without the rows of ``goes``, whole or not at all: images, captions, ``metadata.jsonl``.
 
     Args:
-        goes: the numbers of the rows that are left out.
         out: a new or empty folder.
         copy: puts one file in another place.
 
@@ -113,9 +109,6 @@ def files_of(rows: TrainingSet) -> list[Path]:
     if outside := [file for file in files if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(train))]:
         raise ValueError(f"TRAIN: {outside[0]} lies outside of {train}")
     return files
-
-
-# --- the folder of a pick --------------------------------------------------------------------------------------------
 
 
 def is_ours(out: Path) -> bool:
@@ -199,9 +192,7 @@ def _as_json(picked: Picked) -> dict[str, Any]:
 
 
 def read_folder(out: Path) -> Picked:
-    """What ``write_folder`` has written. The original training folder need not be there any more.
-
-    Of the class images only the controls are in it; those that are trained on lie in ``class/``.
+    """What ``write_folder`` has written; of the class images the controls. The training folder may be gone.
 
     Raises:
         ProbeError: it is no such folder, or parts of it are missing.

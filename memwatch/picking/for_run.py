@@ -47,9 +47,7 @@ def for_run(
         picked: what ``memwatch.pick`` returned, a folder that ``memwatch pick`` has written, or ``None``.
         has_rotation: whether rows can be screened a few per event.
 
-    Raises:
-        ConfigError: ``picked`` is something else.
-        ProbeError: a source is unusable, or a given control shows a row that is trained on.
+    A ``ConfigError`` where ``picked`` is something else, a ``ProbeError`` where a given control is trained on.
     """
     source = picked if picked is not None else config.picked
     allowed = "what memwatch.pick(dataset) returns, or a folder that 'memwatch pick' has written"
@@ -77,9 +75,6 @@ def for_run(
     )
 
 
-# --- controls that are given -----------------------------------------------------------------------------------------
-
-
 def refuse_trained_on(given: Sequence[Probe], picked: Picked) -> None:
     """Raise a ``ProbeError`` that names both, where controls that were given show rows that are trained on."""
     both = []
@@ -103,9 +98,6 @@ def row_shown(picture: Image.Image, picked: Picked) -> int | None:
             if duplicate_groups(hashes_of([picked.rows.image(row), picture])):
                 return row
     return None
-
-
-# --- the dataloader --------------------------------------------------------------------------------------------------
 
 
 def held_out_rows_in(dataset: Any, picked: Picked) -> tuple[list[str], bool]:

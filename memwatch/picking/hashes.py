@@ -25,13 +25,10 @@ BATCH = 256  # rows that are held in memory at once
 
 @dataclass(frozen=True)
 class Hashes:
-    """What is kept of every row; zeros where a row cannot be read.
+    """What is kept of every row; zeros where a row cannot be read, and ``unreadable`` by row why.
 
-    Attributes:
-        whole: ``(n, 8)`` uint8, the 64 bits of the perceptual hash of the middle square.
-        mirrored: the same of its mirror image.
-        thumbnails: ``(n, CELLS, CELLS, 3)`` uint8 RGB, of the middle square.
-        unreadable: by row why it cannot be read.
+    ``whole`` has the 64 bits ``(n, 8)`` uint8 of the perceptual hash of the middle square, ``mirrored`` those of its
+    mirror image, ``thumbnails`` its ``(n, CELLS, CELLS, 3)`` uint8 RGB.
     """
 
     whole: np.ndarray

@@ -1,6 +1,4 @@
-"""Mix: which rows of a training set are watched within a budget.
-
-Research disagrees about what is memorized first, so no kind is left out. Of a budget of B probes:
+"""Mix: which rows of a training set are watched within a budget of B probes. No kind of what is memorized is left out:
 
 | kind | slots | which rows |
 |---|---|---|
@@ -156,13 +154,9 @@ def candidates_of(survey: Survey, rng: np.random.Generator) -> dict[Why, list[in
 
 
 def rotation_of(survey: Survey, watched: Sequence[int], without: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """The rotation, in order: one row of each group that is not watched, then all others in random order.
+    """The rotation: one row of each group that is not watched, then all others in random order, but for ``without``.
 
-    Without near-duplicates of what comes before them, and without what shares a part with a watched row: both are
-    looked at there.
-
-    Args:
-        without: rows that are looked at otherwise, or not trained on.
+    Near-duplicates of what comes before, and what shares a part with a watched row, are looked at there.
     """
     near, excluded = _near(survey), {*watched, *without, *survey.unreadable}
     seen, shown, first = {near[row] for row in watched if row in near}, set[int](), list[int]()

@@ -38,11 +38,14 @@ MEANS = {
 def render(picked: Picked) -> str:
     """The page as text."""
     rows, unreadable = picked.rows, picked.survey.unreadable
+    groups, others = slots(picked.budget)
+    meant = dict.fromkeys(map(Why, GroupKind), f"{groups} together") | {why: str(n) for why, n in others.items()}
+    number = Counter(watched.why for watched in picked.watched)
     page = _templates().get_template("pick.html")
     return page.render(
         picked=picked,
         source=rows.folder or type(rows.source).__name__,
-        mix=_mix_rows(picked),
+        mix=[(str(why), meant[why], number[why], MEANS[why]) for why in Why],
         cards=[_card(picked, watched) for watched in picked.watched],
         controls=[_shown(probe, SMALL) for probe in picked.controls()],
         peers=[_shown(probe, SMALL) for probe in picked.peer_probes()],
@@ -53,14 +56,6 @@ def render(picked: Picked) -> str:
         unreadable=[(rows.name(row), why) for row, why in list(unreadable.items())[:LISTED]],
         listed=LISTED,
     )
-
-
-def _mix_rows(picked: Picked) -> list[tuple[str, str, int, str]]:
-    """The mix: kind, slots that it was meant to have, rows picked, meaning."""
-    groups, others = slots(picked.budget)
-    number = Counter(watched.why for watched in picked.watched)
-    meant = dict.fromkeys(map(Why, GroupKind), f"{groups} together") | {why: str(n) for why, n in others.items()}
-    return [(str(why), meant[why], number[why], MEANS[why]) for why in Why]
 
 
 def _card(picked: Picked, watched: PickedRow) -> dict[str, Any]:

@@ -40,12 +40,11 @@ def has_opencv() -> bool:
 
 
 def shared_parts(thumbnails: np.ndarray, rows: TrainingSet, duplicates: Sequence[Sequence[int]]) -> list[Part]:
-    """Parts of a set, largest first.
+    """Parts of a set, largest first; near-duplicates of a row with a part have it as well.
 
-    Of near-duplicates only the first is looked at; the others are in its parts as well. Parts are searched in a sample
-    (``SAMPLE`` different pictures, ``MOVED_SAMPLE`` for moved parts), and then looked for in all the others. A part
-    must be on ``FEWEST`` of the sample, so that rare ones can be missed: of 100,000 pictures, a part at the same place
-    is found with a probability of 95 % if 76 show it, and seldom if 10 do.
+    Parts are searched in a sample (``SAMPLE`` different pictures, ``MOVED_SAMPLE`` for moved parts), and then looked
+    for in all others. They must be on ``FEWEST`` of the sample: of 100,000 pictures, a part at the same place is found
+    with a probability of 95 % if 76 show it, and seldom if 10 do.
 
     Args:
         thumbnails: ``(n, cells, cells, 3)`` uint8; all 0 where a picture cannot be read.
@@ -87,10 +86,7 @@ def _at_same_place(thumbnails: np.ndarray, kept: np.ndarray) -> list[Part]:
 
 
 def _moved(rows: TrainingSet, kept: np.ndarray) -> list[Part]:
-    """Parts of different pictures at any place.
-
-    The pictures of ``MOVED_SAMPLE`` rows, and a thousand keypoints of each, are held meanwhile: 0.7 GB.
-    """
+    """Parts of different pictures at any place. The sample and its keypoints are held meanwhile: 0.7 GB."""
     from memwatch.picking.moved import SIDE, add_moved, moved_boxes
 
     def pictures_of(some: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -111,12 +107,10 @@ def _moved(rows: TrainingSet, kept: np.ndarray) -> list[Part]:
 
 
 def parts_of(a: np.ndarray, b: np.ndarray, masks_a: np.ndarray, masks_b: np.ndarray, fewest: int) -> list[Part]:
-    """Parts that connect ``fewest`` rows or more by pairs that share a region, largest first.
+    """Parts that connect ``fewest`` rows or more by pairs of rows that share a region, largest first.
 
-    Regions of one row that overlap are one; so a picture with a logo and a frame is in two parts.
-
-    Args:
-        a, b, masks_a, masks_b: rows, ``(k,)``, and where in each the region lies, ``(k, cells, cells)`` bool.
+    Regions of one row that overlap are one; so a picture with a logo and a frame is in two parts. Rows are ``(k,)``,
+    masks of where in each the region lies ``(k, cells, cells)``.
     """
     rows, masks = np.concatenate([a, b]), np.concatenate([masks_a, masks_b])
     nodes, number = np.full(len(rows), -1, dtype=np.int64), 0  # regions of one row that overlap have one number

@@ -1,8 +1,7 @@
 """``memwatch.pick``: what to watch of a training set, and what to hold out of it, before a DataLoader exists.
 
-Which rows are watched is decided in ``mix``. Controls are of the training data's own kind and not trained on: they show
-what is normal. Siblings (other pictures under the same caption) are the best: they tell a subject that is learned from
-a picture that is memorized.
+Controls are of the training data's own kind and not trained on: they show what is normal. Siblings (other pictures
+under the same caption) are the best: they tell a subject that is learned from a picture that is memorized.
 """
 
 from __future__ import annotations
@@ -122,38 +121,27 @@ def _notes_of(picked: Picked) -> list[str]:
     return notes
 
 
-# --- hold out --------------------------------------------------------------------------------------------------------
-
-
 def plan(
     controls: int, readable: int, ordinary: int, class_images: int = 0, class_readable: int = 0
 ) -> tuple[int, int, list[str]]:
     """How many rows and class images are held out, and what a person is told: as many as asked for, or none.
 
-    Training rows come first: they are of the training data's own kind.
-
     Args:
         readable: training rows that can be read. ordinary: of these, rows in no group.
         class_readable: class images known to be readable, ``controls`` at most.
 
-    >>> plan(20, readable=1000, ordinary=900)[:2], plan(20, readable=30, ordinary=30)[:2]
-    ((20, 0), (0, 0))
-    >>> plan(20, readable=6, ordinary=6, class_images=50, class_readable=50)[:2]
-    (1, 19)
+    >>> plan(20, readable=30, ordinary=30)[:2], plan(20, readable=6, ordinary=6, class_images=50, class_readable=50)[:2]
+    ((0, 0), (1, 19))
     """
     if not controls:
         return 0, 0, [f"no controls were asked for: {WITHOUT}"]
     number = min(controls, readable // SHARE, ordinary)
     class_number = min(controls - number, class_images // CLASS_SHARE, class_readable)
     if number + class_number < MIN_CONTROLS:
-        if ordinary < min(MIN_CONTROLS, readable // SHARE):
-            few = f"only {ordinary} of {readable} readable rows are in no group"
-            why = f"{few}, and judging takes {MIN_CONTROLS} controls"
-        else:
-            of_class = f" and half of {class_images} class images" if class_images else ""
-            few = f"a fifth of {counted(readable, 'readable row')}{of_class}"
-            why = f"{few} is fewer than the {MIN_CONTROLS} controls that judging takes"
-        return 0, 0, [f"nothing is held out, because {why}; without controls {WITHOUT}", BY_HAND]
+        most = f"one in {SHARE} of {counted(readable, 'readable row')} ({ordinary} in no group)"
+        most += f" and half of {class_images} class images" if class_images else ""
+        why = f"at most {most} may be, and judging takes {MIN_CONTROLS} controls"
+        return 0, 0, [f"nothing is held out: {why}; without controls {WITHOUT}", BY_HAND]
     notes = [f"{counted(number, 'row')} held out as controls: train on picked.train"] if number else []
     if class_number:
         notes.append(f"{counted(class_number, 'class image')} held out as controls: train on picked.class_train")
@@ -201,11 +189,7 @@ def held_out(
 
 
 def in_proportion(sizes: dict[int, int], number: int) -> dict[int, int]:
-    """``number`` split in proportion to sizes, by largest remainders; never more than there are.
-
-    >>> in_proportion({0: 60, 1: 30, 2: 10}, 5)
-    {0: 3, 1: 2, 2: 0}
-    """
+    """``number`` split in proportion to sizes, by largest remainders; never more than there are."""
     total = sum(sizes.values())
     if number >= total:
         return dict(sizes)

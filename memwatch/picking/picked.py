@@ -18,13 +18,11 @@ class Picked:
 
     Attributes:
         rows: the training set as images with captions. survey: what was found in it.
-        watched: rows that are watched at every event.
-        held_out: rows that become controls; ``train`` is without them.
-        peers: ordinary rows, a second reference.
+        watched: rows that are watched at every event. peers: ordinary rows, a second reference.
+        held_out, class_held_out: rows, and class images, that become controls; ``train``, ``class_train`` lack them.
         rotation: the other rows, in the order in which they are screened, a few per event.
         notes: what a person should know: numbers, what is not possible and why, what could be done.
         class_images: DreamBooth's class (prior preservation) images; ``None`` without them.
-        class_held_out: rows of ``class_images`` that become controls; ``class_train`` is without them.
         budget, seed: as they were asked for.
     """
 

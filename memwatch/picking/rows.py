@@ -76,7 +76,10 @@ def _folder_rows(folder: Path, caption_column: str | None) -> TrainingSet:
     files = sorted(visible | set(captions))
     if not files:
         raise ProbeError(f"dataset: {str(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    texts = [captions[file] if file in captions else _beside(file) for file in files]
+    for file in visible - set(captions):
+        beside = file.with_suffix(".txt")
+        captions[file] = beside.read_text(encoding="utf-8", errors="replace").strip() if beside.is_file() else ""
+    texts = [captions[file] for file in files]
     names = [
         f.relative_to(folder).as_posix() if f.is_relative_to(folder) else f"row-{i:05d}" for i, f in enumerate(files)
     ]
@@ -98,11 +101,6 @@ def _captions_of(metadata: Path, caption_column: str | None) -> Iterator[tuple[P
             raise ProbeError(what) from error
         column = _column("caption", list(row), caption_column)
         yield file, "" if column is None else _as_caption(row[column])
-
-
-def _beside(file: Path) -> str:
-    caption = file.with_suffix(".txt")
-    return caption.read_text(encoding="utf-8", errors="replace").strip() if caption.is_file() else ""
 
 
 def _dataset_rows(source: Any, image_column: str | None, caption_column: str | None) -> TrainingSet:

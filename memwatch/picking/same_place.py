@@ -107,10 +107,7 @@ def _keys_of(values: np.ndarray, table: int) -> np.ndarray:
 
 
 def _pairs_with_first(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each block with the ``FIRST`` lowest of its key and with the one before it; the larger number first.
-
-    A key of k blocks costs k pairs, not k squared, and the pairs connect all that are equal.
-    """
+    """Each block with the ``FIRST`` lowest of its key and the one before it: k pairs that connect all k."""
     order = np.argsort(keys, kind="stable")
     sorted_ = keys[order]
     start, place = np.searchsorted(sorted_, sorted_), np.arange(len(keys))

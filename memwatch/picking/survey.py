@@ -1,6 +1,5 @@
-"""The survey of a training set: duplicates, shared parts, captions, and how unusual each picture is.
-
-Its time is near-linear. It draws from no global random state, and the same rows give the same survey.
+"""The survey of a training set: duplicates, shared parts, captions, and how unusual each picture is. The same rows give
+the same survey, in near-linear time.
 """
 
 from __future__ import annotations
@@ -67,13 +66,12 @@ class Survey:
     """What was found in a training set: numbers, and nothing of the pictures but 64 bits each.
 
     Attributes:
-        size: number of rows, unreadable ones included.
-        unreadable: by row why it could not be read.
+        size: number of rows, unreadable ones included. unreadable: by row why it could not be read.
         groups: largest first; of the same size duplicates before parts.
         captions: rows that share a caption (but for case and spaces), two or more; largest first.
-        rare_captions: rows with the rarest captions, rarest first; see ``rare_captions``.
+        rare_captions: rows with the rarest captions, rarest first.
         strangeness: how far each picture is from its nearest others, ``(size,)`` float64, root mean square of levels
-            0..255; NaN where it could not be read. See ``strangeness``.
+            0..255; NaN where it could not be read.
         bits: perceptual hashes, ``(size, 8)`` uint8; zeros where a picture could not be read.
         notes: how shared parts were searched, where that can miss some.
     """
@@ -94,7 +92,11 @@ def survey(rows: TrainingSet) -> Survey:
     if len(hashes.unreadable) == len(rows):
         why = next(iter(hashes.unreadable.values()))
         raise ProbeError(f"dataset: none of the {len(rows)} images can be read; the first: {why}")
-    captions = [_normalised(rows.caption(row)) for row in range(len(rows))]
+    captions = [" ".join(rows.caption(row).casefold().split()) for row in range(len(rows))]  # without case
+    sharing: dict[str, list[int]] = defaultdict(list)
+    for row, caption in enumerate(captions):
+        sharing[caption].append(row)
+    same_caption = [tuple(rows) for caption, rows in sharing.items() if caption and len(rows) > 1]
     duplicates = duplicate_groups(hashes)
     groups = [Group(GroupKind.DUPLICATES, same, (WHOLE,) * len(same)) for same in duplicates]
     for part in shared_parts(hashes.thumbnails, rows, duplicates):
@@ -104,7 +106,7 @@ def survey(rows: TrainingSet) -> Survey:
         size=len(rows),
         unreadable=hashes.unreadable,
         groups=tuple(sorted(groups, key=lambda group: -len(group.rows))),
-        captions=tuple(caption_groups(captions)),
+        captions=tuple(sorted(same_caption, key=lambda rows: (-len(rows), rows))),
         rare_captions=tuple(rare_captions(captions)),
         strangeness=strangeness(hashes),
         bits=hashes.whole,
@@ -140,23 +142,6 @@ def best_members(thumbnails: np.ndarray, part: Part) -> tuple[int, ...]:
     return tuple(sorted(apart, key=lambda row: -apart[row]))
 
 
-# --- captions --------------------------------------------------------------------------------------------------------
-
-
-def _normalised(caption: str) -> str:
-    """A caption without case and needless spaces."""
-    return " ".join(caption.casefold().split())
-
-
-def caption_groups(captions: Sequence[str]) -> list[tuple[int, ...]]:
-    """Rows that share a caption, two or more; largest group first. Rows without a caption are in none."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for row, caption in enumerate(captions):
-        groups[caption].append(row)
-    found = [tuple(rows) for caption, rows in groups.items() if caption and len(rows) > 1]
-    return sorted(found, key=lambda rows: (-len(rows), rows))
-
-
 def rare_captions(captions: Sequence[str]) -> list[int]:
     """Rows with the rarest captions, rarest first; one row per caption, ``RARE`` at most.
 
@@ -175,14 +160,8 @@ def rare_captions(captions: Sequence[str]) -> list[int]:
     return [first[caption] for caption in sorted(rare, key=lambda text: (-rarity[text], first[text]))[:RARE]]
 
 
-# --- strangeness -----------------------------------------------------------------------------------------------------
-
-
 def strangeness(hashes: Hashes) -> np.ndarray:
-    """Distance of each coarse thumbnail to its ``NEAREST`` others in the mean, see ``Survey``.
-
-    In a set of more than ``OTHERS`` pictures, these are the nearest of so many that are drawn, always the same.
-    """
+    """Distance of each coarse thumbnail to its ``NEAREST`` others in the mean, among ``OTHERS`` at most."""
     result = np.full(len(hashes), np.nan)
     which = hashes.readable
     small = coarse(hashes.thumbnails)[which]

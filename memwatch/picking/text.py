@@ -13,10 +13,6 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few names.
-
-    >>> listed(list("abcdefgh"))
-    'a, b, c, d, e and 3 more'
-    """
+    """The first few names: ``a, b, c, d, e and 3 more``."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

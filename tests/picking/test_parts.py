@@ -66,16 +66,15 @@ def test_a_banner_in_small_pictures_and_in_large_ones(size, fixed_only):
 
 
 def test_a_frame(fixed_only):
-    frame = Image.new("RGB", (256, 256), (120, 70, 20))
+    frame, pictures = Image.new("RGB", (256, 256), (120, 70, 20)), photos(5, 26)
     draw = ImageDraw.Draw(frame)
     for i in range(0, 256, 24):
         for box in ((i, 0, i + 10, 9), (i, 246, i + 10, 255), (0, i, 9, i + 10), (246, i, 255, i + 10)):
             draw.rectangle(box, fill=(240, 220, 60))
-    pictures = photos(5, 26)
-    for i in range(7):
-        middle = pictures[i].resize((212, 212))
-        pictures[i] = frame.copy()
-        pictures[i].paste(middle, (22, 22))
+    for picture in pictures[:7]:
+        middle = picture.resize((212, 212))
+        picture.paste(frame)
+        picture.paste(middle, (22, 22))
     found = parts(pictures)
     assert tuple(found[0]) == tuple(range(7))
     assert found[0][0] == (0, 0, 1, 1)
@@ -89,18 +88,6 @@ def test_a_picture_may_have_two_parts():
 
 
 # --- none ------------------------------------------------------------------------------------------------------------
-
-
-def products_on_white() -> list[Image.Image]:
-    pictures = []
-    for seed in range(24):
-        rng, picture = np.random.default_rng(seed), Image.new("RGB", (256, 256), "white")
-        side = int(rng.integers(90, 170))
-        mask = Image.new("L", (side, side))
-        ImageDraw.Draw(mask).ellipse((0, 0, side - 1, side * int(rng.integers(6, 10)) // 10), fill=255)
-        picture.paste(photo(seed, side), ((256 - side) // 2, (256 - side) // 2), mask)
-        pictures.append(picture)
-    return pictures
 
 
 def letterboxed_and_plain() -> list[Image.Image]:
@@ -127,7 +114,6 @@ def two_with_a_logo() -> list[Image.Image]:
 @pytest.mark.parametrize(
     "pictures",
     [
-        products_on_white,
         letterboxed_and_plain,
         other_exposures_of_one_view,
         two_with_a_logo,

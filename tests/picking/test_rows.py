@@ -250,16 +250,11 @@ def test_tensors_for_the_network_are_no_images():
     same(as_training_set(rows, image_column="pixel_values"), texts=[""] * 4)
 
 
-def test_some_rows_of_a_folder_are_its_files_with_captions(tmp_path):
-    folder, bare = folder_of(tmp_path / "train"), folder_of(tmp_path / "bare", captions=False)
-    some = as_training_set(str(folder)).some([2, 0])
-    assert some == [{"image": folder / f"{i}.png", "text": TEXTS[i]} for i in (2, 0)]
-    assert as_training_set(bare, prompt="sks").some([1]) == [{"image": bare / "1.png", "text": "sks"}]
-
-
-def test_a_prompt_is_the_caption_of_rows_without_one():
+def test_a_prompt_is_the_caption_of_rows_without_one(tmp_path):
     rows = as_training_set([(PHOTOS[0], ""), PAIRS[1]], prompt="a photo of sks dog")
     assert [rows.caption(i) for i in range(2)] == ["a photo of sks dog", TEXTS[1]]
     assert as_training_set(Subset(PHOTOS, [1]), prompt="sks").caption(0) == "sks"
     assert as_training_set(hugging_face(text=None), prompt="sks").caption(3) == "sks"
     assert as_training_set(rows) is rows
+    folder = folder_of(tmp_path, captions=False)
+    assert as_training_set(folder, prompt="sks").some([1]) == [{"image": folder / "1.png", "text": "sks"}]
