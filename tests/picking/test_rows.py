@@ -50,53 +50,66 @@ def preprocessed():
     return hugging_face().with_transform(lambda rows: {"pixel_values": [0 for _ in rows["image"]]})
 
 
-# --- datasets --------------------------------------------------------------------------------------------------------
+def encoded(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
-def test_a_hugging_face_dataset_whatever_its_transform(tmp_path):
+def signed(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1
+
+
+@pytest.mark.parametrize(
+    ("source", "which"),
+    [
+        (lambda folder: preprocessed(), range(4)),
+        (lambda folder: hugging_face().with_format("torch"), range(4)),
+        (lambda folder: hugging_face(text=[[text, "another one"] for text in TEXTS]), range(4)),
+        (lambda folder: hugging_face(image=[str(folder / f"{i}.png") for i in range(4)]), range(4)),
+        (lambda folder: Subset(hugging_face(), [3, 1]), [3, 1]),
+        (lambda folder: Subset(Subset(PAIRS, [3, 1, 0]), [2]), [0]),
+        (lambda folder: folder, range(4)),
+        (lambda folder: str(folder), range(4)),
+        (lambda folder: [{"image": p, "caption": t} for p, t in PAIRS], range(4)),
+        (lambda folder: [{"image": np.asarray(p), "caption": t} for p, t in PAIRS], range(4)),
+        (lambda folder: [(encoded(p), t) for p, t in PAIRS], range(4)),
+        (lambda folder: tuple((signed(p), t) for p, t in PAIRS), range(4)),
+        (lambda folder: [{"image": str(folder / f"{i}.png"), "prompt": TEXTS[i]} for i in range(4)], range(4)),
+        (lambda folder: [(Image.open(folder / f"{i}.png"), TEXTS[i]) for i in range(4)], range(4)),
+    ],
+)
+def test_rows_of_every_kind(source, which, tmp_path):
+    given = source(folder_of(tmp_path))
+    rows = as_training_set(given)
+    same(rows, which)
+    is_folder = isinstance(given, str | Path)
+    assert rows.source == (tmp_path if is_folder else given)
+    assert rows.name(0) == ("0.png" if is_folder else "row-00000")
+
+
+def test_what_is_read_anew_and_what_stays_encoded(tmp_path):
+    folder = folder_of(tmp_path)
     source = preprocessed()
-    rows = as_training_set(source)
-    assert rows.source is source
-    assert rows.name(3) == "row-00003"
-    assert isinstance(rows.raw(0), bytes)  # it stays encoded until it is looked at
-    same(rows)
-    same(as_training_set(hugging_face().with_format("torch")))
+    assert isinstance(as_training_set(source).raw(0), bytes)
     assert set(source[0]) == {"pixel_values"}  # what the loop reads is as it was
-    folder = folder_of(tmp_path / "train")
-    rows = as_training_set(hugging_face(image=[str(folder / f"{i}.png") for i in range(4)]))
-    assert rows.file(2) == folder / "2.png"
-    same(rows)
+    opened = [(Image.open(folder / f"{i}.png"), TEXTS[i]) for i in range(4)]
+    for given in (folder, hugging_face(image=[str(folder / f"{i}.png") for i in range(4)]), opened):
+        assert as_training_set(given).file(2) == folder / "2.png"
 
 
-def test_columns_by_name_and_lists_of_captions():
-    several = hugging_face(text=[[text, "another one"] for text in TEXTS], other=["x"] * 4)
-    same(as_training_set(several))
-    assert as_training_set(several, caption_column="other").caption(0) == "x"
-    assert as_training_set(hugging_face(text=None)).caption(0) == ""
-    for key in ("caption_column", "image_column"):
-        with pytest.raises(ProbeError, match=f"{key} is 'txet', but its columns are: image, text"):
-            as_training_set(hugging_face(), **{key: "txet"})
-
-
-def test_a_subset_has_rows_of_its_own():
-    rows = as_training_set(Subset(hugging_face(), [3, 1]))
-    same(rows, [3, 1])
-    assert rows.name(0) == "row-00000"
-    same(as_training_set(Subset(Subset(PAIRS, [3, 1, 0]), [2])), [0])
-
-
-# --- folders ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_with_metadata(tmp_path):
-    folder = folder_of(tmp_path / "train")
-    rows = as_training_set(folder)
-    same(rows)
-    assert rows.folder == rows.source == folder
-    assert (rows.name(1), rows.file(1)) == ("1.png", folder / "1.png")
-    assert as_training_set(str(folder), caption_column="file_name").caption(2) == "2.png"
-    with pytest.raises(ProbeError, match="caption_column is 'label'"):
-        as_training_set(folder, caption_column="label")
+def test_columns_are_chosen_by_name(tmp_path):
+    assert as_training_set(hugging_face(other=["x"] * 4), caption_column="other").caption(0) == "x"
+    assert as_training_set(hugging_face(text=None)).caption(0) == as_training_set(PHOTOS).caption(0) == ""
+    folder = folder_of(tmp_path)
+    assert as_training_set(folder, caption_column="file_name").caption(2) == "2.png"
+    for source, key in (
+        (hugging_face(), "caption_column"),
+        (hugging_face(), "image_column"),
+        (folder, "caption_column"),
+    ):
+        with pytest.raises(ProbeError, match=f"{key} is 'txet', but its columns are: "):
+            as_training_set(source, **{key: "txet"})
 
 
 def test_a_folder_of_folders_with_captions_beside(tmp_path):
@@ -133,36 +146,6 @@ def test_what_is_wrong_with_a_folder_is_named(where, said, tmp_path):
         (folder_of(tmp_path / "train") / "metadata.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(ProbeError, match=said):
         as_training_set(tmp_path / where)
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def encoded(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
-def signed(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1
-
-
-@pytest.mark.parametrize("form", [lambda p: p, np.asarray, encoded, signed])
-def test_rows_of_dicts_and_pairs(form):
-    same(as_training_set([{"image": form(p), "caption": t} for p, t in PAIRS]))
-    same(as_training_set([(form(p), t) for p, t in PAIRS]))
-
-
-def test_rows_that_name_files(tmp_path):
-    folder = folder_of(tmp_path)
-    for rows in (
-        as_training_set([{"image": str(folder / f"{i}.png"), "prompt": TEXTS[i]} for i in range(4)]),
-        as_training_set([(Image.open(folder / f"{i}.png"), TEXTS[i]) for i in range(4)]),
-    ):
-        same(rows)
-        assert rows.file(1) == folder / "1.png"
-    same(as_training_set(PHOTOS), texts=[""] * 4)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +190,6 @@ def test_a_row_that_fails_is_named_and_the_rest_is_there():
         as_training_set([({}, "a caption")]).image(0)
 
 
-# --- transforms ------------------------------------------------------------------------------------------------------
-
-
 class Tossed(Dataset):
     """Rows that are turned over, or have no caption, by a coin."""
 
@@ -227,12 +207,7 @@ class Tossed(Dataset):
 
 @pytest.mark.parametrize(
     "toss",
-    [
-        random.random,
-        np.random.rand,
-        lambda: float(torch.rand(())),
-        np.random.default_rng(0).random,
-    ],
+    [random.random, np.random.rand, lambda: float(torch.rand(())), np.random.default_rng(0).random],
     ids=["python", "numpy", "torch", "a generator of its own"],
 )
 @pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: Subset(rows, [2, 1])], ids=["rows", "subset"])
