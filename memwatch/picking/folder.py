@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from memwatch.measure.probes import IMAGE_SUFFIXES, Probe, ProbeError
+from memwatch.measure.probes import IMAGE_SUFFIXES, ProbeError
 from memwatch.picking.cache import read_survey, write_survey
 from memwatch.picking.mix import PickedRow, Why
 from memwatch.picking.page import render
@@ -148,23 +148,18 @@ def write_folder(picked: Picked, out: Path) -> Path:
     write_whole(out / CHOICE, json.dumps(_as_json(picked), indent=1, allow_nan=False) + "\n")
     write_survey(out / SURVEY, picked.survey)
     for part, probes in looked_at.items():
-        _copy_probes(probes, out / part)
+        lines = []
+        for probe in probes:
+            (out / part / probe.name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(str(probe.image)), out / part / probe.name)
+            line = {"file_name": probe.name, "text": probe.prompt} | ({} if probe.row is None else {"row": probe.row})
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        if lines:
+            write_whole(out / part / METADATA, "".join(lines))
     for part, rows, held_out in trained_on:
         copy_without(rows, out / part, set(held_out), linked)
     write_whole(out / PAGE, render(picked))
     return out / PAGE
-
-
-def _copy_probes(probes: Sequence[Probe], folder: Path) -> None:
-    """Copy the files of probes, under the probes' names, and write ``metadata.jsonl``; no folder for no probes."""
-    lines = []
-    for probe in probes:
-        (folder / probe.name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(str(probe.image)), folder / probe.name)
-        row = {} if probe.row is None else {"row": probe.row}
-        lines.append(json.dumps({"file_name": probe.name, "text": probe.prompt} | row, ensure_ascii=False) + "\n")
-    if lines:
-        write_whole(folder / METADATA, "".join(lines))
 
 
 def _as_json(picked: Picked) -> dict[str, Any]:

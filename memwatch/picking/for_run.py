@@ -60,8 +60,8 @@ def for_run(
     )
     keys: dict[str, str] = {}
     for probe in held_out:
-        with suppress(OSError, ValueError):  # whoever reads the image says so
-            keys |= {probe.name: content_key(probe.image)} if probe.image is not None else {}
+        with suppress(OSError, ValueError):  # there is none, or whoever reads it says so
+            keys[probe.name] = content_key(probe.image)
     if found is None:
         return ForRun(None, watched, held_out, ordinary, keys)
     refuse_trained_on(held_out, found)

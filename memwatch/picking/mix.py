@@ -113,7 +113,7 @@ def _of_groups(survey: Survey, found: Sequence[PickedRow], is_open: Callable[[in
         rows = set(group.rows) if group.kind is GroupKind.PART else set()
         if any(picked.why is Why.PART and picked.row in rows for picked in found):
             continue
-        if (row := next(filter(is_open, group.best_first), None)) is not None:
+        if (row := next(filter(is_open, dict.fromkeys([*group.best, *group.rows])), None)) is not None:
             yield PickedRow(row, Why(group.kind), group)
 
 

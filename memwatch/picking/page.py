@@ -1,6 +1,4 @@
-"""The page of a choice: one HTML file that shows what is watched, why, and what is not. It asks the network for
-nothing.
-"""
+"""The page of a choice: one HTML file, which loads nothing, shows what is watched, why, and what is not."""
 
 from __future__ import annotations
 
@@ -19,7 +17,8 @@ from memwatch.measure.probes import Probe, ProbeError
 from memwatch.picking.hashes import square
 from memwatch.picking.mix import PickedRow, Why, slots
 from memwatch.picking.picked import Picked
-from memwatch.picking.survey import Box, GroupKind
+from memwatch.picking.same_place import Box
+from memwatch.picking.survey import GroupKind
 from memwatch.picking.text import counted, listed
 
 LARGE, SMALL = 224, 96  # pixels of a picture on the page

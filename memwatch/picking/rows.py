@@ -36,9 +36,9 @@ def as_training_set(
         source: a ``datasets.Dataset`` (its raw rows are read, whatever transform or format it has), a ``Subset`` of
             anything here, an image folder (of any depth; captions from ``metadata.jsonl``, or ``NAME.txt`` beside
             ``NAME.png``), or anything with ``len`` whose rows are dicts or pairs of image and caption, before random
-            transforms. For what an image may be see ``images.decoded``.
+            transforms.
         image_column, caption_column: by default the first of ``COLUMNS`` that is there.
-        prompt: the caption of rows that have none; "" otherwise.
+        prompt: the caption of rows that have none.
 
     Raises:
         ProbeError: it is none of these, or empty, or has no column of that name, or gives other pictures every time.

@@ -1,6 +1,4 @@
-"""The survey of a training set: duplicates, shared parts, captions, and how unusual each picture is. The same rows give
-the same survey, in near-linear time.
-"""
+"""The survey of a training set: duplicates, shared parts, captions, and how unusual each picture is."""
 
 from __future__ import annotations
 
@@ -21,8 +19,6 @@ from memwatch.picking.hashes import Hashes, hash_rows
 from memwatch.picking.parts import MOVED_SAMPLE, SAMPLE, has_opencv, shared_parts
 from memwatch.picking.same_place import Box, Part, inside
 from memwatch.picking.training_set import TrainingSet
-
-__all__ = ["Box", "Group", "GroupKind", "Survey", "survey"]
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 COMPARED = 32  # members of a shared part that are compared with each other
@@ -54,11 +50,6 @@ class Group:
     rows: tuple[int, ...]
     boxes: tuple[Box, ...]
     best: tuple[int, ...] = ()
-
-    @property
-    def best_first(self) -> list[int]:
-        """All rows, those first that stand for the group best."""
-        return list(dict.fromkeys([*self.best, *self.rows]))
 
 
 @dataclass(frozen=True)
@@ -128,7 +119,7 @@ def _notes_on_parts(different: int) -> list[str]:
 
 
 def best_members(thumbnails: np.ndarray, part: Part) -> tuple[int, ...]:
-    """Of rows that share a part some (``COMPARED``), those first whose rest is least like that of the others.
+    """Of rows with a part some (``COMPARED``), those first whose rest is least like that of the others.
 
     There only the part can be what is memorized.
     """

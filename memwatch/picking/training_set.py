@@ -27,12 +27,10 @@ class TrainingSet:
 
     Attributes:
         source: the object that was given: the dataset itself, or the folder's path.
-        length: number of rows.
         raw_of: what the source holds as the image of a row, see ``images.decoded``; it may raise anything.
-        caption_of: the caption of a row; "" where there is none.
+        caption_of: the caption of a row; "" where there is none, which is ``prompt`` then.
         image_column, caption_column: where the source has columns.
         names: of the rows, unique: files relative to the folder; ``None`` for ``row-00012``.
-        prompt: the caption of rows that have none of their own.
     """
 
     source: Any
@@ -72,11 +70,10 @@ class TrainingSet:
         return self.caption_of(row) or self.prompt
 
     def name(self, row: int) -> str:
-        """Unique: the file's name relative to the folder, or ``row-00012``."""
         return f"row-{row:05d}" if self.names is None else self.names[row]
 
     def file(self, row: int) -> Path | None:
-        """The file that holds nothing but the image of ``row``."""
+        """The file that holds nothing but the image of ``row``, if any."""
         try:
             raw = self.raw(row)
         except RowError:  # reported by whoever asks for the image
