@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from support.browser import needs_chromium, opened
-from support.picked import contents, photo, save_folder, with_logo
+from support.picked import contents, hugging_face, photo, save_folder, with_logo
 
 import memwatch
 from memwatch import ConfigError, MemWatchConfig, ProbeError
@@ -88,11 +88,10 @@ def test_a_run_reads_back_what_was_picked(watched, train):
 
 
 def test_the_loop_trains_on_the_links_and_held_out_images_are_known(watched, train):
-    datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
     picked, names = read_folder(watched), [entry["name"] for entry in choice(watched)["held_out"]]
     for folder, held_out in ((watched / "train", []), (train, names)):
         files = [str(file) for file in sorted(folder.rglob("*.png"))]  # as ``load_dataset("imagefolder")`` holds it
-        loaded = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
+        loaded = hugging_face(image=files)
         assert held_out_rows_in(loaded, picked) == (held_out, True)
 
 

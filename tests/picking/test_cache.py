@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from support.picked import photo, same_survey, save_folder, with_logo
+from support.picked import hugging_face, photo, same_survey, save_folder, with_logo
 
 from memwatch.picking import cache as module
 from memwatch.picking.cache import KEPT, cache_folder, digest_of, read_survey, shared_survey, write_survey
@@ -51,12 +51,8 @@ def said(caplog):
 
 @pytest.mark.parametrize("kind", ["folder", "list", "hugging face", "selection"])
 def test_a_second_call_reads_what_the_first_has_found(kind, train, cache, surveys):
-    source = {"folder": train, "list": ROWS}.get(kind)
-    if source is None:
-        datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
-        columns = {"image": PHOTOS, "text": TEXTS}
-        source = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
-        source = source.select([0, 1]) if kind == "selection" else source
+    source = {"folder": train, "list": ROWS}.get(kind) or hugging_face(image=PHOTOS, text=TEXTS)
+    source = source.select([0, 1]) if kind == "selection" else source
     first, second = (shared_survey(as_training_set(source)) for _ in range(2))
     assert same_survey(first, second)
     assert surveys == [2 if kind == "selection" else 6]

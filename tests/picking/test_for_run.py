@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageOps
-from support.picked import chosen, photo, plain_rows, save_folder, shade, surveyed
+from support.picked import chosen, hugging_face, photo, plain_rows, save_folder, shade, surveyed
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 import memwatch
@@ -63,10 +63,7 @@ class Stream(IterableDataset):
 
 @pytest.fixture
 def columns():
-    datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
-    images = [row["image"] for row in ROWS]
-    columns = {"image": images, "text": [row["text"] for row in ROWS], "row": list(range(NUMBER))}
-    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    return hugging_face(image=[row["image"] for row in ROWS], text=[row["text"] for row in ROWS])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from support.picked import photo, save_folder
+from support.picked import hugging_face, photo, save_folder
 from torch.utils.data import Dataset, Subset
 
 from memwatch.measure.probes import ProbeError
@@ -41,13 +41,13 @@ def folder_of(path: Path, captions: bool = True) -> Path:
     return save_folder(path, pictures, dict(zip(pictures, TEXTS, strict=True)) if captions else None)
 
 
-def hugging_face(**columns):
-    known = {key: value for key, value in ({"image": PHOTOS, "text": TEXTS} | columns).items() if value is not None}
-    return datasets.Dataset.from_dict(known).cast_column("image", datasets.Image())
+def pictures_and(**columns):
+    known = {"image": PHOTOS, "text": TEXTS} | columns
+    return hugging_face(**{key: value for key, value in known.items() if value is not None})
 
 
 def preprocessed():
-    return hugging_face().with_transform(lambda rows: {"pixel_values": [0 for _ in rows["image"]]})
+    return pictures_and().with_transform(lambda rows: {"pixel_values": [0 for _ in rows["image"]]})
 
 
 def encoded(picture: Image.Image) -> bytes:
@@ -64,10 +64,10 @@ def signed(picture: Image.Image) -> torch.Tensor:
     ("source", "which"),
     [
         (lambda folder: preprocessed(), range(4)),
-        (lambda folder: hugging_face().with_format("torch"), range(4)),
-        (lambda folder: hugging_face(text=[[text, "another one"] for text in TEXTS]), range(4)),
-        (lambda folder: hugging_face(image=[str(folder / f"{i}.png") for i in range(4)]), range(4)),
-        (lambda folder: Subset(hugging_face(), [3, 1]), [3, 1]),
+        (lambda folder: pictures_and().with_format("torch"), range(4)),
+        (lambda folder: pictures_and(text=[[text, "another one"] for text in TEXTS]), range(4)),
+        (lambda folder: pictures_and(image=[str(folder / f"{i}.png") for i in range(4)]), range(4)),
+        (lambda folder: Subset(pictures_and(), [3, 1]), [3, 1]),
         (lambda folder: Subset(Subset(PAIRS, [3, 1, 0]), [2]), [0]),
         (lambda folder: folder, range(4)),
         (lambda folder: str(folder), range(4)),
@@ -94,18 +94,18 @@ def test_what_is_read_anew_and_what_stays_encoded(tmp_path):
     assert isinstance(as_training_set(source).raw(0), bytes)
     assert set(source[0]) == {"pixel_values"}  # what the loop reads is as it was
     opened = [(Image.open(folder / f"{i}.png"), TEXTS[i]) for i in range(4)]
-    for given in (folder, hugging_face(image=[str(folder / f"{i}.png") for i in range(4)]), opened):
+    for given in (folder, pictures_and(image=[str(folder / f"{i}.png") for i in range(4)]), opened):
         assert as_training_set(given).file(2) == folder / "2.png"
 
 
 def test_columns_are_chosen_by_name(tmp_path):
-    assert as_training_set(hugging_face(other=["x"] * 4), caption_column="other").caption(0) == "x"
-    assert as_training_set(hugging_face(text=None)).caption(0) == as_training_set(PHOTOS).caption(0) == ""
+    assert as_training_set(pictures_and(other=["x"] * 4), caption_column="other").caption(0) == "x"
+    assert as_training_set(pictures_and(text=None)).caption(0) == as_training_set(PHOTOS).caption(0) == ""
     folder = folder_of(tmp_path)
     assert as_training_set(folder, caption_column="file_name").caption(2) == "2.png"
     for source, key in (
-        (hugging_face(), "caption_column"),
-        (hugging_face(), "image_column"),
+        (pictures_and(), "caption_column"),
+        (pictures_and(), "image_column"),
         (folder, "caption_column"),
     ):
         with pytest.raises(ProbeError, match=f"{key} is 'txet', but its columns are: "):
@@ -152,9 +152,9 @@ def test_what_is_wrong_with_a_folder_is_named(where, said, tmp_path):
     ("source", "message"),
     [
         ([], "is empty"),
-        (datasets.DatasetDict(train=hugging_face(), test=hugging_face()), "several splits, .*: 'train', 'test'"),
-        (hugging_face().to_iterable_dataset(), "IterableDataset cannot be read by row number"),
-        (hugging_face().remove_columns("image"), "no column of images; set image_column to one of: text"),
+        (datasets.DatasetDict(train=pictures_and(), test=pictures_and()), "several splits, .*: 'train', 'test'"),
+        (pictures_and().to_iterable_dataset(), "IterableDataset cannot be read by row number"),
+        (pictures_and().remove_columns("image"), "no column of images; set image_column to one of: text"),
         (["a prompt", "another"], "rows of a list are each 'a prompt'"),
         ([1, 2], "rows of a list are each a int"),
         (({"image": p} for p in PHOTOS), "generator cannot be read by row number"),
@@ -229,7 +229,7 @@ def test_a_prompt_is_the_caption_of_rows_without_one(tmp_path):
     rows = as_training_set([(PHOTOS[0], ""), PAIRS[1]], prompt="a photo of sks dog")
     assert [rows.caption(i) for i in range(2)] == ["a photo of sks dog", TEXTS[1]]
     assert as_training_set(Subset(PHOTOS, [1]), prompt="sks").caption(0) == "sks"
-    assert as_training_set(hugging_face(text=None), prompt="sks").caption(3) == "sks"
+    assert as_training_set(pictures_and(text=None), prompt="sks").caption(3) == "sks"
     assert as_training_set(rows) is rows
     folder = folder_of(tmp_path, captions=False)
     assert as_training_set(folder, prompt="sks").some([1]) == [{"image": folder / "1.png", "text": "sks"}]

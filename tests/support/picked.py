@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from memwatch.picking.pick import choose
@@ -50,6 +51,12 @@ def plain_rows(size: int, captions: Sequence[str] | None = None) -> TrainingSet:
     """Rows in memory, each of a colour of its own."""
     texts = captions or [f"a photo of number {i}" for i in range(size)]
     return as_training_set([(shade(i), text) for i, text in zip(range(size), texts, strict=True)])
+
+
+def hugging_face(**columns: Any) -> Any:
+    """A ``datasets.Dataset`` with a column ``image``; the lowest versions are tested without the package."""
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
 
 
 def shade(i: int, side: int = 16) -> Image.Image:
