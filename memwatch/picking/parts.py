@@ -68,7 +68,7 @@ def _sample(kept: np.ndarray, number: int) -> np.ndarray:
 def _at_same_place(thumbnails: np.ndarray, kept: np.ndarray) -> list[Part]:
     """Parts of different pictures at the same place.
 
-    What was found in few is erased in more before these are searched: what very many share would take very long.
+    What was found in few is erased before more are searched: what very many share would take very long.
     """
     found, seen = list[Part](), kept[:0]
     for size in (*(first for first in FIRST if 4 * first < len(kept)), SAMPLE):

@@ -96,9 +96,9 @@ def choose(
     free = [row for row in ordinary if row not in {*taken, *out}]
     peers = tuple(sorted(free[i] for i in rng.permutation(len(free))[:PEERS]))
     rotation = tuple(rotation_of(found, taken, (*out, *peers), rng))
-    of_class = sorted(of_class[:class_number])
-    result = Picked(rows, found, watched, out, peers, rotation, (), class_images, tuple(of_class), probes, seed)
-    return replace(result, notes=(*_notes_of(result), *notes))
+    aside = tuple(sorted(of_class[:class_number]))
+    picked = Picked(rows, found, watched, out, peers, rotation, (), class_images, aside, budget=probes, seed=seed)
+    return replace(picked, notes=(*_notes_of(picked), *notes))
 
 
 def _notes_of(picked: Picked) -> list[str]:

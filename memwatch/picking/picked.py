@@ -40,11 +40,10 @@ class Picked:
 
     @cached_property
     def train(self) -> Any:
-        """The training set without the held-out rows, in its own type.
+        """The training set without the held-out rows, in its own type; unreadable rows are in it.
 
-        A ``Dataset.select`` of a ``datasets.Dataset``, a ``Subset`` of a ``Subset``'s base, a list of a list; of an
-        image folder a list of ``{"image": path, "text": caption}``, and of anything else a ``Subset``. Rows that cannot
-        be read are in it, as they are without memwatch.
+        Of a ``datasets.Dataset`` a ``select``, of a list a list, of an image folder a list of
+        ``{"image": path, "text": caption}``, and of anything else a ``Subset``.
         """
         return self.rows.some(self.train_rows)
 
