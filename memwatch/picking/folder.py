@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,7 @@ def copy_lines(metadata: Path, target: Path, gone: Collection[Path]) -> None:
     """Copy the lines of a ``metadata.jsonl`` as they are, but those of images that are gone."""
 
     def stays(line: str) -> bool:
-        row = json.loads(line)
-        name = row.get("file_name") if isinstance(row, Mapping) else None
-        return name is None or (metadata.parent / name).resolve() not in gone
+        return (metadata.parent / json.loads(line)["file_name"]).resolve() not in gone
 
     lines = [line for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from memwatch.measure.images import read_image
 from memwatch.measure.probes import Probe, ProbeError, as_probes
 from memwatch.picking.duplicates import MAX_BITS, bits_apart, duplicate_groups
 from memwatch.picking.folder import read_folder
-from memwatch.picking.hashes import hashes_of
+from memwatch.picking.hashes import hash_of, hash_rows
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import as_training_set
 from memwatch.picking.text import counted, listed
@@ -35,7 +35,7 @@ class ForRun:
     probes: list[Probe]
     controls: list[Probe]
     peers: list[Probe]
-    control_keys: dict[str, str] = field(default_factory=dict)
+    control_keys: dict[str, str]
 
 
 def for_run(
@@ -90,12 +90,12 @@ def refuse_trained_on(given: Sequence[Probe], picked: Picked) -> None:
 
 def row_shown(picture: Image.Image, picked: Picked) -> int | None:
     """A training row that a picture is a near-duplicate of; ``None`` for none. Those of near hashes are read."""
-    given, survey = hashes_of([picture]), picked.survey
-    apart = np.minimum(*(bits_apart(bits[0], survey.bits) for bits in (given.whole, given.mirrored)))
+    given, survey = hash_of(picture), picked.survey
+    apart = np.minimum(*(bits_apart(bits, survey.bits) for bits in given[:2]))
     near = [row for row in np.argsort(apart, kind="stable").tolist() if apart[row] <= MAX_BITS]
     for row in [int(row) for row in near if row not in survey.unreadable][:CANDIDATES]:
         with suppress(RowError):  # it has gone since the survey
-            if duplicate_groups(hashes_of([picked.rows.image(row), picture])):
+            if duplicate_groups(hash_rows(as_training_set([picked.rows.image(row), picture]))):
                 return row
     return None
 

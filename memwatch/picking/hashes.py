@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +62,6 @@ def hash_rows(rows: TrainingSet) -> Hashes:
                     whole[row], mirrored[row], found.thumbnails[row] = value
                 bar.update()
     return found
-
-
-def hashes_of(pictures: Sequence[Image.Image]) -> Hashes:
-    """Hashes of pictures that are not in the set."""
-    return hash_rows(TrainingSet(pictures, len(pictures), pictures.__getitem__, lambda _: ""))
 
 
 def hash_of(picture: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

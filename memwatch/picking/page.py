@@ -6,7 +6,6 @@ import base64
 import io
 from collections import Counter
 from contextlib import suppress
-from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -35,13 +34,20 @@ MEANS = {
 
 
 def render(picked: Picked) -> str:
-    """The page as text."""
+    """The page as text. Everything that a training set says is escaped."""
     rows, unreadable = picked.rows, picked.survey.unreadable
     groups, others = slots(picked.budget)
     meant = dict.fromkeys(map(Why, GroupKind), f"{groups} together") | {why: str(n) for why, n in others.items()}
     number = Counter(watched.why for watched in picked.watched)
-    page = _templates().get_template("pick.html")
-    return page.render(
+    templates = PackageLoader("memwatch.picking")
+    page = Environment(
+        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return page.get_template(
+        "pick.html"
+    ).render(
+        counted=counted,
+        style=Markup(templates.get_source(page, "pick.css")[0]),  # our own file
         picked=picked,
         source=rows.folder or type(rows.source).__name__,
         mix=[(str(why), meant[why], number[why], MEANS[why]) for why in Why],
@@ -82,15 +88,3 @@ def _shown(probe: Probe, side: int, box: Box | None = None) -> dict[str, Any]:
         left, top, right, bottom = (100 * edge for edge in box)
         shown["box"] = left, top, right - left, bottom - top
     return shown
-
-
-@cache
-def _templates() -> Environment:
-    """The page's templates; everything that a training set says is escaped."""
-    loader = PackageLoader("memwatch.picking")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["counted"] = counted
-    environment.globals["style"] = Markup(loader.get_source(environment, "pick.css")[0])  # our own file
-    return environment

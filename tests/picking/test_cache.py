@@ -60,22 +60,20 @@ def test_a_second_call_reads_what_the_first_has_found(kind, train, cache, survey
     assert [file.stem for file in cache.glob("*.json")] == [digest_of(as_training_set(source))]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda train: photo(9, 32).save(train / "3.png"),
-        lambda train: os.utime(train / "4.png", ns=(1, 1)),  # another picture of the same size
-        lambda train: (train / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "two"}', encoding="utf-8"),
-        lambda train: (train / "5.png").unlink(),
-        lambda train: photo(5, 32).save(train / "6.png"),
-    ],
-    ids=["file", "time", "caption", "fewer", "more"],
-)
-def test_a_folder_that_has_changed_is_another_set(train, change):
-    before = digest_of(as_training_set(train))
-    assert digest_of(as_training_set(train, prompt="a prompt")) != before
-    change(train)
-    assert digest_of(as_training_set(train)) != before
+def test_a_folder_that_has_changed_is_another_set(train):
+    digests = {digest_of(as_training_set(train)), digest_of(as_training_set(train, prompt="a prompt"))}
+    for number, change in enumerate(
+        [
+            lambda: photo(9, 32).save(train / "3.png"),
+            lambda: os.utime(train / "4.png", ns=(1, 1)),  # another picture of the same size
+            lambda: (train / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "two"}', encoding="utf-8"),
+            lambda: (train / "5.png").unlink(),
+            lambda: photo(5, 32).save(train / "6.png"),
+        ]
+    ):
+        change()
+        digests.add(digest_of(as_training_set(train)))
+        assert len(digests) == 3 + number
 
 
 def test_other_pictures_captions_or_orders_in_memory_are_other_sets(monkeypatch):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from support.picked import jpeg, photo
+from support.picked import hashes_of, jpeg, photo
 
 from memwatch.picking import duplicates
 from memwatch.picking.duplicates import difference, duplicate_groups
 from memwatch.picking.grouping import components
-from memwatch.picking.hashes import Hashes, hashes_of
+from memwatch.picking.hashes import Hashes
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,6 @@ def said(caplog):
     return caplog
 
 
-# --- without a held-out row: fine, and silent ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("source", [list, tuple, lambda rows: Subset(rows, range(NUMBER)), Holder])
 def test_picked_train_and_what_is_made_of_it_is_fine(source, said):
     rows = source(ROWS)
@@ -115,9 +112,6 @@ def test_a_folder_is_trained_on_as_a_list(tmp_path, said):
     assert said.messages == []
     with pytest.raises(ConfigError, match="it gives 12 rows that are held out"):
         guard(as_training_set(folder).some(range(NUMBER)), picked)
-
-
-# --- with one: an error that names it --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", [list, tuple, lambda rows: Subset(rows, range(NUMBER))])
@@ -167,9 +161,6 @@ def test_class_images_that_are_held_out_are_found():
     guard(picked.class_train, picked)
 
 
-# --- where it cannot be seen -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "dataset",
     [
@@ -198,9 +189,6 @@ def test_no_more_than_so_many_rows_are_hashed_and_the_rest_is_said(monkeypatch, 
     picked = picked_from(ROWS)
     guard([dict(ROWS[row]) for row in picked.train_rows], picked)
     assert "cannot see which rows a list gives" in said.text
-
-
-# --- controls that are given -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -41,9 +41,6 @@ def fixed_only(monkeypatch):
     monkeypatch.setattr(module, "has_opencv", lambda: False)
 
 
-# --- at the same place -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_logo_at_the_same_place(compressed):
     pictures = photos(1, 39)
@@ -85,9 +82,6 @@ def test_a_picture_may_have_two_parts():
     pictures[:12] = [with_logo(p, 20, 20, 64) for p in pictures[:12]]
     pictures[6:20] = [with_logo(p, 170, 170, 64, seed=105) for p in pictures[6:20]]
     assert set(map(tuple, parts(pictures))) == {tuple(range(12)), tuple(range(6, 20))}
-
-
-# --- none ------------------------------------------------------------------------------------------------------------
 
 
 def letterboxed_and_plain() -> list[Image.Image]:
@@ -136,9 +130,6 @@ def test_near_duplicates_make_no_part_but_belong_to_those_of_their_like():
     assert found[14] == pytest.approx((1 - right, top, 1 - left, bottom))
 
 
-# --- large sets ------------------------------------------------------------------------------------------------------
-
-
 def test_in_a_large_set_parts_are_searched_in_some_rows_and_looked_for_in_the_rest(monkeypatch, fixed_only):
     pictures = photos(13, 105, 96)
     pictures[::7] = [with_logo(p, 8, 60, 28) for p in pictures[::7]]
@@ -160,9 +151,6 @@ def test_what_many_show_is_found_in_few_and_costs_no_more_in_many(monkeypatch, f
     assert set(map(tuple, parts(pictures))) >= expected
     at_once, first, then = (len(regions[0]) for regions in compared)
     assert first + then < at_once / 3
-
-
-# --- moved -----------------------------------------------------------------------------------------------------------
 
 
 def moved(number: int, members: range, mark: Image.Image) -> tuple[list[Image.Image], Part]:

@@ -73,9 +73,6 @@ def shown(row) -> str:
     return content_key(decoded(row.image if isinstance(row, Probe) else row))
 
 
-# --- a pure function -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_rows_and_seed_give_the_same_answer_without_a_global_random_number(kind, tmp_path, monkeypatch):
     source = source_of(kind, tmp_path)
@@ -138,9 +135,6 @@ def test_dreambooth_holds_out_one_sibling_and_class_images():
     assert trained_on.isdisjoint(shown(control) for control in controls)
 
 
-# --- the choice ------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def survey():
     """200 rows: near-duplicates, a shared part, and one row that cannot be read."""
@@ -193,9 +187,6 @@ def test_notes_say_what_was_found_and_what_was_not_searched(survey):
         "10 groups of near-duplicates and 0 shared parts, in 20 rows; of 8 of them no row is watched",
     ):
         assert expected in said
-
-
-# --- controls --------------------------------------------------------------------------------------------------------
 
 
 def held(survey, watched, number, seed=0):
@@ -261,9 +252,6 @@ def test_class_images_that_cannot_be_read_are_passed_over():
     picked = chosen(surveyed(6), class_images=images)
     assert len(picked.class_held_out) == 15
     assert min(picked.class_held_out) >= 8
-
-
-# --- what cannot be done ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

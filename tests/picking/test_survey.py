@@ -9,13 +9,12 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from support.picked import photo, same_survey, save_folder, with_logo
+from support.picked import hashes_of, photo, same_survey, save_folder, with_logo
 
 from memwatch import picking
 from memwatch.measure.probes import ProbeError
 from memwatch.picking import survey as module
 from memwatch.picking.duplicates import coarse
-from memwatch.picking.hashes import hashes_of
 from memwatch.picking.rows import as_training_set
 from memwatch.picking.survey import BLOCK, GroupKind, best_members, strangeness, survey
 
@@ -101,9 +100,6 @@ def test_of_a_shared_part_the_member_least_like_the_others_comes_first():
     assert sorted(best) == list(range(5))
 
 
-# --- captions --------------------------------------------------------------------------------------------------------
-
-
 def test_case_and_spaces_of_captions_do_not_count():
     captions = ["A cat", "a  cat ", "a dog", "", "", "a CAT", "a dog", "a bird"]
     assert look([photo(i) for i in range(8)], captions).captions == ((0, 1, 5), (2, 6))
@@ -129,9 +125,6 @@ def test_rare_words_make_rare_captions(monkeypatch):
 @pytest.mark.parametrize("captions", [[], ["", ""], ["a cat"] * 5, ["a cat", "a dog"]])
 def test_where_no_caption_is_rarer_than_another_none_is_rare(captions):
     assert module.rare_captions(captions) == []
-
-
-# --- strangeness -----------------------------------------------------------------------------------------------------
 
 
 def test_strangeness_is_the_distance_to_the_nearest_three():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from memwatch.picking.hashes import Hashes, hash_rows
 from memwatch.picking.pick import choose
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import as_training_set
@@ -86,6 +87,10 @@ def with_logo(picture: Image.Image, left: int = 4, top: int = 4, side: int = 20,
     marked = picture.copy()
     marked.paste(logo(side, seed), (left, top))
     return marked
+
+
+def hashes_of(pictures: Sequence[Image.Image]) -> Hashes:
+    return hash_rows(as_training_set(list(pictures)))
 
 
 def jpeg(picture: Image.Image, quality: int = 85) -> Image.Image:
