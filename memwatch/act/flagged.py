@@ -14,8 +14,8 @@ from typing import Any
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.picking.picked import Picked
-from memwatch.picking.same_place import shared_area
-from memwatch.picking.survey import Box, Group, GroupKind
+from memwatch.picking.same_place import Box, shared_area
+from memwatch.picking.survey import Group, GroupKind
 from memwatch.picking.text import counted
 from memwatch.report.history import read_lines, rewrite
 from memwatch.report.report import Report

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from memwatch.cli.scan_options import require_option
-from memwatch.picking.folder import is_ours, write_folder
-from memwatch.picking.image_folder import check_out
+from memwatch.picking.folder import check_out, is_ours, write_folder
 from memwatch.picking.pick import pick
 
 EPILOG = """\

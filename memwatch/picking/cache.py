@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,33 +24,28 @@ logger = logging.getLogger("memwatch")
 
 VERSION = 2  # of the file, and of what is found by what rules; another one is not read
 KEPT = 32  # surveys in the cache; the oldest are removed
-PATIENCE = 30.0  # seconds between two messages of a process that waits
-LARGE = 20_000  # rows from which on a survey takes minutes
+PATIENCE = 30.0  # seconds after which a process that waits says so
 
 
 def shared_survey(rows: TrainingSet) -> Survey:
     """The survey of a training set, from the cache, or made now by one process while the others wait for its file.
 
-    Nobody waits in a collective. Where files cannot be written or locked, every process surveys for itself; the answer
-    is the same.
-
-    Raises:
-        ProbeError: no row can be read.
+    Nobody waits in a collective. Where files cannot be written or locked, every process makes its own, which is the
+    same. A ``ProbeError`` where no row can be read.
     """
     folder = cache_folder()
     if folder is None:
         return survey(rows)
     file = folder / f"{digest_of(rows)}.json"
-    with waiting(file.with_suffix(".lock"), len(rows)):
+    with _locked(file.with_suffix(".lock"), len(rows)):
         if (known := read_survey(file)) is not None:
             return known
-        if len(rows) >= LARGE:
-            how = "'memwatch pick TRAIN --out WATCH', or memwatch.pick in a script of its own, does it ahead of time"
-            logger.warning("%d rows are surveyed now, once; that takes minutes. %s", len(rows), how)
         found = survey(rows)
         try:
             write_survey(file, found)
-            _forget_oldest(folder)
+            for old in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
+                old.unlink(missing_ok=True)
+                old.with_suffix(".lock").unlink(missing_ok=True)
         except OSError as error:
             logger.warning("the survey cannot be kept in %s (%s); every process makes its own", folder, error)
     return found
@@ -67,37 +62,27 @@ def cache_folder() -> Path | None:
 
 
 @contextmanager
-def waiting(lock: Path, num_rows: int) -> Iterator[None]:
-    """Lock out the other processes of this machine; one that waits says so. The lock of a process that dies is free."""
-    held, waited = FileLock(lock, timeout=PATIENCE), 0.0
+def _locked(file: Path, num_rows: int) -> Iterator[None]:
+    """Lock out the other processes of this machine. The lock of a process that dies is free."""
+    lock = FileLock(file)
     try:
-        while True:
-            try:
-                held.acquire()
-                break
-            except Timeout:
-                waited += PATIENCE
-                what = "another process surveys these %d rows; this one waits for it, %.0f s so far"
-                logger.warning(what, num_rows, waited)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            logger.warning("another process surveys these %d rows; this one waits for it", num_rows)
+            lock.acquire()
     except (OSError, NotImplementedError) as error:
-        logger.warning("%s cannot be locked (%s), so every process makes its own survey", lock, error)
+        logger.warning("%s cannot be locked (%s), so every process makes its own survey", file, error)
     try:
         yield
     finally:
-        held.release()
-
-
-def _forget_oldest(folder: Path) -> None:
-    for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
-        for gone in (file, file.with_suffix(".lock")):
-            with suppress(OSError):
-                gone.unlink(missing_ok=True)
+        lock.release()
 
 
 def digest_of(rows: TrainingSet) -> str:
     """A hash of a training set: names, sizes and times of files, content of what is in memory, and captions.
 
-    A ``datasets.Dataset`` has a fingerprint of its own that does the same without reading the rows.
+    The fingerprint of a ``datasets.Dataset`` does the same without reading the rows.
     """
     digest = hashlib.blake2b(f"{len(rows)} {rows.prompt} {has_opencv()}".encode(), digest_size=20)
     fingerprint: Any = getattr(rows.source, "_fingerprint", None)
@@ -108,8 +93,7 @@ def digest_of(rows: TrainingSet) -> str:
         try:
             key = rows.raw(row)
             if isinstance(key, Path):
-                stat = key.stat()
-                key = f"{key.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
+                key = f"{key.absolute()}|{key.stat().st_size}|{key.stat().st_mtime_ns}"
             else:
                 key = content_key(key)
         except (RowError, OSError, ValueError):
@@ -119,11 +103,7 @@ def digest_of(rows: TrainingSet) -> str:
 
 
 def write_survey(file: Path, survey: Survey) -> None:
-    """Write a file, whole or not at all; 0.06 kB per row, and 0.1 kB more for each group that a row is in.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a file, whole or not at all; 0.06 kB per row, and 0.1 kB more for each group that a row is in."""
     fields = asdict(survey) | {"bits": survey.bits.tobytes().hex(), "strangeness": survey.strangeness.tolist()}
     write_whole(file, json.dumps({"version": VERSION, "survey": fields}))
 
@@ -132,7 +112,7 @@ def read_survey(file: Path) -> Survey | None:
     """What ``write_survey`` has written; ``None`` where there is no file, or none that this version can read."""
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-        return _as_survey(saved["survey"]) if saved["version"] == VERSION else None
+        return _as_survey(**saved["survey"]) if saved["version"] == VERSION else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -140,18 +120,18 @@ def read_survey(file: Path) -> Survey | None:
         return None
 
 
-def _as_survey(saved: dict[str, Any]) -> Survey:
-    groups = tuple(
+def _as_survey(size: int, **saved: Any) -> Survey:
+    groups = [
         Group(GroupKind(g["kind"]), tuple(g["rows"]), tuple(map(tuple, g["boxes"])), tuple(g["best"]))
         for g in saved["groups"]
-    )
+    ]
     return Survey(
-        size=saved["size"],
+        size=size,
         unreadable={int(row): why for row, why in saved["unreadable"].items()},
-        groups=groups,
+        groups=tuple(groups),
         captions=tuple(map(tuple, saved["captions"])),
         rare_captions=tuple(saved["rare_captions"]),
-        strangeness=np.array(saved["strangeness"], dtype=np.float64).reshape(saved["size"]),
-        bits=np.frombuffer(bytes.fromhex(saved["bits"]), dtype=np.uint8).reshape(saved["size"], 8),
+        strangeness=np.array(saved["strangeness"], dtype=np.float64).reshape(size),
+        bits=np.frombuffer(bytes.fromhex(saved["bits"]), dtype=np.uint8).reshape(size, 8),
         notes=tuple(saved["notes"]),
     )

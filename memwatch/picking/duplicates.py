@@ -2,13 +2,13 @@
 
 The perceptual hashes of two near-duplicates differ in few bits, and their thumbnails in little. Only the nearest in a
 tree of small thumbnails are compared, so that the time grows as n log n. Where more than ``NEIGHBOURS`` pictures might
-be near-duplicates of one, the search is repeated among one picture of each group, until no two groups become one,
-``ROUNDS`` times at most.
+be near-duplicates of one, the search is repeated among one picture of each group, until no two groups become one.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -24,19 +24,14 @@ COARSE = 8  # cells per side of what the nearest are looked for by
 AXES = 16  # principal axes of that
 NEIGHBOURS = 16  # pictures that a picture is compared with, the nearest, and as many mirrored
 ROUNDS = 8  # repetitions of the search at most
-BAND = 1.1  # pictures that vary alike within this factor are looked for at one distance
 BLOCK = 512  # rows that are computed with at once
 
 
 def duplicate_groups(hashes: Hashes) -> list[tuple[int, ...]]:
-    """Groups of two or more rows that show the same picture, mirrored ones too; largest group first, then by row."""
-    labels = components(len(hashes), *_near_pairs(hashes))
-    groups = [tuple(map(int, rows)) for rows in by_label(labels) if len(rows) > 1]
-    return sorted(groups, key=lambda group: (-len(group), group))
+    """Groups of two or more rows that show the same picture, mirrored ones too; largest group first, then by row.
 
-
-def _near_pairs(hashes: Hashes) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of near-duplicates. In a large group not every pair is there, but they connect all members."""
+    In a large group not every pair is looked at, but those that are connect all members.
+    """
     readable = hashes.readable
     first = _first_of_equals(hashes, readable)
     is_equal = first != readable
@@ -51,26 +46,22 @@ def _near_pairs(hashes: Hashes) -> tuple[np.ndarray, np.ndarray]:
         before, number = number, int(labels.max(initial=-1)) + 1
         if number == before or len(among) < 2:
             break
-    return a, b
+    groups = [tuple(map(int, rows)) for rows in by_label(labels) if len(rows) > 1]
+    return sorted(groups, key=lambda group: (-len(group), group))
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How different thumbnails are, relative to what is in them: 0 is the same, 1 is as any two pictures.
+def difference(a: np.ndarray, b: np.ndarray) -> Any:
+    """How different thumbnails ``(k, CELLS, CELLS, 3)`` are, relative to what is in them.
 
-    Two plain pictures are the same only if their colours are.
-
-    Args:
-        a, b: ``(k, CELLS, CELLS, 3)`` uint8.
+    0 is the same, 1 is as any two pictures. Two plain pictures are the same only if their colours are.
     """
     squared = ((_pooled(a, FINE) - _pooled(b, FINE)) ** 2).mean((1, 2, 3))
-    result: np.ndarray = squared / ((_spread(a) + _spread(b)) / 2 + NOISE**2)
-    return result
+    return squared / ((_spread(a) + _spread(b)) / 2 + NOISE**2)
 
 
-def bits_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def bits_apart(a: np.ndarray, b: np.ndarray) -> Any:
     """In how many bits hashes differ, ``(..., 8)`` uint8 each."""
-    result: np.ndarray = np.unpackbits(a ^ b, axis=-1).sum(-1)
-    return result
+    return np.unpackbits(a ^ b, axis=-1).sum(-1)
 
 
 def coarse(thumbnails: np.ndarray) -> np.ndarray:
@@ -82,7 +73,7 @@ def coarse(thumbnails: np.ndarray) -> np.ndarray:
 
 
 class _Search:
-    """Finds what is near in a space of few dimensions in which no distance is larger than it is between thumbnails."""
+    """Finds what is near in a space of few dimensions, in which no distance is larger than between thumbnails."""
 
     def __init__(self, hashes: Hashes, readable: np.ndarray) -> None:
         self.hashes = hashes
@@ -97,28 +88,24 @@ class _Search:
     def pairs(self, rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Near-duplicates of some rows among others, and which of the rows have more near ones than were looked at."""
         tree, crowded = cKDTree(self.plain[among]), np.zeros(len(rows), dtype=bool)
-        found = []
+        found, reach = [], _reach(self.varies[rows])
         for is_mirrored, points in ((False, self.plain), (True, self.mirrored)):
-            for some in self._bands(rows):
-                within = _reach(float(self.varies[rows[some]].max()))
-                nearest = tree.query(points[rows[some]], NEIGHBOURS + 1, distance_upper_bound=within)
-                apart, others = (np.asarray(values) for values in nearest)
-                crowded[some] |= np.isfinite(apart[:, -1])
-                i, j = np.nonzero(np.isfinite(apart))
-                found.append(self._confirmed(rows[some[i]], among[others[i, j]], is_mirrored))
-        codes = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+            nearest = tree.query(points[rows], NEIGHBOURS + 1, distance_upper_bound=reach.max(initial=0))
+            apart, others = (np.asarray(values) for values in nearest)
+            within = apart <= reach[:, None]
+            crowded |= within[:, -1]
+            i, j = np.nonzero(within)
+            found.append(self._confirmed(rows[i], among[others[i, j]], is_mirrored))
+        codes = np.unique(np.concatenate(found))
         return codes // len(self.hashes), codes % len(self.hashes), rows[crowded]
-
-    def _bands(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Positions in ``rows`` of those that vary alike."""
-        return by_label(np.floor(np.log(self.varies[rows] / NOISE) / np.log(BAND)).astype(np.int64))
 
     def _confirmed(self, a: np.ndarray, b: np.ndarray, is_mirrored: bool) -> np.ndarray:
         """Those pairs that are near-duplicates, as one number each."""
         size, hashes = len(self.hashes), self.hashes
-        codes = np.unique(np.maximum(a, b)[a != b] * size + np.minimum(a, b)[a != b])
+        codes: np.ndarray = np.unique(np.maximum(a, b)[a != b] * size + np.minimum(a, b)[a != b])
         a, b = codes // size, codes % size
-        near = bits_apart((hashes.mirrored if is_mirrored else hashes.whole)[a], hashes.whole[b]) <= MAX_BITS
+        bits = hashes.mirrored if is_mirrored else hashes.whole
+        near = np.flatnonzero(bits_apart(bits[a], hashes.whole[b]) <= MAX_BITS)
         codes, a, b = codes[near], a[near], b[near]
         holds = np.zeros(len(a), dtype=bool)
         for part in slices(len(a), BLOCK):
@@ -128,15 +115,15 @@ class _Search:
         return codes[holds]
 
 
-def _reach(varies: float) -> float:
+def _reach(varies: np.ndarray) -> Any:
     """How far apart the coarse thumbnails of near-duplicates may be, if one varies by so much or less.
 
-    Let the two vary by a and b. The squared difference of near-duplicates is ``MAX_DIFFERENCE`` (a² + b²) / 2 at most.
-    It is at least (a - b)², so that b / a has a largest value. Pooling and projecting make nothing larger.
+    Let the two vary by a and b. Their squared difference is ``MAX_DIFFERENCE`` (a² + b²) / 2 at most, and (a - b)² at
+    least, so that b / a has a largest value. Pooling and projecting make nothing larger.
     """
     half = MAX_DIFFERENCE / 2
     ratio = (1 + np.sqrt(1 - (1 - half) ** 2)) / (1 - half)
-    return float(varies * np.sqrt(half * (1 + ratio**2) * COARSE * COARSE * 3) * (1 + 1e-3))  # rounding
+    return varies * np.sqrt(half * (1 + ratio**2) * COARSE * COARSE * 3) * (1 + 1e-3)  # rounding
 
 
 def _first_of_equals(hashes: Hashes, rows: np.ndarray) -> np.ndarray:
@@ -147,13 +134,12 @@ def _first_of_equals(hashes: Hashes, rows: np.ndarray) -> np.ndarray:
     return np.array([first.setdefault(key.digest(), int(row)) for key, row in zip(keys, rows, strict=True)], np.int64)
 
 
-def _spread(thumbnails: np.ndarray) -> np.ndarray:
+def _spread(thumbnails: np.ndarray) -> Any:
     """How much each thumbnail varies: squared levels, mean over channels."""
-    result: np.ndarray = _pooled(thumbnails, FINE).var((1, 2)).mean(-1)
-    return result
+    return _pooled(thumbnails, FINE).var((1, 2)).mean(-1)
 
 
-def _pooled(thumbnails: np.ndarray, side: int) -> np.ndarray:
+def _pooled(thumbnails: np.ndarray, side: int) -> Any:
     """Means of squares: ``(n, side, side, 3)`` float32."""
     step = thumbnails.shape[1] // side
     blocks = thumbnails.reshape(len(thumbnails), side, step, side, step, 3)

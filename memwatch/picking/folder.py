@@ -1,28 +1,112 @@
-"""The folder of ``memwatch pick``: what to train on, probes, controls and peers as image folders, and a page."""
+"""Image folders that memwatch writes: a training set without some rows, and the whole folder of ``memwatch pick``."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from memwatch.measure.probes import Probe, ProbeError
+from memwatch.measure.probes import IMAGE_SUFFIXES, ProbeError
 from memwatch.picking.cache import read_survey, write_survey
-from memwatch.picking.image_folder import METADATA, copy_without, files_of, linked
 from memwatch.picking.mix import PickedRow, Why
 from memwatch.picking.page import render
 from memwatch.picking.picked import Picked
-from memwatch.picking.rows import as_training_set
-from memwatch.picking.survey import Survey
+from memwatch.picking.rows import METADATA, as_training_set
 from memwatch.picking.training_set import TrainingSet
 from memwatch.run_folder import write_whole
 
+OTHER_METADATA = ("metadata.csv", "metadata.parquet")
 MADE_BY = "memwatch pick"  # by this in ``choice.json`` a folder is known as one of ours
 CHOICE, PAGE, SURVEY = "choice.json", "index.html", "survey.json"
 TRAIN, CLASS, PROBES, CONTROLS, PEERS = "train", "class", "probes", "controls", "peers"
 ROTATION = 4096  # rows of the rotation that are kept
+
+
+def check_out(out: Path, *sources: Path, is_ours: bool = False) -> None:
+    """Raise a ``ValueError`` that says why, unless a folder may be written.
+
+    Args:
+        sources: folders that are only read; they must not lie in ``out``, nor ``out`` in them.
+        is_ours: it may hold files, because memwatch has written them and replaces them.
+    """
+    for source in sources:
+        a, b = out.resolve(), source.resolve()
+        if a.is_relative_to(b) or b.is_relative_to(a):
+            raise ValueError(f"--out: got {str(out)!r}, allowed: a folder outside of {source}, which is only read")
+    if out.exists() and not is_ours and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"--out: got {str(out)!r}, allowed: a new or empty folder")
+
+
+def copy_without(
+    rows: TrainingSet, out: Path, goes: Collection[int], copy: Callable[[Path, Path], object] = shutil.copyfile
+) -> None:
+    """Write an image folder without the rows of ``goes``, whole or not at all: images, captions, ``metadata.jsonl``.
+
+    Args:
+        out: a new or empty folder.
+        copy: puts one file in another place.
+
+    Raises:
+        ValueError: see ``files_of``.
+    """
+    train, files = Path(rows.source), files_of(rows)
+    beside: dict[Path, list[Path]] = {}  # by path without suffix, the files that are no images
+    for file in train.rglob("*"):
+        if file.suffix.lower() not in IMAGE_SUFFIXES and file.name != METADATA and file.is_file():
+            beside.setdefault(file.with_suffix(""), []).append(file)
+    part = out.with_name(f"{out.name}.part{os.getpid()}")
+    try:
+        part.mkdir(parents=True)
+        for image in (file for row, file in enumerate(files) if row not in goes):
+            folder = part / image.parent.relative_to(train)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in (image, *beside.get(image.with_suffix(""), ())):
+                if file.is_file() and not (folder / file.name).exists():  # two images may share a caption
+                    copy(file, folder / file.name)
+        gone = {files[row].resolve() for row in goes}
+        for metadata in train.rglob(METADATA):
+            copy_lines(metadata, part / metadata.relative_to(train), gone)
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def copy_lines(metadata: Path, target: Path, gone: Collection[Path]) -> None:
+    """Copy the lines of a ``metadata.jsonl`` as they are, but those of images that are gone."""
+
+    def stays(line: str) -> bool:
+        return (metadata.parent / json.loads(line)["file_name"]).resolve() not in gone
+
+    lines = [line for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(f"{line}\n" for line in lines if stays(line)), encoding="utf-8")
+
+
+def linked(source: Path, target: Path) -> None:
+    """A hard link; a symbolic one on another disk; a copy where there are no links."""
+    for link in (os.link, lambda a, b: os.symlink(a.absolute(), b), shutil.copyfile):
+        try:
+            link(source, target)
+            return
+        except (OSError, NotImplementedError) as error:
+            failed = error
+    raise failed
+
+
+def files_of(rows: TrainingSet) -> list[Path]:
+    """The file of every row of an image folder; a ``ValueError`` where one lies outside, or captions cannot be kept."""
+    train = Path(rows.source)
+    if other := [file for name in OTHER_METADATA for file in train.rglob(name)]:
+        raise ValueError(f"TRAIN: captions in {other[0]} cannot be kept, allowed: {METADATA}, or NAME.txt")
+    files = [Path(rows.raw(row)) for row in range(len(rows))]
+    if outside := [file for file in files if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(train))]:
+        raise ValueError(f"TRAIN: {outside[0]} lies outside of {train}")
+    return files
 
 
 def is_ours(out: Path) -> bool:
@@ -35,7 +119,7 @@ def is_ours(out: Path) -> bool:
 
 
 def write_folder(picked: Picked, out: Path) -> Path:
-    """Write what was picked from an image folder into a folder that ``check_out`` has passed.
+    """Write what was picked from an image folder into a folder that ``check_out`` has passed. Returns the page.
 
     | file | holds |
     |---|---|
@@ -46,9 +130,6 @@ def write_folder(picked: Picked, out: Path) -> Path:
     | ``index.html`` | the page |
 
     These replace those of an earlier choice; whatever else lies in ``out`` stays.
-
-    Returns:
-        The page.
 
     Raises:
         ValueError: the captions are in a form that cannot be kept; then nothing is written.
@@ -62,36 +143,30 @@ def write_folder(picked: Picked, out: Path) -> Path:
     if is_ours(out):
         for part in (TRAIN, CLASS, *looked_at):
             shutil.rmtree(out / part, ignore_errors=True)
-    write_whole(out / CHOICE, json.dumps(as_json(picked), indent=1, allow_nan=False) + "\n")
+    write_whole(out / CHOICE, json.dumps(_as_json(picked), indent=1, allow_nan=False) + "\n")
     write_survey(out / SURVEY, picked.survey)
     for part, probes in looked_at.items():
-        copy_probes(probes, out / part)
+        lines = []
+        for probe in probes:
+            (out / part / probe.name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(str(probe.image)), out / part / probe.name)
+            line = {"file_name": probe.name, "text": probe.prompt} | ({} if probe.row is None else {"row": probe.row})
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        if lines:
+            write_whole(out / part / METADATA, "".join(lines))
     for part, rows, held_out in trained_on:
         copy_without(rows, out / part, set(held_out), linked)
     write_whole(out / PAGE, render(picked))
     return out / PAGE
 
 
-def copy_probes(probes: Sequence[Probe], folder: Path) -> None:
-    """Copy the files of probes, under the probes' names, and write ``metadata.jsonl``; no folder for no probes."""
-    lines = []
-    for probe in probes:
-        (folder / probe.name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(str(probe.image)), folder / probe.name)
-        row = {} if probe.row is None else {"row": probe.row}
-        lines.append(json.dumps({"file_name": probe.name, "text": probe.prompt} | row, ensure_ascii=False) + "\n")
-    if lines:
-        write_whole(folder / METADATA, "".join(lines))
-
-
-def as_json(picked: Picked) -> dict[str, Any]:
-    """A choice as plain values."""
+def _as_json(picked: Picked) -> dict[str, Any]:
     rows, classes = picked.rows, picked.class_images
     number_of = {id(group): i for i, group in enumerate(picked.survey.groups)}
-
-    def named(indices: Iterable[int]) -> list[dict[str, Any]]:
-        return [{"row": row, "name": rows.name(row)} for row in indices]
-
+    watched = [
+        {"row": w.row, "name": rows.name(w.row), "why": str(w.why), "group": number_of.get(id(w.group))}
+        for w in picked.watched
+    ]
     return {
         "made_by": MADE_BY,
         "source": str(Path(rows.source).absolute()),
@@ -100,22 +175,17 @@ def as_json(picked: Picked) -> dict[str, Any]:
         "prompt": rows.prompt,
         "caption_column": rows.caption_column,
         "notes": list(picked.notes),
-        "watched": [
-            {"row": w.row, "name": rows.name(w.row), "why": str(w.why), "group": number_of.get(id(w.group))}
-            for w in picked.watched
-        ],
-        "held_out": named(picked.held_out),
+        "watched": watched,
+        "held_out": [{"row": row, "name": rows.name(row)} for row in picked.held_out],
         "class_images": [] if classes is None else [classes.name(row) for row in picked.class_held_out],
-        "peers": named(picked.peers),
+        "peers": [{"row": row, "name": rows.name(row)} for row in picked.peers],
         "rotation": list(picked.rotation[:ROTATION]),
         "names": [rows.name(row) for row in range(len(rows))],
     }
 
 
 def read_folder(out: Path) -> Picked:
-    """What ``write_folder`` has written. The original training folder need not be there any more.
-
-    Of the class images only the controls are in it; those that are trained on lie in ``class/``.
+    """What ``write_folder`` has written; of the class images the controls. The training folder may be gone.
 
     Raises:
         ProbeError: it is no such folder, or parts of it are missing.
@@ -125,42 +195,29 @@ def read_folder(out: Path) -> Picked:
         what = f"picked: {str(out)!r} holds no whole choice of 'memwatch pick TRAIN --out {out}'"
         raise ProbeError(f"{what}; give that folder, or what memwatch.pick returns")
     saved = json.loads((out / CHOICE).read_text(encoding="utf-8"))
-    train = as_training_set(out / TRAIN, caption_column=saved["caption_column"], prompt=saved["prompt"])
-    aside = as_training_set(out / CONTROLS) if saved["held_out"] or saved["class_images"] else None
-    known = {rows.name(row): (rows, row) for rows in (aside, train) if rows is not None for row in range(len(rows))}
-    classes = {name: known.get(f"class-{name}") for name in saved["class_images"]}
+    parts = [as_training_set(out / TRAIN, caption_column=saved["caption_column"], prompt=saved["prompt"])]
+    if saved["held_out"] or saved["class_images"]:
+        parts.insert(0, as_training_set(out / CONTROLS))
+    known = {rows.name(row): (rows.raw(row), rows.caption(row)) for rows in parts for row in range(len(rows))}
+
+    def named(folder: Path, names: list[str], prefix: str = "") -> TrainingSet:
+        """Rows of these names, wherever in ``out`` they lie."""
+        if missing := [name for name in names if prefix + name not in known]:
+            raise ProbeError(f"picked: {folder} has changed since it was written: {missing[0]} is missing")
+        files, texts = zip(*(known[prefix + name] for name in names), strict=True)
+        return TrainingSet(folder, len(names), files.__getitem__, texts.__getitem__, names=names)
+
+    groups = [None if w["group"] is None else survey.groups[w["group"]] for w in saved["watched"]]
     return Picked(
-        _rows_from(out / TRAIN, {name: known.get(name) for name in saved["names"]}),
-        survey,
-        _watched(saved["watched"], survey),
-        tuple(entry["row"] for entry in saved["held_out"]),
-        tuple(entry["row"] for entry in saved["peers"]),
-        tuple(saved["rotation"]),
-        tuple(saved["notes"]),
-        _rows_from(out / CONTROLS, classes) if classes else None,
-        tuple(range(len(classes))),
-        saved["budget"],
-        saved["seed"],
+        rows=named(out / TRAIN, saved["names"]),
+        survey=survey,
+        watched=tuple(PickedRow(w["row"], Why(w["why"]), g) for w, g in zip(saved["watched"], groups, strict=True)),
+        held_out=tuple(entry["row"] for entry in saved["held_out"]),
+        peers=tuple(entry["row"] for entry in saved["peers"]),
+        rotation=tuple(saved["rotation"]),
+        notes=tuple(saved["notes"]),
+        class_images=named(out / CONTROLS, saved["class_images"], "class-") if saved["class_images"] else None,
+        class_held_out=tuple(range(len(saved["class_images"]))),
+        budget=saved["budget"],
+        seed=saved["seed"],
     )
-
-
-def _watched(entries: Sequence[dict[str, Any]], survey: Survey) -> tuple[PickedRow, ...]:
-    groups = [None if entry["group"] is None else survey.groups[entry["group"]] for entry in entries]
-    return tuple(PickedRow(e["row"], Why(e["why"]), group) for e, group in zip(entries, groups, strict=True))
-
-
-def _rows_from(folder: Path, found: dict[str, tuple[TrainingSet, int] | None]) -> TrainingSet:
-    """Rows by name, each a row of another set; ``None`` where it is missing."""
-    if missing := [name for name, at in found.items() if at is None]:
-        raise ProbeError(f"picked: {folder} has changed since it was written: {missing[0]} is missing")
-    at = [at for at in found.values() if at is not None]
-
-    def raw(row: int) -> Any:
-        rows, number = at[row]
-        return rows.raw(number)
-
-    def caption(row: int) -> str:
-        rows, number = at[row]
-        return rows.caption(number)
-
-    return TrainingSet(folder, len(at), raw, caption, folder=folder, names=list(found))

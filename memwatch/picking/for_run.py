@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence, Sized
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Subset
 
 from memwatch.config import MemWatchConfig, require
+from memwatch.measure.images import read_image
 from memwatch.measure.probes import Probe, ProbeError, as_probes
-from memwatch.picking.duplicates import MAX_BITS, MAX_DIFFERENCE, bits_apart, difference
+from memwatch.picking.duplicates import MAX_BITS, bits_apart, duplicate_groups
 from memwatch.picking.folder import read_folder
-from memwatch.picking.hashes import hashes_of
-from memwatch.picking.picked import Picked, picture_of
-from memwatch.picking.rows import RowError, as_training_set
+from memwatch.picking.hashes import hash_of, hash_rows
+from memwatch.picking.picked import Picked
+from memwatch.picking.rows import as_training_set
 from memwatch.picking.text import counted, listed
-from memwatch.picking.training_set import called, content_key
+from memwatch.picking.training_set import RowError, called, content_key
 
 CANDIDATES = 64  # training rows that are read at most to tell whether one shows a given picture
 COMPARED = 5_000  # rows of a dataloader that are hashed at most; reading more would delay the first step
 
-RowOf = Callable[[int], int | None]
-
 
 @dataclass(frozen=True)
 class ForRun:
-    """What a run looks at.
-
-    Attributes:
-        picked: what was picked from the training set; ``None`` where nothing was.
-        control_keys: by the name of every control with an image its hash, see ``content_key``.
-    """
+    """What a run looks at; ``control_keys`` has by the name of every control with an image its ``content_key``."""
 
     picked: Picked | None
     probes: list[Probe]
     controls: list[Probe]
     peers: list[Probe]
-    control_keys: dict[str, str] = field(default_factory=dict)
+    control_keys: dict[str, str]
 
 
 def for_run(
@@ -52,26 +47,21 @@ def for_run(
         picked: what ``memwatch.pick`` returned, a folder that ``memwatch pick`` has written, or ``None``.
         has_rotation: whether rows can be screened a few per event.
 
-    Raises:
-        ConfigError: ``picked`` is something else.
-        ProbeError: a source is unusable, or a given control shows a row that is trained on.
+    A ``ConfigError`` where ``picked`` is something else, a ``ProbeError`` where a given control is trained on.
     """
     source = picked if picked is not None else config.picked
     allowed = "what memwatch.pick(dataset) returns, or a folder that 'memwatch pick' has written"
     require(source is None or isinstance(source, Picked | str | Path), "picked", type(source), allowed)
     found = read_folder(Path(source)) if isinstance(source, str | Path) else source
+    given = {"probes": probes, "controls": controls, "peers": peers}
     watched, held_out, ordinary = (
-        as_probes(mine if mine is not None else theirs, key, seed=config.seed)
-        for key, mine, theirs in (
-            ("probes", probes, config.probes),
-            ("controls", controls, config.controls),
-            ("peers", peers, config.peers),
-        )
+        as_probes(getattr(config, key) if value is None else value, key, seed=config.seed)
+        for key, value in given.items()
     )
     keys: dict[str, str] = {}
     for probe in held_out:
-        with suppress(OSError, ValueError):  # whoever reads the image says so
-            keys |= {probe.name: content_key(probe.image)} if probe.image is not None else {}
+        with suppress(OSError, ValueError):  # there is none, or whoever reads it says so
+            keys[probe.name] = content_key(probe.image)
     if found is None:
         return ForRun(None, watched, held_out, ordinary, keys)
     refuse_trained_on(held_out, found)
@@ -85,112 +75,79 @@ def for_run(
     )
 
 
-# --- controls that are given -----------------------------------------------------------------------------------------
-
-
 def refuse_trained_on(given: Sequence[Probe], picked: Picked) -> None:
-    """See that no control that was given shows a training row.
-
-    Raises:
-        ProbeError: near-duplicates of some are trained on; the message names both.
-    """
-    pictures = [(probe.name, picture) for probe in given if (picture := picture_of(probe)) is not None]
-    found = [(name, row_shown(picture, picked)) for name, picture in pictures]
-    both = [
-        f"{name} ({picked.rows.name(row)})" for name, row in found if row is not None and row not in picked.held_out
-    ]
+    """Raise a ``ProbeError`` that names both, where controls that were given show rows that are trained on."""
+    both = []
+    for probe in given:
+        with suppress(ProbeError):  # it has no image, or none that can be read: whoever encodes it says so
+            row = row_shown(read_image(probe), picked)
+            if row is not None and row not in picked.held_out:
+                both.append(f"{probe.name} ({picked.rows.name(row)})")
     if both:
         what = f"{len(both)} of {counted(len(given), 'control')} given show rows that are trained on"
         raise ProbeError(f"controls: {what}: {listed(both)}; give pictures that are held out from training")
 
 
 def row_shown(picture: Image.Image, picked: Picked) -> int | None:
-    """A training row that a picture is a near-duplicate of; ``None`` for none.
-
-    Rows with a near hash are read, the nearest first, ``CANDIDATES`` at most.
-    """
-    given, bits = hashes_of([picture]), picked.survey.bits
-    apart = np.stack([bits_apart(given.whole[0], bits), bits_apart(given.mirrored[0], bits)], axis=1)
-    near = [row for row in np.flatnonzero(apart.min(1) <= MAX_BITS).tolist() if row not in picked.survey.unreadable]
-    for row in sorted(near, key=lambda row: int(apart[row].min()))[:CANDIDATES]:
-        try:
-            known = hashes_of([picked.rows.image(row)]).thumbnails
-        except RowError:  # it has gone since the survey
-            continue
-        for is_mirrored, mine in enumerate((given.thumbnails, given.thumbnails[:, :, ::-1])):
-            if apart[row, is_mirrored] <= MAX_BITS and difference(mine, known)[0] <= MAX_DIFFERENCE:
-                return int(row)
+    """A training row that a picture is a near-duplicate of; ``None`` for none. Those of near hashes are read."""
+    given, survey = hash_of(picture), picked.survey
+    apart = np.minimum(*(bits_apart(bits, survey.bits) for bits in given[:2]))
+    near = [row for row in np.argsort(apart, kind="stable").tolist() if apart[row] <= MAX_BITS]
+    for row in [int(row) for row in near if row not in survey.unreadable][:CANDIDATES]:
+        with suppress(RowError):  # it has gone since the survey
+            if duplicate_groups(hash_rows(as_training_set([picked.rows.image(row), picture]))):
+                return row
     return None
-
-
-# --- the dataloader --------------------------------------------------------------------------------------------------
 
 
 def held_out_rows_in(dataset: Any, picked: Picked) -> tuple[list[str], bool]:
     """The controls that a dataloader's data set gives, by name, and whether memwatch could see all of its rows.
 
-    Args:
-        dataset: ``picked.train``, a view of it (a ``Subset``, another format or selection of the same
-            ``datasets.Dataset``), an object that holds it as an attribute, or a data set whose raw rows can be read,
-            which are compared by the hash of their content. Rows of any other cannot be seen.
+    Rows of ``picked.train``, of the training set and of views of them are known by their places, those of an object
+    that holds ``picked.train`` as an attribute are taken to be its own; raw rows of another list or
+    ``datasets.Dataset`` are known by the hash of their content. Rows of anything else cannot be seen.
     """
-    row_of = _rows_by_identity(dataset, picked)
-    if row_of is not None:
-        given = {row_of(index) for index in range(len(dataset))}
-        return [picked.rows.name(row) for row in picked.held_out if row in given], True
+    rows, column, given = picked.rows, picked.rows.image_column, _places(dataset, picked.rows.image_column)
+    known = {place: row for row, place in enumerate(_places(rows.source, column) or [])}
+    known |= dict(zip(_places(picked.train, column) or [], picked.train_rows, strict=False))
+    if given is not None and {where for where, _ in given} <= {where for where, _ in known}:
+        shown = {known.get(place) for place in given}
+        return [rows.name(row) for row in picked.held_out if row in shown], True
     if any(value is picked.train for value in getattr(dataset, "__dict__", {}).values()):
         return [], True
-    return _found_by_hash(dataset, picked)
-
-
-def _rows_by_identity(dataset: Any, picked: Picked) -> RowOf | None:
-    """The row of the training set that an index of ``dataset`` stands for; ``None`` where that cannot be seen."""
-    if dataset is picked.train:
-        return picked.train_rows.__getitem__
-    if dataset is picked.rows.source:
-        return lambda index: index
-    indices, inner = getattr(dataset, "indices", None), getattr(dataset, "dataset", None)
-    if indices is not None and inner is not None:
-        outer = _rows_by_identity(inner, picked)
-        return None if outer is None else lambda index: outer(int(indices[index]))
-    mine, theirs = (_places(rows, picked.rows.image_column) for rows in (dataset, picked.rows.source))
-    if not mine or not theirs or not {buffers for buffers, _ in mine} <= {buffers for buffers, _ in theirs}:
-        return None
-    by_place = {place: row for row, place in enumerate(theirs)}
-    return lambda index: by_place.get(mine[index])
-
-
-def _places(dataset: Any, column: str | None) -> list[tuple[tuple[int, ...], int]] | None:
-    """Where each row of a ``datasets.Dataset`` lies: addresses of buffers, and its number in them; ``None`` for others.
-
-    Selections, shuffles and formats have tables of their own, over the buffers of what they were made from.
-    """
-    table = getattr(getattr(dataset, "data", None), "table", None)
-    if table is None or not hasattr(dataset, "_indices") or column not in table.column_names:
-        return None
-    places = [
-        (tuple(buffer.address for buffer in chunk.buffers() if buffer is not None), row)
-        for chunk in table.column(column).chunks
-        for row in range(chunk.offset, chunk.offset + len(chunk))
-    ]
-    indices = dataset._indices
-    return places if indices is None else [places[row] for row in indices.column(0).to_pylist()]
-
-
-def _found_by_hash(dataset: Any, picked: Picked) -> tuple[list[str], bool]:
-    """Names of the controls whose content is among the raw rows of a data set, and whether all were compared."""
-    is_raw = isinstance(dataset, list | tuple) or hasattr(dataset, "select_columns")
-    if not is_raw or not hasattr(dataset, "__len__"):
+    if not isinstance(dataset, list | tuple) and not hasattr(dataset, "select_columns"):
         return [], False
     try:
-        rows = as_training_set(dataset, image_column=picked.rows.image_column)
+        raw = as_training_set(dataset, image_column=column)
     except ProbeError:
         return [], False
-    given = set()
-    for row in range(min(len(rows), COMPARED)):
+    keys = set()
+    for row in range(min(len(raw), COMPARED)):
         with suppress(RowError, OSError, ValueError):
-            given.add(content_key(rows.raw(row)))
-    return [name for name, key in picked.control_keys.items() if key in given], len(rows) <= COMPARED
+            keys.add(content_key(raw.raw(row)))
+    return [name for name, key in picked.control_keys.items() if key in keys], len(raw) <= COMPARED
+
+
+def _places(dataset: Any, column: str | None) -> list[tuple[Any, int]] | None:
+    """Where each row lies: in which object or memory, and its number there; ``None`` where that is not known.
+
+    Selections, shuffles and formats of a ``datasets.Dataset`` have tables of their own, over the buffers of what they
+    were made from.
+    """
+    if isinstance(dataset, Subset):
+        places = _places(dataset.dataset, column)
+        return None if places is None else [places[int(i)] for i in dataset.indices]
+    table = getattr(getattr(dataset, "data", None), "table", None)
+    if table is not None and hasattr(dataset, "_indices") and column in table.column_names:
+        places = [
+            (tuple(buffer.address for buffer in chunk.buffers() if buffer is not None), row)
+            for chunk in table.column(column).chunks
+            for row in range(chunk.offset, chunk.offset + len(chunk))
+        ]
+        return places if dataset._indices is None else [places[row] for row in dataset._indices.column(0).to_pylist()]
+    if isinstance(dataset, list | tuple):
+        return [(id(row), 0) for row in dataset]  # a list made of some rows holds the very same
+    return [(id(dataset), i) for i in range(len(dataset))] if isinstance(dataset, Sized) else None
 
 
 def cannot_be_seen(dataset: Any, picked: Picked) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-
-T = TypeVar("T")
 
 
 def components(size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -31,6 +29,6 @@ def slices(number: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, number)) for start in range(0, number, size))
 
 
-def spaced(values: Sequence[T], number: int) -> list[T]:
+def spaced(values: Sequence[Any], number: int) -> list[Any]:
     """So many of them at most, evenly spaced."""
     return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(number, len(values))).astype(int))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from memwatch.measure.images import decoded
 from memwatch.picking.grouping import slices
 from memwatch.picking.training_set import RowError, TrainingSet, image_from
 
@@ -26,13 +24,10 @@ BATCH = 256  # rows that are held in memory at once
 
 @dataclass(frozen=True)
 class Hashes:
-    """What is kept of every row; zeros where a row cannot be read.
+    """What is kept of every row; zeros where a row cannot be read, and ``unreadable`` by row why.
 
-    Attributes:
-        whole: ``(n, 8)`` uint8, the 64 bits of the perceptual hash of the middle square.
-        mirrored: the same of its mirror image.
-        thumbnails: ``(n, CELLS, CELLS, 3)`` uint8 RGB, of the middle square.
-        unreadable: by row why it cannot be read.
+    ``whole`` has the 64 bits ``(n, 8)`` uint8 of the perceptual hash of the middle square, ``mirrored`` those of its
+    mirror image, ``thumbnails`` its ``(n, CELLS, CELLS, 3)`` uint8 RGB.
     """
 
     whole: np.ndarray
@@ -49,24 +44,22 @@ class Hashes:
         return np.setdiff1d(np.arange(len(self)), list(self.unreadable))
 
 
-def hash_rows(rows: TrainingSet, *, progress: bool = True) -> Hashes:
-    """Hash every row in threads. A row that cannot be read is left out, with its reason.
+def hash_rows(rows: TrainingSet) -> Hashes:
+    """Hash every row in threads, with a bar where there is a terminal and much to do.
 
     Datasets are read in this thread, because not all may be read in several; files are read by the threads.
-
-    Args:
-        progress: show a bar, where there is a terminal.
     """
-    unreadable: dict[int, str] = {}
-    found = _empty(len(rows), unreadable)
-    bar = tqdm(total=len(rows), desc="memwatch: hashing the images", unit="image", disable=None if progress else True)
+    whole, mirrored = (np.zeros((len(rows), 8), np.uint8) for _ in range(2))
+    found = Hashes(whole, mirrored, np.zeros((len(rows), CELLS, CELLS, 3), np.uint8), {})
+    disable = None if len(rows) > BATCH else True
+    bar = tqdm(total=len(rows), desc="memwatch: hashing the images", unit="image", disable=disable)
     with bar, ThreadPoolExecutor(min(cores(), THREADS)) as threads:
         for some in (range(len(rows))[batch] for batch in slices(len(rows), BATCH)):
             for row, value in zip(some, threads.map(_hashed, some, [_raw(rows, row) for row in some]), strict=True):
-                if isinstance(value, str):
-                    unreadable[row] = value
+                if isinstance(value, RowError):
+                    found.unreadable[row] = str(value)
                 else:
-                    found.whole[row], found.mirrored[row], found.thumbnails[row] = value
+                    whole[row], mirrored[row], found.thumbnails[row] = value
                 bar.update()
     return found
 
@@ -78,12 +71,20 @@ def hash_of(picture: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return whole, mirrored, np.asarray(small.reduce(SIDE // CELLS))
 
 
-def hashes_of(pictures: Sequence[Image.Image]) -> Hashes:
-    """Hashes of pictures that are not in the set."""
-    found = _empty(len(pictures), {})
-    for i, picture in enumerate(pictures):
-        found.whole[i], found.mirrored[i], found.thumbnails[i] = hash_of(decoded(picture))
-    return found
+def _raw(rows: TrainingSet, row: int) -> Any:
+    """A row's file, its bytes, its picture, or the error that it raised."""
+    try:
+        raw = rows.raw(row)
+        return raw if isinstance(raw, Path | bytes) else image_from(raw, row)
+    except RowError as error:
+        return error
+
+
+def _hashed(row: int, raw: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray] | RowError:
+    try:
+        return raw if isinstance(raw, RowError) else hash_of(image_from(raw, row, 2 * SIDE))
+    except RowError as error:
+        return error
 
 
 def square(picture: Image.Image, side: int) -> Image.Image:
@@ -97,27 +98,3 @@ def square(picture: Image.Image, side: int) -> Image.Image:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _empty(number: int, unreadable: dict[int, str]) -> Hashes:
-    whole, mirrored = (np.zeros((number, 8), np.uint8) for _ in range(2))
-    return Hashes(whole, mirrored, np.zeros((number, CELLS, CELLS, 3), np.uint8), unreadable)
-
-
-def _raw(rows: TrainingSet, row: int) -> Any:
-    """A row's file, its bytes, its picture, or the error that it raised."""
-    try:
-        raw = rows.raw(row)
-        return raw if isinstance(raw, Path | bytes) else image_from(raw, row)
-    except RowError as error:
-        return error
-
-
-def _hashed(row: int, raw: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray] | str:
-    """The hashes of a row, or why it cannot be read."""
-    try:
-        if isinstance(raw, RowError):
-            raise raw
-        return hash_of(image_from(raw, row, 2 * SIDE))
-    except RowError as error:
-        return str(error)

@@ -1,19 +1,21 @@
 """Moved parts: a logo or a sticker that otherwise different pictures show at different places, at one scale.
 
 OpenCV's ORB keypoints that are almost equal bring pairs of pictures together, and RANSAC tells at which offset. The
-part is where both pictures are equal at that offset, around these keypoints, and not flat. Two views of one photograph
-are equal over most of the picture; that is no part. OpenCV comes with ``memwatch[parts]``.
+part is where both pictures are equal at that offset, around these keypoints, and not flat; two views of one photograph
+are equal over most of the picture, which is no part. OpenCV comes with ``memwatch[parts]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from memwatch.picking.grouping import by_label, spaced
+from memwatch.picking.hashes import THREADS, cores
 from memwatch.picking.same_place import Box, Part, checked
 
 SIDE = 256  # pixels: pictures are compared in this size
@@ -31,33 +33,35 @@ BITS_OF = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1) 
 
 
 class Points(NamedTuple):
-    """Keypoints: of which picture, x and y, angle in degrees, octave, and 32 bytes that describe each."""
+    """Keypoints: of which row's picture, x and y, angle in degrees, octave, and 32 bytes that describe each."""
 
-    picture: np.ndarray
+    row: np.ndarray
     at: np.ndarray
     angle: np.ndarray
     octave: np.ndarray
     bits: np.ndarray
 
 
-def points_of(picture: np.ndarray, number: int = 0) -> Points:
+def points_of(picture: np.ndarray, row: int = 0) -> Points:
     """The keypoints of RGB pixels ``(SIDE, SIDE, 3)``."""
     orb = cv2.ORB.create(nfeatures=KEYPOINTS, nlevels=4, fastThreshold=FAINT)
     points, bits = orb.detectAndCompute(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), None)
     at = np.array([point.pt for point in points], np.float32).reshape(-1, 2)
     angle, octave = (np.array([getattr(point, name) for point in points]) for name in ("angle", "octave"))
     bits = np.zeros((0, 32), np.uint8) if bits is None else bits
-    return Points(np.full(len(at), number), at, angle, octave.astype(np.int64), bits)
+    return Points(np.full(len(at), row), at, angle, octave.astype(np.int64), bits)
 
 
-def moved_boxes(pictures: Sequence[np.ndarray], points: Sequence[Points]) -> list[tuple[int, int, Box, Box]]:
-    """Pairs of pictures that share a part, by number, and where it lies in each; in a large group not every pair."""
+def moved_boxes(pictures: Mapping[int, np.ndarray]) -> list[tuple[int, int, Box, Box]]:
+    """Pairs of rows whose pictures share a part, and where it lies in each; in a large group not every pair."""
+    with ThreadPoolExecutor(min(cores(), THREADS)) as threads:
+        points = list(threads.map(points_of, pictures.values(), pictures))
     every = Points(*(np.concatenate(values) for values in zip(*points, strict=True)))
     p, q = _pairs(every)
     found = []
-    for some in by_label(every.picture[p] * len(pictures) + every.picture[q]):
+    for some in by_label(every.row[p] * (max(pictures) + 1) + every.row[q]):
         if len(some) >= VOTES:
-            a, b = int(every.picture[p[some[0]]]), int(every.picture[q[some[0]]])
+            a, b = int(every.row[p[some[0]]]), int(every.row[q[some[0]]])
             regions = _regions(pictures[a], pictures[b], every.at[p[some]], every.at[q[some]])
             found += [(a, b, *boxes) for boxes in regions]
     return found
@@ -85,8 +89,8 @@ def add_moved(parts: Sequence[Part], known: dict[int, np.ndarray], others: Itera
 def _pairs(points: Points) -> tuple[np.ndarray, np.ndarray]:
     """Almost equal keypoints of different pictures, that of the larger number first.
 
-    Each of ``TABLES`` sorts all keypoints by a key (``BITS`` of their bits, octave and angle), and by other bits among
-    equal keys. Each keypoint is then compared with the ``FOLLOWING`` ones.
+    Keypoints are sorted ``TABLES`` times by a key (``BITS`` of their bits, octave and angle), and by other bits among
+    equal keys. Each is compared with the ``FOLLOWING`` ones of its key.
     """
     size, codes = len(points.at), np.zeros(0, np.int64)
 
@@ -103,9 +107,9 @@ def _pairs(points: Points) -> tuple[np.ndarray, np.ndarray]:
         order = np.lexsort((np.packbits(np.stack(bits[BITS:], 1), axis=1).view(np.uint32)[:, 0], key))
         for step in range(1, FOLLOWING + 1):
             a, b = order[step:], order[:-step]
-            is_pair = (key[a] == key[b]) & (points.picture[a] != points.picture[b])
+            is_pair = (key[a] == key[b]) & (points.row[a] != points.row[b])
             a, b = checked(a[is_pair], b[is_pair], near)
-            a, b = np.where(points.picture[a] > points.picture[b], (a, b), (b, a))
+            a, b = np.where(points.row[a] > points.row[b], (a, b), (b, a))
             codes = np.append(codes, a * size + b)
         codes = np.unique(codes)
     return codes // max(1, size), codes % max(1, size)

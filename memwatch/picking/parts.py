@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 
 from memwatch.picking.duplicates import difference
 from memwatch.picking.grouping import by_label, components
-from memwatch.picking.hashes import THREADS, cores, square
+from memwatch.picking.hashes import square
 from memwatch.picking.same_place import Box, Part, at_same_place, box_of, inside, shared_area, shared_regions
 from memwatch.picking.training_set import RowError, TrainingSet
 
@@ -40,14 +40,11 @@ def has_opencv() -> bool:
 
 
 def shared_parts(thumbnails: np.ndarray, rows: TrainingSet, duplicates: Sequence[Sequence[int]]) -> list[Part]:
-    """Parts of a set, largest first.
+    """Parts of a set, largest first; near-duplicates of a row with a part have it as well.
 
-    Of near-duplicates only the first is looked at; the others are in its parts as well.
-
-    Of more than ``SAMPLE`` different pictures so many are drawn, always the same; of ``MOVED_SAMPLE`` for moved parts.
-    Parts are searched in these, and then looked for in all the others. A part must be on ``FEWEST`` of those that are
-    drawn, so that rare ones can be missed: of 100,000 pictures, a part at the same place is found with a probability of
-    95 % if 76 show it, and seldom if 10 do.
+    Parts are searched in a sample (``SAMPLE`` different pictures, ``MOVED_SAMPLE`` for moved parts), and then looked
+    for in all others. They must be on ``FEWEST`` of the sample: of 100,000 pictures, a part at the same place is found
+    with a probability of 95 % if 76 show it, and seldom if 10 do.
 
     Args:
         thumbnails: ``(n, cells, cells, 3)`` uint8; all 0 where a picture cannot be read.
@@ -55,8 +52,7 @@ def shared_parts(thumbnails: np.ndarray, rows: TrainingSet, duplicates: Sequence
         duplicates: groups of rows that show the same picture.
     """
     others = {group[0]: group[1:] for group in duplicates}
-    left_out = np.array([row for some in others.values() for row in some], dtype=np.int64)
-    kept = np.setdiff1d(np.arange(len(thumbnails)), left_out)
+    kept = np.setdiff1d(np.arange(len(thumbnails)), [row for some in others.values() for row in some])
     found = _joined(_at_same_place(thumbnails, kept), _moved(rows, kept) if has_opencv() else [])
     for part in found:
         for row in list(part):
@@ -64,93 +60,81 @@ def shared_parts(thumbnails: np.ndarray, rows: TrainingSet, duplicates: Sequence
     return _sorted(found)
 
 
+def _sample(kept: np.ndarray, number: int) -> np.ndarray:
+    """So many rows at most, rising, always the same; a larger sample holds the smaller ones."""
+    return np.sort(np.random.default_rng(len(kept)).permutation(kept)[:number])
+
+
 def _at_same_place(thumbnails: np.ndarray, kept: np.ndarray) -> list[Part]:
     """Parts of different pictures at the same place.
 
-    What was found in few is erased in more before these are searched: what very many share would take very long.
+    What was found in few is erased before more are searched: what very many share would take very long.
     """
-    order = np.random.default_rng(len(kept)).permutation(kept)
     found, seen = list[Part](), kept[:0]
     for size in (*(first for first in FIRST if 4 * first < len(kept)), SAMPLE):
-        drawn = np.sort(order[:size])
+        drawn = _sample(kept, size)
         found = at_same_place(found, thumbnails, np.setdiff1d(drawn, seen))
-        some = thumbnails[drawn]
-        _erase(drawn, found, some)
+        some, rng = thumbnails[drawn], np.random.default_rng(len(drawn))
+        for row, box in (known for part in found for known in part.items()):
+            left, top, right, bottom = box
+            cells = inside((left - MARGIN, top - MARGIN, right + MARGIN, bottom + MARGIN), some.shape[1])
+            some[np.searchsorted(drawn, row)][cells] = rng.integers(0, 256, (cells.sum(), 3), dtype=np.uint8)
         a, b, masks = shared_regions(some)
-        new = [part for part in parts_of(a, b, masks, masks) if len(part) >= FEWEST]
-        found += [{int(drawn[i]): box for i, box in part.items()} for part in new]
+        found += parts_of(drawn[a], drawn[b], masks, masks, FEWEST)
         seen = drawn
     return _sorted(at_same_place(found, thumbnails, np.setdiff1d(kept, seen)))
 
 
-def _erase(rows: np.ndarray, parts: Sequence[Part], thumbnails: np.ndarray) -> None:
-    """Fill with noise where ``rows`` show parts, so that they share nothing there any more.
-
-    Args:
-        thumbnails: ``(k, cells, cells, 3)`` uint8, of ``rows``; changed.
-    """
-    number, rng = {int(row): i for i, row in enumerate(rows)}, np.random.default_rng(len(rows))
-    for part in parts:
-        for row, (left, top, right, bottom) in part.items():
-            if (i := number.get(row)) is not None:
-                cells = inside((left - MARGIN, top - MARGIN, right + MARGIN, bottom + MARGIN), thumbnails.shape[1])
-                thumbnails[i][cells] = rng.integers(0, 256, (cells.sum(), 3), dtype=np.uint8)
-
-
 def _moved(rows: TrainingSet, kept: np.ndarray) -> list[Part]:
-    """Parts of different pictures at any place.
-
-    The pictures of ``MOVED_SAMPLE`` rows, and a thousand keypoints of each, are held meanwhile: 0.7 GB.
-    """
-    from memwatch.picking.moved import SIDE, add_moved, moved_boxes, points_of
+    """Parts of different pictures at any place. The sample and its keypoints are held meanwhile: 0.7 GB."""
+    from memwatch.picking.moved import SIDE, add_moved, moved_boxes
 
     def pictures_of(some: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         for row in some.tolist():
             with suppress(RowError):
                 yield row, np.asarray(square(rows.image(row), SIDE))
 
-    drawn = np.sort(np.random.default_rng(len(kept)).permutation(kept)[:MOVED_SAMPLE])
+    drawn = _sample(kept, MOVED_SAMPLE)
     known = dict(pictures_of(drawn))
-    if len(known) < FEWEST_MOVED:
-        return []
-    which, pictures = np.array(list(known)), list(known.values())
-    with ThreadPoolExecutor(min(cores(), THREADS)) as threads:
-        points = list(threads.map(points_of, pictures, range(len(pictures))))
-    if not (pairs := moved_boxes(pictures, points)):
+    if len(known) < FEWEST_MOVED or not (pairs := moved_boxes(known)):
         return []
     a, b, in_a, in_b = zip(*pairs, strict=True)
-    masks = (np.array([inside(box, MOVED_CELLS) for box in boxes]) for boxes in (in_a, in_b))
-    found = [part for part in parts_of(which[list(a)], which[list(b)], *masks) if len(part) >= FEWEST_MOVED]
+    masks_a, masks_b = (np.array([inside(box, MOVED_CELLS) for box in boxes]) for boxes in (in_a, in_b))
+    found = parts_of(np.array(a), np.array(b), masks_a, masks_b, FEWEST_MOVED)
     if found:
         add_moved(found, known, pictures_of(np.setdiff1d(kept, drawn)))
     return _sorted(found)
 
 
-def parts_of(a: np.ndarray, b: np.ndarray, masks_a: np.ndarray, masks_b: np.ndarray) -> list[Part]:
-    """Parts that connect rows by pairs that share a region.
+def parts_of(a: np.ndarray, b: np.ndarray, masks_a: np.ndarray, masks_b: np.ndarray, fewest: int) -> list[Part]:
+    """Parts that connect ``fewest`` rows or more by pairs of rows that share a region, largest first.
 
-    Regions of one row that overlap are one; so a picture with a logo and a frame is in two parts.
-
-    Args:
-        a, b: rows, ``(k,)``.
-        masks_a, masks_b: where in each, ``(k, cells, cells)`` bool.
+    Regions of one row that overlap are one; so a picture with a logo and a frame is in two parts. Rows are ``(k,)``,
+    masks of where in each the region lies ``(k, cells, cells)``.
     """
     rows, masks = np.concatenate([a, b]), np.concatenate([masks_a, masks_b])
-    nodes = _nodes(rows, masks)
-    labels = components(int(nodes.max(initial=-1)) + 1, nodes[: len(a)], nodes[len(a) :])[nodes]
+    nodes, number = np.full(len(rows), -1, dtype=np.int64), 0  # regions of one row that overlap have one number
+    for rest in by_label(rows):
+        while len(rest):
+            some = masks[rest[:LEADERS]]
+            leader = (_overlap(some, some) >= OVERLAP).sum(1).argmax()  # it overlaps most others
+            same = _overlap(masks[rest], some[leader : leader + 1])[:, 0] >= OVERLAP
+            nodes[rest[same]] = number
+            rest, number = rest[~same], number + 1
     found = []
-    for of_part in by_label(labels):
-        by_row = {int(rows[of_part[of[0]]]): of_part[of] for of in by_label(rows[of_part])}
-        if len(by_row) > 1:
-            found.append({row: box_of(_most(masks[of])) for row, of in by_row.items()})
+    for of_part in by_label(components(number, nodes[: len(a)], nodes[len(a) :])[nodes]):
+        regions = [of_part[of] for of in by_label(rows[of_part])]  # of each row
+        if len(regions) >= fewest:
+            count = {int(rows[of[0]]): masks[of].sum(0) for of in regions}
+            found.append({row: box_of(often >= often.max() / 2) for row, often in count.items()})
     return _sorted(found)
 
 
-def _most(masks: np.ndarray) -> np.ndarray:
-    """Cells that are in many of the regions of a row, compared with those that are in most."""
-    count = masks.sum(0)
-    result: np.ndarray = count >= count.max() / 2
-    return result
+def _overlap(a: np.ndarray, b: np.ndarray) -> Any:
+    """Intersection over union of every mask of ``a`` with every one of ``b``, none of them empty."""
+    a, b = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (a, b))
+    shared = a @ b.T
+    return shared / (a.sum(1)[:, None] + b.sum(1) - shared)
 
 
 def _sorted(parts: Iterable[Part]) -> list[Part]:
@@ -164,9 +148,7 @@ def _joined(fixed: Sequence[Part], moved: Sequence[Part]) -> list[Part]:
         for row, box in part.items():
             index[row].append((i, box))
     for part in moved:
-        shared = Counter[int]()
-        for row, box in part.items():
-            shared.update(number for number, other in index.get(row, ()) if shared_area(box, other) >= INSIDE)
+        shared = Counter(i for row in part for i, box in index[row] if shared_area(part[row], box) >= INSIDE)
         home, number = (shared.most_common(1) or [(0, 0)])[0]
         if number >= max(2, len(part) / 2):  # the same, in most of its rows
             found[home] = part | found[home]
@@ -180,30 +162,3 @@ def _box_in(thumbnails: np.ndarray, row: int, other: int, box: Box) -> Box:
     x, y = thumbnails[row][None], thumbnails[other][None]
     is_mirrored = difference(x[:, :, ::-1], y)[0] < difference(x, y)[0]
     return (1 - box[2], box[1], 1 - box[0], box[3]) if is_mirrored else box
-
-
-def _nodes(rows: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """A number for each region; regions of one row that overlap have the same."""
-    nodes, number = np.full(len(rows), -1, dtype=np.int64), 0
-    for rest in by_label(rows):
-        while len(rest):
-            leader = _most_typical(masks[rest[:LEADERS]])
-            same = _overlap(masks[rest], masks[rest[leader]]) >= OVERLAP
-            nodes[rest[same]] = number
-            rest, number = rest[~same], number + 1
-    return nodes
-
-
-def _most_typical(masks: np.ndarray) -> int:
-    """The one that overlaps most others."""
-    flat = masks.reshape(len(masks), -1).astype(np.float32)
-    shared = flat @ flat.T
-    area = np.diag(shared)
-    return int(((shared / (area[:, None] + area - shared)) >= OVERLAP).sum(1).argmax())
-
-
-def _overlap(masks: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Intersection over union of each with another one."""
-    shared, either = (masks & other).sum((1, 2)), (masks | other).sum((1, 2))
-    result: np.ndarray = shared / np.maximum(either, 1)
-    return result

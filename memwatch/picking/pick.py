@@ -1,18 +1,15 @@
 """``memwatch.pick``: what to watch of a training set, and what to hold out of it, before a DataLoader exists.
 
-Which rows are watched is decided in ``mix``. Controls are of the training data's own kind and not trained on: they show
-what is normal. Siblings (other pictures under the same caption) are the best: they tell a subject that is learned from
-a picture that is memorized. Augmented views of training pictures cannot be controls, because they are trained on.
-
-One row in five is held out at most, and one class (prior preservation) image in two. Where that is fewer than judging
-takes, nothing is held out.
+Controls are of the training data's own kind and not trained on: they show what is normal. Siblings (other pictures
+under the same caption) are the best: they tell a subject that is learned from a picture that is memorized.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +20,10 @@ from memwatch.messages import show_messages
 from memwatch.picking.cache import shared_survey
 from memwatch.picking.mix import ordinary_rows, pick_rows, rotation_of
 from memwatch.picking.picked import Picked
-from memwatch.picking.rows import RowError, TrainingSet, as_training_set
+from memwatch.picking.rows import as_training_set
 from memwatch.picking.survey import GroupKind, Survey
 from memwatch.picking.text import counted, listed
+from memwatch.picking.training_set import RowError, TrainingSet
 
 PEERS = 8  # ordinary rows, a second reference
 SHARE, CLASS_SHARE = 5, 2  # at most one row in so many is held out; of class images more can be generated
@@ -54,8 +52,7 @@ def pick(
         picked = memwatch.pick(dataset["train"])
         train_dataset = picked.train.with_transform(preprocess)
 
-    The first process surveys the images (duplicates, shared parts, outliers) and keeps the result in the user's cache;
-    others wait for it, and later calls read it.
+    The first process surveys the images (duplicates, shared parts, outliers) and keeps the result in the user's cache.
 
     Args:
         source: an image folder, a ``datasets.Dataset`` (its raw rows are read), a list, a ``Subset``, or anything
@@ -64,9 +61,8 @@ def pick(
         controls: how many are held out, at least 11, or 0 for none. One row in five at most, and where that is fewer
             than 11, none; ``picked.notes`` say so.
         prompt: the caption of rows that have none (DreamBooth's ``--instance_prompt``).
-        class_images: DreamBooth's class (prior preservation) images, like ``source``; up to half of them become
-            controls. Train on ``picked.class_train``.
-        class_prompt: their caption.
+        class_images, class_prompt: DreamBooth's class (prior preservation) images, like ``source``, and their caption;
+            up to half of them become controls. Train on ``picked.class_train``.
         image_column, caption_column: where they have other names than training scripts use.
 
     Raises:
@@ -86,37 +82,23 @@ def pick(
 
 
 def choose(
-    rows: TrainingSet,
-    found: Survey,
-    *,
-    probes: int,
-    controls: int,
-    seed: int,
-    class_images: TrainingSet | None = None,
+    rows: TrainingSet, found: Survey, *, probes: int, controls: int, seed: int, class_images: TrainingSet | None = None
 ) -> Picked:
     """The same from the survey of the rows; a budget of probes that would leave too few rows for controls is cut."""
     rng = np.random.default_rng([seed, 29])
     ordinary, readable = ordinary_rows(found), found.size - len(found.unreadable)
     of_class = [] if class_images is None or not controls else _readable_rows(class_images, controls, rng)
-    planned = plan(controls, readable, len(ordinary), 0 if class_images is None else len(class_images), len(of_class))
-    watched = pick_rows(found, probes, rng, len(ordinary) - planned.number)
+    total_class = 0 if class_images is None else len(class_images)
+    number, class_number, notes = plan(controls, readable, len(ordinary), total_class, len(of_class))
+    watched = pick_rows(found, probes, rng, len(ordinary) - number)
     taken = [w.row for w in watched]
-    out = held_out(found, ordinary, taken, planned.number, rng)
+    out = held_out(found, ordinary, taken, number, rng)
     free = [row for row in ordinary if row not in {*taken, *out}]
     peers = tuple(sorted(free[i] for i in rng.permutation(len(free))[:PEERS]))
-    result = Picked(
-        rows,
-        found,
-        watched,
-        out,
-        peers,
-        tuple(rotation_of(found, taken, (*out, *peers), rng)),
-        class_images=class_images,
-        class_held_out=tuple(sorted(of_class[: planned.class_number])),
-        budget=probes,
-        seed=seed,
-    )
-    return replace(result, notes=(*_notes_of(result), *planned.notes))
+    rotation = tuple(rotation_of(found, taken, (*out, *peers), rng))
+    aside = tuple(sorted(of_class[:class_number]))
+    picked = Picked(rows, found, watched, out, peers, rotation, (), class_images, aside, budget=probes, seed=seed)
+    return replace(picked, notes=(*_notes_of(picked), *notes))
 
 
 def _notes_of(picked: Picked) -> list[str]:
@@ -139,106 +121,75 @@ def _notes_of(picked: Picked) -> list[str]:
     return notes
 
 
-# --- hold out --------------------------------------------------------------------------------------------------------
-
-
-class Plan(NamedTuple):
-    """How many training rows and class images are held out, and what a person is told."""
-
-    number: int
-    class_number: int
-    notes: tuple[str, ...]
-
-
-def plan(controls: int, readable: int, ordinary: int, class_images: int = 0, class_readable: int = 0) -> Plan:
-    """How many rows and class images are held out: as many as asked for, within the shares above, or none.
-
-    Training rows come first: they are of the training data's own kind.
+def plan(
+    controls: int, readable: int, ordinary: int, class_images: int = 0, class_readable: int = 0
+) -> tuple[int, int, list[str]]:
+    """How many rows and class images are held out, and what a person is told: as many as asked for, or none.
 
     Args:
         readable: training rows that can be read. ordinary: of these, rows in no group.
         class_readable: class images known to be readable, ``controls`` at most.
 
-    >>> plan(20, readable=1000, ordinary=900)[:2], plan(20, readable=30, ordinary=30)[:2]
-    ((20, 0), (0, 0))
-    >>> plan(20, readable=6, ordinary=6, class_images=50, class_readable=50)[:2]
-    (1, 19)
+    >>> plan(20, readable=30, ordinary=30)[:2], plan(20, readable=6, ordinary=6, class_images=50, class_readable=50)[:2]
+    ((0, 0), (1, 19))
     """
     if not controls:
-        return Plan(0, 0, (f"no controls were asked for: {WITHOUT}",))
+        return 0, 0, [f"no controls were asked for: {WITHOUT}"]
     number = min(controls, readable // SHARE, ordinary)
     class_number = min(controls - number, class_images // CLASS_SHARE, class_readable)
     if number + class_number < MIN_CONTROLS:
-        return Plan(0, 0, (_none_note(readable, ordinary, class_images), BY_HAND))
-    held = [f"{counted(number, 'row')} held out as controls: train on picked.train"] if number else []
+        most = f"one in {SHARE} of {counted(readable, 'readable row')} ({ordinary} in no group)"
+        most += f" and half of {class_images} class images" if class_images else ""
+        why = f"at most {most} may be, and judging takes {MIN_CONTROLS} controls"
+        return 0, 0, [f"nothing is held out: {why}; without controls {WITHOUT}", BY_HAND]
+    notes = [f"{counted(number, 'row')} held out as controls: train on picked.train"] if number else []
     if class_number:
-        held.append(f"{counted(class_number, 'class image')} held out as controls: train on picked.class_train")
+        notes.append(f"{counted(class_number, 'class image')} held out as controls: train on picked.class_train")
         if not number:
             why = "no sibling of the subject is held out, so that learned cannot be told from memorized"
-            held.append(f"{why}; that takes {SHARE} pictures of it or more")
-    return Plan(number, class_number, tuple(held))
-
-
-def _none_note(readable: int, ordinary: int, class_images: int) -> str:
-    if ordinary < min(MIN_CONTROLS, readable // SHARE):
-        why = f"only {ordinary} of {readable} readable rows are in no group, and judging takes {MIN_CONTROLS} controls"
-    else:
-        of_class = f" and half of {class_images} class images" if class_images else ""
-        few = f"a fifth of {counted(readable, 'readable row')}{of_class}"
-        why = f"{few} is fewer than the {MIN_CONTROLS} controls that judging takes"
-    return f"nothing is held out, because {why}; without controls {WITHOUT}"
+            notes.append(f"{why}; that takes {SHARE} pictures of it or more")
+    return number, class_number, notes
 
 
 def _readable_rows(rows: TrainingSet, number: int, rng: np.random.Generator) -> list[int]:
     """Up to ``number`` rows that can be read, in random order."""
     found: list[int] = []
     for row in rng.permutation(len(rows)).tolist():
-        if len(found) == number:
-            break
-        try:
-            rows.image(row)
-            found.append(row)
-        except RowError:
-            continue
+        if len(found) < number:
+            with suppress(RowError):
+                rows.image(row)
+                found.append(row)
     return found
 
 
 def held_out(
     survey: Survey, ordinary: Sequence[int], watched: Sequence[int], number: int, rng: np.random.Generator
 ) -> tuple[int, ...]:
-    """The rows that are held out.
+    """The rows that are held out: of those in no group (``ordinary``) that are not watched, ``number`` at most.
 
     A caption of at least 5 rows of which one is watched gives a row first, as far as the number goes. Then each caption
     that several rows share gives rows in proportion to its size, as do all the others together. A caption of which most
     rows are in groups comes last: its other rows may belong to them as well, unnoticed.
-
-    Args:
-        ordinary: rows in no group; those that are not watched may be held out.
     """
     taken, among = set(watched), set(ordinary)
     free = [ordinary[i] for i in rng.permutation(len(ordinary)) if ordinary[i] not in taken]
     caption_of = {row: i for i, rows in enumerate(survey.captions) for row in rows}
     doubtful = {i for i, rows in enumerate(survey.captions) if 2 * sum(row in among for row in rows) < len(rows)}
     strata: dict[int, list[int]] = {}
+    last: list[int] = []
     for row in free:
-        if (i := caption_of.get(row, -1)) not in doubtful:
-            strata.setdefault(i, []).append(row)
+        i = caption_of.get(row, -1)
+        (last if i in doubtful else strata.setdefault(i, [])).append(row)
     asked = {caption_of[row] for row in taken if row in caption_of}
     firsts = [i for i, rows in enumerate(survey.captions) if i in asked and len(rows) >= SIBLINGS and i in strata]
     chosen = [strata[i].pop() for i in firsts[:number]]
-    shares = in_proportion({i: len(rows) for i, rows in strata.items()}, number - len(chosen))
-    for i, share in shares.items():
+    for i, share in in_proportion({i: len(rows) for i, rows in strata.items()}, number - len(chosen)).items():
         chosen += strata[i][:share]
-    last = [row for row in free if caption_of.get(row, -1) in doubtful]
     return tuple(sorted([*chosen, *last[: number - len(chosen)]]))
 
 
 def in_proportion(sizes: dict[int, int], number: int) -> dict[int, int]:
-    """``number`` split in proportion to sizes, by largest remainders; never more than there are.
-
-    >>> in_proportion({0: 60, 1: 30, 2: 10}, 5)
-    {0: 3, 1: 2, 2: 0}
-    """
+    """``number`` split in proportion to sizes, by largest remainders; never more than there are."""
     total = sum(sizes.values())
     if number >= total:
         return dict(sizes)

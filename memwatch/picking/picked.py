@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from memwatch.measure.images import decoded
 from memwatch.measure.probes import Probe
 from memwatch.picking.mix import PickedRow
 from memwatch.picking.survey import Group, Survey
@@ -22,13 +18,11 @@ class Picked:
 
     Attributes:
         rows: the training set as images with captions. survey: what was found in it.
-        watched: rows that are watched at every event.
-        held_out: rows that become controls; ``train`` is without them.
-        peers: ordinary rows, a second reference.
+        watched: rows that are watched at every event. peers: ordinary rows, a second reference.
+        held_out, class_held_out: rows, and class images, that become controls; ``train``, ``class_train`` lack them.
         rotation: the other rows, in the order in which they are screened, a few per event.
         notes: what a person should know: numbers, what is not possible and why, what could be done.
         class_images: DreamBooth's class (prior preservation) images; ``None`` without them.
-        class_held_out: rows of ``class_images`` that become controls; ``class_train`` is without them.
         budget, seed: as they were asked for.
     """
 
@@ -46,11 +40,10 @@ class Picked:
 
     @cached_property
     def train(self) -> Any:
-        """The training set without the held-out rows, in its own type.
+        """The training set without the held-out rows, in its own type; unreadable rows are in it.
 
-        A ``Dataset.select`` of a ``datasets.Dataset``, a ``Subset`` of a ``Subset``'s base, a list of a list; of an
-        image folder a list of ``{"image": path, "text": caption}``, and of anything else a ``Subset``. Rows that cannot
-        be read are in it, as they are without memwatch.
+        Of a ``datasets.Dataset`` a ``select``, of a list a list, of an image folder a list of
+        ``{"image": path, "text": caption}``, and of anything else a ``Subset``.
         """
         return self.rows.some(self.train_rows)
 
@@ -70,21 +63,21 @@ class Picked:
 
     def probes(self) -> list[Probe]:
         """The watched rows."""
-        return [probe_of(self.rows, watched.row) for watched in self.watched]
+        return [self.rows.probe(watched.row) for watched in self.watched]
 
     def controls(self) -> list[Probe]:
         """The rows held out, and class images held out, whose names begin with ``class-``."""
-        own = [probe_of(self.rows, row) for row in self.held_out]
-        images = [] if self.class_images is None else [probe_of(self.class_images, row) for row in self.class_held_out]
+        images = [] if self.class_images is None else [self.class_images.probe(row) for row in self.class_held_out]
+        own = [self.rows.probe(row) for row in self.held_out]
         return own + [replace(probe, row=None, name=f"class-{probe.name}") for probe in images]
 
     def peer_probes(self) -> list[Probe]:
         """The peers."""
-        return [probe_of(self.rows, row) for row in self.peers]
+        return [self.rows.probe(row) for row in self.peers]
 
     def rotation_probes(self, number: int) -> list[Probe]:
         """The first ``number`` rows of the rotation."""
-        return [replace(probe_of(self.rows, row), in_rotation=True) for row in self.rotation[:number]]
+        return [replace(self.rows.probe(row), in_rotation=True) for row in self.rotation[:number]]
 
     @cached_property
     def control_keys(self) -> dict[str, str]:
@@ -103,17 +96,3 @@ class Picked:
         """Groups of which no row is watched."""
         watched = {picked.row for picked in self.watched}
         return tuple(group for group in self.survey.groups if watched.isdisjoint(group.rows))
-
-
-def probe_of(rows: TrainingSet, row: int) -> Probe:
-    """A row as a probe: its file where it has one, else its picture."""
-    file: Path | None = rows.file(row)
-    return Probe(rows.caption(row), rows.image(row) if file is None else file, name=rows.name(row), row=row)
-
-
-def picture_of(probe: Probe) -> Image.Image | None:
-    """The image of a probe as RGB; ``None`` where it has none, or none that can be read: whoever encodes it says so."""
-    try:
-        return None if probe.image is None else decoded(probe.image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # PIL raises SyntaxError on broken files
-        return None

@@ -7,6 +7,7 @@ checked). Of each pair the whole thumbnails are then compared; regions that are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -53,19 +54,11 @@ def inside(box: Box, side: int) -> np.ndarray:
     return mask
 
 
-# --- search ----------------------------------------------------------------------------------------------------------
-
-
 def shared_regions(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Regions that are equal and not flat in two thumbnails.
+    """Regions that are equal and not flat in two of many thumbnails ``(n, cells, cells, 3)`` uint8.
 
-    In a large group of pictures that share a part not every pair is there, but the pairs connect them all.
-
-    Args:
-        thumbnails: ``(n, cells, cells, 3)`` uint8.
-
-    Returns:
-        The two rows of each region, ``(k,)`` each, and where it is, ``(k, cells, cells)`` bool.
+    In a large group of pictures that share a part not every pair is there, but the pairs connect them all. Returned are
+    the two rows of each region, ``(k,)`` each, and where it is, ``(k, cells, cells)`` bool.
     """
     a, b = _candidate_pairs(thumbnails)
     parts = list(slices(len(a), CHUNK)) or [slice(0, 0)]
@@ -77,8 +70,7 @@ def shared_regions(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 def _candidate_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of pictures of which some block is equal and not flat; the larger number first."""
     size, n = thumbnails.shape[1], len(thumbnails)
-    # Each cell's rows lie together, so that the most and the least of many cells are fast.
-    by_cell = np.ascontiguousarray(thumbnails.transpose(1, 2, 3, 0))
+    by_cell = np.ascontiguousarray(thumbnails.transpose(1, 2, 3, 0))  # so the most and least of many cells are fast
     pairs = np.zeros(0, dtype=np.int64)
     for height, width in SHAPES:
         for top in range(0, size - height + 1, STEP):
@@ -95,16 +87,13 @@ def _candidate_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _equal_blocks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of blocks ``(n, numbers)`` that are equal."""
-    found = []
-    for table in range(TABLES):
-        pairs = _pairs_with_first(_keys_of(values, table))
-        found.append(checked(*pairs, lambda a, b: equal_cells(values[a], values[b])))
-    a, b = (np.concatenate(side) for side in zip(*found, strict=True))
-    return a, b
+    likely = [_pairs_with_first(_keys_of(values, table)) for table in range(TABLES)]
+    a, b = (np.concatenate(side) for side in zip(*likely, strict=True))
+    return checked(a, b, lambda a, b: equal_cells(values[a], values[b]))
 
 
 def _keys_of(values: np.ndarray, table: int) -> np.ndarray:
-    """Keys that almost equal blocks ``(n, numbers)`` probably share, other ones in each table; ``(n,)`` int64."""
+    """Keys that almost equal blocks probably share, other ones in each table; ``(n,)`` int64."""
     rng = np.random.default_rng([table])
     axes = rng.standard_normal((values.shape[1], DIRECTIONS)).astype(np.float32)
     axes /= np.linalg.norm(axes, axis=0)
@@ -118,10 +107,7 @@ def _keys_of(values: np.ndarray, table: int) -> np.ndarray:
 
 
 def _pairs_with_first(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each block with the ``FIRST`` lowest of its key and with the one before it; the larger number first.
-
-    A key of k blocks costs k pairs, not k squared, and the pairs connect all that are equal.
-    """
+    """Each block with the ``FIRST`` lowest of its key and the one before it: k pairs that connect all k."""
     order = np.argsort(keys, kind="stable")
     sorted_ = keys[order]
     start, place = np.searchsorted(sorted_, sorted_), np.arange(len(keys))
@@ -141,21 +127,13 @@ def checked(
     return a[near], b[near]
 
 
-# --- compare ---------------------------------------------------------------------------------------------------------
-
-
-def equal_cells(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def equal_cells(x: np.ndarray, y: np.ndarray) -> Any:
     """Whether cells ``(..., 3)`` are equal, or blocks as one line of numbers."""
-    result: np.ndarray = _farthest(x, y) <= TOLERANCE
-    return result
+    return _farthest(x, y) <= TOLERANCE
 
 
 def equal_regions(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Regions that are equal and not flat in two stacks of thumbnails ``(k, cells, cells, 3)``.
-
-    Returns:
-        For each region the pair that it belongs to, and ``(regions, cells, cells)`` bool.
-    """
+    """Regions that are equal and not flat in two stacks of thumbnails: the pair of each, and its cells as bool."""
     equal = equal_cells(x, y)
     edges = _edges(x, equal)
     enough = np.flatnonzero(edges.sum((1, 2)) >= MIN_EDGES)
@@ -180,21 +158,13 @@ def _edges(pictures: np.ndarray, equal: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _farthest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _farthest(x: np.ndarray, y: np.ndarray) -> Any:
     """The largest difference along the last axis of two uint8 arrays."""
-    result: np.ndarray = (np.maximum(x, y) - np.minimum(x, y)).max(-1, initial=0)
-    return result
-
-
-# --- look up in other rows -------------------------------------------------------------------------------------------
+    return (np.maximum(x, y) - np.minimum(x, y)).max(-1, initial=0)
 
 
 def at_same_place(parts: Sequence[Part], thumbnails: np.ndarray, rows: np.ndarray) -> list[Part]:
-    """The same parts, with those of ``rows`` that show them at the same place.
-
-    Args:
-        thumbnails: ``(n, cells, cells, 3)`` uint8, of all rows.
-    """
+    """The same parts, with those of ``rows`` that show them at the same place; ``thumbnails`` are of all rows."""
     found = [dict(part) for part in parts]
     known = [_typical(part, thumbnails) for part in parts]
     for some in np.array_split(rows, len(rows) // ROWS + 1):

@@ -1,18 +1,14 @@
-"""The survey of a training set: duplicates, shared parts, captions, and how unusual each picture is.
-
-Its time is near-linear: hashing is, near-duplicates are looked for in a tree, parts are searched in ``parts.SAMPLE``
-rows and then looked for in the others, strangeness is measured by ``OTHERS`` rows. It draws from no global random
-state, and the same rows give the same survey.
-"""
+"""The survey of a training set: duplicates, shared parts, captions, and how unusual each picture is."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +19,6 @@ from memwatch.picking.hashes import Hashes, hash_rows
 from memwatch.picking.parts import MOVED_SAMPLE, SAMPLE, has_opencv, shared_parts
 from memwatch.picking.same_place import Box, Part, inside
 from memwatch.picking.training_set import TrainingSet
-
-__all__ = ["Box", "Group", "GroupKind", "Survey", "survey"]
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 COMPARED = 32  # members of a shared part that are compared with each other
@@ -47,11 +41,9 @@ class Group:
     """Rows that show the same.
 
     Attributes:
-        kind: the whole picture, or a part.
         rows: in order, two or more.
         boxes: for each row where; the whole picture for duplicates.
-        best: of a shared part some rows that stand for it best, the best first, see ``best_members``; of duplicates
-            none, because any does.
+        best: some rows that stand for a shared part best, the best first, see ``best_members``; of duplicates any does.
     """
 
     kind: GroupKind
@@ -59,25 +51,18 @@ class Group:
     boxes: tuple[Box, ...]
     best: tuple[int, ...] = ()
 
-    @property
-    def best_first(self) -> list[int]:
-        """All rows, those first that stand for the group best."""
-        best = set(self.best)
-        return [*self.best, *(row for row in self.rows if row not in best)]
-
 
 @dataclass(frozen=True)
 class Survey:
     """What was found in a training set: numbers, and nothing of the pictures but 64 bits each.
 
     Attributes:
-        size: number of rows, unreadable ones included.
-        unreadable: by row why it could not be read.
+        size: number of rows, unreadable ones included. unreadable: by row why it could not be read.
         groups: largest first; of the same size duplicates before parts.
         captions: rows that share a caption (but for case and spaces), two or more; largest first.
-        rare_captions: rows with the rarest captions, rarest first; see ``rare_captions``.
+        rare_captions: rows with the rarest captions, rarest first.
         strangeness: how far each picture is from its nearest others, ``(size,)`` float64, root mean square of levels
-            0..255; NaN where it could not be read. See ``strangeness``.
+            0..255; NaN where it could not be read.
         bits: perceptual hashes, ``(size, 8)`` uint8; zeros where a picture could not be read.
         notes: how shared parts were searched, where that can miss some.
     """
@@ -92,59 +77,51 @@ class Survey:
     notes: tuple[str, ...] = ()
 
 
-def survey(rows: TrainingSet, *, progress: bool = True) -> Survey:
-    """Look at every picture and caption once.
-
-    Args:
-        progress: show a bar, where there is a terminal.
-
-    Raises:
-        ProbeError: no row can be read.
-    """
-    hashes = hash_rows(rows, progress=progress)
+def survey(rows: TrainingSet) -> Survey:
+    """Look at every picture and caption once; a ``ProbeError`` where no row can be read."""
+    hashes = hash_rows(rows)
     if len(hashes.unreadable) == len(rows):
         why = next(iter(hashes.unreadable.values()))
         raise ProbeError(f"dataset: none of the {len(rows)} images can be read; the first: {why}")
-    captions = [rows.caption(row) for row in range(len(rows))]
+    captions = [" ".join(rows.caption(row).casefold().split()) for row in range(len(rows))]  # without case
+    sharing: dict[str, list[int]] = defaultdict(list)
+    for row, caption in enumerate(captions):
+        sharing[caption].append(row)
+    same_caption = [tuple(rows) for caption, rows in sharing.items() if caption and len(rows) > 1]
     duplicates = duplicate_groups(hashes)
     groups = [Group(GroupKind.DUPLICATES, same, (WHOLE,) * len(same)) for same in duplicates]
     for part in shared_parts(hashes.thumbnails, rows, duplicates):
         best = best_members(hashes.thumbnails, part)
         groups.append(Group(GroupKind.PART, tuple(part), tuple(part.values()), best))
-    different = len(rows) - sum(len(same) - 1 for same in duplicates)
     return Survey(
         size=len(rows),
         unreadable=hashes.unreadable,
         groups=tuple(sorted(groups, key=lambda group: -len(group.rows))),
-        captions=tuple(caption_groups(captions)),
+        captions=tuple(sorted(same_caption, key=lambda rows: (-len(rows), rows))),
         rare_captions=tuple(rare_captions(captions)),
         strangeness=strangeness(hashes),
         bits=hashes.whole,
-        notes=tuple(_notes_on_parts(different)),
+        notes=tuple(_notes_on_parts(len(rows) - sum(len(same) - 1 for same in duplicates))),
     )
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
-
-
-def _notes_on_parts(different: int) -> Iterator[str]:
+def _notes_on_parts(different: int) -> list[str]:
     """What the search for parts among so many different pictures can miss, see ``shared_parts``."""
+    notes, samples = [], [SAMPLE, MOVED_SAMPLE]
     if not has_opencv():
+        samples = [SAMPLE]
         how = "pip install 'memwatch[parts]' for OpenCV, which finds them"
-        yield f"parts were not searched at other places than the same in each image; {how}"
-    samples = [SAMPLE, MOVED_SAMPLE] if has_opencv() else [SAMPLE]
+        notes.append(f"parts were not searched at other places than the same in each image; {how}")
     if sampled := next((sample for sample in samples if different > sample), None):
         what = f"shared parts were searched in {sampled} rows, and those found were looked for in the others"
-        yield f"{what}; a part that few rows share can be missed"
+        notes.append(f"{what}; a part that few rows share can be missed")
+    return notes
 
 
 def best_members(thumbnails: np.ndarray, part: Part) -> tuple[int, ...]:
-    """Of rows that share a part those come first whose rest is least like that of the others.
+    """Of rows with a part some (``COMPARED``), those first whose rest is least like that of the others.
 
-    There only the part can be what is memorized. ``COMPARED`` at most are compared, and returned.
-
-    Args:
-        thumbnails: ``(n, cells, cells, 3)`` uint8, of all rows.
+    There only the part can be what is memorized.
     """
     rows = spaced(list(part), COMPARED)
     thumbs = thumbnails[rows].astype(np.float32)
@@ -156,76 +133,45 @@ def best_members(thumbnails: np.ndarray, part: Part) -> tuple[int, ...]:
     return tuple(sorted(apart, key=lambda row: -apart[row]))
 
 
-# --- captions --------------------------------------------------------------------------------------------------------
-
-
-def _normalised(caption: str) -> str:
-    """A caption without case and needless spaces."""
-    return " ".join(caption.casefold().split())
-
-
-def caption_groups(captions: Sequence[str]) -> list[tuple[int, ...]]:
-    """Rows that share a caption, two or more; largest group first. Rows without a caption are in none."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for row, caption in enumerate(captions):
-        if text := _normalised(caption):
-            groups[text].append(row)
-    found = [tuple(rows) for rows in groups.values() if len(rows) > 1]
-    return sorted(found, key=lambda rows: (-len(rows), rows))
-
-
 def rare_captions(captions: Sequence[str]) -> list[int]:
     """Rows with the rarest captions, rarest first; one row per caption, ``RARE`` at most.
 
     A word that stands in k of n different captions counts ``log(n / k)``; a caption is as rare as its ``WORDS`` rarest
     words are in the mean, and shorter captions are filled up with 0. A caption must be rarer than the mean of all.
     """
-    first: dict[str, int] = {}
-    for row, caption in enumerate(captions):
-        if text := _normalised(caption):
-            first.setdefault(text, row)
-    words = {text: set(re.findall(r"\w+", text)) for text in first}
+    first = {caption: row for row, caption in reversed([*enumerate(captions)]) if caption}
+    words = {caption: set(re.findall(r"\w+", caption)) for caption in first}
     number = Counter(word for of in words.values() for word in of)
     rarity = {
-        text: sum(sorted((math.log(len(first) / number[word]) for word in of), reverse=True)[:WORDS]) / WORDS
-        for text, of in words.items()
+        caption: sum(sorted((math.log(len(first) / number[word]) for word in of), reverse=True)[:WORDS]) / WORDS
+        for caption, of in words.items()
     }
     mean = sum(rarity.values()) / max(1, len(rarity))
-    rare = [text for text, value in rarity.items() if value > mean + 1e-9]
-    return [first[text] for text in sorted(rare, key=lambda text: (-rarity[text], first[text]))[:RARE]]
-
-
-# --- strangeness -----------------------------------------------------------------------------------------------------
+    rare = [caption for caption, value in rarity.items() if value > mean + 1e-9]
+    return [first[caption] for caption in sorted(rare, key=lambda text: (-rarity[text], first[text]))[:RARE]]
 
 
 def strangeness(hashes: Hashes) -> np.ndarray:
-    """Distance of each coarse thumbnail to its ``NEAREST`` others in the mean, see ``Survey``.
-
-    In a set of more than ``OTHERS`` pictures, these are the nearest of so many that are drawn, always the same.
-    """
+    """Distance of each coarse thumbnail to its ``NEAREST`` others in the mean, among ``OTHERS`` at most."""
     result = np.full(len(hashes), np.nan)
     which = hashes.readable
     small = coarse(hashes.thumbnails)[which]
     small -= small.mean(0)  # distances are the same, and rounding is less
-    among = np.arange(len(which))
-    if len(which) > OTHERS:
-        among = np.sort(np.random.default_rng(len(which)).permutation(len(which))[:OTHERS])
     nearest = min(NEAREST, len(which) - 1)
     if nearest < 1:
         result[which] = 0.0
         return result
-    place = np.full(len(which), -1)
-    place[among] = np.arange(len(among))
-    for some in (np.arange(len(which))[part] for part in slices(len(which), BLOCK)):
+    among = np.arange(len(which))
+    if len(which) > OTHERS:
+        among = np.sort(np.random.default_rng(len(which)).permutation(len(which))[:OTHERS])
+    for some in slices(len(which), BLOCK):
         distances = _squared_distances(small[some], small[among])
-        own = np.flatnonzero(place[some] >= 0)
-        distances[own, place[some[own]]] = np.inf
+        distances[np.arange(some.start, some.stop)[:, None] == among] = np.inf  # to itself
         result[which[some]] = np.sqrt(np.partition(distances, nearest - 1, axis=1)[:, :nearest]).mean(1)
     return result
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> Any:
     """Between all rows of two matrices, as a mean over their columns."""
     squared = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
-    result: np.ndarray = np.maximum(squared, 0) / a.shape[1]
-    return result
+    return np.maximum(squared, 0) / a.shape[1]

@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_no_half_a_set(train, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("memwatch.picking.image_folder.copy_lines", full)
+    monkeypatch.setattr("memwatch.picking.folder.copy_lines", full)
     assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 2
     assert "no space left" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "train"]

@@ -8,17 +8,14 @@ import shutil
 
 import pytest
 from support.browser import needs_chromium, opened
-from support.picked import contents, photo, save_folder, with_logo
-from support.rows import RowsLoop
+from support.picked import contents, hugging_face, photo, save_folder, with_logo
 
 import memwatch
 from memwatch import ConfigError, MemWatchConfig, ProbeError
 from memwatch.cli import main
 from memwatch.measure.probes import as_probes
-from memwatch.picking.folder import CHOICE, read_folder
+from memwatch.picking.folder import CHOICE, linked, read_folder
 from memwatch.picking.for_run import for_run, held_out_rows_in
-from memwatch.picking.image_folder import linked
-from memwatch.picking.rows import as_training_set
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +39,6 @@ def choice(out):
     return json.loads((out / CHOICE).read_text(encoding="utf-8"))
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def looked_at(picked):
     """What a run makes of a pick, in plain values."""
     probes = [picked.probes(), picked.controls(), picked.peer_probes(), picked.rotation_probes(99)]
@@ -59,20 +52,16 @@ def test_the_folder_says_what_was_picked(watched, train):
     assert "<b>" not in text  # captions are escaped
     assert "a &lt;b&gt;bold&lt;/b&gt; one" in text
     saved = choice(watched)
-    assert (len(saved["names"]), saved["budget"], len(saved["watched"])) == (70, 12, 12)
-    assert saved["source"] == str(train)
-    for part, key in (("probes", "watched"), ("controls", "held_out"), ("peers", "peers")):
+    assert (len(saved["names"]), saved["budget"], saved["source"]) == (70, 12, str(train))
+    for part, key, number in (("probes", "watched", 12), ("controls", "held_out", 14), ("peers", "peers", 8)):
+        lines = (watched / part / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["row"] for line in lines] == [entry["row"] for entry in saved[key]]
         probes = as_probes(watched / part)
-        assert [line["row"] for line in lines(watched / part)] == [entry["row"] for entry in saved[key]]
+        assert len(probes) == number
         for probe, entry in zip(probes, saved[key], strict=True):
-            assert probe.image.read_bytes() == (train / entry["name"]).read_bytes()
             assert probe.image == watched / part / entry["name"]
-        assert probes[0].prompt.startswith("a ")
-    groups = json.loads((watched / "survey.json").read_text(encoding="utf-8"))["survey"]["groups"]
-    (group,) = [groups[entry["group"]] for entry in saved["watched"] if entry["why"] == "duplicates"]
-    assert len(group["rows"]) == 7
-    assert len(saved["held_out"]) == 14
-    assert not {entry["row"] for entry in saved["held_out"]} & set(group["rows"])
+            assert probe.image.read_bytes() == (train / entry["name"]).read_bytes()
+            assert probe.prompt.startswith("a ")
 
 
 def test_what_to_train_on_is_links_to_all_but_what_is_held_out(watched, train):
@@ -83,11 +72,6 @@ def test_what_to_train_on_is_links_to_all_but_what_is_held_out(watched, train):
     assert all((watched / "train" / name).samefile(train / name) for name in after)  # they take no room
     kept = [line for line in metadata[0].splitlines() if json.loads(line)["file_name"] not in held_out]
     assert metadata[1].splitlines() == kept  # with the key that memwatch does not know
-    rows, was = as_training_set(watched / "train"), as_training_set(train)
-    caption_of = {was.name(row): was.caption(row) for row in range(70)}
-    assert {rows.name(row): rows.caption(row) for row in range(len(rows))} == {
-        name: text for name, text in caption_of.items() if name not in held_out
-    }
 
 
 def test_a_run_reads_back_what_was_picked(watched, train):
@@ -103,29 +87,12 @@ def test_a_run_reads_back_what_was_picked(watched, train):
         assert run.control_keys == fresh.control_keys
 
 
-def test_memwatch_takes_the_folder(watched, pretrained, pipeline, tmp_path):
-    loop = RowsLoop(pretrained, tmp_path, [{"image": row} for row in range(4)])
-    config = {"picked": str(watched), "rotation": {"rows": 0}}
-    for options in ({"picked": watched, "config": {"rotation": {"rows": 0}}}, {"config": config}):
-        watch = loop.watch(pipeline, **options)
-        assert watch.observer.has_controls
-        assert [p.probe.row for p in watch.observer.fixed[:12]] == [e["row"] for e in choice(watched)["watched"]]
-        watch.close()
-
-
 def test_the_loop_trains_on_the_links_and_held_out_images_are_known(watched, train):
-    datasets = pytest.importorskip("datasets")  # the lowest versions are tested without it
-    picked = read_folder(watched)
-
-    def loaded(folder):
-        """As ``load_dataset("imagefolder")`` holds it."""
-        files = [str(file) for file in sorted(folder.rglob("*.png"))]
-        return datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
-
-    assert held_out_rows_in(loaded(watched / "train"), picked) == ([], True)
-    assert held_out_rows_in(picked.train, picked) == ([], True)
-    names = [entry["name"] for entry in choice(watched)["held_out"]]
-    assert held_out_rows_in(loaded(train), picked) == (names, True)
+    picked, names = read_folder(watched), [entry["name"] for entry in choice(watched)["held_out"]]
+    for folder, held_out in ((watched / "train", []), (train, names)):
+        files = [str(file) for file in sorted(folder.rglob("*.png"))]  # as ``load_dataset("imagefolder")`` holds it
+        loaded = hugging_face(image=files)
+        assert held_out_rows_in(loaded, picked) == (held_out, True)
 
 
 def test_the_training_folder_may_be_gone_afterwards(train, watched, tmp_path):
@@ -150,37 +117,27 @@ def test_links_are_hard_ones_where_they_can_be(tmp_path, monkeypatch):
     linked(tmp_path / "a", tmp_path / "symbolic")
     monkeypatch.setattr(os, "symlink", refuse)
     linked(tmp_path / "a", tmp_path / "copy")
-    assert (tmp_path / "hard").stat().st_nlink == 2
+    assert [(tmp_path / name).stat().st_nlink for name in ("hard", "copy")] == [2, 1]
     assert (tmp_path / "symbolic").is_symlink()
-    assert (tmp_path / "copy").stat().st_nlink == 1
-    assert all((tmp_path / name).read_bytes() == b"a" for name in ("hard", "symbolic", "copy"))
+    assert {(tmp_path / name).read_bytes() for name in ("hard", "symbolic", "copy")} == {b"a"}
     with pytest.raises(OSError, match="nothing"):
         linked(tmp_path / "nothing", tmp_path / "b")
 
 
-def test_class_images_are_set_aside_as_well(tmp_path, capsys):
+def test_class_images_are_set_aside_as_well(tmp_path):
     instance = save_folder(tmp_path / "instance", {f"{i}.png": photo(i, 32) for i in range(6)})
     classes = save_folder(tmp_path / "class", {f"{i:02d}.png": photo(100 + i, 32) for i in range(50)})
-    out = tmp_path / "watch"
-    command = ["pick", str(instance), "--out", str(out), "--class-images", str(classes)]
-    assert main([*command, "--prompt", "a photo of sks dog", "--class-prompt", "a photo of a dog"]) == 0
-    said = capsys.readouterr().out
-    assert "1 row held out as controls: train on picked.train." in said
-    assert "19 class images held out as controls: train on picked.class_train." in said
+    out, prompts = tmp_path / "watch", {"prompt": "a photo of sks dog", "class_prompt": "a photo of a dog"}
+    options = [f"--{key.replace('_', '-')}={text}" for key, text in prompts.items()]
+    assert main(["pick", str(instance), "--out", str(out), "--class-images", str(classes), *options]) == 0
     aside = set(choice(out)["class_images"])
     assert len(aside) == 19
     assert set(contents(out / "class")) == set(contents(classes)) - aside
     assert len(contents(out / "train")) == 5
-    picked = read_folder(out)
-    controls = picked.controls()
-    assert [c.prompt for c in controls] == ["a photo of sks dog"] + ["a photo of a dog"] * 19
-    assert {c.name for c in controls[1:]} == {f"class-{name}" for name in aside}
-    assert {p.prompt for p in picked.probes()} == {"a photo of sks dog"}
-    fresh = memwatch.pick(instance, class_images=classes, prompt="a photo of sks dog", class_prompt="a photo of a dog")
-    assert looked_at(picked) == looked_at(fresh)
+    assert looked_at(read_folder(out)) == looked_at(memwatch.pick(instance, class_images=classes, **prompts))
 
 
-def test_it_is_renewed_and_what_others_put_there_stays(train, tmp_path, capsys):
+def test_it_is_renewed_and_what_others_put_there_stays(train, tmp_path):
     out = tmp_path / "watch"
     command = ["pick", str(train), "--out", str(out)]
     assert main([*command, "--probes", "16"]) == 0
@@ -190,9 +147,7 @@ def test_it_is_renewed_and_what_others_put_there_stays(train, tmp_path, capsys):
     assert len(list((out / "probes").rglob("*.png"))) == 4
     assert (out / "mine.png").read_bytes() == b"mine"
     assert not (out / "controls").exists()
-    assert contents(out / "train") == before
-    assert "no controls were asked for" in capsys.readouterr().out
-    assert contents(train) == before
+    assert contents(out / "train") == contents(train) == before
     assert len(read_folder(out).train) == 70
 
 
@@ -202,7 +157,7 @@ def test_rows_that_cannot_be_read_are_named(tmp_path, capsys):
     assert main(["pick", str(train), "--out", str(tmp_path / "watch")]) == 1
     out, err = capsys.readouterr()
     assert "cannot be read: broken.png: " in err
-    assert "a fifth of 5 readable rows is fewer than the 11 controls" in out
+    assert "nothing is held out: at most one in 5 of 5 readable rows" in out
     assert "broken.png" in (tmp_path / "watch" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "watch" / "train" / "broken.png").is_file()  # what becomes of it is the trainer's business
 

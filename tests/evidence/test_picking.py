@@ -43,7 +43,7 @@ def few():
 def test_planted_groups_are_found_and_picked_and_the_rest_left_alone(few, monkeypatch):
     monkeypatch.setattr(picking, "BUDGET", 0.25)  # of so small a set 5 % would be fewer than there are kinds of picks
     items, planted = few
-    found = survey(planted.rows, progress=False)
+    found = survey(planted.rows)
     numbers = [number for number, item in enumerate(items) if item.kind in PLANTED]
     assert all(is_found(number, planted.owner, found.groups) for number in numbers)
     assert grouped(np.flatnonzero(planted.owner >= len(numbers)), found.groups) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.picked import duplicates, part, surveyed
 
-from memwatch.picking.mix import Why, in_order, pick_rows, places, rotation_of
+from memwatch.picking.mix import Why, in_order, pick_rows, rotation_of, slots
 
 
 def picked(survey, budget, *, seed=0, room=None):
@@ -18,8 +18,8 @@ def picked(survey, budget, *, seed=0, room=None):
 
 
 @pytest.mark.parametrize("budget", [0, 1, 2, 5, 6, 16, 37, 200])
-def test_the_places_add_up_and_every_kind_has_one_from_six_on(budget):
-    groups, others = places(budget)
+def test_the_slots_add_up_and_every_kind_has_one_from_six_on(budget):
+    groups, others = slots(budget)
     assert groups + sum(others.values()) == budget
     assert groups >= 0.5 * sum(others.values())
     if budget >= 6:
@@ -39,40 +39,25 @@ def test_every_kind_is_picked_within_a_budget_of_six():
 
 
 def test_a_budget_of_one_goes_to_the_largest_group():
-    assert [p.row for p in picked(surveyed(30, duplicates(1, 2), part(3, 4, 5)), 1)] == [3]
-    assert [p.row for p in picked(surveyed(30, duplicates(1, 2, 9), part(3, 4)), 1)] == [1]
-    assert [p.why for p in picked(surveyed(30), 1)] == [Why.STRANGE]
+    for groups, expected in (([duplicates(1, 2), part(3, 4, 5)], 3), ([duplicates(1, 2, 9), part(3, 4)], 1), ([], 29)):
+        assert [p.row for p in picked(surveyed(30, *groups), 1)] == [expected]
 
 
-def test_what_the_groups_do_not_use_is_shared_out_among_the_others():
+def test_what_one_kind_does_not_use_goes_to_the_others():
     counts = Counter(p.why for p in picked(surveyed(100, rare_captions=tuple(range(100))), 16))
     assert counts == dict.fromkeys((Why.STRANGE, Why.RARE_CAPTION, Why.TYPICAL, Why.RANDOM), 4)
+    groups = [duplicates(2 * i, 2 * i + 1) for i in range(20)]  # no row outside of the groups
+    assert Counter(p.why for p in picked(surveyed(40, *groups), 16)) == {Why.DUPLICATES: 16}
 
 
-def test_what_the_others_do_not_use_goes_to_the_groups():
-    groups = [duplicates(2 * i, 2 * i + 1) for i in range(20)]
-    found = picked(surveyed(40, *groups), 16)  # no row outside of the groups
-    assert Counter(p.why for p in found) == {Why.DUPLICATES: 16}
+def test_a_set_smaller_than_the_budget_is_picked_whole_but_for_near_duplicates_and_unreadable_rows():
+    survey = surveyed(9, duplicates(0, 1, 2, 3), part(3, 4, 5), unreadable={8: "broken"})
+    rows = {p.row for p in picked(survey, 9)}
+    assert len(rows & {0, 1, 2, 3}) == 1
+    assert rows - {0, 1, 2, 3} == {4, 5, 6, 7}
 
 
-def test_eighteen_planted_groups_are_all_among_37_picks_of_750_rows():
-    sizes, groups, row = [64, 32, 8] * 6, [], 0
-    for i, size in enumerate(sizes):
-        groups.append((duplicates if i % 2 else part)(*range(row, row + size)))
-        row += size
-    found = picked(surveyed(750, *groups), 37)
-    assert sum(p.why in (Why.DUPLICATES, Why.PART) for p in found) == 18
-    assert len(found) == 37
-
-
-def test_near_duplicates_are_never_picked_twice():
-    survey = surveyed(8, duplicates(0, 1, 2, 3), part(3, 4, 5))
-    found = picked(survey, 8)
-    assert len({p.row for p in found} & {0, 1, 2, 3}) == 1
-    assert {4, 5, 6, 7} <= {p.row for p in found}  # everything else of a set smaller than the budget
-
-
-def test_a_part_that_a_picked_row_shows_already_has_no_second_place():
+def test_a_part_that_a_picked_row_shows_already_has_no_second_slot():
     """Two pieces of one banner: the second group is the first again, less a few rows."""
     survey = surveyed(40, part(*range(10)), part(*range(8)), part(20, 21))
     found = [p for p in picked(survey, 6) if p.why is Why.PART]
@@ -87,11 +72,6 @@ def test_fragments_come_last():
     assert [len(group.rows) for group in in_order(survey.groups)] == [30, 2, 20, 11, 25]
 
 
-def test_unreadable_rows_are_never_picked():
-    survey = surveyed(5, unreadable={1: "broken", 4: "broken"})
-    assert {p.row for p in picked(survey, 5)} == {0, 2, 3}
-
-
 def test_only_so_many_rows_outside_of_groups_may_be_picked():
     survey = surveyed(20, duplicates(0, 1), part(2, 3))
     found = picked(survey, 16, room=3)
@@ -100,7 +80,7 @@ def test_only_so_many_rows_outside_of_groups_may_be_picked():
     assert not [p for p in picked(surveyed(20), 16, room=0)]
 
 
-def test_groups_without_a_place_come_first_in_the_rotation_and_near_duplicates_never():
+def test_groups_without_a_slot_come_first_in_the_rotation_and_near_duplicates_never():
     survey = surveyed(12, duplicates(0, 1, 2), part(3, 4, 10), duplicates(5, 6), unreadable={11: "broken"})
     rotation = rotation_of(survey, watched=[0], without=[9], rng=np.random.default_rng(0))
     assert rotation[:2] == [3, 5]

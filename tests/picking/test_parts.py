@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
-from support.picked import jpeg, logo, photo, with_logo
+from support.picked import jpeg, logo, photo, save_folder, with_logo
 
 from memwatch.picking import parts as module
 from memwatch.picking.duplicates import duplicate_groups
 from memwatch.picking.hashes import hash_rows
 from memwatch.picking.parts import shared_parts
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.same_place import Part, at_same_place, box_of, inside
+from memwatch.picking.same_place import Part
 from memwatch.picking.survey import survey
 
 
@@ -24,12 +25,8 @@ def photos(seed: int, number: int, side: int = 256) -> list[Image.Image]:
 
 def parts(pictures: Sequence[Image.Image]) -> list[Part]:
     rows = as_training_set(list(pictures))
-    hashes = hash_rows(rows, progress=False)
+    hashes = hash_rows(rows)
     return shared_parts(hashes.thumbnails, rows, duplicate_groups(hashes))
-
-
-def rows_of(found: Sequence[Part]) -> list[tuple[int, ...]]:
-    return [tuple(part) for part in found]
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -44,17 +41,14 @@ def fixed_only(monkeypatch):
     monkeypatch.setattr(module, "has_opencv", lambda: False)
 
 
-# --- at the same place -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_logo_at_the_same_place(compressed):
     pictures = photos(1, 39)
     pictures[5:15] = [with_logo(p, 33, 151, 60) for p in pictures[5:15]]
-    found = parts([jpeg(p) for p in pictures] if compressed else pictures)
-    assert rows_of(found) == [tuple(range(5, 15))]
+    (found,) = parts([jpeg(p) for p in pictures] if compressed else pictures)
+    assert tuple(found) == tuple(range(5, 15))
     place = (33 / 256, 151 / 256, 93 / 256, 211 / 256)
-    assert min(overlap(box, place) for box in found[0].values()) > 0.6
+    assert min(overlap(box, place) for box in found.values()) > 0.6
 
 
 @pytest.mark.parametrize("size", [64, 512])
@@ -63,22 +57,21 @@ def test_a_banner_in_small_pictures_and_in_large_ones(size, fixed_only):
     pictures = photos(4, 26, size)
     for picture in pictures[:8]:
         picture.paste(banner, (0, 3 * size // 4))
-    found = parts(pictures)
-    assert rows_of(found) == [tuple(range(8))]
-    assert min(overlap(box, (0, 0.75, 1, 1)) for box in found[0].values()) > 0.8
+    (found,) = parts(pictures)
+    assert tuple(found) == tuple(range(8))
+    assert min(overlap(box, (0, 0.75, 1, 1)) for box in found.values()) > 0.8
 
 
 def test_a_frame(fixed_only):
-    frame = Image.new("RGB", (256, 256), (120, 70, 20))
+    frame, pictures = Image.new("RGB", (256, 256), (120, 70, 20)), photos(5, 26)
     draw = ImageDraw.Draw(frame)
     for i in range(0, 256, 24):
         for box in ((i, 0, i + 10, 9), (i, 246, i + 10, 255), (0, i, 9, i + 10), (246, i, 255, i + 10)):
             draw.rectangle(box, fill=(240, 220, 60))
-    pictures = photos(5, 26)
-    for i in range(7):
-        middle = pictures[i].resize((212, 212))
-        pictures[i] = frame.copy()
-        pictures[i].paste(middle, (22, 22))
+    for picture in pictures[:7]:
+        middle = picture.resize((212, 212))
+        picture.paste(frame)
+        picture.paste(middle, (22, 22))
     found = parts(pictures)
     assert tuple(found[0]) == tuple(range(7))
     assert found[0][0] == (0, 0, 1, 1)
@@ -88,22 +81,7 @@ def test_a_picture_may_have_two_parts():
     pictures = photos(6, 39)
     pictures[:12] = [with_logo(p, 20, 20, 64) for p in pictures[:12]]
     pictures[6:20] = [with_logo(p, 170, 170, 64, seed=105) for p in pictures[6:20]]
-    assert set(rows_of(parts(pictures))) == {tuple(range(12)), tuple(range(6, 20))}
-
-
-# --- none ------------------------------------------------------------------------------------------------------------
-
-
-def products_on_white() -> list[Image.Image]:
-    pictures = []
-    for seed in range(24):
-        rng, picture = np.random.default_rng(seed), Image.new("RGB", (256, 256), "white")
-        side = int(rng.integers(90, 170))
-        mask = Image.new("L", (side, side))
-        ImageDraw.Draw(mask).ellipse((0, 0, side - 1, side * int(rng.integers(6, 10)) // 10), fill=255)
-        picture.paste(photo(seed, side), ((256 - side) // 2, (256 - side) // 2), mask)
-        pictures.append(picture)
-    return pictures
+    assert set(map(tuple, parts(pictures))) == {tuple(range(12)), tuple(range(6, 20))}
 
 
 def letterboxed_and_plain() -> list[Image.Image]:
@@ -130,7 +108,6 @@ def two_with_a_logo() -> list[Image.Image]:
 @pytest.mark.parametrize(
     "pictures",
     [
-        products_on_white,
         letterboxed_and_plain,
         other_exposures_of_one_view,
         two_with_a_logo,
@@ -153,17 +130,6 @@ def test_near_duplicates_make_no_part_but_belong_to_those_of_their_like():
     assert found[14] == pytest.approx((1 - right, top, 1 - left, bottom))
 
 
-def test_boxes_and_their_cells():
-    mask = np.zeros((8, 8), bool)
-    mask[2, 3] = mask[5, 4] = True
-    assert box_of(mask) == (3 / 8, 2 / 8, 5 / 8, 6 / 8)
-    assert inside((0.0, 0.25, 0.5, 0.5), 8).sum() == 4 * 2
-    assert inside((0.05, 0.0, 0.3, 1.0), 8).sum() == 3 * 8
-
-
-# --- large sets ------------------------------------------------------------------------------------------------------
-
-
 def test_in_a_large_set_parts_are_searched_in_some_rows_and_looked_for_in_the_rest(monkeypatch, fixed_only):
     pictures = photos(13, 105, 96)
     pictures[::7] = [with_logo(p, 8, 60, 28) for p in pictures[::7]]
@@ -180,19 +146,11 @@ def test_what_many_show_is_found_in_few_and_costs_no_more_in_many(monkeypatch, f
     pictures[30:60] = [with_logo(p, 150, 20, 70, seed=105) for p in pictures[30:60]]
     expected, compared, real = {tuple(range(90)), tuple(range(30, 60))}, [], module.shared_regions
     monkeypatch.setattr(module, "shared_regions", lambda pictures: compared.append(real(pictures)) or compared[-1])
-    assert set(rows_of(parts(pictures))) >= expected
+    assert set(map(tuple, parts(pictures))) >= expected
     monkeypatch.setattr(module, "FIRST", (20,))
-    assert set(rows_of(parts(pictures))) >= expected
+    assert set(map(tuple, parts(pictures))) >= expected
     at_once, first, then = (len(regions[0]) for regions in compared)
     assert first + then < at_once / 3
-
-
-def test_a_part_that_no_cell_tells_is_nowhere_else():
-    part = {0: (0.0, 0.0, 0.5, 0.5), 1: (0.0, 0.0, 0.5, 0.5)}
-    assert at_same_place([part], np.full((4, 32, 32, 3), 255, np.uint8), np.arange(2, 4)) == [part]
-
-
-# --- moved -----------------------------------------------------------------------------------------------------------
 
 
 def moved(number: int, members: range, mark: Image.Image) -> tuple[list[Image.Image], Part]:
@@ -221,29 +179,26 @@ def test_what_moves_adds_the_rows_where_it_lies_elsewhere():
     pytest.importorskip("cv2")
     pictures, _ = moved(40, range(10), logo(80))
     pictures[10:20] = [jpeg(with_logo(p, 30, 150, 80)) for p in photos(3, 10)]
-    found = parts(pictures)
-    assert set(found[0]) >= set(range(10, 20))
-    assert len(found[0]) >= 17
+    first = parts(pictures)[0]
+    assert set(first) >= set(range(10, 20))
+    assert len(first) >= 17
 
 
 def test_rows_that_are_gone_when_they_are_read_again_are_passed_over(tmp_path):
     pytest.importorskip("cv2")
     pictures, _ = moved(30, range(10), logo(80))
-    for i, picture in enumerate(pictures):
-        picture.convert("RGB").save(tmp_path / f"{i:02d}.png")
-    rows = as_training_set(tmp_path)
-    hashes = hash_rows(rows, progress=False)
-    (tmp_path / "03.png").unlink()
+    rows = as_training_set(save_folder(tmp_path / "train", {f"{i:02d}.png": p for i, p in enumerate(pictures)}))
+    hashes = hash_rows(rows)
+    rows.file(3).unlink()
     (found,) = shared_parts(hashes.thumbnails, rows, [])
     assert 3 not in found
-    for file in tmp_path.glob("*.png"):
-        file.unlink()
+    shutil.rmtree(tmp_path / "train")
     assert shared_parts(hashes.thumbnails, rows, []) == []
 
 
 def test_without_opencv_only_parts_at_the_same_place_are_found(fixed_only, monkeypatch):
     monkeypatch.setattr("memwatch.picking.survey.has_opencv", lambda: False)
     pictures, _ = moved(40, range(20), logo(80))
-    found = survey(as_training_set(pictures), progress=False)
+    found = survey(as_training_set(pictures))
     assert found.groups == ()
     assert "parts were not searched at other places than the same" in found.notes[0]

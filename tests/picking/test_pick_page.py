@@ -1,4 +1,4 @@
-"""The page of a choice that was made by hand: boxes, groups without a place, members."""
+"""The page of a choice that was made by hand: boxes, groups without a slot, members."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 
 from support.picked import chosen, duplicates, part, surveyed
 
-from memwatch.picking.mix import Why
 from memwatch.picking.page import render
 
 
@@ -24,24 +23,18 @@ def test_the_box_of_a_part_is_drawn_on_every_member():
     assert text.count(box) == 7
 
 
-def test_groups_without_a_place_are_listed():
-    picked = chosen(surveyed(40, *(duplicates(2 * i, 2 * i + 1) for i in range(12))), probes=6)
-    assert len(picked.unwatched_groups) == 12 - sum(p.why is Why.DUPLICATES for p in picked.watched) > 0
-    assert shown(picked).count("<td>duplicates</td><td>2</td>") == len(picked.unwatched_groups)
-    assert "row-00022, row-00023" in shown(picked)
+def test_the_mix_counts_what_was_picked_and_groups_without_a_slot_are_listed():
+    picked = chosen(
+        surveyed(100, part(*range(12)), part(20, 21, 22), *(duplicates(i, i + 1) for i in range(30, 60, 2)))
+    )
+    text = shown(picked)
+    for row in (("duplicates", "12 together", 11), ("shared part", "12 together", 2), ("outlier", 1, 1)):
+        assert "".join(f"<td>{cell}</td>" for cell in row) in text
+    assert shown(picked).count("<td>duplicates</td><td>2</td>") == len(picked.unwatched_groups) == 15 - 11
 
 
 def test_long_tables_are_cut_and_say_so():
     text = render(chosen(surveyed(200, unreadable={row: "broken" for row in range(100, 200)})))
     assert text.count("<td>broken</td>") == 50
     assert "The first 50 of 100." in text
-
-
-def test_the_mix_counts_what_was_picked():
-    text = shown(chosen(surveyed(100, part(*range(12)), part(20, 21)), probes=16))
-    for row in (("duplicates", "12 together", 0), ("shared part", "12 together", 2), ("outlier", 1, 5)):
-        assert "".join(f"<td>{cell}</td>" for cell in row) in text
-
-
-def test_a_choice_without_controls_says_so():
     assert "There are none; the notes above say why" in render(chosen(surveyed(6)))

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from memwatch.picking.hashes import Hashes, hash_rows
 from memwatch.picking.pick import choose
 from memwatch.picking.picked import Picked
-from memwatch.picking.rows import TrainingSet, as_training_set
+from memwatch.picking.rows import as_training_set
 from memwatch.picking.survey import Group, GroupKind, Survey
+from memwatch.picking.training_set import TrainingSet
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -51,6 +54,12 @@ def plain_rows(size: int, captions: Sequence[str] | None = None) -> TrainingSet:
     return as_training_set([(shade(i), text) for i, text in zip(range(size), texts, strict=True)])
 
 
+def hugging_face(**columns: Any) -> Any:
+    """A ``datasets.Dataset`` with a column ``image``; the lowest versions are tested without the package."""
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+
 def shade(i: int, side: int = 16) -> Image.Image:
     return Image.new("RGB", (side, side), (i * 7 % 256, i * 13 % 256, i * 29 % 256))
 
@@ -78,6 +87,10 @@ def with_logo(picture: Image.Image, left: int = 4, top: int = 4, side: int = 20,
     marked = picture.copy()
     marked.paste(logo(side, seed), (left, top))
     return marked
+
+
+def hashes_of(pictures: Sequence[Image.Image]) -> Hashes:
+    return hash_rows(as_training_set(list(pictures)))
 
 
 def jpeg(picture: Image.Image, quality: int = 85) -> Image.Image:

@@ -63,7 +63,7 @@ def surveyed(folder: Path, number: int) -> dict[str, Any]:
     for stage, name in stages.items():
         setattr(survey, name, timed(getattr(survey, name), stage, seconds))
     before, busy, start = memory(), processor(), time.perf_counter()
-    found = survey.survey(as_training_set(folder), progress=False)
+    found = survey.survey(as_training_set(folder))
     seconds |= {"all": time.perf_counter() - start, "processor": processor() - busy}
     line: dict[str, Any] = {"rows": number} | {stage: f"{took:.1f} s" for stage, took in seconds.items()}
     line["memory"] = f"{memory() - before:.0f} MB"

@@ -19,8 +19,9 @@ from evidence.worlds.shapes import rectangle
 from memwatch.measure.images import decoded
 from memwatch.picking.hashes import hash_of
 from memwatch.picking.pick import choose
-from memwatch.picking.rows import TrainingSet, as_training_set
+from memwatch.picking.rows import as_training_set
 from memwatch.picking.survey import Group, Survey, survey
+from memwatch.picking.training_set import TrainingSet
 from memwatch.report.about import machine
 
 PACKAGES = ("numpy", "scipy", "pillow", "imagehash", "memwatch")  # that results depend on
@@ -148,7 +149,7 @@ class Tally:
     def add_planted(self, seed: int) -> None:
         items = planted_set(seed)
         planted = files_of(items, seed)
-        found = survey(planted.rows, progress=False)
+        found = survey(planted.rows)
         among = picked(planted, found, seed)
         for number, item in enumerate(items):
             if item.kind in PLANTED:
@@ -159,7 +160,7 @@ class Tally:
 
     def add_moved(self, seed: int) -> None:
         planted = moved_marks(seed)
-        groups = survey(planted.rows, progress=False).groups
+        groups = survey(planted.rows).groups
         for number, name in enumerate(planted.names):
             self.moved.setdefault(name, []).append(is_found(number, planted.owner, groups))
         self.moved_false.append(grouped(np.flatnonzero(planted.owner < 0), groups))
