@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor
-
-logger = logging.getLogger("memwatch")
 
 
 def tokenize(prompt: str, tokenizer: Any, length: int | None = None) -> Any:
@@ -39,12 +36,3 @@ def clip_pooled(prompt: str, tokenizer: Any, text_encoder: Any) -> Tensor:
 def t5(prompt: str, tokenizer: Any, text_encoder: Any, length: int) -> Tensor:
     """The embedding of a T5 encoder, shape ``(length, width)``. As in the pipelines, there is no attention mask."""
     return kept(text_encoder(tokenize(prompt, tokenizer, length).input_ids.to(text_encoder.device))[0])
-
-
-def warn_if_cut(prompt: str, tokenizer: Any, limit: int | None = None) -> None:
-    """Warn about the words of a prompt that the tokenizer cuts off."""
-    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    limit = tokenizer.model_max_length if limit is None else limit
-    if len(ids) > limit:
-        cut = tokenizer.decode(ids[limit - 1 : -1])  # the last place is the end token's
-        logger.warning("probe prompt %r is longer than %d tokens; cut: %r", prompt, limit, cut)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from memwatch.denoiser.aligned import ALIGNMENT, aligned, offset_of
+from memwatch.denoiser.components import ALIGNMENT, aligned, offset_of
 
 PROMPTS = "conditioning/"  # before what a trained text encoder said at a step, beside the weights; no parameter has it
 

@@ -18,7 +18,7 @@ from torch import nn
 from memwatch import Probe
 from memwatch.config import CurvatureConfig, SamplingConfig
 from memwatch.denoiser import Components, Flux, StableDiffusion3
-from memwatch.denoiser.flux import pack, unpack
+from memwatch.denoiser.flow import pack, unpack
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.measure import measure
 from memwatch.measure.prepare import PreparedProbe

@@ -24,7 +24,7 @@ from support.originals import clip_weights, original_weights
 
 from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components, StableDiffusion, load_components
-from memwatch.denoiser.aligned import ALIGNMENT, offset_of
+from memwatch.denoiser.components import ALIGNMENT, offset_of
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
