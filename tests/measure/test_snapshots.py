@@ -105,17 +105,6 @@ def test_a_full_disk_loses_nothing_on_the_process_that_writes(tmp_path, full_dis
     assert set(store.get(0)) == {"w", "late"}
 
 
-def test_where_nothing_is_pinned_a_full_disk_leaves_what_was_kept(tmp_path, full_disk):
-    store = SnapshotStore(tmp_path, 1, pinned=0)
-    store.add(0, tensors(0))
-    store.add(2, tensors(2))
-    full_disk()
-    with pytest.raises(OSError, match="No space"):
-        store.add(4, tensors(4))
-    assert store.steps == [2]
-    assert [file.name for file in tmp_path.iterdir()] == ["step_0000002.safetensors"]
-
-
 def test_marks_lie_beside_the_tensors_and_not_among_them(tmp_path):
     store = SnapshotStore(tmp_path, 2)
     store.add(0, tensors(0), {"cat": "run/ä", "": "x"})
