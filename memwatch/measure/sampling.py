@@ -18,14 +18,10 @@ from memwatch.measure.views import View
 
 @dataclass(frozen=True)
 class Sample:
-    """What sampling gives.
+    """What sampling gives: the finished latents ``(b, c, h, w)``, and the noisy ones before the last step.
 
-    Attributes:
-        latents: the finished latents, ``(b, c, h, w)``.
-        x_last: the noisy latents before the last step, same shape.
-        timestep: of that last step.
-        guidance_norm: ``(b,)``, mean over the steps of ``|eps(x, c) - eps(x, null)|`` (Wen et al. 2024); 0 without
-            guidance.
+    ``timestep`` is that of the last step. ``guidance_norm``, ``(b,)``, is the mean over the steps of ``|eps(x, c) -
+    eps(x, null)|`` (Wen et al. 2024); 0 without guidance.
     """
 
     latents: Tensor
@@ -43,15 +39,11 @@ def sample(
     conditioning: Sequence[Conditioning],
     unconditional: Conditioning | None,
 ) -> Sample:
-    """Sample with classifier-free guidance: DDIM, or Euler steps for rectified flow.
-
-    Families without guidance are sampled by their conditional branch alone.
+    """Sample with classifier-free guidance, if the family has it: DDIM, or Euler steps for rectified flow.
 
     Args:
         scheduler: the pipeline's; the family's own sampler is made from its configuration.
-        x: initial noise of unit variance, ``(b, c, h, w)``, on the CPU.
-        conditioning: one per row of ``x``.
-        unconditional: of the branch without the prompt.
+        x: initial noise of unit variance, ``(b, c, h, w)``, on the CPU. conditioning: one per row of it.
     """
     b = len(x)
     sampler = denoiser.sampler(scheduler, sampling.num_inference_steps, x.shape[-1])
@@ -85,13 +77,9 @@ def generate(
     side: int,
     batches: Batches,
 ) -> Tensor:
-    """Finished latents of one prompt, ``(n, c, side, side)`` float32 on the CPU.
+    """Finished latents of one prompt, ``(n, c, side, side)`` float32 on the CPU, one per seed.
 
     A batch never holds two prompts, see ``measure``.
-
-    Args:
-        seeds: n of them, each of one generation.
-        batches: generations at a time.
     """
 
     def finished(batch: Sequence[int]) -> Tensor:
@@ -113,12 +101,7 @@ def prompt_view(
 ) -> tuple[View, Tensor]:
     """Sample up to the last step and look there (Kim & Lee 2026: x_t before DDIM step ``num_inference_steps - 1``).
 
-    Args:
-        draws: of test vectors; they share the one x_t.
-        side: of the latents, pixels.
-
-    Returns:
-        The view, and the finished latents ``(c, h, w)`` on the CPU for showing.
+    All ``draws`` of test vectors share the one x_t. Also returns the finished latents ``(c, h, w)`` on the CPU.
     """
     x = initial_noise(denoiser, [prepared.probe.seed], side)
     s = sample(denoiser, scheduler, sampling, x, [prepared.conditioning], unconditional)

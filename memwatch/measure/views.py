@@ -22,11 +22,10 @@ def seeded(*parts: object) -> torch.Generator:
 
 @dataclass(frozen=True)
 class View:
-    """Noisy latents of one probe at every level and draw, with what belongs to them.
+    """Noisy latents of one probe, ``(levels, draws, c, h, w)`` float32 on the CPU, with what belongs to them.
 
     Attributes:
         key: names the view. Its test vectors depend on it, so that baseline and now share them.
-        noisy_latents: ``(levels, draws, c, h, w)`` float32 on the CPU.
         timesteps: one per level; whole numbers, except at the last sampling step of rectified flow.
         eps: the true noise, same shape; ``None`` where it is unknown, at the last sampling step.
         conditioning: of the probe, or of the unconditional branch.
@@ -56,11 +55,7 @@ def reference_view(prepared: PreparedProbe, denoiser: Denoiser, levels: LevelsCo
 
 
 def noised(prepared: PreparedProbe, latents: Tensor, denoiser: Denoiser, levels: LevelsConfig, seed: int) -> View:
-    """Latents under the probe's fixed noise at fixed levels.
-
-    Args:
-        latents: z_0, ``(n, c, h, w)`` float32 on the CPU; n divides ``levels.draws``, and draw d has number d mod n.
-    """
+    """Latents z_0 ``(n, c, h, w)`` under the probe's fixed noise at fixed levels; draw d has number d mod n."""
     eps = fixed_noise(prepared.name, (len(levels.timesteps), levels.draws, *latents.shape[1:]), seed)
     z_0 = latents.repeat(levels.draws // len(latents), 1, 1, 1)
     add_noise = denoiser.schedule.add_noise
