@@ -54,11 +54,7 @@ class Denoiser(ABC):
 
     @abstractmethod
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The model's own output, of its own prediction type.
-
-        Of noisy latents ``(b, c, h, w)`` on the model's device and in its dtype, timesteps ``(b,)``, and what ``stack``
-        returns.
-        """
+        """The model's own output for ``(b, c, h, w)`` in its dtype and on its device, ``(b,)``, and a ``stack``."""
 
     @abstractmethod
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:

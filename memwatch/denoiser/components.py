@@ -19,14 +19,9 @@ Weights = TypeVar("Weights", Tensor, nn.Module)
 
 @dataclass
 class Components:
-    """The parts of a pipeline beside its denoiser.
+    """The parts of a pipeline beside its denoiser, in its order; ``None`` where there is none.
 
-    Attributes:
-        scheduler: the noise schedule, and what prompts are sampled with.
-        vae: ``None`` where the model works on pixels.
-        text_encoders, tokenizers: in the pipeline's order; ``None`` where there is none.
-        zero_unconditional: whether the unconditional branch gets zeros instead of the empty prompt, where the family
-            allows it (SDXL's ``force_zeros_for_empty_prompt``).
+    ``zero_unconditional`` is SDXL's ``force_zeros_for_empty_prompt``.
     """
 
     scheduler: Any
@@ -51,17 +46,12 @@ def load_components(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Components:
-    """Fill in the parts that are not ``given``. The denoiser itself is never loaded.
+    """Fill in the parts that are not ``given``, or raise ``ValueError``. The denoiser itself is never loaded.
 
     Args:
         pretrained: a folder, a hub id or a ``DiffusionPipeline``.
         text_encoders: those that are needed, by their names in the pipeline. optional: those that it may lack.
-        device: where loaded networks go.
         dtype: of loaded text encoders. A loaded VAE is float32, because some VAEs give NaN in float16.
-
-    Raises:
-        ValueError: a needed part is neither given nor in ``pretrained``, ``pretrained`` cannot be read, or too many
-            text encoders are given.
     """
     tokenizers = [_tokenizer(name) for name in text_encoders]
     if (count := max(len(given.text_encoders), len(given.tokenizers))) > len(text_encoders):
@@ -153,3 +143,33 @@ def _read_pipeline(pretrained: Any, names: Sequence[str], dtype: torch.dtype) ->
             return DiffusionPipeline.from_pretrained(pretrained, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"pretrained {str(pretrained)!r} cannot be loaded: {error}") from error
+
+
+def tokenize(prompt: str, tokenizer: Any, length: int | None = None) -> Any:
+    """A batch of one prompt's tokens, padded or cut to ``length``; by default to the tokenizer's own length."""
+    length = tokenizer.model_max_length if length is None else length
+    return tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+
+
+def kept(embedding: Tensor) -> Tensor:
+    """The only row of a batch, float32 on the CPU."""
+    return embedding[0].float().cpu().clone()  # one made under ``inference_mode`` can take no part in a backward pass
+
+
+@torch.no_grad()
+def clip_penultimate(prompt: str, tokenizer: Any, text_encoder: Any) -> tuple[Tensor, Tensor]:
+    """Last hidden state but one ``(tokens, width)`` and pooled projection ``(width,)`` of CLIP (SDXL, SD 3)."""
+    output = text_encoder(tokenize(prompt, tokenizer).input_ids.to(text_encoder.device), output_hidden_states=True)
+    return kept(output.hidden_states[-2]), kept(output[0])
+
+
+@torch.no_grad()
+def clip_pooled(prompt: str, tokenizer: Any, text_encoder: Any) -> Tensor:
+    """The pooled output of a CLIP text encoder (Flux), shape ``(width,)``."""
+    return kept(text_encoder(tokenize(prompt, tokenizer).input_ids.to(text_encoder.device)).pooler_output)
+
+
+@torch.no_grad()
+def t5(prompt: str, tokenizer: Any, text_encoder: Any, length: int) -> Tensor:
+    """The embedding of a T5 encoder, shape ``(length, width)``. As in the pipelines, there is no attention mask."""
+    return kept(text_encoder(tokenize(prompt, tokenizer, length).input_ids.to(text_encoder.device))[0])

@@ -9,19 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from memwatch.denoiser.base import Conditioning, Denoiser, config_of, is_a
-from memwatch.denoiser.components import Components
-from memwatch.denoiser.text import clip_penultimate, clip_pooled, t5
+from memwatch.denoiser.components import Components, clip_penultimate, clip_pooled, t5
 
 
 class FlowDenoiser(Denoiser):
-    """Rectified flow: ``x_t = (1 - sigma) z_0 + sigma eps`` with ``sigma = t / 1000``, sampled by Euler steps.
-
-    Attributes:
-        even_sigmas: whether sampling starts from evenly spaced sigmas instead of the scheduler's own timesteps.
-    """
+    """Rectified flow: ``x_t = (1 - sigma) z_0 + sigma eps`` with ``sigma = t / 1000``, sampled by Euler steps."""
 
     part = "transformer"
-    even_sigmas = False
+    even_sigmas = False  # for sampling, instead of the scheduler's own timesteps
 
     def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:
         """The family's own scheduler, with its timestep shift for latents of ``side`` pixels."""

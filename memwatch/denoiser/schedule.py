@@ -17,11 +17,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """alpha and sigma of every training timestep.
-
-    Attributes:
-        alphas: shape ``(T,)``, float64; ``None`` for rectified flow, where any real timestep in ``[0, T]`` is allowed.
-        num_train_timesteps: T. prediction_type: what the model's output means, one of ``PREDICTION_TYPES``.
+    """alpha ``(T,)``, float64, of every training timestep; ``None`` for rectified flow, which takes any real timestep.
 
     A prediction type that is unknown or does not fit ``alphas`` is a ``ValueError``.
     """

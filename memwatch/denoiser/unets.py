@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from memwatch.denoiser.base import Conditioning, Denoiser, config_of, is_a
-from memwatch.denoiser.components import Components
-from memwatch.denoiser.text import clip_penultimate, kept, tokenize
+from memwatch.denoiser.components import Components, clip_penultimate, kept, tokenize
 
 
 def is_plain_unet(model: nn.Module) -> bool:

@@ -37,11 +37,6 @@ def choose_baseline(signals: SignalsConfig, steps: Sequence[int], last_clean: in
 
     Where the wanted one of the earlier ``steps`` is missing, the first stands in for it. ``last_clean``: of the last
     event in which the probe raised no suspicion.
-
-    >>> choose_baseline(SignalsConfig(baseline="lag:2"), [0, 500, 1000])
-    500
-    >>> choose_baseline(SignalsConfig(baseline="lag:9"), [0, 500, 1000])
-    0
     """
     kind, argument = signals.baseline_parts
     if signals.baseline_is_fixed or not steps:
@@ -62,7 +57,6 @@ class Baselines:
     """Keeps what earlier events left behind, and chooses from it what may be compared.
 
     Args:
-        signals: names the baseline.
         ledger: of measurements. weights: of trainable tensors.
         fixed_weights: what ``base`` and ``path:FILE`` mean, read when it is needed.
         fingerprints: see ``measurement.fingerprints``. Only what was kept under the same one, and by a run of the same

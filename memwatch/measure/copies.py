@@ -22,12 +22,10 @@ FLAT = 0.02  # contrast (root mean square, 1 is from black to white) below which
 
 @dataclass(frozen=True)
 class Proof:
-    """What a prompt generates, and how near that is to what memwatch watches.
+    """What a prompt generates, RGB uint8 ``(n, H, W, 3)``, and how near that is to what memwatch watches.
 
     Attributes:
-        generations: RGB uint8 ``(n, H, W, 3)``.
-        ratios: of each generation, see ``copy_ratios``; for a prompt probe, whose training image is not known, see
-            ``sibling_ratios``.
+        ratios: of each generation, see ``copy_ratios``; for a prompt probe, without an image, see ``sibling_ratios``.
         copies: for each generation, the names of the watched probes that it copies.
         num_others: how many other pictures there were, without their views.
     """
@@ -89,9 +87,6 @@ def sibling_ratios(pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -
     return nearest
 
 
-# --- what is compared -------------------------------------------------------------------------------------------------
-
-
 def comparable(pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """RGB uint8 pictures of one size as they are compared: ``(n, h, w, 3)`` in [0, 1], ``SIDE`` pixels at most."""
     sides = tuple(min(SIDE, side) for side in pictures[0].shape[1::-1])
@@ -100,12 +95,7 @@ def comparable(pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 
 
 def mask_at(inside: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A region, bool ``(h, w)`` on the grid of latents, as pixels ``shape``.
-
-    >>> mask_at(np.array([[True, False]]), (2, 4)).astype(int)
-    array([[1, 1, 0, 0],
-           [1, 1, 0, 0]])
-    """
+    """A region, bool ``(h, w)`` on the grid of latents, as pixels ``shape``; it never vanishes."""
     share = Image.fromarray(inside.astype(np.float32)).resize(shape[::-1], Image.Resampling.BOX)
     mask: np.ndarray = np.asarray(share) >= min(0.5, float(np.asarray(share).max()) or 1.0)
     return mask
@@ -162,10 +152,7 @@ class Pool:
 
 
 def views_of(picture: np.ndarray, count: int) -> np.ndarray:
-    """A picture, RGB uint8, and random views of it, always the same ones: crops, every other one mirrored.
-
-    There are ``count`` in all; see ``comparable``.
-    """
+    """``comparable`` views of a picture, always the same: itself, and ``count - 1`` crops, every other one mirrored."""
     rng, whole = np.random.default_rng(0), Image.fromarray(picture)
     width, height = whole.size
     found = [picture]

@@ -1,20 +1,20 @@
-"""Measure one view: retained variance and epsilon, in batches that fit into memory; and what an event costs."""
+"""Measure a view, and generate, in batches that fit into memory; and what an event costs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from memwatch.config import SCREEN_DRAWS, CurvatureConfig, MemWatchConfig
+from memwatch.config import SCREEN_DRAWS, CurvatureConfig, MemWatchConfig, SamplingConfig
 from memwatch.denoiser import Conditioning, Denoiser, to_device
 from memwatch.measure.curvature import CurvatureMap, test_vectors, value_and_diag_jacobian
 from memwatch.measure.measurement import Measurement
-from memwatch.measure.views import View, seeded
+from memwatch.measure.views import View, initial_noise, sample, seeded
 
 FORWARD = 4  # times as many noisy latents fit at once where no graph is kept
 
@@ -28,12 +28,8 @@ class Batches:
     When memory runs out the batch is halved. A single row that does not fit is tried once more, and all that follow
     with it, inside ``sparing``. A size that changes changes rounding, in float32 by about 1e-6 of the largest values.
 
-    Args:
-        size: rows at a time, at least 1; it shrinks.
-        sparing: entered, it makes the work take less memory and more time; ``None`` where nothing does.
-
-    Attributes:
-        spares: whether ``sparing`` is needed.
+    ``size``: rows at a time. ``sparing``: entered, it makes the work take less memory and more time. ``spares``:
+    whether that is needed.
     """
 
     def __init__(self, size: int, sparing: Callable[[], AbstractContextManager[None]] | None = None) -> None:
@@ -118,6 +114,29 @@ def run_forward(
     epsilon = epsilon.reshape(len(branches), levels, draws, *epsilon.shape[1:])
     now, *without = (Measurement(None, one) for one in epsilon)
     return now, without[0] if without else None
+
+
+def generate(
+    denoiser: Denoiser,
+    scheduler: Any,
+    sampling: SamplingConfig,
+    seeds: Sequence[int],
+    conditioning: Conditioning,
+    unconditional: Conditioning | None,
+    side: int,
+    batches: Batches,
+) -> Tensor:
+    """Finished latents of one prompt, ``(n, c, side, side)`` float32 on the CPU, one per seed.
+
+    A batch never holds two prompts, see ``measure``.
+    """
+
+    def finished(batch: Sequence[int]) -> Tensor:
+        x = initial_noise(denoiser, batch, side)
+        s = sample(denoiser, scheduler, sampling, x, [conditioning] * len(batch), unconditional)
+        return s.latents.float().cpu()
+
+    return torch.stack(batches.run(seeds, finished))
 
 
 def _batch(denoiser: Denoiser, view: View, rows: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:

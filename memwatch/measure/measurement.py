@@ -23,12 +23,10 @@ SCREEN = "//screen"  # at the end: run forward only, at the screen's noise draws
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one denoiser says at fixed noisy latents.
+    """What one denoiser says at fixed noisy latents: epsilon ``(levels, draws, c, h, w)``, float32, and rho.
 
-    Attributes:
-        rho: retained variance, mean over channels; samples ``(levels, n, h, w)``, n replicates. ``None`` where the
-            network was run forward only.
-        epsilon: ``(levels, draws, c, h, w)``, float32.
+    rho is the retained variance, mean over channels: samples ``(levels, n, h, w)``. ``None`` where the network was run
+    forward only.
     """
 
     rho: CurvatureMap | None
@@ -93,9 +91,6 @@ class Observation:
         return {name: measurement for name, measurement in found.items() if measurement is not None}
 
 
-# --- to disk and back -------------------------------------------------------------------------------------------------
-
-
 def to_tensors(measurements: Mapping[str, Measurement]) -> dict[str, Tensor]:
     """Measurements by name, as named tensors."""
     tensors = {f"{name}/rho": m.rho.samples for name, m in measurements.items() if m.rho is not None}
@@ -142,9 +137,6 @@ def observation_from_tensors(tensors: Mapping[str, Tensor], probe: Probe) -> Obs
         image=None if image is None else image.numpy(),
         generations=None if generations is None else generations.numpy(),
     )
-
-
-# --- fingerprints -----------------------------------------------------------------------------------------------------
 
 
 def measured_under(config: MemWatchConfig, p: PreparedProbe) -> dict[str, Any]:

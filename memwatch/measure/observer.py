@@ -19,13 +19,12 @@ from memwatch.denoiser import Components, Conditioning, borrow, can_checkpoint, 
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.images import decode_latents
 from memwatch.measure.lora_off import lora_off
-from memwatch.measure.measure import EventBatches, Passes, count_passes, measure, run_forward
+from memwatch.measure.measure import EventBatches, Passes, count_passes, generate, measure, run_forward
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prediction_type import PredictionTypeCheck
 from memwatch.measure.prepare import NO_PROMPT, PreparedProbe, WatchList, adapt, offloaded, prepare, require_of_model
 from memwatch.measure.probes import Probe, all_probes
-from memwatch.measure.sampling import generate, prompt_view
-from memwatch.measure.views import View, noised, reference_view
+from memwatch.measure.views import View, noised, prompt_view, reference_view
 from memwatch.measure.weights import (
     OffloadedNetwork,
     averages,
@@ -139,9 +138,7 @@ class Observer(WatchList):
         *,
         curvature: bool = True,
     ) -> list[Observation]:
-        """Look at ``probes``; call it inside ``borrowed``.
-
-        First the live weights, probe by probe. Then once per set of earlier weights, for the probes that need it.
+        """Look at ``probes`` by the live weights, then by each set of earlier weights; call it inside ``borrowed``.
 
         Args:
             last_clean: by probe, the step of the last event in which it raised no suspicion.
@@ -190,7 +187,7 @@ class Observer(WatchList):
         )
 
     def view(self, p: PreparedProbe) -> tuple[View, np.ndarray | None]:
-        """Where a probe is looked at, and what a prompt generates, RGB uint8 ``(n, H, W, 3)``; ``None`` of an image."""
+        """Where a probe is looked at, and what a prompt generates, RGB uint8 ``(n, H, W, 3)``."""
         config = self.config
         if p.probe.is_reference:
             return reference_view(p, self.denoiser, config.levels, config.seed), None

@@ -6,8 +6,7 @@ z_0``, over all reference probes, draws and coordinates. Levels are averaged by 
 ``|v - eps|^2 / (|v|^2 + |eps|^2)``: at low noise they are nearly the same.
 
 On tiny-sd, with pictures seen, unseen, flat or noise, the right type leaves at most 0.33, and the other one at least
-2.3 times as much. An untrained network leaves 1.1 by either, and so contradicts none. A network that is trained on as
-the other type contradicts it for some dozens of steps.
+2.3 times as much. An untrained network leaves 1.1 by either, and so contradicts none.
 """
 
 from __future__ import annotations

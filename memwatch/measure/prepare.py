@@ -99,11 +99,9 @@ class PreparedProbe:
 def prepare(
     probes: Sequence[Probe], denoiser: Denoiser, components: Components, resolution: int, *, says: bool = True
 ) -> list[PreparedProbe]:
-    """Encode every prompt and image; one that cannot be is a ``ProbeError``.
+    """Encode every prompt and image; one that cannot be is a ``ProbeError``. ``resolution``: side of images, pixels.
 
-    Args:
-        resolution: side of the images, pixels.
-        says: whether this process, one of several, says which prompts are cut and how many images are resized.
+    ``says``: whether this process, one of several, says which prompts are cut and how many images are resized.
     """
     resized: list[str] = []
     prepared: list[PreparedProbe] = []

@@ -55,11 +55,7 @@ class Probe:
 
     @property
     def title(self) -> str:
-        """What people read: the caption, cut to 40 characters, and where it is from: a file, a row, or else its name.
-
-        >>> Probe("a photo of a red bus", "train/bus.png").title
-        'a photo of a red bus (bus.png)'
-        """
+        """What people read: the caption, cut to 40 characters, and its source: a file, a row, or else its name."""
         caption = " ".join(self.prompt.split())
         caption = caption if len(caption) <= TITLE else f"{caption[: TITLE - 1].rstrip()}…"
         source = "" if self.name == slug(self.prompt) else self.name
@@ -171,9 +167,5 @@ def _named(probes: Iterable[Probe]) -> list[Probe]:
 
 
 def slug(text: str) -> str:
-    """A text as the part of a file name or key.
-
-    >>> slug("A red bus, at night!")
-    'A-red-bus-at-night'
-    """
+    """A text as the part of a file name or key: ``A-red-bus-at-night``."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60]

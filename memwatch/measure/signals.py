@@ -160,8 +160,7 @@ def decide(signals: Signals, terms: str, against: str, expected: Tensor | None =
     prompt, where N is corrected for what the unconditional branch has memorized itself (few captions, dropped
     captions). Where it was not measured, S decides alone.
 
-    Args:
-        expected: k0, ``(levels,)``: what the branch has lost on controls, see ``branch_quantile``; 0 without.
+    ``expected`` is k0, ``(levels,)``: what the branch has lost on controls, see ``branch_quantile``; 0 without.
     """
     comparisons = (signals.snapshot, signals.unconditional, signals.branch)
     s, n, k = (None if c is None else c.term(terms) for c in comparisons)

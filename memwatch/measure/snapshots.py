@@ -13,15 +13,10 @@ from memwatch.measure.weights import read_safetensors, write_safetensors
 
 
 class SnapshotStore:
-    """Named tensors of earlier steps: the first one stays, and of the others the latest ``keep``.
+    """Named tensors of earlier steps: the first one stays, and of the others the latest ``keep``, at least 1.
 
-    Each step has *marks*, texts by name, that tell later what its tensors may be compared with. In a file they are its
-    metadata.
-
-    Args:
-        folder: where each step becomes ``step_NNNNNNN.safetensors``.
-        keep: how many steps stay beside the first, at least 1.
-        writes: whether this process writes (one per machine); the others only read.
+    Each step is a file in ``folder``. Its *marks*, texts by name in the metadata, tell later what its tensors may be
+    compared with. One process per machine ``writes``; the others only read.
     """
 
     def __init__(self, folder: Path, keep: int, *, writes: bool = True) -> None:
@@ -35,11 +30,7 @@ class SnapshotStore:
         return self.folder / f"step_{step:07d}.safetensors"
 
     def add(self, step: int, tensors: dict[str, Tensor], marks: Mapping[str, str] | None = None) -> None:
-        """Keep ``tensors`` as those of ``step``.
-
-        Raises:
-            OSError: the disk refused; the tensors are held in memory instead, nothing is lost.
-        """
+        """Keep ``tensors`` as those of ``step``. Where the disk refuses (``OSError``) they are held in memory."""
         self.steps = [*(s for s in self.steps if s < step), step]
         self._marks[step] = dict(marks or {})
         for old in self.steps[1 : -self.keep]:

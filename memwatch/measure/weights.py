@@ -48,9 +48,6 @@ def without_conditioning(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(PROMPTS)}, conditioning
 
 
-# --- in and out of a model --------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other values for some parameters, and afterwards exactly as before.
@@ -127,9 +124,6 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if callable(drop := getattr(module, "reshard", None)):
             drop()
-
-
-# --- on disk ----------------------------------------------------------------------------------------------------------
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

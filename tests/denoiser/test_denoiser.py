@@ -22,8 +22,7 @@ from memwatch.denoiser.flow import pack, unpack
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.measure import measure
 from memwatch.measure.prepare import PreparedProbe
-from memwatch.measure.sampling import prompt_view
-from memwatch.measure.views import View
+from memwatch.measure.views import View, prompt_view
 
 NAMES = ["sdxl", "sd3", "sd3-without-t5", "flux", "flux-schnell", "unconditional"]
 

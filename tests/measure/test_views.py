@@ -14,10 +14,9 @@ from support.oracles import ALPHAS, DiagonalGaussian, denoiser_of, generator, sp
 
 from memwatch import Probe
 from memwatch.config import LevelsConfig, SamplingConfig
-from memwatch.measure.measure import Batches
+from memwatch.measure.measure import Batches, generate
 from memwatch.measure.prepare import PreparedProbe, prepare
-from memwatch.measure.sampling import generate, initial_noise, prompt_view, sample
-from memwatch.measure.views import fixed_noise, noised, reference_view, seeded
+from memwatch.measure.views import fixed_noise, initial_noise, noised, prompt_view, reference_view, sample, seeded
 
 SAMPLING = SamplingConfig(num_inference_steps=4, guidance_scale=3.0)
 PROMPTS = ["a photo of a cat", "a red poster", "a photo of the dog"]

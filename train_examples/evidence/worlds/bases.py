@@ -23,8 +23,8 @@ from memwatch.denoiser import (
     Unconditional,
     load_components,
 )
+from memwatch.denoiser.components import kept, tokenize
 from memwatch.denoiser.schedule import NoiseSchedule
-from memwatch.denoiser.text import kept, tokenize
 from memwatch.measure.weights import read_safetensors, write_safetensors
 
 TEXT_WIDTH = 64  # of tiny-sd's text encoder, which all bases take over or train anew
