@@ -55,21 +55,6 @@ def test_checkpointing_gives_the_same_numbers_from_fewer_saved_tensors(pretraine
     assert little < much / 2
 
 
-def test_training_with_checkpointing_keeps_it_during_a_look(pretrained):
-    """Evaluation mode does not switch it off."""
-    unet = Loop(pretrained, checkpointing=True).bare
-    calls, real = [], unet.down_blocks[1]._gradient_checkpointing_func
-    for module in unet.modules():
-        if "_gradient_checkpointing_func" in module.__dict__:
-            module._gradient_checkpointing_func = lambda *args: calls.append(1) or real(*args)
-    with borrow(unet), torch.enable_grad():
-        unet(torch.randn(1, 4, 8, 8, requires_grad=True), torch.tensor(61), torch.randn(1, 32, 16))
-    assert calls
-
-
-# --- CUDA -------------------------------------------------------------------------------------------------------------
-
-
 def cuda_settings() -> list:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     found = [cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32]

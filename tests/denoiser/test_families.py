@@ -22,8 +22,6 @@ from memwatch import ConfigError, MemWatch, Probe
 from memwatch.denoiser import Components, StableDiffusion3, family_of, load_components
 from memwatch.judge.verdict import Verdict
 
-# --- events ----------------------------------------------------------------------------------------------------------
-
 
 def watch_of(model, pretrained, folder, *, size=tiny.SIZE, **overrides):
     probes = [Probe(PROMPT, picture(0, size), name="cat"), Probe(PROMPT, seed=3, name="drawn")]
@@ -95,9 +93,6 @@ def test_lora_keeps_its_own_tensors_only_and_the_base_model_is_a_baseline(name, 
         assert_same(a.signals.snapshot.variance.samples, b.signals.snapshot.variance.samples)
 
 
-# --- what is loaded, what is freed -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["sd1", "sd3"])
 def test_what_was_loaded_is_freed(name, family_folders, families, tmp_path, monkeypatch):
     loaded = []
@@ -144,68 +139,43 @@ def test_lists_of_text_encoders_are_used_and_the_rest_is_loaded(family_folders, 
 
 
 def test_text_encoders_are_loaded_in_the_networks_dtype_and_the_vae_in_float32(family_folders):
-    names = StableDiffusion3.text_encoders
-    parts = load_components(
-        family_folders["sd3"],
-        Components(None),
-        needs_vae=True,
-        text_encoders=names,
-        device=torch.device("cpu"),
-        dtype=torch.bfloat16,
-    )
+    how = {"needs_vae": True, "text_encoders": StableDiffusion3.text_encoders, "dtype": torch.bfloat16}
+    parts = load_components(family_folders["sd3"], Components(None), device=torch.device("cpu"), **how)
     assert [encoder.dtype for encoder in parts.text_encoders] == [torch.bfloat16] * 3
     assert parts.vae.dtype == torch.float32
     assert not any(p.requires_grad for part in (*parts.text_encoders, parts.vae) for p in part.parameters())
 
 
-def test_an_unconditional_model_needs_a_scheduler_only(families, tmp_path):
+def test_what_a_model_needs_and_what_it_cannot_do_is_named(families, family_folders, tmp_path):
     model = families["unconditional"].unet
     scheduler = DDPMScheduler(prediction_type="sample")
     report = watch_of(model, None, tmp_path, size=8, scheduler=scheduler).begin()
     assert report.findings[0].signals.raw.mean.isfinite().all()
     with pytest.raises(ValueError, match="pass scheduler= or a pretrained path"):
         watch_of(model, None, tmp_path, size=8)
+    with pytest.raises(ConfigError, match=r"resolution.*18.*a multiple of 4"):  # 2 pixels per latent, 2 of a patch
+        watch_of(families["sd3"].transformer, family_folders["sd3"], tmp_path, size=18)
     with pytest.raises(ConfigError, match=r"signals.against.*unconditional.*no unconditional branch"):
         watch_of(model, None, tmp_path, size=8, scheduler=scheduler, signals={"against": "unconditional"})
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
-def test_latents_must_be_whole_patches(name, family_folders, families, tmp_path):
-    """2 pixels per latent, 2 latents per patch."""
-    with pytest.raises(ConfigError, match=r"resolution.*18.*a multiple of 4"):
-        watch_of(network(families[name]), family_folders[name], tmp_path, size=18)
-
-
 BLOCKS = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
-TEXT = {"cross_attention_dim": 8, "attention_head_dim": 4}
-DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+TEXT = {"cross_attention_dim": 8, "attention_head_dim": 4, "down_block_types": DOWN}
 
 
-def unet_of(channels: int) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        **BLOCKS, **TEXT, in_channels=channels, out_channels=4, down_block_types=DOWN, up_block_types=UP
-    )
-
-
-def class_conditional() -> UNet2DModel:
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    return UNet2DModel(**BLOCKS, **blocks, num_class_embeds=3)
+PLAIN = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("kind", "options", "message"),
     [
-        (
-            lambda: ControlNetModel(**BLOCKS, **TEXT, down_block_types=DOWN),
-            "ControlNetModel is no denoiser: a probe would need a control image",
-        ),
-        (lambda: unet_of(8), "8 channels: a probe would need the image to be edited .InstructPix2Pix."),
-        (lambda: unet_of(9), "9 channels: a probe would need a mask and the masked image"),
-        (class_conditional, "class labels"),
+        (ControlNetModel, TEXT, "ControlNetModel is no denoiser: a probe would need a control image"),
+        (UNet2DConditionModel, TEXT | UP | {"in_channels": 8}, "8 channels: a probe would need the image to be edited"),
+        (UNet2DConditionModel, TEXT | UP | {"in_channels": 9}, "9 channels: a probe would need a mask and the masked"),
+        (UNet2DModel, PLAIN | {"num_class_embeds": 3}, "class labels"),
     ],
 )
-def test_what_cannot_be_watched_says_what_is_missing(make, message):
-    model = make()
-    expected = f"model {type(model).__name__} .*no family that memwatch knows.*{message}"
-    with pytest.raises(ValueError, match=expected):
-        family_of(model)
+def test_what_cannot_be_watched_says_what_is_missing(kind, options, message):
+    with pytest.raises(ValueError, match=f"model {kind.__name__} .*no family that memwatch knows.*{message}"):
+        family_of(kind(**BLOCKS, **options))
