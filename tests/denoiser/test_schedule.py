@@ -47,9 +47,7 @@ def test_schedulers_of_diffusers_are_read(name, declared):
 def test_flow_matching_is_known_by_its_class_and_errors_say_what_is_wrong():
     found = NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
     assert found == NoiseSchedule(None, 1000, "flow")
-    with pytest.raises(
-        ValueError, match="EDMEulerScheduler has no alphas_cumprod and is not a flow-matching"
-    ):
+    with pytest.raises(ValueError, match="EDMEulerScheduler has no alphas_cumprod and is not a flow-matching"):
         NoiseSchedule.from_scheduler(diffusers.EDMEulerScheduler())
     with pytest.raises(ValueError, match=r"prediction_type: got 'noise', allowed epsilon, v_prediction, sample, flow"):
         NoiseSchedule(ALPHAS, 1000, "noise")

@@ -90,9 +90,6 @@ def test_the_size_of_a_batch_changes_rounding_only_also_when_memory_runs_out():
         look_at(Small(limit=0), view)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
 class Work:
     """Twice every row; memory runs out above ``limit`` rows. ``calls`` are the batches that it was asked for."""
 
@@ -184,9 +181,6 @@ def test_a_look_takes_no_more_rows_than_a_step_of_the_loop(device, mixed, precis
     observer.limit_batches(rows)
     b = observer.batches
     assert (b.with_gradients.size, b.forward_only.size, b.sampling.size, b.with_gradients.spares) == expected
-
-
-# --- what an event costs ----------------------------------------------------------------------------------------------
 
 
 class Counter:

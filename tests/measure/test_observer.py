@@ -45,9 +45,6 @@ def sampled(monkeypatch) -> list[list[int]]:
     return seeds
 
 
-# --- prompt probes ----------------------------------------------------------------------------------------------------
-
-
 def test_all_seeds_are_in_one_observation_and_equal_prompts_share_them(pretrained, tmp_path, sampled):
     others = [replace(POSTER, name="same"), replace(POSTER, name="later", seed=4), Probe("a cat", name="cat", seed=3)]
     watch = Loop(pretrained, tmp_path).watch(pretrained, [POSTER, *others])
@@ -92,9 +89,6 @@ def test_earlier_weights_are_read_and_swapped_in_once_for_all_prompts(pretrained
     found = observed(watch)
     assert [o.baseline_step for o in found] == [0] * 6
     assert len(reads) == len(swaps) == 1
-
-
-# --- the model without the prompt -------------------------------------------------------------------------------------
 
 
 def measurements(measurement):

@@ -160,9 +160,6 @@ def test_where_it_cannot_be_told(tiny):
     assert unexplained(schedule, [], latents) is None
 
 
-# --- in a run ---------------------------------------------------------------------------------------------------------
-
-
 class Knowing(UNet2DConditionModel):
     """Knows the one picture, and says its noise as ``means`` has it."""
 

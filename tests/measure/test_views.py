@@ -22,9 +22,6 @@ SAMPLING = SamplingConfig(num_inference_steps=4, guidance_scale=3.0)
 PROMPTS = ["a photo of a cat", "a red poster", "a photo of the dog"]
 
 
-# --- randomness that depends on names alone ---------------------------------------------------------------------------
-
-
 def test_randomness_depends_on_names_and_seeds_alone():
     first = torch.randn(4, generator=seeded(0, "vectors", "cat", 61, 2))
     torch.manual_seed(5)
@@ -35,9 +32,6 @@ def test_randomness_depends_on_names_and_seeds_alone():
     noise = fixed_noise("cat", (2, 3, 4, 8, 8), 0)
     assert torch.equal(fixed_noise("cat", (2, 3, 4, 8, 8), 0), noise)
     assert not any(torch.equal(fixed_noise(name, noise.shape, seed), noise) for name, seed in (("dog", 0), ("cat", 1)))
-
-
-# --- reference probes -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "flow"])
@@ -74,9 +68,6 @@ def test_each_noise_draw_looks_at_one_of_the_generations_in_turn():
         alone = reference_view(replace(prepared, latents=z_0[i]), denoiser, levels, seed=7)
         assert torch.equal(view.noisy_latents[:, i::2], alone.noisy_latents[:, i::2])
         assert torch.equal(view.eps, alone.eps)
-
-
-# --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 def setting(pipe, folder=None):
