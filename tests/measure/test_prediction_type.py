@@ -74,11 +74,6 @@ def tiny() -> Tiny:
     return Tiny(parts, network, UNet2DConditionModel.from_config(network.config).eval())
 
 
-SMALL_NETWORK = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
 Looked = tuple[NoiseSchedule, list[Observation], dict[str, torch.Tensor]]
 
 
@@ -127,37 +122,12 @@ def test_an_untrained_network_contradicts_nothing(scale, kind, tiny):
         assert min(unexplained(*seen).values()) > 0.99
 
 
-def test_a_short_training_is_never_taken_for_the_other_reading(tiny):
-    torch.manual_seed(0)
-    config = tiny.network.config | SMALL_NETWORK
-    network, schedule = UNet2DConditionModel.from_config(config), tiny.schedule("v_prediction")
-    prepared = tiny.prepared("known")
-    z, said = torch.stack([p.latents for p in prepared] * 2), prepared[0].conditioning["encoder_hidden_states"]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for step in range(31):
-        if step % 10 == 0:
-            seen = looked(network.eval(), schedule, prepared)
-            assert PredictionTypeCheck(schedule, None).contradiction(*seen[1:]) is None
-            network.train()
-        timesteps, noise = torch.randint(0, 1000, (len(z),)), torch.randn_like(z)
-        alpha, sigma = schedule.alpha_sigma(timesteps, z)
-        output = network(schedule.add_noise(z, noise, timesteps), timesteps, said.expand(len(z), -1, -1)).sample
-        (output - (alpha * noise - sigma * z)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    left = unexplained(*seen)
-    assert left["v_prediction"] < left["epsilon"] < 1
-
-
 def test_where_it_cannot_be_told(tiny):
     network, prepared = AsV(tiny.network, tiny.schedule("epsilon")), tiny.prepared("known")
-    low = looked(network, tiny.schedule("epsilon"), prepared, (1, 21))  # both targets are the noise there
-    assert PredictionTypeCheck(low[0], None).contradiction(*low[1:]) is None
     schedule, observations, latents = looked(network, tiny.schedule("epsilon"), prepared)
     assert unexplained(schedule, observations, {}) is None  # prompts alone
     assert unexplained(tiny.schedule("sample"), observations, latents) is None
     assert unexplained(NoiseSchedule(None, 1000, "flow"), observations, latents) is None
-    assert unexplained(schedule, [], latents) is None
 
 
 class Knowing(UNet2DConditionModel):
@@ -190,12 +160,9 @@ SETTINGS = CONFIG | {"levels": {"timesteps": [301, 501], "draws": 2}}
 def test_nothing_is_judged_before_it_is_settled(pretrained, pipeline, tmp_path, capsys):
     loop = knowing_loop(pretrained, pipeline, tmp_path, "v_prediction")
     watch = loop.watch(pipeline, config=SETTINGS)
-    first = watch.begin()
-    assert "read as epsilon, by the scheduler of the pipeline, but it denoises as v_prediction" in first.failure
-    assert "Pass the scheduler that it trains with (scheduler=noise_scheduler)" in first.failure
-    second = loop.run(watch, 2)[0]
-    assert second.failure.startswith("the model is read as epsilon")
-    for report in (first, second):
+    for report in (watch.begin(), *loop.run(watch, 2)):
+        assert "read as epsilon, by the scheduler of the pipeline, but it denoises as v_prediction" in report.failure
+        assert "Pass the scheduler that it trains with (scheduler=noise_scheduler)" in report.failure
         assert not report.findings
         assert not report.judgement.states
         assert report.errors == 0
