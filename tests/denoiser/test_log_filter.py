@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import warnings
-from contextlib import contextmanager
 
 import diffusers.utils.logging
 import pytest
@@ -62,17 +61,10 @@ def settings():
     return logs, handlers, bars, warnings.showwarning, list(warnings.filters)
 
 
-@contextmanager
-def every_warning():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield caught
-
-
 def test_a_construction_leaves_everything_as_it_was(noisy, tmp_path, heard):
     """Also after one that fails; and what is said, is said once."""
     loop = Loop(noisy, tmp_path)
-    with every_warning() as caught:
+    with warnings.catch_warnings(record=True, action="always") as caught:
         before = settings()
         for _ in range(2):
             loop.watch(str(noisy)).close()
@@ -107,7 +99,7 @@ def test_errors_are_always_shown_and_what_the_user_chose_comes_back_after_an_exc
 
 
 def test_a_warning_is_shown_once_and_one_made_an_error_is_raised():
-    with every_warning() as caught:
+    with warnings.catch_warnings(record=True, action="always") as caught:
         for _ in range(2):
             with quietly():
                 warnings.warn("old name", FutureWarning, stacklevel=1)

@@ -140,7 +140,6 @@ def test_a_single_row_is_tried_again_sparingly_and_all_after_it():
     ("device", "mixed", "precision", "rows", "expected"),
     [
         ("cpu", "bf16", "full", 1, (8, 32, 4, False)),
-        ("cuda", "no", "full", 2, (2, 8, 4, False)),
         ("cuda", "no", "full", 64, (8, 32, 4, False)),
         ("cuda", "bf16", "full", 4, (2, 8, 4, False)),  # a row of float32 takes twice as much
         ("cuda", "bf16", "loop", 4, (4, 16, 4, False)),
