@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import weakref
 
 import pytest
@@ -40,10 +39,7 @@ def moved(model: nn.Module) -> None:
 def test_an_event_of_every_family(name, family_folders, families, tmp_path, caplog):
     """From the folder; unchanged weights read exactly 0, changed ones do not."""
     model = copy.deepcopy(network(families[name])).train()
-    with caplog.at_level(logging.INFO, "memwatch"):
-        watch = watch_of(model, family_folders[name], tmp_path, size=size_of(name))
-    assert ("no unconditional branch" in caplog.text) == (name == "unconditional")
-    caplog.clear()
+    watch = watch_of(model, family_folders[name], tmp_path, size=size_of(name))
     watch.observer.denoiser.warn_if_cut("a photo of a cat " * 20, adapted(families[name])[1])
     assert ("cut: " in caplog.text) == (name in ("sdxl", "sd3"))
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -62,10 +58,8 @@ def test_an_event_of_every_family(name, family_folders, families, tmp_path, capl
     for finding in changed.findings:
         assert finding.signals.snapshot.variance.mean.abs().max() > 0
         assert finding.signals.raw.mean.isfinite().all()
-    for finding in first.findings:  # of an image, and of what a prompt generates
-        assert finding.observation.timesteps == (61, 301)
-        assert "loss_log_ratio" not in finding.signals.maps()  # nothing earlier
-    assert all("loss_log_ratio" in finding.signals.maps() for finding in changed.findings)
+    for found, names in ((first, set()), (changed, {"loss_log_ratio"})):  # at first there is nothing earlier
+        assert all(names == finding.signals.maps().keys() & {"loss_log_ratio"} for finding in found.findings)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
@@ -123,18 +117,15 @@ def test_lists_of_text_encoders_are_used_and_the_rest_is_loaded(family_folders, 
     theirs, ours = (w.observer.probes[0].conditioning for w in (plain, passed))
     assert_same(theirs["encoder_hidden_states"], ours["encoder_hidden_states"])
     torch.testing.assert_close(2 * theirs["text_embeds"], ours["text_embeds"])
-    everything = {
-        "text_encoder": [pipe.text_encoder, pipe.text_encoder_2],
-        "tokenizer": (pipe.tokenizer, pipe.tokenizer_2),
-        "vae": pipe.vae,
-    }
-    watch = watch_of(model, None, tmp_path / "c", scheduler=pipe.scheduler, **everything)
+    encoders, tokenizers = [pipe.text_encoder, pipe.text_encoder_2], (pipe.tokenizer, pipe.tokenizer_2)
+    everything = {"text_encoder": encoders, "tokenizer": tokenizers, "vae": pipe.vae, "scheduler": pipe.scheduler}
+    watch = watch_of(model, None, tmp_path / "c", **everything)
     assert_same(dict(theirs), dict(watch.observer.probes[0].conditioning))
-    lists = r"pass text_encoder=, tokenizer= \(lists, for text_encoder, text_encoder_2\) or a pretrained"
-    with pytest.raises(ValueError, match=lists):
+    with pytest.raises(
+        ValueError, match=r"pass text_encoder=, tokenizer= \(lists, for text_encoder, text_encoder_2\) or"
+    ):
         watch_of(model, None, tmp_path / "d", scheduler=pipe.scheduler, vae=pipe.vae)
-    too_many = "got 3 text encoders or tokenizers, this model has 2: text_encoder, text_encoder_2"
-    with pytest.raises(ValueError, match=too_many):
+    with pytest.raises(ValueError, match="got 3 text encoders or tokenizers, this model has 2: text_encoder, text_e"):
         watch_of(model, family_folders["sdxl"], tmp_path / "d", text_encoder=[None, None, mine])
 
 

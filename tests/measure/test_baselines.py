@@ -93,29 +93,6 @@ def test_what_is_not_finite_becomes_no_baseline(baselines_of):
     assert baselines.recall(bad.probe, 2)[1] is None  # the unconditional branch alone was not finite
 
 
-@pytest.mark.parametrize("baseline", ["base", "path:a.safetensors"])
-def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(baseline, baselines_of):
-    read = []
-
-    def fixed():
-        read.append(1)
-        return {"w": torch.tensor([3.0])}
-
-    baselines = baselines_of(baseline, fixed=fixed)
-    for probe in (SHOWN, DRAWN):
-        assert baselines.step_of(probe, None) is None
-        assert baselines.recall(probe, None) == [None, None]
-    assert not read  # only when they are needed
-    assert float(baselines.weights_at(None)["w"]) == 3
-    baselines.keep(SHOWN, None, measured(0.25), measured(0.5))
-    baselines.keep(DRAWN, None, measured(0.75), None)
-    for found, value in zip(baselines.recall(SHOWN, None), (0.25, 0.5), strict=True):
-        assert_same(found.rho.samples, measured(value).rho.samples)
-    assert baselines.recall(DRAWN, None) == [None, None]  # what the prompt generates changes from event to event
-    baselines.remember(0, [observed(DRAWN, 0.5)], weights(7.0), Faults(strict=True))
-    assert baselines.weights.steps == []
-
-
 def test_a_resumed_run_finds_its_baselines_or_says_that_some_are_gone(baselines_of, tmp_path):
     baselines = baselines_of("previous")
     for step in (0, 10):

@@ -56,14 +56,6 @@ def test_a_copy_only_inside_the_region_counts_there_alone():
     assert copied(target, [mixed], EVERYWHERE) == [False]
 
 
-def test_the_rule_is_relative_to_what_comes_by_chance():
-    target = photo(0) / 255
-    generation = target + np.random.default_rng(0).normal(0, 0.02, target.shape)
-    as_near = target + np.random.default_rng(1).normal(0, 0.02, target.shape)
-    assert copied(target, [generation]) == [True]
-    assert copied(target, [generation], others=np.concatenate([OTHERS, as_near[None]])) == [False]
-
-
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
 def test_nobody_can_tell_a_copy_of_a_flat_region_or_without_pictures_to_compare(level):
     flat = np.full((32, 32, 3), level)

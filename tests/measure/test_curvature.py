@@ -118,14 +118,10 @@ def test_one_forward_pass_per_vector_gives_the_same_products():
     fn, x = network(), torch.randn(2, 2, 4, 4, generator=generator(), dtype=torch.float64)
     v = torch.stack([curvature.test_vectors(3, (2, 4, 4), generator(i)) for i in range(2)], 1).double()
     expected = value_and_diag_jacobian(counted, x, v)
-    assert calls == [2]
-    assert not any(tensor.requires_grad for tensor in expected)
-    assert x.grad is None
-    assert all(p.grad is None for p in fn.parameters())
+    assert all(tensor.grad is None for tensor in (x, *fn.parameters()))
     found = value_and_diag_jacobian(counted, x, v, reuse_graph=False)
-    assert calls == [2] * 4
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
+    assert calls == [2] * (1 + 3)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_mean_and_sem_by_hand():

@@ -110,14 +110,9 @@ def test_settings_that_change_a_measurement_change_its_fingerprint(overrides, sh
 def test_every_probe_and_each_of_its_measurements_has_a_fingerprint_of_its_own():
     config, pixel = load_config(None), IMAGE.copy()
     pixel[0, 0, 0] = 1
-    others = [
-        replace(SHOWN, probe=replace(SHOWN.probe, prompt="a dog")),
-        replace(SHOWN, probe=replace(SHOWN.probe, seed=1)),
-        replace(SHOWN, image=pixel),
-        replace(SHOWN, image=IMAGE.reshape(8, 32, 3)),
-        replace(DRAWN, probe=replace(DRAWN.probe, prompt="a dog")),
-        DRAWN,
-    ]
+    dog = [replace(p, probe=replace(p.probe, prompt="a dog")) for p in (SHOWN, DRAWN)]
+    images = [replace(SHOWN, image=image) for image in (pixel, IMAGE.reshape(8, 32, 3))]
+    others = [*dog, *images, replace(SHOWN, probe=replace(SHOWN.probe, seed=1)), DRAWN]
     assert len({fingerprint(config, p) for p in (SHOWN, *others)}) == 7
     assert fingerprint(config, replace(SHOWN, image=IMAGE.copy())) == fingerprint(config, SHOWN)
     found = fingerprints(config, [SHOWN, DRAWN])

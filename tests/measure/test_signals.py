@@ -12,7 +12,6 @@ from statistics import fmean, stdev
 import pytest
 import torch
 from PIL import Image
-from support.builders import SNAPSHOT_MAPS
 from support.oracles import (
     BOX,
     LEVELS,
@@ -227,20 +226,6 @@ def test_what_is_not_finite_is_none_and_changes_no_other_probe():
     assert all(torch.equal(found[name].decisive.samples, alone[name].decisive.samples) for name in ("c", "cat"))
 
 
-@pytest.mark.parametrize("against", AGAINST)
-@pytest.mark.parametrize("terms", TERMS)
-def test_self_comparison_is_exactly_zero(terms, against):
-    oracle, view = mixture(pinned(spread())), view_of(LEVELS, 2)
-    now, baseline, unconditional, earlier = (look_at(oracle, view) for _ in range(4))
-    parts = {"unconditional_baseline": earlier, "terms": terms, "against": against}
-    found = signals_of(now, baseline, unconditional, view.eps, **parts).maps()
-    others = {"collapse_null", "log_ratio_null", "score_null", "raw", "decisive"}
-    assert set(found) == {*SNAPSHOT_MAPS, *others}
-    for name, values in found.items():
-        if name != "raw":
-            assert torch.equal(values.samples, torch.zeros_like(values.samples)), name
-
-
 def test_what_cannot_be_had_is_none():
     view = view_of(LEVELS, 2)
     now = look_at(DiagonalGaussian(spread()), view)
@@ -274,15 +259,6 @@ def flat(*values):
     return CurvatureMap(torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1, 1))
 
 
-@pytest.mark.parametrize("floor", [RHO_FLOOR, LOSS_FLOOR])
-def test_log_ratio_of_next_to_nothing_is_next_to_nothing(floor):
-    found = log_ratio(flat(0.2 * floor, 0.2 * floor), flat(0.0, 0.0), floor)
-    assert found.mean.item() == pytest.approx(math.log(1.2))  # and not infinite
-    assert log_ratio(flat(1.0, 1.0), flat(0.0, 0.0), floor).mean.item() == pytest.approx(math.log(1 + 1 / floor))
-    negative = log_ratio(flat(15 * floor, 15 * floor), flat(-0.2, 0.1), floor)  # a negative estimate is no freedom
-    assert negative.mean.item() == pytest.approx(math.log(16))
-
-
 def test_free_by_hand():
     assert free(flat(0.3, 0.5)).item()  # 0.4 against 2 * 0.1
     assert not free(flat(0.0, 0.4)).item()  # 0.2 against 2 * 0.2
@@ -309,13 +285,11 @@ def test_paired_error_is_the_spread_over_seeds(signal, smooth):
     for oracle in (baseline, now):
         products = value_and_diag_jacobian(lambda x, oracle=oracle: oracle.eps(x, alpha, sigma), x, v)[1]
         rho.append((1 - sigma * products)[:, 0].mean(1).reshape(200, 16, 4, 4))
-    pairs = [(CurvatureMap(b).smooth(smooth), CurvatureMap(a).smooth(smooth)) for b, a in zip(*rho, strict=True)]
-    found = [signal(b, a) for b, a in pairs]
-    true = torch.stack([m.mean for m in found]).std(0)
-    reported = torch.stack([m.sem for m in found]).square().mean(0).sqrt()
-    ratio = reported / true
+    before, after = (CurvatureMap(samples).smooth(smooth) for samples in rho)
+    found = signal(before, after)
+    reported = found.sem.square().mean(0).sqrt()
+    ratio = reported / found.mean.std(0)
     assert ratio.min() > 0.7
     assert ratio.max() < 1.4
     if signal is sub:
-        unpaired = torch.stack([(b.sem**2 + a.sem**2) for b, a in pairs]).mean(0).sqrt()
-        assert (reported < 0.5 * unpaired).all()
+        assert (reported < 0.5 * (before.sem**2 + after.sem**2).mean(0).sqrt()).all()
