@@ -12,9 +12,8 @@ from accelerate import Accelerator
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import load_file
 from support import families as tiny
-from support.builders import CONFIG, assert_same, picture
+from support.builders import CONFIG, assert_same, moved, picture
 from support.families import PROMPT, adapted, network, size_of
-from torch import nn
 
 import memwatch.measure.prepare
 from memwatch import ConfigError, MemWatch, Probe
@@ -26,13 +25,6 @@ def watch_of(model, pretrained, folder, *, size=tiny.SIZE, **overrides):
     probes = [Probe(PROMPT, picture(0, size), name="cat"), Probe(PROMPT, seed=3, name="drawn")]
     arguments = {"probes": probes, "config": CONFIG, "every_steps": 1, "strict": True, "output_dir": str(folder)}
     return MemWatch(Accelerator(cpu=True), model, pretrained, **(arguments | {"resolution": size} | overrides))
-
-
-def moved(model: nn.Module) -> None:
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "unconditional"])
@@ -53,7 +45,7 @@ def test_an_event_of_every_family(name, family_folders, families, tmp_path, capl
         assert not finding.signals.snapshot.variance.samples.any()
         assert finding.signals.snapshot.variance.mean.shape[-2:] == (8, 8)
         assert (finding.signals.unconditional is None) == (name == "unconditional")
-    moved(model)
+    moved(model, 0.05)
     changed = watch.on_step_end(2)
     for finding in changed.findings:
         assert finding.signals.snapshot.variance.mean.abs().max() > 0
@@ -78,7 +70,7 @@ def test_lora_keeps_its_own_tensors_only_and_the_base_model_is_a_baseline(name, 
     stored = load_file(tmp_path / "first" / "snapshots" / "step_0000000.safetensors")
     assert stored
     assert all("lora_" in key for key in stored)
-    moved(model)
+    moved(model, 0.05)
     changed = watch.on_step_end(1)
     based = watch_of(model, family_folders[name], tmp_path / "base", signals={"baseline": "base"}).begin()
     assert not (tmp_path / "base" / "snapshots").exists()

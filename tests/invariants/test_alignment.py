@@ -18,8 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import trainers as by
-from support.builders import SIZE, TOKENS
-from support.families import adapted
+from support.families import SIZE, TOKENS, adapted
 from support.originals import clip_weights, original_weights
 
 from memwatch.config import MemWatchConfig

@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
-from support.builders import history, save_pipeline
+from support.builders import history
+from support.families import save_pipeline
 from support.processes import new_process
 
 from memwatch.cli import main

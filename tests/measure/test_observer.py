@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
-from support.builders import CONFIG, SMALL, Loop, assert_same, picture
+from support.builders import CONFIG, SMALL, Loop, assert_same, moved, picture
 from support.processes import new_process
 
 import memwatch.measure.observer
@@ -27,14 +27,6 @@ CONTROLS = [Probe("a dog", picture(1), name="dog"), Probe("a car", name="car")]
 def observed(watch):
     with watch.observer.borrowed():
         return watch.observer.observe(watch.observer.probes, watch.baselines, {})
-
-
-def moved(network, seed: int = 0) -> None:
-    """As if: whatever is trained moves."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
 
 
 @pytest.fixture

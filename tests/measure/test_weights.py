@@ -12,7 +12,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from support.builders import CONFIG, EAGER, TOKENS, Loop, assert_same, call_every_change, picture
+from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, picture
+from support.families import TOKENS
 from support.memory import bytes_held, mapped_files
 
 import memwatch.measure.weights
