@@ -49,9 +49,9 @@ def log_ratio(baseline: CurvatureMap, now: CurvatureMap, floor: float) -> Curvat
     return CurvatureMap(torch.log(b / a) + deviation)
 
 
-def free(baseline: CurvatureMap, z: float = 2.0) -> Tensor:
-    """Where the baseline leaves freedom that the estimator can resolve (``rho > z * sem``): bool ``(levels, h, w)``."""
-    return (baseline.mean > z * baseline.sem) & (baseline.mean > SMALLEST_RHO)
+def free(baseline: CurvatureMap) -> Tensor:
+    """Where the baseline leaves freedom that the estimator can resolve (``rho > 2 sem``): bool ``(levels, h, w)``."""
+    return (baseline.mean > 2.0 * baseline.sem) & (baseline.mean > SMALLEST_RHO)
 
 
 def squared_difference(a: Tensor, b: Tensor) -> CurvatureMap:

@@ -35,16 +35,11 @@ def copied(target, pictures, mask=EVERYWHERE, others=OTHERS):
     return [ratio < COPY for ratio in copy_ratios(target, np.stack(pictures), others, mask)]
 
 
-def test_a_copy_is_one_at_any_exposure_and_with_a_little_noise():
+def test_a_copy_is_one_at_any_exposure_and_with_a_little_noise_and_another_picture_is_none():
     target = photo(0) / 255
     noisy = target + np.random.default_rng(0).normal(0, 0.02, target.shape)
     tinted = target * 0.5 + np.array([0.3, 0.0, 0.1])
     assert copied(target, [target, target * 0.4, tinted, noisy]) == [True] * 4
-    assert copy_ratios(target, target[None], OTHERS, EVERYWHERE)[0] == 0
-
-
-def test_another_picture_is_no_copy():
-    target = photo(0) / 255
     assert copied(target, [photo(1) / 255, target[:, ::-1], np.full_like(target, 0.5), OTHERS[3]]) == [False] * 4
 
 
@@ -79,10 +74,8 @@ def test_siblings_copy_each_other():
 def test_pictures_are_compared_at_one_size():
     assert comparable([photo(0)]).tolist() == (photo(0)[None] / 255).tolist()
     large = photo(0, 4 * SIDE)
-    small = comparable([large, large])
-    assert small.shape == (2, SIDE, SIDE, 3)
     blocks = large.reshape(SIDE, 4, SIDE, 4, 3).mean((1, 3)) / 255
-    assert np.abs(small[0] - blocks).max() < 0.01
+    assert np.abs(comparable([large, large]) - blocks).max() < 0.01
 
 
 def test_a_region_on_the_grid_of_latents_becomes_pixels():
@@ -91,9 +84,9 @@ def test_a_region_on_the_grid_of_latents_becomes_pixels():
     fine = np.kron(inside, np.ones((4, 4), bool))
     assert mask_at(fine, (2, 2)).tolist() == inside.tolist()
     fine[:] = False
+    assert not mask_at(fine, (2, 2)).any()
     fine[0, 0] = True
     assert mask_at(fine, (2, 2)).tolist() == [[True, False], [False, False]]  # a region is never lost
-    assert not mask_at(np.zeros((8, 8), bool), (2, 2)).any()
 
 
 @pytest.mark.parametrize("with_controls", [True, False])

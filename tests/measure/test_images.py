@@ -56,13 +56,11 @@ SAME = {
     "uint16": COLOURS.astype(np.uint16) * 257,
     "big endian": (COLOURS.astype(np.uint16) * 257).astype(">u2"),
     "whole levels": COLOURS.astype(np.int64),
-    "whole levels of 16 bits": COLOURS.astype(np.int32) * 257,
     "a list of floats": UNIT.tolist(),
     "unit floats": UNIT.astype(np.float32),
     "normalised": UNIT * 2 - 1,
     "levels as floats": COLOURS.astype(np.float32),
     "a tensor of levels": torch.from_numpy(COLOURS).float().permute(2, 0, 1),
-    "a normalised tensor": torch.from_numpy(UNIT).permute(2, 0, 1) * 2 - 1,
     "a little over the end": np.where(UNIT == 1, 1.02, UNIT),
 }
 
@@ -118,5 +116,4 @@ def test_latents_are_the_scaled_mode_of_the_posterior_and_decoded_by_the_pipelin
     torch.testing.assert_close(latents, (mode - shift) * scale, rtol=1e-4, atol=1e-5)
     (expected,) = pipe.image_processor.postprocess(pixels, output_type="pil")
     found = decode_latents(latents[0], pipe.vae)
-    assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 1

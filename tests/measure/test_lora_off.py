@@ -21,7 +21,6 @@ BASE = {"baseline": "base"}
 SAME = {
     "plain": {},
     "rslora": {"use_rslora": True, "lora_alpha": 8},
-    "gaussian": {"init_lora_weights": "gaussian"},
     "random": {"init_lora_weights": False},
     "orthogonal": {"init_lora_weights": "orthogonal"},
     "eva": {"init_lora_weights": "eva"},

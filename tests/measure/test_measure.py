@@ -64,12 +64,6 @@ def test_a_block_spans_the_noise_draws_of_a_level():
     assert block.sem.mean() > 0.5 * independent.sem.mean()
 
 
-def test_the_size_of_a_batch_changes_rounding_only():
-    view, oracle = view_of(LEVELS, 3), DiagonalGaussian(spread())
-    found, by_one = (look_at(oracle, view, batch_size=size) for size in (8, 1))
-    torch.testing.assert_close(found.rho.samples, by_one.rho.samples, rtol=1e-5, atol=1e-6)
-
-
 class Work:
     """Twice every row; memory runs out above ``limit`` rows. ``calls`` are the batches that it was asked for."""
 
