@@ -226,13 +226,16 @@ def test_what_is_not_finite_is_none_and_changes_no_other_probe():
     assert all(torch.equal(found[name].decisive.samples, alone[name].decisive.samples) for name in ("c", "cat"))
 
 
-def test_what_cannot_be_had_is_none():
+def test_what_cannot_be_had_is_none_and_the_same_is_zero():
     view = view_of(LEVELS, 2)
     now = look_at(DiagonalGaussian(spread()), view)
     assert set(signals_of(now).maps()) == {"raw"}
     assert set(signals_of(now, now).maps()) == {"collapse", "log_ratio", "score", "raw", "decisive"}
     assert signals_of(now, now, terms="variance", against="unconditional").decisive is None
     assert signals_of(now, now, terms="loss", against="snapshot").decisive is None
+    for terms, against in itertools.product(TERMS, AGAINST):  # a model compared with itself reads exactly 0
+        same = signals_of(now, now, now, view.eps, unconditional_baseline=now, terms=terms, against=against)
+        assert not any(values.samples.any() for name, values in same.maps().items() if name != "raw")
     found = signals_of(now, None, now, view.eps, terms="variance", against="unconditional").maps()
     assert set(found) == {"collapse_null", "log_ratio_null", "score_null", "raw", "decisive"}
 

@@ -38,7 +38,6 @@ def test_a_reference_view_is_the_known_latents_under_fixed_noise(prediction_type
     prepared = PreparedProbe(Probe("a cat", picture(0), name="cat"), conditioning, None, z_0)
     levels = LevelsConfig(timesteps=(61, 301), draws=3)
     view = reference_view(prepared, denoiser, levels, seed=7)
-    assert (view.key, view.timesteps) == ("cat", (61, 301))
     assert view.conditioning is conditioning
     assert torch.equal(view.eps, fixed_noise("cat", (2, 3, 4, 8, 8), 7))
     for level, t in enumerate(levels.timesteps):
