@@ -15,7 +15,8 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="memwatch-tests-")  # sur
 import pytest
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from support import families as tiny
-from support.builders import CONFIG, SCREENS, call_every_change, picture, save_pipeline
+from support.builders import CONFIG, SCREENS, call_every_change, picture
+from support.families import save_pipeline
 from support.processes import new_process
 from support.scans import scan_into, train_watched
 

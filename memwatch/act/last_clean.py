@@ -16,8 +16,7 @@ from memwatch.faults import Faults, PartError
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.observer import Observer
-from memwatch.measure.snapshots import SnapshotStore
-from memwatch.measure.weights import averages
+from memwatch.measure.weights import averages, read_safetensors, write_safetensors
 from memwatch.report.about import PACKAGES, versions
 from memwatch.run_folder import write_json
 
@@ -57,13 +56,13 @@ class LastClean:
         self.ranks, self.pipeline, self._faults = observer.ranks, observer.denoiser.pipeline, faults
         self._is_main = bool(self.ranks.accelerator.is_main_process)
         self.folder, self._kept_in = folder / "last_clean", folder / "rollback"
-        self._store = SnapshotStore(self._kept_in, keep=1, pinned=0, writes=self._is_main)
         self._parts = parts_of(observer)
         self._trained: dict[str, set[str]] = {part.name: set() for part in self._parts}
         self.step: int | None = None
         self.unclean_since: int | None = None
         self.final = False
         self._written: int | None = None
+        self._protected: int | None = None  # what the last checkpoint refers to
         self._ema, why = usable_ema(observer)
         if self.ranks.lockstep:
             why = f"rollback is off, because {self.ranks.sharding} holds the model in shards; to go back, use "
@@ -101,8 +100,18 @@ class LastClean:
             now |= averages(part.network, self._ema) if i == 0 and self._ema is not None else {}
             for name in sorted(self._trained[part.name] & now.keys()):
                 found[f"{part.name}/{name}"] = now[name].detach().to("cpu", copy=True)
-        self._store.add(step, found)
-        self._store.sweep()
+        write_safetensors(self._file(step), found)
+        self._delete_but(step, self._protected)
+
+    def _file(self, step: int) -> Path:
+        return self._kept_in / f"step_{step:07d}.safetensors"
+
+    def _delete_but(self, *steps: int | None) -> None:
+        """Delete what is kept of all other steps, also of a past that a resume has left."""
+        known = {self._file(step) for step in steps if step is not None}
+        for file in set(self._kept_in.glob("step_*.safetensors")) - known if self._is_main else ():
+            with suppress(OSError):
+                file.unlink()
 
     # --- at the end --------------------------------------------------------------------------------------------------
 
@@ -116,14 +125,12 @@ class LastClean:
             return None
         if self.unclean_since is None:
             self.step = None
-            self._store.resume([])
             if self._is_main:
                 shutil.rmtree(self._kept_in, ignore_errors=True)
             return None
         if not self._is_main or self._written == self.step:
             return self.folder
-        file = self._kept_in / f"step_{self.step:07d}.safetensors"
-        with self._faults.surviving(WRITING, f"those of step {self.step} stay in {file}"):
+        with self._faults.surviving(WRITING, f"those of step {self.step} stay in {self._file(self.step)}"):
             how = self._write(self.step)
             self._written = self.step
             what = "the latest weights saved before any probe met the memorized criteria"
@@ -134,7 +141,7 @@ class LastClean:
     def _write(self, step: int) -> str:
         """The folder; ``memwatch.json`` in it comes last, and says that it is whole. Returns the line that loads it."""
         weights: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in self._store.get(step).items():
+        for name, tensor in read_safetensors(self._file(step)).items():
             part, _, parameter = name.partition("/")
             weights.setdefault(part, {})[parameter] = tensor
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -152,15 +159,17 @@ class LastClean:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values. The file of now outlasts newer ones until the next checkpoint."""
-        self._store.protect()
+        self._protected = self.step
+        if self.step is not None:
+            self._delete_but(self.step)
         return {"step": self.step, "unclean_since": self.unclean_since, "final": self.final}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, on every rank; from an empty one afresh."""
         self.step, self.unclean_since = state.get("step"), state.get("unclean_since")
         self.final, self._written = bool(state.get("final", False)), None
-        self._store.resume([] if self.step is None else [self.step])
-        if self._is_main and self.step is not None and not self._store.steps:
+        self._protected = self.step
+        if self._is_main and self.step is not None and not self._file(self.step).is_file():
             what = f"the weights of step {self.step}, kept to roll back to, are missing from {self._kept_in}"
             logger.warning("%s; those of the next clean event are kept", what)
             self.step = None

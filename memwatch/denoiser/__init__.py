@@ -1,18 +1,15 @@
 """The one place that knows foreign models.
 
-Every family becomes ``epsilon = denoiser(noisy_latents, timesteps, conditioning)``. A new family is one file with one
-subclass of ``Denoiser``, and one entry in ``families.FAMILIES``.
+Every family becomes ``epsilon = denoiser(noisy_latents, timesteps, conditioning)``. A new family is one subclass of
+``Denoiser`` and one entry in ``families.FAMILIES``.
 """
 
-from memwatch.denoiser.aligned import aligned
 from memwatch.denoiser.base import Conditioning, Denoiser, dtype_of, to_device
 from memwatch.denoiser.borrow import borrow, can_checkpoint, checkpointed, untouched_streams, unwrap
-from memwatch.denoiser.components import Components, as_tuple, load_components
+from memwatch.denoiser.components import Components, aligned, as_tuple, load_components
 from memwatch.denoiser.families import family_of
-from memwatch.denoiser.flux import Flux
-from memwatch.denoiser.stable_diffusion import StableDiffusion
-from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3
-from memwatch.denoiser.unconditional import Unconditional
+from memwatch.denoiser.flow import Flux, StableDiffusion3
+from memwatch.denoiser.unets import StableDiffusion, Unconditional
 
 __all__ = [
     "Components",

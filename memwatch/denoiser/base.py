@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from memwatch.denoiser.components import Components
 from memwatch.denoiser.schedule import NoiseSchedule
-from memwatch.denoiser.text import warn_if_cut
+
+logger = logging.getLogger("memwatch")
 
 Conditioning = Mapping[str, Tensor]  # of one probe: no batch dimension, on the CPU
 
@@ -22,17 +24,12 @@ class Denoiser(ABC):
 
     Attributes:
         model: the bare network, unwrapped. schedule: its noise schedule and prediction type.
-        name: the family's name, for people.
-        part: the network's name in the pipeline. pipeline: the diffusers class, whose LoRA files others can load.
-        text_encoders: the text encoders that the family needs, by their names in the pipeline.
-        optional: those of them that a pipeline may lack.
-        longest: the text encoder that takes the longest prompts, as its number, and the tokens that it takes; ``None``
-            for its tokenizer's own number.
-        in_pixels: whether the latents are the pixels themselves, in [-1, 1]; then there is no VAE.
-        reuse_graph: whether one forward pass serves several backward passes. False under FSDP1 and ZeRO-3, which free
-            the gathered parameters after the first backward pass.
-        guided: whether prompt probes are sampled with classifier-free guidance. False where the model has no
-            unconditional branch, or is distilled.
+        name: the family's, for people. pipeline: the diffusers class. part: the network's name in it.
+        text_encoders: those that the family needs, by their names in the pipeline. optional: those it may lack.
+        longest: number of the text encoder that takes the longest prompts, and its tokens; ``None``: its tokenizer's.
+        in_pixels: whether the latents are the pixels themselves, in [-1, 1], without a VAE.
+        guided: whether prompts are sampled with classifier-free guidance; not where the model is distilled.
+        reuse_graph: see ``curvature.value_and_diag_jacobian``.
         precision: entered whenever the model is called; the loop's mixed precision, or nothing.
     """
 
@@ -57,27 +54,27 @@ class Denoiser(ABC):
 
     @abstractmethod
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The model's own output, of its own prediction type.
-
-        Args:
-            noisy_latents: ``(b, c, h, w)``, on the model's device and in its dtype.
-            timesteps: ``(b,)``.
-            conditioning: as ``stack`` returns it.
-        """
+        """The model's own output for ``(b, c, h, w)`` in its dtype and on its device, ``(b,)``, and a ``stack``."""
 
     @abstractmethod
     def encode(self, prompt: str, components: Components, resolution: int) -> Conditioning:
         """The conditioning of a prompt for images of ``resolution`` pixels, float32 on the CPU."""
 
     def encode_unconditional(self, components: Components, resolution: int) -> Conditioning | None:
-        """The conditioning of the unconditional branch, the empty prompt; ``None`` where there is no such branch."""
+        """The conditioning of the empty prompt; ``None`` where the model has no unconditional branch."""
         return self.encode("", components, resolution)
 
     def warn_if_cut(self, prompt: str, components: Components) -> None:
         """Warn about the words of a prompt that do not fit into the text encoder that takes the most."""
-        number, tokens = self.longest
-        if components.tokenizers:
-            warn_if_cut(prompt, components.tokenizers[number], tokens)
+        number, limit = self.longest
+        if not components.tokenizers:
+            return
+        tokenizer = components.tokenizers[number]
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        limit = tokenizer.model_max_length if limit is None else limit
+        if len(ids) > limit:
+            cut = tokenizer.decode(ids[limit - 1 : -1])  # the last place is the end token's
+            logger.warning("probe prompt %r is longer than %d tokens; cut: %r", prompt, limit, cut)
 
     def sampler(self, scheduler: Any, num_inference_steps: int, side: int) -> Any:
         """Ready to sample latents of ``side`` pixels: DDIM, as in the paper."""

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from memwatch.denoiser.log_filter import swap
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The eager network inside DDP, ``torch.compile`` and ``PeftModel`` wrappers. The wrappers stay as they are."""
@@ -84,20 +86,14 @@ def deterministic() -> Iterator[None]:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         yield
         return
-    settings = deterministic_settings()
-    before, mode = [getattr(owner, name) for owner, name, _ in settings], torch.get_deterministic_debug_mode()
     known = os.environ.get("CUBLAS_WORKSPACE_CONFIG") in (":4096:8", ":16:8")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(?s).*determinis")  # of what stays as it is, once per kernel
-            for owner, name, value in settings:
-                setattr(owner, name, value)
-            torch.set_deterministic_debug_mode("error" if known else "warn")
-            yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        for (owner, name, _), value in zip(settings, before, strict=True):
-            setattr(owner, name, value)
+    with ExitStack() as back, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*determinis")  # of what stays as it is, once per kernel
+        for owner, name, value in deterministic_settings():
+            swap(back, owner, name, value)
+        back.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+        torch.set_deterministic_debug_mode("error" if known else "warn")
+        yield
 
 
 def deterministic_settings() -> list[tuple[Any, str, Any]]:
@@ -124,7 +120,7 @@ def can_checkpoint(model: nn.Module) -> bool:
 def checkpointed(model: nn.Module) -> Iterator[None]:
     """Inside, a diffusers model recomputes its activations when it goes backward, which takes less memory.
 
-    Weights must stay in place until the gradients are taken. Afterwards every switch is as it was.
+    Weights must stay in place until the gradients are taken.
     """
     switches = [
         (module, {name: module.__dict__[name] for name in CHECKPOINTING if name in module.__dict__})

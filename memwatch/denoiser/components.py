@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from memwatch.denoiser.aligned import aligned
 from memwatch.denoiser.log_filter import quietly
+
+ALIGNMENT = 64  # bytes: of everything that torch allocates on the CPU
+
+Weights = TypeVar("Weights", Tensor, nn.Module)
 
 
 @dataclass
 class Components:
-    """Any of the parts may be the user's own.
+    """The parts of a pipeline beside its denoiser, in its order; ``None`` where there is none.
 
-    Attributes:
-        scheduler: the noise schedule, and what prompt probes are sampled with.
-        vae: ``None`` where the model works on pixels.
-        text_encoders, tokenizers: in the pipeline's order (``text_encoder``, ``text_encoder_2``, ...); ``None`` where
-            there is none.
-        zero_unconditional: whether the unconditional branch gets zeros instead of the empty prompt, where the family
-            allows it (SDXL's ``force_zeros_for_empty_prompt``).
+    ``zero_unconditional`` is SDXL's ``force_zeros_for_empty_prompt``.
     """
 
     scheduler: Any
@@ -49,19 +46,12 @@ def load_components(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Components:
-    """Fill in the parts that the caller did not pass. The denoiser itself is never loaded.
+    """Fill in the parts that are not ``given``, or raise ``ValueError``. The denoiser itself is never loaded.
 
     Args:
         pretrained: a folder, a hub id or a ``DiffusionPipeline``.
-        given: the parts that the caller passed.
-        text_encoders: those that are needed, by their names in the pipeline; each has its tokenizer.
-        optional: those of them that the pipeline may lack.
-        device: where loaded networks go.
+        text_encoders: those that are needed, by their names in the pipeline. optional: those that it may lack.
         dtype: of loaded text encoders. A loaded VAE is float32, because some VAEs give NaN in float16.
-
-    Raises:
-        ValueError: a needed part is neither passed nor in ``pretrained``, ``pretrained`` cannot be read, or too many
-            text encoders are passed.
     """
     tokenizers = [_tokenizer(name) for name in text_encoders]
     if (count := max(len(given.text_encoders), len(given.tokenizers))) > len(text_encoders):
@@ -76,8 +66,13 @@ def load_components(
         raise ValueError(f"pass {_arguments(needed, text_encoders)} or {instead}")
     zero_unconditional = given.zero_unconditional
     if missing and pretrained is not None:
-        loaded, zero_unconditional = _load(pretrained, missing, device, dtype)
-        parts |= loaded
+        is_path = isinstance(pretrained, str) or hasattr(pretrained, "__fspath__")
+        source = _read_pipeline(pretrained, missing, dtype) if is_path else pretrained
+        zero_unconditional = bool(getattr(getattr(source, "config", None), "force_zeros_for_empty_prompt", True))
+        for name in missing:
+            part: Any = getattr(source, name, None)
+            is_ours = is_path and isinstance(part, nn.Module)
+            parts[name] = aligned(part.to(device)).eval().requires_grad_(False) if is_ours else part
         if absent := [name for name in needed if parts[name] is None]:
             instead = _arguments(absent, text_encoders)
             raise ValueError(f"pretrained {pretrained!r} has no {', '.join(absent)}; pass {instead}")
@@ -88,17 +83,25 @@ def load_components(
     return Components(parts["scheduler"], parts.get("vae"), encoders, words, zero_unconditional)
 
 
-def _load(
-    pretrained: Any, names: Sequence[str], device: torch.device, dtype: torch.dtype
-) -> tuple[dict[str, Any], bool]:
-    """The named parts, ``None`` where they are absent, and whether the pipeline zeroes its unconditional branch."""
-    is_path = isinstance(pretrained, str) or hasattr(pretrained, "__fspath__")
-    source = _read_pipeline(pretrained, names, dtype) if is_path else pretrained
-    parts = {name: getattr(source, name, None) for name in names}
-    for name, part in parts.items():
-        if is_path and isinstance(part, nn.Module):
-            parts[name] = aligned(part.to(device)).eval().requires_grad_(False)
-    return parts, bool(getattr(getattr(source, "config", None), "force_zeros_for_empty_prompt", True))
+def aligned(weights: Weights) -> Weights:
+    """A tensor, or a network with all its parameters and buffers, at addresses that are multiples of ``ALIGNMENT``.
+
+    What safetensors maps from a file lies where the file's header lets it begin, and views begin where they were cut.
+    Some CPU kernels round otherwise there (by about 1e-6), so that a model compared with itself would not read exactly
+    0. Everything that is read from a file goes through this function before anything is computed with it.
+
+    A tensor stays the same object where it lies well already. A network is changed in place.
+    """
+    if isinstance(weights, nn.Module):
+        for tensor in (*weights.parameters(), *weights.buffers()):
+            tensor.data = aligned(tensor.data)
+        return weights
+    return weights.clone() if offset_of(weights) else weights
+
+
+def offset_of(tensor: Tensor) -> int:
+    """How many bytes a tensor lies behind a multiple of ``ALIGNMENT``; 0 on any device but the CPU."""
+    return tensor.data_ptr() % ALIGNMENT if tensor.device.type == "cpu" else 0
 
 
 def _check_vocabulary(text_encoder: Any, tokenizer: Any) -> None:
@@ -140,3 +143,33 @@ def _read_pipeline(pretrained: Any, names: Sequence[str], dtype: torch.dtype) ->
             return DiffusionPipeline.from_pretrained(pretrained, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"pretrained {str(pretrained)!r} cannot be loaded: {error}") from error
+
+
+def tokenize(prompt: str, tokenizer: Any, length: int | None = None) -> Any:
+    """A batch of one prompt's tokens, padded or cut to ``length``; by default to the tokenizer's own length."""
+    length = tokenizer.model_max_length if length is None else length
+    return tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+
+
+def kept(embedding: Tensor) -> Tensor:
+    """The only row of a batch, float32 on the CPU."""
+    return embedding[0].float().cpu().clone()  # one made under ``inference_mode`` can take no part in a backward pass
+
+
+@torch.no_grad()
+def clip_penultimate(prompt: str, tokenizer: Any, text_encoder: Any) -> tuple[Tensor, Tensor]:
+    """Last hidden state but one ``(tokens, width)`` and pooled projection ``(width,)`` of CLIP (SDXL, SD 3)."""
+    output = text_encoder(tokenize(prompt, tokenizer).input_ids.to(text_encoder.device), output_hidden_states=True)
+    return kept(output.hidden_states[-2]), kept(output[0])
+
+
+@torch.no_grad()
+def clip_pooled(prompt: str, tokenizer: Any, text_encoder: Any) -> Tensor:
+    """The pooled output of a CLIP text encoder (Flux), shape ``(width,)``."""
+    return kept(text_encoder(tokenize(prompt, tokenizer).input_ids.to(text_encoder.device)).pooler_output)
+
+
+@torch.no_grad()
+def t5(prompt: str, tokenizer: Any, text_encoder: Any, length: int) -> Tensor:
+    """The embedding of a T5 encoder, shape ``(length, width)``. As in the pipelines, there is no attention mask."""
+    return kept(text_encoder(tokenize(prompt, tokenizer, length).input_ids.to(text_encoder.device))[0])

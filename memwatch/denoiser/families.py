@@ -1,25 +1,18 @@
-"""Families: the models that memwatch knows, and which of them a model belongs to."""
+"""Families: which of the models that memwatch knows a model is."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from memwatch.denoiser.base import Denoiser, config_of
-from memwatch.denoiser.flux import Flux
-from memwatch.denoiser.stable_diffusion import StableDiffusion
-from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3
-from memwatch.denoiser.stable_diffusion_xl import StableDiffusionXL
-from memwatch.denoiser.unconditional import Unconditional
+from memwatch.denoiser.flow import Flux, StableDiffusion3
+from memwatch.denoiser.unets import StableDiffusion, StableDiffusionXL, Unconditional
 
 FAMILIES: tuple[type[Denoiser], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Unconditional)
 
 
 def family_of(model: nn.Module) -> type[Denoiser]:
-    """The family of an unwrapped model.
-
-    Raises:
-        ValueError: no known family fits. The message says what memwatch knows, and what is missing.
-    """
+    """The family of an unwrapped model; a ``ValueError`` that says what memwatch knows, and what is missing."""
     for family in FAMILIES:
         if family.fits(model):
             return family

@@ -17,15 +17,9 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """alpha and sigma of every training timestep.
+    """alpha ``(T,)``, float64, of every training timestep; ``None`` for rectified flow, which takes any real timestep.
 
-    Attributes:
-        alphas: shape ``(T,)``, float64; ``None`` for rectified flow, where any real timestep in ``[0, T]`` is allowed.
-        num_train_timesteps: T.
-        prediction_type: what the model's output means, one of ``PREDICTION_TYPES``.
-
-    Raises:
-        ValueError: the prediction type is unknown, or does not fit ``alphas``.
+    A prediction type that is unknown or does not fit ``alphas`` is a ``ValueError``.
     """
 
     alphas: Tensor | None
@@ -40,12 +34,9 @@ class NoiseSchedule:
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, prediction_type: str | None = None) -> NoiseSchedule:
-        """Read a diffusers scheduler.
+        """Read a diffusers scheduler: one with ``alphas_cumprod``, or for flow matching; else it is a ``ValueError``.
 
-        Args:
-            scheduler: has ``alphas_cumprod`` (DDPM, DDIM, PNDM, Euler, DPM-Solver, ...), or is a flow-matching one;
-                else it is a ``ValueError``.
-            prediction_type: overrides ``scheduler.config.prediction_type``.
+        ``prediction_type`` overrides the scheduler's own.
         """
         declared = prediction_type or getattr(scheduler.config, "prediction_type", None)
         alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
@@ -58,12 +49,7 @@ class NoiseSchedule:
         return cls(alpha_bar.sqrt(), len(alpha_bar), declared or "epsilon")
 
     def alpha_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma of ``timesteps``, each of shape ``(b, 1, ...)``.
-
-        Args:
-            timesteps: ``(b,)``.
-            like: ``(b, ...)``; the results broadcast to it and have its dtype and device.
-        """
+        """alpha and sigma of ``timesteps`` ``(b,)``, each ``(b, 1, ...)``, in dtype and on device of ``like``."""
         t = timesteps.detach().cpu()
         if self.alphas is None:
             sigma = t.double() / self.num_train_timesteps
@@ -80,10 +66,7 @@ class NoiseSchedule:
         return alpha * latents + sigma * eps
 
     def epsilon(self, model_output: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-        """The epsilon that a model output stands for, whatever its prediction type.
-
-        It is affine in the output and in ``noisy_latents``, hence differentiable in both.
-        """
+        """The epsilon that a model output stands for, whatever its prediction type; differentiable in both tensors."""
         alpha, sigma = self.alpha_sigma(timesteps, noisy_latents)
         match self.prediction_type:
             case "epsilon":

@@ -35,17 +35,8 @@ KEEP_EVENTS = 4  # of the latest, that stay usable as baselines beside the first
 def choose_baseline(signals: SignalsConfig, steps: Sequence[int], last_clean: int | None = None) -> int | None:
     """The step of the configured baseline; ``None`` before there is one, and for weights from outside the run.
 
-    Args:
-        signals: ``baseline`` is ``first``, ``previous``, ``lag:N``, ``last_clean``, ``base`` or ``path:FILE``.
-        steps: of earlier events, smallest first.
-        last_clean: of the last event in which the probe raised no suspicion.
-
-    Where the wanted event is missing, the first one stands in for it.
-
-    >>> choose_baseline(SignalsConfig(baseline="lag:2"), [0, 500, 1000])
-    500
-    >>> choose_baseline(SignalsConfig(baseline="lag:9"), [0, 500, 1000])
-    0
+    Where the wanted one of the earlier ``steps`` is missing, the first stands in for it. ``last_clean``: of the last
+    event in which the probe raised no suspicion.
     """
     kind, argument = signals.baseline_parts
     if signals.baseline_is_fixed or not steps:
@@ -66,13 +57,10 @@ class Baselines:
     """Keeps what earlier events left behind, and chooses from it what may be compared.
 
     Args:
-        signals: names the baseline.
         ledger: of measurements. weights: of trainable tensors.
         fixed_weights: what ``base`` and ``path:FILE`` mean, read when it is needed.
-        fingerprints: by probe, and by probe and ``UNCONDITIONAL``. Only what was kept under the same one is compared.
-
-    Attributes:
-        run: the run's id; what another run has kept is not compared, either.
+        fingerprints: see ``measurement.fingerprints``. Only what was kept under the same one, and by a run of the same
+            id ``run``, is compared.
     """
 
     def __init__(
@@ -88,43 +76,33 @@ class Baselines:
         # of reference probes against weights from outside, by name and whether with curvature: they never change
         self._fixed: dict[tuple[str, bool], dict[str, Tensor]] = {}
 
-    # --- what may be compared -----------------------------------------------------------------------------------------
-
     def _mark(self, name: str) -> str:
         return f"{self.run}/{self._fingerprints.get(name, '')}"
 
     def _fits(self, store: SnapshotStore, step: int, name: str) -> bool:
         return store.mark(step, name) == self._mark(name)
 
-    def _has_weights(self, step: int, name: str) -> bool:
-        return self.weights.has(step) and self._fits(self.weights, step, name)
-
     def _steps(self, probe: Probe) -> list[int]:
         """The kept events that a probe may be compared with, smallest first.
 
         What was screened then must have left the weights as well, since its curvature may be asked for later.
         """
-        name = probe.name
+        name, steps = probe.name, {*self.weights.steps, *self.ledger.steps}
+        has_weights = {s for s in steps if self.weights.has(s) and self._fits(self.weights, s, name)}
         if not probe.is_reference or probe.in_rotation:
-            return [step for step in self.weights.steps if self._has_weights(step, name)]
-
-        def may_be_compared(step: int) -> bool:
-            was_screened = self._fits(self.ledger, step, name + SCREEN) and self._has_weights(step, name)
-            return self.ledger.has(step) and (self._fits(self.ledger, step, name) or was_screened)
-
-        return [step for step in self.ledger.steps if may_be_compared(step)]
+            return [s for s in self.weights.steps if s in has_weights]
+        fitting = {s for s in steps if self._fits(self.ledger, s, name)}
+        fitting |= {s for s in has_weights if self._fits(self.ledger, s, name + SCREEN)}
+        return [s for s in self.ledger.steps if s in fitting and self.ledger.has(s)]
 
     def step_of(self, probe: Probe, last_clean: int | None) -> int | None:
         """See ``choose_baseline``."""
         return choose_baseline(self.signals, self._steps(probe), last_clean)
 
     def recall(self, probe: Probe, step: int | None, *, curvature: bool = True) -> list[Measurement | None]:
-        """What was measured on a reference probe at that step, with the prompt and without it.
+        """What was measured on a reference probe at that step, or by the screen then, with the prompt and without it.
 
         It is ``None`` where the model must be looked at again, with the weights of that step.
-
-        Args:
-            curvature: False asks for what the screen measured then.
         """
         if (probe.name, curvature) in self._fixed:
             kept = {name: tensor.clone() for name, tensor in self._fixed[probe.name, curvature].items()}
@@ -141,14 +119,8 @@ class Baselines:
         """The weights of a step, or those from outside the run."""
         return self._fixed_weights() if step is None else self.weights.get(step)
 
-    # --- what is kept -------------------------------------------------------------------------------------------------
-
     def keep(self, probe: Probe, step: int | None, measurement: Measurement, without: Measurement | None) -> None:
-        """Remember what a reference probe reads against weights from outside the run.
-
-        Args:
-            without: the same without the prompt, where that was measured.
-        """
+        """Remember what a reference probe reads, with its prompt and without, by weights from outside the run."""
         if step is None and probe.is_reference:
             found = {probe.name: measurement} | ({} if without is None else {probe.name + UNCONDITIONAL: without})
             self._fixed[probe.name, measurement.rho is not None] = kept_on_disk(to_tensors(found), self.ledger.folder)
@@ -164,11 +136,7 @@ class Baselines:
         """This event becomes a baseline of later ones, unless its output was not finite.
 
         With the baseline ``first`` only what has none yet is kept. What was measured under earlier weights is kept as
-        part of that earlier event.
-
-        Args:
-            observations: of the screen and with curvature, in any order.
-            rotation: names of the rows in the rotation, which need the weights of the first event later.
+        part of that earlier event. Rows in ``rotation`` need the weights of the first event later.
         """
         if self.signals.baseline_is_fixed:
             return
@@ -176,8 +144,8 @@ class Baselines:
         only_new = self.signals.baseline_parts[0] == "first"
         kept = [o for o in observations if o.now.finite and not (only_new and o.baseline is not None)]
         references = [o for o in kept if o.probe.is_reference]
-        screened = {o.name for o in references} - {o.name for o in references if o.has_curvature}
-        needed = [o.name for o in kept if not o.probe.is_reference or o.name in screened]
+        full = {o.name for o in references if o.has_curvature}
+        needed = [o.name for o in kept if o.name not in full]
         instead = "what it holds is kept in memory"
         if measured := _measured_now(references):
             with faults.surviving("writing the ledger", instead):
@@ -202,8 +170,6 @@ class Baselines:
                     entry[o.name + UNCONDITIONAL] = o.unconditional_baseline
         for step, measured in late.items():
             self.ledger.extend(step, to_tensors(measured), {name: self._mark(name) for name in measured})
-
-    # --- resume -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The steps that are kept; the tensors lie on disk."""

@@ -22,13 +22,10 @@ FLAT = 0.02  # contrast (root mean square, 1 is from black to white) below which
 
 @dataclass(frozen=True)
 class Proof:
-    """What a prompt generates, and how near that is to what memwatch watches.
+    """What a prompt generates, RGB uint8 ``(n, H, W, 3)``, and how near that is to what memwatch watches.
 
     Attributes:
-        generations: RGB uint8 ``(n, H, W, 3)``.
-        ratios: for each generation, its distance to the probe inside the region over its distance to the nearest other
-            picture, see ``COPY``; infinite where nothing can be compared. For a prompt probe, whose training image is
-            not known, the distance to the most similar of its other generations.
+        ratios: of each generation, see ``copy_ratios``; for a prompt probe, without an image, see ``sibling_ratios``.
         copies: for each generation, the names of the watched probes that it copies.
         num_others: how many other pictures there were, without their views.
     """
@@ -50,14 +47,9 @@ class Proof:
 
 
 def unexposed(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pixels ``(n, pixels, 3)`` inside a mask, without the mean of each channel and with unit contrast.
+    """Pixels ``(n, pixels, 3)`` inside a bool mask ``(H, W)``, without each channel's mean and with unit contrast.
 
-    A copy is one at any exposure: sampling of a small model leaves brightness to the initial noise, whose
-    signal-to-noise ratio is not zero.
-
-    Args:
-        pictures: ``(n, H, W, 3)`` in [0, 1].
-        mask: bool ``(H, W)``.
+    A copy is one at any exposure: a small model leaves brightness to the initial noise.
     """
     pixels = pictures[:, mask].astype(np.float64)
     pixels = pixels - pixels.mean(1, keepdims=True)
@@ -66,14 +58,10 @@ def unexposed(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def copy_ratios(target: np.ndarray, pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -> list[float]:
-    """Each picture's distance to the target over its distance to the nearest of ``others``, inside a mask.
+    """Each picture's distance to the target over its distance to the nearest of ``others``, inside a bool mask.
 
-    It is infinite without other pictures, where the nearest one is the same, and where the target is flat: a flat
-    region looks like any other one at some exposure, so a copy of it cannot be told.
-
-    Args:
-        target: ``(H, W, 3)`` in [0, 1]; pictures and others ``(n, H, W, 3)``.
-        mask: bool ``(H, W)``.
+    Target ``(H, W, 3)``, pictures and others ``(n, H, W, 3)``, in [0, 1]. A ratio is infinite without other pictures,
+    where the nearest one is the same, and where the target is flat: that looks like any other one at some exposure.
     """
     if len(others) == 0 or contrast(target, mask) < FLAT:
         return [np.inf] * len(pictures)
@@ -92,17 +80,11 @@ def contrast(picture: np.ndarray, mask: np.ndarray) -> float:
 
 
 def sibling_ratios(pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -> list[float]:
-    """``copy_ratios`` of every picture to the nearest of its siblings, the other ones in ``pictures``.
-
-    Pictures of one prompt that agree inside a region, whatever their seed, show what is stored there.
-    """
+    """``copy_ratios`` of every picture to the nearest of the other ones: those of one prompt, whatever their seed."""
     found = np.array([copy_ratios(target, pictures, others, mask) for target in pictures])
     np.fill_diagonal(found, np.inf)
     nearest: list[float] = found.min(axis=0).tolist()
     return nearest
-
-
-# --- what is compared -------------------------------------------------------------------------------------------------
 
 
 def comparable(pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -113,12 +95,7 @@ def comparable(pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 
 
 def mask_at(inside: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A region, bool ``(h, w)`` on the grid of latents, as pixels ``shape``.
-
-    >>> mask_at(np.array([[True, False]]), (2, 4)).astype(int)
-    array([[1, 1, 0, 0],
-           [1, 1, 0, 0]])
-    """
+    """A region, bool ``(h, w)`` on the grid of latents, as pixels ``shape``; it never vanishes."""
     share = Image.fromarray(inside.astype(np.float32)).resize(shape[::-1], Image.Resampling.BOX)
     mask: np.ndarray = np.asarray(share) >= min(0.5, float(np.asarray(share).max()) or 1.0)
     return mask
@@ -129,7 +106,7 @@ class Pool:
     """The pictures of all probes, by name, and many views of each.
 
     Attributes:
-        whole, views: ``(n, H, W, 3)`` in [0, 1], as ``comparable`` gives them; the views begin with the whole pictures.
+        whole, views: see ``comparable``; the views begin with the whole pictures.
         controls: names of those that were never trained on.
     """
 
@@ -157,33 +134,25 @@ class Pool:
         A trained image that is itself a copy of one of ``targets`` inside the mask is left out: a template in two
         training images is no chance.
         """
-        twins = self._twins(name, targets, mask)
-        kept = [views for other, views in self.views.items() if other != name and other not in twins]
+        rest = [other for other in self.whole if other != name]
+        twins = self._twins(rest, targets, mask)
+        kept = [self.views[other] for other in rest if other not in twins]
         return np.concatenate(kept) if kept else np.zeros((0, *targets.shape[1:])), len(kept)
 
-    def _twins(self, name: str, targets: np.ndarray, mask: np.ndarray) -> set[str]:
-        """The names trained on that copy a target, by the rule for generations.
-
-        Their other pictures are the controls; without controls, the crops of everything else.
-        """
-        rest = [other for other in self.whole if other != name]
-        trained = [other for other in rest if other not in self.controls]
-        of_controls = [self.views[other] for other in rest if other in self.controls]
-        crops = of_controls or [self.views[other][len(self.whole[other]) :] for other in rest]
+    def _twins(self, names: Sequence[str], targets: np.ndarray, mask: np.ndarray) -> set[str]:
+        """Those trained on that copy a target, judged by the controls; without controls, by the crops of all names."""
+        of_controls = [self.views[name] for name in names if name in self.controls]
+        crops = of_controls or [self.views[name][len(self.whole[name]) :] for name in names]
+        trained = [(name, picture) for name in names if name not in self.controls for picture in self.whole[name]]
         if not trained:
             return set()
-        owners = [other for other in trained for _ in self.whole[other]]
-        pictures, chance = np.concatenate([self.whole[other] for other in trained]), np.concatenate(crops)
-        found = [copy_ratios(target, pictures, chance, mask) for target in targets]
-        return {owner for ratios_ in found for owner, ratio in zip(owners, ratios_, strict=True) if ratio < COPY}
+        owners, pictures = zip(*trained, strict=True)
+        ratios = [copy_ratios(target, np.stack(pictures), np.concatenate(crops), mask) for target in targets]
+        return {owner for found in ratios for owner, ratio in zip(owners, found, strict=True) if ratio < COPY}
 
 
 def views_of(picture: np.ndarray, count: int) -> np.ndarray:
-    """A picture, RGB uint8, and random views of it, always the same ones: crops, every other one mirrored.
-
-    Returns:
-        ``(count, H, W, 3)`` in [0, 1], see ``comparable``.
-    """
+    """``comparable`` views of a picture, always the same: itself, and ``count - 1`` crops, every other one mirrored."""
     rng, whole = np.random.default_rng(0), Image.fromarray(picture)
     width, height = whole.size
     found = [picture]

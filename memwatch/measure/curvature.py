@@ -15,17 +15,13 @@ from torch import Tensor
 
 
 def colours(shape: tuple[int, int, int], num: int) -> Tensor:
-    """Colour every coordinate in ``0..num - 1`` so that coordinates of one colour lie far apart.
+    """Colours in ``0..num - 1``, a power of two, of coordinates ``(c, h, w)``: those of one colour lie far apart.
 
     Bit by bit: a checkerboard, then its rows, then a checkerboard twice as coarse, and so on (hierarchical probing,
     Stathopoulos, Laeuchli & Orginos 2013): pixels of one colour are ``sqrt(num)`` apart, and the colours of a smaller
     ``num`` are the low bits of a larger one. Every channel shifts the colours (exclusive or), so that a pixel's
-    channels differ too: they are each other's closest neighbours. Bits after the channel's own are exclusive ors of
-    earlier ones, or another channel's next pixel would keep its colour.
-
-    Args:
-        shape: ``(c, h, w)``.
-        num: a power of two.
+    channels differ too. Bits after the channel's own are exclusive ors of earlier ones, or another channel's next pixel
+    would keep its colour.
 
     >>> colours((1, 4, 4), 4)[0].tolist()
     [[0, 1, 0, 1], [3, 2, 3, 2], [0, 1, 0, 1], [3, 2, 3, 2]]
@@ -42,31 +38,15 @@ def colours(shape: tuple[int, int, int], num: int) -> Tensor:
 
 
 def test_vectors(num: int, shape: tuple[int, int, int], generator: torch.Generator, *, tile: int = 1) -> Tensor:
-    """Test vectors of entries +1 and -1, in blocks of ``tile``.
+    """Test vectors ``(num, c, h, w)`` of entries +1 and -1, float32 on the CPU, in independent blocks of ``tile``.
 
     Vector k of a block is ``v_k[i] = s[i] * H[k, colour[i]]``: one random sign s per coordinate, rows of a Hadamard
     matrix H, and the colours of ``colours``. Then ``sum_k v_k[i] v_k[j] = 0`` wherever the colours of i and j differ:
     in the mean over a block such pairs cancel, and these near neighbours are most of the error, as Jacobians decay with
     distance. The signs keep every single product unbiased. ``tile = 1`` gives independent Rademacher vectors.
 
-    The first vectors of a block, a power of two of them, are a smaller block themselves.
-
-    Args:
-        num: how many; the last block may be cut short.
-        shape: ``(c, h, w)``.
-        generator: CPU generator; the same state gives the same vectors on every device, and the first ones of more.
-        tile: a power of two.
-
-    Returns:
-        Shape ``(num, c, h, w)``, float32, on the CPU. Blocks are independent of each other.
-
-    Raises:
-        ValueError: ``tile`` is no power of two.
-
-    >>> v = test_vectors(4, (4, 8, 8), torch.Generator().manual_seed(0), tile=4)
-    >>> one_pixel = v[:, :, 0, 0]
-    >>> torch.equal(one_pixel.T @ one_pixel, 4 * torch.eye(4))
-    True
+    The first vectors of a block, a power of two of them, are a smaller block themselves; the last block may be cut
+    short. ``tile`` must be a power of two, else it is a ``ValueError``.
     """
     if tile < 1 or tile & (tile - 1):
         raise ValueError(f"tile must be a power of two, got {tile}")
@@ -85,16 +65,10 @@ def value_and_diag_jacobian(
 
     Args:
         fn: maps ``(b, ...)`` to the same shape; row i of its output depends on row i of ``x`` only.
-        x: shape ``(b, ...)``, floating point. Not modified; gradients are kept out of every ``.grad``.
-        vectors: shape ``(K, b, ...)``.
+        x: shape ``(b, ...)``. Not modified; gradients are kept out of every ``.grad``.
+        vectors: ``(K, b, ...)``, as the products are. Shapes that do not fit are a ``ValueError``.
         reuse_graph: call ``fn`` once and go back through it for every vector. False calls it once per vector, as FSDP1
             and ZeRO-3 need: they free the gathered parameters after the first backward pass.
-
-    Returns:
-        ``fn(x)`` detached, and products of shape ``(K, b, ...)``.
-
-    Raises:
-        ValueError: the shapes do not fit.
 
     >>> v = test_vectors(1, (1, 2, 2), torch.Generator().manual_seed(0))
     >>> value_and_diag_jacobian(lambda x: 3 * x, torch.zeros(1, 1, 2, 2), v[:, None])[1].unique()
@@ -116,14 +90,11 @@ def value_and_diag_jacobian(
 
 @dataclass(frozen=True)
 class CurvatureMap:
-    """A map estimated by replicates: its mean and the standard error of that mean.
+    """A map estimated by n replicates ``(..., n, h, w)``: its mean and the standard error of that mean.
 
-    Attributes:
-        samples: shape ``(..., n, h, w)``: n replicates. They are independent, or parts of one block of test vectors;
-            there errors cancel between replicates, and the standard error is an upper bound.
-
-    The difference of two maps made with the same test vectors is taken replicate by replicate: its error is *paired*,
-    and a map minus itself is exactly zero.
+    Replicates are independent, or parts of one block of test vectors; there errors cancel between them, and the
+    standard error is an upper bound. The difference of two maps made with the same test vectors is taken replicate by
+    replicate: its error is *paired*, and a map minus itself is exactly zero.
 
     >>> one = CurvatureMap(torch.tensor([0.25, 0.75]).reshape(2, 1, 1))
     >>> one.mean.item(), one.sem.item(), (one - one).sem.item()

@@ -27,33 +27,21 @@ def decoded(raw: Any, side: int | None = None) -> Image.Image:
     and 32 bits are such numbers, too.
 
     Args:
-        raw: a file, its bytes, a PIL picture, an array or tensor (channels last or first), or nested lists of numbers.
-        side: a smaller picture will do, if its shorter side has at least this many pixels: JPEG files are then decoded
-            at a half, a quarter or an eighth.
-
-    Raises:
-        ValueError: it is nothing of the above. Reading a file may raise anything.
+        raw: a file, its bytes, a PIL picture, an array or tensor (channels last or first), or nested lists of numbers;
+            anything else is a ``ValueError``. Reading a file may raise anything.
+        side: pixels that the shorter side must have at least; JPEG files may then be decoded at a half or less.
     """
     if isinstance(raw, str | Path | bytes):
         with Image.open(BytesIO(raw) if isinstance(raw, bytes) else raw) as picture:
             if side is not None:
                 picture.draft("RGB", (side, side))
-            return _rgb(picture)
+            return decoded(picture)
     if isinstance(raw, Image.Image):
-        return _rgb(raw)
-    if isinstance(raw, np.ndarray | Tensor | list):
-        return Image.fromarray(_pixels(raw)).convert("RGB")
-    raise ValueError(f"a {type(raw).__name__} is no image")
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    turned = ImageOps.exif_transpose(picture)
-    deep = turned.mode.startswith(DEEP)
-    return (Image.fromarray(_levels(np.asarray(turned))) if deep else turned).convert("RGB")
-
-
-def _pixels(raw: Any) -> np.ndarray:
-    """uint8 ``(H, W)`` or ``(H, W, 3)`` of an array, tensor or list."""
+        turned = ImageOps.exif_transpose(raw)
+        deep = turned.mode.startswith(DEEP)
+        return (Image.fromarray(_levels(np.asarray(turned))) if deep else turned).convert("RGB")
+    if not isinstance(raw, np.ndarray | Tensor | list):
+        raise ValueError(f"a {type(raw).__name__} is no image")
     if isinstance(raw, Tensor):
         raw = (raw.float() if raw.is_floating_point() else raw).detach().cpu()  # numpy has no bfloat16
     values = np.asarray(raw)
@@ -63,7 +51,7 @@ def _pixels(raw: Any) -> np.ndarray:
         values = values[..., 0]
     if values.ndim != 2 and values.shape[2:] != (3,):
         raise ValueError(f"numbers of shape {values.shape} are no image")
-    return _levels(values)
+    return Image.fromarray(_levels(values)).convert("RGB")
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
@@ -118,9 +106,9 @@ def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
 
 @torch.no_grad()
 def encode_images(images: Sequence[np.ndarray], vae: Any) -> Tensor:
-    """z_0 of RGB uint8 images, scaled as the denoiser expects: ``(n, c, h, w)`` float32 on the CPU.
+    """z_0 of RGB uint8 images, the posterior's mode, scaled as the denoiser expects: ``(n, c, h, w)`` float32, CPU.
 
-    It is the posterior's mode, so there is no randomness. Without a VAE it is the pixels in [-1, 1].
+    Without a VAE it is the pixels in [-1, 1].
     """
     pixels = to_pixels(images).contiguous()  # kernels, and with them rounding, depend on the memory format
     if vae is None:

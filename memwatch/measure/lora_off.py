@@ -13,10 +13,7 @@ PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # of init_lora_we
 
 
 def lora_off(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that turn the trained LoRA off: its ``lora_B`` all zero. Empty when none is trained.
-
-    Adapters that are not trained stay as they are: they are part of what is trained upon.
-    """
+    """Parameters that turn the trained LoRA off: its ``lora_B`` all zero; adapters that are not trained stay on."""
     reshard(model)
     trained = trained_adapters(model)
     return {
@@ -46,18 +43,15 @@ def why_not_base(models: Iterable[nn.Module | None]) -> str | None:
 def _causes(model: nn.Module) -> Iterator[str]:
     kind = type(model).__name__
     for adapter in sorted(trained_adapters(model)):
-        config = getattr(model, "peft_config", {}).get(adapter)
-        start = getattr(config, "init_lora_weights", True)
-        variants = {
-            type(v[adapter]).__name__ for m in model.modules() if adapter in (v := m.__dict__.get("lora_variant", {}))
-        }
+        config, which = getattr(model, "peft_config", {}).get(adapter), f"adapter {adapter!r} of the {kind}"
+        start, by_module = getattr(config, "init_lora_weights", True), (vars(m) for m in model.modules())
+        variants = {type(v[adapter]).__name__ for m in by_module if adapter in (v := m.get("lora_variant", {}))}
         if getattr(config, "use_dora", False):
-            yield f"adapter {adapter!r} of the {kind} is a DoRA, which goes on scaling the base's weights without it"
+            yield f"{which} is a DoRA, which goes on scaling the base's weights without it"
         if variants:
-            yield f"adapter {adapter!r} of the {kind} is no plain LoRA ({', '.join(sorted(variants))})"
+            yield f"{which} is no plain LoRA ({', '.join(sorted(variants))})"
         if start not in PLAIN_STARTS:
-            cause = "took its first values out of the base's weights"
-            yield f"adapter {adapter!r} of the {kind} {cause} (init_lora_weights={start!r})"
+            yield f"{which} took its first values out of the base's weights (init_lora_weights={start!r})"
     rest = [name for name, p in model.named_parameters() if p.requires_grad and not _is_lora(name)]
     if rest:
         yield f"the {kind} trains {len(rest)} parameters beside its LoRA, {rest[0]} first (bias=, modules_to_save=)"

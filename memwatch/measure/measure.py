@@ -1,20 +1,20 @@
-"""Measure one view: retained variance and epsilon, in batches that fit into memory; and what an event costs."""
+"""Measure a view, and generate, in batches that fit into memory; and what an event costs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from memwatch.config import SCREEN_DRAWS, CurvatureConfig, MemWatchConfig
+from memwatch.config import SCREEN_DRAWS, CurvatureConfig, MemWatchConfig, SamplingConfig
 from memwatch.denoiser import Conditioning, Denoiser, to_device
 from memwatch.measure.curvature import CurvatureMap, test_vectors, value_and_diag_jacobian
 from memwatch.measure.measurement import Measurement
-from memwatch.measure.views import View, seeded
+from memwatch.measure.views import View, initial_noise, sample, seeded
 
 FORWARD = 4  # times as many noisy latents fit at once where no graph is kept
 
@@ -28,12 +28,8 @@ class Batches:
     When memory runs out the batch is halved. A single row that does not fit is tried once more, and all that follow
     with it, inside ``sparing``. A size that changes changes rounding, in float32 by about 1e-6 of the largest values.
 
-    Args:
-        size: rows at a time, at least 1.
-        sparing: what makes the work take less memory and more time, while it is entered; ``None`` where nothing does.
-
-    Attributes:
-        size: as it is now. spares: whether ``sparing`` is needed.
+    ``size``: rows at a time. ``sparing``: entered, it makes the work take less memory and more time. ``spares``:
+    whether that is needed.
     """
 
     def __init__(self, size: int, sparing: Callable[[], AbstractContextManager[None]] | None = None) -> None:
@@ -44,39 +40,25 @@ class Batches:
         self.size, self.spares = max(1, min(self.size, rows)), self.spares or rows < 1
 
     def run(self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Iterable[Done]]) -> list[Done]:
-        """What ``work`` makes of every row of a batch, in order.
-
-        Raises:
-            torch.OutOfMemoryError: one row alone does not fit.
-        """
+        """What ``work`` makes of every row of a batch, in order; ``OutOfMemoryError`` where one row does not fit."""
         done: list[Done] = []
         while len(done) < len(rows):
-            batch = rows[len(done) : len(done) + self.size]
-            found = self._tried(batch, work)
-            if found is not None:
-                done += found
-            else:
+            batch, failed = rows[len(done) : len(done) + self.size], False
+            try:
+                with self._sparing() if self.spares and self._sparing is not None else nullcontext():
+                    done += list(work(batch))
+            except torch.OutOfMemoryError:
+                if len(batch) == 1 and (self.spares or self._sparing is None):
+                    raise
+                failed = True
+            if failed:  # outside of ``except``, where nothing holds on to what the failed batch computed
                 self.spares, self.size = self.spares or len(batch) == 1, max(1, len(batch) // 2)
-                torch.cuda.empty_cache()  # here, where nothing holds on to what the failed batch computed
+                torch.cuda.empty_cache()
         return done
-
-    def _tried(self, batch: Sequence[Row], work: Callable[[Sequence[Row]], Iterable[Done]]) -> list[Done] | None:
-        """``None`` where memory ran out and there is something left to try."""
-        try:
-            with self._sparing() if self.spares and self._sparing is not None else nullcontext():
-                return list(work(batch))
-        except torch.OutOfMemoryError:
-            if len(batch) == 1 and (self.spares or self._sparing is None):
-                raise
-        return None
 
 
 class EventBatches:
-    """The batches of a run, by the kind of work.
-
-    Args:
-        size: noisy latents at a time where a graph is kept. sparing: see ``Batches``.
-    """
+    """The batches of a run, by the kind of work. ``size``: noisy latents at a time where a graph is kept."""
 
     def __init__(self, size: int, sparing: Callable[[], AbstractContextManager[None]] | None) -> None:
         self.with_gradients, self.forward_only = Batches(size, sparing), Batches(FORWARD * size)
@@ -97,12 +79,8 @@ def measure(
     Views of one key get the same test vectors, whatever the model or the branch. A batch never holds two views, so
     rounding is the same at every event, for every baseline and number of ranks, as long as memory suffices.
 
-    Args:
-        batches: those of the run, which know what fits; ``None`` begins anew at ``curvature.batch_size``.
-
     Returns:
-        ``rho`` with samples ``(levels, draws * curvature.replicates, h, w)``, draw by draw, mean over channels, and
-        epsilon; on the CPU.
+        ``rho`` with samples ``(levels, draws * curvature.replicates, h, w)``, draw by draw, and epsilon; on the CPU.
     """
     levels, draws = view.noisy_latents.shape[:2]
     rows = [(level, draw) for level in range(levels) for draw in range(draws)]
@@ -136,6 +114,29 @@ def run_forward(
     epsilon = epsilon.reshape(len(branches), levels, draws, *epsilon.shape[1:])
     now, *without = (Measurement(None, one) for one in epsilon)
     return now, without[0] if without else None
+
+
+def generate(
+    denoiser: Denoiser,
+    scheduler: Any,
+    sampling: SamplingConfig,
+    seeds: Sequence[int],
+    conditioning: Conditioning,
+    unconditional: Conditioning | None,
+    side: int,
+    batches: Batches,
+) -> Tensor:
+    """Finished latents of one prompt, ``(n, c, side, side)`` float32 on the CPU, one per seed.
+
+    A batch never holds two prompts, see ``measure``.
+    """
+
+    def finished(batch: Sequence[int]) -> Tensor:
+        x = initial_noise(denoiser, batch, side)
+        s = sample(denoiser, scheduler, sampling, x, [conditioning] * len(batch), unconditional)
+        return s.latents.float().cpu()
+
+    return torch.stack(batches.run(seeds, finished))
 
 
 def _batch(denoiser: Denoiser, view: View, rows: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -178,12 +179,11 @@ def _measure_batch(
 
 @dataclass(frozen=True)
 class Passes:
-    """Network passes of one event, by what they are for. One is one latent through the network, forward or backward.
+    """Network passes of one event. One is one latent through the network, forward or backward.
 
     Attributes:
         screen: forward only, of every probe, control and peer; 0 without a screen.
-        full: what measuring the curvature of all of them costs.
-        sampling: what prompt probes generate.
+        full: for the curvature of all of them. sampling: for what prompt probes generate.
     """
 
     screen: int
@@ -196,12 +196,7 @@ class Passes:
 
 
 def count_passes(config: MemWatchConfig, num_references: int, num_prompts: int, branches: int = 2) -> Passes:
-    """The passes of an event.
-
-    Args:
-        num_references, num_prompts: reference and prompt probes, controls and peers included.
-        branches: of the model: 2 where it can be looked at without the prompt, else 1.
-    """
+    """The passes of an event; numbers include controls and peers. ``branches``: 1 without an unconditional branch."""
     of_draw, draws = len(config.levels.timesteps) * branches, config.levels.draws
     twice = 2  # now, and under earlier weights at the noisy latents of today
     screened = num_references * of_draw * SCREEN_DRAWS + num_prompts * twice * of_draw * draws

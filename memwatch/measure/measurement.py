@@ -1,7 +1,4 @@
-"""What was measured: on one denoiser at fixed noisy latents, and on one probe at one event; to disk and back.
-
-A fingerprint stands for everything that a measurement depends on beside the model's weights.
-"""
+"""What was measured, to disk and back; and fingerprints of all that it depends on beside the model's weights."""
 
 from __future__ import annotations
 
@@ -26,12 +23,10 @@ SCREEN = "//screen"  # at the end: run forward only, at the screen's noise draws
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one denoiser says at fixed noisy latents.
+    """What one denoiser says at fixed noisy latents: epsilon ``(levels, draws, c, h, w)``, float32, and rho.
 
-    Attributes:
-        rho: retained variance, mean over channels; samples of shape ``(levels, n, h, w)``, n replicates.
-            ``None`` where the network was run forward only.
-        epsilon: shape ``(levels, draws, c, h, w)``, float32.
+    rho is the retained variance, mean over channels: samples ``(levels, n, h, w)``. ``None`` where the network was run
+    forward only.
     """
 
     rho: CurvatureMap | None
@@ -55,19 +50,14 @@ class Observation:
     """All that was measured on one probe at one event.
 
     Attributes:
-        probe: what was looked at.
         timesteps: one per noise level.
-        now: the current model with the probe's prompt.
-        unconditional: the current model without it, at the same noisy latents; ``None`` where the prompt is empty or
-            the model has no such branch.
-        baseline: the earlier model with the prompt; ``None`` where there is nothing earlier.
-        baseline_step: the optimizer step of ``baseline``; ``None`` where it has none (LoRA off, or weights from a
-            file).
+        now: the current model with the probe's prompt. unconditional: the same without it, at the same noisy latents;
+            ``None`` where the prompt is empty or the model has no such branch.
+        baseline, unconditional_baseline: the same of the earlier model; ``None`` where there is none.
+        baseline_step: its optimizer step; ``None`` where it has none (LoRA off, or weights from a file).
         eps: the true noise, shape of ``now.epsilon``; ``None`` where it is unknown, at the last sampling step.
         image: RGB uint8 ``(H, W, 3)``: the training image, or the first of the prompt's generations.
-        unconditional_baseline: the earlier model without the prompt; ``None`` where either is.
-        generations: all that a prompt probe's prompt generated, RGB uint8 ``(n, H, W, 3)``; ``None`` for a reference
-            probe.
+        generations: those of a prompt probe, RGB uint8 ``(n, H, W, 3)``; ``None`` for a reference probe.
     """
 
     probe: Probe
@@ -97,11 +87,8 @@ class Observation:
     @property
     def measurements(self) -> dict[str, Measurement]:
         """All that there are, by the names of the attributes."""
-        found = {"now": self.now, **{name: getattr(self, name) for name in OPTIONAL}}
+        found = {name: getattr(self, name) for name in ("now", *OPTIONAL)}
         return {name: measurement for name, measurement in found.items() if measurement is not None}
-
-
-# --- to disk and back -------------------------------------------------------------------------------------------------
 
 
 def to_tensors(measurements: Mapping[str, Measurement]) -> dict[str, Tensor]:
@@ -122,7 +109,7 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Measurement | None
 
 
 def observation_to_tensors(o: Observation) -> dict[str, Tensor]:
-    """An observation as safetensors can hold it. What the probe says itself is left out."""
+    """An observation less its probe, as safetensors can hold it."""
     tensors = to_tensors(o.measurements) | {"timesteps": torch.tensor(o.timesteps)}
     if o.baseline_step is not None:
         tensors["baseline_step"] = torch.tensor(o.baseline_step)
@@ -135,11 +122,7 @@ def observation_to_tensors(o: Observation) -> dict[str, Tensor]:
 
 
 def observation_from_tensors(tensors: Mapping[str, Tensor], probe: Probe) -> Observation:
-    """The inverse of ``observation_to_tensors``.
-
-    Raises:
-        KeyError: a tensor is missing.
-    """
+    """The inverse of ``observation_to_tensors``; a ``KeyError`` where a tensor is missing."""
     now = from_tensors(tensors, "now")
     if now is None:
         raise KeyError("now/epsilon")
@@ -156,18 +139,12 @@ def observation_from_tensors(tensors: Mapping[str, Tensor], probe: Probe) -> Obs
     )
 
 
-# --- fingerprints -----------------------------------------------------------------------------------------------------
-
-
 def measured_under(config: MemWatchConfig, p: PreparedProbe) -> dict[str, Any]:
-    """Settings that change what is measured on a probe, and what the probe is; as JSON takes it.
-
-    How many noisy latents go through the model at once (``curvature.batch_size``) changes only rounding.
-    """
+    """Settings that change what is measured on a probe, and what the probe is; as JSON takes it."""
     settings = config.to_dict()
     of_prompts = () if p.probe.is_reference else ("sampling", "resolution")  # an image has its own size
     kept = {key: settings[key] for key in ("levels", "curvature", "seed", "weights", "precision", *of_prompts)}
-    del kept["curvature"]["batch_size"]
+    del kept["curvature"]["batch_size"]  # it changes rounding only
     image = None if p.image is None else [list(p.image.shape), hashlib.sha256(p.image.tobytes()).hexdigest()]
     return kept | {"prompt": p.probe.prompt, "probe_seed": p.probe.seed, "image": image}
 
@@ -183,11 +160,8 @@ def fingerprint(
     """What must be the same for a probe to be compared with what was kept of it at an earlier event.
 
     A reference probe is compared with an earlier measurement. A prompt probe is measured anew under earlier weights, so
-    that only what is kept counts: whose weights, and which prompt a trained text encoder was asked.
-
-    Args:
-        mixed_precision: accelerate's name of the loop's; it counts where the look uses it.
-        prediction_type: by which the output is read.
+    that only what is kept counts: whose weights, and which prompt a trained text encoder was asked. accelerate's
+    ``mixed_precision`` counts where measuring uses it.
     """
     if not p.probe.is_reference:
         return digest([config.weights, p.probe.prompt])
@@ -195,13 +169,11 @@ def fingerprint(
     return digest(measured_under(config, p) | precision | {"reading": prediction_type})
 
 
-def fingerprints(
-    config: MemWatchConfig,
-    probes: Sequence[PreparedProbe],
-    mixed_precision: str = "no",
-    prediction_type: str = "epsilon",
-) -> dict[str, str]:
-    """By name that of each probe; with ``UNCONDITIONAL`` and ``SCREEN`` after it those of its other measurements."""
-    found = {p.name: fingerprint(config, p, mixed_precision, prediction_type) for p in probes}
+def fingerprints(config: MemWatchConfig, probes: Sequence[PreparedProbe], *reading: str) -> dict[str, str]:
+    """By name that of each probe; with ``UNCONDITIONAL`` and ``SCREEN`` after it those of its other measurements.
+
+    ``reading``: mixed precision and prediction type, see ``fingerprint``.
+    """
+    found = {p.name: fingerprint(config, p, *reading) for p in probes}
     found |= {name + UNCONDITIONAL: digest(text) for name, text in found.items()}
     return found | {name + SCREEN: digest(text, SCREEN_DRAWS) for name, text in found.items()}

@@ -19,13 +19,12 @@ from memwatch.denoiser import Components, Conditioning, borrow, can_checkpoint, 
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.images import decode_latents
 from memwatch.measure.lora_off import lora_off
-from memwatch.measure.measure import EventBatches, Passes, count_passes, measure, run_forward
+from memwatch.measure.measure import EventBatches, Passes, count_passes, generate, measure, run_forward
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prediction_type import PredictionTypeCheck
 from memwatch.measure.prepare import NO_PROMPT, PreparedProbe, WatchList, adapt, offloaded, prepare, require_of_model
 from memwatch.measure.probes import Probe, all_probes
-from memwatch.measure.sampling import generate, prompt_view
-from memwatch.measure.views import View, noised, reference_view
+from memwatch.measure.views import View, noised, prompt_view, reference_view
 from memwatch.measure.weights import (
     OffloadedNetwork,
     averages,
@@ -42,10 +41,7 @@ from memwatch.ranks import Ranks
 class Observer(WatchList):
     """Reads and encodes the probes once, and measures them whenever it is asked.
 
-    Args:
-        ranks: how the model lies on the processes.
-        model, pretrained, probes, controls, peers, ema: as ``MemWatch`` takes them.
-        given: parts that the caller passes; the others are loaded, used once and freed.
+    Arguments and errors are those of ``MemWatch``. Parts that are not ``given`` are loaded, used once and freed.
 
     Attributes:
         model: the bare network. forward_module: what is called, and whose parameters are swapped.
@@ -54,9 +50,6 @@ class Observer(WatchList):
         side: of the latents.
         parts: what is still needed of the pipeline. An autoencoder that only proofs need lies on disk if it was loaded
             here.
-
-    Raises:
-        ConfigError, ProbeError, ValueError: as ``MemWatch`` does.
     """
 
     def __init__(
@@ -124,14 +117,16 @@ class Observer(WatchList):
         rotated = min(self.config.rotation.per_event, len(self.rotation))
         return replace(passes, screen=passes.screen + 2 * count_passes(self.config, rotated, 0, branches).screen)
 
-    # --- looking ------------------------------------------------------------------------------------------------------
+    # --- measuring ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """Inside, the watched weights are in place, and a trained text encoder has encoded each prompt anew."""
         with self._borrowed(self.parts.vae), self.watched_weights():
             if self.trains_text:
-                self.encode_again(self.parts)
+                said = self.encoded_by(self.parts, self.probes)
+                self.unconditional = said.get(NO_PROMPT)
+                self.prepared = [replace(p, conditioning=said.get(p.name, p.conditioning)) for p in self.prepared]
             yield
 
     def observe(
@@ -143,34 +138,30 @@ class Observer(WatchList):
         *,
         curvature: bool = True,
     ) -> list[Observation]:
-        """Look at ``probes``; call it inside ``borrowed``.
-
-        First the live weights, probe by probe. Then once per set of earlier weights, for the probes that need it.
+        """Look at ``probes`` by the live weights, then by each set of earlier weights; call it inside ``borrowed``.
 
         Args:
             last_clean: by probe, the step of the last event in which it raised no suspicion.
             tick: called after each probe of the first pass.
             curvature: False runs the network forward only; reference probes at the screen's noise draws.
         """
-        views: dict[str, View] = {}
         found: dict[str, Observation] = {}
-        by_weights: dict[int | None, list[PreparedProbe]] = {}
+        by_weights: dict[int | None, list[View]] = {}
         for p in probes:
             step = baselines.step_of(p.probe, last_clean.get(p.name))
-            views[p.name], found[p.name] = self._observe_now(p, step, baselines, curvature)
+            view, found[p.name] = self._observe_now(p, step, baselines, curvature)
             if found[p.name].baseline is None and (step is not None or self.config.signals.baseline_is_fixed):
-                by_weights.setdefault(step, []).append(p)
+                by_weights.setdefault(step, []).append(view)
             tick()
-        for step, group in by_weights.items():
+        for step, views in by_weights.items():
             weights, conditioning = without_conditioning(baselines.weights_at(step))
+            branch = conditioning.get(NO_PROMPT, self.unconditional)
             with swapped(self.forward_module, weights):
-                for p in group:
-                    view = replace(views[p.name], conditioning=conditioning.get(p.name, p.conditioning))
-                    branch = conditioning.get(NO_PROMPT, self.unconditional)
-                    looks = found[p.name].unconditional is not None
-                    baseline, earlier = self.measure_both(view, branch if looks else None, curvature)
-                    baselines.keep(p.probe, step, baseline, earlier)
-                    found[p.name] = replace(found[p.name], baseline=baseline, unconditional_baseline=earlier)
+                for view in views:
+                    o, then = found[view.key], replace(view, conditioning=conditioning.get(view.key, view.conditioning))
+                    both = self.measure_both(then, None if o.unconditional is None else branch, curvature)
+                    baselines.keep(o.probe, step, *both)
+                    found[o.name] = replace(o, baseline=both[0], unconditional_baseline=both[1])
         return list(found.values())
 
     def _observe_now(
@@ -188,15 +179,15 @@ class Observer(WatchList):
             now=now,
             unconditional=without,
             baseline=baseline,
-            unconditional_baseline=None if without is None else earlier,
             baseline_step=step,
+            unconditional_baseline=None if without is None else earlier,
             eps=view.eps,
             image=p.image if generations is None else generations[0],
             generations=generations,
         )
 
     def view(self, p: PreparedProbe) -> tuple[View, np.ndarray | None]:
-        """Where a probe is looked at, and what a prompt generates, RGB uint8 ``(n, H, W, 3)``; ``None`` of an image."""
+        """Where a probe is looked at, and what a prompt generates, RGB uint8 ``(n, H, W, 3)``."""
         config = self.config
         if p.probe.is_reference:
             return reference_view(p, self.denoiser, config.levels, config.seed), None
@@ -221,7 +212,7 @@ class Observer(WatchList):
         return now, None if unconditional is None else self.measure(replace(view, conditioning=unconditional))
 
     def measure(self, view: View) -> Measurement:
-        """One view with curvature."""
+        """One view, with curvature."""
         return measure(self.denoiser, view, self.config.curvature, self.config.seed, self.batches.with_gradients)
 
     def misread(self, observations: Sequence[Observation]) -> str | None:

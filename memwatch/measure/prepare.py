@@ -24,7 +24,7 @@ from memwatch.ranks import Ranks
 
 logger = logging.getLogger("memwatch")
 
-# --- the model --------------------------------------------------------------------------------------------------------
+NO_PROMPT = "/no prompt"  # stands for the unconditional branch among the names of probes
 
 
 def adapt(
@@ -36,18 +36,9 @@ def adapt(
     ranks: Ranks,
     has_prompts: bool,
 ) -> tuple[Denoiser, Components, int, int]:
-    """Find the family of ``model``, load what the caller did not pass, and settle sizes.
+    """The model behind one signature, the parts of its pipeline, and the side of the images and of the latents.
 
-    Args:
-        model: the bare network. forward_module: what is called.
-        pretrained: where parts that are not given are loaded from.
-
-    Returns:
-        The model behind one signature, the parts of its pipeline, and the side of the images and of the latents.
-
-    Raises:
-        ConfigError: a setting does not fit this model or the way it lies on the ranks.
-        ValueError: unknown family, or a part is missing.
+    A setting that does not fit the bare ``model`` or the way it lies on the ranks is a ``ConfigError``.
     """
     allowed = "variance or both with prompt probes and sampling.look: last_step, where the true noise is unknown"
     ok = config.signals.terms != "loss" or config.sampling.look == "generation" or not has_prompts
@@ -88,17 +79,11 @@ def require_of_model(config: MemWatchConfig, model: nn.Module, text_encoders: Se
     require(weights == "live" or averaged in sizes, "weights", weights, f"live, since {has}")
 
 
-# --- the probes -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class PreparedProbe:
-    """A probe ready to be looked at.
+    """A probe with its prompt encoded; of a reference probe with its image, RGB uint8 ``(H, W, 3)``, and latents.
 
-    Attributes:
-        conditioning: of its prompt.
-        image: RGB uint8 ``(H, W, 3)``; ``None`` for a prompt probe.
-        latents: z_0, ``(c, h, w)`` float32 on the CPU; ``None`` for a prompt probe.
+    The latents are z_0, ``(c, h, w)`` float32 on the CPU.
     """
 
     probe: Probe
@@ -114,14 +99,9 @@ class PreparedProbe:
 def prepare(
     probes: Sequence[Probe], denoiser: Denoiser, components: Components, resolution: int, *, says: bool = True
 ) -> list[PreparedProbe]:
-    """Encode every prompt and image.
+    """Encode every prompt and image; one that cannot be is a ``ProbeError``. ``resolution``: side of images, pixels.
 
-    Args:
-        resolution: side of the images, pixels.
-        says: whether this process, one of several, says which prompts are cut and how many images are resized.
-
-    Raises:
-        ProbeError: an image cannot be read, or the VAE has no finite latents of it.
+    ``says``: whether this process, one of several, says which prompts are cut and how many images are resized.
     """
     resized: list[str] = []
     prepared: list[PreparedProbe] = []
@@ -153,21 +133,14 @@ def offloaded(prepared: Sequence[PreparedProbe], folder: Path) -> list[PreparedP
         tensors |= {f"{i}/conditioning/{key}": tensor for key, tensor in p.conditioning.items()}
         tensors |= {} if p.image is None else {f"{i}/image": torch.from_numpy(p.image.copy())}
         tensors |= {} if p.latents is None else {f"{i}/latents": p.latents}
-    kept = kept_on_disk(tensors, folder)
-
-    def mapped(i: int, p: PreparedProbe) -> PreparedProbe:
+    kept, mapped = kept_on_disk(tensors, folder), []
+    for i, p in enumerate(prepared):
         in_memory = p.probe.is_reference and not isinstance(p.probe.image, str | Path)
-        return PreparedProbe(
-            replace(p.probe, image=f"picture of {p.name}") if in_memory else p.probe,
-            {key: kept[f"{i}/conditioning/{key}"] for key in p.conditioning},
-            None if p.image is None else kept[f"{i}/image"].numpy(),
-            None if p.latents is None else kept[f"{i}/latents"],
-        )
-
-    return [mapped(i, p) for i, p in enumerate(prepared)]
-
-
-NO_PROMPT = "/no prompt"  # stands for the unconditional branch among the names of probes
+        probe = replace(p.probe, image=f"picture of {p.name}") if in_memory else p.probe
+        image = None if p.image is None else kept[f"{i}/image"].numpy()
+        said = {key: kept[f"{i}/conditioning/{key}"] for key in p.conditioning}
+        mapped.append(PreparedProbe(probe, said, image, kept.get(f"{i}/latents")))
+    return mapped
 
 
 class WatchList:
@@ -202,10 +175,9 @@ class WatchList:
         return [p for p in self.prepared if p.probe.in_rotation]
 
     def rotate(self, event: int, kept: Collection[str]) -> None:
-        """Choose the rows that are looked at at the run's event of that number; at 0, the baseline, there are none.
+        """Choose the rows for the run's event of that number; none for 0, the baseline.
 
-        Args:
-            kept: names of rows that stay besides the new ones, at most as many as those.
+        Rows named in ``kept`` stay besides the new ones, at most as many as those.
         """
         rows, count = [p.name for p in self.rotation], self.config.rotation.per_event
         begin = (event - 1) * count
@@ -214,11 +186,7 @@ class WatchList:
         self._rotated_in = frozenset(new + stay[:count])
 
     def num_rotating(self, planned: int | None) -> int:
-        """How many rows will have been rotated in by the end of the run.
-
-        Args:
-            planned: how many events it will have after its first, if known.
-        """
+        """How many rows will have been rotated in by the end of a run of ``planned`` events after its first."""
         rows = len(self.rotation)
         return rows if planned is None else min(rows, planned * self.config.rotation.per_event)
 
@@ -235,18 +203,8 @@ class WatchList:
         """What its image would be generated from; nothing where the model takes no prompts."""
         return probe.prompt if self.denoiser.text_encoders else ""
 
-    def encode_again(self, parts: Components) -> None:
-        """Encode the probes of this event, since their text encoder has been trained."""
-        said = self.encoded_by(parts, self.probes)
-        self.unconditional = said.get(NO_PROMPT)
-        self.prepared = [replace(p, conditioning=said.get(p.name, p.conditioning)) for p in self.prepared]
-
     def encoded_by(self, parts: Components, probes: Sequence[PreparedProbe] | None = None) -> dict[str, Conditioning]:
-        """The conditioning of ``probes`` and of ``NO_PROMPT``, where there is that branch, by these text encoders.
-
-        Args:
-            probes: ``None`` for everything that is ever looked at.
-        """
+        """The conditioning of ``probes``, by default all, and of ``NO_PROMPT``, if there is, by these text encoders."""
         asked = self.prepared if probes is None else probes
         said = {p.name: self.denoiser.encode(p.probe.prompt, parts, self.resolution) for p in asked}
         without = self.denoiser.encode_unconditional(parts, self.resolution)

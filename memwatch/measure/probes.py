@@ -31,14 +31,12 @@ class Probe:
 
     Attributes:
         prompt: the image's caption, or the prompt to generate from. Unconditional models ignore it.
-        image: a file or a picture, usually from the training set; ``None`` makes it a prompt probe. What it may be else
-            see ``images.decoded``.
+        image: a file or a picture, or what else ``images.decoded`` reads; ``None`` makes it a prompt probe.
         seed: of the prompt probe's initial noise.
         name: unique, used in keys and file names. Made from the file name or the prompt when empty.
-        is_control: held out from training; memwatch sets it on whatever comes as ``controls``.
-        is_peer: an ordinary training image that probes are compared with; memwatch sets it on whatever comes as
-            ``peers``.
-        in_rotation: one of the rotation, the training images that are screened a few per event.
+        is_control: held out from training. is_peer: an ordinary training image that probes are compared with. memwatch
+            sets them on what comes as ``controls`` and ``peers``.
+        in_rotation: one of the training images that are screened a few per event.
         row: its number in the training set that it was picked from; ``None`` where it came otherwise.
     """
 
@@ -57,11 +55,7 @@ class Probe:
 
     @property
     def title(self) -> str:
-        """What people read: the caption, cut to 40 characters, and where it is from: a file, a row, or else its name.
-
-        >>> Probe("a photo of a red bus", "train/bus.png").title
-        'a photo of a red bus (bus.png)'
-        """
+        """What people read: the caption, cut to 40 characters, and its source: a file, a row, or else its name."""
         caption = " ".join(self.prompt.split())
         caption = caption if len(caption) <= TITLE else f"{caption[: TITLE - 1].rstrip()}…"
         source = "" if self.name == slug(self.prompt) else self.name
@@ -73,7 +67,7 @@ class Probe:
 
 
 def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]:
-    """Probes from whatever the user has, with unique names.
+    """Probes from whatever the user has, with unique names; a ``ProbeError`` where that is no probe.
 
     Args:
         source: an image folder (captions from ``metadata.jsonl``, or ``NAME.txt`` beside ``NAME.png``), a text file
@@ -81,9 +75,6 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
             ``prompt``.
         key: what the argument is called, for messages.
         seed: of prompts without a seed of their own.
-
-    Raises:
-        ProbeError: nothing found, or something is neither prompt nor image.
     """
     if source is None:
         return []
@@ -91,12 +82,7 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
         probes = [source]
     elif isinstance(source, str | Path):
         path = Path(source)
-        if path.is_dir():
-            probes = _from_folder(path)
-        elif path.is_file():
-            probes = [Probe(line.strip(), seed=seed) for line in _lines(path, key) if line.strip()]
-        else:
-            raise ProbeError(f"{key}: {str(source)!r} is neither a folder nor a file (give single prompts as a list)")
+        probes = _from_folder(path) if path.is_dir() else _from_text(path, key, seed)
     elif isinstance(source, Mapping | bytes) or not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
         raise ProbeError(f"{key}: got {source!r}, allowed: {ALLOWED}")
     else:
@@ -107,13 +93,9 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
 
 
 def all_probes(config: MemWatchConfig, probes: Any = None, controls: Any = None, peers: Any = None) -> list[Probe]:
-    """What is watched, then controls, then peers. An argument goes before the configuration's key of its name.
+    """What is watched, then ``control/NAME``, then ``peer/NAME``. Arguments go before the configuration's keys.
 
-    The prefixes ``control/`` and ``peer/`` keep names apart.
-
-    Raises:
-        ConfigError: nothing is to be watched.
-        ProbeError: see ``as_probes``.
+    Where nothing is to be watched it is a ``ConfigError``.
     """
     given = {"probes": probes, "controls": controls, "peers": peers}
     sources = {key: getattr(config, key) if source is None else source for key, source in given.items()}
@@ -124,35 +106,35 @@ def all_probes(config: MemWatchConfig, probes: Any = None, controls: Any = None,
     return found + [replace(probe, name=f"peer/{probe.name}", is_peer=True) for probe in ordinary]
 
 
-def _lines(file: Path, key: str) -> list[str]:
+def _from_text(file: Path, key: str, seed: int) -> list[Probe]:
+    if not file.is_file():
+        raise ProbeError(f"{key}: {str(file)!r} is neither a folder nor a file (give single prompts as a list)")
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ProbeError(f"{key}: {str(file)!r} is no text file; allowed: {ALLOWED}") from error
+    return [Probe(line.strip(), seed=seed) for line in lines if line.strip()]
 
 
 def _from_folder(folder: Path) -> list[Probe]:
-    metadata = folder / "metadata.jsonl"
-    if metadata.is_file():
-        probes = []
-        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                text, picked = str(row.get("text", row.get("caption", ""))), row.get("row")
-                picked = picked if isinstance(picked, int) else None  # 'memwatch pick' writes it
-                probes.append(Probe(text, folder / row["file_name"], row=picked))
-            except (json.JSONDecodeError, KeyError, AttributeError) as error:
-                expected = "expected an object with 'file_name' and 'text'"
-                raise ProbeError(f"{metadata}, line {number}: {expected} ({error!r})") from error
+    metadata, probes = folder / "metadata.jsonl", []
+    if not metadata.is_file():
+        for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
+            caption = file.with_suffix(".txt")
+            probes.append(Probe(caption.read_text(encoding="utf-8").strip() if caption.is_file() else "", file))
         return probes
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    captions = [file.with_suffix(".txt") for file in files]
-    return [
-        Probe(c.read_text(encoding="utf-8").strip() if c.is_file() else "", file)
-        for file, c in zip(files, captions, strict=True)
-    ]
+    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            text, picked = str(row.get("text", row.get("caption", ""))), row.get("row")
+            picked = picked if isinstance(picked, int) else None  # 'memwatch pick' writes it
+            probes.append(Probe(text, folder / row["file_name"], row=picked))
+        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            expected = "expected an object with 'file_name' and 'text'"
+            raise ProbeError(f"{metadata}, line {number}: {expected} ({error!r})") from error
+    return probes
 
 
 def _from_item(item: Any, index: int, seed: int, key: str) -> Probe:
@@ -185,9 +167,5 @@ def _named(probes: Iterable[Probe]) -> list[Probe]:
 
 
 def slug(text: str) -> str:
-    """A text as the part of a file name or key.
-
-    >>> slug("A red bus, at night!")
-    'A-red-bus-at-night'
-    """
+    """A text as the part of a file name or key: ``A-red-bus-at-night``."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60]

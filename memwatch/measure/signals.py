@@ -37,10 +37,8 @@ BRANCH_QUANTILE = 0.9  # over pixels: what the unconditional branch has lost on 
 def log_ratio(baseline: CurvatureMap, now: CurvatureMap, floor: float) -> CurvatureMap:
     """Log of the factor by which something has fallen: ``log((baseline + floor) / (now + floor))``.
 
-    Of retained variances log 5 is "five times less freedom than before", of denoising losses "five times less error".
-    The floor keeps out ratios of next to nothing: where a plain background had a hundredth of its freedom left, half of
-    that says nothing. Replicates are averaged before the ratio; the error is the paired one, by linearization (delta
-    method).
+    The floor keeps out ratios of next to nothing, as on plain backgrounds. Replicates are averaged before the ratio;
+    the error is the paired one, by linearization (delta method).
 
     >>> before, now = (CurvatureMap(torch.full((1, 2, 1, 1), rho)) for rho in (0.95, 0.15))
     >>> round(factor(log_ratio(before, now, RHO_FLOOR).mean.item()), 4)
@@ -51,17 +49,9 @@ def log_ratio(baseline: CurvatureMap, now: CurvatureMap, floor: float) -> Curvat
     return CurvatureMap(torch.log(b / a) + deviation)
 
 
-def free(baseline: CurvatureMap, z: float = 2.0) -> Tensor:
-    """Where the baseline leaves freedom that the estimator can resolve (``rho > z * sem``): bool ``(levels, h, w)``."""
-    return (baseline.mean > z * baseline.sem) & (baseline.mean > SMALLEST_RHO)
-
-
-def mean_log_ratio(variance: CurvatureMap, loss: CurvatureMap) -> CurvatureMap:
-    """Mean of two log ratios, one replicate per noise draw: of the variance the mean over a draw's blocks."""
-    *levels, blocks, h, w = variance.samples.shape
-    draws = loss.samples.shape[-3]
-    per_draw = variance.samples.reshape(*levels, draws, blocks // draws, h, w).mean(-3)
-    return CurvatureMap((per_draw + loss.samples) / 2)
+def free(baseline: CurvatureMap) -> Tensor:
+    """Where the baseline leaves freedom that the estimator can resolve (``rho > 2 sem``): bool ``(levels, h, w)``."""
+    return (baseline.mean > 2.0 * baseline.sem) & (baseline.mean > SMALLEST_RHO)
 
 
 def squared_difference(a: Tensor, b: Tensor) -> CurvatureMap:
@@ -77,10 +67,8 @@ class Comparison:
         score: squared difference of epsilon, samples ``(levels, draws, h, w)``; the paper's ``sigma^2 * Delta s``.
             Against the unconditional branch it is the per-coordinate signal of Wen et al. 2024.
         collapse: ``rho_earlier - rho_now`` in [-1, 1], samples ``(levels, n, h, w)``; the paper's ``sigma^2 * Delta
-            h``. variance: ``log_ratio`` of the same. is_free: see ``free``. All ``None`` where either side was run
-            forward only.
-        loss: ``log_ratio`` of the denoising losses, samples ``(levels, draws, h, w)``; ``None`` where the true noise is
-            unknown (a prompt probe looked at in the last step of its sampling).
+            h``. variance: ``log_ratio`` of the same. is_free: see ``free``. ``None`` where either side lacks curvature.
+        loss: ``log_ratio`` of the denoising losses, samples ``(levels, draws, h, w)``; ``None`` without true noise.
     """
 
     score: CurvatureMap
@@ -91,12 +79,7 @@ class Comparison:
 
     @classmethod
     def of(cls, earlier: Measurement, now: Measurement, eps: Tensor | None, smooth: int) -> Comparison:
-        """Compare.
-
-        Args:
-            eps: the true noise, shape of ``now.epsilon``.
-            smooth: side of the mean filter on retained variances and losses, latent pixels, odd.
-        """
+        """Compare. ``eps``: true noise. ``smooth``: side of the mean filter on rho and losses, latent pixels, odd."""
         found = cls(squared_difference(now.epsilon, earlier.epsilon))
         if eps is not None:
             before, after = (squared_difference(m.epsilon, eps).smooth(smooth) for m in (earlier, now))
@@ -112,17 +95,19 @@ class Comparison:
         )
 
     def term(self, terms: str) -> CurvatureMap | None:
-        """``variance``, ``loss``, or the mean of ``both``; of both the variance alone where there is no loss.
+        """``variance``, ``loss``, or the mean of ``both`` per noise draw; the variance alone where there is no loss.
 
-        ``None`` where it was not measured: nothing stands in for a variance. It says 0 where this comparison's own
-        earlier measurement leaves no freedom that could be lost.
+        ``None`` where it was not measured. A variance is 0 where the earlier measurement leaves no freedom to lose.
         """
         if terms == "loss":
             return self.loss
         if self.variance is None or self.is_free is None:
             return None
-        variance = CurvatureMap(self.variance.samples.where(self.is_free[:, None], 0.0))
-        return variance if terms == "variance" or self.loss is None else mean_log_ratio(variance, self.loss)
+        variance = self.variance.samples.where(self.is_free[:, None], 0.0)
+        if terms == "variance" or self.loss is None:
+            return CurvatureMap(variance)
+        levels, draws, h, w = self.loss.samples.shape
+        return CurvatureMap((variance.reshape(levels, draws, -1, h, w).mean(2) + self.loss.samples) / 2)
 
 
 @dataclass(frozen=True)
@@ -131,11 +116,10 @@ class Signals:
 
     Attributes:
         snapshot, unconditional, branch: the comparisons S, N and K; ``None`` where either side was not measured.
-        raw: ``1 - rho_now``, how pinned a coordinate is, samples ``(levels, n, h, w)``; ``None`` where the network was
-            run forward only. Plain backgrounds are pinned as well, so it never decides.
-        deciding: the map that decides, level by level, samples ``(levels, n, h, w)``; ``None`` where nothing can be
-            compared.
-        decisive: its mean over levels, samples ``(n, h, w)``, natural log of a factor. Regions and alerts come from it.
+        raw: ``1 - rho_now``, how pinned a coordinate is, samples ``(levels, n, h, w)``; ``None`` without curvature.
+            Plain backgrounds are pinned as well, so it never decides.
+        deciding: see ``decide``. decisive: its mean over levels, samples ``(n, h, w)``, natural log of a factor, from
+            which regions and alerts come. ``None`` where nothing can be compared.
     """
 
     snapshot: Comparison | None
@@ -147,7 +131,7 @@ class Signals:
 
     @classmethod
     def of(cls, o: Observation, smooth: int) -> Signals:
-        """Every comparison that an observation allows; nothing is decided yet. ``smooth``: see ``Comparison.of``."""
+        """Every comparison that an observation allows; nothing is decided yet."""
 
         def compared(earlier: Measurement | None, now: Measurement | None) -> Comparison | None:
             return Comparison.of(earlier, now, o.eps, smooth) if earlier is not None and now is not None else None
@@ -160,7 +144,7 @@ class Signals:
         )
 
     def maps(self) -> dict[str, CurvatureMap]:
-        """Those that exist, by the name that files and logged keys use."""
+        """Those that exist, by the names that files and logged keys use."""
         found: dict[str, CurvatureMap | None] = {"raw": self.raw, "decisive": self.decisive}
         if (s := self.snapshot) is not None:
             found |= {"collapse": s.collapse, "log_ratio": s.variance, "score": s.score, "loss_log_ratio": s.loss}
@@ -170,15 +154,13 @@ class Signals:
 
 
 def decide(signals: Signals, terms: str, against: str, expected: Tensor | None = None) -> CurvatureMap | None:
-    """The map that decides, samples ``(levels, n, h, w)``; ``None`` where nothing can be compared.
+    """The map that decides, level by level, samples ``(levels, n, h, w)``; ``None`` where nothing can be compared.
 
     ``both`` is ``min(S, N + relu(K - k0))``: fallen since the baseline, *and* not explained by the model without the
-    prompt, where N is corrected for what the unconditional branch has memorized itself. So that branch cannot hide what
-    it stores too (few captions, dropped captions). Where it was not measured, S decides alone.
+    prompt, where N is corrected for what the unconditional branch has memorized itself (few captions, dropped
+    captions). Where it was not measured, S decides alone.
 
-    Args:
-        expected: k0, ``(levels,)``: what the branch has lost on pictures that nobody trained on, see
-            ``branch_quantile``; 0 without.
+    ``expected`` is k0, ``(levels,)``: what the branch has lost on controls, see ``branch_quantile``; 0 without.
     """
     comparisons = (signals.snapshot, signals.unconditional, signals.branch)
     s, n, k = (None if c is None else c.term(terms) for c in comparisons)
@@ -194,10 +176,7 @@ def decide(signals: Signals, terms: str, against: str, expected: Tensor | None =
 
 
 def branch_quantile(signals: Signals, terms: str) -> Tensor | None:
-    """What the unconditional branch has lost on one picture: a high quantile over pixels, by level, ``(levels,)``.
-
-    ``None`` where the branch was not measured.
-    """
+    """What the unconditional branch has lost on a picture, a high quantile over pixels, ``(levels,)``; if measured."""
     k = None if signals.branch is None else signals.branch.term(terms)
     return None if k is None else k.mean.flatten(1).quantile(BRANCH_QUANTILE, dim=1)
 
@@ -207,9 +186,8 @@ def compute_signals(
 ) -> dict[str, Signals | None]:
     """Every signal of every probe at one event, by name; ``None`` where its measurements are not finite.
 
-    k0 of a probe is the largest ``branch_quantile`` of any control of its kind (reference or prompt); of a control, of
-    any other one: what the branch has lost on a picture counts as stored only as far as it exceeds every control's,
-    held-out views of a learned subject included.
+    k0 is the largest ``branch_quantile`` of any control of the probe's kind (reference or prompt) but itself: a loss of
+    the branch counts as stored only as far as it exceeds every control's.
     """
     found = {o.name: (o.probe, Signals.of(o, smooth) if o.finite else None) for o in observations}
     lost = [(p, q) for p, s in found.values() if p.is_control and s and (q := branch_quantile(s, terms)) is not None]

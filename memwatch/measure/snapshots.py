@@ -13,21 +13,14 @@ from memwatch.measure.weights import read_safetensors, write_safetensors
 
 
 class SnapshotStore:
-    """Named tensors of earlier steps: the first ``pinned`` stay, and of the others the latest ``keep``.
+    """Named tensors of earlier steps: the first one stays, and of the others the latest ``keep``, at least 1.
 
-    Each step has *marks*, texts by name, that tell later what its tensors may be compared with. In a file they are its
-    metadata.
-
-    Args:
-        folder: where each step becomes ``step_NNNNNNN.safetensors``.
-        keep: how many steps stay beside those that are pinned, at least 1.
-        writes: whether this process writes (one per machine); the others only read.
-        pinned: how many of the first steps stay for good. With 0 the latest are all that there is: they go only once
-            newer ones are written, and what a full disk refuses is not kept.
+    Each step is a file in ``folder``. Its *marks*, texts by name in the metadata, tell later what its tensors may be
+    compared with. One process per machine ``writes``; the others only read.
     """
 
-    def __init__(self, folder: Path, keep: int, *, writes: bool = True, pinned: int = 1) -> None:
-        self.folder, self.keep, self.writes, self.pinned = folder, keep, writes, pinned
+    def __init__(self, folder: Path, keep: int, *, writes: bool = True) -> None:
+        self.folder, self.keep, self.writes = folder, keep, writes
         self.steps: list[int] = []
         self._protected: set[int] = set()
         self._unwritten: dict[int, dict[str, Tensor]] = {}  # what the disk refused
@@ -37,53 +30,36 @@ class SnapshotStore:
         return self.folder / f"step_{step:07d}.safetensors"
 
     def add(self, step: int, tensors: dict[str, Tensor], marks: Mapping[str, str] | None = None) -> None:
-        """Keep ``tensors`` as those of ``step``.
-
-        Raises:
-            OSError: the disk refused; the tensors are held in memory instead, nothing is lost. Where no step is pinned,
-                they are not kept, and what was kept before stays.
-        """
-        earlier = [s for s in self.steps if s < step]
-        self.steps = [*earlier, step]
+        """Keep ``tensors`` as those of ``step``. Where the disk refuses (``OSError``) they are held in memory."""
+        self.steps = [*(s for s in self.steps if s < step), step]
         self._marks[step] = dict(marks or {})
-        if self.pinned:
-            self._drop_oldest()
+        for old in self.steps[1 : -self.keep]:
+            self._unwritten.pop(old, None)
+            if old not in self._protected:
+                self._delete(old)
+        self.steps = [*self.steps[:1], *self.steps[1:][-self.keep :]]
         try:
             self._write(step, tensors)
         except OSError:
             self._delete(step)  # what lay there before is of a past that was left
-            if not self.pinned:
-                self._unwritten.pop(step)
-                self.steps = earlier
             raise
-        if not self.pinned:
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        """Forget what is neither pinned nor among the latest; a file that a checkpoint needs stays."""
-        first, others = self.steps[: self.pinned], self.steps[self.pinned :]
-        for old in others[: -self.keep]:
-            self._unwritten.pop(old, None)
-            if old not in self._protected:
-                self._delete(old)
-        self.steps = first + others[-self.keep :]
-
-    def _write(self, step: int, tensors: dict[str, Tensor]) -> None:
-        self._unwritten.pop(step, None)
-        if self.writes:
-            self._unwritten[step] = tensors
-            write_safetensors(self._file(step), tensors, self._marks[step])
-            del self._unwritten[step]
 
     def extend(self, step: int, tensors: Mapping[str, Tensor], marks: Mapping[str, str]) -> None:
-        """More tensors for a kept step.
-
-        Raises:
-            OSError: as for ``add``.
-        """
+        """Add what was measured of that step only now; an ``OSError`` as for ``add``."""
         self._marks[step] = {**self._marks[step], **marks}
         if self.writes:
             self._write(step, {**self.get(step), **tensors})
+
+    def _write(self, step: int, tensors: dict[str, Tensor]) -> None:
+        if not self.writes:
+            return
+        self._unwritten[step] = tensors
+        write_safetensors(self._file(step), tensors, self._marks[step])
+        del self._unwritten[step]
+
+    def _delete(self, step: int) -> None:
+        if self.writes:
+            self._file(step).unlink(missing_ok=True)
 
     def protect(self) -> list[int]:
         """The steps that a checkpoint taken now refers to. Their files stay at least until the next checkpoint."""
@@ -91,18 +67,6 @@ class SnapshotStore:
             self._delete(old)
         self._protected = set(self.steps)
         return list(self.steps)
-
-    def sweep(self) -> None:
-        """Delete files that neither this store nor the last checkpoint knows: of a past that a resume has left."""
-        if self.writes:
-            known = {self._file(step) for step in {*self.steps, *self._protected}}
-            for file in set(self.folder.glob("step_*.safetensors")) - known:
-                with suppress(OSError):
-                    file.unlink()
-
-    def _delete(self, step: int) -> None:
-        if self.writes:
-            self._file(step).unlink(missing_ok=True)
 
     def get(self, step: int) -> dict[str, Tensor]:
         """All tensors of a step."""

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from memwatch.denoiser.aligned import ALIGNMENT, aligned, offset_of
+from memwatch.denoiser.components import ALIGNMENT, aligned, offset_of
 
 PROMPTS = "conditioning/"  # before what a trained text encoder said at a step, beside the weights; no parameter has it
 
@@ -33,26 +33,19 @@ def averages(model: nn.Module, ema: Any) -> dict[str, Tensor]:
     return {name: average for (name, _), average in zip(named, ema.shadow_params, strict=True)}
 
 
-def with_conditioning(
-    weights: Mapping[str, Tensor], conditioning: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
+def with_conditioning(weights: Mapping[str, Tensor], said: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Weights of a step together with the conditioning of probes, by name, as one file of named tensors."""
-    said = {f"{PROMPTS}{name}//{key}": x for name, tensors in conditioning.items() for key, x in tensors.items()}
-    return {**weights, **said}
+    return {**weights, **{f"{PROMPTS}{name}//{key}": x for name, tensors in said.items() for key, x in tensors.items()}}
 
 
 def without_conditioning(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """The inverse of ``with_conditioning``."""
-    weights: dict[str, Tensor] = {}
     conditioning: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        probe, _, key = name.removeprefix(PROMPTS).rpartition("//")
-        into, key = (conditioning.setdefault(probe, {}), key) if name.startswith(PROMPTS) else (weights, name)
-        into[key] = tensor
-    return weights, conditioning
-
-
-# --- in and out of a model --------------------------------------------------------------------------------------------
+        if name.startswith(PROMPTS):
+            probe, _, key = name.removeprefix(PROMPTS).rpartition("//")
+            conditioning.setdefault(probe, {})[key] = tensor
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(PROMPTS)}, conditioning
 
 
 @contextmanager
@@ -64,33 +57,30 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     alike. Gradients must be taken inside, because gradient checkpointing computes activations a second time.
 
     Args:
-        tensors: by parameter name; for a sharded parameter the whole tensor or this rank's part.
-
-    Raises:
-        ValueError: a name is unknown or a shape differs.
+        tensors: by parameter name, of a sharded one whole or this rank's part; what does not fit is a ``ValueError``.
     """
     reshard(model)
     parameters = dict(model.named_parameters())
     values = {name: _fitted(name, tensor, parameters.get(name)) for name, tensor in tensors.items()}
-    live: dict[str, Tensor] = {}
+    live: list[tuple[nn.Parameter, Tensor]] = []
     try:
         for name, value in values.items():
             parameter = parameters[name]
             if is_sharded(parameter):
-                live[name] = local_part(parameter).clone()
+                live.append((parameter, local_part(parameter).clone()))
                 local_part(parameter).copy_(value)
             else:
-                live[name] = parameter.data
+                live.append((parameter, parameter.data))
                 parameter.data = _empty_like(parameter.data).copy_(value)
         torch.clear_autocast_cache()
         yield
     finally:
         reshard(model)
-        for name, data in live.items():
-            if is_sharded(parameters[name]):
-                local_part(parameters[name]).copy_(data)
+        for parameter, data in live:
+            if is_sharded(parameter):
+                local_part(parameter).copy_(data)
             else:
-                parameters[name].data = data
+                parameter.data = data
         torch.clear_autocast_cache()
 
 
@@ -136,23 +126,13 @@ def reshard(model: nn.Module) -> None:
             drop()
 
 
-# --- on disk ----------------------------------------------------------------------------------------------------------
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a file, by name, see ``aligned``."""
     return {name: aligned(tensor) for name, tensor in load_file(path).items()}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write whole or not at all.
-
-    Args:
-        metadata: texts by name, kept beside the tensors.
-
-    Raises:
-        OSError: also for what the library reports in a type of its own.
-    """
+    """Write whole or not at all; else it is an ``OSError``. ``metadata``: texts, kept beside the tensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")
     try:
@@ -169,11 +149,7 @@ def kept_on_disk(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tenso
 
     The file's name is deleted at once, so nobody can change the file, and the disk space is free again when the last of
     the tensors is gone, however the process ends. Where the disk refuses, the tensors are left as they are. All share
-    one storage: clone what is to be pickled.
-
-    Args:
-        tensors: on the CPU, each with a storage of its own.
-        folder: on the disk that is to hold them; it need not exist yet.
+    one storage: clone what is to be pickled. ``folder``, on the disk that is to hold them, need not exist yet.
     """
     file: Path | None = None
     try:
@@ -192,12 +168,7 @@ def kept_on_disk(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tenso
 
 
 class OffloadedNetwork:
-    """A frozen network that is needed now and then. In between its weights take no memory, on any device.
-
-    Args:
-        module: nobody else uses it.
-        folder: see ``kept_on_disk``.
-    """
+    """A frozen network that nobody else uses. Between uses its weights take no memory, see ``kept_on_disk``."""
 
     def __init__(self, module: nn.Module, folder: Path) -> None:
         self._module = module.to("cpu")

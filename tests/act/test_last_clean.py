@@ -19,7 +19,6 @@ from support.processes import on_two_ranks
 from support.rollback import frozen, keeper_of, loaded, said, train
 
 import memwatch.act.last_clean
-import memwatch.measure.snapshots
 from memwatch.act.last_clean import LastClean, is_clean, is_memorized
 from memwatch.faults import Faults
 from memwatch.judge.verdict import ProbeState, Verdict
@@ -154,12 +153,12 @@ def test_a_full_disk_while_keeping_leaves_what_was_kept(pipe, pretrained, tmp_pa
     kept = said(pipe)
     keeper.note(0, True)
     with monkeypatch.context() as full, caplog.at_level(logging.WARNING, "memwatch"):
-        full.setattr(memwatch.measure.snapshots, "write_safetensors", no_space)
+        full.setattr(memwatch.act.last_clean, "write_safetensors", no_space)
         train(pipe, 1)
         keeper.note(2, True)
     assert sum("keeping the weights to roll back to failed" in message for message in caplog.messages) == 1
     assert keeper._faults.count == 1
-    assert (keeper.step, files(tmp_path), keeper._store._unwritten) == (0, [name_of(0)], {})
+    assert (keeper.step, files(tmp_path)) == (0, [name_of(0)])
     keeper.note(4, False)
     assert torch.equal(said(loaded(keeper.write(), pretrained)), kept)
     keeper.note(6, True)  # there is space again
@@ -329,7 +328,7 @@ def main(pretrained: Path, folder: Path) -> None:
     def each(running: Loop) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if running.step == 2:
-                patch.setattr(memwatch.measure.snapshots, "write_safetensors", no_space)
+                patch.setattr(memwatch.act.last_clean, "write_safetensors", no_space)
             keeper.note(running.step, running.step < 3)
         found.append([keeper.step, keeper.unclean_since, keeper._faults.count])
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import Loop, assert_same
+from support.builders import Loop
 
 from memwatch.denoiser import checkpointed
-from memwatch.denoiser.borrow import CHECKPOINTING, borrow, deterministic, deterministic_settings
+from memwatch.denoiser.borrow import CHECKPOINTING, deterministic, deterministic_settings
 
 
 def switches(model) -> list:
@@ -28,46 +28,6 @@ def test_checkpointing_is_switched_on_for_a_while(lora, raises, pretrained):
         if raises:
             raise ZeroDivisionError
     assert switches(unet) == before
-
-
-def test_checkpointing_gives_the_same_numbers_from_fewer_saved_tensors(pretrained):
-    unet = Loop(pretrained).bare
-    x, hidden = torch.randn(2, 4, 8, 8), torch.randn(2, 32, 16)
-
-    def look():
-        saved = []
-
-        def pack(tensor):
-            saved.append(tensor.untyped_storage().nbytes())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            z = x.clone().requires_grad_()
-            y = unet(z, torch.tensor(61), hidden).sample
-        held = sum(saved)
-        return y.detach(), torch.autograd.grad(y, z, torch.ones_like(y))[0], held
-
-    with borrow(unet):
-        *plain, much = look()
-        with checkpointed(unet):
-            *sparing, little = look()
-    assert_same(plain, sparing)
-    assert little < much / 2
-
-
-def test_training_with_checkpointing_keeps_it_during_a_look(pretrained):
-    """Evaluation mode does not switch it off."""
-    unet = Loop(pretrained, checkpointing=True).bare
-    calls, real = [], unet.down_blocks[1]._gradient_checkpointing_func
-    for module in unet.modules():
-        if "_gradient_checkpointing_func" in module.__dict__:
-            module._gradient_checkpointing_func = lambda *args: calls.append(1) or real(*args)
-    with borrow(unet), torch.enable_grad():
-        unet(torch.randn(1, 4, 8, 8, requires_grad=True), torch.tensor(61), torch.randn(1, 32, 16))
-    assert calls
-
-
-# --- CUDA -------------------------------------------------------------------------------------------------------------
 
 
 def cuda_settings() -> list:

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from support import families as tiny
 from support.builders import assert_same
 from support.families import PROMPT, adapted, size_of
-from support.oracles import ALPHAS, DiagonalGaussian, T, denoiser_of, view_of
-from torch import nn
+from support.oracles import ALPHAS
 
 from memwatch import Probe
 from memwatch.config import CurvatureConfig, SamplingConfig
-from memwatch.denoiser import Components, Flux, StableDiffusion3
-from memwatch.denoiser.flux import pack, unpack
+from memwatch.denoiser.flow import unpack
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.measure import measure
 from memwatch.measure.prepare import PreparedProbe
-from memwatch.measure.sampling import prompt_view
-from memwatch.measure.views import View
+from memwatch.measure.views import View, prompt_view
 
 NAMES = ["sdxl", "sd3", "sd3-without-t5", "flux", "flux-schnell", "unconditional"]
 
 
 def inputs(channels: int, t: int, b: int = 2, side: int = 8):
     return torch.randn(b, channels, side, side, generator=torch.Generator().manual_seed(5)), torch.full((b,), t)
-
-
-# --- epsilon is what the family's own pipeline computes --------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -81,27 +75,8 @@ def test_the_unconditional_branch_is_the_familys_own(family_folders, families):
     expected = {"encoder_hidden_states": hidden[0], "text_embeds": pooled[0], "time_ids": zeros["time_ids"]}
     assert_same(dict(zeros), expected)
     assert zeros["time_ids"].tolist() == [16, 16, 0, 0, 16, 16]
-    plain = Components(None, None, parts.text_encoders, parts.tokenizers, zero_unconditional=False)
-    empty = denoiser.encode_unconditional(plain, tiny.SIZE)
+    empty = denoiser.encode_unconditional(replace(parts, zero_unconditional=False), tiny.SIZE)
     assert_same(dict(empty), dict(denoiser.encode("", parts, tiny.SIZE)))
-    assert empty["encoder_hidden_states"].abs().sum() > 0
-
-    denoiser, parts = adapted(families["sd3"], family_folders["sd3"])
-    _, hidden, _, pooled = families["sd3"].encode_prompt(PROMPT, PROMPT, PROMPT, max_sequence_length=77)
-    null = denoiser.encode_unconditional(parts, tiny.SIZE)
-    torch.testing.assert_close(null["encoder_hidden_states"], hidden[0])
-    torch.testing.assert_close(null["pooled_projections"], pooled[0])
-
-
-def test_flux_packs_2x2_pixels_and_back():
-    x = torch.arange(2 * 4 * 6 * 8.0).reshape(2, 4, 6, 8)
-    packed = pack(x)
-    assert packed.shape == (2, 12, 16)
-    assert packed[0, 5].tolist() == x[0, :, 2:4, 2:4].flatten().tolist()
-    assert torch.equal(unpack(packed, 6, 8), x)
-
-
-# --- samples ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "unconditional"])
@@ -130,22 +105,6 @@ def test_prompt_probes_are_sampled_as_the_pipeline_samples(name, family_folders,
     assert view.noisy_latents.shape == (1, 2, denoiser.latent_channels, 8, 8)
 
 
-# --- products and diagonals ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["sdxl", "flux"])
-def test_half_precision_networks_give_float32_epsilon_close_to_their_own(name, families):
-    denoiser, parts = adapted(families[name])
-    conditioning = denoiser.encode(PROMPT, parts, tiny.SIZE)
-    x, t = inputs(denoiser.latent_channels, 141)
-    half = type(denoiser)(copy.deepcopy(denoiser.model).bfloat16(), denoiser.schedule)
-    with torch.no_grad():
-        full, found = (d(x, t, d.stack([conditioning] * 2)) for d in (denoiser, half))
-    assert half.dtype == torch.bfloat16
-    assert found.dtype == torch.float32
-    assert (found - full).square().mean().sqrt() < 0.05 * full.std()
-
-
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "unconditional"])
 def test_retained_variance_agrees_with_the_exact_jacobian(name, families):
     """64 vectors tiled over all 4x4 latents are orthogonal: Hutchinson's estimate is then exact."""
@@ -164,40 +123,35 @@ def test_retained_variance_agrees_with_the_exact_jacobian(name, families):
     assert expected.std() > 1e-4
 
 
-# --- the same oracle in the clothes of two families ------------------------------------------------------------------
+def test_add_noise_by_hand():
+    """Variance preserving; and rectified flow, a straight line."""
+    z_0, eps = torch.full((2, 1, 1, 1), 10.0), torch.full((2, 1, 1, 1), 5.0)
+    curved = NoiseSchedule(torch.tensor([0.8, 0.6], dtype=torch.float64), 2, "epsilon")
+    noisy = curved.add_noise(z_0, eps, torch.tensor([0, 1]))
+    torch.testing.assert_close(noisy.flatten(), torch.tensor([0.8 * 10 + 0.6 * 5, 0.6 * 10 + 0.8 * 5]))
+    noisy = NoiseSchedule(None, 1000, "flow").add_noise(z_0, eps, torch.tensor([250.0, 0.5]))
+    torch.testing.assert_close(noisy.flatten(), torch.tensor([0.75 * 10 + 0.25 * 5, 0.9995 * 10 + 0.0005 * 5]))
 
 
-class Transformer(nn.Module):
-    """An oracle called as SD 3's transformer is called (``flux=False``) or, packed, as Flux's."""
-
-    def __init__(self, oracle, *, flux: bool) -> None:
-        super().__init__()
-        self.oracle, self.flux = oracle, flux
-        self.config = SimpleNamespace(in_channels=16 if flux else 4, sample_size=8, patch_size=2, guidance_embeds=False)
-
-    def forward(self, hidden_states, timestep, encoder_hidden_states, pooled_projections, return_dict, **ids):
-        assert pooled_projections.shape == (len(hidden_states), 8)
-        if not self.flux:
-            return self.oracle(hidden_states, timestep, encoder_hidden_states)
-        assert ids["img_ids"].shape == (16, 3)
-        output = self.oracle(unpack(hidden_states, 8, 8), (timestep * 1000).round(), encoder_hidden_states)[0]
-        return (pack(output),)
+@pytest.mark.parametrize("declared", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", ["DDPM", "DDIM", "PNDM", "EulerDiscrete", "DPMSolverMultistep"])
+def test_schedulers_of_diffusers_are_read(name, declared):
+    options = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    made = getattr(diffusers, f"{name}Scheduler")(**options, prediction_type=declared)
+    schedule = NoiseSchedule.from_scheduler(made)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    torch.testing.assert_close(schedule.alphas**2, (1 - betas).cumprod(0), atol=1e-6, rtol=1e-4)
+    assert (schedule.num_train_timesteps, schedule.prediction_type) == (1000, declared)
 
 
-@pytest.mark.parametrize("family", [StableDiffusion3, Flux])
-def test_flow_families_and_stable_diffusion_give_the_same_map_of_the_same_law(family):
-    variance = torch.full((4, 8, 8), 0.8)
-    variance[:, 2:5, 3:7] = 0.01
-    timesteps = (61, 301)
-    curvature = CurvatureConfig(vectors=8, tile=8)
-    plain = measure(denoiser_of(DiagonalGaussian(variance)), view_of(timesteps), curvature, 0)
-    transformer = Transformer(DiagonalGaussian(variance, prediction_type="flow"), flux=family is Flux)
-    view = view_of(timesteps, flow=True)
-    conditioning = {**view.conditioning, "pooled_projections": torch.zeros(8)}
-    view = replace(view, conditioning=conditioning)
-    flow = measure(family(transformer, NoiseSchedule(None, T, "flow")), view, curvature, 0)
-    torch.testing.assert_close(flow.rho.samples, plain.rho.samples, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(flow.epsilon, plain.epsilon, rtol=1e-4, atol=1e-5)
-    truth = torch.stack([DiagonalGaussian(variance).rho(t).mean(0) for t in timesteps]).float()
-    torch.testing.assert_close(flow.rho.mean, truth, rtol=1e-4, atol=1e-5)
-    assert len(ALPHAS) == T
+def test_flow_matching_is_known_by_its_class_and_errors_say_what_is_wrong():
+    found = NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
+    assert found == NoiseSchedule(None, 1000, "flow")
+    with pytest.raises(ValueError, match="EDMEulerScheduler has no alphas_cumprod and is not a flow-matching"):
+        NoiseSchedule.from_scheduler(diffusers.EDMEulerScheduler())
+    with pytest.raises(ValueError, match=r"prediction_type: got 'noise', allowed epsilon, v_prediction, sample, flow"):
+        NoiseSchedule(ALPHAS, 1000, "noise")
+    with pytest.raises(ValueError, match=r"'flow' does not fit"):
+        NoiseSchedule(ALPHAS, 1000, "flow")
+    with pytest.raises(ValueError, match=r"'epsilon' does not fit"):
+        NoiseSchedule(None, 1000, "epsilon")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import weakref
 
 import pytest
@@ -13,16 +12,13 @@ from accelerate import Accelerator
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import load_file
 from support import families as tiny
-from support.builders import CONFIG, assert_same, picture
+from support.builders import CONFIG, assert_same, moved, picture
 from support.families import PROMPT, adapted, network, size_of
-from torch import nn
 
 import memwatch.measure.prepare
 from memwatch import ConfigError, MemWatch, Probe
 from memwatch.denoiser import Components, StableDiffusion3, family_of, load_components
 from memwatch.judge.verdict import Verdict
-
-# --- events ----------------------------------------------------------------------------------------------------------
 
 
 def watch_of(model, pretrained, folder, *, size=tiny.SIZE, **overrides):
@@ -31,21 +27,11 @@ def watch_of(model, pretrained, folder, *, size=tiny.SIZE, **overrides):
     return MemWatch(Accelerator(cpu=True), model, pretrained, **(arguments | {"resolution": size} | overrides))
 
 
-def moved(model: nn.Module) -> None:
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-
-
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "unconditional"])
 def test_an_event_of_every_family(name, family_folders, families, tmp_path, caplog):
     """From the folder; unchanged weights read exactly 0, changed ones do not."""
     model = copy.deepcopy(network(families[name])).train()
-    with caplog.at_level(logging.INFO, "memwatch"):
-        watch = watch_of(model, family_folders[name], tmp_path, size=size_of(name))
-    assert ("no unconditional branch" in caplog.text) == (name == "unconditional")
-    caplog.clear()
+    watch = watch_of(model, family_folders[name], tmp_path, size=size_of(name))
     watch.observer.denoiser.warn_if_cut("a photo of a cat " * 20, adapted(families[name])[1])
     assert ("cut: " in caplog.text) == (name in ("sdxl", "sd3"))
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -59,15 +45,13 @@ def test_an_event_of_every_family(name, family_folders, families, tmp_path, capl
         assert not finding.signals.snapshot.variance.samples.any()
         assert finding.signals.snapshot.variance.mean.shape[-2:] == (8, 8)
         assert (finding.signals.unconditional is None) == (name == "unconditional")
-    moved(model)
+    moved(model, 0.05)
     changed = watch.on_step_end(2)
     for finding in changed.findings:
         assert finding.signals.snapshot.variance.mean.abs().max() > 0
         assert finding.signals.raw.mean.isfinite().all()
-    for finding in first.findings:  # of an image, and of what a prompt generates
-        assert finding.observation.timesteps == (61, 301)
-        assert "loss_log_ratio" not in finding.signals.maps()  # nothing earlier
-    assert all("loss_log_ratio" in finding.signals.maps() for finding in changed.findings)
+    for found, names in ((first, set()), (changed, {"loss_log_ratio"})):  # at first there is nothing earlier
+        assert all(names == finding.signals.maps().keys() & {"loss_log_ratio"} for finding in found.findings)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
@@ -86,16 +70,13 @@ def test_lora_keeps_its_own_tensors_only_and_the_base_model_is_a_baseline(name, 
     stored = load_file(tmp_path / "first" / "snapshots" / "step_0000000.safetensors")
     assert stored
     assert all("lora_" in key for key in stored)
-    moved(model)
+    moved(model, 0.05)
     changed = watch.on_step_end(1)
     based = watch_of(model, family_folders[name], tmp_path / "base", signals={"baseline": "base"}).begin()
     assert not (tmp_path / "base" / "snapshots").exists()
     for a, b in zip(changed.findings, based.findings, strict=True):  # before training, LoRA is the base model
         assert a.signals.snapshot.variance.mean.abs().max() > 0
         assert_same(a.signals.snapshot.variance.samples, b.signals.snapshot.variance.samples)
-
-
-# --- what is loaded, what is freed -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd3"])
@@ -128,84 +109,56 @@ def test_lists_of_text_encoders_are_used_and_the_rest_is_loaded(family_folders, 
     theirs, ours = (w.observer.probes[0].conditioning for w in (plain, passed))
     assert_same(theirs["encoder_hidden_states"], ours["encoder_hidden_states"])
     torch.testing.assert_close(2 * theirs["text_embeds"], ours["text_embeds"])
-    everything = {
-        "text_encoder": [pipe.text_encoder, pipe.text_encoder_2],
-        "tokenizer": (pipe.tokenizer, pipe.tokenizer_2),
-        "vae": pipe.vae,
-    }
-    watch = watch_of(model, None, tmp_path / "c", scheduler=pipe.scheduler, **everything)
+    encoders, tokenizers = [pipe.text_encoder, pipe.text_encoder_2], (pipe.tokenizer, pipe.tokenizer_2)
+    everything = {"text_encoder": encoders, "tokenizer": tokenizers, "vae": pipe.vae, "scheduler": pipe.scheduler}
+    watch = watch_of(model, None, tmp_path / "c", **everything)
     assert_same(dict(theirs), dict(watch.observer.probes[0].conditioning))
-    lists = r"pass text_encoder=, tokenizer= \(lists, for text_encoder, text_encoder_2\) or a pretrained"
-    with pytest.raises(ValueError, match=lists):
+    with pytest.raises(
+        ValueError, match=r"pass text_encoder=, tokenizer= \(lists, for text_encoder, text_encoder_2\) or"
+    ):
         watch_of(model, None, tmp_path / "d", scheduler=pipe.scheduler, vae=pipe.vae)
-    too_many = "got 3 text encoders or tokenizers, this model has 2: text_encoder, text_encoder_2"
-    with pytest.raises(ValueError, match=too_many):
+    with pytest.raises(ValueError, match="got 3 text encoders or tokenizers, this model has 2: text_encoder, text_e"):
         watch_of(model, family_folders["sdxl"], tmp_path / "d", text_encoder=[None, None, mine])
 
 
 def test_text_encoders_are_loaded_in_the_networks_dtype_and_the_vae_in_float32(family_folders):
-    names = StableDiffusion3.text_encoders
-    parts = load_components(
-        family_folders["sd3"],
-        Components(None),
-        needs_vae=True,
-        text_encoders=names,
-        device=torch.device("cpu"),
-        dtype=torch.bfloat16,
-    )
+    how = {"needs_vae": True, "text_encoders": StableDiffusion3.text_encoders, "dtype": torch.bfloat16}
+    parts = load_components(family_folders["sd3"], Components(None), device=torch.device("cpu"), **how)
     assert [encoder.dtype for encoder in parts.text_encoders] == [torch.bfloat16] * 3
     assert parts.vae.dtype == torch.float32
     assert not any(p.requires_grad for part in (*parts.text_encoders, parts.vae) for p in part.parameters())
 
 
-def test_an_unconditional_model_needs_a_scheduler_only(families, tmp_path):
+def test_what_a_model_needs_and_what_it_cannot_do_is_named(families, family_folders, tmp_path):
     model = families["unconditional"].unet
     scheduler = DDPMScheduler(prediction_type="sample")
     report = watch_of(model, None, tmp_path, size=8, scheduler=scheduler).begin()
     assert report.findings[0].signals.raw.mean.isfinite().all()
     with pytest.raises(ValueError, match="pass scheduler= or a pretrained path"):
         watch_of(model, None, tmp_path, size=8)
+    with pytest.raises(ConfigError, match=r"resolution.*18.*a multiple of 4"):  # 2 pixels per latent, 2 of a patch
+        watch_of(families["sd3"].transformer, family_folders["sd3"], tmp_path, size=18)
     with pytest.raises(ConfigError, match=r"signals.against.*unconditional.*no unconditional branch"):
         watch_of(model, None, tmp_path, size=8, scheduler=scheduler, signals={"against": "unconditional"})
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
-def test_latents_must_be_whole_patches(name, family_folders, families, tmp_path):
-    """2 pixels per latent, 2 latents per patch."""
-    with pytest.raises(ConfigError, match=r"resolution.*18.*a multiple of 4"):
-        watch_of(network(families[name]), family_folders[name], tmp_path, size=18)
-
-
 BLOCKS = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
-TEXT = {"cross_attention_dim": 8, "attention_head_dim": 4}
-DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+TEXT = {"cross_attention_dim": 8, "attention_head_dim": 4, "down_block_types": DOWN}
 
 
-def unet_of(channels: int) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        **BLOCKS, **TEXT, in_channels=channels, out_channels=4, down_block_types=DOWN, up_block_types=UP
-    )
-
-
-def class_conditional() -> UNet2DModel:
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    return UNet2DModel(**BLOCKS, **blocks, num_class_embeds=3)
+PLAIN = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("kind", "options", "message"),
     [
-        (
-            lambda: ControlNetModel(**BLOCKS, **TEXT, down_block_types=DOWN),
-            "ControlNetModel is no denoiser: a probe would need a control image",
-        ),
-        (lambda: unet_of(8), "8 channels: a probe would need the image to be edited .InstructPix2Pix."),
-        (lambda: unet_of(9), "9 channels: a probe would need a mask and the masked image"),
-        (class_conditional, "class labels"),
+        (ControlNetModel, TEXT, "ControlNetModel is no denoiser: a probe would need a control image"),
+        (UNet2DConditionModel, TEXT | UP | {"in_channels": 8}, "8 channels: a probe would need the image to be edited"),
+        (UNet2DConditionModel, TEXT | UP | {"in_channels": 9}, "9 channels: a probe would need a mask and the masked"),
+        (UNet2DModel, PLAIN | {"num_class_embeds": 3}, "class labels"),
     ],
 )
-def test_what_cannot_be_watched_says_what_is_missing(make, message):
-    model = make()
-    expected = f"model {type(model).__name__} .*no family that memwatch knows.*{message}"
-    with pytest.raises(ValueError, match=expected):
-        family_of(model)
+def test_what_cannot_be_watched_says_what_is_missing(kind, options, message):
+    with pytest.raises(ValueError, match=f"model {kind.__name__} .*no family that memwatch knows.*{message}"):
+        family_of(kind(**BLOCKS, **options))

@@ -10,7 +10,8 @@ import os
 import pytest
 import torch
 from accelerate import Accelerator
-from support.builders import SMALL, TOKENS, Loop, assert_same, picture
+from support.builders import SMALL, Loop, assert_same, picture
+from support.families import TOKENS
 
 from memwatch import Probe
 from memwatch.config import CurvatureConfig

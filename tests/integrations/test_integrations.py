@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from support.builders import CONFIG, TOKENS, Loop, history, picture, stop_at
+from support.builders import CONFIG, Loop, history, picture, stop_at
+from support.families import TOKENS
 
 import memwatch.callback
 import memwatch.integrations.tracker

@@ -18,12 +18,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import trainers as by
-from support.builders import SIZE, TOKENS
+from support.families import SIZE, TOKENS
 from support.originals import clip_weights, original_weights
 
 from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components, StableDiffusion, load_components
-from memwatch.denoiser.aligned import ALIGNMENT, offset_of
+from memwatch.denoiser.components import ALIGNMENT, offset_of
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe

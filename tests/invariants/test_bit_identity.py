@@ -6,7 +6,8 @@ import logging
 
 import pytest
 import torch
-from support.builders import CONFIG, EAGER, SMALL, TOKENS, Loop, assert_same, history, maps, picture
+from support.builders import CONFIG, EAGER, SMALL, Loop, assert_same, history, maps, picture
+from support.families import TOKENS
 
 from memwatch import Probe
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +12,10 @@ from support.builders import assert_same, picture
 from memwatch import Probe
 from memwatch.config import SignalsConfig
 from memwatch.faults import Faults
-from memwatch.measure.baselines import Baselines, choose_baseline, open_stores
+from memwatch.measure.baselines import Baselines, choose_baseline
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.snapshots import SnapshotStore
-from memwatch.ranks import Ranks
 
 SHOWN, DRAWN = Probe("a cat", picture(0), name="shown"), Probe("a cat", name="drawn")
 
@@ -26,18 +24,12 @@ SHOWN, DRAWN = Probe("a cat", picture(0), name="shown"), Probe("a cat", name="dr
     ("baseline", "steps", "last_clean", "expected"),
     [
         ("first", [], None, None),
-        ("previous", [], None, None),
-        ("lag:2", [], None, None),
         ("last_clean", [], 10, None),
         ("first", [5, 10, 20], None, 5),
-        ("first", [5, 10, 20], 10, 5),
         ("previous", [0, 10, 20], None, 20),
-        ("lag:1", [0, 10, 20], None, 20),
         ("lag:2", [0, 10, 20], None, 10),
         ("lag:4", [0, 10, 20], None, 0),  # beyond the start: the first one stands in
-        ("lag:99", [5], None, 5),
         ("last_clean", [0, 10, 20], 10, 10),
-        ("last_clean", [0, 10, 20], 20, 20),
         ("last_clean", [0, 10, 20], None, 0),  # there was none
         ("last_clean", [0, 20, 30], 10, 0),  # it is no longer kept
         ("base", [0, 10], 10, None),
@@ -92,11 +84,6 @@ def test_what_is_not_finite_becomes_no_baseline(baselines_of):
     baselines, faults = baselines_of(), Faults(strict=True)
     baselines.remember(0, [observed(SHOWN, math.nan), observed(DRAWN, math.inf)], weights(7.0), faults)
     assert baselines.ledger.steps == baselines.weights.steps == []
-    other = Probe("a dog", picture(1), name="other")
-    baselines.remember(1, [observed(SHOWN, math.nan), observed(other, 1.0)], weights(7.0), faults)
-    assert (baselines.step_of(SHOWN, None), baselines.step_of(other, None)) == (None, 1)
-    assert baselines.recall(SHOWN, 1) == [None, None]
-    assert baselines.recall(other, 1)[0] is not None
     both = replace(observed(SHOWN, 2.0), unconditional=measured(0.5))
     bad = replace(observed(replace(SHOWN, name="bad"), 1.0), unconditional=measured(math.nan))
     baselines.remember(2, [both, bad], weights(7.0), faults)
@@ -104,29 +91,6 @@ def test_what_is_not_finite_becomes_no_baseline(baselines_of):
     assert_same(baselines.recall(SHOWN, 2)[1].epsilon, measured(0.5).epsilon)
     assert baselines.recall(bad.probe, 2)[0] is not None
     assert baselines.recall(bad.probe, 2)[1] is None  # the unconditional branch alone was not finite
-
-
-@pytest.mark.parametrize("baseline", ["base", "path:a.safetensors"])
-def test_weights_from_outside_the_run_are_looked_at_once_per_reference_probe(baseline, baselines_of):
-    read = []
-
-    def fixed():
-        read.append(1)
-        return {"w": torch.tensor([3.0])}
-
-    baselines = baselines_of(baseline, fixed=fixed)
-    for probe in (SHOWN, DRAWN):
-        assert baselines.step_of(probe, None) is None
-        assert baselines.recall(probe, None) == [None, None]
-    assert not read  # only when they are needed
-    assert float(baselines.weights_at(None)["w"]) == 3
-    baselines.keep(SHOWN, None, measured(0.25), measured(0.5))
-    baselines.keep(DRAWN, None, measured(0.75), None)
-    for found, value in zip(baselines.recall(SHOWN, None), (0.25, 0.5), strict=True):
-        assert_same(found.rho.samples, measured(value).rho.samples)
-    assert baselines.recall(DRAWN, None) == [None, None]  # what the prompt generates changes from event to event
-    baselines.remember(0, [observed(DRAWN, 0.5)], weights(7.0), Faults(strict=True))
-    assert baselines.weights.steps == []
 
 
 def test_a_resumed_run_finds_its_baselines_or_says_that_some_are_gone(baselines_of, tmp_path):
@@ -167,15 +131,3 @@ def test_only_what_was_kept_under_the_same_fingerprint_is_compared(run, shown, d
     fresh = tuple(10 if step is None else step for step in expected)
     assert (after.step_of(SHOWN, None), after.step_of(DRAWN, None)) == fresh
     assert set(after.weights_at(0)) == {"w"}  # no mark among the weights
-
-
-@pytest.mark.parametrize("lockstep", [True, False])
-@pytest.mark.parametrize("is_main", [True, False])
-def test_where_the_stores_lie(lockstep, is_main, tmp_path):
-    """The ledger is written once per machine; weights once, or by every rank where each holds a shard."""
-    accelerator = SimpleNamespace(is_local_main_process=is_main, process_index=1, num_processes=2)
-    ledger, snapshots = open_stores(tmp_path, Ranks(accelerator, "FSDP2" if lockstep else "DDP", lockstep=lockstep))
-    assert (ledger.folder, ledger.writes) == (tmp_path / "ledger", is_main)
-    folder = tmp_path / "snapshots" / "rank-1-of-2" if lockstep else tmp_path / "snapshots"
-    assert (snapshots.folder, snapshots.writes) == (folder, is_main or lockstep)
-    assert list(tmp_path.iterdir()) == []  # nothing is made before it is needed

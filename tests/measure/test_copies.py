@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from memwatch.measure.copies import COPY, SIDE, Pool, comparable, contrast, copy_ratios, mask_at, sibling_ratios
+from memwatch.measure.copies import COPY, SIDE, Pool, comparable, copy_ratios, mask_at, sibling_ratios
 
 LEFT = np.zeros((32, 32), dtype=bool)
 LEFT[:, :16] = True
@@ -35,21 +35,12 @@ def copied(target, pictures, mask=EVERYWHERE, others=OTHERS):
     return [ratio < COPY for ratio in copy_ratios(target, np.stack(pictures), others, mask)]
 
 
-# --- the rule ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_copy_is_one_at_any_exposure_and_with_a_little_noise():
+def test_a_copy_is_one_at_any_exposure_and_with_a_little_noise_and_another_picture_is_none():
     target = photo(0) / 255
     noisy = target + np.random.default_rng(0).normal(0, 0.02, target.shape)
     tinted = target * 0.5 + np.array([0.3, 0.0, 0.1])
     assert copied(target, [target, target * 0.4, tinted, noisy]) == [True] * 4
-    assert copy_ratios(target, target[None], OTHERS, EVERYWHERE)[0] == 0
-
-
-def test_another_picture_is_no_copy():
-    target = photo(0) / 255
-    assert copied(target, [photo(1) / 255, target[:, ::-1], np.full_like(target, 0.5)]) == [False] * 3
-    assert copied(target, [OTHERS[3]]) == [False]
+    assert copied(target, [photo(1) / 255, target[:, ::-1], np.full_like(target, 0.5), OTHERS[3]]) == [False] * 4
 
 
 def test_a_copy_only_inside_the_region_counts_there_alone():
@@ -60,29 +51,17 @@ def test_a_copy_only_inside_the_region_counts_there_alone():
     assert copied(target, [mixed], EVERYWHERE) == [False]
 
 
-def test_the_rule_is_relative_to_what_comes_by_chance():
-    target = photo(0) / 255
-    generation = target + np.random.default_rng(0).normal(0, 0.02, target.shape)
-    as_near = target + np.random.default_rng(1).normal(0, 0.02, target.shape)
-    assert copied(target, [generation]) == [True]
-    assert copied(target, [generation], others=np.concatenate([OTHERS, as_near[None]])) == [False]
-
-
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_nobody_can_tell_a_copy_of_a_flat_region(level):
+def test_nobody_can_tell_a_copy_of_a_flat_region_or_without_pictures_to_compare(level):
     flat = np.full((32, 32, 3), level)
     pictures = np.stack([flat, photo(1) / 255])
     for others in (OTHERS, np.stack([flat, flat])):
         assert copy_ratios(flat, pictures, others, EVERYWHERE) == [math.inf, math.inf]
+    target = photo(0) / 255
+    assert copy_ratios(target, target[None], OTHERS[:0], EVERYWHERE) == [math.inf]  # there are no other pictures
+    assert copy_ratios(target, target[None], OTHERS, ~EVERYWHERE) == [math.inf]  # no pixels
     grainy = flat + np.random.default_rng(0).normal(0, 0.005, flat.shape)
     assert copy_ratios(grainy, grainy[None], OTHERS, EVERYWHERE) == [math.inf]
-
-
-def test_without_other_pictures_and_without_pixels_nothing_is_a_copy():
-    target = photo(0) / 255
-    assert copy_ratios(target, target[None], OTHERS[:0], EVERYWHERE) == [math.inf]
-    assert copy_ratios(target, target[None], OTHERS, ~EVERYWHERE) == [math.inf]
-    assert contrast(target, ~EVERYWHERE) == 0
 
 
 def test_siblings_copy_each_other():
@@ -92,28 +71,22 @@ def test_siblings_copy_each_other():
     assert sibling_ratios(alike[None], OTHERS, EVERYWHERE) == [math.inf]
 
 
-# --- sizes and views --------------------------------------------------------------------------------------------------
-
-
 def test_pictures_are_compared_at_one_size():
     assert comparable([photo(0)]).tolist() == (photo(0)[None] / 255).tolist()
     large = photo(0, 4 * SIDE)
-    small = comparable([large, large])
-    assert small.shape == (2, SIDE, SIDE, 3)
     blocks = large.reshape(SIDE, 4, SIDE, 4, 3).mean((1, 3)) / 255
-    assert np.abs(small[0] - blocks).max() < 0.01
+    assert np.abs(comparable([large, large]) - blocks).max() < 0.01
 
 
 def test_a_region_on_the_grid_of_latents_becomes_pixels():
     inside = np.array([[True, False], [False, True]])
     assert mask_at(inside, (4, 4)).tolist() == np.kron(inside, np.ones((2, 2), bool)).tolist()
-    assert mask_at(inside, (2, 2)).tolist() == inside.tolist()
     fine = np.kron(inside, np.ones((4, 4), bool))
     assert mask_at(fine, (2, 2)).tolist() == inside.tolist()
     fine[:] = False
+    assert not mask_at(fine, (2, 2)).any()
     fine[0, 0] = True
     assert mask_at(fine, (2, 2)).tolist() == [[True, False], [False, False]]  # a region is never lost
-    assert not mask_at(np.zeros((8, 8), bool), (2, 2)).any()
 
 
 @pytest.mark.parametrize("with_controls", [True, False])

@@ -16,6 +16,7 @@ from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import (
+    OPTIONAL,
     SCREEN,
     UNCONDITIONAL,
     Measurement,
@@ -37,61 +38,43 @@ def measured(seed: int = 0, draws: int = 3) -> Measurement:
     return Measurement(rho, torch.randn(2, draws, 4, 8, 8, generator=g))
 
 
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_an_observation_is_finite_when_all_of_it_is(bad):
+def test_an_observation_is_finite_when_all_of_it_is(bad, part):
     good = measured()
     observation = Observation(Probe("a cat", name="cat"), (61.0, 301.0), good)
-    assert observation.finite
-    for broken in (
-        Measurement(CurvatureMap(good.rho.samples * bad), good.epsilon),
-        replace(good, epsilon=bad / good.epsilon),
-    ):
-        assert not broken.finite
-        for part in PARTS:
-            assert replace(observation, **{part: good}).finite
-            assert not replace(observation, **{part: broken}).finite
+    assert replace(observation, **{part: good}).finite
+    for broken in (replace(good, rho=CurvatureMap(good.rho.samples * bad)), replace(good, epsilon=bad / good.epsilon)):
+        assert not replace(observation, **{part: broken}).finite
 
 
-def parts_of(observation: Observation) -> dict:
-    measurements = [getattr(observation, part) for part in PARTS]
-    return vars(observation) | {
-        part: None if m is None else (m.rho.samples, m.epsilon) for part, m in zip(PARTS, measurements, strict=True)
-    }
+def parts_of(o: Observation) -> dict:
+    return vars(o) | {name: (m.rho.samples, m.epsilon) for name, m in o.measurements.items()}
 
 
 @pytest.mark.parametrize(
-    ("unconditional", "baseline", "step", "eps", "image"),
-    [(True,) * 5, (True, False, False, True, False), (False, True, True, False, True), (False,) * 5],
+    "missing",
+    [(), ("unconditional_baseline", "baseline_step", "image"), ("baseline", "eps", "generations"), OPTIONAL],
 )
-def test_an_observation_comes_back_from_its_tensors(unconditional, baseline, step, eps, image):
+def test_an_observation_comes_back_from_its_tensors(missing):
     """Through the bytes of a safetensors file, with any part missing."""
-    now = measured()
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    observation = Observation(
+    whole = Observation(
         Probe("a cat", name="cat", seed=3),
         (61.0, 301.5),
-        now,
-        unconditional=measured(1) if unconditional else None,
-        baseline=measured(2) if baseline else None,
-        unconditional_baseline=measured(4) if baseline and unconditional else None,
-        baseline_step=40 if step else None,
-        eps=torch.randn(now.epsilon.shape, generator=generator(3)) if eps else None,
-        image=picture if image else None,
-        generations=np.stack([picture, picture[::-1]]) if image and not eps else None,
+        **{part: measured(seed) for seed, part in enumerate(PARTS)},
+        baseline_step=40,
+        eps=torch.randn(2, 3, 4, 8, 8, generator=generator(3)),
+        image=picture,
+        generations=np.stack([picture, picture[::-1]]),
     )
-    found = observation_from_tensors(load(save(observation_to_tensors(observation))), observation.probe)
-    assert_same(parts_of(found), parts_of(observation))
-
-
-def test_an_observation_without_its_measurement_is_no_observation():
-    observation = Observation(Probe("a cat", name="cat"), (61.0, 301.0), measured())
-    tensors = observation_to_tensors(observation)
+    observation = replace(whole, **dict.fromkeys(missing))
+    tensors = load(save(observation_to_tensors(observation)))
+    assert_same(parts_of(observation_from_tensors(tensors, observation.probe)), parts_of(observation))
     del tensors["now/epsilon"]
     with pytest.raises(KeyError, match="now/epsilon"):
         observation_from_tensors(tensors, observation.probe)
 
-
-# --- fingerprints -----------------------------------------------------------------------------------------------------
 
 IMAGE = np.zeros((16, 16, 3), np.uint8)
 SHOWN = PreparedProbe(Probe("a cat", "cat.png", name="shown"), {}, IMAGE, None)
@@ -103,14 +86,11 @@ DRAWN = PreparedProbe(Probe("a cat", name="drawn"), {}, None, None)
     [
         ({"seed": 1}, True, False),
         ({"levels": {"timesteps": [61, 141]}}, True, False),
-        ({"levels": {"draws": 8}}, True, False),
         ({"curvature": {"vectors": 8}}, True, False),
-        ({"curvature": {"tile": 1}}, True, False),
         ({"weights": "ema"}, True, True),
         ({"precision": "loop"}, True, False),
         ({"curvature": {"batch_size": 2}}, False, False),
         ({"sampling": {"num_inference_steps": 25}}, False, False),
-        ({"signals": {"smooth": 5}}, False, False),
         ({"alerts": {"max_p": 0.01}, "output_dir": "elsewhere", "every_steps": 7}, False, False),
     ],
 )
@@ -124,14 +104,9 @@ def test_settings_that_change_a_measurement_change_its_fingerprint(overrides, sh
 def test_every_probe_and_each_of_its_measurements_has_a_fingerprint_of_its_own():
     config, pixel = load_config(None), IMAGE.copy()
     pixel[0, 0, 0] = 1
-    others = [
-        replace(SHOWN, probe=replace(SHOWN.probe, prompt="a dog")),
-        replace(SHOWN, probe=replace(SHOWN.probe, seed=1)),
-        replace(SHOWN, image=pixel),
-        replace(SHOWN, image=IMAGE.reshape(8, 32, 3)),
-        replace(DRAWN, probe=replace(DRAWN.probe, prompt="a dog")),
-        DRAWN,
-    ]
+    dog = [replace(p, probe=replace(p.probe, prompt="a dog")) for p in (SHOWN, DRAWN)]
+    images = [replace(SHOWN, image=image) for image in (pixel, IMAGE.reshape(8, 32, 3))]
+    others = [*dog, *images, replace(SHOWN, probe=replace(SHOWN.probe, seed=1)), DRAWN]
     assert len({fingerprint(config, p) for p in (SHOWN, *others)}) == 7
     assert fingerprint(config, replace(SHOWN, image=IMAGE.copy())) == fingerprint(config, SHOWN)
     found = fingerprints(config, [SHOWN, DRAWN])

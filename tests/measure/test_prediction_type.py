@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from photographs import PRETRAINING, UNSEEN
+from photographs import UNSEEN
 from support.builders import CONFIG, Loop, picture
 
 from memwatch import Probe
@@ -50,7 +50,6 @@ class Tiny:
 
     def prepared(self, kind: str) -> list[PreparedProbe]:
         pictures = {
-            "known": [np.asarray(p.image().resize((64, 64))) for p in PRETRAINING[:4]],
             "new": [np.asarray(p.image().resize((64, 64))) for p in UNSEEN[:4]],
             "flat": [np.full((64, 64, 3), grey, np.uint8) for grey in (0, 128, 255)],
             "noise": [np.asarray(picture(seed, 64)) for seed in range(3)],
@@ -74,11 +73,6 @@ def tiny() -> Tiny:
     return Tiny(parts, network, UNet2DConditionModel.from_config(network.config).eval())
 
 
-SMALL_NETWORK = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
 Looked = tuple[NoiseSchedule, list[Observation], dict[str, torch.Tensor]]
 
 
@@ -97,70 +91,33 @@ def looked(network, schedule: NoiseSchedule, prepared: list[PreparedProbe], leve
 def test_a_trained_network_is_told(meant, kind, tiny):
     other = next(reading for reading in TYPES if reading != meant)
     network = tiny.network if meant == "epsilon" else AsV(tiny.network, tiny.schedule("epsilon"))
-    found = {}
     for declared in TYPES:
         seen = looked(network, tiny.schedule(declared), tiny.prepared(kind))
-        found[declared] = unexplained(*seen)
+        left = unexplained(*seen)
+        assert left[meant] < 0.4
+        assert left[other] > 2 * left[meant]
         reading = PredictionTypeCheck(seen[0], "sd")
         why = reading.contradiction(*seen[1:])
         assert reading.settled is (declared == meant)
         assert (why is None) is (declared == meant)
         assert why is None or f"read as {other}, by the scheduler of sd, but it denoises as {meant}" in why
-    assert found["epsilon"] == pytest.approx(found["v_prediction"], rel=1e-3)  # the same output, got back from both
-    assert found[meant][meant] < 0.4
-    assert found[meant][other] > 2 * found[meant][meant]
 
 
 @pytest.mark.parametrize("kind", ["new", "flat"])
-@pytest.mark.parametrize("scale", [0.1, 10.0])
-def test_an_untrained_network_contradicts_nothing(scale, kind, tiny):
-    class Scaled(AsV):
-        def forward(self, x, timesteps, **options):
-            return (scale * self.network(x, timesteps, **options)[0],)
-
-    network = Scaled(tiny.untrained, tiny.schedule("epsilon"))
+def test_an_untrained_network_contradicts_nothing(kind, tiny):
     for declared in TYPES:
-        seen = looked(network, tiny.schedule(declared), tiny.prepared(kind))
+        seen = looked(tiny.untrained, tiny.schedule(declared), tiny.prepared(kind))
         reading = PredictionTypeCheck(seen[0], None)
         assert reading.contradiction(*seen[1:]) is None
         assert not reading.settled  # it is asked again at the next event
         assert min(unexplained(*seen).values()) > 0.99
 
 
-def test_a_short_training_is_never_taken_for_the_other_reading(tiny):
-    torch.manual_seed(0)
-    config = tiny.network.config | SMALL_NETWORK
-    network, schedule = UNet2DConditionModel.from_config(config), tiny.schedule("v_prediction")
-    prepared = tiny.prepared("known")
-    z, said = torch.stack([p.latents for p in prepared] * 2), prepared[0].conditioning["encoder_hidden_states"]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for step in range(31):
-        if step % 10 == 0:
-            seen = looked(network.eval(), schedule, prepared)
-            assert PredictionTypeCheck(schedule, None).contradiction(*seen[1:]) is None
-            network.train()
-        timesteps, noise = torch.randint(0, 1000, (len(z),)), torch.randn_like(z)
-        alpha, sigma = schedule.alpha_sigma(timesteps, z)
-        output = network(schedule.add_noise(z, noise, timesteps), timesteps, said.expand(len(z), -1, -1)).sample
-        (output - (alpha * noise - sigma * z)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    left = unexplained(*seen)
-    assert left["v_prediction"] < left["epsilon"] < 1
-
-
 def test_where_it_cannot_be_told(tiny):
-    network, prepared = AsV(tiny.network, tiny.schedule("epsilon")), tiny.prepared("known")
-    low = looked(network, tiny.schedule("epsilon"), prepared, (1, 21))  # both targets are the noise there
-    assert PredictionTypeCheck(low[0], None).contradiction(*low[1:]) is None
+    network, prepared = AsV(tiny.network, tiny.schedule("epsilon")), tiny.prepared("new")
     schedule, observations, latents = looked(network, tiny.schedule("epsilon"), prepared)
     assert unexplained(schedule, observations, {}) is None  # prompts alone
     assert unexplained(tiny.schedule("sample"), observations, latents) is None
-    assert unexplained(NoiseSchedule(None, 1000, "flow"), observations, latents) is None
-    assert unexplained(schedule, [], latents) is None
-
-
-# --- in a run ---------------------------------------------------------------------------------------------------------
 
 
 class Knowing(UNet2DConditionModel):
@@ -193,12 +150,9 @@ SETTINGS = CONFIG | {"levels": {"timesteps": [301, 501], "draws": 2}}
 def test_nothing_is_judged_before_it_is_settled(pretrained, pipeline, tmp_path, capsys):
     loop = knowing_loop(pretrained, pipeline, tmp_path, "v_prediction")
     watch = loop.watch(pipeline, config=SETTINGS)
-    first = watch.begin()
-    assert "read as epsilon, by the scheduler of the pipeline, but it denoises as v_prediction" in first.failure
-    assert "Pass the scheduler that it trains with (scheduler=noise_scheduler)" in first.failure
-    second = loop.run(watch, 2)[0]
-    assert second.failure.startswith("the model is read as epsilon")
-    for report in (first, second):
+    for report in (watch.begin(), *loop.run(watch, 2)):
+        assert "read as epsilon, by the scheduler of the pipeline, but it denoises as v_prediction" in report.failure
+        assert "Pass the scheduler that it trains with (scheduler=noise_scheduler)" in report.failure
         assert not report.findings
         assert not report.judgement.states
         assert report.errors == 0

@@ -1,16 +1,22 @@
-"""Probes: whatever the user has becomes a list of them, with unique names."""
+"""Probes: whatever the user has becomes a list of them, with unique names; each is encoded once."""
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from support.builders import Loop, picture
+from support.builders import Loop, assert_same, picture
+from support.families import adapted
 
 from memwatch import Probe, ProbeError
 from memwatch.config_file import load_config
+from memwatch.measure.images import encode_images
+from memwatch.measure.prepare import prepare
 from memwatch.measure.probes import all_probes, as_probes
 
 
@@ -19,20 +25,16 @@ def summary(probes: list[Probe]) -> list[tuple]:
 
 
 def test_prompts_and_probes():
-    given = ["a red poster", Probe("a cat", picture(0), seed=9), Probe("a dog", seed=2, name="rex")]
-    assert summary(as_probes(given, seed=5)) == [
-        ("a-red-poster", "a red poster", False, 5),
-        ("a-cat", "a cat", True, 9),
-        ("rex", "a dog", False, 2),
-    ]
+    given = ["a poster", Probe("a cat", picture(0), seed=9), Probe("a dog", seed=2, name="rex")]
+    expected = [("a-poster", "a poster", False, 5), ("a-cat", "a cat", True, 9), ("rex", "a dog", False, 2)]
+    assert summary(as_probes(given, seed=5)) == expected
     assert as_probes(given[2]) == [given[2]]
-    assert as_probes(None) == []
 
 
 def test_a_text_file_has_one_prompt_per_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n\n  a dog \n", encoding="utf-8")
-    for source in (tmp_path / "prompts.txt", str(tmp_path / "prompts.txt")):
-        assert summary(as_probes(source, seed=3)) == [("a-cat", "a cat", False, 3), ("a-dog", "a dog", False, 3)]
+    found = as_probes(str(tmp_path / "prompts.txt"), seed=3)
+    assert summary(found) == [("a-cat", "a cat", False, 3), ("a-dog", "a dog", False, 3)]
 
 
 def test_a_folder_with_captions_beside_the_images(tmp_path):
@@ -76,8 +78,6 @@ def test_names_are_unique_and_safe_for_files():
         ([], "holds no image and no prompt"),
         ("no/such/place", "'no/such/place' is neither a folder nor a file"),
         (8, "got 8, allowed: an image folder, a text file of prompts, a list of prompts and Probes, or rows"),
-        (True, "got True, allowed"),
-        (0.5, "got 0.5, allowed"),
         ({"text": "a cat"}, "got {'text': 'a cat'}, allowed"),
         (b"a cat", "got b'a cat', allowed"),
         (picture(0), "got <PIL.Image.Image .*>, allowed"),
@@ -94,29 +94,17 @@ def test_the_argument_is_named(pretrained, pipeline, tmp_path):
     with pytest.raises(ProbeError, match=r"probes: '.*cat.png' is no text file; allowed: an image folder"):
         as_probes(tmp_path / "cat.png")
     loop = Loop(pretrained, tmp_path)
-    for key in ("controls", "peers"):
+    for key in ("probes", "controls", "peers"):
         with pytest.raises(ProbeError, match=f"{key}: got 8, allowed: an image folder"):
             loop.watch(pipeline, **{key: 8})
-    with pytest.raises(ProbeError, match="probes: got 8, allowed: an image folder"):
-        loop.watch(pipeline, 8)
 
 
 def test_watched_probes_controls_and_peers_are_named_apart():
-    given = [
-        Probe("a photo of a cat", picture(0), name="cat", is_control=True),
-        Probe("a poster", seed=3, name="poster"),
-    ]
-    config = load_config(None, controls=["a dog"], seed=5)
-    watched, poster, dog, cat, peer = all_probes(config, given, None, given)
-    assert [p.name for p in (watched, poster, dog, cat, peer)] == [
-        "cat",
-        "poster",
-        "control/a-dog",
-        "peer/cat",
-        "peer/poster",
-    ]
-    assert [(p.is_control, p.is_peer) for p in (watched, dog, peer)] == [(False, False), (True, False), (False, True)]
-    assert (cat.prompt, cat.image, peer.seed, dog.seed) == (given[0].prompt, given[0].image, 3, 5)
+    given = [Probe("a cat", picture(0), name="cat", is_control=True), Probe("a poster", seed=3, name="poster")]
+    found = all_probes(load_config(None, controls=["a dog"], seed=5), given, None, given)
+    assert [p.name for p in found] == ["cat", "poster", "control/a-dog", "peer/cat", "peer/poster"]
+    assert [(p.is_control, p.is_peer) for p in found[::2]] == [(False, False), (True, False), (False, True)]
+    assert [p.seed for p in found] == [0, 3, 5, 0, 3]
 
 
 @pytest.mark.parametrize("line", ['{"text": "no file"}', "not json", "[1]"])
@@ -133,10 +121,43 @@ def test_broken_metadata_names_its_line(line, tmp_path):
         (Probe("a red bus", Image.new("RGB", (8, 8)), name="row-00105", row=105), "a red bus (row 105)"),
         (Probe("a  red\nbus"), "a red bus"),
         (Probe("", "train/bus.png"), "bus.png"),
-        (Probe("", Image.new("RGB", (8, 8)), name="row-00105", row=105), "row 105"),
         (Probe("", Image.new("RGB", (8, 8)), name="class-3"), "class-3"),
         (Probe("a photo of a very long red bus in the rain of April"), "a photo of a very long red bus in the r…"),
     ],
 )
 def test_a_title_is_caption_and_file_name(probe, title):
     assert probe.title == title
+
+
+def test_probes_of_both_kinds_are_encoded_once(pipeline):
+    denoiser, parts = adapted(pipeline)
+    probes = [Probe("a photo of a cat", picture(0), name="cat"), Probe("a red poster", name="poster")]
+    cat, poster = prepare(probes, denoiser, parts, 16)
+    assert np.array_equal(cat.image, np.asarray(picture(0)))
+    assert_same(cat.latents, encode_images([cat.image], pipeline.vae)[0])
+    assert (poster.image, poster.latents) == (None, None)
+    for prepared in (cat, poster):
+        assert_same(dict(prepared.conditioning), dict(denoiser.encode(prepared.probe.prompt, parts, 16)))
+
+
+def test_latents_that_are_not_finite_are_refused(pipeline):
+    denoiser, parts = adapted(pipeline)
+    parts.vae = copy.deepcopy(pipeline.vae)
+    with torch.no_grad():
+        parts.vae.quant_conv.weight.fill_(torch.nan)
+    with pytest.raises(ProbeError, match=r"probe 'cat': the VAE gives latents that are not finite; pass it in float32"):
+        prepare([Probe("a cat", picture(0), name="cat")], denoiser, parts, 16)
+
+
+def test_what_is_resized_is_said_in_one_line_by_one_process(families, caplog):
+    denoiser, parts = adapted(families["sd1"])
+    sizes = {"cat": (32, 16), "dog": (16, 16), "cow": (40, 40)}
+    probes = [Probe("a photo", picture(0).resize(size), name=name) for name, size in sizes.items()]
+    probes += [Probe("a prompt", name="poster"), Probe("a photo of a cat " * 20, picture(0), name="long")]
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        prepare(probes, denoiser, parts, 16, says=False)
+        assert caplog.messages == []
+        prepare(probes, denoiser, parts, 16)
+    cut, resized = caplog.messages
+    assert "is longer than" in cut
+    assert resized == "2 of 4 images are resized and cropped to 16 px, first that of 'cat', 32x16 px"

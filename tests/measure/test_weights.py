@@ -12,11 +12,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from support.builders import CONFIG, EAGER, TOKENS, Loop, assert_same, call_every_change, picture
+from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, picture
+from support.families import TOKENS
 from support.memory import bytes_held, mapped_files
 
 import memwatch.measure.weights
 from memwatch import Probe
+from memwatch.denoiser import borrow
 from memwatch.measure.curvature import test_vectors as vectors_of
 from memwatch.measure.curvature import value_and_diag_jacobian
 from memwatch.measure.weights import (
@@ -41,11 +43,8 @@ def products(unet) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(8)
     x, hidden = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, TOKENS, 16, generator=generator)
     vectors = torch.stack([vectors_of(4, (4, 8, 8), generator, tile=4) for _ in range(2)], dim=1)
-    training = unet.training
-    unet.eval()
-    result = value_and_diag_jacobian(lambda x: unet(x, 100, hidden).sample, x, vectors)
-    unet.train(training)
-    return result
+    with borrow(unet):
+        return value_and_diag_jacobian(lambda x: unet(x, 100, hidden).sample, x, vectors)
 
 
 @pytest.mark.parametrize("kind", [{}, {"lora": True}, {"checkpointing": True}, {"lora": True, "checkpointing": True}])
@@ -53,8 +52,6 @@ def test_swapping_is_the_other_model_inside_and_exactly_the_first_outside(kind, 
     loop = Loop(pretrained, **kind)
     loop.run(None, 2)
     values = other_values(loop.bare)
-    untouched = {name: value.clone() for name, value in values.items()}
-
     reference = Loop(pretrained, **kind).bare  # a model loaded with these weights
     reference.load_state_dict({**loop.bare.state_dict(), **values})
     expected, own = products(reference), products(loop.bare)
@@ -65,30 +62,20 @@ def test_swapping_is_the_other_model_inside_and_exactly_the_first_outside(kind, 
     assert_same(products(loop.bare), own)
     assert_same(loop.state(), before)
     assert loop.identities() == identities
-    assert_same(values, untouched)
 
 
 def test_swapping_back_survives_an_error_and_nests(pretrained):
     unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet")
     before, pointers = trainable(unet), [p.data_ptr() for p in unet.parameters()]
-    one, two = other_values(unet), {name: 2 * value for name, value in before.items()}
-
-    def swap_and_fail():
-        with swapped(unet, one), swapped(unet, two):
-            assert_same(trainable(unet), two)
-            raise KeyError("in the middle")
-
-    with pytest.raises(KeyError):
-        swap_and_fail()
+    doubled = {name: 2 * value for name, value in before.items()}
+    with pytest.raises(KeyError), swapped(unet, other_values(unet)), swapped(unet, doubled):
+        raise KeyError("in the middle")
     assert_same(trainable(unet), before)
     assert pointers == [p.data_ptr() for p in unet.parameters()]
 
 
-def test_swapped_values_take_the_dtype_of_the_model_and_are_seen_under_autocast():
+def test_swapped_values_are_seen_under_autocast():
     """Autocast keeps its cast copies of parameters; they must be those of the weights that are in place."""
-    low = torch.nn.Linear(2, 2).to(torch.bfloat16)
-    with swapped(low, {"weight": torch.ones(2, 2)}):
-        assert (low.weight.dtype, low.weight.sum()) == (torch.bfloat16, 4)
     layer, x = torch.nn.Linear(2, 2, bias=False), torch.ones(1, 2)
     with torch.autocast("cpu", torch.bfloat16):
         before = layer(x)
@@ -97,22 +84,14 @@ def test_swapped_values_take_the_dtype_of_the_model_and_are_seen_under_autocast(
         assert torch.equal(layer(x), before)
 
 
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        ({"no.such.name": torch.zeros(2)}, r"no\.such\.name.*no such parameter"),
-        ({"bias": torch.zeros(2), "weight": torch.zeros(3, 3)}, r"weight has shape \(3, 3\), the model \(2, 2\)"),
-    ],
-)
-def test_a_snapshot_of_another_model_is_refused_and_nothing_changes(tensors, message):
+def test_a_snapshot_of_another_model_is_refused_and_nothing_changes():
     layer = torch.nn.Linear(2, 2)
     before = trainable(layer)
-    with pytest.raises(ValueError, match=message), swapped(layer, tensors):
-        pass
+    with pytest.raises(ValueError, match=r"no\.such\.name.*no such parameter"):
+        swapped(layer, {"no.such.name": torch.zeros(2)}).__enter__()
+    with pytest.raises(ValueError, match=r"weight has shape \(3, 3\), the model \(2, 2\)"):
+        swapped(layer, {"bias": torch.zeros(2), "weight": torch.zeros(3, 3)}).__enter__()
     assert_same(trainable(layer), before)
-
-
-# --- on disk ----------------------------------------------------------------------------------------------------------
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -131,9 +110,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
     assert read_safetensors(path)["w"].shape == (3, 2)
     tensors = {"a": torch.ones(2)}
     assert kept_on_disk(tensors, tmp_path)["a"] is tensors["a"]  # where the disk refuses, it stays in memory
-    (tmp_path / "file").touch()
-    assert kept_on_disk(tensors, tmp_path / "file")["a"] is tensors["a"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["deep", "file"]
+    assert [file.name for file in tmp_path.iterdir()] == ["deep"]
 
 
 def is_mapped(tensor: torch.Tensor) -> bool:

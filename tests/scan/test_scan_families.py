@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from support import families as tiny
-from support.builders import CONFIG, SIZE, maps
+from support.builders import CONFIG, maps
+from support.families import SIZE
 from support.processes import new_process
 
 from memwatch.cli import main

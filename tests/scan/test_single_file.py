@@ -8,8 +8,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.builders import SIZE
-from support.families import PROMPT, adapted, network
+from support.families import PROMPT, SIZE, adapted, network
 from support.originals import clip_weights, open_clip_weights, original_weights
 
 from memwatch.scan.checkpoint_store import copy_text_encoders

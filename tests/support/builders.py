@@ -1,4 +1,4 @@
-"""A random Stable Diffusion pipeline of 16 px pictures, random images, and a training loop as users write it."""
+"""Random images, a training loop as users write it on ``families.save_pipeline``, and the rules of judging bent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel, cast_training_params
 from PIL import Image
 from safetensors.torch import load_file
+from support.families import SIZE, TOKENS
 from support.processes import new_process
 from torch.utils.data import DataLoader
-from transformers import CLIPTextConfig, CLIPTextModel
 
 import memwatch.event
 import memwatch.judge.findings
@@ -29,8 +29,6 @@ from memwatch.judge.stop import StopState
 from memwatch.judge.verdict import Evidence
 from memwatch.measure.measurement import Observation
 
-SIZE = 16  # pixels; latents are 8x8
-TOKENS = 32
 CONFIG: dict[str, Any] = {
     "every_steps": 2,
     "levels": {"timesteps": [61, 301], "draws": 2},
@@ -50,49 +48,16 @@ EAGER: dict[str, Any] = {  # with ``call_every_change``, whatever changes is mem
 SNAPSHOT_MAPS = ("collapse", "log_ratio", "score", "loss_log_ratio")
 
 
-def save_pipeline(folder: Path) -> Path:
-    """A pipeline with random weights, the same ones every time."""
-    from evidence.pretrain_tiny_sd import tiny_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer(folder / "words")
-    assert tokenizer.model_max_length == TOKENS
-    small = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
-    unet = UNet2DConditionModel(
-        **small,
-        sample_size=SIZE // 2,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        dropout=0.1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(**small, **blocks, sample_size=SIZE, latent_channels=4)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            projection_dim=16,
-            attention_dropout=0.1,
-        )
-    )
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    scheduler = DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    pipeline = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipeline.save_pretrained(folder / "pipeline")
-    return folder / "pipeline"
-
-
 def picture(seed: int, size: int = SIZE) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def moved(network: torch.nn.Module, by: float = 0.3, seed: int = 0) -> None:
+    """As if: whatever is trained moves."""
+    with torch.no_grad():
+        for p in network.parameters():
+            if p.requires_grad:
+                p.add_(by * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed + p.numel())))
 
 
 def probes_of_both_kinds() -> list[Probe]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
@@ -16,6 +17,7 @@ from diffusers import (
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -36,8 +38,15 @@ from memwatch.denoiser.schedule import NoiseSchedule
 
 PROMPT = "a photo of a cat"
 SIZE = 16  # pixels; latents are 8x8
-WIDTH = 16
+TOKENS, WIDTH = 32, 16
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+UNET = {"sample_size": SIZE // 2, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
+BLOCKS = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
 
 
 def clip_tokenizer(folder: Path):
@@ -60,16 +69,15 @@ def t5_tokenizer() -> T5TokenizerFast:
 
 def clip(tokenizer, *, projection: bool, layers: int = 2):
     config = CLIPTextConfig(
+        **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=32,
         num_hidden_layers=layers,
         num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=TOKENS,
         projection_dim=WIDTH,
+        attention_dropout=0.1,
     )
     return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
 
@@ -78,28 +86,31 @@ def t5_encoder(width: int) -> T5EncoderModel:
     return T5EncoderModel(T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
 
 
-def vae(shift: float | None = None) -> AutoencoderKL:
-    return AutoencoderKL(
-        sample_size=SIZE,
-        latent_channels=4,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        shift_factor=shift,
-        scaling_factor=0.5,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+def vae(shift: float | None = None, scale: float = 0.5) -> AutoencoderKL:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    small = UNET | blocks | {"sample_size": SIZE, "latent_channels": 4}
+    return AutoencoderKL(**small, shift_factor=shift, scaling_factor=scale)
+
+
+def save_pipeline(folder: Path) -> Path:
+    """Stable Diffusion 1."""
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder)
+    unet = UNet2DConditionModel(**UNET, **BLOCKS, cross_attention_dim=WIDTH, attention_head_dim=4, dropout=0.1)
+    parts = vae(scale=0.18215), clip(tokenizer, projection=False, layers=1), tokenizer, unet
+    scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    StableDiffusionPipeline(*parts, scheduler, None, None, requires_safety_checker=False).save_pretrained(
+        folder / "pipeline"
     )
+    return folder / "pipeline"
 
 
 def sdxl(folder: Path) -> Path:
     torch.manual_seed(1)
     tokenizer = clip_tokenizer(folder)
     unet = UNet2DConditionModel(
-        sample_size=SIZE // 2,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
+        **UNET,
+        **BLOCKS,
         cross_attention_dim=2 * WIDTH,
         attention_head_dim=(1, 2),
         transformer_layers_per_block=1,
@@ -107,8 +118,6 @@ def sdxl(folder: Path) -> Path:
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
     first, second = clip(tokenizer, projection=False), clip(tokenizer, projection=True)
     scheduler = EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading")
@@ -176,15 +185,8 @@ def flux(folder: Path, *, guidance: bool = True) -> Path:
 
 def unconditional(folder: Path) -> Path:
     torch.manual_seed(4)
-    unet = UNet2DModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(**UNET, **blocks, attention_head_dim=8)
     DDPMPipeline(unet, DDPMScheduler(prediction_type="epsilon")).save_pretrained(folder / "unconditional")
     return folder / "unconditional"
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from support.builders import SIZE, TOKENS, Loop
+from support.builders import Loop
+from support.families import SIZE, TOKENS
 from torch.utils.data import DataLoader, Sampler
 
 REPEATED = 6  # rows, the first ones, that hold the same picture

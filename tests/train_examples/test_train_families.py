@@ -13,7 +13,8 @@ import train_lora_sd3
 import train_text_to_image_sdxl
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
-from support.builders import SIZE, assert_same, history, picture
+from support.builders import assert_same, history, picture
+from support.families import SIZE
 from support.processes import new_process
 from transformers import CLIPTextModel
 

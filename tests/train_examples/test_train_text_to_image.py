@@ -14,7 +14,8 @@ import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
-from support.builders import EAGER, SIZE, history, without_time
+from support.builders import EAGER, history, without_time
+from support.families import SIZE
 from support.processes import new_process
 
 

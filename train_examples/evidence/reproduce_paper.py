@@ -33,8 +33,8 @@ from memwatch.measure.measure import measure
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
-from memwatch.measure.sampling import prompt_view
 from memwatch.measure.signals import Signals
+from memwatch.measure.views import prompt_view
 from memwatch.scan.checkpoints import load_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder

@@ -15,7 +15,7 @@ from torch import Tensor
 from memwatch.config import SamplingConfig
 from memwatch.measure.copies import FLAT, contrast, unexposed
 from memwatch.measure.images import decode_latents
-from memwatch.measure.sampling import Sample, sample
+from memwatch.measure.views import Sample, sample
 from memwatch.measure.views import seeded
 
 CHUNK = 32  # generations at a time

@@ -14,10 +14,17 @@ from tqdm import tqdm
 
 from evidence.runs.trainer import Trainer
 from evidence.worlds.sources import SIZE, Source, caption_of, fashion, photographs
-from memwatch.denoiser import Components, Conditioning, Denoiser, StableDiffusion, Unconditional, load_components
+from memwatch.denoiser import (
+    Components,
+    Conditioning,
+    Denoiser,
+    StableDiffusion,
+    StableDiffusion3,
+    Unconditional,
+    load_components,
+)
+from memwatch.denoiser.components import kept, tokenize
 from memwatch.denoiser.schedule import NoiseSchedule
-from memwatch.denoiser.stable_diffusion_3 import StableDiffusion3
-from memwatch.denoiser.text import kept, tokenize
 from memwatch.measure.weights import read_safetensors, write_safetensors
 
 TEXT_WIDTH = 64  # of tiny-sd's text encoder, which all bases take over or train anew
