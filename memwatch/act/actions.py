@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from memwatch.act.alerts import WebhookSink, as_hooks
 from memwatch.act.flagged import Flagged, FlaggedSink
-from memwatch.act.hooks import as_hooks
 from memwatch.act.last_clean import LastClean, is_clean, is_memorized
-from memwatch.act.webhook import WebhookSink
 from memwatch.config import ConfigError, MemWatchConfig
 from memwatch.faults import Faults
 from memwatch.guard import rows_per_device
@@ -95,16 +94,13 @@ class Actions:
         return self._flagged.flagged
 
     def end(self) -> None:
-        """The run ends: write the weights to roll back to, if there is a reason."""
+        """The run ends: say where the weights to roll back to are, if there is a reason."""
         if self._last_clean is not None:
-            self._last_clean.write()
-
-    # --- resume ------------------------------------------------------------------------------------------------------
+            self._last_clean.end()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        state: dict[str, Any] = {"batches": self.batches, "controls": dict(self.controls)}
-        state |= {"flagged": self._flagged.to_list()}
+        state = {"batches": self.batches, "controls": dict(self.controls), "flagged": self._flagged.to_list()}
         return state if self._last_clean is None else state | {"last_clean": self._last_clean.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -117,7 +113,7 @@ class Actions:
 
 
 def refuse_other_controls(now: Mapping[str, str], then: Mapping[str, str] | None) -> None:
-    """Check that the run that is resumed held out every control; otherwise it may have trained on it.
+    """Refuse to resume a run that did not hold out every control, since it may have trained on it.
 
     Args:
         now, then: by name what every control's image hashes to; ``None`` where the checkpoint does not say.

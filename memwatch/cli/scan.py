@@ -10,8 +10,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from memwatch.act.alerts import WebhookSink
 from memwatch.act.flagged import FlaggedSink
-from memwatch.act.webhook import WebhookSink
 from memwatch.cli.scan_options import check, presets, probes_of, require_option, settings
 from memwatch.config import MemWatchConfig
 from memwatch.judge.stop import EXIT_CODE

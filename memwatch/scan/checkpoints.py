@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from memwatch.act.formats import LORA_FILE
+from memwatch.act.last_clean import LORA_FILE
 from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
 from memwatch.scan.lora import PEFT_FILE, add_lora, lora_weights

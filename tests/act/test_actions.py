@@ -96,7 +96,7 @@ def test_a_stop_leaves_clean_weights(picked, pretrained, pipeline, tmp_path, mon
     loop.run(watch, 20)
     assert (loop.step, watch.exit_code) == (4, 3)
     folder = tmp_path / "memwatch"
-    clean = UNet2DConditionModel.from_pretrained(folder / "last_clean" / "unet")
+    clean = UNet2DConditionModel.from_pretrained(folder / "last_clean" / "step_0000000" / "unet")
     assert all(torch.equal(p, at_start[name]) for name, p in clean.named_parameters())  # step 2 counted already
     loop.accelerator.end_training()
     assert (folder / "last_clean").is_dir()

@@ -29,7 +29,7 @@ from support.followed import (
 
 import memwatch.scan.follow
 from memwatch import MemWatch, Probe
-from memwatch.act.hooks import as_hooks
+from memwatch.act.alerts import as_hooks
 from memwatch.measure.observer import Observer
 
 ALERTING = QUICK | EAGER  # with ``call_every_change`` the first event that compares calls both probes, and stops
