@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from memwatch.act.last_clean import LORA_FILE
 from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
-from memwatch.scan.lora import PEFT_FILE, add_lora, lora_weights
-from memwatch.scan.lora_names import DENOISER, is_lora, names_by_part
+from memwatch.scan.lora import DENOISER, PEFT_FILE, add_lora, is_lora, lora_weights, names_by_part
 from memwatch.scan.safetensors_files import CheckpointError as CheckpointError
 from memwatch.scan.safetensors_files import (
     encoders_in,
