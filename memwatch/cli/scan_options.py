@@ -15,7 +15,7 @@ from memwatch.measure.probes import Probe, as_probes
 from memwatch.picking.for_run import refuse_trained_on
 from memwatch.picking.pick import pick
 from memwatch.picking.picked import Picked
-from memwatch.scan.checkpoints import lora_file
+from memwatch.scan.checkpoints import Form, form_of
 
 logger = logging.getLogger("memwatch")
 
@@ -49,7 +49,7 @@ def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
     source = presets().get(args.preset) if args.preset else args.config
     require_option(source is not None or not args.preset, "--preset", args.preset, ", ".join(sorted(presets())))
     config = load_config(source)
-    baseline = args.baseline or _default_baseline(config, is_history, lora_file(args.model) is not None)
+    baseline = args.baseline or _default_baseline(config, is_history, form_of(args.model)[0] is Form.LORA)
     name = baseline.partition(":")[0]
     within = name in ("first", "previous", "lag", "last_clean")
     allowed = "an earlier model, unconditional or base; this one needs a folder of checkpoints"

@@ -9,7 +9,7 @@ measures anew. The cache takes about 7 MB per probe and checkpoint at 512 px; ``
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from memwatch.act.flagged import FlaggedSink
@@ -35,9 +36,15 @@ from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sink, Sinks
 from memwatch.resume import Progress, warn_of_baselines
-from memwatch.scan.checkpoint_store import CheckpointStore, CheckpointWeights, earlier_model, own_text_encoders
-from memwatch.scan.checkpoints import CheckpointError, load_model
-from memwatch.scan.observation_cache import ObservationCache
+from memwatch.scan.checkpoint_store import (
+    CheckpointStore,
+    CheckpointWeights,
+    ObservationCache,
+    earlier_model,
+    own_text_encoders,
+)
+from memwatch.scan.checkpoints import load_model
+from memwatch.scan.safetensors_files import CheckpointError
 from memwatch.scan.trainer_folder import Checkpoint, stamp
 
 logger = logging.getLogger("memwatch")
@@ -68,7 +75,7 @@ class Scan:
     """Scans checkpoints one by one.
 
     Args:
-        accelerator: gives device, ranks and trackers; nothing is prepared with it.
+        accelerator: gives device, ranks and trackers.
         checkpoints: by step, smallest first. Those that cannot be read are named and skipped.
         pretrained: the pipeline that text encoder, VAE and scheduler come from, and the base of a LoRA. As a checkpoint
             of its own it is the base: its network, or the LoRA's with the LoRA off.
@@ -98,6 +105,7 @@ class Scan:
     ) -> None:
         self.accelerator, self.config, self.pretrained = accelerator, config, pretrained
         self.failed: list[tuple[int, str, str]] = []
+        self.every_steps = config.every_steps
         self.progress, folder = Progress(""), Path(config.output_dir)
         if (folder / "history.jsonl").exists() and not (folder / OBSERVATIONS).is_dir():
             raise ValueError(f"{folder} holds a history that no scan wrote; choose another output folder")
@@ -115,14 +123,15 @@ class Scan:
             controls=controls,
         )
         kind, source = config.signals.baseline_parts
-        is_path = kind == "path"
-        fixed = earlier_model(source, self.observer, pretrained) if is_path else self.observer.weights_without_lora
+        fixed: Callable[[], Mapping[str, Tensor]] = self.observer.weights_without_lora
+        if kind == "path":
+            fixed = earlier_model(source, self.observer, pretrained)
         self.store = CheckpointStore(self.observer, str(pretrained))
         ledger, _ = open_stores(folder, self.ranks)
         weights = CheckpointWeights(self.store, folder / OBSERVATIONS / "weights", writes=self.ranks.writes_weights)
         self.baselines = Baselines(config.signals, ledger, weights, fixed)
         reading = self.observer.denoiser.schedule.prediction_type
-        depends = [str(pretrained), stamp(source) if is_path else None, reading]
+        depends = [str(pretrained), stamp(source) if kind == "path" else None, reading]
         self.cache = ObservationCache(folder / OBSERVATIONS, config, depends, self.store.to_list)
         self.faults = Faults()  # a proof that fails costs the proof alone; a sink ends a strict scan
         sinks_faults = Faults(strict=True) if config.strict else self.faults
@@ -143,7 +152,7 @@ class Scan:
         return report
 
     def begin(self) -> None:
-        """Write the history anew; what is expensive is cached."""
+        """Write the history anew; what was measured is cached."""
         self._rewind(-1, [])
 
     def look(self, checkpoint: Checkpoint) -> Report:
@@ -181,11 +190,6 @@ class Scan:
                 self._skip(self.checkpoints.pop(0), error)
 
     # --- one event ----------------------------------------------------------------------------------------------------
-
-    @property
-    def every_steps(self) -> int | None:
-        """Steps between events, where the settings say so."""
-        return self.config.every_steps
 
     def act(self, step: int, judgement: Judgement) -> None:
         """Nothing follows in the finished models; sinks do the rest."""

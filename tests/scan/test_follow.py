@@ -428,5 +428,5 @@ class TestAlerts:
 def test_the_page_is_written_after_each_event(run):
     pages = []
     read = lambda: pages.append((run.output / "report.html").read_text(encoding="utf-8"))  # noqa: E731
-    run.follow(run.save(2), nothing, read, run.save(4), nothing, read)
+    run.follow(run.save(2), nothing, nothing, read, run.save(4), nothing, read)
     assert len(set(pages)) == 2

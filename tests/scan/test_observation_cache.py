@@ -9,7 +9,7 @@ import torch
 from support.builders import CONFIG, Loop, history, picture, without_time
 
 from memwatch import Probe
-from memwatch.scan.observation_cache import ObservationCache
+from memwatch.scan.checkpoint_store import ObservationCache
 
 
 def test_what_was_measured_is_not_measured_again(scan, trained, pretrained, images, tmp_path):

@@ -13,7 +13,8 @@ from support.families import PROMPT, adapted, network
 from support.originals import clip_weights, open_clip_weights, original_weights
 
 from memwatch.scan.checkpoint_store import copy_text_encoders
-from memwatch.scan.checkpoints import CheckpointError, copy_into, load_model, read_weights, text_encoders
+from memwatch.scan.checkpoints import copy_into, load_model, read_weights, text_encoders
+from memwatch.scan.safetensors_files import CheckpointError
 
 FAMILIES = ("sd1", "sdxl", "sd3")
 
