@@ -52,7 +52,11 @@ class Actions:
         self.sinks: list[Sink] = [*as_hooks(on_alert), self._flagged]
         if config.alerts.webhook is not None and self.ranks.accelerator.is_main_process:
             self.sinks.append(WebhookSink(config.alerts.webhook, config.output_dir))
-        self._last_clean = LastClean(observer, folder, faults) if config.rollback else None
+        in_shards = config.rollback and self.ranks.lockstep
+        if in_shards and self.ranks.accelerator.is_main_process:
+            why = "holds the model in shards; to go back, use accelerate's checkpoints from before the alert"
+            logger.warning("rollback is off, because %s %s", self.ranks.sharding, why)
+        self._last_clean = LastClean(observer, folder, faults) if config.rollback and not in_shards else None
         self.batches = 0
         self._rows_per_batch: int | None = None
 

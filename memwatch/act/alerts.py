@@ -131,11 +131,7 @@ class WebhookSink:
     server that answers late may get a message twice.
 
     Args:
-        url: a URL, or ``$NAME`` for the URL in that environment variable.
-        run: its name, for people. Of a path only the last part is shown.
-
-    Raises:
-        ConfigError: no usable URL.
+        url: see ``resolved``. run: its name, for people. Of a path only the last part is shown.
     """
 
     name = "webhook"
@@ -210,7 +206,11 @@ def body_of(url: str, alerts: Sequence[Alert], run: str) -> dict[str, Any]:
 
 
 def resolved(url: str) -> str:
-    """The URL of a value of ``alerts.webhook``; a ``ConfigError`` where there is none does not show what is there."""
+    """The URL itself, or of ``$NAME`` that in the environment variable.
+
+    Raises:
+        ConfigError: it cannot be used; the message does not show it.
+    """
     name = url[1:] if url.startswith("$") else ""
     found, where = (os.environ.get(name, "").strip(), f" in the environment variable {name}") if name else (url, "")
     try:

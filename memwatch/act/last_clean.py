@@ -57,9 +57,6 @@ class LastClean:
     They are the denoiser, as averages where MemWatch was given an ``ema``, and the text encoders that it was given, as
     far as they are trained. Lives on every rank; the main process writes and deletes.
 
-    Args:
-        folder: ``output_dir``; nothing is written there until the first clean event.
-
     Attributes:
         step: whose weights are kept; ``None`` where none are.
         unclean_since: step of the first event after it that was not clean; ``None`` where there is none, and so nothing
@@ -80,15 +77,12 @@ class LastClean:
         self.final = False
         self._protected: int | None = None  # the last checkpoint's
         self._said: int | None = None
-        self._ema, why = usable_ema(observer)
-        if self.ranks.lockstep:
-            why = f"rollback is off, because {self.ranks.sharding} holds the model in shards; to go back, use "
-            why += "accelerate's checkpoints from before the step that the report names"
-        self._warn(why)
-
-    def _warn(self, message: str) -> None:
-        if self._is_main and message:
-            logger.warning("%s", message)
+        ema, parameters = observer.ema, list(observer.model.parameters())
+        fits = ema is None or len(ema.shadow_params) in (len(parameters), sum(p.requires_grad for p in parameters))
+        self._ema = ema if fits else None
+        if self._is_main and not fits:
+            what = "the EMA averages %d tensors, and the model has %d or trains fewer; rollback keeps the live weights"
+            logger.warning(what, len(ema.shadow_params), len(parameters))
 
     def _place(self, step: int) -> Path:
         return self.folder / f"step_{step:07d}"
@@ -100,8 +94,6 @@ class LastClean:
 
         Where that fails, those kept before stay. ``clean``, ``final``: see ``is_clean`` and ``is_memorized``.
         """
-        if self.ranks.lockstep:
-            return
         self.final = self.final or final
         if not clean or self.final:
             self.unclean_since = step if self.unclean_since is None else self.unclean_since
@@ -162,7 +154,7 @@ class LastClean:
                 how = json.loads((place / ABOUT).read_text(encoding="utf-8"))["load"]
                 what = "the latest weights saved before any probe met the memorized criteria"
                 since = f"since step {self.unclean_since} one does, or output is not finite"
-                self._warn(f"{what} (step {self.step}) are in {place}; {since}. To load them: {how}")
+                logger.warning("%s (step %d) are in %s; %s. To load them: %s", what, self.step, place, since, how)
             self._said = self.step
         return place
 
@@ -177,20 +169,8 @@ class LastClean:
         self.final, self._said, self._protected = bool(state.get("final", False)), None, self.step
         if self._is_main and self.step is not None and not (self._place(self.step) / ABOUT).is_file():
             what = f"the weights of step {self.step}, kept to roll back to, are missing from {self.folder}"
-            self._warn(f"{what}; those of the next clean event are kept")
+            logger.warning("%s; those of the next clean event are kept", what)
             self.step = None
-
-
-def usable_ema(observer: Observer) -> tuple[Any, str]:
-    """The averages that were given, or ``None``, and why they cannot be used, where they are of other tensors."""
-    if (ema := observer.ema) is None:
-        return None, ""
-    averaged, parameters = len(ema.shadow_params), list(observer.model.parameters())
-    trained = sum(p.requires_grad for p in parameters)
-    if averaged in (len(parameters), trained):
-        return ema, ""
-    what = f"the EMA averages {averaged} tensors, and the model has {len(parameters)}, {trained} of them trained"
-    return None, f"{what}; rollback keeps the live weights instead"
 
 
 # --- forms of diffusers ----------------------------------------------------------------------------------------------
@@ -240,11 +220,10 @@ def replaced(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
         handle.remove()
 
 
-def write_lora(adapters: Mapping[str, tuple[nn.Module, str, Mapping[str, Tensor]]], pipeline: str, folder: Path) -> str:
+def write_lora(adapters: Mapping[str, tuple[Any, str, Mapping[str, Tensor]]], pipeline: str, folder: Path) -> str:
     """``LORA_FILE`` as the pipeline's own ``save_lora_weights`` writes it, with rank and alpha. Returns its line.
 
-    Args:
-        adapters: by part, the network, its adapter's name, and averages that take the place of its weights.
+    ``adapters`` has by part the network, its adapter's name, and averages that take the place of its weights.
     """
     import diffusers
     from peft import get_peft_model_state_dict
@@ -257,8 +236,7 @@ def write_lora(adapters: Mapping[str, tuple[nn.Module, str, Mapping[str, Tensor]
         mine = {n: p.detach() for n, p in network.named_parameters() if ".lora_" in n and f".{adapter}." in f"{n}."}
         state = get_peft_model_state_dict(network, {**mine, **averaged}, adapter, save_embedding_layers=False)
         arguments[f"{name}_lora_layers"] = {key: tensor.contiguous() for key, tensor in state.items()}
-        config: Any = network.peft_config[adapter]  # type: ignore[index]
-        arguments[f"{name}_lora_adapter_metadata"] = config.to_dict()
+        arguments[f"{name}_lora_adapter_metadata"] = network.peft_config[adapter].to_dict()
     save(folder, **arguments)
     return f"pipe.load_lora_weights({os.fspath(folder)!r}, weight_name={LORA_FILE!r})"
 

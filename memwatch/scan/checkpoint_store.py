@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components, Denoiser, family_of, load_components
-from memwatch.denoiser.log_filter import is_new
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.lora_off import lora_off, trained_adapters
 from memwatch.measure.measurement import (
@@ -40,10 +39,9 @@ FORMAT = 2  # of a cached observation; another one is measured again
 
 
 class CheckpointStore:
-    """The scanned checkpoints in order of step, of which the observer's model holds one at a time.
+    """The scanned checkpoints in order of step, of which the observer's model and trained text encoders hold one.
 
     Args:
-        observer: its model and its trained text encoders are overwritten.
         base: the pipeline. As a checkpoint it is the model before training: of a LoRA, the LoRA off.
     """
 
@@ -154,11 +152,8 @@ class ObservationCache:
 def earlier_model(source: str, observer: Observer, pretrained: Any) -> Callable[[], Mapping[str, Tensor]]:
     """What the checkpoints are compared with: weights of ``source``, and prompts encoded by its own text encoder.
 
-    Args:
-        pretrained: the pipeline of the model that is scanned.
-
     Raises:
-        CheckpointError: it does not fit the model, or predicts something else.
+        CheckpointError: it does not fit the model, which belongs to ``pretrained``, or predicts something else.
     """
     denoiser, device = observer.denoiser, observer.ranks.accelerator.device
     weights = {name: tensor.to(device) for name, tensor in read_weights(source, observer.model).items()}
@@ -185,10 +180,7 @@ def text_parts(pretrained: Any, family: Denoiser | type[Denoiser], device: torch
 def own_text_encoders(sources: Sequence[str], pretrained: Any, model: nn.Module) -> tuple[Any, ...]:
     """Text encoders of the pipeline, if a source has its own; marked as trained, so that each event encodes anew.
 
-    Of those that come as a LoRA only the LoRA is marked.
-
-    Args:
-        model: a denoiser, on the device for the encoders as well.
+    Of those that come as a LoRA only the LoRA is marked. They lie on the device of ``model``, the denoiser.
     """
     owners = {source: names for source in sources if source != str(pretrained) and (names := text_encoders(source))}
     if not owners:
@@ -206,23 +198,14 @@ def own_text_encoders(sources: Sequence[str], pretrained: Any, model: nn.Module)
 
 
 def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -> None:
-    """Overwrite the encoders that ``source`` has of its own, or their LoRA; where it has no LoRA, switch theirs off.
-
-    One that cannot be read is a ``CheckpointError``, but in a single file a warning.
-    """
-    theirs, form = text_encoders(source), form_of(source)[0]
+    """Overwrite the encoders that ``source`` has of its own, or their LoRA; where it has no LoRA, switch theirs off."""
+    theirs, is_lora = text_encoders(source), form_of(source)[0] is Form.LORA
     for name, encoder in zip(family.text_encoders, encoders, strict=False):  # none at all where none is trained
         if encoder is None:
             continue
         off = lora_off(encoder)
-        if name not in theirs or (off and form is not Form.LORA):  # a LoRA's base
+        if name not in theirs or (off and not is_lora):  # a LoRA's base
             copy_into(encoder, off)
-            continue
-        make_room(encoder, source, name)
-        try:
+        else:
+            make_room(encoder, source, name)
             copy_into(encoder, read_weights(source, encoder, name))
-        except CheckpointError as error:
-            if form is not Form.SINGLE_FILE:
-                raise
-            if is_new("memwatch", str(error)):  # scans come back to the same file
-                logger.warning("%s; the base's text encoder encodes the prompts instead", error)

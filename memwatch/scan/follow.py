@@ -37,19 +37,13 @@ class Follow:
     tried at three polls, then named and skipped; so is one that is deleted before it is scanned.
 
     Args:
-        accelerator: see ``Scan``.
         folder: where the trainer saves. It need not exist yet.
         open_scan: makes the scan, once the first checkpoint is there. A ``CheckpointError`` is tried again; other
             errors are wrong settings, and end the follower.
-        base: what the training began with, as step 0 of the history, unless the trainer has saved a step 0 itself;
-            ``None`` makes the first checkpoint the first baseline.
+        base: what the training began with, as step 0 of the history, unless the trainer has saved a step 0 itself.
         poll: seconds between two polls of the folder.
         idle: seconds without anything new after which it ends; ``None`` waits until Ctrl-C.
-        clock: has ``monotonic`` and ``sleep``.
         keep_going: whether to go on after a stop was decided.
-
-    Attributes:
-        scan: ``None`` before the first checkpoint.
     """
 
     def __init__(
@@ -58,7 +52,7 @@ class Follow:
         folder: Path,
         open_scan: Callable[[Checkpoint], Scan],
         *,
-        base: Checkpoint | None = None,
+        base: Checkpoint,
         poll: float = 10.0,
         idle: float | None = None,
         clock: Any = time,
@@ -124,7 +118,7 @@ class Follow:
                 logger.debug("%s cannot be listed: %s", self.folder, error)
         found, base = self._ranks.broadcast(found), self._base
         due = self.scan is not None and self._arrivals.last_step is None
-        return [base, *found] if due and base is not None and all(c.step > base.step for c in found) else found
+        return [base, *found] if due and all(c.step > base.step for c in found) else found
 
     def _say(self, message: str, *values: object) -> None:
         """Once over all ranks."""

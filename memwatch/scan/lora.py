@@ -56,7 +56,6 @@ PREFIXES = {  # of tensor names, and the part of the pipeline they mean
 FLUX_BLOCKS = re.compile("(double|single)_(transformer_)?blocks")
 EMBEDDINGS = ("bundle_emb.", "emb_params")
 FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<factor>A|B|down|up)(?:\.(?!weight)\w+)?\.weight")
-OLD_TEXT = re.compile(r"\.self_attn\..*(to_out_lora|lora_linear_layer)|\.mlp\..*lora_linear_layer")
 
 Pairs = dict[str, tuple[Tensor, Tensor]]  # by layer, A (rank, in, ...) and B (out, rank, ...), float32
 
@@ -84,8 +83,7 @@ def lora_weights(file: Path, part: str, model: nn.Module) -> dict[str, Tensor]:
     What the file multiplies the LoRA by (alpha / rank) is inside ``lora_B``: two files differ in nothing but weights.
 
     Args:
-        part: ``DENOISER`` or the name of a text encoder.
-        model: that part of the base, with or without LoRA layers.
+        part: ``DENOISER`` or the name of a text encoder. model: that part of the base, with or without LoRA layers.
 
     Raises:
         CheckpointError: unreadable, no plain LoRA, or of another base.
@@ -127,12 +125,10 @@ def add_lora(model: nn.Module, weights: Mapping[str, Tensor], source: object) ->
 
 def _pairs(tensors: Mapping[str, Tensor], file: Path) -> Pairs:
     """``A`` and ``B`` of every layer, ``B`` times alpha / rank where the file has alphas."""
-    from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+    from diffusers.utils import convert_unet_state_dict_to_peft
 
-    # names that diffusers gave over the years: to_q_lora.down, lora_linear_layer.up
-    convert = convert_state_dict_to_peft if any(map(OLD_TEXT.search, tensors)) else convert_unet_state_dict_to_peft
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in convert(tensors).items():
+    for name, tensor in convert_unet_state_dict_to_peft(tensors).items():  # names that diffusers gave over the years
         match = FACTOR.fullmatch(name)
         if match is None and not name.endswith(".alpha"):
             why = "is no tensor of a plain LoRA (DoRA, LoHa, LoKr, OFT and Tucker are other models)"

@@ -1,9 +1,8 @@
 """``memwatch scan``: finished checkpoints through the observer, judge and sinks of training, without its loop.
 
-One model is one event, compared with an earlier model, with its own unconditional branch, or with its base (LoRA off).
-Several checkpoints are a history, as if the callback had been there; they come as a list, or one by one (``follow``).
-Each observation is cached in ``observations/``: a scan that was interrupted goes on, and one with other settings
-measures anew. The cache takes about 7 MB per probe and checkpoint at 512 px; ``follow`` keeps the newest events only.
+One model is one event; several are a history, as if the callback had been there. Each observation is cached in
+``observations/``: a scan that was interrupted goes on, and one with other settings measures anew. The cache takes about
+7 MB per probe and checkpoint at 512 px; ``follow`` keeps the newest events only.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from memwatch.judge.findings import Judgement
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
-from memwatch.measure.prepare import PreparedProbe
 from memwatch.ranks import Ranks
 from memwatch.report.about import About
 from memwatch.report.files import FileSink
@@ -68,7 +66,7 @@ class DecidingSink:
                 np.save(folder / f"{finding.name}.npy", finding.signals.decisive.mean.numpy())
 
     def close(self) -> None:
-        """Every file is closed after its write."""
+        """Nothing is kept open."""
 
 
 class Scan:
@@ -113,15 +111,9 @@ class Scan:
         model = self._first_readable().to(accelerator.device)
         self.ranks = Ranks.of(accelerator)
         encoders = own_text_encoders([c.source for c in self.checkpoints], pretrained, model)
-        self.observer = Observer(
-            self.ranks,
-            model,
-            pretrained,
-            Components(None, text_encoders=encoders),
-            config=config,
-            probes=probes,
-            controls=controls,
-        )
+        given = Components(None, text_encoders=encoders)
+        watched = {"probes": probes, "controls": controls}
+        self.observer = Observer(self.ranks, model, pretrained, given, config=config, **watched)
         kind, source = config.signals.baseline_parts
         fixed: Callable[[], Mapping[str, Tensor]] = self.observer.weights_without_lora
         if kind == "path":
@@ -189,20 +181,19 @@ class Scan:
                     raise
                 self._skip(self.checkpoints.pop(0), error)
 
-    # --- one event ----------------------------------------------------------------------------------------------------
+    # --- one event, see ``event.Watched`` ----------------------------------------------------------------------------
 
     def act(self, step: int, judgement: Judgement) -> None:
-        """Nothing follows in the finished models; sinks do the rest."""
+        """Nothing follows in finished models."""
 
     def observe(self, step: int, *, full: bool) -> tuple[list[Observation], None]:
-        """Every probe with curvature, of the checkpoint of this step; the same on every rank.
-
-        Each observation is cached as soon as it is made, and a probe that fails fails alone.
+        """Every probe with curvature. Each observation is cached as soon as it is made; a probe that fails fails alone.
 
         Raises:
             CheckpointError: the checkpoint cannot be read on any rank, predicts something else, or all probes fail.
         """
         error, mine, failed = None, [], []
+        last_clean = {name: state.last_clean for name, state in self.progress.states.items()}
         try:
             self.store.load(step)
         except CheckpointError as caught:
@@ -214,7 +205,10 @@ class Scan:
             share = self.ranks.share(self.observer.probes)  # as a trained text encoder encodes them now
             for p in tqdm(share, desc=f"memwatch scan, step {step}", unit="probe", disable=hidden):
                 try:
-                    mine.append(self._cached_or_measured(step, p))
+                    if (observation := self.cache.read(step, p)) is None:
+                        (observation,) = self.observer.observe([p], self.baselines, last_clean)
+                        self.cache.write(step, p, observation)
+                    mine.append(observation)
                 except Exception as why:  # named, counted, and the others go on
                     logger.error("probe %s is skipped at step %d: %s", p.name, step, why)
                     failed.append((step, p.name, str(why)))
@@ -226,14 +220,6 @@ class Scan:
         if misread := self.ranks.broadcast(self.observer.misread(observations)):
             raise CheckpointError(misread)
         return observations, None
-
-    def _cached_or_measured(self, step: int, p: PreparedProbe) -> Observation:
-        if (cached := self.cache.read(step, p)) is not None:
-            return cached
-        last_clean = {name: state.last_clean for name, state in self.progress.states.items()}
-        (observation,) = self.observer.observe([p], self.baselines, last_clean)
-        self.cache.write(step, p, observation)
-        return observation
 
     # --- going on -----------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ def test_the_text_encoders(name, families, tmp_path, caplog):
             assert torch.equal(a, b), (part, key)
 
 
-def test_a_text_encoder_that_cannot_be_read_is_said_once(families, tmp_path, caplog):
+def test_a_text_encoder_that_cannot_be_read_is_an_error(families, tmp_path):
     pipe = families["sd1"]
     denoiser, parts = adapted(pipe)
     source = str(tmp_path / "model.safetensors")
@@ -111,13 +111,8 @@ def test_a_text_encoder_that_cannot_be_read_is_said_once(families, tmp_path, cap
     del broken["cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"]
     save_file(original_weights(network(pipe)) | broken, source)
     running = [copy.deepcopy(parts.text_encoders[0])]
-    with caplog.at_level(logging.WARNING, "memwatch"):
+    with pytest.raises(CheckpointError, match="1 parameters of the CLIPTextModel are missing"):
         copy_text_encoders(source, denoiser, running)
-        copy_text_encoders(source, denoiser, running)
-    assert caplog.text.count("the base's text encoder encodes the prompts") == 1
-    assert "1 parameters of the CLIPTextModel are missing" in caplog.text
-    for ours, theirs in zip(running[0].parameters(), parts.text_encoders[0].parameters(), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("name", "base"), [("sd1", "sdxl"), ("sdxl", "sd1"), ("sd3", "sd1"), ("sd1", "sd3")])

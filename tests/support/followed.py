@@ -75,7 +75,6 @@ def following(
     script: Script,
     *,
     config: dict[str, Any] = QUICK,
-    base: bool = True,
     keep_going: bool = False,
     idle: float | None = 5.0,
     **given: Any,
@@ -89,8 +88,8 @@ def following(
     def open_scan(first: Checkpoint) -> Scan:
         return Scan(accelerator, [first], str(pretrained), config=settings, **given)
 
-    start = Checkpoint.of(0, pretrained) if base else None
-    return Follow(accelerator, folder, open_scan, base=start, poll=1.0, idle=idle, clock=script, keep_going=keep_going)
+    base, waits = Checkpoint.of(0, pretrained), {"poll": 1.0, "idle": idle, "clock": script}
+    return Follow(accelerator, folder, open_scan, base=base, keep_going=keep_going, **waits)
 
 
 def steps_in(output: Path) -> list[int]:
