@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from support.builders import SMALL, Loop, assert_same
 from support.families import network
-from support.processes import on_two_ranks
 from support.rollback import add_lora, frozen, keeper_of, loaded, said, snapshot, train
 from torch import nn
 
@@ -414,43 +412,3 @@ def test_training_is_bit_identical_with_and_without(kind, pretrained, pipeline, 
     assert (keeper.step, keeper.unclean_since) == (2, 3)
     after = loop.identities()
     assert all(after[key] == before[key] for key in ("forward", "processors", "parameters", "hooks"))
-
-
-# --- two processes ---------------------------------------------------------------------------------------------------
-
-
-def main(pretrained: Path, folder: Path) -> None:
-    """On each rank: the disk of the first is full once, and both know."""
-    loop = Loop(pretrained, folder)
-    rank = loop.accelerator.process_index
-    keeper = LastClean(loop.watch(pretrained, config=SMALL).observer, folder / "kept", Faults())
-    found = []
-
-    def each(running: Loop) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            if running.step == 2:
-                patch.setattr(memwatch.act.last_clean, "write_json", no_space)
-            keeper.note(running.step, running.step < 3)
-        found.append([keeper.step, keeper.unclean_since, keeper._faults.count])
-
-    loop.run(None, 3, each=each)
-    kept = keeper.end()
-    loop.run(None, 4)  # DDP still averages the gradients
-    sums = [float(p.double().sum()) for p in loop.bare.parameters()]
-    result = {"found": found, "kept": str(kept), "sums": sums, "state": keeper.state_dict()}
-    (folder / f"{rank}.json").write_text(json.dumps(result), encoding="utf-8")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_agree_and_one_writes(pretrained, tmp_path):
-    logs = on_two_ranks(__file__, pretrained, tmp_path, folder=tmp_path)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
-    assert first == second
-    assert first["found"] == [[1, None, 0], [1, None, 1], [1, 3, 1]]
-    assert first["kept"] == str(tmp_path / "kept" / "last_clean" / "step_0000001")
-    assert steps_in(tmp_path / "kept") == [1]
-    assert logs.count("To load them: unet = UNet2DConditionModel") == 1
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

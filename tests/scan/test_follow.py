@@ -8,9 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate import Accelerator
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from support import trainers as by
 from support.builders import CONFIG, EAGER, history, maps, picture, without_time
@@ -22,13 +20,12 @@ from support.followed import (
     nothing,
     probes,
     rows_in,
-    save_kohya,
     save_loras,
     steps_in,
 )
 
 import memwatch.scan.follow
-from memwatch import MemWatch, Probe
+from memwatch import Probe
 from memwatch.act.alerts import as_hooks
 from memwatch.measure.observer import Observer
 
@@ -100,68 +97,6 @@ def measured(monkeypatch) -> list[str]:
 
 
 # --- the same history as training's -----------------------------------------------------------------------------------
-
-
-def test_kohyas_files_give_the_history_of_the_callback(pretrained, tmp_path):
-    """A LoRA is trained under the callback, and what a trainer would have saved meanwhile is followed."""
-    config = QUICK | {
-        "every_steps": 10,
-        "levels": {"timesteps": [301, 501], "draws": 2},
-        "signals": {"against": "snapshot"},  # the tiny network hardly knows prompts
-        "alerts": {"max_p": 1.0, "patience": 1},
-    }
-    watched = [*probes(), Probe("a red poster", name="poster", seed=3)]
-    controls = [Probe(f"a photo of number {i}", picture(20 + i), name=f"c{i}") for i in range(11)]
-    run, given = tmp_path / "run", {"config": config, "probes": watched, "controls": controls}
-    train_lora(pretrained, tmp_path / "training" / "memwatch", run, 20, **given)
-    following(run, pretrained, tmp_path / "memwatch", Script(), **given).run()
-    theirs, ours = history(tmp_path / "training"), history(tmp_path)
-    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [0, 10, 20]
-    found = [finding for row in ours[1:] for finding in row["findings"] if finding["regions"]]
-    assert {finding["verdict"] for finding in found} == {"suspicious"}
-    assert len({finding["z_score"] for finding in found}) == len(found) >= 3
-    assert_close(without_time(ours), without_time(theirs))
-
-
-def train_lora(pretrained: Path, output: Path, run: Path, steps: int, **given) -> None:
-    """Train on one picture under the callback, and save at every event but the first as kohya's scripts do."""
-    layers = ["conv_in", "conv_out", "conv2", "time_emb_proj", "to_v", "to_out.0"]
-    unet = by.with_lora(UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet"), layers, alpha=3)
-    trained = {name: parameter for name, parameter in unet.named_parameters() if ".lora_" in name}
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.mul_(".lora_A." in name)  # the LoRA does nothing yet
-    accelerator = Accelerator(cpu=True)
-    optimizer = torch.optim.Adam(trained.values(), lr=0.1)
-    scheduler = DDIMScheduler.from_pretrained(pretrained, subfolder="scheduler")
-    watch = MemWatch(accelerator, accelerator.prepare(unet), str(pretrained), output_dir=str(output), **given)
-    shown, generator = watch.observer.probes[0], torch.Generator().manual_seed(0)
-    latents, hidden = (t.expand(4, *t.shape) for t in (shown.latents, shown.conditioning["encoder_hidden_states"]))
-    watch.begin()
-    for step in range(1, steps + 1):
-        noise, t = torch.randn(latents.shape, generator=generator), torch.randint(200, 600, (4,), generator=generator)
-        (unet(scheduler.add_noise(latents, noise, t), t, hidden).sample - noise).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if watch.on_step_end(step) is not None:
-            save_kohya(unet, run / f"tiny-step{step:08d}.safetensors", step)
-    watch.close()
-
-
-def assert_close(a, b, path=""):
-    """Equal, numbers to a relative 1e-4."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_close(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_close(x, y, f"{path}/{i}")
-    elif isinstance(a, float):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-5), path
-    else:
-        assert a == b, path
 
 
 def test_full_checkpoints_begin_with_the_pipeline(trained, pretrained, images, tmp_path):
@@ -314,10 +249,13 @@ def of_both_kinds() -> list[Probe]:
     return [*probes(), Probe("a red poster", name="poster", seed=3)]
 
 
-def test_a_restart_goes_on_as_if_it_had_never_ended(run, unbroken, measured):
-    """Although the trainer has deleted by then what was looked at."""
-    run.follow(run.save(2, 4), nothing, nothing, nothing, interrupt, probes=of_both_kinds())
+def test_a_restart_goes_on_as_if_it_had_never_ended(run, unbroken, measured, monkeypatch):
+    """Although the trainer has deleted by then what was looked at, and observations of the newest events are left."""
+    monkeypatch.setattr(memwatch.scan.follow, "NEWEST", 2)
+    run.follow(run.save(2, 4), nothing, nothing, nothing, nothing, interrupt, probes=of_both_kinds())
     assert steps_in(run.output) == [0, 2, 4]
+    kept = (run.output / "observations").glob("step_*")
+    assert sorted(file.name for file in kept) == ["step_0000002", "step_0000004"]
     measured.clear()
     run.delete(2, 4)()
     follower = run.follow(run.save(6), probes=of_both_kinds())
@@ -343,17 +281,6 @@ def test_what_was_measured_of_an_unfinished_event_is_kept(run, unbroken, measure
     run.follow(probes=of_both_kinds())
     assert by_turns(measured)[:3] == ["poster", "cat", "dog"]  # the rest of step 2, then step 4
     assert without_time(rows_in(run.output)) == unbroken
-
-
-def test_observations_of_the_newest_events_alone_are_kept(run, unbroken, measured, monkeypatch):
-    monkeypatch.setattr(memwatch.scan.follow, "NEWEST", 2)
-    run.follow(run.save(2, 4), probes=of_both_kinds())
-    folder = run.output / "observations"
-    assert sorted(file.name for file in folder.glob("step_*")) == ["step_0000002", "step_0000004"]
-    measured.clear()
-    run.follow(run.save(6), probes=of_both_kinds())
-    assert without_time(rows_in(run.output)) == unbroken
-    assert by_turns(measured) == ["cat", "dog", "poster"]
 
 
 @pytest.mark.parametrize("other", ["setting", "probe", "file", "record"])

@@ -17,7 +17,6 @@ from torch import nn
 
 from memwatch.scan.checkpoint_store import copy_text_encoders
 from memwatch.scan.checkpoints import copy_into, load_model, read_weights, text_encoders
-from memwatch.scan.lora import DENOISER, lora_weights
 from memwatch.scan.safetensors_files import CheckpointError
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")
@@ -115,43 +114,6 @@ def test_files_whose_alpha_lies_beside_the_tensors(trained, settings, families, 
     loaded = load_model(str(tmp_path / "lora"), family_folders[name])
     ours, theirs = predicted(loaded, families[name]), predicted(model, families[name])
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=2e-4) == (settings is not None)
-
-
-def test_names_that_diffusers_gave_once(families, family_folders, tmp_path):
-    model = sd1_lora(families, ["to_q", "to_out.0"])
-    tensors = {}
-    for layer, (down, up, _) in by.factors_of(model).items():
-        processor, _, projection = layer.removesuffix(".0").rpartition(".")
-        tensors[f"unet.{processor}.processor.{projection}_lora.down.weight"] = down
-        tensors[f"unet.{processor}.processor.{projection}_lora.up.weight"] = up
-    save_file(tensors, tmp_path / "lora.safetensors")
-    loaded = load_model(str(tmp_path / "lora.safetensors"), family_folders["sd1"])
-    torch.testing.assert_close(predicted(loaded, families["sd1"]), predicted(model, families["sd1"]))
-
-
-def test_flux_single_blocks_of_the_real_width(tmp_path):
-    """Queries, keys, values and the MLP are one layer there; diffusers cuts them at the width of the real model."""
-    down, up = torch.randn(2, 8), torch.randn(3 * 3072 + 12288, 2)
-    shapes = {"to_q": 3072, "to_k": 3072, "to_v": 3072, "proj_mlp": 12288}
-
-    class FluxTransformer2DModel(nn.Module):  # the layers alone: a whole one is too large
-        def __init__(self):
-            super().__init__()
-            block = nn.Module()
-            block.attn = nn.Module()
-            for name, width in shapes.items():
-                setattr(block if name == "proj_mlp" else block.attn, name, nn.Linear(8, width))
-            self.single_transformer_blocks = nn.ModuleList([block])
-
-    file = tmp_path / "lora.safetensors"
-    save_file(by.kohya({"single_blocks.0.linear1": (down, up, 2.0)}, "lora_unet_"), file)
-    weights = lora_weights(file, DENOISER, FluxTransformer2DModel())
-    cut = dict(zip(shapes, up.split(list(shapes.values())), strict=True))
-    assert len(weights) == 8
-    for name, rows in cut.items():
-        layer = f"single_transformer_blocks.0.{'' if name == 'proj_mlp' else 'attn.'}{name}"
-        assert torch.equal(weights[f"{layer}.lora_A.default.weight"], down)
-        assert torch.equal(weights[f"{layer}.lora_B.default.weight"], rows)
 
 
 # --- text encoders ----------------------------------------------------------------------------------------------------
