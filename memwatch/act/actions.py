@@ -9,11 +9,12 @@ from typing import Any
 
 from memwatch.act.alerts import WebhookSink, as_hooks
 from memwatch.act.flagged import Flagged, FlaggedSink
-from memwatch.act.last_clean import LastClean, is_clean, is_memorized
+from memwatch.act.last_clean import LastClean, is_clean
 from memwatch.config import ConfigError, MemWatchConfig
 from memwatch.faults import Faults
 from memwatch.guard import rows_per_device
 from memwatch.judge.findings import Judgement
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.observer import Observer
 from memwatch.picking.for_run import cannot_be_seen, held_out_rows_in
 from memwatch.picking.picked import Picked
@@ -91,7 +92,8 @@ class Actions:
         """Keep the weights of an event that is clean."""
         if self._last_clean is not None:
             found = judgement.findings
-            self._last_clean.note(step, is_clean(judgement.states, found), final=is_memorized(found))
+            memorized = any(finding.verdict is Verdict.MEMORIZED for finding in found)
+            self._last_clean.note(step, is_clean(judgement.states, found), final=memorized)
 
     def flagged(self) -> list[Flagged]:
         """The rows behind every alert so far, worst first."""

@@ -206,11 +206,7 @@ def body_of(url: str, alerts: Sequence[Alert], run: str) -> dict[str, Any]:
 
 
 def resolved(url: str) -> str:
-    """The URL itself, or of ``$NAME`` that in the environment variable.
-
-    Raises:
-        ConfigError: it cannot be used; the message does not show it.
-    """
+    """The URL, of ``$NAME`` that in the environment variable; a ``ConfigError`` does not show what cannot be used."""
     name = url[1:] if url.startswith("$") else ""
     found, where = (os.environ.get(name, "").strip(), f" in the environment variable {name}") if name else (url, "")
     try:

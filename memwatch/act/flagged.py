@@ -88,12 +88,9 @@ class Flagged:
 
 
 class FlaggedSink:
-    """Keeps ``flagged.jsonl`` up to date: one line per flagged probe, the worst first.
+    """Keeps ``flagged.jsonl`` in ``folder`` up to date: one line per flagged probe, the worst first.
 
-    Args:
-        folder: ``output_dir``; nothing is created before something is flagged.
-        picked: what the probes were picked from.
-        rows_seen: rows that training has seen so far; ``None`` where that is not known.
+    ``picked`` is what the probes were picked from; ``rows_seen`` gives how many rows training has seen so far.
     """
 
     name = "flagged rows"
@@ -106,7 +103,6 @@ class FlaggedSink:
 
     @property
     def flagged(self) -> list[Flagged]:
-        """Every flagged probe, the worst first."""
         return sorted(self._by_probe.values(), key=lambda f: (not f.is_memorized, -f.severity, f.probe))
 
     def write(self, report: Report) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from memwatch.denoiser.log_filter import quietly
 from memwatch.faults import Faults, PartError
 from memwatch.judge.findings import Finding
-from memwatch.judge.verdict import ProbeState, Verdict
+from memwatch.judge.verdict import ProbeState
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import averages, write_safetensors
 from memwatch.report.about import PACKAGES, versions
@@ -35,11 +35,6 @@ def is_clean(states: Mapping[str, ProbeState], findings: Sequence[Finding]) -> b
     """Whether no watched probe meets the memorized criteria, and all output is finite. ``states``: after the event."""
     watched = [states.get(finding.name, finding.state) for finding in findings]
     return all(s.finite and not s.is_enough for s in watched)
-
-
-def is_memorized(findings: Sequence[Finding]) -> bool:
-    """Whether a watched probe is called memorized: from then on no later weights are good to roll back to."""
-    return any(finding.verdict is Verdict.MEMORIZED for finding in findings)
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ class LastClean:
     def note(self, step: int, clean: bool, *, final: bool = False) -> None:
         """Keep the weights of a clean event in place of those kept before; call it at each event, on every rank.
 
-        Where that fails, those kept before stay. ``clean``, ``final``: see ``is_clean`` and ``is_memorized``.
+        Where that fails, those kept before stay. ``clean``: see ``is_clean``; ``final``: a probe is called memorized.
         """
         self.final = self.final or final
         if not clean or self.final:

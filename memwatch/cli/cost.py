@@ -128,10 +128,7 @@ def watching(
 
 
 def event_seconds(watch: MemWatch) -> np.ndarray:
-    """Seconds of the first event, of a later one without any curvature, and of the curvature of all probes on top.
-
-    The first event with curvature measures that of the baseline as well, where events are screened.
-    """
+    """Seconds of the first event, of a later one without any curvature, and of the curvature of all probes on top."""
     seconds, number, config = [], 0, watch.config
     while number < 2 or not config.is_full_event(number - 1):
         synchronize()
@@ -144,15 +141,11 @@ def event_seconds(watch: MemWatch) -> np.ndarray:
     if not config.screens:
         return np.array([first, 0.0, full])
     usual = min(screened, default=first)
-    return np.array([first, usual, max(0.0, full - usual) / 2])
+    return np.array([first, usual, max(0.0, full - usual) / 2])  # the baseline's is measured as well
 
 
 def multiplied(one: np.ndarray, two: np.ndarray, number: int) -> np.ndarray:
-    """Seconds of ``number`` probes, from those of one and of two.
-
-    >>> multiplied(np.array([3.0, 5.0]), np.array([5.0, 4.0]), 10)
-    array([21., 23.])
-    """
+    """Seconds of ``number`` probes, from those of one and of two."""
     more = np.where(two > one, two - one, two / 2)  # noise: no probe costs less than nothing
     total: np.ndarray = np.maximum(0, one - more) + number * more
     return total

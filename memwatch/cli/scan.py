@@ -109,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
         failed, scan, reason = following.failed, following.scan, following.stop_reason
         nothing = scan is None or scan.progress.last_step is None
     else:
-        scan, reason = open_scan(history or [Checkpoint.of(step_of(args.model), args.model)]), None
+        name, _, number = Path(args.model).name.rpartition("-")
+        step = int(number) if name == "checkpoint" and number.isdecimal() else 0
+        scan, reason = open_scan(history or [Checkpoint.of(step, args.model)]), None
         report, failed = scan.run(), scan.failed
         nothing = report is None or not report.findings
         if accelerator.is_main_process and report is not None and len(report.findings) > SHOWN:
@@ -157,15 +159,6 @@ def follow(
     return following
 
 
-def step_of(model: str) -> int:
-    """N of ``checkpoint-N``, else 0."""
-    name, _, number = Path(model).name.rpartition("-")
-    return int(number) if name == "checkpoint" and number.isdecimal() else 0
-
-
-# --- settings ---------------------------------------------------------------------------------------------------------
-
-
 def check(args: argparse.Namespace) -> None:
     """Refuse options that do not go together, and fill in where the output goes."""
     require_option(args.poll > 0, "--poll", args.poll, "greater than 0")
@@ -179,10 +172,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
-    """The configuration with what the command line says; one event alone needs no patience.
-
-    What fails in a scan ends it; beside a training it costs that part alone.
-    """
+    """The configuration with what the command line says; one event alone needs no patience."""
     source = presets().get(args.preset) if args.preset else args.config
     require_option(source is not None or not args.preset, "--preset", args.preset, ", ".join(sorted(presets())))
     config = load_config(source)
@@ -203,7 +193,7 @@ def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
     alerts: dict[str, Any] = {} if is_history else {"patience": 1}
     alerts |= {"webhook": args.webhook} if args.webhook else {}
     stop = {} if args.follow else {"enabled": False}  # finished models cannot be stopped
-    given = {"output_dir": args.output, "strict": not args.follow}
+    given = {"output_dir": args.output, "strict": not args.follow}  # beside a training a failure costs that part alone
     return load_config(config, **given, signals=against, alerts=alerts, stop=stop)
 
 
@@ -214,16 +204,10 @@ def presets() -> dict[str, Path]:
     return {file.stem: file for file in folder.glob("*.yaml")}
 
 
-# --- probes -----------------------------------------------------------------------------------------------------------
-
-
 def probes_of(args: argparse.Namespace, seed: int) -> tuple[list[Probe], list[Probe], Picked | None, list[str]]:
     """Probes, controls, what was picked from ``--dataset``, and what cannot be read.
 
-    A trainer trains on all images of its dataset, so none of them is a control.
-
-    Raises:
-        ValueError: there is no probe, the dataset cannot be read, or a control shows one of its images.
+    A trainer trains on all images of its dataset, so none of them is a control. Without probes it is a ``ValueError``.
     """
     problems: list[str] = []
     controls, *given = (readable(each, seed, problems) for each in (args.controls, args.prompts, args.images))

@@ -84,11 +84,10 @@ class CheckpointStore:
         return read_weights(checkpoint.source, self.observer.model)
 
     def to_list(self) -> list[list[Any]]:
-        """Plain values."""
+        """Plain values, which ``restore`` takes."""
         return [[c.step, c.source, c.stamp] for c in self._checkpoints.values()]
 
     def restore(self, saved: Sequence[Sequence[Any]]) -> None:
-        """The inverse of ``to_list``."""
         self._checkpoints, self._loaded = {c[0]: Checkpoint(*c) for c in saved}, None
 
 

@@ -17,9 +17,9 @@ from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
 from memwatch.scan.lora import DENOISER, PEFT_FILE, add_lora, is_lora, lora_weights, names_by_part
 from memwatch.scan.safetensors_files import (
+    ENCODERS,
+    NETWORK,
     CheckpointError,
-    encoders_in,
-    is_original,
     names_in,
     reading,
     single_file_part,
@@ -53,7 +53,7 @@ def form_of(source: str) -> tuple[Form, Path]:
     names = names_in(path)
     if is_lora(names):
         return Form.LORA, path
-    return (Form.SINGLE_FILE if is_original(names) else Form.TENSORS), path
+    return (Form.SINGLE_FILE if any(map(NETWORK.match, names)) else Form.TENSORS), path
 
 
 def is_pipeline(source: str) -> bool:
@@ -71,7 +71,7 @@ def text_encoders(source: str) -> list[str]:
         if form is Form.LORA:
             return sorted(names_by_part(names_in(file)).keys() - {DENOISER})
         if form is Form.SINGLE_FILE:
-            return encoders_in(names_in(file))
+            return sorted({part for name in names_in(file) for p, part in ENCODERS.items() if name.startswith(p)})
     except CheckpointError:
         return []
     return sorted(path.name for path in Path(source).glob("text_encoder*") if path.is_dir())
@@ -169,7 +169,6 @@ def _denoiser_in(source: str) -> str | None:
             names = list(DiffusionPipeline.load_config(source))
     part = next((part for part in PARTS if part in names), None)
     if part is None:
-        inside = f"no {' or '.join(PARTS)} inside, no config.json, no {LORA_FILE} and no model.safetensors"
-        why = inside if path.is_dir() else "no safetensors file and no folder of a model"
-        raise CheckpointError(f"{source}: {why}")
+        why = f"no {' or '.join(PARTS)} inside, no config.json, no {LORA_FILE} and no model.safetensors"
+        raise CheckpointError(f"{source}: {why if path.is_dir() else 'no safetensors file and no folder of a model'}")
     return part

@@ -125,8 +125,6 @@ class Follow:
         if self._main:
             logger.info(message, *values)
 
-    # --- one checkpoint -----------------------------------------------------------------------------------------------
-
     def _try(self, checkpoint: Checkpoint) -> bool:
         """Scan a checkpoint, or open the scan with it. Returns whether that worked; what fails is tried again."""
         had_stopped, scan = self.stop_reason is not None, self.scan
@@ -156,7 +154,13 @@ class Follow:
         """Go on from an earlier follower's state, or else begin the history anew."""
         assert self.scan is not None
         scan, output = self.scan, Path(self.scan.config.output_dir)
-        state = self._ranks.broadcast(read_state(output / STATE) if self._main else {})
+        state: dict[str, Any] = {}
+        if self._main and (output / STATE).exists():
+            try:
+                state = json.loads((output / STATE).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                logger.warning("%s cannot be read (%s); the history is written anew", output / STATE, error)
+        state = self._ranks.broadcast(state)
         changed = self._what_has_changed(state, scan) if state else None
         if state and changed is None:
             scan.load_state_dict(state)
@@ -198,17 +202,6 @@ class Follow:
         self._failed.append((checkpoint.step, checkpoint.source, why))
         if self._main:
             logger.error("checkpoint %d is skipped: %s", checkpoint.step, why)
-
-
-def read_state(file: Path) -> dict[str, Any]:
-    """What an earlier follower has come to; empty where there was none, or where it cannot be read."""
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read (%s); the history is written anew", file, error)
-        return {}
 
 
 def settings_of(scan: Scan) -> str:

@@ -1,17 +1,8 @@
 """LoRA files of every trainer, under the names that PEFT gives the layers of the base.
 
 A layer that has the model's own name, with dots or with underscores, is matched by that name; diffusers' converters
-rename those of the original repositories. Every tensor of the file must end in a layer of its shape: diffusers drops
-unknown names silently. The same layer as trainers write it (``A`` is ``lora_down`` in some files):
-
-| written by | key |
-|---|---|
-| kohya, SD 1.x and 2.x | ``lora_unet_down_blocks_0_attentions_0_..._to_q.lora_down.weight``, ``.alpha`` |
-| kohya, SDXL and Flux | ``lora_unet_input_blocks_4_1_transformer_blocks_0``..., ``lora_unet_double_blocks_0``... |
-| ComfyUI | ``diffusion_model.double_blocks.0....lora_A.weight`` |
-| OneTrainer | ``lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight``; kohya's; diffusers' |
-| diffusers, ai-toolkit, SimpleTuner | ``unet.`` or ``transformer.`` and the model's own name |
-| PEFT | ``base_model.model.`` and the model's own name; alpha is in ``adapter_config.json`` |
+rename those of the original repositories, which kohya and ComfyUI write for SDXL and Flux. Every tensor of the file
+must end in a layer of its shape: diffusers drops unknown names silently.
 """
 
 from __future__ import annotations
@@ -36,22 +27,22 @@ ADAPTER = "default"
 PEFT_FILE = "adapter_model.safetensors"
 DENOISER, T5 = "denoiser", "t5"
 PREFIXES = {  # of tensor names, and the part of the pipeline they mean
-    "lora_te_": "text_encoder",
+    "lora_te_": "text_encoder",  # kohya
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
     "lora_te3_": T5,
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
     "text_encoder_3.": "text_encoder_3",
-    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_l.transformer.": "text_encoder",  # ComfyUI
     "text_encoders.clip_g.transformer.": "text_encoder_2",
     "text_encoders.t5xxl.transformer.": T5,
     "lora_unet_": DENOISER,
-    "lora_transformer_": DENOISER,
-    "unet.": DENOISER,
+    "lora_transformer_": DENOISER,  # OneTrainer
+    "unet.": DENOISER,  # diffusers, ai-toolkit, SimpleTuner
     "transformer.": DENOISER,
     "diffusion_model.": DENOISER,
-    "base_model.model.": DENOISER,
+    "base_model.model.": DENOISER,  # PEFT
 }
 FLUX_BLOCKS = re.compile("(double|single)_(transformer_)?blocks")
 EMBEDDINGS = ("bundle_emb.", "emb_params")
@@ -118,9 +109,6 @@ def add_lora(model: nn.Module, weights: Mapping[str, Tensor], source: object) ->
         patterns = {"rank_pattern": others, "alpha_pattern": dict(others)}  # alpha = rank: the scale is in the weights
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(ranks), **patterns)
         inject_adapter_in_model(config, model, adapter_name=ADAPTER, state_dict=keys)
-
-
-# --- names of layers --------------------------------------------------------------------------------------------------
 
 
 def _pairs(tensors: Mapping[str, Tensor], file: Path) -> Pairs:
@@ -196,9 +184,6 @@ def _converted(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
         why = f"diffusers converts {arrived} of the {rows} rows of {', '.join([*pairs][:3])}..."
         raise CheckpointError(f"{file}: {why}; is it a LoRA of another base than {kind}?")
     return converted
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def _settings(file: Path, part: str) -> dict[str, Any]:

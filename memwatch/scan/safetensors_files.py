@@ -7,7 +7,7 @@ it, with every configuration from the base, so the network is not used.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
 
-NETWORK = re.compile(r"(model\.diffusion_model\.|(joint_blocks|double_blocks|input_blocks)\.\d)")
-ENCODERS = {  # prefixes of text encoders, and which one of the pipeline each of them is
+NETWORK = re.compile(r"(model\.diffusion_model\.|(joint_blocks|double_blocks|input_blocks)\.\d)")  # of a denoiser
+ENCODERS = {  # prefixes of text encoders, and which one of the pipeline each of them is; T5 is always the base's
     "cond_stage_model.": "text_encoder",
     "conditioner.embedders.0.": "text_encoder",
     "conditioner.embedders.1.": "text_encoder_2",
@@ -67,16 +67,6 @@ def tensors_in(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
 
 
 # --- full checkpoints in one file ------------------------------------------------------------------------------------
-
-
-def is_original(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a denoiser as its original repository names it."""
-    return any(NETWORK.match(name) for name in names)
-
-
-def encoders_in(names: Iterable[str]) -> list[str]:
-    """Names of the text encoders in the same file. T5 is not looked for: there it is the base's own."""
-    return sorted({part for name in names for prefix, part in ENCODERS.items() if name.startswith(prefix)})
 
 
 def single_file_part(file: Path, part: str, like: Any) -> nn.Module:

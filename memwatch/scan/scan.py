@@ -83,7 +83,6 @@ class Scan:
 
     Attributes:
         failed: (step, probe or source, why) of everything skipped; the same on every rank.
-        progress: what the scan has come to.
 
     Raises:
         CheckpointError: no checkpoint can be read, or the baseline is of another family or size.
@@ -148,11 +147,7 @@ class Scan:
         self._rewind(-1, [])
 
     def look(self, checkpoint: Checkpoint) -> Report:
-        """One event. Checkpoints come in order of step.
-
-        Raises:
-            CheckpointError: it cannot be read, or no probe could be measured; the scan is as it was before.
-        """
+        """One event. Checkpoints come in order of step. After an error the scan is as it was before."""
         failed, before = len(self.failed), replace(self.progress)
         self.store.add(checkpoint)
         try:
@@ -189,8 +184,7 @@ class Scan:
     def observe(self, step: int, *, full: bool) -> tuple[list[Observation], None]:
         """Every probe with curvature. Each observation is cached as soon as it is made; a probe that fails fails alone.
 
-        Raises:
-            CheckpointError: the checkpoint cannot be read on any rank, predicts something else, or all probes fail.
+        It is a ``CheckpointError`` if any rank cannot read the checkpoint, it predicts something else, or all fail.
         """
         error, mine, failed = None, [], []
         last_clean = {name: state.last_clean for name, state in self.progress.states.items()}
@@ -220,8 +214,6 @@ class Scan:
         if misread := self.ranks.broadcast(self.observer.misread(observations)):
             raise CheckpointError(misread)
         return observations, None
-
-    # --- going on -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; measurements are in ``output_dir``."""

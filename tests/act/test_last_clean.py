@@ -20,7 +20,7 @@ from torch import nn
 
 import memwatch.act.last_clean
 from memwatch.act.actions import Actions
-from memwatch.act.last_clean import LastClean, is_clean, is_memorized
+from memwatch.act.last_clean import LastClean, is_clean
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults
 from memwatch.judge.verdict import ProbeState, Verdict
@@ -48,21 +48,20 @@ def no_space(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("state", "clean", "memorized"),
+    ("state", "clean"),
     [
-        (ProbeState(), True, False),  # nothing to compare with yet
-        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=2, since=4), True, False),  # a small effect, however often
-        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=1, since=4, is_enough=True), False, False),
-        (ProbeState(verdict=Verdict.MEMORIZED, streak=2, since=4, is_enough=True), False, True),
-        (ProbeState(verdict=Verdict.INCONCLUSIVE, finite=False), False, False),
+        (ProbeState(), True),  # nothing to compare with yet
+        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=2, since=4), True),  # a small effect, however often
+        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=1, since=4, is_enough=True), False),
+        (ProbeState(verdict=Verdict.MEMORIZED, streak=2, since=4, is_enough=True), False),
+        (ProbeState(verdict=Verdict.INCONCLUSIVE, finite=False), False),
     ],
 )
-def test_what_is_enough_for_memorized_is_not_clean(state, clean, memorized):
+def test_what_is_enough_for_memorized_is_not_clean(state, clean):
     quiet = ProbeState(verdict=Verdict.NO_EVIDENCE)
     states = {"a": quiet, "b": state, "control/c": replace(quiet, streak=2, is_enough=True, verdict=Verdict.MEMORIZED)}
     findings = [SimpleNamespace(name=name, state=states[name], verdict=states[name].verdict) for name in "ab"]
     assert is_clean(states, findings) is clean
-    assert is_memorized(findings) is memorized
     assert is_clean(states, findings[:1])
 
 
