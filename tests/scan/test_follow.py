@@ -26,7 +26,6 @@ from support.followed import (
 
 import memwatch.scan.follow
 from memwatch import Probe
-from memwatch.act.alerts import as_hooks
 from memwatch.measure.observer import Observer
 
 ALERTING = QUICK | EAGER  # with ``call_every_change`` the first event that compares calls both probes, and stops
@@ -309,13 +308,6 @@ class TestAlerts:
         follower = run.follow(run.save(2), config=ALERTING)
         assert follower.stop_reason is not None
         assert any("the trainer has to be stopped by hand" in message for message in caplog.messages)
-
-    def test_hooks_are_called_once_also_over_a_restart(self, run):
-        told = []
-        options = {"config": ALERTING, "keep_going": True, "more": as_hooks(lambda a: told.append((a.step, a.probe)))}
-        run.follow(run.save(2, 4), **options)
-        run.follow(run.save(6), **options)
-        assert told == [(2, "cat"), (2, "dog")]
 
 
 def test_the_page_is_written_after_each_event(run):
