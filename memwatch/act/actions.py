@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from memwatch.act.alerts import WebhookSink, as_hooks
 from memwatch.act.flagged import Flagged, FlaggedSink
-from memwatch.act.hooks import as_hooks
-from memwatch.act.last_clean import LastClean, is_clean, is_memorized
-from memwatch.act.webhook import WebhookSink
+from memwatch.act.last_clean import LastClean, is_clean
 from memwatch.config import ConfigError, MemWatchConfig
 from memwatch.faults import Faults
 from memwatch.guard import rows_per_device
 from memwatch.judge.findings import Judgement
+from memwatch.judge.verdict import Verdict
 from memwatch.measure.observer import Observer
 from memwatch.picking.for_run import cannot_be_seen, held_out_rows_in
 from memwatch.picking.picked import Picked
@@ -53,7 +53,11 @@ class Actions:
         self.sinks: list[Sink] = [*as_hooks(on_alert), self._flagged]
         if config.alerts.webhook is not None and self.ranks.accelerator.is_main_process:
             self.sinks.append(WebhookSink(config.alerts.webhook, config.output_dir))
-        self._last_clean = LastClean(observer, folder, faults) if config.rollback else None
+        in_shards = config.rollback and self.ranks.lockstep
+        if in_shards and self.ranks.accelerator.is_main_process:
+            why = "holds the model in shards; to go back, use accelerate's checkpoints from before the alert"
+            logger.warning("rollback is off, because %s %s", self.ranks.sharding, why)
+        self._last_clean = LastClean(observer, folder, faults) if config.rollback and not in_shards else None
         self.batches = 0
         self._rows_per_batch: int | None = None
 
@@ -88,23 +92,21 @@ class Actions:
         """Keep the weights of an event that is clean."""
         if self._last_clean is not None:
             found = judgement.findings
-            self._last_clean.note(step, is_clean(judgement.states, found), final=is_memorized(found))
+            memorized = any(finding.verdict is Verdict.MEMORIZED for finding in found)
+            self._last_clean.note(step, is_clean(judgement.states, found), final=memorized)
 
     def flagged(self) -> list[Flagged]:
         """The rows behind every alert so far, worst first."""
         return self._flagged.flagged
 
     def end(self) -> None:
-        """The run ends: write the weights to roll back to, if there is a reason."""
+        """The run ends: say where the weights to roll back to are, if there is a reason."""
         if self._last_clean is not None:
-            self._last_clean.write()
-
-    # --- resume ------------------------------------------------------------------------------------------------------
+            self._last_clean.end()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        state: dict[str, Any] = {"batches": self.batches, "controls": dict(self.controls)}
-        state |= {"flagged": self._flagged.to_list()}
+        state = {"batches": self.batches, "controls": dict(self.controls), "flagged": self._flagged.to_list()}
         return state if self._last_clean is None else state | {"last_clean": self._last_clean.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -117,7 +119,7 @@ class Actions:
 
 
 def refuse_other_controls(now: Mapping[str, str], then: Mapping[str, str] | None) -> None:
-    """Check that the run that is resumed held out every control; otherwise it may have trained on it.
+    """Refuse to resume a run that did not hold out every control, since it may have trained on it.
 
     Args:
         now, then: by name what every control's image hashes to; ``None`` where the checkpoint does not say.

@@ -15,7 +15,7 @@ from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.picking.picked import Picked
 from memwatch.picking.same_place import Box, shared_area
-from memwatch.picking.survey import Group, GroupKind
+from memwatch.picking.survey import GroupKind
 from memwatch.picking.text import counted
 from memwatch.report.history import read_lines, rewrite
 from memwatch.report.report import Report
@@ -33,14 +33,12 @@ class Flagged:
         verdict: ``memorized`` or ``suspicious``.
         step: optimizer step of the newest event with that verdict.
         row: of the training set; ``None`` where the probe was not picked from it.
-        rows: all rows behind it, rising: its own, its near-duplicates, and those that share the part which the region
-            lies on. Empty without ``row``.
+        rows: all rows behind it, rising, see ``rows_behind``.
         files: their names, in the same order: relative to the image folder, else the file's path, else ``row-00012``.
         why: what those rows are, in words.
         exposures: how often training has shown one of them so far, if every row is shown equally often; ``None`` where
             that is not known.
-        box: of the region that decides, ``(left, top, right, bottom)`` in pixels of the probe's image; ``None`` where
-            there is none.
+        box: of the region that decides, ``(left, top, right, bottom)`` in pixels of the probe's image, or ``None``.
         severity: reduction factor, 1 is none.
     """
 
@@ -66,29 +64,21 @@ class Flagged:
         box = finding.regions[0].box if finding.regions else None
         region = None if box is None or image is None else tuple(edge / image.shape[0] for edge in box)
         rows, why = rows_behind(picked, row, region)
+        files: list[str] = []
         exposures = None
-        if picked is not None and rows_seen is not None and rows:
-            exposures = rows_seen * len(rows) / max(1, len(picked.train_rows))
-        return cls(
-            probe=finding.name,
-            verdict=str(finding.verdict),
-            step=step,
-            row=row if rows else None,
-            rows=rows,
-            files=tuple(file_name(picked, row) for row in rows) if picked is not None else (),
-            why=why,
-            exposures=exposures,
-            box=box,
-            severity=finding.severity,
-        )
+        if picked is not None:
+            of_folder = picked.rows.folder is not None
+            files = [
+                picked.rows.name(r) if of_folder else str(picked.rows.file(r) or picked.rows.name(r)) for r in rows
+            ]
+            if rows and rows_seen is not None:
+                exposures = rows_seen * len(rows) / max(1, len(picked.train_rows))
+        told = finding.name, str(finding.verdict), step, row if rows else None
+        return cls(*told, rows, tuple(files), why, exposures, box, finding.severity)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Flagged:
-        """From a line of ``flagged.jsonl``; other keys are ignored.
-
-        Raises:
-            ValueError: it is no such line; the message names the key that is missing.
-        """
+        """From a line of ``flagged.jsonl``, or a ``ValueError`` that names the key that is missing."""
         try:
             values: dict[str, Any] = {field.name: saved[field.name] for field in fields(cls)}
         except KeyError as error:
@@ -98,12 +88,9 @@ class Flagged:
 
 
 class FlaggedSink:
-    """Keeps ``flagged.jsonl`` up to date: one line per flagged probe, the worst first; see ``Flagged``.
+    """Keeps ``flagged.jsonl`` in ``folder`` up to date: one line per flagged probe, the worst first.
 
-    Args:
-        folder: ``output_dir``; nothing is created before something is flagged.
-        picked: what the probes were picked from.
-        rows_seen: rows that training has seen so far; ``None`` where that is not known.
+    ``picked`` is what the probes were picked from; ``rows_seen`` gives how many rows training has seen so far.
     """
 
     name = "flagged rows"
@@ -116,7 +103,6 @@ class FlaggedSink:
 
     @property
     def flagged(self) -> list[Flagged]:
-        """Every flagged probe, the worst first."""
         return sorted(self._by_probe.values(), key=lambda f: (not f.is_memorized, -f.severity, f.probe))
 
     def write(self, report: Report) -> None:
@@ -149,17 +135,10 @@ class FlaggedSink:
 
 
 def read_flagged(file: Path) -> list[Flagged]:
-    """The lines of a ``flagged.jsonl``.
-
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it holds something else.
-    """
+    """The lines of a ``flagged.jsonl``; a ``FileNotFoundError`` without it, a ``ValueError`` where it is none."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a run writes {FLAGGED} into its output_dir")
     return [Flagged.from_dict(line) for line in read_lines(file)]
-
-
-# --- the rows behind a finding ----------------------------------------------------------------------------------------
 
 
 def rows_behind(picked: Picked | None, row: int | None, region: Box | None) -> tuple[tuple[int, ...], str]:
@@ -175,23 +154,12 @@ def rows_behind(picked: Picked | None, row: int | None, region: Box | None) -> t
         return (), "not picked from the training set"
     rows, words = {row}, []
     for group in picked.groups_with(row):
+        boxes = [box for member, box in zip(group.rows, group.boxes, strict=True) if member == row]
         if group.kind is GroupKind.DUPLICATES:
             words.append(counted(len(group.rows), "near-duplicate"))
-        elif region is not None and is_about(region, group, row):
+        elif region is not None and any(shared_area(region, box) >= SAME_PLACE for box in boxes):
             words.append(f"{counted(len(group.rows), 'row')} that share the part")
         else:
             continue
         rows |= set(group.rows)
     return tuple(sorted(rows)), ", ".join(words) or "this row alone"
-
-
-def is_about(region: Box, group: Group, row: int) -> bool:
-    """Whether a region of a row's picture is about the part that the row shares."""
-    boxes = [box for member, box in zip(group.rows, group.boxes, strict=True) if member == row]
-    return any(shared_area(region, box) >= SAME_PLACE for box in boxes)
-
-
-def file_name(picked: Picked, row: int) -> str:
-    """How a row is named in ``flagged.jsonl``."""
-    file = picked.rows.file(row) if picked.rows.folder is None else None
-    return picked.rows.name(row) if file is None else str(file)

@@ -1,28 +1,34 @@
-"""Last clean: the latest weights saved before any probe met the memorized criteria, to roll back to."""
+"""Last clean: the latest weights saved before any probe met the memorized criteria, in the form diffusers loads."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from memwatch.act.formats import Part, write_parts
+from memwatch.denoiser.log_filter import quietly
 from memwatch.faults import Faults, PartError
 from memwatch.judge.findings import Finding
-from memwatch.judge.verdict import ProbeState, Verdict
+from memwatch.judge.verdict import ProbeState
 from memwatch.measure.observer import Observer
-from memwatch.measure.weights import averages, read_safetensors, write_safetensors
+from memwatch.measure.weights import averages, write_safetensors
 from memwatch.report.about import PACKAGES, versions
 from memwatch.run_folder import write_json
 
 logger = logging.getLogger("memwatch")
 
-KEEPING, WRITING = "keeping the weights to roll back to", "writing the weights to roll back to"
+KEEPING, SAYING = "keeping the weights to roll back to", "saying how to load the weights to roll back to"
+ABOUT = "memwatch.json"  # comes last into a folder, and says that it is whole
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def is_clean(states: Mapping[str, ProbeState], findings: Sequence[Finding]) -> bool:
@@ -31,19 +37,20 @@ def is_clean(states: Mapping[str, ProbeState], findings: Sequence[Finding]) -> b
     return all(s.finite and not s.is_enough for s in watched)
 
 
-def is_memorized(findings: Sequence[Finding]) -> bool:
-    """Whether a watched probe is called memorized: from then on no later weights are good to roll back to."""
-    return any(finding.verdict is Verdict.MEMORIZED for finding in findings)
+@dataclass(frozen=True)
+class Part:
+    """A network of the pipeline that may be trained: its name there, and a text encoder's tokenizer."""
+
+    name: str
+    network: nn.Module
+    tokenizer: Any = None
 
 
 class LastClean:
-    """The latest weights saved before any probe met the memorized criteria, one file in ``output_dir/rollback``.
+    """The weights of the newest clean event, in ``output_dir/last_clean/step_NNNNNNN``, as diffusers loads them.
 
-    They are what training changes: of the denoiser, its averages where MemWatch was given an ``ema``; and of the text
-    encoders that it was given. Lives on every rank; the main process reads, writes and deletes.
-
-    Args:
-        folder: ``output_dir``; nothing is written there until the first clean event.
+    They are the denoiser, as averages where MemWatch was given an ``ema``, and the text encoders that it was given, as
+    far as they are trained. Lives on every rank; the main process writes and deletes.
 
     Attributes:
         step: whose weights are kept; ``None`` where none are.
@@ -53,143 +60,211 @@ class LastClean:
     """
 
     def __init__(self, observer: Observer, folder: Path, faults: Faults) -> None:
-        self.ranks, self.pipeline, self._faults = observer.ranks, observer.denoiser.pipeline, faults
-        self._is_main = bool(self.ranks.accelerator.is_main_process)
-        self.folder, self._kept_in = folder / "last_clean", folder / "rollback"
-        self._parts = parts_of(observer)
+        self.ranks, self._denoiser, self._faults = observer.ranks, observer.denoiser, faults
+        self._is_main, self.folder = bool(self.ranks.accelerator.is_main_process), folder / "last_clean"
+        names, tokenizers = observer.denoiser.text_encoders, observer.parts.tokenizers
+        given = zip(names, observer.text_encoders, tokenizers, strict=False)  # not all need be given
+        encoders = [Part(name, network, tokenizer) for name, network, tokenizer in given if network is not None]
+        self._parts = [Part(observer.denoiser.part, observer.model), *encoders]
         self._trained: dict[str, set[str]] = {part.name: set() for part in self._parts}
         self.step: int | None = None
         self.unclean_since: int | None = None
         self.final = False
-        self._written: int | None = None
-        self._protected: int | None = None  # what the last checkpoint refers to
-        self._ema, why = usable_ema(observer)
-        if self.ranks.lockstep:
-            why = f"rollback is off, because {self.ranks.sharding} holds the model in shards; to go back, use "
-            why += "accelerate's checkpoints from before the step that the report names"
-        if self._is_main and why:
-            logger.warning("%s", why)
+        self._protected: int | None = None  # the last checkpoint's
+        self._said: int | None = None
+        ema, parameters = observer.ema, list(observer.model.parameters())
+        fits = ema is None or len(ema.shadow_params) in (len(parameters), sum(p.requires_grad for p in parameters))
+        self._ema = ema if fits else None
+        if self._is_main and not fits:
+            what = "the EMA averages %d tensors, and the model has %d or trains fewer; rollback keeps the live weights"
+            logger.warning(what, len(ema.shadow_params), len(parameters))
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step_{step:07d}"
 
     # --- at each event -----------------------------------------------------------------------------------------------
 
     def note(self, step: int, clean: bool, *, final: bool = False) -> None:
         """Keep the weights of a clean event in place of those kept before; call it at each event, on every rank.
 
-        Where that fails, those kept before stay. ``clean``, ``final``: see ``is_clean`` and ``is_memorized``.
+        Where that fails, those kept before stay. ``clean``: see ``is_clean``; ``final``: a probe is called memorized.
         """
-        if self.ranks.lockstep:
-            return
         self.final = self.final or final
         if not clean or self.final:
             self.unclean_since = step if self.unclean_since is None else self.unclean_since
             return
         for part in self._parts:  # a script may train a part for some of its steps only
             self._trained[part.name] |= {name for name, p in part.network.named_parameters() if p.requires_grad}
-        if any(self._trained.values()) and not self._faults.is_off(KEEPING):
-            with suppress(PartError):
-                self.ranks.together(KEEPING, self._faults, lambda: self._keep(step))
-                self.step, self.unclean_since = step, None
-
-    def _keep(self, step: int) -> None:
-        """CPU copies of what is trained, as ``PART/PARAMETER``."""
-        if not self._is_main:
+        if self._faults.is_off(KEEPING) or not any(self._trained.values()):
             return
-        found: dict[str, Tensor] = {}
-        for i, part in enumerate(self._parts):
-            now: dict[str, Tensor] = dict(part.network.named_parameters())
-            now |= averages(part.network, self._ema) if i == 0 and self._ema is not None else {}
-            for name in sorted(self._trained[part.name] & now.keys()):
-                found[f"{part.name}/{name}"] = now[name].detach().to("cpu", copy=True)
-        write_safetensors(self._file(step), found)
-        self._delete_but(step, self._protected)
+        with suppress(PartError):
+            self.ranks.together(KEEPING, self._faults, lambda: self._write(step) if self._is_main else None)
+            self.step, self.unclean_since = step, None
 
-    def _file(self, step: int) -> Path:
-        return self._kept_in / f"step_{step:07d}.safetensors"
+    def _write(self, step: int) -> None:
+        """A folder of what is trained, whole or not at all; then delete those that no checkpoint needs."""
+        place, lines, adapters = self._place(step), [], {}
+        shutil.rmtree(place, ignore_errors=True)  # of a past that a resume has left
+        try:
+            place.mkdir(parents=True)
+            for i, part in enumerate(self._parts):
+                trained = self._trained[part.name]
+                averaged = averages(part.network, self._ema) if i == 0 and self._ema is not None else {}
+                averaged = {name: tensor for name, tensor in averaged.items() if name in trained}
+                lora = {name for name in trained if ".lora_" in name}
+                if lora:
+                    adapters[part.name] = part.network, adapter_of(part, lora), averaged
+                if words := words_of(part, trained - lora):
+                    lines.append(write_words(part, words, place))
+                elif trained - lora:
+                    lines.append(write_network(part, averaged, place))
+            if adapters:
+                lines.append(write_lora(adapters, self._denoiser.pipeline, place))
+            about = {"step": step, "ema": self._ema is not None, "load": "; ".join(lines)}
+            write_json(place / ABOUT, about | {"versions": versions((*PACKAGES, "peft"))})
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        needed = {self._place(s) for s in (step, self._protected) if s is not None}
+        for other in set(self.folder.glob("step_*")) - needed:
+            shutil.rmtree(other, ignore_errors=True)
 
-    def _delete_but(self, *steps: int | None) -> None:
-        """Delete what is kept of all other steps, also of a past that a resume has left."""
-        known = {self._file(step) for step in steps if step is not None}
-        for file in set(self._kept_in.glob("step_*.safetensors")) - known if self._is_main else ():
-            with suppress(OSError):
-                file.unlink()
+    # --- at the end, and after a resume ------------------------------------------------------------------------------
 
-    # --- at the end --------------------------------------------------------------------------------------------------
+    def end(self) -> Path | None:
+        """Say once how to load what is kept, on every rank; it waits for no other rank.
 
-    def write(self) -> Path | None:
-        """Write ``output_dir/last_clean``, as diffusers loads it, and say how; on every rank, again is safe.
-
-        It waits for no other rank. Returns the folder; ``None`` where nothing is kept, writing failed, or there is no
-        reason to roll back: then what was kept is deleted.
+        Returns its folder; ``None`` where nothing is kept, or there is no reason to roll back: then it is deleted.
         """
-        if self.ranks.lockstep or self.step is None:
+        if self.step is None:
             return None
         if self.unclean_since is None:
             self.step = None
             if self._is_main:
-                shutil.rmtree(self._kept_in, ignore_errors=True)
+                shutil.rmtree(self.folder, ignore_errors=True)
             return None
-        if not self._is_main or self._written == self.step:
-            return self.folder
-        with self._faults.surviving(WRITING, f"those of step {self.step} stay in {self._file(self.step)}"):
-            how = self._write(self.step)
-            self._written = self.step
-            what = "the latest weights saved before any probe met the memorized criteria"
-            since = f"since step {self.unclean_since} one does, or output is not finite"
-            logger.warning("%s (step %d) are in %s; %s. To load them: %s", what, self.step, self.folder, since, how)
-        return self.folder if self._written == self.step else None
-
-    def _write(self, step: int) -> str:
-        """The folder; ``memwatch.json`` in it comes last, and says that it is whole. Returns the line that loads it."""
-        weights: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in read_safetensors(self._file(step)).items():
-            part, _, parameter = name.partition("/")
-            weights.setdefault(part, {})[parameter] = tensor
-        shutil.rmtree(self.folder, ignore_errors=True)
-        try:
-            self.folder.mkdir(parents=True)
-            how = write_parts(self._parts, weights, self.pipeline, self.folder)
-            about = {"step": step, "unclean_since": self.unclean_since, "ema": self._ema is not None}
-            write_json(self.folder / "memwatch.json", about | {"load": how, "versions": versions((*PACKAGES, "peft"))})
-        except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-        return how
-
-    # --- resume ------------------------------------------------------------------------------------------------------
+        place = self._place(self.step)
+        if self._is_main and self._said != self.step:
+            with self._faults.surviving(SAYING, f"the weights of step {self.step} stay in {place}"):
+                how = json.loads((place / ABOUT).read_text(encoding="utf-8"))["load"]
+                what = "the latest weights saved before any probe met the memorized criteria"
+                since = f"since step {self.unclean_since} one does, or output is not finite"
+                logger.warning("%s (step %d) are in %s; %s. To load them: %s", what, self.step, place, since, how)
+            self._said = self.step
+        return place
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values. The file of now outlasts newer ones until the next checkpoint."""
+        """Plain values. The folder of now outlasts newer ones until the next checkpoint."""
         self._protected = self.step
-        if self.step is not None:
-            self._delete_but(self.step)
         return {"step": self.step, "unclean_since": self.unclean_since, "final": self.final}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, on every rank; from an empty one afresh."""
         self.step, self.unclean_since = state.get("step"), state.get("unclean_since")
-        self.final, self._written = bool(state.get("final", False)), None
-        self._protected = self.step
-        if self._is_main and self.step is not None and not self._file(self.step).is_file():
-            what = f"the weights of step {self.step}, kept to roll back to, are missing from {self._kept_in}"
+        self.final, self._said, self._protected = bool(state.get("final", False)), None, self.step
+        if self._is_main and self.step is not None and not (self._place(self.step) / ABOUT).is_file():
+            what = f"the weights of step {self.step}, kept to roll back to, are missing from {self.folder}"
             logger.warning("%s; those of the next clean event are kept", what)
             self.step = None
 
 
-def parts_of(observer: Observer) -> list[Part]:
-    """The denoiser, and the text encoders that the caller passed."""
-    denoiser, encoders = observer.denoiser, observer.text_encoders
-    given = zip(denoiser.text_encoders, encoders, observer.parts.tokenizers, strict=False)  # not all need be given
-    found = [Part(name, network, tokenizer) for name, network, tokenizer in given if network is not None]
-    return [Part(denoiser.part, observer.model), *found]
+# --- forms of diffusers ----------------------------------------------------------------------------------------------
 
 
-def usable_ema(observer: Observer) -> tuple[Any, str]:
-    """The averages that were given, or ``None``, and why they cannot be used, where they are of other tensors."""
-    if (ema := observer.ema) is None:
-        return None, ""
-    averaged, parameters = len(ema.shadow_params), list(observer.model.parameters())
-    trained = sum(p.requires_grad for p in parameters)
-    if averaged in (len(parameters), trained):
-        return ema, ""
-    what = f"the EMA averages {averaged} tensors, and the model has {len(parameters)}, {trained} of them trained"
-    return None, f"{what}; rollback keeps the live weights instead"
+def adapter_of(part: Part, lora: Collection[str]) -> str:
+    """Name of the one LoRA adapter that is trained; a ``ValueError`` where there is no such thing."""
+    configs: Mapping[str, Any] = getattr(part.network, "peft_config", None) or {}
+    names = [adapter for adapter in configs if any(f".{adapter}." in f"{name}." for name in lora)]
+    if len(names) != 1:
+        raise ValueError(f"{part.name} trains {len(names)} adapters ({', '.join(names)}), and one file holds one")
+    kind = configs[names[0]].peft_type
+    if (kind := getattr(kind, "value", kind)) != "LORA":
+        raise ValueError(f"{part.name} trains an adapter of PEFT's kind {kind}, and diffusers loads LORA")
+    return names[0]
+
+
+def write_network(part: Part, averaged: Mapping[str, Tensor], folder: Path) -> str:
+    """The whole network as ``save_pretrained`` writes it. Returns the line that loads it."""
+    network: Any = part.network
+    if getattr(network, "peft_config", None):
+        raise ValueError(f"{part.name} holds adapters and trains more than them; no form of diffusers holds both")
+    settings: dict[str, Any] = getattr(getattr(network, "config", None), "__dict__", {})
+    before = dict(settings)
+    try:
+        with replaced(network, averaged), quietly():
+            network.save_pretrained(folder / part.name)
+    finally:  # transformers notes in the configuration what it saves
+        settings.clear()
+        settings.update(before)
+    return f"{part.name} = {type(network).__name__}.from_pretrained({os.fspath(folder / part.name)!r})"
+
+
+@contextmanager
+def replaced(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, ``network.state_dict()`` returns these weights instead of its own. No parameter is touched."""
+    names = {id(p): name for name, p in network.named_parameters()}
+    tied = {name: names[id(p)] for name, p in network.named_parameters(remove_duplicate=False)}
+
+    def hook(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        state |= {prefix + name: weights[first] for name, first in tied.items() if first in weights}
+
+    handle = network.register_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def write_lora(adapters: Mapping[str, tuple[Any, str, Mapping[str, Tensor]]], pipeline: str, folder: Path) -> str:
+    """``LORA_FILE`` as the pipeline's own ``save_lora_weights`` writes it, with rank and alpha. Returns its line.
+
+    ``adapters`` has by part the network, its adapter's name, and averages that take the place of its weights.
+    """
+    import diffusers
+    from peft import get_peft_model_state_dict
+
+    save: Any = getattr(getattr(diffusers, pipeline), "save_lora_weights", None)
+    arguments: dict[str, Any] = {}
+    for name, (network, adapter, averaged) in adapters.items():
+        if save is None or f"{name}_lora_layers" not in inspect.signature(save).parameters:
+            raise ValueError(f"{pipeline} knows no LoRA of {name}")
+        mine = {n: p.detach() for n, p in network.named_parameters() if ".lora_" in n and f".{adapter}." in f"{n}."}
+        state = get_peft_model_state_dict(network, {**mine, **averaged}, adapter, save_embedding_layers=False)
+        arguments[f"{name}_lora_layers"] = {key: tensor.contiguous() for key, tensor in state.items()}
+        arguments[f"{name}_lora_adapter_metadata"] = network.peft_config[adapter].to_dict()
+    save(folder, **arguments)
+    return f"pipe.load_lora_weights({os.fspath(folder)!r}, weight_name={LORA_FILE!r})"
+
+
+def words_of(part: Part, others: Collection[str]) -> dict[str, list[int]]:
+    """The rows of every word that was added to the tokenizer, where its embedding is all that is trained of a part.
+
+    ``<toy>``, ``<toy>_1``, ``<toy>_2`` are three vectors of one word, as diffusers names them.
+    """
+    if part.tokenizer is None:
+        return {}
+    weight = part.network.get_input_embeddings().weight  # type: ignore[operator,union-attr]
+    if {name for name, p in part.network.named_parameters() if p is weight} != set(others):
+        return {}
+    words: dict[str, list[int]] = {}
+    added: Mapping[str, int] = part.tokenizer.get_added_vocab()
+    for row, token in sorted((row, token) for token, row in added.items() if row >= part.tokenizer.vocab_size):
+        word, _, number = token.rpartition("_")
+        if word in words and number == str(len(words[word])):
+            words[word].append(row)
+        else:
+            words[token] = [row]
+    return words
+
+
+def write_words(part: Part, words: Mapping[str, list[int]], folder: Path) -> str:
+    """Rows of an embedding by added word, as ``load_textual_inversion`` reads them. Returns the line that loads it."""
+    number = part.name.removeprefix("text_encoder")  # nothing, or _2
+    embedding = part.network.get_input_embeddings().weight.detach()  # type: ignore[operator,union-attr]
+    file = folder / f"learned_embeds{number}.safetensors"
+    write_safetensors(file, {word: embedding[rows] for word, rows in words.items()}, {"format": "pt"})
+    where = f", text_encoder=pipe.{part.name}, tokenizer=pipe.tokenizer{number}" if number else ""
+    if len(words) == 1:
+        return f"pipe.load_textual_inversion({os.fspath(file)!r}{where})"
+    each = f"pipe.load_textual_inversion({{word: rows}}{where})"  # a file may hold one word only
+    return f"[{each} for word, rows in safetensors.torch.load_file({os.fspath(file)!r}).items()]"

@@ -41,3 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:  # ConfigError and ProbeError are ValueErrors
         print(f"memwatch {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def require_option(holds: bool, option: str, value: object, allowed: str) -> None:
+    """Raise a ``ValueError`` that names a command-line option, unless ``holds``."""
+    if not holds:
+        raise ValueError(f"{option}: got {value!r}, allowed: {allowed}")

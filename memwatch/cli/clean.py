@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from memwatch.act.flagged import FLAGGED, Flagged, read_flagged
-from memwatch.cli.scan_options import require_option
+from memwatch.cli import require_option
 from memwatch.judge.verdict import Verdict
 from memwatch.picking.folder import check_out, copy_without
 from memwatch.picking.rows import METADATA, as_training_set
@@ -36,7 +36,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0. Raises a ``ValueError`` or ``OSError`` where nothing can be written."""
     require_option(args.train.is_dir(), "TRAIN", str(args.train), "an image folder")
     check_out(args.out, args.train)
     bad = [f for f in read_flagged(args.flagged) if f.is_memorized or args.verdict == Verdict.SUSPICIOUS]
@@ -52,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"every image of {args.train} is flagged; --keep one leaves one of each group")
     copy_without(rows, args.out, goes)
     for f in flagged:
-        print(told(f, found[f.probe], goes))
+        kept_of_it = sum(row not in goes for row in found[f.probe])
+        number = f"{len(found[f.probe]) - kept_of_it} left out" + (f", {kept_of_it} kept" if kept_of_it else "")
+        print(f"{f.probe}: {f.verdict} at step {f.step}, {f.severity:.1f}x; {f.why}: {number}")
     if others:
         print(f"nothing is left out for these probes, which are not from the training set: {listed(others)}")
     print(f"{len(goes)} of {counted(len(rows), 'image')} left out; the others are in {args.out}")
@@ -61,25 +62,14 @@ def run(args: argparse.Namespace) -> int:
 
 def rows_named(flagged: Sequence[Flagged], rows: TrainingSet, train: Path) -> dict[str, list[int]]:
     """By probe, the rows of the training set that its files are; a ``ValueError`` names those that are not in it."""
-    by_name = {rows.name(row): row for row in range(len(rows))}
-    root, missing = train.resolve(), []
-
-    def row_of(file: str) -> int | None:
-        path = Path(file).resolve()
-        inside = path.relative_to(root).as_posix() if path.is_relative_to(root) else file
-        return by_name.get(file, by_name.get(inside))
-
-    found: dict[str, list[int]] = {}
-    for f in flagged:
-        known = {file: row_of(file) for file in f.files}
-        found[f.probe] = [row for row in known.values() if row is not None]
-        missing += [file for file, row in known.items() if row is None]
-    if missing:
-        names = listed(list(dict.fromkeys(missing)))
-        raise ValueError(
-            f"--flagged: it names files that are not in {train}: {names}; it belongs to another training set"
-        )
-    return found
+    root = train.resolve()
+    row_of = {str(root / rows.name(row)): row for row in range(len(rows))}  # by path
+    row_of |= {rows.name(row): row for row in range(len(rows))}
+    files = {file: file if file in row_of else str(Path(file).resolve()) for f in flagged for file in f.files}
+    if missing := [file for file, known in files.items() if known not in row_of]:
+        why = "it belongs to another training set"
+        raise ValueError(f"--flagged: it names files that are not in {train}: {listed(missing)}; {why}")
+    return {f.probe: [row_of[files[file]] for file in f.files] for f in flagged}
 
 
 def first_of_groups(groups: Sequence[Collection[int]]) -> set[int]:
@@ -90,11 +80,3 @@ def first_of_groups(groups: Sequence[Collection[int]]) -> set[int]:
         together = set(group).union(*(other for other in merged if not other.isdisjoint(group)))
         merged = [*apart, together]
     return {min(group) for group in merged if len(group) > 1}
-
-
-def told(flagged: Flagged, rows: Sequence[int], goes: Collection[int]) -> str:
-    """Why images are left out, and how many."""
-    kept = sum(row not in goes for row in rows)
-    number = f"{len(rows) - kept} left out" + (f", {kept} kept" if kept else "")
-    what = f"{flagged.verdict} at step {flagged.step}, {flagged.severity:.1f}x"
-    return f"{flagged.probe}: {what}; {flagged.why}: {number}"

@@ -1,7 +1,6 @@
 """``memwatch cost MODEL``: what watching this model costs on this machine.
 
-Whole events of ``MemWatch`` are timed with one and with two made-up probes, and what one more costs is multiplied. The
-weights do not change between the events, so the forward passes single nothing out.
+Whole events of ``MemWatch`` are timed with one and with two made-up probes, and what one more costs is multiplied.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import replace
-from functools import partial
 from io import StringIO
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,14 +22,15 @@ from accelerate import Accelerator
 from PIL import Image
 
 from memwatch.callback import MemWatch
-from memwatch.cli.scan_options import require_option
+from memwatch.cli import require_option
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
 from memwatch.measure.measure import count_passes
 from memwatch.measure.probes import Probe
 from memwatch.pace import CHOSEN, Prices, choose_pace, pace_of, synchronize
 from memwatch.report.about import machine
-from memwatch.scan.checkpoints import CheckpointError, is_pipeline, load_model
+from memwatch.scan.checkpoints import is_pipeline, load_model
+from memwatch.scan.safetensors_files import CheckpointError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PIPELINE = "the folder or hub id of a diffusers pipeline"
@@ -59,15 +58,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--probes", type=int, default=8, metavar="N", help="images that are watched (default: %(default)s)")
     add("--controls", type=int, default=20, metavar="N", help="images held out (default: %(default)s)")
     add("--config", metavar="FILE", help="settings as for training (YAML)")
-    add(
-        "--step-seconds", type=float, metavar="S", help="of a training step; with it the share of training time is told"
-    )
+    add("--step-seconds", type=float, metavar="S", help="of a training step; tells the share of training time as well")
     add("--steps", type=int, default=2000, metavar="N", help="training steps of the run (default: %(default)s)")
     add("--dtype", default="float32", choices=DTYPES, help="of the network (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print a table in Markdown."""
     for name, least in {"probes": 1, "controls": 0, "steps": 1}.items():
         require_option(getattr(args, name) >= least, f"--{name}", getattr(args, name), f"{least} or greater")
     step = args.step_seconds
@@ -106,10 +102,8 @@ def share_text(config: MemWatchConfig, step: float, first: float, screened: floa
         number = max(1, steps // every)
         full = sum(config.is_full_event(n) for n in range(1, number + 1)) / number
         pace = pace_of(every, prices.event + full * prices.full, prices, config)
-    verdict = "" if pace.within else ", so this is more than that"
-    overhead = 100 * pace.overhead
-    parts = {"every": pace.every_steps, "overhead": overhead, "allowed": config.overhead, "verdict": verdict}
-    return SHARE.format(steps=steps, step=step, **parts)
+    told = {"every": pace.every_steps, "overhead": 100 * pace.overhead, "allowed": config.overhead}
+    return SHARE.format(steps=steps, step=step, verdict="" if pace.within else ", so this is more than that", **told)
 
 
 @contextmanager
@@ -134,36 +128,24 @@ def watching(
 
 
 def event_seconds(watch: MemWatch) -> np.ndarray:
-    """Seconds of the first event, of a later one without any curvature, and of the curvature of all probes on top.
-
-    The first event with curvature measures that of the baseline as well, where events are screened.
-    """
-    seconds, number, config = [timed(watch.begin)], 0, watch.config
-    while number == 0 or not config.is_full_event(number):
+    """Seconds of the first event, of a later one without any curvature, and of the curvature of all probes on top."""
+    seconds, number, config = [], 0, watch.config
+    while number < 2 or not config.is_full_event(number - 1):
+        synchronize()
+        began = time.perf_counter()
+        watch.begin() if number == 0 else watch.on_step_end(number)
+        synchronize()  # the GPU is waited for
+        seconds.append(time.perf_counter() - began)
         number += 1
-        seconds.append(timed(partial(watch.on_step_end, number)))
     first, *screened, full = seconds
     if not config.screens:
         return np.array([first, 0.0, full])
     usual = min(screened, default=first)
-    return np.array([first, usual, max(0.0, full - usual) / 2])
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of one call, with the GPU waited for."""
-    synchronize()
-    began = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - began
+    return np.array([first, usual, max(0.0, full - usual) / 2])  # the baseline's is measured as well
 
 
 def multiplied(one: np.ndarray, two: np.ndarray, number: int) -> np.ndarray:
-    """Seconds of ``number`` probes, from those of one and of two.
-
-    >>> multiplied(np.array([3.0, 5.0]), np.array([5.0, 4.0]), 10)
-    array([21., 23.])
-    """
+    """Seconds of ``number`` probes, from those of one and of two."""
     more = np.where(two > one, two - one, two / 2)  # noise: no probe costs less than nothing
     total: np.ndarray = np.maximum(0, one - more) + number * more
     return total

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from memwatch.cli.scan_options import require_option
+from memwatch.cli import require_option
 from memwatch.picking.folder import check_out, is_ours, write_folder
 from memwatch.picking.pick import pick
 

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from PIL import Image
 
+from memwatch.act.alerts import WebhookSink
 from memwatch.act.flagged import FlaggedSink
-from memwatch.act.webhook import WebhookSink
-from memwatch.cli.scan_options import check, presets, probes_of, require_option, settings
+from memwatch.cli import require_option
 from memwatch.config import MemWatchConfig
+from memwatch.config_file import load_config
 from memwatch.judge.stop import EXIT_CODE
+from memwatch.measure.probes import Probe, as_probes
+from memwatch.picking.for_run import refuse_trained_on
+from memwatch.picking.pick import pick
+from memwatch.picking.picked import Picked
 from memwatch.ranks import Ranks
 from memwatch.report.page import PAGE
 from memwatch.report.sinks import Sink
 from memwatch.report.text import SHOWN, summary
 from memwatch.run_folder import RunFolder
-from memwatch.scan.checkpoints import is_pipeline
+from memwatch.scan.checkpoints import Form, form_of, is_pipeline
 from memwatch.scan.follow import Follow
 from memwatch.scan.safetensors_files import reading
 from memwatch.scan.scan import Scan
 from memwatch.scan.trainer_folder import Checkpoint, checkpoints_in
+
+logger = logging.getLogger("memwatch")
 
 EPILOG = f"""\
 MODEL and EARLIER: a diffusers pipeline (folder or hub id), a checkpoint with unet/ or transformer/ inside, a LoRA of
@@ -52,9 +61,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="the model, or a folder of checkpoints")
     help_ = "compared with: another model, 'unconditional', or 'base' (LoRA off); for a folder also first, previous, "
-    add(
-        "--baseline", metavar="EARLIER", help=help_ + "lag:N, last_clean (default: first for a folder, base for a LoRA)"
-    )
+    help_ += "lag:N, last_clean (default: first for a folder, base for a LoRA)"
+    add("--baseline", metavar="EARLIER", help=help_)
     add("--prompts", metavar="FILE", help="one prompt per line: what the model generates from them")
     add("--images", metavar="DIR", help="training images with metadata.jsonl, or NAME.txt beside NAME.png")
     add("--dataset", metavar="DIR", help="the training images, of which memwatch picks some to look at")
@@ -81,35 +89,40 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check(args)
     history = checkpoints_in(Path(args.model)) if Path(args.model).is_dir() and not args.follow else []
-    config = settings(args, is_history=args.follow or bool(history))
-    is_one_pipeline = not args.follow and not history and is_pipeline(args.model)
-    pretrained = args.pretrained or (args.model if is_one_pipeline else None)
+    is_history = args.follow or bool(history)
+    config = settings(args, is_history=is_history)
+    pretrained = args.pretrained or (args.model if not is_history and is_pipeline(args.model) else None)
     if pretrained is None:
         why = f"{args.model} is no pipeline, so text encoder, VAE and scheduler must come from one"
         raise ValueError(f"--pretrained: missing; {why}")
-    problems: list[str] = []
-    probes, controls, picked = probes_of(args, config, problems)
+    probes, controls, picked, problems = probes_of(args, config.seed)
     accelerator = Accelerator(log_with=args.report_to, project_dir=config.output_dir)
     if args.report_to:
         accelerator.init_trackers("memwatch-scan")
 
-    def open_scan(checkpoints: Sequence[Checkpoint], **beside: Any) -> Scan:
+    def open_scan(checkpoints: Sequence[Checkpoint], *more: Sink) -> Scan:
         watched: dict[str, Any] = {"probes": probes, "controls": controls or None}
-        return Scan(accelerator, checkpoints, pretrained, config=config, **watched, **beside)
+        return Scan(accelerator, checkpoints, pretrained, config=config, **watched, more=more)
 
     if args.follow:
-        more: list[Sink] = [FlaggedSink(Path(config.output_dir), picked)] if picked is not None else []
-        return follow(args, config, accelerator, open_scan, more, problems)
-    scan = open_scan(history or [Checkpoint.of(step_of(args.model), args.model)])
-    report = scan.run()
-    problems += [f"step {step}, {name}: {why}" for step, name, why in scan.failed]
+        following = follow(args, config, accelerator, open_scan, picked)
+        failed, scan, reason = following.failed, following.scan, following.stop_reason
+        nothing = scan is None or scan.progress.last_step is None
+    else:
+        name, _, number = Path(args.model).name.rpartition("-")
+        step = int(number) if name == "checkpoint" and number.isdecimal() else 0
+        scan, reason = open_scan(history or [Checkpoint.of(step, args.model)]), None
+        report, failed = scan.run(), scan.failed
+        nothing = report is None or not report.findings
+        if accelerator.is_main_process and report is not None and len(report.findings) > SHOWN:
+            print(summary(report.event, report.about, shown=len(report.findings)))  # the console shows the worst
+    problems += [f"step {step}, {name}: {why}" for step, name, why in failed]
     if accelerator.is_main_process:
-        if report is not None and len(report.findings) > SHOWN:  # the console has shown the worst few
-            everything = len(report.findings)
-            print(summary(report.event, report.about, shown=everything))
-        tell(problems, config.output_dir)
+        print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
+        if not (args.follow and nothing):
+            print(f"history, maps and pictures: {config.output_dir}\nreport: {Path(config.output_dir) / PAGE}")
     accelerator.end_training()
-    return 2 if report is None or not report.findings else 1 if problems else 0
+    return EXIT_CODE if reason is not None else 2 if nothing else 1 if problems else 0
 
 
 def follow(
@@ -117,50 +130,110 @@ def follow(
     config: MemWatchConfig,
     accelerator: Any,
     open_scan: Callable[..., Scan],
-    more: list[Sink],
-    problems: list[str],
-) -> int:
-    """Follow the folder; the exit code."""
+    picked: Picked | None,
+) -> Follow:
+    """Follow the folder to the end."""
     from diffusers import DiffusionPipeline
 
-    folder, main = Path(args.model), accelerator.is_main_process
+    folder, output, main = Path(args.model), Path(config.output_dir), accelerator.is_main_process
+    more: list[Sink] = [FlaggedSink(output, picked)] if picked is not None else []
     if config.alerts.webhook is not None and main:
-        more = [*more, WebhookSink(config.alerts.webhook, folder.name)]
+        more.append(WebhookSink(config.alerts.webhook, folder.name))
     with reading(args.pretrained):  # fails now, not at the first checkpoint
         DiffusionPipeline.load_config(args.pretrained)
-    lock = RunFolder(Path(config.output_dir))
+    lock = RunFolder(output)
 
     def open_with(first: Checkpoint) -> Scan:
         lock.release()  # a first checkpoint that cannot be read is tried again
         free = Ranks.of(accelerator).broadcast(not main or lock.lock())
         require_option(free, "--output", config.output_dir, "a folder that no other live run uses")
-        return open_scan([first], more=more)
+        return open_scan([first], *more)
 
     idle = None if args.idle is None else 60 * args.idle
-    base = Checkpoint.of(0, args.pretrained)
-    given = {"base": base, "poll": args.poll, "idle": idle, "keep_going": args.keep_going}
-    following = Follow(accelerator, folder, open_with, **given)
+    given = {"poll": args.poll, "idle": idle, "keep_going": args.keep_going}
+    following = Follow(accelerator, folder, open_with, base=Checkpoint.of(0, args.pretrained), **given)
     try:
         following.run()
     finally:
         lock.release()
-    problems += [f"step {step}, {name}: {why}" for step, name, why in following.failed]
-    nothing = following.scan is None or following.scan.progress.last_step is None
-    if main:
-        tell(problems, None if nothing else config.output_dir)
-    accelerator.end_training()
-    return EXIT_CODE if following.stop_reason is not None else 2 if nothing else 1 if problems else 0
+    return following
 
 
-def tell(problems: Sequence[str], output: str | None) -> None:
-    """What was skipped, and where everything else is."""
-    print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
-    if output is not None:
-        print(f"history, maps and pictures: {output}")
-        print(f"report: {Path(output) / PAGE}")
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, and fill in where the output goes."""
+    require_option(args.poll > 0, "--poll", args.poll, "greater than 0")
+    require_option(args.idle is None or args.idle > 0, "--idle", args.idle, "greater than 0")
+    for option in ("idle", "keep_going", "webhook"):
+        value, name = getattr(args, option), f"--{option.replace('_', '-')}"
+        require_option(args.follow or not value, name, value, "with --follow only")
+    model = Path(args.model)
+    require_option(not args.follow or not model.is_file(), "MODEL", args.model, "a folder, with --follow")
+    args.output = args.output or (str(model / "memwatch") if args.follow else "memwatch-scan")
 
 
-def step_of(model: str) -> int:
-    """N of ``checkpoint-N``, else 0."""
-    name, _, number = Path(model).name.rpartition("-")
-    return int(number) if name == "checkpoint" and number.isdecimal() else 0
+def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
+    """The configuration with what the command line says; one event alone needs no patience."""
+    source = presets().get(args.preset) if args.preset else args.config
+    require_option(source is not None or not args.preset, "--preset", args.preset, ", ".join(sorted(presets())))
+    config = load_config(source)
+    signals, baseline = config.signals, args.baseline
+    if baseline is None and (signals.against == "unconditional" or is_history or signals.baseline_is_fixed):
+        baseline = "unconditional" if signals.against == "unconditional" else signals.baseline
+    if baseline is None:
+        if form_of(args.model)[0] is not Form.LORA:
+            raise ValueError("--baseline: missing, allowed: an earlier model, unconditional, or base (LoRA off)")
+        baseline = "base"
+    name = baseline.partition(":")[0]
+    within = name in ("first", "previous", "lag", "last_clean")
+    allowed = "an earlier model, unconditional or base; this one needs a folder of checkpoints"
+    require_option(is_history or not within, "--baseline", baseline, allowed)
+    against = {"baseline": baseline if within or name in ("base", "path") else f"path:{baseline}"}
+    if baseline == "unconditional":
+        against = {"terms": "variance", "against": "unconditional"}
+    alerts: dict[str, Any] = {} if is_history else {"patience": 1}
+    alerts |= {"webhook": args.webhook} if args.webhook else {}
+    stop = {} if args.follow else {"enabled": False}  # finished models cannot be stopped
+    given = {"output_dir": args.output, "strict": not args.follow}  # beside a training a failure costs that part alone
+    return load_config(config, **given, signals=against, alerts=alerts, stop=stop)
+
+
+def presets() -> dict[str, Path]:
+    """Configurations that come with memwatch, by name: inside the installed package, or beside it in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package)
+    return {file.stem: file for file in folder.glob("*.yaml")}
+
+
+def probes_of(args: argparse.Namespace, seed: int) -> tuple[list[Probe], list[Probe], Picked | None, list[str]]:
+    """Probes, controls, what was picked from ``--dataset``, and what cannot be read.
+
+    A trainer trains on all images of its dataset, so none of them is a control. Without probes it is a ``ValueError``.
+    """
+    problems: list[str] = []
+    controls, *given = (readable(each, seed, problems) for each in (args.controls, args.prompts, args.images))
+    probes, picked = [probe for each in given for probe in each], None
+    if args.dataset:
+        picked = pick(args.dataset, controls=0, seed=seed)
+        refuse_trained_on(controls, picked)
+        if not controls:
+            why = "the trainer uses all of %s, so memwatch cannot take controls from it"
+            how = "'memwatch pick TRAIN --out WATCH' sets some aside before a training, and --controls names them"
+            logger.warning(f"{why}; %s", args.dataset, how)
+        probes += picked.probes()
+    if not probes:
+        what = "nothing to look at; pass --prompts FILE, --images DIR or --dataset DIR"
+        raise ValueError("; ".join([what, *problems]))
+    return probes, controls, picked, problems
+
+
+def readable(source: str | None, seed: int, problems: list[str]) -> list[Probe]:
+    """Probes of a source whose image can be read; the others are added to ``problems``."""
+    good = []
+    for probe in as_probes(source, seed=seed):
+        try:
+            if isinstance(probe.image, str | Path):
+                Image.open(probe.image).convert("RGB").close()
+            good.append(probe)
+        except Exception as error:  # PIL has its own for broken and huge files
+            problems.append(f"{probe.name}: cannot read image {probe.image}: {error}")
+    return good

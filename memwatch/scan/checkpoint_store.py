@@ -1,8 +1,9 @@
-"""The weights of a scan's checkpoints: in the observer's model and text encoders, and as baselines."""
+"""What a scan has of its checkpoints: weights in the observer's model and text encoders, and what was measured."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -10,36 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components, Denoiser, family_of, load_components
-from memwatch.denoiser.log_filter import is_new
 from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.lora_off import lora_off, trained_adapters
-from memwatch.measure.observer import Observer
-from memwatch.measure.snapshots import SnapshotStore
-from memwatch.measure.weights import with_conditioning, without_conditioning
-from memwatch.scan.checkpoints import (
-    CheckpointError,
-    Form,
-    copy_into,
-    form_of,
-    is_pipeline,
-    lora_file,
-    make_room,
-    read_weights,
-    text_encoders,
+from memwatch.measure.measurement import (
+    Observation,
+    digest,
+    measured_under,
+    observation_from_tensors,
+    observation_to_tensors,
 )
+from memwatch.measure.observer import Observer
+from memwatch.measure.prepare import PreparedProbe
+from memwatch.measure.snapshots import SnapshotStore
+from memwatch.measure.weights import read_safetensors, with_conditioning, without_conditioning, write_safetensors
+from memwatch.scan.checkpoints import Form, copy_into, form_of, is_pipeline, make_room, read_weights, text_encoders
+from memwatch.scan.safetensors_files import CheckpointError
 from memwatch.scan.trainer_folder import Checkpoint
 
 logger = logging.getLogger("memwatch")
 
+FORMAT = 2  # of a cached observation; another one is measured again
+
 
 class CheckpointStore:
-    """The scanned checkpoints in order of step, of which the observer's model holds one at a time.
+    """The scanned checkpoints in order of step, of which the observer's model and trained text encoders hold one.
 
     Args:
-        observer: its model and its trained text encoders are overwritten.
         base: the pipeline. As a checkpoint it is the model before training: of a LoRA, the LoRA off.
     """
 
@@ -82,11 +84,10 @@ class CheckpointStore:
         return read_weights(checkpoint.source, self.observer.model)
 
     def to_list(self) -> list[list[Any]]:
-        """Plain values."""
+        """Plain values, which ``restore`` takes."""
         return [[c.step, c.source, c.stamp] for c in self._checkpoints.values()]
 
     def restore(self, saved: Sequence[Sequence[Any]]) -> None:
-        """The inverse of ``to_list``."""
         self._checkpoints, self._loaded = {c[0]: Checkpoint(*c) for c in saved}, None
 
 
@@ -107,32 +108,64 @@ class CheckpointWeights(SnapshotStore):
         return super().has(step) and self._store.is_there(step)
 
 
+class ObservationCache:
+    """What was measured: one file per step and probe, under a name that changes with everything it depends on.
+
+    Args:
+        depends: what every observation depends on beside the settings, as JSON takes it.
+        history: gives the checkpoints so far, which an observation may depend on; likewise.
+    """
+
+    def __init__(
+        self, folder: Path, config: MemWatchConfig, depends: Sequence[Any], history: Callable[[], list[Any]]
+    ) -> None:
+        self.folder, self.config, self._history = folder, config, history
+        self._depends = [FORMAT, config.signals.baseline, *depends]
+
+    def file(self, step: int, p: PreparedProbe) -> Path:
+        """Where the observation of a probe is, or will be."""
+        short = digest(self._depends, self._history(), p.name, measured_under(self.config, p))[:12]
+        return self.folder / f"step_{step:07d}" / f"{p.name}-{short}.safetensors"
+
+    def read(self, step: int, p: PreparedProbe) -> Observation | None:
+        """The observation of a probe, or ``None`` when it has to be measured (again)."""
+        file = self.file(step, p)
+        try:
+            return observation_from_tensors(read_safetensors(file), p.probe) if file.is_file() else None
+        except (OSError, SafetensorError, KeyError) as error:
+            logger.warning("%s cannot be read (%s); the probe is measured again", file, error)
+            return None
+
+    def write(self, step: int, p: PreparedProbe, observation: Observation) -> None:
+        write_safetensors(self.file(step, p), observation_to_tensors(observation))
+
+    def thin(self, newest: int) -> None:
+        """Delete all but the newest steps."""
+        for folder in sorted(self.folder.glob("step_*"))[:-newest]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 # --- text encoders, and an earlier model with its own ----------------------------------------------------------------
 
 
 def earlier_model(source: str, observer: Observer, pretrained: Any) -> Callable[[], Mapping[str, Tensor]]:
     """What the checkpoints are compared with: weights of ``source``, and prompts encoded by its own text encoder.
 
-    Args:
-        pretrained: the pipeline of the model that is scanned.
-
     Raises:
-        CheckpointError: it does not fit the model, or predicts something else.
+        CheckpointError: it does not fit the model, which belongs to ``pretrained``, or predicts something else.
     """
     denoiser, device = observer.denoiser, observer.ranks.accelerator.device
     weights = {name: tensor.to(device) for name, tensor in read_weights(source, observer.model).items()}
-    if is_pipeline(source):
-        parts = text_parts(source, denoiser, device)
-        theirs = NoiseSchedule.from_scheduler(parts.scheduler).prediction_type
-        ours = denoiser.schedule.prediction_type
-        if theirs != ours:
-            why = "epsilon can be compared, weights cannot be exchanged"
-            raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; {why}")
-    elif text_encoders(source):
-        parts = text_parts(pretrained, denoiser, device)
-        copy_text_encoders(source, denoiser, parts.text_encoders)
-    else:
+    whole = is_pipeline(source)
+    if not whole and not text_encoders(source):
         return lambda: weights
+    parts = text_parts(source if whole else pretrained, denoiser, device)
+    if not whole:
+        copy_text_encoders(source, denoiser, parts.text_encoders)
+    theirs = NoiseSchedule.from_scheduler(parts.scheduler).prediction_type
+    if whole and theirs != (ours := denoiser.schedule.prediction_type):
+        why = "epsilon can be compared, weights cannot be exchanged"
+        raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; {why}")
     return cache(lambda: with_conditioning(weights, observer.encoded_by(parts)))
 
 
@@ -146,10 +179,7 @@ def text_parts(pretrained: Any, family: Denoiser | type[Denoiser], device: torch
 def own_text_encoders(sources: Sequence[str], pretrained: Any, model: nn.Module) -> tuple[Any, ...]:
     """Text encoders of the pipeline, if a source has its own; marked as trained, so that each event encodes anew.
 
-    Of those that come as a LoRA only the LoRA is marked.
-
-    Args:
-        model: a denoiser, on the device for the encoders as well.
+    Of those that come as a LoRA only the LoRA is marked. They lie on the device of ``model``, the denoiser.
     """
     owners = {source: names for source in sources if source != str(pretrained) and (names := text_encoders(source))}
     if not owners:
@@ -167,23 +197,14 @@ def own_text_encoders(sources: Sequence[str], pretrained: Any, model: nn.Module)
 
 
 def copy_text_encoders(source: str, family: Denoiser, encoders: Sequence[Any]) -> None:
-    """Overwrite the encoders that ``source`` has of its own, or their LoRA; where it has no LoRA, switch theirs off.
-
-    One that cannot be read is a ``CheckpointError``, but in a single file a warning.
-    """
-    theirs, is_lora = text_encoders(source), lora_file(source) is not None
+    """Overwrite the encoders that ``source`` has of its own, or their LoRA; where it has no LoRA, switch theirs off."""
+    theirs, is_lora = text_encoders(source), form_of(source)[0] is Form.LORA
     for name, encoder in zip(family.text_encoders, encoders, strict=False):  # none at all where none is trained
         if encoder is None:
             continue
         off = lora_off(encoder)
         if name not in theirs or (off and not is_lora):  # a LoRA's base
             copy_into(encoder, off)
-            continue
-        make_room(encoder, source, name)
-        try:
+        else:
+            make_room(encoder, source, name)
             copy_into(encoder, read_weights(source, encoder, name))
-        except CheckpointError as error:
-            if form_of(source)[0] is not Form.SINGLE_FILE:
-                raise
-            if is_new("memwatch", str(error)):  # scans come back to the same file
-                logger.warning("%s; the base's text encoder encodes the prompts instead", error)

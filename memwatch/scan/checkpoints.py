@@ -12,15 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from memwatch.act.formats import LORA_FILE
+from memwatch.act.last_clean import LORA_FILE
 from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
-from memwatch.scan.lora import PEFT_FILE, add_lora, lora_weights
-from memwatch.scan.lora_names import DENOISER, is_lora, names_by_part
-from memwatch.scan.safetensors_files import CheckpointError as CheckpointError
+from memwatch.scan.lora import DENOISER, PEFT_FILE, add_lora, is_lora, lora_weights, names_by_part
 from memwatch.scan.safetensors_files import (
-    encoders_in,
-    is_original,
+    ENCODERS,
+    NETWORK,
+    CheckpointError,
     names_in,
     reading,
     single_file_part,
@@ -54,13 +53,7 @@ def form_of(source: str) -> tuple[Form, Path]:
     names = names_in(path)
     if is_lora(names):
         return Form.LORA, path
-    return (Form.SINGLE_FILE if is_original(names) else Form.TENSORS), path
-
-
-def lora_file(source: str) -> Path | None:
-    """The LoRA file of a source, or ``None`` when it is no LoRA."""
-    form, file = form_of(source)
-    return file if form is Form.LORA else None
+    return (Form.SINGLE_FILE if any(map(NETWORK.match, names)) else Form.TENSORS), path
 
 
 def is_pipeline(source: str) -> bool:
@@ -68,7 +61,20 @@ def is_pipeline(source: str) -> bool:
     return not Path(source).exists() or (Path(source) / "model_index.json").is_file()
 
 
-# --- the denoiser -----------------------------------------------------------------------------------------------------
+def text_encoders(source: str) -> list[str]:
+    """Names of the text encoders that come with the denoiser: in folders beside it, in its file, or as a LoRA.
+
+    None of a file that cannot be read: reading its weights reports that.
+    """
+    try:
+        form, file = form_of(source)
+        if form is Form.LORA:
+            return sorted(names_by_part(names_in(file)).keys() - {DENOISER})
+        if form is Form.SINGLE_FILE:
+            return sorted({part for name in names_in(file) for p, part in ENCODERS.items() if name.startswith(p)})
+    except CheckpointError:
+        return []
+    return sorted(path.name for path in Path(source).glob("text_encoder*") if path.is_dir())
 
 
 def load_model(source: str, pretrained: Any = None) -> nn.Module:
@@ -83,7 +89,7 @@ def load_model(source: str, pretrained: Any = None) -> nn.Module:
         why = "the file does not describe its model; pass the model's pipeline as --pretrained"
         raise CheckpointError(f"{source}: {why}")
     model = _from_diffusers(str(pretrained))
-    make_room(model, source, DENOISER)
+    make_room(model, source)
     copy_into(model, read_weights(source, model))
     return model.eval()
 
@@ -103,25 +109,18 @@ def read_weights(source: str, like: nn.Module, part: str = DENOISER) -> dict[str
         if not weights:
             raise CheckpointError(f"{source}: none of its tensors is a parameter of the {kind}")
     else:
-        if form is Form.SINGLE_FILE:
-            model = single_file_part(file, None if part == DENOISER else part, like)
-        else:
-            model = _from_diffusers(source) if part == DENOISER else _encoder(source, part, like)
-        if type(model) is not type(like):
-            raise CheckpointError(f"{source}: holds a {type(model).__name__}, expected a {kind} as the model is")
-        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        whole = single_file_part(file, part, like) if form is Form.SINGLE_FILE else _from_diffusers(source, part, like)
+        if type(whole) is not type(like):
+            raise CheckpointError(f"{source}: holds a {type(whole).__name__}, expected a {kind} as the model is")
+        weights = {name: parameter.detach() for name, parameter in whole.named_parameters()}
     _check_fit(weights, like, source if part == DENOISER else f"{source}: {part}", partly=form is Form.LORA)
     return weights
 
 
-def make_room(model: nn.Module, source: str, part: str) -> None:
-    """Add the layers that the LoRA of ``source`` needs to one part of its base, in place; other forms need none.
-
-    Args:
-        part: ``DENOISER``, or the name of a text encoder.
-    """
-    file = lora_file(source)
-    if file is not None and not any(".lora_" in name for name, _ in model.named_parameters()):
+def make_room(model: nn.Module, source: str, part: str = DENOISER) -> None:
+    """Add the layers that the LoRA of ``source`` needs to one part of its base, in place; other forms need none."""
+    form, file = form_of(source)
+    if form is Form.LORA and not any(".lora_" in name for name, _ in model.named_parameters()):
         add_lora(model, lora_weights(file, part, model), source)
 
 
@@ -130,28 +129,6 @@ def copy_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, tensor in weights.items():
         parameters[name].data.copy_(tensor)
-
-
-# --- text encoders ----------------------------------------------------------------------------------------------------
-
-
-def text_encoders(source: str) -> list[str]:
-    """Names of the text encoders that come with the denoiser: in folders beside it, in its file, or as a LoRA.
-
-    None of a file that cannot be read: reading its weights reports that.
-    """
-    try:
-        form, file = form_of(source)
-        if form is Form.LORA:
-            return sorted(names_by_part(names_in(file)).keys() - {DENOISER})
-        if form is Form.SINGLE_FILE:
-            return encoders_in(names_in(file))
-    except CheckpointError:
-        return []
-    return sorted(path.name for path in Path(source).glob("text_encoder*") if path.is_dir())
-
-
-# --- inside -----------------------------------------------------------------------------------------------------------
 
 
 def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, *, partly: bool) -> None:
@@ -166,7 +143,20 @@ def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, *, 
         raise CheckpointError(f"{source}: {len(missing)} of the model's parameters are missing, {missing[0]} first")
 
 
-def _part(source: str) -> str | None:
+def _from_diffusers(source: str, part: str = DENOISER, like: Any = None) -> nn.Module:
+    """A part of a pipeline or folder; a text encoder is read as ``like`` is."""
+    from diffusers import AutoModel
+
+    with reading(source), quietly():
+        if part == DENOISER:
+            model: Any = AutoModel.from_pretrained(source, subfolder=_denoiser_in(source))
+        else:
+            model = type(like).from_pretrained(Path(source) / part)
+    whole: nn.Module = aligned(model.float()).eval()
+    return whole
+
+
+def _denoiser_in(source: str) -> str | None:
     """The pipeline's part that denoises; ``None`` for a folder of one model."""
     from diffusers import DiffusionPipeline
 
@@ -179,22 +169,6 @@ def _part(source: str) -> str | None:
             names = list(DiffusionPipeline.load_config(source))
     part = next((part for part in PARTS if part in names), None)
     if part is None:
-        wanted = f"no {' or '.join(PARTS)} inside, no config.json, no {LORA_FILE} and no model.safetensors"
-        raise CheckpointError(
-            f"{source}: {wanted if path.is_dir() else 'no safetensors file and no folder of a model'}"
-        )
+        why = f"no {' or '.join(PARTS)} inside, no config.json, no {LORA_FILE} and no model.safetensors"
+        raise CheckpointError(f"{source}: {why if path.is_dir() else 'no safetensors file and no folder of a model'}")
     return part
-
-
-def _from_diffusers(source: str) -> nn.Module:
-    from diffusers import AutoModel
-
-    with reading(source), quietly():
-        model: nn.Module = AutoModel.from_pretrained(source, subfolder=_part(source))
-    return aligned(model.float()).eval()
-
-
-def _encoder(source: str, name: str, like: Any) -> nn.Module:
-    with reading(source), quietly():
-        encoder: nn.Module = aligned(type(like).from_pretrained(Path(source) / name).float())
-    return encoder

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from memwatch.ranks import Ranks
 from memwatch.report.page import write_page
 from memwatch.report.retention import NEWEST
 from memwatch.run_folder import write_json, write_whole
-from memwatch.scan.checkpoints import CheckpointError
+from memwatch.scan.safetensors_files import CheckpointError
 from memwatch.scan.scan import OBSERVATIONS, Scan
 from memwatch.scan.trainer_folder import Arrivals, Checkpoint, checkpoints_in
 
@@ -37,19 +37,13 @@ class Follow:
     tried at three polls, then named and skipped; so is one that is deleted before it is scanned.
 
     Args:
-        accelerator: see ``Scan``.
         folder: where the trainer saves. It need not exist yet.
         open_scan: makes the scan, once the first checkpoint is there. A ``CheckpointError`` is tried again; other
             errors are wrong settings, and end the follower.
-        base: what the training began with, as step 0 of the history; ``None`` makes the first checkpoint the first
-            baseline.
+        base: what the training began with, as step 0 of the history, unless the trainer has saved a step 0 itself.
         poll: seconds between two polls of the folder.
         idle: seconds without anything new after which it ends; ``None`` waits until Ctrl-C.
-        clock: has ``monotonic`` and ``sleep``.
         keep_going: whether to go on after a stop was decided.
-
-    Attributes:
-        scan: ``None`` before the first checkpoint.
     """
 
     def __init__(
@@ -58,7 +52,7 @@ class Follow:
         folder: Path,
         open_scan: Callable[[Checkpoint], Scan],
         *,
-        base: Checkpoint | None = None,
+        base: Checkpoint,
         poll: float = 10.0,
         idle: float | None = None,
         clock: Any = time,
@@ -67,9 +61,7 @@ class Follow:
         self.folder, self.keep_going = folder, keep_going
         self.poll, self.idle, self._clock = poll, idle, clock
         self.scan: Scan | None = None
-        self._ranks, self._open_scan = Ranks.of(accelerator), open_scan
-        self._base = base
-        self._due_base: Checkpoint | None = None
+        self._ranks, self._open_scan, self._base = Ranks.of(accelerator), open_scan, base
         self._main = bool(accelerator.is_main_process)
         self._arrivals, self._tries = Arrivals(), dict[Checkpoint, int]()
         self._failed: list[tuple[int, str, str]] = []
@@ -96,15 +88,15 @@ class Follow:
                 self.scan.close()
 
     def _follow(self) -> None:
-        since = self._clock.monotonic()
+        since, before = self._clock.monotonic(), list[Checkpoint]()
         while self.keep_going or self.stop_reason is None:
-            poll = self._arrivals.poll(self._found())
-            for checkpoint, why in poll.skipped:
+            found = self._found()
+            ready, skipped = self._arrivals.poll(found)
+            for checkpoint, why in skipped:
                 self._skip(checkpoint, why)
-            ready = self._due_base or poll.next
             worked = ready is not None and self._try(ready)
-            if ready is not None or poll.has_changed:
-                since = self._clock.monotonic()
+            if ready is not None or found != before:
+                since, before = self._clock.monotonic(), found
             idle = self._ranks.broadcast(self._clock.monotonic() - since)
             if self.idle is not None and idle >= self.idle:
                 self._say("ended: nothing new in %s for %.1f minutes", self.folder, idle / 60)
@@ -114,43 +106,62 @@ class Follow:
         self._say("ended: a stop was decided at %s", self.stop_reason)
 
     def _found(self) -> list[Checkpoint]:
-        """The checkpoints in the folder, the same on every rank; none where it cannot be listed."""
+        """The checkpoints in the folder, the same on every rank; none where it cannot be listed.
+
+        Once the scan is open, which takes a first checkpoint, the base comes before them until it was scanned.
+        """
         found: list[Checkpoint] = []
         if self._main:
             try:
                 found = checkpoints_in(self.folder)
             except OSError as error:
                 logger.debug("%s cannot be listed: %s", self.folder, error)
-        return self._ranks.broadcast(found)
+        found, base = self._ranks.broadcast(found), self._base
+        due = self.scan is not None and self._arrivals.last_step is None
+        return [base, *found] if due and all(c.step > base.step for c in found) else found
 
     def _say(self, message: str, *values: object) -> None:
         """Once over all ranks."""
         if self._main:
             logger.info(message, *values)
 
-    # --- one checkpoint -----------------------------------------------------------------------------------------------
-
     def _try(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint could be scanned, or the scan be opened with it; what fails is tried again."""
+        """Scan a checkpoint, or open the scan with it. Returns whether that worked; what fails is tried again."""
+        had_stopped, scan = self.stop_reason is not None, self.scan
         try:
-            if self.scan is not None:
-                self._look(self.scan, checkpoint)
-                return True
-            scan = self._open_scan(checkpoint)
-        except CheckpointError as error:
-            if self.scan is None and not str(error).startswith(checkpoint.source):
+            if scan is None:
+                self.scan = self._open_scan(checkpoint)
+            else:
+                scan.look(checkpoint)
+        except Exception as error:  # out of memory, for one: the trainer may need less in a while
+            is_known, why = isinstance(error, CheckpointError), str(error)
+            if scan is None and not (is_known and why.startswith(checkpoint.source)):
                 raise  # the base or the baseline cannot be read, and waiting does not help
-            self._failed_once_more(checkpoint, str(error))
+            self._tries[checkpoint] = tries = self._tries.get(checkpoint, 0) + 1
+            if tries >= TRIES:
+                self._arrivals.give_up(checkpoint)
+                self._skip(checkpoint, f"{why if is_known else repr(error)} (tried {tries} times)")
             return False
-        self.scan = scan
-        self._begin(scan, checkpoint)
+        if scan is None:
+            self._begin()
+        else:
+            self._arrivals.done(checkpoint)
+            if self._main:
+                self._write(scan, had_stopped)
         return True
 
-    def _begin(self, scan: Scan, first: Checkpoint) -> None:
-        """Go on from an earlier follower's state, or else with the base, unless the first checkpoint has its step."""
-        output = Path(scan.config.output_dir)
-        state = self._ranks.broadcast(read_state(output / STATE) if self._main else {})
-        changed = what_has_changed(state, self.folder, self._found(), scan) if state else None
+    def _begin(self) -> None:
+        """Go on from an earlier follower's state, or else begin the history anew."""
+        assert self.scan is not None
+        scan, output = self.scan, Path(self.scan.config.output_dir)
+        state: dict[str, Any] = {}
+        if self._main and (output / STATE).exists():
+            try:
+                state = json.loads((output / STATE).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                logger.warning("%s cannot be read (%s); the history is written anew", output / STATE, error)
+        state = self._ranks.broadcast(state)
+        changed = self._what_has_changed(state, scan) if state else None
         if state and changed is None:
             scan.load_state_dict(state)
             for saved in state["checkpoints"]:
@@ -162,43 +173,29 @@ class Follow:
         if (self.folder / STOP).exists():
             self._say("%s already exists; a trainer that checks for it ends at once", self.folder / STOP)
         scan.begin()
-        if self._base is not None and self._base.step < first.step:
-            self._due_base = self._base
 
-    def _look(self, scan: Scan, checkpoint: Checkpoint) -> None:
-        """One event, and what follows from it.
+    def _what_has_changed(self, state: Mapping[str, Any], scan: Scan) -> str | None:
+        """What keeps the history from going on, in words; ``None`` when nothing does. Scanned files may be deleted."""
+        if state["folder"] != str(self.folder.resolve()):
+            return "the folder"
+        if state["settings"] != settings_of(scan):
+            return "a setting or a probe"
+        there = {(c.step, c.source): c for c in self._found()}
+        scanned = [Checkpoint(*saved) for saved in state["checkpoints"]]
+        return next((c.source for c in scanned if there.get((c.step, c.source), c) != c), None)
 
-        Raises:
-            CheckpointError: whatever went wrong with it.
-        """
-        had_stopped = self.stop_reason is not None
-        try:
-            scan.look(checkpoint)
-        except CheckpointError:
-            raise
-        except Exception as error:  # out of memory, for one: the trainer may need less in a while
-            raise CheckpointError(f"{checkpoint.source}: {error!r}") from error
-        self._arrivals.done(checkpoint)
-        self._due_base = None
-        if not self._main:
-            return
-        output = Path(scan.config.output_dir)
+    def _write(self, scan: Scan, had_stopped: bool) -> None:
+        """What follows from an event: the state to go on from, the page, and ``STOP``; an existing one stays."""
+        output, stop = Path(scan.config.output_dir), self.folder / STOP
         with scan.faults.surviving("saving the follower's state", "a restart scans this checkpoint again"):
             settings = {"folder": str(self.folder.resolve()), "settings": settings_of(scan)}
             write_json(output / STATE, settings | scan.state_dict())
             scan.cache.thin(NEWEST)  # the state is enough to go on from
         with scan.faults.surviving("writing the report page", "'memwatch report' writes it at any time"):
             write_page(output)
-        if self.stop_reason is not None and not had_stopped:
-            with scan.faults.surviving(f"writing {self.folder / STOP}", "the trainer has to be stopped by hand"):
-                write_stop(self.folder / STOP, self.stop_reason)
-
-    def _failed_once_more(self, checkpoint: Checkpoint, why: str) -> None:
-        self._tries[checkpoint] = tries = self._tries.get(checkpoint, 0) + 1
-        if tries >= TRIES:
-            self._arrivals.give_up(checkpoint)
-            self._due_base = None
-            self._skip(checkpoint, f"{why} (tried {tries} times)")
+        if self.stop_reason is not None and not had_stopped and not stop.exists():
+            with scan.faults.surviving(f"writing {stop}", "the trainer has to be stopped by hand"):
+                write_whole(stop, f"memwatch: {self.stop_reason}\n")
 
     def _skip(self, checkpoint: Checkpoint, why: str) -> None:
         why = why if checkpoint.source in why else f"{checkpoint.source}: {why}"
@@ -207,39 +204,8 @@ class Follow:
             logger.error("checkpoint %d is skipped: %s", checkpoint.step, why)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def read_state(file: Path) -> dict[str, Any]:
-    """What an earlier follower has come to; empty where there was none, or where it cannot be read."""
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read (%s); the history is written anew", file, error)
-        return {}
-
-
-def what_has_changed(state: Mapping[str, Any], folder: Path, found: Sequence[Checkpoint], scan: Scan) -> str | None:
-    """What keeps the history from going on, in words; ``None`` when nothing does. Scanned files may be deleted."""
-    if state["folder"] != str(folder.resolve()):
-        return "the folder"
-    if state["settings"] != settings_of(scan):
-        return "a setting or a probe"
-    there = {(c.step, c.source): c for c in found}
-    scanned = [Checkpoint(*saved) for saved in state["checkpoints"]]
-    return next((c.source for c in scanned if there.get((c.step, c.source), c) != c), None)
-
-
 def settings_of(scan: Scan) -> str:
     """A digest of everything that an event depends on beside its checkpoint."""
     settings = {key: value for key, value in scan.config.to_dict().items() if key not in NO_MATTER}
     settings["alerts"] = {key: value for key, value in settings["alerts"].items() if key != "webhook"}
     return digest(settings, str(scan.pretrained), fingerprints(scan.config, scan.observer.prepared))
-
-
-def write_stop(file: Path, reason: str) -> None:
-    """Ask whoever checks for this file to end the training. An existing file stays as it is."""
-    if not file.exists():
-        write_whole(file, f"memwatch: {reason}\n")

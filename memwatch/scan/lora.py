@@ -1,63 +1,71 @@
 """LoRA files of every trainer, under the names that PEFT gives the layers of the base.
 
-A layer that has the model's own name, with dots or with underscores, is matched by that name. diffusers' converters
-rename all others, except what ``BY_TABLE`` lists. Every tensor of the file must end in a layer of its shape: diffusers
-drops unknown names silently.
+A layer that has the model's own name, with dots or with underscores, is matched by that name; diffusers' converters
+rename those of the original repositories, which kohya and ComfyUI write for SDXL and Flux. Every tensor of the file
+must end in a layer of its shape: diffusers drops unknown names silently.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from memwatch.denoiser import aligned
-from memwatch.denoiser.log_filter import quietly
-from memwatch.scan.lora_names import DENOISER, names_by_part, warn_of_embeddings
+from memwatch.denoiser.log_filter import is_new, quietly
 from memwatch.scan.safetensors_files import CheckpointError, metadata_of, names_in, reading, tensors_in
+
+logger = logging.getLogger("memwatch")
 
 ADAPTER = "default"
 PEFT_FILE = "adapter_model.safetensors"
+DENOISER, T5 = "denoiser", "t5"
+PREFIXES = {  # of tensor names, and the part of the pipeline they mean
+    "lora_te_": "text_encoder",  # kohya
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": T5,
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoder_3.": "text_encoder_3",
+    "text_encoders.clip_l.transformer.": "text_encoder",  # ComfyUI
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": T5,
+    "lora_unet_": DENOISER,
+    "lora_transformer_": DENOISER,  # OneTrainer
+    "unet.": DENOISER,  # diffusers, ai-toolkit, SimpleTuner
+    "transformer.": DENOISER,
+    "diffusion_model.": DENOISER,
+    "base_model.model.": DENOISER,  # PEFT
+}
+FLUX_BLOCKS = re.compile("(double|single)_(transformer_)?blocks")
+EMBEDDINGS = ("bundle_emb.", "emb_params")
+FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<factor>A|B|down|up)(?:\.(?!weight)\w+)?\.weight")
 
 Pairs = dict[str, tuple[Tensor, Tensor]]  # by layer, A (rank, in, ...) and B (out, rank, ...), float32
 
-FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<factor>A|B|down|up)(?:\.(?!weight)\w+)?\.weight")
-OLD_TEXT = re.compile(r"\.self_attn\..*(to_out_lora|lora_linear_layer)|\.mlp\..*lora_linear_layer")
 
-SD3_BLOCK = re.compile(r"joint_blocks_(\d+)_((?:x|context)_block_\w+)")
-BY_TABLE = {  # layers of the original repositories that diffusers has no converter for, or only newer versions have
-    "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),  # SD 3: one layer there, three in diffusers
-    "x_block_attn_proj": ("attn.to_out.0",),
-    "x_block_attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-    "x_block_attn2_proj": ("attn2.to_out.0",),
-    "x_block_mlp_fc1": ("ff.net.0.proj",),
-    "x_block_mlp_fc2": ("ff.net.2",),
-    "x_block_adaLN_modulation_1": ("norm1.linear",),
-    "context_block_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "context_block_attn_proj": ("attn.to_add_out",),
-    "context_block_mlp_fc1": ("ff_context.net.0.proj",),
-    "context_block_mlp_fc2": ("ff_context.net.2",),
-    "context_block_adaLN_modulation_1": ("norm1_context.linear",),
-    "x_embedder_proj": ("pos_embed.proj",),
-    "t_embedder_mlp_0": ("time_text_embed.timestep_embedder.linear_1",),
-    "t_embedder_mlp_2": ("time_text_embed.timestep_embedder.linear_2",),
-    "y_embedder_mlp_0": ("time_text_embed.text_embedder.linear_1",),
-    "y_embedder_mlp_2": ("time_text_embed.text_embedder.linear_2",),
-    "final_layer_linear": ("proj_out",),  # SD 3 and Flux
-    "final_layer_adaLN_modulation_1": ("norm_out.linear",),
-    "time_embed_0": ("time_embedding.linear_1",),  # SD 1, 2 and XL
-    "time_embed_2": ("time_embedding.linear_2",),
-    "label_emb_0_0": ("add_embedding.linear_1",),
-    "label_emb_0_2": ("add_embedding.linear_2",),
-    "input_blocks_0_0": ("conv_in",),
-    "out_2": ("conv_out",),
-}
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are a LoRA, or one of its relatives."""
+    return any(re.search(r"lora|\.(hada|lokr|oft)_", name.lower()) for name in names)
+
+
+def names_by_part(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The file's tensor names by part of the pipeline and by what follows the prefix; embeddings are left out."""
+    names = [name for name in names if not name.startswith(EMBEDDINGS)]
+    t5 = "text_encoder_2" if any(map(FLUX_BLOCKS.search, names)) else "text_encoder_3"  # the third encoder of SD 3
+    parts: dict[str, dict[str, str]] = {}
+    for name in names:
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+        part = PREFIXES.get(prefix, DENOISER)
+        parts.setdefault(t5 if part == T5 else part, {})[name.removeprefix(prefix)] = name
+    return parts
 
 
 def lora_weights(file: Path, part: str, model: nn.Module) -> dict[str, Tensor]:
@@ -66,14 +74,16 @@ def lora_weights(file: Path, part: str, model: nn.Module) -> dict[str, Tensor]:
     What the file multiplies the LoRA by (alpha / rank) is inside ``lora_B``: two files differ in nothing but weights.
 
     Args:
-        part: ``DENOISER`` or the name of a text encoder.
-        model: that part of the base, with or without LoRA layers.
+        part: ``DENOISER`` or the name of a text encoder. model: that part of the base, with or without LoRA layers.
 
     Raises:
         CheckpointError: unreadable, no plain LoRA, or of another base.
     """
     names = names_in(file)
-    warn_of_embeddings(names, file)
+    embedding = next((name for name in names if name.startswith(EMBEDDINGS)), None)
+    if embedding and is_new("memwatch", f"{file} embeddings"):
+        how = "memwatch ignores the trained embeddings in this file, so their tokens have no meaning"
+        logger.warning("%s: %s (%s)", file, how, embedding)
     mine = names_by_part(names).get(part, {})
     if not mine:
         raise CheckpointError(f"{file}: holds no LoRA of the {part}")
@@ -101,17 +111,12 @@ def add_lora(model: nn.Module, weights: Mapping[str, Tensor], source: object) ->
         inject_adapter_in_model(config, model, adapter_name=ADAPTER, state_dict=keys)
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
 def _pairs(tensors: Mapping[str, Tensor], file: Path) -> Pairs:
     """``A`` and ``B`` of every layer, ``B`` times alpha / rank where the file has alphas."""
-    from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+    from diffusers.utils import convert_unet_state_dict_to_peft
 
-    # names that diffusers gave over the years: to_q_lora.down, lora_linear_layer.up
-    convert = convert_state_dict_to_peft if any(map(OLD_TEXT.search, tensors)) else convert_unet_state_dict_to_peft
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in convert(tensors).items():
+    for name, tensor in convert_unet_state_dict_to_peft(tensors).items():  # names that diffusers gave over the years
         match = FACTOR.fullmatch(name)
         if match is None and not name.endswith(".alpha"):
             why = "is no tensor of a plain LoRA (DoRA, LoHa, LoKr, OFT and Tucker are other models)"
@@ -129,25 +134,22 @@ def _pairs(tensors: Mapping[str, Tensor], file: Path) -> Pairs:
 
 def _in_model(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
     """The same pairs under the model's own layer names; each must belong to a layer of its shape."""
-    weights = {name: p.shape for name, p in model.named_parameters() if name.endswith(".weight") and p.ndim > 1}
     shapes = {
-        name.removesuffix(".weight").removesuffix(".base_layer"): tuple(shape)
-        for name, shape in weights.items()
-        if ".lora_" not in name
+        name.removesuffix(".weight").removesuffix(".base_layer"): tuple(p.shape)
+        for name, p in model.named_parameters()
+        if name.endswith(".weight") and p.ndim > 1 and ".lora_" not in name
     }
     known: dict[str, str] = {}
     for name in shapes:  # newer transformers have dropped a level of CLIP's names, and trainers have not
         for same in (name, name.removeprefix("text_model."), f"text_model.{name}"):
             known |= {same: name, _flat(same): name}
-    renamed: Pairs = {}
-    rest: Pairs = {}
-    for layer, pair in pairs.items():
-        by_table = {layer: pair} if layer in known else _by_table(_flat(layer), *pair)
-        (renamed if by_table else rest).update(by_table or {layer: pair})
-    renamed |= _converted(rest, model, file)
+    rest = {layer: pair for layer, pair in pairs.items() if layer not in known}
+    renamed = {layer: pair for layer, pair in pairs.items() if layer in known} | _converted(rest, model, file)
     kind = type(model).__name__
     if strange := [layer for layer in renamed if layer not in known]:
         why = f"{len(strange)} of its layers are not in the model ({kind}), {', '.join(strange[:3])} first"
+        if kind.startswith("SD3") and any("joint_blocks" in layer for layer in strange):
+            why += "; diffusers has no converter for SD 3's original names: save it with diffusers' names"
         raise CheckpointError(f"{file}: {why}; is it a LoRA of another base?")
     found = {known[layer]: pair for layer, pair in renamed.items()}
     for layer, (down, up) in found.items():
@@ -182,24 +184,6 @@ def _converted(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
         why = f"diffusers converts {arrived} of the {rows} rows of {', '.join([*pairs][:3])}..."
         raise CheckpointError(f"{file}: {why}; is it a LoRA of another base than {kind}?")
     return converted
-
-
-def _by_table(name: str, down: Tensor, up: Tensor) -> Pairs:
-    """A layer under diffusers' names; empty for one that the table does not list.
-
-    The parts of a joined layer share ``A``, and its ``B`` is cut. A layer that gives only shift and scale (SD 3's last
-    block for the text, and the final one) has the two the other way round; its ``B`` is twice as wide as the model.
-    """
-    match = SD3_BLOCK.fullmatch(name)
-    block, key = (f"transformer_blocks.{match[1]}.", match[2]) if match else ("", name)
-    layers = BY_TABLE.get(key, ())
-    if key.endswith("adaLN_modulation_1") and len(up) == 2 * down.shape[1]:
-        up = torch.cat(up.chunk(2)[::-1])
-    rows = up.chunk(len(layers)) if layers else ()
-    return {block + layer: (down, part.contiguous()) for layer, part in zip(layers, rows, strict=True)}
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def _settings(file: Path, part: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ it, with every configuration from the base, so the network is not used.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import quietly
 
-NETWORK = re.compile(r"(model\.diffusion_model\.|(joint_blocks|double_blocks|input_blocks)\.\d)")
-ENCODERS = {  # prefixes of text encoders, and which one of the pipeline each of them is
+NETWORK = re.compile(r"(model\.diffusion_model\.|(joint_blocks|double_blocks|input_blocks)\.\d)")  # of a denoiser
+ENCODERS = {  # prefixes of text encoders, and which one of the pipeline each of them is; T5 is always the base's
     "cond_stage_model.": "text_encoder",
     "conditioner.embedders.0.": "text_encoder",
     "conditioner.embedders.1.": "text_encoder_2",
@@ -69,41 +69,26 @@ def tensors_in(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
 # --- full checkpoints in one file ------------------------------------------------------------------------------------
 
 
-def is_original(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a denoiser as its original repository names it."""
-    return any(NETWORK.match(name) for name in names)
-
-
-def encoders_in(names: Iterable[str]) -> list[str]:
-    """Names of the text encoders in the same file. T5 is not looked for: there it is the base's own."""
-    return sorted({part for name in names for prefix, part in ENCODERS.items() if name.startswith(prefix)})
-
-
-def single_file_part(file: Path, encoder: str | None, like: Any) -> nn.Module:
-    """A part of a file, of the class and configuration of ``like``, float32, on the CPU.
-
-    Args:
-        encoder: the text encoder's name; ``None`` is the denoiser.
-    """
+def single_file_part(file: Path, part: str, like: Any) -> nn.Module:
+    """A text encoder of a file, by name, or its denoiser, of the class and configuration of ``like``, float32."""
     kind: Any = type(like)
-    part = "the denoiser" if encoder is None else f"its {encoder}"
-    what = f"{part} cannot be converted to the base's, a {kind.__name__} that may be of another family"
+    prefixes = tuple(prefix for prefix, encoder in ENCODERS.items() if encoder == part)
+    what = f"its {part} cannot be converted to the base's, a {kind.__name__} that may be of another family"
     with TemporaryDirectory() as folder, reading(file, what), quietly():
-        if encoder is None:
+        if prefixes:
+            from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+
+            like.config.save_pretrained(folder)
+            tensors = tensors_in(file, lambda key: key.startswith(prefixes))  # diffusers confuses two of the same width
+            model: Any = create_diffusers_clip_model_from_ldm(kind, checkpoint=tensors, config=folder)
+        else:
             others = (*ENCODERS, "text_encoders.", "first_stage_model.")
             like.save_config(folder)
             tensors = tensors_in(file, lambda key: not key.startswith(others))
             try:
-                model: Any = kind.from_single_file(tensors, config=folder)
+                model = kind.from_single_file(tensors, config=folder)
             except NotImplementedError as error:  # what the file lacks has no value, and so cannot be moved
                 raise CheckpointError(f"{file}: lacks some parameters of the base ({kind.__name__})") from error
-        else:
-            from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-
-            prefixes = tuple(prefix for prefix, part in ENCODERS.items() if part == encoder)
-            like.config.save_pretrained(folder)
-            tensors = tensors_in(file, lambda key: key.startswith(prefixes))  # diffusers confuses two of the same width
-            model = create_diffusers_clip_model_from_ldm(kind, checkpoint=tensors, config=folder)
     if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         why = f"{len(missing)} parameters of the {kind.__name__} are missing, {missing[0]} first"
         raise CheckpointError(f"{file}: {why}")

@@ -1,15 +1,14 @@
 """``memwatch scan``: finished checkpoints through the observer, judge and sinks of training, without its loop.
 
-One model is one event, compared with an earlier model, with its own unconditional branch, or with its base (LoRA off).
-Several checkpoints are a history, as if the callback had been there; they come as a list, or one by one (``follow``).
-Each observation is cached in ``observations/``: a scan that was interrupted goes on, and one with other settings
-measures anew. The cache takes about 7 MB per probe and checkpoint at 512 px; ``follow`` keeps the newest events only.
+One model is one event; several are a history, as if the callback had been there. Each observation is cached in
+``observations/``: a scan that was interrupted goes on, and one with other settings measures anew. The cache takes about
+7 MB per probe and checkpoint at 512 px; ``follow`` keeps the newest events only.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from memwatch.act.flagged import FlaggedSink
@@ -28,16 +28,21 @@ from memwatch.judge.findings import Judgement
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
-from memwatch.measure.prepare import PreparedProbe
 from memwatch.ranks import Ranks
 from memwatch.report.about import About
 from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sink, Sinks
 from memwatch.resume import Progress, warn_of_baselines
-from memwatch.scan.checkpoint_store import CheckpointStore, CheckpointWeights, earlier_model, own_text_encoders
-from memwatch.scan.checkpoints import CheckpointError, load_model
-from memwatch.scan.observation_cache import ObservationCache
+from memwatch.scan.checkpoint_store import (
+    CheckpointStore,
+    CheckpointWeights,
+    ObservationCache,
+    earlier_model,
+    own_text_encoders,
+)
+from memwatch.scan.checkpoints import load_model
+from memwatch.scan.safetensors_files import CheckpointError
 from memwatch.scan.trainer_folder import Checkpoint, stamp
 
 logger = logging.getLogger("memwatch")
@@ -61,14 +66,14 @@ class DecidingSink:
                 np.save(folder / f"{finding.name}.npy", finding.signals.decisive.mean.numpy())
 
     def close(self) -> None:
-        """Every file is closed after its write."""
+        """Nothing is kept open."""
 
 
 class Scan:
     """Scans checkpoints one by one.
 
     Args:
-        accelerator: gives device, ranks and trackers; nothing is prepared with it.
+        accelerator: gives device, ranks and trackers.
         checkpoints: by step, smallest first. Those that cannot be read are named and skipped.
         pretrained: the pipeline that text encoder, VAE and scheduler come from, and the base of a LoRA. As a checkpoint
             of its own it is the base: its network, or the LoRA's with the LoRA off.
@@ -78,7 +83,6 @@ class Scan:
 
     Attributes:
         failed: (step, probe or source, why) of everything skipped; the same on every rank.
-        progress: what the scan has come to.
 
     Raises:
         CheckpointError: no checkpoint can be read, or the baseline is of another family or size.
@@ -98,6 +102,7 @@ class Scan:
     ) -> None:
         self.accelerator, self.config, self.pretrained = accelerator, config, pretrained
         self.failed: list[tuple[int, str, str]] = []
+        self.every_steps = config.every_steps
         self.progress, folder = Progress(""), Path(config.output_dir)
         if (folder / "history.jsonl").exists() and not (folder / OBSERVATIONS).is_dir():
             raise ValueError(f"{folder} holds a history that no scan wrote; choose another output folder")
@@ -105,24 +110,19 @@ class Scan:
         model = self._first_readable().to(accelerator.device)
         self.ranks = Ranks.of(accelerator)
         encoders = own_text_encoders([c.source for c in self.checkpoints], pretrained, model)
-        self.observer = Observer(
-            self.ranks,
-            model,
-            pretrained,
-            Components(None, text_encoders=encoders),
-            config=config,
-            probes=probes,
-            controls=controls,
-        )
+        given = Components(None, text_encoders=encoders)
+        watched = {"probes": probes, "controls": controls}
+        self.observer = Observer(self.ranks, model, pretrained, given, config=config, **watched)
         kind, source = config.signals.baseline_parts
-        is_path = kind == "path"
-        fixed = earlier_model(source, self.observer, pretrained) if is_path else self.observer.weights_without_lora
+        fixed: Callable[[], Mapping[str, Tensor]] = self.observer.weights_without_lora
+        if kind == "path":
+            fixed = earlier_model(source, self.observer, pretrained)
         self.store = CheckpointStore(self.observer, str(pretrained))
         ledger, _ = open_stores(folder, self.ranks)
         weights = CheckpointWeights(self.store, folder / OBSERVATIONS / "weights", writes=self.ranks.writes_weights)
         self.baselines = Baselines(config.signals, ledger, weights, fixed)
         reading = self.observer.denoiser.schedule.prediction_type
-        depends = [str(pretrained), stamp(source) if is_path else None, reading]
+        depends = [str(pretrained), stamp(source) if kind == "path" else None, reading]
         self.cache = ObservationCache(folder / OBSERVATIONS, config, depends, self.store.to_list)
         self.faults = Faults()  # a proof that fails costs the proof alone; a sink ends a strict scan
         sinks_faults = Faults(strict=True) if config.strict else self.faults
@@ -143,15 +143,11 @@ class Scan:
         return report
 
     def begin(self) -> None:
-        """Write the history anew; what is expensive is cached."""
+        """Write the history anew; what was measured is cached."""
         self._rewind(-1, [])
 
     def look(self, checkpoint: Checkpoint) -> Report:
-        """One event. Checkpoints come in order of step.
-
-        Raises:
-            CheckpointError: it cannot be read, or no probe could be measured; the scan is as it was before.
-        """
+        """One event. Checkpoints come in order of step. After an error the scan is as it was before."""
         failed, before = len(self.failed), replace(self.progress)
         self.store.add(checkpoint)
         try:
@@ -180,25 +176,18 @@ class Scan:
                     raise
                 self._skip(self.checkpoints.pop(0), error)
 
-    # --- one event ----------------------------------------------------------------------------------------------------
-
-    @property
-    def every_steps(self) -> int | None:
-        """Steps between events, where the settings say so."""
-        return self.config.every_steps
+    # --- one event, see ``event.Watched`` ----------------------------------------------------------------------------
 
     def act(self, step: int, judgement: Judgement) -> None:
-        """Nothing follows in the finished models; sinks do the rest."""
+        """Nothing follows in finished models."""
 
     def observe(self, step: int, *, full: bool) -> tuple[list[Observation], None]:
-        """Every probe with curvature, of the checkpoint of this step; the same on every rank.
+        """Every probe with curvature. Each observation is cached as soon as it is made; a probe that fails fails alone.
 
-        Each observation is cached as soon as it is made, and a probe that fails fails alone.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be read on any rank, predicts something else, or all probes fail.
+        It is a ``CheckpointError`` if any rank cannot read the checkpoint, it predicts something else, or all fail.
         """
         error, mine, failed = None, [], []
+        last_clean = {name: state.last_clean for name, state in self.progress.states.items()}
         try:
             self.store.load(step)
         except CheckpointError as caught:
@@ -210,7 +199,10 @@ class Scan:
             share = self.ranks.share(self.observer.probes)  # as a trained text encoder encodes them now
             for p in tqdm(share, desc=f"memwatch scan, step {step}", unit="probe", disable=hidden):
                 try:
-                    mine.append(self._cached_or_measured(step, p))
+                    if (observation := self.cache.read(step, p)) is None:
+                        (observation,) = self.observer.observe([p], self.baselines, last_clean)
+                        self.cache.write(step, p, observation)
+                    mine.append(observation)
                 except Exception as why:  # named, counted, and the others go on
                     logger.error("probe %s is skipped at step %d: %s", p.name, step, why)
                     failed.append((step, p.name, str(why)))
@@ -222,16 +214,6 @@ class Scan:
         if misread := self.ranks.broadcast(self.observer.misread(observations)):
             raise CheckpointError(misread)
         return observations, None
-
-    def _cached_or_measured(self, step: int, p: PreparedProbe) -> Observation:
-        if (cached := self.cache.read(step, p)) is not None:
-            return cached
-        last_clean = {name: state.last_clean for name, state in self.progress.states.items()}
-        (observation,) = self.observer.observe([p], self.baselines, last_clean)
-        self.cache.write(step, p, observation)
-        return observation
-
-    # --- going on -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; measurements are in ``output_dir``."""

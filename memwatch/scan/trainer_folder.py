@@ -61,6 +61,15 @@ class Checkpoint:
         """Whether its files are still those that were found."""
         return stamp(self.source) == self.stamp
 
+    @property
+    def keys(self) -> set[object]:
+        """What identifies it: its files, and its step and place.
+
+        A last file without a number moves to another step while the run goes on; a file that a trainer overwrites has
+        another step each time.
+        """
+        return {(self.source, self.stamp), (self.step, self.source)}
+
 
 # --- what is in the folder --------------------------------------------------------------------------------------------
 
@@ -124,21 +133,6 @@ def _one_of(first: Path, second: Path, step: int) -> Path:
 # --- which comes next -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Poll:
-    """What one poll of the folder has shown.
-
-    Attributes:
-        next: the new checkpoint of the smallest step, if its files have not changed since the poll before.
-        skipped: new ones that cannot be scanned any more, with the reason.
-        has_changed: whether the folder differs from the poll before.
-    """
-
-    next: Checkpoint | None
-    skipped: tuple[tuple[Checkpoint, str], ...]
-    has_changed: bool
-
-
 class Arrivals:
     """Finds new checkpoints by comparing polls.
 
@@ -149,28 +143,29 @@ class Arrivals:
     def __init__(self) -> None:
         self._done: set[object] = set()
         self._waiting: list[Checkpoint] = []
-        self._found: list[Checkpoint] = []
         self.last_step: int | None = None
 
-    def poll(self, found: Sequence[Checkpoint]) -> Poll:
-        """Compare every checkpoint in the folder, smallest step first, with the poll before."""
+    def poll(self, found: Sequence[Checkpoint]) -> tuple[Checkpoint | None, list[tuple[Checkpoint, str]]]:
+        """Compare every checkpoint in the folder, smallest step first, with the poll before.
+
+        Returns:
+            The new one of the smallest step, if its files have not changed since the poll before; and new ones that
+            cannot be scanned any more, with the reason.
+        """
         before = self._waiting
         new = [c for c in found if not self._is_done(c)]
         late = [c for c in new if self.last_step is not None and c.step <= self.last_step]
         self._waiting = [c for c in new if c not in late]
-        ahead = self._waiting[0] if self._waiting else None
-        there = set[object]().union(*map(_keys, found))
-        gone = [c for c in before if not self._is_done(c) and _keys(c).isdisjoint(there)]
-        has_changed, self._found = list(found) != self._found, list(found)
-        for c in (*late, *gone):
-            self._done |= _keys(c)
+        there = set[object]().union(*(c.keys for c in found))
+        gone = [c for c in before if not self._is_done(c) and c.keys.isdisjoint(there)]
+        self._done.update(*(c.keys for c in (*late, *gone)))
         skipped = [(c, "was deleted before memwatch could read it") for c in gone]
         skipped += [(c, f"appeared after step {self.last_step} was scanned") for c in late]
-        return Poll(ahead if ahead in before else None, tuple(skipped), has_changed)
+        return next((c for c in self._waiting[:1] if c in before), None), skipped
 
     def done(self, checkpoint: Checkpoint) -> None:
         """It was scanned; only greater steps are new from now on."""
-        self._done |= _keys(checkpoint)
+        self._done |= checkpoint.keys
         self.last_step = checkpoint.step if self.last_step is None else max(self.last_step, checkpoint.step)
 
     def give_up(self, checkpoint: Checkpoint) -> None:
@@ -178,13 +173,4 @@ class Arrivals:
         self._done.add((checkpoint.source, checkpoint.stamp))
 
     def _is_done(self, checkpoint: Checkpoint) -> bool:
-        return not _keys(checkpoint).isdisjoint(self._done)
-
-
-def _keys(checkpoint: Checkpoint) -> set[object]:
-    """What identifies a checkpoint: its files, and its step and place.
-
-    A last file without a number moves to another step while the run goes on; a file that a trainer overwrites has
-    another step each time.
-    """
-    return {(checkpoint.source, checkpoint.stamp), (checkpoint.step, checkpoint.source)}
+        return not checkpoint.keys.isdisjoint(self._done)

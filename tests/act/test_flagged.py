@@ -68,31 +68,18 @@ def test_a_line_says_all_that_there_is_to_say(sink):
     assert read_flagged(sink.file) == sink.flagged
 
 
-def test_worst_first_and_only_with_evidence(sink):
-    sink.write(
-        event(
-            100,
-            found("weak", "suspicious", row=50, severity=9.0),
-            found("none", "no evidence", row=51),
-            found("bad", row=52, severity=1.6),
-            found("worst", row=53, severity=3.0),
-            found("blind", "inconclusive", row=54),
-        )
-    )
-    assert [line["probe"] for line in lines(sink)] == ["worst", "bad", "weak"]
-
-
-def test_the_newest_event_of_the_worst_verdict_is_told(sink):
-    for step, verdict, severity in (
-        (100, "suspicious", 1.4),
-        (200, "memorized", 2.0),
-        (300, "memorized", 2.6),
-        (400, "suspicious", 1.2),
-        (500, "no evidence", 1.0),
+def test_worst_first_and_the_newest_event_of_the_worst_verdict(sink):
+    weak, none, worst = ("weak", "suspicious"), ("none", "no evidence"), ("worst", "memorized")
+    for step, *rows in (
+        (100, (*weak, 9.0), (*none, 1.0), ("worst", "suspicious", 1.4), ("bad", "memorized", 1.6)),
+        (200, (*worst, 2.0), ("blind", "inconclusive", 1.0)),
+        (300, (*worst, 2.6)),
+        (400, ("worst", "suspicious", 1.2)),
+        (500, ("worst", "no evidence", 1.0)),
     ):
-        sink.write(event(step, found("cat", verdict, row=50, severity=severity)))
-    (line,) = lines(sink)
-    assert (line["step"], line["verdict"], line["severity"]) == (300, "memorized", 2.6)
+        sink.write(event(step, *(found(name, verdict, row=50, severity=by) for name, verdict, by in rows)))
+    told = [(line["probe"], line["step"], line["verdict"], line["severity"]) for line in lines(sink)]
+    assert told == [("worst", 300, "memorized", 2.6), ("bad", 100, "memorized", 1.6), ("weak", 100, "suspicious", 9.0)]
 
 
 def test_a_resumed_run_forgets_what_was_flagged_after_its_checkpoint(sink, picked):

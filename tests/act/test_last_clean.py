@@ -1,11 +1,10 @@
-"""What is kept to roll back to: the newest clean weights, one file, through full disks, resumes and two processes."""
+"""What is kept to roll back to: the newest clean weights as diffusers loads them, through full disks and resumes."""
 
 from __future__ import annotations
 
 import errno
 import json
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +13,19 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
-from support.builders import SMALL, Loop, assert_same
-from support.processes import on_two_ranks
-from support.rollback import frozen, keeper_of, loaded, said, train
+from support.builders import assert_same
+from support.families import network
+from support.rollback import add_lora, frozen, keeper_of, loaded, said, snapshot, train
+from torch import nn
 
 import memwatch.act.last_clean
-from memwatch.act.last_clean import LastClean, is_clean, is_memorized
+from memwatch.act.actions import Actions
+from memwatch.act.last_clean import is_clean
+from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults
 from memwatch.judge.verdict import ProbeState, Verdict
+
+FAMILIES = ("sd1", "sdxl", "sd3", "flux", "unconditional")
 
 
 @pytest.fixture
@@ -32,41 +36,33 @@ def pipe(pretrained):
     return found
 
 
-def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "rollback").glob("*"))
-
-
-def name_of(step: int) -> str:
-    return f"step_{step:07d}.safetensors"
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step_")) for path in (folder / "last_clean").glob("*"))
 
 
 def no_space(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-# --- what is clean ---------------------------------------------------------------------------------------------------
+# --- which weights ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("state", "clean", "memorized"),
+    ("state", "clean"),
     [
-        (ProbeState(), True, False),  # nothing to compare with yet
-        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=2, since=4), True, False),  # a small effect, however often
-        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=1, since=4, is_enough=True), False, False),
-        (ProbeState(verdict=Verdict.MEMORIZED, streak=2, since=4, is_enough=True), False, True),
-        (ProbeState(verdict=Verdict.INCONCLUSIVE, finite=False), False, False),
+        (ProbeState(), True),  # nothing to compare with yet
+        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=2, since=4), True),  # a small effect, however often
+        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=1, since=4, is_enough=True), False),
+        (ProbeState(verdict=Verdict.MEMORIZED, streak=2, since=4, is_enough=True), False),
+        (ProbeState(verdict=Verdict.INCONCLUSIVE, finite=False), False),
     ],
 )
-def test_what_is_enough_for_memorized_is_not_clean(state, clean, memorized):
+def test_what_is_enough_for_memorized_is_not_clean(state, clean):
     quiet = ProbeState(verdict=Verdict.NO_EVIDENCE)
     states = {"a": quiet, "b": state, "control/c": replace(quiet, streak=2, is_enough=True, verdict=Verdict.MEMORIZED)}
     findings = [SimpleNamespace(name=name, state=states[name], verdict=states[name].verdict) for name in "ab"]
     assert is_clean(states, findings) is clean
-    assert is_memorized(findings) is memorized
     assert is_clean(states, findings[:1])
-
-
-# --- which weights ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -82,35 +78,36 @@ def test_what_is_enough_for_memorized_is_not_clean(state, clean, memorized):
         ("uu", None, 0),
     ],
 )
-def test_the_newest_clean_weights_are_kept_until_something_is_memorized(events, kept, unclean_since, pipe, tmp_path):
-    keeper, weights = keeper_of(pipe, tmp_path), []
+def test_the_newest_clean_weights_are_kept_until_something_is_memorized(
+    events, kept, unclean_since, pipe, pretrained, tmp_path
+):
+    keeper, outputs = keeper_of(pipe, tmp_path), []
     for step, event in enumerate(events):
         train(pipe, step)
-        weights.append({f"unet/{name}": p.detach().clone() for name, p in pipe.unet.named_parameters()})
+        outputs.append(said(pipe))
         keeper.note(step, event == "c", final=event == "m")
     assert (keeper.step, keeper.unclean_since) == (kept, unclean_since)
-    assert files(tmp_path) == ([] if kept is None else [name_of(kept)])
-    if kept is not None:
-        assert_same(load_file(tmp_path / "rollback" / name_of(kept)), weights[kept])
-    written = keeper.write()
-    assert (written is not None) == (kept is not None and unclean_since is not None)
-    assert (tmp_path / "last_clean").exists() == (written is not None)
-    assert (tmp_path / "rollback").exists() == (written is not None)  # the final model is the clean one
+    assert steps_in(tmp_path) == ([] if kept is None else [kept])
+    folder = keeper.end()
+    assert (folder is not None) == (kept is not None and unclean_since is not None)
+    assert (tmp_path / "last_clean").exists() == (folder is not None)  # else the final model is the clean one
+    if folder is not None:
+        assert torch.equal(said(loaded(folder, pretrained)), outputs[kept])
 
 
 def test_it_says_once_how_to_load_it(pipe, tmp_path, caplog):
-    keeper = keeper_of(pipe, tmp_path)
+    keeper, folder = keeper_of(pipe, tmp_path), tmp_path / "last_clean" / "step_0000002"
     for step in (2, 4, 6):
         keeper.note(step, step == 2)
     with caplog.at_level(logging.INFO, "memwatch"):
-        assert keeper.write() == keeper.write() == tmp_path / "last_clean"
+        assert keeper.end() == keeper.end() == folder
     (message,) = caplog.messages
-    about = json.loads((tmp_path / "last_clean" / "memwatch.json").read_text(encoding="utf-8"))
+    about = json.loads((folder / "memwatch.json").read_text(encoding="utf-8"))
     assert "the latest weights saved before any probe met the memorized criteria (step 2) are in" in message
     assert "since step 4 one does" in message
-    assert message.endswith(f"To load them: unet = UNet2DConditionModel.from_pretrained('{tmp_path}/last_clean/unet')")
+    assert message.endswith(f"To load them: unet = UNet2DConditionModel.from_pretrained('{folder}/unet')")
     assert message.endswith(about["load"])
-    assert (about["step"], about["unclean_since"], about["ema"]) == (2, 4, False)
+    assert (about["step"], about["ema"]) == (2, False)
     assert {"memwatch", "torch", "diffusers", "peft"} <= set(about["versions"])
 
 
@@ -125,140 +122,249 @@ def test_what_was_trained_for_some_steps_only_is_kept_as_well(pipe, pretrained, 
     keeper.note(2, True)
     train(pipe, 3)
     keeper.note(4, False)
-    assert torch.equal(said(loaded(keeper.write(), pretrained)), kept)
+    assert torch.equal(said(loaded(keeper.end(), pretrained)), kept)
 
 
 def test_shards_and_averages_of_other_tensors_are_said(pipe, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "memwatch"):
         keeper = keeper_of(pipe, tmp_path, ema=EMAModel(list(pipe.unet.parameters())[:3]))
-    (message,) = caplog.messages
-    assert "the EMA averages 3 tensors, and the model has" in message
-    denoiser, parts = SimpleNamespace(part="unet", pipeline="", text_encoders=()), SimpleNamespace(tokenizers=())
-    ranks = replace(keeper.ranks, sharding="FSDP2", lockstep=True)
-    observer = SimpleNamespace(ranks=ranks, denoiser=denoiser, model=pipe.unet, ema=None, text_encoders=(), parts=parts)
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        keeper = LastClean(observer, tmp_path, Faults(strict=True))
-        keeper.note(0, True)
-        keeper.note(2, False)
-        assert keeper.write() is None
-    assert "rollback is off, because FSDP2 holds the model in shards" in caplog.messages[-1]
-    assert not any(tmp_path.iterdir())
+        observer = SimpleNamespace(ranks=replace(keeper.ranks, sharding="FSDP2", lockstep=True))
+        Actions(MemWatchConfig(), observer, Faults(), None, {}, None).end()
+    assert "the EMA averages 3 tensors, and the model has" in caplog.messages[0]
+    assert "rollback is off, because FSDP2 holds the model in shards" in caplog.messages[1]
 
 
-# --- full disks, and models that were changed ------------------------------------------------------------------------
+# --- every way to train ----------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_while_keeping_leaves_what_was_kept(pipe, pretrained, tmp_path, monkeypatch, caplog):
-    keeper = keeper_of(pipe, tmp_path, strict=False)
-    kept = said(pipe)
-    keeper.note(0, True)
-    with monkeypatch.context() as full, caplog.at_level(logging.WARNING, "memwatch"):
-        full.setattr(memwatch.act.last_clean, "write_safetensors", no_space)
-        train(pipe, 1)
-        keeper.note(2, True)
-    assert sum("keeping the weights to roll back to failed" in message for message in caplog.messages) == 1
-    assert keeper._faults.count == 1
-    assert (keeper.step, files(tmp_path)) == (0, [name_of(0)])
-    keeper.note(4, False)
-    assert torch.equal(said(loaded(keeper.write(), pretrained)), kept)
-    keeper.note(6, True)  # there is space again
-    assert (keeper.step, files(tmp_path)) == (6, [name_of(6)])
-
-
-@pytest.mark.parametrize("where", ["save_pretrained", "write_json"])
-def test_a_full_disk_while_writing_leaves_the_file_and_is_tried_again(
-    where, pipe, pretrained, tmp_path, monkeypatch, caplog
-):
-    keeper = keeper_of(pipe, tmp_path, strict=False)
-    kept = said(pipe)
+def roll_back(pipe, folder, *, move=train, **parts):
+    """Train, keep, and train on; the folder, and what the pipeline said when it was kept."""
+    keeper = keeper_of(pipe, folder, **parts)
+    move(pipe, 1)
+    kept, before = said(pipe, parts.get("prompt", "a photo of a cat")), snapshot(pipe)
     keeper.note(2, True)
+    assert_same(snapshot(pipe), before)
+    move(pipe, 2)
     keeper.note(4, False)
-    with monkeypatch.context() as full, caplog.at_level(logging.WARNING, "memwatch"):
-        full.setattr(pipe.unet if where == "save_pretrained" else memwatch.act.last_clean, where, no_space)
-        assert keeper.write() is None
-    (said_,) = caplog.messages
-    assert "No space left" in said_
-    assert f"those of step 2 stay in {tmp_path}/rollback/{name_of(2)}. Training goes on." in said_
-    assert [path.name for path in tmp_path.iterdir()] == ["rollback"]
-    assert not pipe.unet._state_dict_hooks
-    assert torch.equal(said(loaded(keeper.write(), pretrained)), kept)
+    return keeper.end(), kept
 
 
-def add_lora(network, *names: str) -> None:
-    from peft import LoraConfig
-
-    for name in names:
-        network.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name=name)
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"memwatch.json"}
 
 
-def add_adapters_of_two_names(network) -> None:
-    add_lora(network, "one", "two")
-    for name, p in network.named_parameters():
+def whole(pipe):
+    network(pipe).requires_grad_(True)
+
+
+def whole_with_text(pipe):
+    whole(pipe)
+    encoders = [pipe.text_encoder] if not hasattr(pipe, "text_encoder_2") else [None, pipe.text_encoder_2]
+    encoders[-1].requires_grad_(True)
+    return encoders
+
+
+def embedding(pipe):
+    """Without new words; ``load_textual_inversion`` refuses those that the tokenizer knows."""
+    pipe.text_encoder.get_input_embeddings().weight.requires_grad_(True)
+    return [pipe.text_encoder]
+
+
+def lora(pipe):
+    add_lora(network(pipe), name="mine", rank=3)
+
+
+def lora_with_text(pipe):
+    lora(pipe)
+    clips = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
+    clips = [clip for clip in clips if type(clip).__name__.startswith("CLIP")]
+    for clip in clips:
+        add_lora(clip, modules=("q_proj", "v_proj"))
+    return clips
+
+
+def dora(pipe):
+    add_lora(pipe.unet, use_dora=True)
+
+
+def half_frozen(pipe):
+    add_lora(pipe.unet)
+    for name, p in pipe.unet.named_parameters():
+        p.requires_grad_(".lora_B." in name)
+
+
+def peft_model(pipe):
+    from peft import LoraConfig, get_peft_model
+
+    get_peft_model(pipe.unet, LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"]))
+
+
+LORA_FILE, TRANSFORMERS = {"pytorch_lora_weights.safetensors"}, ("sd3", "flux")
+
+
+@pytest.mark.parametrize(
+    ("name", "adapt", "files"),
+    [
+        *((name, whole, {"transformer" if name in TRANSFORMERS else "unet"}) for name in FAMILIES),
+        ("sd1", whole_with_text, {"unet", "text_encoder"}),
+        ("sdxl", whole_with_text, {"unet", "text_encoder_2"}),
+        ("sd1", embedding, {"text_encoder"}),
+        *((name, adapt, LORA_FILE) for name in FAMILIES[:-1] for adapt in (lora, lora_with_text)),
+        *(("sd1", adapt, LORA_FILE) for adapt in (dora, half_frozen, peft_model)),
+    ],
+)
+def test_what_diffusers_loads_says_what_was_kept(name, adapt, files, family_folders, tmp_path, monkeypatch):
+    # transformers 5.24 asks for a PEFT that is not out yet
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.17.0", raising=False)
+    pipe = frozen(family_folders[name])
+    folder, kept = roll_back(pipe, tmp_path, encoders=adapt(pipe))
+    assert names_in(folder) == files
+    again = said(loaded(folder, family_folders[name]))
+    exactly = {} if files == LORA_FILE else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(again, kept, **exactly)
+    for other in (pipe, frozen(family_folders[name])):
+        assert not torch.allclose(said(other), kept, atol=1e-5)
+
+
+def add_words(tokenizer, encoder: nn.Module, *words: str) -> nn.Parameter:
+    tokenizer.add_tokens(list(words))
+    torch.manual_seed(6)
+    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return encoder.requires_grad_(False).get_input_embeddings().weight.requires_grad_(True)
+
+
+def train_rows(weight: nn.Parameter, number: int):
+    """As textual inversion scripts do it: every row but the last ones is put back."""
+
+    def move(pipe, seed: int) -> None:
+        with torch.no_grad():
+            weight[-number:] += torch.randn(number, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+
+    return move
+
+
+@pytest.mark.parametrize("words", [("<toy>",), ("<toy>", "<toy>_1"), ("<toy>", "<dog>", "<dog>_1")])
+def test_a_textual_inversion(words, pretrained, tmp_path):
+    pipe = frozen(pretrained)
+    weight = add_words(pipe.tokenizer, pipe.text_encoder, *words)
+    prompt = f"a photo of {' '.join(words)}"
+    parts = {"encoders": pipe.text_encoder, "tokenizers": pipe.tokenizer, "prompt": prompt}
+    folder, kept = roll_back(pipe, tmp_path, move=train_rows(weight, len(words)), **parts)
+    assert names_in(folder) == {"learned_embeds.safetensors"}
+    shapes = {word: tuple(rows.shape) for word, rows in load_file(folder / "learned_embeds.safetensors").items()}
+    first = {"<toy>": (2 if "<toy>_1" in words else 1, 16)}
+    assert shapes == first | ({"<dog>": (2, 16)} if "<dog>" in words else {})
+    torch.testing.assert_close(said(loaded(folder, pretrained), prompt), kept)
+
+
+def test_a_textual_inversion_of_the_second_text_encoder(family_folders, tmp_path):
+    pipe = frozen(family_folders["sdxl"])
+    weight = add_words(pipe.tokenizer_2, pipe.text_encoder_2, "<toy>")
+    parts = {"encoders": [None, pipe.text_encoder_2], "tokenizers": [None, pipe.tokenizer_2]}
+    folder, _ = roll_back(pipe, tmp_path, move=train_rows(weight, 1), **parts)
+    assert names_in(folder) == {"learned_embeds_2.safetensors"}
+    again = loaded(folder, family_folders["sdxl"])
+    rows = again.text_encoder_2.get_input_embeddings().weight
+    kept = load_file(folder / "learned_embeds_2.safetensors")["<toy>"][0]
+    assert torch.equal(rows[again.tokenizer_2.convert_tokens_to_ids("<toy>")], kept)
+
+
+@pytest.mark.parametrize("adapt", [whole, lora])
+def test_the_averages_where_there_are_any(adapt, pretrained, tmp_path):
+    def begin():
+        pipe = frozen(pretrained)
+        adapt(pipe)
+        return pipe, EMAModel(pipe.unet.parameters(), decay=0.5)
+
+    pipe, ema = begin()
+
+    def move(pipe, seed: int) -> None:
+        for half in range(2):  # the first average is of one step only
+            train(pipe, 2 * seed + half)
+            ema.step(pipe.unet.parameters())
+
+    folder, live = roll_back(pipe, tmp_path, move=move, ema=ema)
+    again = said(loaded(folder, pretrained))
+    assert not torch.allclose(again, live, atol=1e-4)
+    pipe, ema = begin()  # the same steps, and what its average says
+    move(pipe, 1)
+    ema.copy_to(pipe.unet.parameters())
+    torch.testing.assert_close(again, said(pipe))
+    assert json.loads((folder / "memwatch.json").read_text(encoding="utf-8"))["ema"]
+
+
+def two_adapters(unet: nn.Module) -> None:
+    add_lora(unet, name="one")
+    add_lora(unet, name="two")
+    for name, p in unet.named_parameters():
         p.requires_grad_(".lora_" in name)
 
 
-def add_lora_and_thaw(network) -> None:
-    add_lora(network, "one")
-    network.conv_out.requires_grad_(True)
+def lora_and_more(unet: nn.Module) -> None:
+    add_lora(unet)
+    unet.conv_out.requires_grad_(True)
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # PEFT warns of several adapters
 @pytest.mark.parametrize(
     ("adapt", "why"),
     [
-        (add_adapters_of_two_names, "unet trains 2 adapters (one, two), and one file holds one"),
-        (add_lora_and_thaw, "unet holds adapters and trains conv_out"),
+        (two_adapters, "unet trains 2 adapters (one, two), and one file holds one"),
+        (lora_and_more, "unet holds adapters and trains more than them"),
     ],
 )
-def test_what_diffusers_has_no_form_for_stays_a_file(adapt, why, pretrained, tmp_path, caplog):
+def test_what_diffusers_has_no_form_for_is_said(adapt, why, pretrained, tmp_path, caplog):
     pipe = frozen(pretrained)
     adapt(pipe.unet)
     keeper = keeper_of(pipe, tmp_path, strict=False)
-    keeper.note(2, True)
-    keeper.note(4, False)
     with caplog.at_level(logging.WARNING, "memwatch"):
-        assert keeper.write() is None
-    (message,) = caplog.messages
-    assert why in message
-    assert name_of(2) in message
-    kept = load_file(tmp_path / "rollback" / name_of(2))
-    assert set(kept) == {f"unet/{name}" for name, p in pipe.unet.named_parameters() if p.requires_grad}
+        for step in range(5):
+            keeper.note(step, True)
+    assert keeper.end() is None
+    assert [why in message for message in caplog.messages] == [True, True]  # the second time it is switched off
+    assert steps_in(tmp_path) == []
 
 
-def test_a_model_that_was_changed_after_training_is_named(pipe, tmp_path, caplog):
+@pytest.mark.parametrize("where", ["save_pretrained", "write_json"])
+def test_a_full_disk_leaves_what_was_kept(where, pipe, pretrained, tmp_path, monkeypatch, caplog):
     keeper = keeper_of(pipe, tmp_path, strict=False)
-    keeper.note(2, True)
+    kept = said(pipe)
+    keeper.note(0, True)
+    with monkeypatch.context() as full, caplog.at_level(logging.WARNING, "memwatch"):
+        full.setattr(pipe.unet if where == "save_pretrained" else memwatch.act.last_clean, where, no_space)
+        train(pipe, 1)
+        keeper.note(2, True)
+    assert sum("keeping the weights to roll back to failed" in message for message in caplog.messages) == 1
+    assert (keeper._faults.count, keeper.step, steps_in(tmp_path)) == (1, 0, [0])
+    assert not pipe.unet._state_dict_hooks
     keeper.note(4, False)
-    add_lora(pipe.unet, "later")  # as a script that goes on with its model
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        assert keeper.write() is None
-    (message,) = caplog.messages
-    assert "unet was changed" in message
-    assert name_of(2) in message
+    assert torch.equal(said(loaded(keeper.end(), pretrained)), kept)
+    keeper.note(6, True)  # there is space again
+    assert (keeper.step, steps_in(tmp_path)) == (6, [6])
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def test_the_file_of_the_last_checkpoint_outlasts_newer_ones(pipe, tmp_path):
+def test_the_weights_of_the_last_checkpoint_outlast_newer_ones(pipe, tmp_path):
     keeper = keeper_of(pipe, tmp_path)
     keeper.note(0, True)
     assert keeper.state_dict() == {"step": 0, "unclean_since": None, "final": False}
     for step in (2, 4):
         keeper.note(step, True)
-        assert files(tmp_path) == [name_of(0), name_of(step)]
+        assert steps_in(tmp_path) == [0, step]
     keeper.state_dict()
-    assert files(tmp_path) == [name_of(4)]
+    keeper.note(6, True)
+    assert steps_in(tmp_path) == [4, 6]
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_new_process_goes_on_from_a_checkpoint(lora, pretrained, tmp_path):
+@pytest.mark.parametrize("adapt", [whole, lora])
+def test_a_new_process_goes_on_from_a_checkpoint(adapt, pretrained, tmp_path, caplog):
     def trained():
         found = frozen(pretrained)
-        add_lora(found.unet, "default") if lora else found.unet.requires_grad_(True)
+        adapt(found)
         return found
 
-    torch.manual_seed(0)
     pipe = trained()
     keeper = keeper_of(pipe, tmp_path)
     train(pipe, 1)
@@ -270,89 +376,11 @@ def test_a_new_process_goes_on_from_a_checkpoint(lora, pretrained, tmp_path):
     again.load_state_dict(state)
     again.note(6, True)
     assert (again.step, again.unclean_since, again.final) == (2, 4, True)
-    torch.testing.assert_close(said(loaded(again.write(), pretrained)), kept)
-
-
-def test_weights_that_are_gone_are_said_and_the_next_are_kept(pipe, tmp_path, caplog):
-    keeper = keeper_of(pipe, tmp_path)
-    keeper.note(2, True)
-    keeper.note(4, False)
-    state = keeper.state_dict()
-    (tmp_path / "rollback" / name_of(2)).unlink()
-    again = keeper_of(pipe, tmp_path)
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        again.load_state_dict(state)
-        assert again.write() is None
+    torch.testing.assert_close(said(loaded(again.end(), pretrained)), kept)
+    (again.end() / "memwatch.json").unlink()
+    again = keeper_of(trained(), tmp_path)
+    again.load_state_dict(state | {"final": False})
     assert "the weights of step 2, kept to roll back to, are missing" in caplog.text
+    assert again.end() is None
     again.note(6, True)
     assert (again.step, again.unclean_since) == (6, None)
-
-
-# --- training is untouched -------------------------------------------------------------------------------------------
-
-
-KINDS = [{"ema": True}, {"lora": True}, {"ema": True, "checkpointing": True, "precision": "bf16"}]
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind))
-def test_training_is_bit_identical_with_and_without(kind, pretrained, pipeline, tmp_path):
-    without, with_keeper = [], []
-    Loop(pretrained, **kind).run(None, 4, each=lambda running: without.append(running.state()))
-    loop = Loop(pretrained, tmp_path, **kind)
-    before = loop.identities()
-    keeper = LastClean(loop.watch(pipeline, config=SMALL).observer, tmp_path / "kept", Faults(strict=True))
-
-    def each(running: Loop) -> None:
-        keeper.note(running.step, running.step == 1)
-        assert (keeper.write() is None) == (running.step == 0)
-        with_keeper.append(running.state())
-
-    keeper.note(0, True)
-    loop.run(None, 4, each=lambda running: each(running) if running.step > 1 else keeper.note(1, True))
-    assert_same(without[1:], with_keeper)
-    assert (keeper.step, keeper.unclean_since) == (1, 2)
-    after = loop.identities()
-    assert all(after[key] == before[key] for key in ("forward", "processors", "parameters", "hooks"))
-
-
-# --- two processes ---------------------------------------------------------------------------------------------------
-
-
-def main(pretrained: Path, folder: Path) -> None:
-    """On each rank: the disk of the first is full once, and both know."""
-    loop = Loop(pretrained, folder)
-    rank = loop.accelerator.process_index
-    keeper = LastClean(loop.watch(pretrained, config=SMALL).observer, folder / "kept", Faults())
-    found = []
-
-    def each(running: Loop) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            if running.step == 2:
-                patch.setattr(memwatch.act.last_clean, "write_safetensors", no_space)
-            keeper.note(running.step, running.step < 3)
-        found.append([keeper.step, keeper.unclean_since, keeper._faults.count])
-
-    loop.run(None, 3, each=each)
-    written = keeper.write()
-    loop.run(None, 4)  # DDP still averages the gradients
-    sums = [float(p.double().sum()) for p in loop.bare.parameters()]
-    result = {"found": found, "written": str(written), "sums": sums, "state": keeper.state_dict()}
-    (folder / f"{rank}.json").write_text(json.dumps(result), encoding="utf-8")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_agree_and_one_writes(pretrained, tmp_path):
-    logs = on_two_ranks(__file__, pretrained, tmp_path, folder=tmp_path)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
-    assert first == second
-    assert first["found"] == [[1, None, 0], [1, None, 1], [1, 3, 1]]
-    assert first["written"] == str(tmp_path / "kept" / "last_clean")
-    assert files(tmp_path / "kept") == [name_of(1)]
-    assert logs.count("To load them: unet = UNet2DConditionModel") == 1
-    kept = load_file(tmp_path / "kept" / "rollback" / name_of(1))
-    pipe = loaded(tmp_path / "kept" / "last_clean", pretrained)
-    assert_same({f"unet/{name}": p.detach() for name, p in pipe.unet.named_parameters()}, kept)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

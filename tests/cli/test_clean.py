@@ -75,13 +75,17 @@ def test_one_of_each_group_is_kept(train, tmp_path, capsys):
     assert "cat: memorized at step 300, 2.4x; near-duplicates: 1 left out, 1 kept" in capsys.readouterr().out
 
 
-def test_suspicious_ones_count_when_asked(train, tmp_path):
-    file = flagged(tmp_path / "f", ("cat", ("1.png",)), ("dog", ("2.png",), "suspicious"))
+def test_suspicious_ones_count_when_asked_and_probes_from_elsewhere_are_said(train, tmp_path, capsys):
+    """A run on a dataset that was loaded from the folder knows paths, not names."""
+    file = flagged(tmp_path / "f", ("cat", ("1.png",)), ("dog", (str(train / "deep" / "9.png"),), "suspicious"))
     assert clean(train, file) == 0
-    assert "2.png" in contents(tmp_path / "out")
-    file.write_text(file.read_text().splitlines()[1] + "\n", encoding="utf-8")
-    main(["clean", str(train), "--flagged", str(file), "--out", str(tmp_path / "both"), "--verdict", "suspicious"])
-    assert "2.png" not in contents(tmp_path / "both")
+    assert "deep/9.png" in contents(tmp_path / "out")
+    file = flagged(tmp_path / "f", ("dog", (str(train / "deep" / "9.png"),), "suspicious"), ("poster", ()))
+    assert clean(train, file, "--verdict", "suspicious", "--out", str(tmp_path / "both")) == 0
+    assert "deep/9.png" not in contents(tmp_path / "both")
+    assert (
+        "nothing is left out for these probes, which are not from the training set: poster" in capsys.readouterr().out
+    )
 
 
 def test_captions_beside_images_go_with_them(tmp_path):
@@ -102,23 +106,10 @@ def test_every_folder_keeps_its_own_metadata(tmp_path):
     assert [rows.caption(row) for row in range(3)] == ["a0", "a1", "b1"]
 
 
-def test_files_are_found_by_their_paths_too(train, tmp_path):
-    """A run on a dataset that was loaded from the folder knows paths, not names."""
-    assert clean(train, flagged(tmp_path / "f", ("cat", (str(train / "deep" / "9.png"),)))) == 0
-    assert "deep/9.png" not in contents(tmp_path / "out")
-
-
 def test_an_image_that_is_missing_stays_missing(train, tmp_path):
     (train / "7.png").unlink()
     assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 0
     assert "7.png" not in contents(tmp_path / "out")
-
-
-def test_probes_from_elsewhere_are_said(train, tmp_path, capsys):
-    assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)), ("poster", ()))) == 0
-    assert (
-        "nothing is left out for these probes, which are not from the training set: poster" in capsys.readouterr().out
-    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +139,10 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(probes, more, said, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_leaves_no_half_a_set(train, tmp_path, monkeypatch, capsys):
+def test_no_file_and_a_full_disk_leave_no_half_a_set(train, tmp_path, monkeypatch, capsys):
+    assert clean(train, tmp_path / "nothing") == 2
+    assert "does not exist; a run writes flagged.jsonl" in capsys.readouterr().err
+
     def full(*_):
         raise OSError("no space left on device")
 
@@ -156,8 +150,3 @@ def test_a_full_disk_leaves_no_half_a_set(train, tmp_path, monkeypatch, capsys):
     assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 2
     assert "no space left" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "train"]
-
-
-def test_there_is_no_file(train, tmp_path, capsys):
-    assert clean(train, tmp_path / "nothing") == 2
-    assert "does not exist; a run writes flagged.jsonl" in capsys.readouterr().err

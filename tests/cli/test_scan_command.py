@@ -148,12 +148,11 @@ def test_bad_input_is_one_clear_line(scan, trained, prompts, tmp_path, capsys, c
     assert re.search(message, said[0]), said
 
 
-def test_without_probes_there_is_nothing_to_look_at(scan, trained, capsys):
+def test_without_probes_there_is_nothing_to_look_at_and_a_trainings_history_is_never_overwritten(
+    scan, trained, pretrained, prompts, tmp_path, capsys
+):
     assert scan(trained / "pipeline", "--baseline", "unconditional")[0] == 2
     assert "memwatch scan: nothing to look at; pass --prompts FILE" in capsys.readouterr().err
-
-
-def test_a_trainings_history_is_never_overwritten(scan, trained, pretrained, prompts, tmp_path, capsys):
     (tmp_path / "memwatch").mkdir()
     (tmp_path / "memwatch" / "history.jsonl").write_text('{"step": 0}\n', encoding="utf-8")
     assert scan(trained / "pipeline", "--baseline", pretrained, "--prompts", prompts)[0] == 2

@@ -44,20 +44,15 @@ def command(loras, pretrained, prompts, images, tmp_path, monkeypatch):
     return run
 
 
-def test_it_ends_with_0_when_nothing_new_comes(command, tmp_path, capsys):
-    assert command("--idle", "1", "--poll", "30") == 0
-    said = capsys.readouterr()
+def test_it_ends_with_0_when_nothing_new_comes_and_by_ctrl_c(command, tmp_path, capsys):
     output = tmp_path / "run" / "memwatch"
+    assert command(happens=[nothing, nothing, nothing, interrupt]) == 0
     assert steps_in(output) == [0, 2, 4]
+    assert command("--idle", "1", "--poll", "30") == 0  # it goes on, although nothing is new
+    assert steps_in(output) == [0, 2, 4]
+    said = capsys.readouterr()
     assert f"report: {output / 'report.html'}" in said.out.splitlines()
     assert "skipped" not in said.err
-
-
-def test_ctrl_c_ends_it_with_0(command, tmp_path, capsys):
-    assert command("--output", tmp_path / "out", happens=[nothing, nothing, interrupt]) == 0
-    assert steps_in(tmp_path / "out") == [0, 2, 4]
-    assert not (tmp_path / "run" / "memwatch").exists()
-    assert command("--output", tmp_path / "out", "--idle", "1") == 0  # it goes on, although nothing is new
 
 
 def test_what_was_skipped_makes_it_1(command, tmp_path, capsys):

@@ -29,9 +29,9 @@ from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.probes import Probe
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import OffloadedNetwork, swapped, trainable
+from memwatch.scan.checkpoint_store import ObservationCache
 from memwatch.scan.checkpoints import load_model, make_room, read_weights
-from memwatch.scan.lora_names import DENOISER
-from memwatch.scan.observation_cache import ObservationCache
+from memwatch.scan.lora import DENOISER
 
 SHIFTS = (0, 8, 24, 56)  # a header is padded to a multiple of 8 bytes
 

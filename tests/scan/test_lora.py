@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -17,44 +16,20 @@ from support.families import PROMPT, SIZE, adapted, network
 from torch import nn
 
 from memwatch.scan.checkpoint_store import copy_text_encoders
-from memwatch.scan.checkpoints import (
-    CheckpointError,
-    copy_into,
-    load_model,
-    read_weights,
-    text_encoders,
-)
-from memwatch.scan.lora import lora_weights
-from memwatch.scan.lora_names import DENOISER
+from memwatch.scan.checkpoints import copy_into, load_model, read_weights, text_encoders
+from memwatch.scan.safetensors_files import CheckpointError
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")
+UNET = [*by.WIDE, "proj_in", "conv1", "conv2", "time_emb_proj", "conv_shortcut"]
+JOINT = ["norm1.linear", "norm1_context.linear", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 LAYERS = {
-    "sd1": [*by.WIDE, "proj_in", "conv1", "conv2", "time_emb_proj", "conv_shortcut", "downsamplers.0.conv", "linear_1"],
-    "sdxl": [*by.WIDE, "proj_in", "conv1", "conv2", "time_emb_proj", "conv_shortcut", "upsamplers.0.conv", "linear_1"],
-    "sd3": [
-        *by.WIDE,
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-        "ff_context.net.0.proj",
-        "norm1.linear",
-        "norm1_context.linear",
-    ],
-    "flux": [
-        "norm1.linear",
-        "norm1_context.linear",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-        "norm.linear",
-    ],
+    "sd1": [*UNET, "downsamplers.0.conv", "linear_1"],
+    "sdxl": [*UNET, "upsamplers.0.conv"],
+    "sd3": [*by.WIDE, *JOINT, "ff_context.net.0.proj", "norm_out.linear", "pos_embed.proj"],
+    "flux": [*JOINT, "norm.linear", "ff.net.0.proj", "ff.net.2", "ff_context.net.2", "x_embedder", "context_embedder"],
 }
-LAYERS["sd3"] += ["norm_out.linear", "pos_embed.proj", "timestep_embedder.linear_1"]
 LAYERS["flux"] += [f"transformer_blocks.0.attn.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0")]
-LAYERS["flux"] += ["ff.net.0.proj", "ff.net.2", "ff_context.net.2", "x_embedder", "context_embedder", "norm_out.linear"]
-LAYERS["flux"] += ["proj_out", "timestep_embedder.linear_1", "guidance_embedder.linear_2", "text_embedder.linear_1"]
+LAYERS["flux"] += ["timestep_embedder.linear_1", "guidance_embedder.linear_2", "text_embedder.linear_1"]
 RANK, ALPHA = 2, 3  # a scale of 1.5
 
 
@@ -65,23 +40,29 @@ def trained(request, families):
     return request.param, by.with_lora(model, LAYERS[request.param], rank=RANK, alpha=ALPHA).eval()
 
 
+def named(model: nn.Module, name: str) -> by.Factors:
+    """The layers under the names that most trainers give them: for SDXL and Flux those of the original repository."""
+    return by.joined(by.factors_of(model), model) if name in ("sdxl", "flux") else by.factors_of(model)
+
+
 def kohya(model: nn.Module, name: str):
-    factors = by.factors_of(model)
-    return by.kohya(factors if name == "sd1" else by.joined(factors, model), "lora_unet_")
+    return by.kohya(named(model, name), "lora_unet_")
+
+
+def comfyui(model: nn.Module, name: str, names: str = "AB"):
+    return by.dotted(named(model, name), "diffusion_model.", alphas=True, names=names)
+
+
+def part_of(name: str) -> str:
+    return "unet" if name in ("sd1", "sdxl") else "transformer"
 
 
 WRITERS = {
     "kohya": kohya,
-    "comfyui": lambda model, _: by.dotted(by.joined(by.factors_of(model), model), "diffusion_model.", alphas=True),
-    "comfyui-down-up": lambda model, _: by.dotted(
-        by.joined(by.factors_of(model), model), "diffusion_model.", alphas=True, names="down/up"
-    ),
-    "onetrainer": lambda model, name: by.kohya(
-        by.factors_of(model), "lora_unet_" if name in ("sd1", "sdxl") else "lora_transformer_"
-    ),
-    "ai-toolkit": lambda model, name: by.dotted(
-        by.factors_of(model), "unet." if name in ("sd1", "sdxl") else "transformer."
-    ),
+    "comfyui": comfyui,
+    "comfyui-down-up": lambda model, name: comfyui(model, name, "down/up"),
+    "onetrainer": lambda model, name: by.kohya(by.factors_of(model), f"lora_{part_of(name)}_"),
+    "ai-toolkit": lambda model, name: by.dotted(by.factors_of(model), f"{part_of(name)}."),
     "peft": lambda model, _: by.dotted(by.factors_of(model), "base_model.model."),
 }
 
@@ -123,7 +104,7 @@ def test_every_trainers_names(trained, writer, families, family_folders, tmp_pat
 def test_files_whose_alpha_lies_beside_the_tensors(trained, settings, families, family_folders, tmp_path):
     """PEFT's folder and diffusers' file; where nothing tells alpha, diffusers takes the rank."""
     name, model = trained
-    part = "unet" if name in ("sd1", "sdxl") else "transformer"
+    part = part_of(name)
     if settings == "adapter_config.json":
         by.save_peft(tmp_path / "lora", model, ALPHA, RANK)
     else:
@@ -133,43 +114,6 @@ def test_files_whose_alpha_lies_beside_the_tensors(trained, settings, families, 
     loaded = load_model(str(tmp_path / "lora"), family_folders[name])
     ours, theirs = predicted(loaded, families[name]), predicted(model, families[name])
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=2e-4) == (settings is not None)
-
-
-def test_names_that_diffusers_gave_once(families, family_folders, tmp_path):
-    model = sd1_lora(families, ["to_q", "to_out.0"])
-    tensors = {}
-    for layer, (down, up, _) in by.factors_of(model).items():
-        processor, _, projection = layer.removesuffix(".0").rpartition(".")
-        tensors[f"unet.{processor}.processor.{projection}_lora.down.weight"] = down
-        tensors[f"unet.{processor}.processor.{projection}_lora.up.weight"] = up
-    save_file(tensors, tmp_path / "lora.safetensors")
-    loaded = load_model(str(tmp_path / "lora.safetensors"), family_folders["sd1"])
-    torch.testing.assert_close(predicted(loaded, families["sd1"]), predicted(model, families["sd1"]))
-
-
-def test_flux_single_blocks_of_the_real_width(tmp_path):
-    """Queries, keys, values and the MLP are one layer there; diffusers cuts them at the width of the real model."""
-    down, up = torch.randn(2, 8), torch.randn(3 * 3072 + 12288, 2)
-    shapes = {"to_q": 3072, "to_k": 3072, "to_v": 3072, "proj_mlp": 12288}
-
-    class FluxTransformer2DModel(nn.Module):  # the layers alone: a whole one is too large
-        def __init__(self):
-            super().__init__()
-            block = nn.Module()
-            block.attn = nn.Module()
-            for name, width in shapes.items():
-                setattr(block if name == "proj_mlp" else block.attn, name, nn.Linear(8, width))
-            self.single_transformer_blocks = nn.ModuleList([block])
-
-    file = tmp_path / "lora.safetensors"
-    save_file(by.kohya({"single_blocks.0.linear1": (down, up, 2.0)}, "lora_unet_"), file)
-    weights = lora_weights(file, DENOISER, FluxTransformer2DModel())
-    cut = dict(zip(shapes, up.split(list(shapes.values())), strict=True))
-    assert len(weights) == 8
-    for name, rows in cut.items():
-        layer = f"single_transformer_blocks.0.{'' if name == 'proj_mlp' else 'attn.'}{name}"
-        assert torch.equal(weights[f"{layer}.lora_A.default.weight"], down)
-        assert torch.equal(weights[f"{layer}.lora_B.default.weight"], rows)
 
 
 # --- text encoders ----------------------------------------------------------------------------------------------------
@@ -196,12 +140,15 @@ def trained_encoders(pipe: DiffusionPipeline, names: list[str]) -> list[nn.Modul
 
 
 @pytest.mark.parametrize("writer", ["kohya", "diffusers", "comfyui"])
-def test_the_text_encoders_lora(trained, writer, families, family_folders, tmp_path):
-    """kohya trains them by default; prompts are encoded with it, and without it where a later file has none."""
+def test_the_text_encoders_lora(trained, writer, families, family_folders, tmp_path, caplog):
+    """kohya trains them by default; prompts are encoded with it, and without it where a later file has none.
+
+    Embeddings that were trained along are left out, which is said once.
+    """
     name, model = trained
     pipe, names = families[name], encoder_names(name)
     encoders = trained_encoders(pipe, names)
-    tensors = kohya(model, name)
+    tensors = kohya(model, name) | {"bundle_emb.<cat>.clip_l": torch.zeros(1, 16)}
     comfy = {"text_encoder": "clip_l", "text_encoder_2": "t5xxl" if name == "flux" else "clip_g"}
     for encoder, part, prefix in zip(encoders, names, PREFIXES[name], strict=True):
         factors = by.factors_of(encoder)
@@ -225,20 +172,11 @@ def test_the_text_encoders_lora(trained, writer, families, family_folders, tmp_p
     base = predicted(loaded, pipe)
     assert_close(predicted(loaded, pipe, ours), predicted(model, pipe, theirs))
     assert (predicted(loaded, pipe, ours) - base).abs().max() > 1e-4
+    assert caplog.text.count("memwatch ignores the trained embeddings") == 1
 
     save_file(kohya(model, name), tmp_path / "without.safetensors")
     copy_text_encoders(str(tmp_path / "without.safetensors"), denoiser, ours)
     assert torch.equal(predicted(loaded, pipe, ours), base)
-
-
-def test_embeddings_in_the_file_are_left_out_and_said(families, family_folders, tmp_path, caplog):
-    model = sd1_lora(families)
-    tensors = kohya(model, "sd1") | {"bundle_emb.<cat>.clip_l": torch.zeros(1, 16)}
-    save_file(tensors, tmp_path / "lora.safetensors")
-    with caplog.at_level(logging.WARNING, "memwatch"):
-        load_model(str(tmp_path / "lora.safetensors"), family_folders["sd1"])
-        load_model(str(tmp_path / "lora.safetensors"), family_folders["sd1"])
-    assert caplog.text.count("memwatch ignores the trained embeddings") == 1
 
 
 # --- one after the other ----------------------------------------------------------------------------------------------
@@ -335,6 +273,15 @@ def test_a_lora_of_another_base(name, base, families, family_folders, tmp_path):
     with pytest.raises(CheckpointError, match=f"^{source}: ") as caught:
         load_model(source, family_folders[base])
     assert "\n" not in str(caught.value)
+
+
+def test_sd3_under_its_original_names(families, family_folders, tmp_path):
+    model = by.with_lora(copy.deepcopy(network(families["sd3"])), by.WIDE)
+    save_file(by.kohya(by.joined(by.factors_of(model), model), "lora_unet_"), tmp_path / "lora.safetensors")
+    with pytest.raises(
+        CheckpointError, match="not in the model .*diffusers has no converter for SD 3's original names"
+    ):
+        load_model(str(tmp_path / "lora.safetensors"), family_folders["sd3"])
 
 
 def test_what_a_converter_drops_is_an_error(families, family_folders, tmp_path, monkeypatch):

@@ -9,18 +9,21 @@ import torch
 from support.builders import CONFIG, Loop, history, picture, without_time
 
 from memwatch import Probe
-from memwatch.scan.observation_cache import ObservationCache
+from memwatch.scan.checkpoint_store import ObservationCache
 
 
 def test_what_was_measured_is_not_measured_again(scan, trained, pretrained, images, tmp_path):
     arguments = (trained, "--images", images, "--pretrained", pretrained)
     assert scan(*arguments)[0] == 0
     before = without_time(history(tmp_path))
-    gone = next((tmp_path / "memwatch" / "observations" / "step_0000002").glob("control1-*"))
+    gone, damaged = (
+        next((tmp_path / "memwatch" / "observations" / f"step_000000{step}").glob("control1-*")) for step in (2, 4)
+    )
     gone.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:500])
     code, measured = scan(*arguments)
     assert code == 0
-    assert measured == ["control1", "control1"]  # now and unconditional; the baseline comes from the earlier event
+    assert measured == ["control1"] * 4  # now and unconditional; the baseline comes from the earlier event
     assert without_time(history(tmp_path)) == before
 
 
@@ -32,14 +35,6 @@ def test_other_settings_measure_anew(scan, trained, pretrained, prompts, tmp_pat
     assert scan(*arguments, settings=str(other))[1] == []  # judged differently, measured the same
     other.write_text(json.dumps(CONFIG | {"seed": 3}), encoding="utf-8")
     assert len(scan(*arguments, settings=str(other))[1]) == 8
-
-
-def test_a_damaged_observation_is_measured_again(scan, trained, pretrained, prompts, tmp_path):
-    arguments = (trained / "pipeline", "--baseline", pretrained, "--prompts", prompts)
-    scan(*arguments)
-    file = next((tmp_path / "memwatch" / "observations").rglob("a-red-poster-*.safetensors"))
-    file.write_bytes(file.read_bytes()[:500])
-    assert scan(*arguments)[1] == ["a-red-poster"] * 4
 
 
 def test_observations_survive_the_disk(pretrained, tmp_path):

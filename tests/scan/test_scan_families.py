@@ -20,7 +20,7 @@ FAMILIES = ("sdxl", "sd3", "flux", "unconditional")
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-    """Name, the earlier pipeline, and the folder of a later one, whole and as diffusers' scripts leave a checkpoint."""
+    """The earlier pipeline, and the folder of a later one, whole and as diffusers' scripts leave a checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     earlier = getattr(tiny, request.param)(folder)
     pipeline = DiffusionPipeline.from_pretrained(earlier)
@@ -32,7 +32,7 @@ def family(request, tmp_path_factory):
     pipeline.save_pretrained(folder / "now")
     getattr(pipeline, part).save_pretrained(folder / "checkpoint-3" / part)
     (folder / "config.json").write_text(json.dumps(CONFIG | {"resolution": SIZE}), encoding="utf-8")
-    return request.param, earlier, folder
+    return earlier, folder
 
 
 def scan(folder, output, *arguments):
@@ -48,7 +48,7 @@ def part_of(pipeline) -> str:
 
 
 def test_two_models(family, images, tmp_path):
-    _, earlier, folder = family
+    earlier, folder = family
     assert scan(folder, tmp_path, folder / "now", "--baseline", earlier, "--images", images) == 0
     whole = maps(tmp_path, 0)
     assert all(whole[f"control{i}/score"].max() > 0 for i in range(3))
@@ -56,22 +56,3 @@ def test_two_models(family, images, tmp_path):
     assert scan(folder, tmp_path / "again", *arguments) == 0
     itself = maps(tmp_path / "again", 3)
     assert all((itself[f"control{i}/score"] == 0).all() for i in range(3))
-
-
-def test_lora(family, images, tmp_path):
-    from peft import LoraConfig, get_peft_model_state_dict
-
-    name, earlier, folder = family
-    if name == "unconditional":
-        pytest.skip("diffusers loads no LoRA into it")
-    pipeline = DiffusionPipeline.from_pretrained(earlier)
-    part = part_of(pipeline)
-    model = getattr(pipeline, part)
-    model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"]))
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if ".lora_B." in parameter_name:
-                parameter.normal_()
-    pipeline.save_lora_weights(tmp_path / "lora", **{f"{part}_lora_layers": get_peft_model_state_dict(model)})
-    assert scan(folder, tmp_path, tmp_path / "lora", "--pretrained", earlier, "--images", images) == 0
-    assert maps(tmp_path, 0)["control0/score"].max() > 0

@@ -97,73 +97,49 @@ def checkpoint(step: int, *, size: int = 10, source: str | None = None) -> Check
     return Checkpoint(step, source, f"{source}, {size} bytes")
 
 
-GONE = "was deleted before memwatch could read it"
 A, B, C = (checkpoint(step) for step in (100, 200, 300))
+GROWS = [checkpoint(100, size=size) for size in (1, 5, 10)]
+LAST, MOVED = checkpoint(101, source="last"), checkpoint(301, source="last")
+SAVES = [checkpoint(step, size=step, source="last") for step in (100, 200, 300, 400)]
+GONE = "was deleted before memwatch could read it"
 
 
-def test_what_has_not_changed_since_the_poll_before_is_next_in_order_of_step():
-    arrivals, took = Arrivals(), []
-    for found in ([B], [A, B], [A, B], [B], [B, C], [B, C], [B, C]):  # what was scanned may be deleted
-        poll = arrivals.poll(found)
-        assert poll.skipped == ()
-        took.append(poll.next)
-        if poll.next is not None:
-            arrivals.done(poll.next)
-    assert took == [None, None, A, B, None, C, None]
-
-
-def test_a_file_that_grows_is_waited_for_and_so_are_those_after_it():
-    arrivals = Arrivals()
-    sizes = [checkpoint(100, size=size) for size in (1, 5, 10)]
-    assert [arrivals.poll([growing, B]).next for growing in sizes] == [None] * 3
-    assert arrivals.poll([sizes[-1], B]).next == sizes[-1]
-
-
-def test_a_step_that_was_passed_is_late_and_said_once():
-    arrivals = Arrivals()
-    arrivals.done(B)
-    assert arrivals.poll([A, B]).skipped == ((A, "appeared after step 200 was scanned"),)
-    again = arrivals.poll([A, B])
-    assert (again.skipped, again.next) == ((), None)
-
-
-def test_what_is_deleted_before_its_turn_is_gone_and_said_once():
-    arrivals = Arrivals()
-    arrivals.poll([A, B])
-    poll = arrivals.poll([B])
-    assert (poll.skipped, poll.next) == (((A, GONE),), B)
-    assert arrivals.poll([B]).skipped == ()
+@pytest.mark.parametrize(
+    ("polls", "scanned", "skipped"),
+    [
+        # smallest step first, once it is the same as before; what was scanned may be deleted
+        ([[B], [A, B], [A, B], [B], [B, C], [B, C], [B, C]], [None, None, A, B, None, C, None], []),
+        # a file that grows is waited for, and so are those after it
+        ([[size, B] for size in GROWS] + [[GROWS[-1], B]] * 2, [None, None, None, GROWS[-1], B], []),
+        # a step that was passed is late
+        ([[B], [B], [A, B], [A, B]], [None, B, None, None], [(A, "appeared after step 200 was scanned")]),
+        ([[A, B], [B], [B]], [None, B, None], [(A, GONE)]),
+        # a last file without a number is taken once, though it counts as one step after all others
+        ([[A, LAST], [A, LAST], [A, LAST], [A, C, MOVED], [A, C, MOVED]], [None, A, LAST, None, C], []),
+        # a file that is written over is new at each step
+        (
+            [*([save] for save in SAVES[:2] for _ in range(2)), [SAVES[2]], [SAVES[3]]],
+            [None, SAVES[0], None, SAVES[1], None, None],
+            [(SAVES[2], GONE)],
+        ),
+    ],
+)
+def test_which_checkpoint_is_next(polls, scanned, skipped):
+    arrivals, took, said = Arrivals(), [], []
+    for found in polls:
+        ready, cannot = arrivals.poll(found)
+        took.append(ready)
+        said += cannot
+        if ready is not None:
+            arrivals.done(ready)
+    assert (took, said) == (scanned, skipped)
 
 
 def test_what_was_given_up_is_new_again_once_its_files_change():
     arrivals = Arrivals()
     arrivals.poll([A, B])
     arrivals.give_up(A)
-    assert arrivals.poll([A, B]).next == B
+    assert arrivals.poll([A, B])[0] == B
     longer = checkpoint(100, size=20)
     arrivals.poll([longer, B])
-    assert arrivals.poll([longer, B]).next == longer
-
-
-def test_a_last_file_without_a_number_is_looked_at_once_though_its_step_moves():
-    """It counts as one step after all others, however many there are."""
-    arrivals = Arrivals()
-    last, moved = checkpoint(101, source="last"), checkpoint(301, source="last")
-    arrivals.poll([A, last])
-    arrivals.done(A)
-    assert arrivals.poll([A, last]).next == last
-    arrivals.done(last)
-    poll = arrivals.poll([A, C, moved])
-    assert (poll.next, poll.skipped) == (None, ())
-    assert arrivals.poll([A, C, moved]).next == C
-
-
-def test_a_file_that_is_written_over_is_new_at_each_step():
-    arrivals = Arrivals()
-    saves = [checkpoint(step, size=step, source="last") for step in (100, 200, 300)]
-    for save in saves[:2]:
-        arrivals.poll([save])
-        assert arrivals.poll([save]).next == save
-        arrivals.done(save)
-    arrivals.poll([saves[2]])
-    assert arrivals.poll([checkpoint(400, size=400, source="last")]).skipped == ((saves[2], GONE),)
+    assert arrivals.poll([longer, B])[0] == longer

@@ -46,21 +46,15 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def save_kohya(model: UNet2DConditionModel, file: Path, step: int | None = None) -> Path:
-    """The LoRA of a UNet as kohya's scripts save it, with the step in the metadata where it is given."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    metadata = None if step is None else {"ss_steps": str(step)}
-    save_file(by.kohya(by.factors_of(model), "lora_unet_"), file, metadata)
-    return file
-
-
 def save_loras(pretrained: Path, folder: Path, steps: tuple[int, ...] = (2, 4, 6)) -> dict[int, Path]:
     """Random LoRAs by step, as kohya names them."""
+    folder.mkdir(exist_ok=True)
     unet = by.with_lora(UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet"), ["to_q", "to_v"])
     files = {}
     for step in steps:
         by.fill(unet, seed=step)
-        files[step] = save_kohya(unet, folder / f"run-step{step:08d}.safetensors", step)
+        files[step] = folder / f"run-step{step:08d}.safetensors"
+        save_file(by.kohya(by.factors_of(unet), "lora_unet_"), files[step], {"ss_steps": str(step)})
     return files
 
 
@@ -75,7 +69,6 @@ def following(
     script: Script,
     *,
     config: dict[str, Any] = QUICK,
-    base: bool = True,
     keep_going: bool = False,
     idle: float | None = 5.0,
     **given: Any,
@@ -89,8 +82,8 @@ def following(
     def open_scan(first: Checkpoint) -> Scan:
         return Scan(accelerator, [first], str(pretrained), config=settings, **given)
 
-    start = Checkpoint.of(0, pretrained) if base else None
-    return Follow(accelerator, folder, open_scan, base=start, poll=1.0, idle=idle, clock=script, keep_going=keep_going)
+    base, waits = Checkpoint.of(0, pretrained), {"poll": 1.0, "idle": idle, "clock": script}
+    return Follow(accelerator, folder, open_scan, base=base, keep_going=keep_going, **waits)
 
 
 def steps_in(output: Path) -> list[int]:

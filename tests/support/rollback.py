@@ -78,3 +78,28 @@ def loaded(folder: Path, pretrained: Path) -> DiffusionPipeline:
         if isinstance(names.get(part), nn.Module):
             setattr(pipe, part, names[part])
     return pipe
+
+
+def add_lora(
+    part: nn.Module, *, name: str = "default", modules=("to_q", "to_v"), rank: int = 2, **options: Any
+) -> None:
+    from peft import LoraConfig
+
+    torch.manual_seed(5)
+    options |= {"r": rank, "lora_alpha": 3 * rank, "lora_dropout": 0.2, "target_modules": list(modules)}
+    part.add_adapter(LoraConfig(**options), adapter_name=name)
+
+
+def snapshot(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """All of the live networks that writing could disturb."""
+    found: dict[str, Any] = {"random": torch.get_rng_state()}
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module):
+            parameters, modules = list(part.parameters()), list(part.modules())
+            found[name] = [
+                {key: p.detach().clone() for key, p in part.state_dict().items()},
+                len(part._state_dict_hooks),
+            ]
+            found[name] += [[(p.data_ptr(), p.requires_grad) for p in parameters], [m.training for m in modules]]
+            found[name] += [{key: str(value) for key, value in vars(part.config).items()}]
+    return found

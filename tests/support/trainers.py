@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from support.originals import in_order, is_two_wide, original_layer, swapped
+from support.originals import in_order, original_layer
 from torch import Tensor, nn
 
 Factors = dict[str, tuple[Tensor, Tensor, float]]  # layer: A, B, alpha
@@ -53,7 +53,6 @@ def joined(factors: Factors, model: nn.Module) -> Factors:
     """Layers of the original repository: several of ours that are one there get ``A`` stacked and ``B`` in blocks."""
     theirs: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for layer, (down, up, alpha) in sorted(factors.items(), key=lambda item: in_order(item[0])):
-        up = swapped(up) if is_two_wide(layer, model) else up
         theirs.setdefault(original_layer(layer, model), []).append((down, up, alpha))
     return {
         layer: pieces[0]

@@ -1,4 +1,4 @@
-"""The webhook against a web server on this machine."""
+"""Alerts: every one reaches every hook, and the webhook, against a web server on this machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 from support.alerting import alerting
 from support.webhooks import serving
 
-import memwatch.act.webhook
-from memwatch.act.alert import Alert
-from memwatch.act.webhook import WebhookError, WebhookSink, body_of
+import memwatch.act.alerts
+from memwatch.act.alerts import Alert, HookSink, WebhookError, WebhookSink, as_hooks, body_of
 from memwatch.config import ConfigError
 
 SECRET = "secret"  # in the path of every URL here
@@ -20,7 +19,7 @@ SECRET = "secret"  # in the path of every URL here
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(memwatch.act.webhook, "PAUSES", (0.0,) * 4)
+    monkeypatch.setattr(memwatch.act.alerts, "PAUSES", (0.0,) * 4)
 
 
 def post(url, *reports, run=""):
@@ -35,7 +34,37 @@ def alert(text: str) -> Alert:
     return replace(Alert.of(report, report.alerts[0]), text=text)
 
 
-# --- what arrives ----------------------------------------------------------------------------------------------------
+# --- hooks -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_alert_is_told_once_and_one_that_fails_keeps_none_from_being_told():
+    told: list[Alert] = []
+
+    def hook(alert):
+        told.append(alert)
+        if alert.probe != "dog":
+            raise OSError(f"no line for {alert.probe}")
+
+    report = alerting("cat", "dog", "fox")
+    with pytest.raises(OSError, match="no line for cat"):
+        HookSink(hook).write(report)
+    HookSink(hook).write(alerting())  # which has no news
+    assert told == [Alert.of(report, finding) for finding in report.alerts]
+    assert [(alert.probe, alert.step, alert.verdict) for alert in told] == [
+        (name, 7, "suspicious") for name in ("cat", "dog", "fox")
+    ]
+
+
+def test_what_is_a_hook():
+    assert as_hooks(None) == as_hooks([]) == []
+    assert [sink.name for sink in as_hooks(print)] == ["on_alert"]
+    assert [sink.name for sink in as_hooks((print, print))] == ["on_alert[0]", "on_alert[1]"]
+    for wrong in ("notify", [print, None]):
+        with pytest.raises(ConfigError, match="'on_alert'.*a function that takes an Alert"):
+            as_hooks(wrong)
+
+
+# --- what arrives at a webhook ---------------------------------------------------------------------------------------
 
 
 def test_an_alert_arrives_with_all_that_it_says():
@@ -75,8 +104,8 @@ def test_each_host_gets_what_it_takes():
 
 
 def test_a_webhook_that_hangs_delays_nothing(monkeypatch):
-    monkeypatch.setattr(memwatch.act.webhook, "ROOM", 2)
-    monkeypatch.setattr(memwatch.act.webhook, "FAREWELL", 0.05)
+    monkeypatch.setattr(memwatch.act.alerts, "ROOM", 2)
+    monkeypatch.setattr(memwatch.act.alerts, "FAREWELL", 0.05)
     with serving(hang=threading.Event()) as server:
         sink = WebhookSink(server.url)
         sink.write(alerting("cat"))
