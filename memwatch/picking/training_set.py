@@ -67,7 +67,10 @@ class TrainingSet:
         return image_from(self.raw(row), row)
 
     def caption(self, row: int) -> str:
-        return self.caption_of(row) or self.prompt
+        try:
+            return self.caption_of(row) or self.prompt
+        except Exception:  # its image cannot be read either, which is reported
+            return self.prompt
 
     def name(self, row: int) -> str:
         return f"row-{row:05d}" if self.names is None else self.names[row]
