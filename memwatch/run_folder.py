@@ -15,7 +15,7 @@ logger = logging.getLogger("memwatch")
 OWNER = "run.json"  # names the run whose files lie beside it
 SIGNS = ("history.jsonl", "ledger", "observations")  # without ``OWNER``, any of these is a sign of memwatch's files
 PICTURES = ("heatmaps", "overview", "images", "generations")
-WEIGHTS = ("snapshots", "rollback", "last_clean")
+WEIGHTS = ("snapshots", "last_clean")
 OURS = (*SIGNS, *PICTURES, *WEIGHTS, "maps", "decisive", "about.json", "losses.jsonl", "flagged.jsonl", "report.html")
 
 

@@ -39,7 +39,7 @@ class FileSink:
     | ``generations/PROBE/step_NNNNNNN.jpg`` | a proof's generations, side by side |
 
     The map that decides, ``PROBE/decisive``, is ``(h, w)``. ``memwatch/act`` adds ``flagged.jsonl``, the rows behind
-    every alert, and ``last_clean/``, the weights of before the first one, where a run has ended after one.
+    every alert, and ``last_clean/``, the newest weights from before the first one.
 
     The line of every event stays: about 1 kB per probe. Files named by a step take 500 MB at most over all events, or
     those of the newest event if they alone are more; ``retention`` says which stay. What a full disk refuses is lost,
