@@ -210,7 +210,7 @@ class MemWatch:
         return self.actions.flagged()
 
     def close(self) -> None:
-        """End the events, say where ``last_clean`` is, unlock ``output_dir``, close the sinks. Call it on every rank."""
+        """End the events, say where ``last_clean`` is, unlock ``output_dir``, close the sinks; on every rank."""
         if not self._closed:
             self._closed = True
             self.actions.end()

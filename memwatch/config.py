@@ -255,8 +255,8 @@ class MemWatchConfig:
         weights: ``live``, or ``ema`` to watch the averaged weights (needs the ``ema`` argument).
         precision: ``full`` measures in the type of the model's weights, ``loop`` in the mixed precision of the loop's
             accelerator. In bf16 log ratios differ by 0.01 from float32, at most an eighth of their standard error.
-        rollback: keep the latest weights saved before any probe met the memorized criteria in ``output_dir/last_clean``,
-            as diffusers loads them. They are deleted when the run ends without an alert.
+        rollback: keep the latest weights saved before any probe met the memorized criteria, as diffusers loads them,
+            in ``output_dir/last_clean``. They are deleted when the run ends without an alert.
         strict: raise on failures that would otherwise cost an event or a row, with a warning.
     """
 
