@@ -24,6 +24,7 @@ COARSE = 8  # cells per side of what the nearest are looked for by
 AXES = 16  # principal axes of that
 NEIGHBOURS = 16  # pictures that a picture is compared with, the nearest, and as many mirrored
 ROUNDS = 8  # repetitions of the search at most
+BAND = 1.1  # pictures that vary alike within this factor are looked for at one distance, which is faster
 BLOCK = 512  # rows that are computed with at once
 
 
@@ -88,14 +89,16 @@ class _Search:
     def pairs(self, rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Near-duplicates of some rows among others, and which of the rows have more near ones than were looked at."""
         tree, crowded = cKDTree(self.plain[among]), np.zeros(len(rows), dtype=bool)
-        found, reach = [], _reach(self.varies[rows])
+        alike = np.floor(np.log(self.varies[rows] / NOISE) / np.log(BAND)).astype(np.int64)
+        found = [np.zeros(0, np.int64)]
         for is_mirrored, points in ((False, self.plain), (True, self.mirrored)):
-            nearest = tree.query(points[rows], NEIGHBOURS + 1, distance_upper_bound=reach.max(initial=0))
-            apart, others = (np.asarray(values) for values in nearest)
-            within = apart <= reach[:, None]
-            crowded |= within[:, -1]
-            i, j = np.nonzero(within)
-            found.append(self._confirmed(rows[i], among[others[i, j]], is_mirrored))
+            for some in by_label(alike):
+                within = _reach(float(self.varies[rows[some]].max()))
+                nearest = tree.query(points[rows[some]], NEIGHBOURS + 1, distance_upper_bound=within)
+                apart, others = (np.asarray(values) for values in nearest)
+                crowded[some] |= np.isfinite(apart[:, -1])
+                i, j = np.nonzero(np.isfinite(apart))
+                found.append(self._confirmed(rows[some[i]], among[others[i, j]], is_mirrored))
         codes = np.unique(np.concatenate(found))
         return codes // len(self.hashes), codes % len(self.hashes), rows[crowded]
 
@@ -115,7 +118,7 @@ class _Search:
         return codes[holds]
 
 
-def _reach(varies: np.ndarray) -> Any:
+def _reach(varies: float) -> float:
     """How far apart the coarse thumbnails of near-duplicates may be, if one varies by so much or less.
 
     Let the two vary by a and b. Their squared difference is ``MAX_DIFFERENCE`` (a² + b²) / 2 at most, and (a - b)² at
@@ -123,7 +126,7 @@ def _reach(varies: np.ndarray) -> Any:
     """
     half = MAX_DIFFERENCE / 2
     ratio = (1 + np.sqrt(1 - (1 - half) ** 2)) / (1 - half)
-    return varies * np.sqrt(half * (1 + ratio**2) * COARSE * COARSE * 3) * (1 + 1e-3)  # rounding
+    return float(varies * np.sqrt(half * (1 + ratio**2) * COARSE * COARSE * 3) * (1 + 1e-3))  # rounding
 
 
 def _first_of_equals(hashes: Hashes, rows: np.ndarray) -> np.ndarray:
