@@ -56,19 +56,6 @@ def test_positives_and_negatives_have_captions_of_one_kind_and_rarity(world):
     assert {caption.count(",") for caption in by_caption} == {1, 2}  # three or four subjects
 
 
-def test_one_subject_with_and_without_class_pictures():
-    alone, beside = (WORLDS[world].items(0) for world in ("dreambooth", "prior"))
-    for items in (alone, beside):
-        six = [item for item in items if item.kind is Kind.VERBATIM]
-        assert len(six) == 6
-        (caption,) = {item.caption for item in six}
-        aside = [i for i in items if i.caption == caption and i.kind is Kind.CONTROL]
-        assert [item.dose for item in aside] == [0, 0]
-    assert {item.dose for item in alone if item.kind is not Kind.VERBATIM} == {0}
-    prior = [item for item in beside if item.name.startswith("class-")]
-    assert sum(item.dose for item in prior) == sum(item.dose for item in beside if item.kind is Kind.VERBATIM)
-
-
 def test_a_batch_is_a_function_of_seed_and_step_and_follows_the_doses():
     items = WORLDS["captions"].items(0)
     first, again = batch(items, 0, 5, 8), batch(WORLDS["captions"].items(0), 0, 5, 8)

@@ -71,16 +71,6 @@ def test_p_values_of_what_was_never_shown_are_not_too_small(products):
     assert [row["share"].value for row in rows] == sorted((row["share"].value for row in rows), reverse=True)
 
 
-def test_the_world_without_captions_has_no_unconditional_branch(tmp_path):
-    pretend(tmp_path / "uncaptioned-0", 0, "uncaptioned")
-    run = Finished(tmp_path / "uncaptioned-0")
-    assert run.is_complete
-    item = run.planted[0]
-    assert run.observation(item.name, STEPS[1], True).unconditional is None
-    assert run.share_of_caption(item) == pytest.approx(item.dose / sum(i.dose for i in run.everything))
-    assert run.generated(item, STEPS[-1]).shape == (4, 64, 64, 3)
-
-
 def test_siblings_that_are_never_shown_are_no_copies(tmp_path):
     pretend(tmp_path / "dreambooth-0", 0, "dreambooth")
     run = Finished(tmp_path / "dreambooth-0")
