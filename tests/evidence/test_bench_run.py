@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evidence import bench
 from evidence.runs import event, protocol, train
 from evidence.runs import generations as copies
 from evidence.runs.finished import Finished
@@ -140,15 +139,3 @@ def test_a_perfect_network_has_no_loss(name, monkeypatch):
     timesteps = torch.tensor([1, 100, 400, 700, 990])
     x = schedule.add_noise(latents, eps, timesteps)
     assert torch.allclose(schedule.epsilon(trainer._target(latents, eps, timesteps), x, timesteps), eps, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--runs", "half-0"], f"--runs: got 'half-0', allowed: WORLD-SEED with a world of {', '.join(WORLDS)}"),
-        (["--output", "none", "--report"], "--output: none holds no finished run with planted items; train some first"),
-    ],
-)
-def test_wrong_words_are_one_line(words, message, capsys):
-    assert bench.main(words) == 2
-    assert capsys.readouterr().err == f"bench: {message}\n"

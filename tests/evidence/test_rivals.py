@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from evidence.metrics import auc, iou
-from evidence.rivals.cases import NEGATIVES, STORED, Case, cases_of
-from evidence.rivals.contest import detection_table, first_table, localization_table
+from evidence.metrics import auc
+from evidence.rivals.cases import NEGATIVES, STORED, cases_of
+from evidence.rivals.contest import detection_table, first_table
 from evidence.rivals.rivals import (
     ALL_ONES,
-    RIVALS,
     clid,
     fallen_loss,
     held_out_loss,
@@ -22,14 +21,6 @@ from evidence.worlds.sets import MODERATE, STRONG, WEAK
 from support.planted import COPIED_FROM, STEPS
 
 LAST = STEPS[-1]
-
-
-@pytest.fixture
-def two_worlds(products, monkeypatch):
-    """Both runs, as if each were of a world of its own."""
-    of_seed = property(lambda case: ("captions", "marks")[case.product.run.plan["seed"]])
-    monkeypatch.setattr(Case, "world", of_seed)
-    return products
 
 
 def only(rows, **wanted):
@@ -54,20 +45,6 @@ def test_what_is_on_its_way_is_neither_right_nor_wrong(products):
 
 
 # --- where -----------------------------------------------------------------------------------------------------------
-
-
-def test_memwatch_and_rivals_are_judged_on_the_same_items(two_worlds):
-    rows = localization_table(two_worlds)
-    parts = [case for case in cases_of(two_worlds) if case.is_part]
-    counts = only(rows, way="items")
-    assert (counts["captions"] + counts["marks"], counts["all"]) == (len(parts), len(parts))
-    shipped = [iou(case.product.region(case.item), case.item.mask) for case in parts]
-    assert only(rows, way="memwatch", threshold="as shipped")["all"] == pytest.approx(np.mean(shipped))
-    assert only(rows, way=ALL_ONES.name)["all"] == pytest.approx(np.mean([case.item.mask.mean() for case in parts]))
-    ways = {(row["way"], row["sampling"]) for row in rows}
-    assert {(rival.name, rival.sampling) for rival in RIVALS if rival.map_of} < ways
-    ours = only(rows, way="memwatch", threshold="oracle")["all"]
-    assert all(row["all"] < ours for row in rows if row["sampling"] not in ("-", None))  # their maps are noise here
 
 
 # --- whether ---------------------------------------------------------------------------------------------------------

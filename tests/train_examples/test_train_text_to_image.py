@@ -94,20 +94,6 @@ def test_lora_in_bf16_saves_adapters_that_load(pretrained, images, tmp_path):
     assert all(parameter.abs().sum() > 0 for parameter in loaded)
 
 
-def test_validation_images_reach_tensorboard_and_leave_training_alone(pretrained, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_text_to_image, "VALIDATION_INFERENCE_STEPS", 2)
-    flags = ["--max_train_steps", "2", "--learning_rate", "1e-2", "--use_ema", "--no_memwatch"]
-    prompts = ["--validation_prompts", "a cat", "old coins", "--num_validation_images", "2", "--validation_steps", "1"]
-    train(pretrained, images, tmp_path / "validated", *flags, *prompts)
-    train(pretrained, images, tmp_path / "bare", *flags)
-
-    log = events(tmp_path / "validated")
-    assert log.Tags()["images"] == ["validation"]
-    sizes = [(image.step, image.height, image.width) for image in log.Images("validation")]
-    assert sizes == [(1, SIZE, 4 * SIZE), (2, SIZE, 4 * SIZE)]
-    assert same(unet_weights(tmp_path / "validated"), unet_weights(tmp_path / "bare"))
-
-
 @pytest.fixture(scope="module")
 def watching(tmp_path_factory) -> list[str]:
     """Flags of a cheap watch: an event every two steps."""
