@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from support import builders
 from support.builders import CONFIG, EAGER, Loop, assert_same, history, maps
 
@@ -87,9 +85,6 @@ def test_end_training_closes_and_closing_twice_is_fine(trackers, loop, pipeline,
     assert [row["step"] for row in history(tmp_path)] == [0, 2]
 
 
-# --- baselines --------------------------------------------------------------------------------------------------------
-
-
 def baseline_steps(report) -> set[int | None]:
     return {finding.observation.baseline_step for finding in report.findings}
 
@@ -126,50 +121,13 @@ def test_last_clean_stays_where_suspicion_began(pretrained, pipeline, tmp_path):
     assert baseline_steps(loop.run(watch, 6)[-1]) == {2}
 
 
-@pytest.mark.parametrize(
-    ("baseline", "kind"),
-    [
-        ("base", {"lora": True, "checkpointing": True, "precision": "bf16"}),
-        ("path", {}),
-    ],
-)
-def test_weights_from_outside_are_the_model_before_training(baseline, kind, pretrained, pipeline, tmp_path):
-    """LoRA off, or a file of what was trainable before the first step."""
-    path = tmp_path / "before.safetensors"
-    save_file(trainable(Loop(pretrained, **kind).bare), path)
-    found = {}
-    for name in ("first", f"path:{path}" if baseline == "path" else "base"):
-        loop = Loop(pretrained, tmp_path / name[:4], **kind, lr=5e-2 if baseline == "base" else 1e-2)
-        reports = loop.run(loop.watch(pipeline, signals={"baseline": name}), 4)
-        found[name == "first"] = maps(tmp_path / name[:4], 4)
-        assert baseline_steps(reports[-1]) == {0 if name == "first" else None}
-    assert found[True].keys() == found[False].keys()
-    assert found[True]["poster/collapse"].any()
-    for name, value in found[True].items():
-        torch.testing.assert_close(value, found[False][name], rtol=1e-4, atol=1e-5, msg=name)
-
-
-# --- peers ------------------------------------------------------------------------------------------------------------
-
-PEERS = ["peer/control0", "peer/control1", "peer/control2"]  # of the files in ``images``
-DOG = [Probe("a dog", builders.picture(5), name="dog")]
-
-
-@pytest.mark.parametrize("given", ["argument", "key", "argument goes first"])
-def test_peers_come_as_an_argument_or_as_a_key(given, loop, pipeline, images):
-    key = {"key": str(images), "argument goes first": "nowhere"}.get(given)
-    overrides = {"config": CONFIG | {"peers": key}} | ({} if given == "key" else {"peers": images})
-    cat, poster = builders.probes_of_both_kinds()
-    watch = loop.watch(pipeline, [poster, "a blue sign", cat], controls=DOG, **overrides)
-    assert [p.name for p in watch.observer.probes] == ["poster", "a-blue-sign", "cat", "control/dog", *PEERS]
-
-
 @pytest.mark.usefixtures("eager")
 def test_peers_are_measured_as_controls_are_and_are_a_reference_for_images_alone(loop, pipeline, images, tmp_path):
-    watch = loop.watch(pipeline, peers=images, controls=DOG, **EAGER | {"stop": {"enabled": False}})
+    config = CONFIG | EAGER | {"stop": {"enabled": False}, "peers": str(images)}
+    watch = loop.watch(pipeline, controls=[Probe("a dog", builders.picture(5), name="dog")], config=config)
     (report,) = loop.run(watch, 2)
     (control,), peers = report.judgement.controls, report.judgement.peers
-    assert [f.name for f in peers] == PEERS
+    assert [f.name for f in peers] == ["peer/control0", "peer/control1", "peer/control2"]  # as the files are named
     for f in peers:
         assert f.observation.baseline_step == control.observation.baseline_step == 0
         assert f.signals.maps().keys() == control.signals.maps().keys()

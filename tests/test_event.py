@@ -30,9 +30,6 @@ def measured(report) -> list[str]:
     return [f.name for f in report.judgement.everything if f.observation.now.rho is not None]
 
 
-# --- the screen -------------------------------------------------------------------------------------------------------
-
-
 @screened
 def test_an_event_measures_curvature_of_what_the_screen_chooses(pretrained, pipeline, images, tmp_path, monkeypatch):
     choose(monkeypatch, "cat", "control/control0")
@@ -132,8 +129,6 @@ def test_without_a_baseline_a_probe_gets_a_new_one(
         assert measured(report) == [n for n, step in zip(("cat", "new"), steps, strict=True) if step is not None]
 
 
-# --- rows in rotation -------------------------------------------------------------------------------------------------
-
 ROTATING = STRICT | EAGER | {"rotation": {"per_event": 2}, "alerts": {"patience": 2}}
 
 
@@ -180,9 +175,6 @@ def test_a_row_reads_what_it_would_as_a_probe(pretrained, pipeline, images, tmp_
         for key in ("name", "severity", "p", "regions", "levels", "verdict", "baseline"):
             assert_same(rotated[step]["findings"][1][key], fixed[step]["findings"][1][key], key)
     assert rotated[1]["findings"][1]["verdict"] == "memorized"
-
-
-# --- the proof --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("eager")

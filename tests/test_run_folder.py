@@ -38,10 +38,7 @@ def start(pretrained, pipeline, tmp_path):
     return make
 
 
-# --- one live run -----------------------------------------------------------------------------------------------------
-
-
-def test_a_second_live_run_in_the_same_folder_is_refused(start, tmp_path):
+def test_a_second_live_run_is_refused_and_the_folder_is_free_when_the_first_is_gone(start, tmp_path):
     loop, first = start()
     first.begin()
     before = ours(tmp_path / "memwatch")
@@ -50,10 +47,6 @@ def test_a_second_live_run_in_the_same_folder_is_refused(start, tmp_path):
     assert ours(tmp_path / "memwatch") == before
     start(loop, output_dir=str(tmp_path / "other"))
     assert first.on_step_end(2) is not None
-
-
-def test_the_folder_is_free_after_closing_after_a_failure_and_when_nobody_holds_the_watch(start):
-    loop, first = start()
     first.close()
     with pytest.raises(ConfigError) as caught:
         start(loop, resolution=17)
@@ -120,9 +113,6 @@ def test_a_script_may_change_its_working_directory(pretrained, pipeline, tmp_pat
     assert (folder / "report.html").is_file()
     assert list((tmp_path / "second").iterdir()) == []
     assert len(list((folder / "overview").iterdir())) == 3
-
-
-# --- one run after the other ------------------------------------------------------------------------------------------
 
 
 def test_a_fresh_run_moves_the_files_of_another_aside(start, tmp_path, caplog):

@@ -279,9 +279,6 @@ def test_one_folder_is_one_run_s_and_is_resumed_by_all_and_after_the_end_there_i
     assert steps(history(folder / "one-folder")) == [0, 2, 4]
 
 
-# --- what a distributed type means ------------------------------------------------------------------------------------
-
-
 def accelerator(kind: str, **more):
     world = {"process_index": 0, "num_processes": 2, "device": torch.device("cpu")}
     return SimpleNamespace(**{"distributed_type": SimpleNamespace(value=kind), **world, **more})

@@ -48,9 +48,6 @@ def test_a_small_hill_ends_half_way_up_and_a_large_one_at_its_foot():
     assert np.array_equal(found, large >= RELATIVE * np.quantile(large, 0.98))
 
 
-# --- how strong a region is -------------------------------------------------------------------------------------------
-
-
 def noise(rng: np.random.Generator, draws: int, truth: np.ndarray | float = 0.0, std: float = 0.3) -> np.ndarray:
     """One map per noise draw, ``(draws, 16, 16)``: smooth noise of that standard deviation around the truth."""
     smooth = ndimage.uniform_filter(rng.standard_normal((draws, 16, 16)), (0, 3, 3))

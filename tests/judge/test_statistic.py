@@ -36,9 +36,6 @@ def null_of(*rows: list[float] | float) -> Null:
     return Null.of([np.broadcast_to(np.asarray(row, dtype=float), NUM_SIZES) for row in rows])
 
 
-# --- sizes and profiles -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", [(4, 4), (8, 8), (3, 5), (16, 12)])
 def test_top_means_equal_a_slow_twin(shape):
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -62,9 +59,6 @@ def test_no_connected_region_can_beat_the_profile():
 def test_no_region_is_smaller_than_the_smallest_size():
     """Fewer pixels than those at which controls are compared would have an advantage."""
     assert all(math.ceil(MIN_AREA * pixels) >= sizes_of(pixels)[-1] for pixels in range(1, 5000))
-
-
-# --- p-values ---------------------------------------------------------------------------------------------------------
 
 
 def test_z_score_and_p_value_by_hand():
@@ -109,9 +103,6 @@ def test_controls_that_are_all_alike_have_a_smallest_spread():
     assert null.p_value(null.z_score(2.25, 0)) < 1e-6
 
 
-# --- the budget of a run ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("num_probes", [1, 8])
 @pytest.mark.parametrize("planned", [None, 5, 300])
 def test_the_p_values_that_a_run_allows_sum_to_its_budget(num_probes, planned):
@@ -123,8 +114,6 @@ def test_the_p_values_that_a_run_allows_sum_to_its_budget(num_probes, planned):
     if planned is not None:
         assert sum(allowed[:planned]) == pytest.approx(0.05 / 2)
 
-
-# --- which observations are compared with which -----------------------------------------------------------------------
 
 CONFIG = load_config({"levels": {"timesteps": [301], "draws": 2}, "signals": {"smooth": 1}})
 SECOND_DRAW = 1.3  # squared error times that of the first draw, which is all that the screen sees
