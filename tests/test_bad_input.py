@@ -44,18 +44,6 @@ def test_settings_that_do_not_fit_are_refused(overrides, message, loop, pipeline
         loop.watch(pipeline, **overrides)
 
 
-def test_averages_of_another_model_are_refused(loop, pipeline):
-    loop.ema = EMAModel([torch.nn.Parameter(torch.zeros(2))])
-    with pytest.raises(ConfigError, match=r"'weights'.*'ema'.*averages 1 tensors"):
-        loop.watch(pipeline, weights="ema")
-
-
-def test_a_watch_without_probes_says_what_they_may_be(loop, pipeline):
-    allowed = "allowed: prompts, Probes, an image folder or a dataset"
-    with pytest.raises(ConfigError, match=f"config key 'probes'.*{allowed}"):
-        MemWatch(loop.accelerator, loop.unet, pipeline, config=CONFIG)
-
-
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "cut"])
 def test_an_image_that_cannot_be_read_is_named(content, loop, pipeline, tmp_path):
     path = tmp_path / "broken.png"
@@ -67,7 +55,9 @@ def test_an_image_that_cannot_be_read_is_named(content, loop, pipeline, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks")  # diffusers' own
-def test_an_unknown_family_and_a_missing_path_are_refused(loop, pipeline, tmp_path):
+def test_what_cannot_be_watched_or_is_missing_is_refused(loop, pipeline, tmp_path):
+    with pytest.raises(ConfigError, match="'probes'.*allowed: prompts, Probes, an image folder or a dataset"):
+        MemWatch(loop.accelerator, loop.unet, pipeline, config=CONFIG)
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     small = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}
     for model in (UNet2DModel(**small, **blocks, in_channels=4, out_channels=4), torch.nn.Linear(2, 2)):
@@ -79,6 +69,9 @@ def test_an_unknown_family_and_a_missing_path_are_refused(loop, pipeline, tmp_pa
             loop.watch(missing)
     with pytest.raises(ValueError, match="pass scheduler=, vae=, text_encoder=, tokenizer= or a pretrained path"):
         loop.watch(None)
+    loop.ema = EMAModel([torch.nn.Parameter(torch.zeros(2))])
+    with pytest.raises(ConfigError, match=r"'weights'.*'ema'.*averages 1 tensors"):
+        loop.watch(pipeline, weights="ema")
 
 
 def test_parts_that_are_passed_need_no_pretrained(pretrained, pipeline, tmp_path):

@@ -85,10 +85,6 @@ def test_end_training_closes_and_closing_twice_is_fine(trackers, loop, pipeline,
     assert [row["step"] for row in history(tmp_path)] == [0, 2]
 
 
-def baseline_steps(report) -> set[int | None]:
-    return {finding.observation.baseline_step for finding in report.findings}
-
-
 @pytest.mark.parametrize(
     ("baseline", "expected"),
     [
@@ -118,7 +114,8 @@ def test_last_clean_stays_where_suspicion_began(pretrained, pipeline, tmp_path):
     for probe in state["states"].values():  # as if suspicion had begun at step 4
         probe.update(streak=1, since=4, last_clean=2, verdict="suspicious")
     watch.load_state_dict(state)
-    assert baseline_steps(loop.run(watch, 6)[-1]) == {2}
+    (report,) = loop.run(watch, 6)
+    assert {finding.observation.baseline_step for finding in report.findings} == {2}
 
 
 @pytest.mark.usefixtures("eager")

@@ -107,7 +107,6 @@ def test_a_webhook_is_a_secret():
     config = load_config({"alerts": {"webhook": "https://hooks.example.com/services/T0/secret?key=1"}})
     assert config.to_show()["alerts"]["webhook"] == "https://hooks.example.com/..."
     assert load_config({"alerts": {"webhook": "$HOOK"}}).to_show()["alerts"]["webhook"] == "$HOOK"
-    assert MemWatchConfig().to_show() == MemWatchConfig().to_dict()
     with pytest.raises(ConfigError) as caught:
         load_config({"alerts": {"webhook": "ftp://host/secret"}})
     assert "secret" not in str(caught.value)
@@ -180,7 +179,6 @@ def test_a_removed_key_says_what_replaces_it(key):
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("every_steps", "10", "integer or null"),
         ("every_steps", 1.5, "integer or null"),
         ("every_steps", True, "integer or null"),
         ("output_dir", 3, "text"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,33 +80,26 @@ def test_batches_sampler_and_length_are_the_dataloaders_own(kind):
         _ = guarded.no_such_thing
 
 
-class Accelerator:
-    def __init__(self) -> None:
-        self.asked: list[object] = []
-
-    def log(self, values, step=None, log_kwargs=None):
-        """Logs."""
-        self.asked.append((values, step, log_kwargs))
-        return "logged"
-
-    def end_training(self):
-        self.asked.append("end")
-        return "ended"
-
-
 class Hearer:
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator, self.heard = accelerator, []
+    def __init__(self, accelerator, asked: list) -> None:
+        self.asked, self.heard = asked, []
         hook_log(accelerator, self.note)
         hook_end_training(accelerator, self.note)
 
     def note(self, *heard):
-        self.heard.append((*heard, len(self.accelerator.asked)))
+        self.heard.append((*heard, len(self.asked)))
 
 
 def test_calls_are_heard_first_and_done_unchanged_and_no_hearer_is_kept_alive():
-    accelerator, values = Accelerator(), {"val_loss": 0.5}
-    first, second = Hearer(accelerator), Hearer(accelerator)
+    asked, values = [], {"val_loss": 0.5}
+
+    def log(values, step=None, log_kwargs=None):
+        """Logs."""
+        asked.append((values, step, log_kwargs))
+        return "logged"
+
+    accelerator = SimpleNamespace(log=log, end_training=lambda: asked.append("end") or "ended")
+    first, second = Hearer(accelerator, asked), Hearer(accelerator, asked)
     assert accelerator.log(values, 3, {"wandb": 1}) == "logged"
     assert accelerator.log(step=4, values=values) == "logged"
     heard = first.heard
@@ -113,8 +107,8 @@ def test_calls_are_heard_first_and_done_unchanged_and_no_hearer_is_kept_alive():
     gc.collect()
     assert accelerator.log(values) == "logged"  # without a step nobody knows where it belongs
     assert accelerator.end_training() == "ended"
-    assert accelerator.asked == [(values, 3, {"wandb": 1}), (values, 4, None), (values, None, None), "end"]
-    assert all(asked[0] is values for asked in accelerator.asked[:3])
+    assert asked == [(values, 3, {"wandb": 1}), (values, 4, None), (values, None, None), "end"]
+    assert all(call[0] is values for call in asked[:3])
     assert heard == [(values, 3, 0), (values, 4, 1)]
     assert second.heard == [*heard, (3,)]
     assert accelerator.log.__doc__ == "Logs."

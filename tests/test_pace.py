@@ -44,13 +44,9 @@ def test_a_later_event_is_priced_by_its_passes():
     assert Prices.of(1.0, 2.0, Passes(screen=0, full=1600, sampling=0)) == Prices(1.0, 2.0, 2.0)
 
 
-def ticking(*seconds: float) -> Clock:
-    """A clock that reads these times, one after the other."""
-    return Clock(now=iter(itertools.accumulate(seconds)).__next__)
-
-
 def test_a_step_is_all_of_the_loops_time_between_two_new_numbers():
-    clock = ticking(0, 9, 0, 1, 9, 0, 2, 9, 0, 3, 9, 0, 4, 9, 0)  # 9 s are memwatch's
+    seconds = 0, 9, 0, 1, 9, 0, 2, 9, 0, 3, 9, 0, 4, 9, 0  # 9 s are memwatch's
+    clock = Clock(now=iter(itertools.accumulate(seconds)).__next__)
     for step in (4, 5, 5, 5, 7):
         clock.arrive(step)
         clock.leave()

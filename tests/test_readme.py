@@ -42,8 +42,8 @@ def test_it_is_short():
     assert max(map(len, lines)) <= 120
     for command in ('[examples]" && python train_examples/quickstart.py', '[test]" && python -m pytest'):
         # continuous integration greps for the first line with this extra, and runs it
-        found = [line for line in lines if command.partition(" && ")[0] in line]
-        assert found[0] == f'pip install -e ".{command}'
+        first = next(line for line in lines if command.partition(" && ")[0] in line)
+        assert [line for line in lines if line.endswith(command)] == [first] == [f'pip install -e ".{command}']
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers import StableDiffusionPipeline
 from support import builders
 from support.builders import SMALL, Loop, history, maps, picture
 from support.processes import on_two_ranks
+from support.rows import make_rows
 
 import memwatch.callback
 import memwatch.event
@@ -22,6 +26,7 @@ import memwatch.pace
 from memwatch import ConfigError, MemWatchConfig, Probe
 from memwatch.config_file import load_config
 from memwatch.pace import Pace
+from memwatch.picking import cache as survey_cache
 from memwatch.ranks import Ranks
 from memwatch.report.files import FileSink
 
@@ -140,7 +145,26 @@ def one_folder(pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path
     return found
 
 
+def slow_survey(folder: Path) -> None:
+    """Pick, with a survey that takes longer than a collective may, and agree on something."""
+    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=8))  # NCCL's default is ten minutes
+    accelerator, surveys, real = Accelerator(cpu=True, kwargs_handlers=[timeout]), [], survey_cache.survey
+
+    def slow(rows):
+        surveys.append(len(rows))
+        time.sleep(12)
+        return real(rows)
+
+    survey_cache.survey, survey_cache.PATIENCE = slow, 1.0
+    picked = memwatch.pick(make_rows(60), probes=2, controls=11)
+    accelerator.wait_for_everyone()
+    found = {"picked": [[w.row for w in picked.watched], list(picked.held_out)], "surveys": surveys}
+    (folder / f"rank{accelerator.process_index}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
 def main(pretrained: Path, folder: Path, group: str) -> None:
+    if group == "survey":
+        return slow_survey(folder)
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained)
     for name in GROUPS[group]:
         if name == "one-folder":
@@ -277,6 +301,16 @@ def test_one_folder_is_one_run_s_and_is_resumed_by_all_and_after_the_end_there_i
     assert first["after"] == [None, None]
     assert set(baselines(first).values()) == {0}
     assert steps(history(folder / "one-folder")) == [0, 2, 4]
+
+
+def test_no_rank_waits_in_a_collective_for_a_survey(pretrained, tmp_path):
+    log = on_two_ranks(
+        __file__, pretrained, tmp_path, "survey", folder=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")
+    )
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
+    assert first["picked"] == second["picked"]
+    assert first["surveys"] + second["surveys"] == [60]
+    assert "another process surveys these 60 rows; this one waits for it" in log
 
 
 def accelerator(kind: str, **more):

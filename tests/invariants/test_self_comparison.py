@@ -12,10 +12,10 @@ from memwatch.judge.verdict import Verdict
 BF16 = {"precision": "bf16"}
 
 
-def watched(pretrained, pipeline, folder, steps: int = 2, precision: str = "full", loop=None, **kind) -> list:
-    """The reports of all events of a training."""
-    loop = Loop(pretrained, folder, **(loop or {}), **kind)
-    watch = loop.watch(pipeline, config=SMALL, precision=precision)
+def watched(pretrained, pipeline, folder, steps: int = 2, told=None, **kind) -> list:
+    """The reports of all events of a training; ``told`` are settings of the watch."""
+    loop = Loop(pretrained, folder, **kind)
+    watch = loop.watch(pipeline, config=SMALL, **(told or {}))
     return [watch.begin(), *loop.run(watch, steps)]
 
 
@@ -28,16 +28,12 @@ def assert_reads_zero(finding) -> None:
         assert not value.sem.any(), (finding.name, name)
 
 
-def channels_last(unet):
-    return unet.to(memory_format=torch.channels_last)
-
-
 @pytest.mark.parametrize(
     ("kind", "overrides"),
     [
         ({"ema": True}, {}),
         ({"lora": True, "checkpointing": True} | BF16, {"signals": {"baseline": "previous"}}),
-        ({"adapt": channels_last}, {}),
+        ({"adapt": lambda unet: unet.to(memory_format=torch.channels_last)}, {}),
         (BF16, {"precision": "loop"}),
         (BF16 | {"checkpointing": True}, {"precision": "loop"}),
     ],
@@ -67,24 +63,20 @@ def test_unchanged_weights_read_exactly_zero(kind, overrides, pretrained, pipeli
     ids=["mixed precision", "checkpointing"],
 )
 def test_how_a_model_is_trained_changes_no_number(kind, common, step, pretrained, pipeline, tmp_path):
-    watched(pretrained, pipeline, tmp_path / "plain", step, loop=common)
-    watched(pretrained, pipeline, tmp_path / "other", step, loop=common | kind)
+    watched(pretrained, pipeline, tmp_path / "plain", step, **common)
+    watched(pretrained, pipeline, tmp_path / "other", step, **common, **kind)
     plain = maps(tmp_path / "plain", step)
     assert step == 0 or plain["poster/collapse"].any()
     assert_same(plain, maps(tmp_path / "other", step))
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision"),
-    [
-        ({"dtype": torch.bfloat16} | BF16, "full"),
-        ({"dtype": torch.float16}, "full"),
-        (BF16, "loop"),
-    ],
+    ("kind", "told"),
+    [({"dtype": torch.bfloat16} | BF16, {}), ({"dtype": torch.float16}, {}), (BF16, {"precision": "loop"})],
     ids=["bfloat16", "float16", "loop's precision"],
 )
-def test_low_precision_reads_nearly_as_float32(kind, precision, pretrained, pipeline, tmp_path):
-    reports = watched(pretrained, pipeline, tmp_path / "low", precision=precision, loop=kind, lora=True, lr=5e-2)
+def test_low_precision_reads_nearly_as_float32(kind, told, pretrained, pipeline, tmp_path):
+    reports = watched(pretrained, pipeline, tmp_path / "low", told=told, lora=True, lr=5e-2, **kind)
     watched(pretrained, pipeline, tmp_path / "high", steps=0, lora=True)
     low, high = (maps(tmp_path / name, 0)["cat/raw"].float() for name in ("low", "high"))
     assert 0 < float((low - high).abs().mean()) < 0.1 * float(high.abs().mean())

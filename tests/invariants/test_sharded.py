@@ -80,11 +80,10 @@ class Sharded(Loop):
 def scenario(run: str, pretrained: Path, folder: Path) -> dict[str, Any]:
     """Two trainings on this rank, without and with memwatch."""
     held, way = run.split("-")
-    lora, only_live, expected = way == "lora", held in ONLY_LIVE, {}
-    if held != "ddp":  # test_ranks.py looks at that one
-        bare = Sharded(held, pretrained, lora=lora)
-        bare.run(None, 3)
-        expected = bare.weights()
+    lora, only_live = way == "lora", held in ONLY_LIVE
+    bare = Sharded(held, pretrained, lora=lora)
+    bare.run(None, 3)
+    expected = bare.weights()
     loop = Sharded(held, pretrained, folder / run, lora=lora)
     baseline = "base" if lora and not only_live else "first"
     probes = [CAT] if only_live else [CAT, POSTER]
@@ -130,7 +129,7 @@ def test_training_is_bit_identical_with_and_without(ranks):
     _, found = ranks
     for run, both in found.items():
         held, way = run.split("-")
-        assert all(result["identical"] for result in both) or held == "ddp", run
+        assert all(result["identical"] for result in both), run
         assert [result["held"] for result in both] == [WORDS[held]] * 2
         if held in ("fsdp1", "fsdp2", "zero3"):  # really sharded
             assert max(result["elements"] for result in both) < 0.75 * found[f"ddp-{way}"][0]["elements"], run

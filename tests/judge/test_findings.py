@@ -34,11 +34,14 @@ def judged(observations, events=1, config=DEFAULT):
 def test_a_finding_carries_what_its_verdict_rests_on():
     """Effect, region and p-value are of the same place."""
     observation = replace(seen(), image=np.zeros((32, 32, 3), np.uint8))  # 8 pixels per pixel of the map
-    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], {}, 7, UNSMOOTHED)
+    gone = {"gone": ProbeState(streak=3)}
+    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED)
     (finding,) = judgement.findings
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
-    assert judgement.states["a"] == finding.state
+    assert (judgement.states["a"], judgement.states["gone"]) == (finding.state, ProbeState(streak=3))
+    assert gone == {"gone": ProbeState(streak=3)}  # states are handed on, not changed
+    assert judge_event([], gone, 7, UNSMOOTHED).states == gone
     assert finding.state == ProbeState(events=1, streak=1, since=7, is_enough=True, verdict=Verdict.SUSPICIOUS)
     evidence, (region,), decisive = finding.evidence, finding.regions, finding.signals.decisive.mean.numpy()
     assert region.box == (0, 0, 16, 32)
@@ -203,19 +206,4 @@ def test_what_is_not_finite_is_inconclusive_and_no_control():
     (finding,) = judgement.findings
     assert (finding.signals, finding.verdict, finding.is_alert) == (None, Verdict.INCONCLUSIVE, True)
     assert finding.evidence.num_controls == 20
-    assert np.isnan(profile_of(None)).all()
     assert not judge_event([broken], judgement.states, 2, DEFAULT).findings[0].is_alert  # said once
-
-
-def test_states_are_handed_on_and_those_of_others_stay():
-    observations, gone = [seen(), *controls(20, 1.0, spread=0.1)], {"gone": ProbeState(streak=3)}
-    states = judge_event(observations, gone, 1, DEFAULT).states
-    before = dict(states)
-    judgement = judge_event(observations, states, 2, DEFAULT)
-    (finding,) = judgement.findings
-    expected = ProbeState(2, 2, 1, True, None, Verdict.MEMORIZED, called=True, rarest_p=finding.p)
-    assert finding.state == judgement.states["a"] == expected
-    assert states == before
-    assert judgement.states["gone"] == gone["gone"]
-    nothing = judge_event([], gone, 1, DEFAULT)
-    assert (nothing.everything, nothing.states) == ((), gone)

@@ -14,15 +14,9 @@ from memwatch.judge.regions import MIN_FACTOR, RELATIVE, SMALL, SMALL_RELATIVE, 
 LIMIT = math.log(MIN_FACTOR)
 
 
-@pytest.fixture
-def absolute(monkeypatch) -> None:
-    """The threshold is e alone."""
+def test_components_by_hand(monkeypatch):
     monkeypatch.setattr(regions, "MIN_FACTOR", math.e)
-    monkeypatch.setattr(regions, "RELATIVE", 0.0)
-
-
-@pytest.mark.usefixtures("absolute")
-def test_components_by_hand():
+    monkeypatch.setattr(regions, "RELATIVE", 0.0)  # the threshold is 1
     values = np.array([[0.0, 3, 0, 0], [0, 0, 4, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
     first, second = components(values)  # corners touch, and the limit itself counts
     assert np.argwhere(first).tolist() == [[0, 1], [1, 2]]
