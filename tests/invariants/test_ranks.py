@@ -54,11 +54,6 @@ PROBES = [
 HELD_OUT = [Probe("held out", picture(9), name="h")]
 
 
-def plain(report) -> dict | None:
-    """A report without what time it took."""
-    return None if report is None else builders.without_time([report.to_dict()])[0]
-
-
 def unlike_on_the_ranks(patch, rank: int) -> None:
     """Let the screen choose two probes, and each rank time its steps in its own way."""
     patch.setattr(MemWatchConfig, "screens", builders.SCREENS)
@@ -111,7 +106,7 @@ def scenario(name: str, pretrained: Path, pipeline: StableDiffusionPipeline, fol
     return {
         "rank": rank,
         "step": loop.step,
-        "reports": [plain(report) for report in reports],
+        "reports": builders.without_time([report.to_dict() for report in reports]),
         "stop_reason": watch.stop_reason,
         "is_off": watch.faults.is_off(memwatch.event.MEASURING),
         "errors": watch.faults.count,
@@ -139,7 +134,7 @@ def one_folder(pretrained: Path, pipeline: StableDiffusionPipeline, folder: Path
     again.accelerator.load_state(str(folder / "checkpoint"))
     again.step = 2
     found["resumed"] = watch.state_dict()["run"]
-    found["reports"] = [plain(report) for report in again.run(watch, 4)]
+    found["reports"] = builders.without_time([report.to_dict() for report in again.run(watch, 4)])
     again.accelerator.end_training()
     found["after"] = [watch.on_step_end(step) for step in (6, 8)]
     return found
