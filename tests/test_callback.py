@@ -5,24 +5,10 @@ from __future__ import annotations
 import logging
 
 import pytest
-import torch
-from diffusers.training_utils import EMAModel
-from safetensors.torch import save_file
-from support.builders import (
-    CONFIG,
-    EAGER,
-    Loop,
-    assert_same,
-    call_every_change,
-    history,
-    maps,
-    picture,
-    probes_of_both_kinds,
-    stop_at,
-)
+from support import builders
+from support.builders import CONFIG, EAGER, Loop, assert_same, history, maps
 
-from memwatch import ConfigError, Probe, ProbeError
-from memwatch.judge.verdict import Verdict
+from memwatch import Probe
 from memwatch.measure.weights import trainable
 
 
@@ -31,24 +17,22 @@ def loop(pretrained, tmp_path) -> Loop:
     return Loop(pretrained, tmp_path)
 
 
-# --- events and stops -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("accumulation", "decided"), [(1, "by the rule"), (1, "at once"), (2, "at once")])
 def test_a_stop_ends_training_without_another_optimizer_step(
     decided, accumulation, pretrained, pipeline, images, tmp_path, monkeypatch
 ):
     loop = Loop(pretrained, tmp_path, accumulation=accumulation, lr=3e-2)
     if decided == "by the rule":
-        call_every_change(monkeypatch)
+        builders.call_every_change(monkeypatch)
     else:
-        stop_at(2, monkeypatch)
+        builders.stop_at(2, monkeypatch)
     watch = loop.watch(pipeline, controls=images, **EAGER)
+    assert (watch.should_stop, watch.stop_reason, watch.exit_code) == (False, None, 0)
     optimizer_steps, at_event = [], []
     real_step = loop.optimizer.optimizer.step
     loop.optimizer.optimizer.step = lambda *args: optimizer_steps.append(loop.step) or real_step(*args)
     reports = loop.run(watch, 20, each=lambda running: at_event.append(trainable(running.bare)))
-    assert watch.should_stop
+    assert (watch.should_stop, watch.exit_code) == (True, 3)
     assert [r.stop_reason for r in reports] == [None] * (len(reports) - 1) + [watch.stop_reason]
     assert (watch.stop_reason == "enough") == (decided == "at once")
     assert loop.step == reports[-1].step == len(optimizer_steps) == 2
@@ -57,19 +41,14 @@ def test_a_stop_ends_training_without_another_optimizer_step(
     assert history(tmp_path)[-1]["stop_reason"] == watch.stop_reason
     assert history(tmp_path)[-1]["scalars"]["memwatch/stop"] == 1
 
-
-def test_a_stop_is_never_taken_back(pretrained, pipeline, tmp_path, monkeypatch):
-    loop = Loop(pretrained, tmp_path, lr=0.0)
-    watch = loop.watch(pipeline)
-    watch.begin()
-    assert (watch.should_stop, watch.stop_reason, watch.exit_code) == (False, None, 0)
-    with monkeypatch.context() as patch:
-        stop_at(2, patch)
-        watch.on_step_end(2)
-    report = watch.on_step_end(4)  # the real rule again, and nothing to see
-    assert report.findings[0].verdict is Verdict.NO_EVIDENCE
-    assert watch.stop_reason == report.stop_reason == "enough"
-    assert watch.exit_code == 3
+    loop.accelerator.save_state(str(tmp_path / "checkpoint"))
+    monkeypatch.undo()  # the real rule again, which never takes a stop back, nor does a resume
+    assert watch.on_step_end(4).stop_reason == watch.stop_reason
+    again = Loop(pretrained, tmp_path)
+    resumed = again.watch(pipeline, controls=images)
+    again.accelerator.load_state(str(tmp_path / "checkpoint"))
+    assert resumed.stop_reason == watch.stop_reason
+    assert list(resumed.guard(again.loader)) == []
 
 
 def test_the_baseline_waits_for_the_first_batch_and_events_come_every_so_many_steps(
@@ -106,13 +85,6 @@ def test_end_training_closes_and_closing_twice_is_fine(trackers, loop, pipeline,
     assert [row["step"] for row in history(tmp_path)] == [0, 2]
 
 
-# --- baselines --------------------------------------------------------------------------------------------------------
-
-
-def baseline_steps(report) -> set[int | None]:
-    return {finding.observation.baseline_step for finding in report.findings}
-
-
 @pytest.mark.parametrize(
     ("baseline", "expected"),
     [
@@ -142,68 +114,17 @@ def test_last_clean_stays_where_suspicion_began(pretrained, pipeline, tmp_path):
     for probe in state["states"].values():  # as if suspicion had begun at step 4
         probe.update(streak=1, since=4, last_clean=2, verdict="suspicious")
     watch.load_state_dict(state)
-    assert baseline_steps(loop.run(watch, 6)[-1]) == {2}
-
-
-@pytest.mark.parametrize(
-    ("baseline", "kind"),
-    [
-        ("base", {"lora": True}),
-        ("base", {"lora": True, "checkpointing": True, "precision": "bf16"}),
-        ("path", {}),
-        ("path", {"lora": True}),
-    ],
-)
-def test_weights_from_outside_are_the_model_before_training(baseline, kind, pretrained, pipeline, tmp_path):
-    """LoRA off, or a file of what was trainable before the first step."""
-    path = tmp_path / "before.safetensors"
-    save_file(trainable(Loop(pretrained, **kind).bare), path)
-    found = {}
-    for name in ("first", f"path:{path}" if baseline == "path" else "base"):
-        loop = Loop(pretrained, tmp_path / name[:4], **kind, lr=5e-2 if baseline == "base" else 1e-2)
-        reports = loop.run(loop.watch(pipeline, signals={"baseline": name}), 4)
-        found[name == "first"] = maps(tmp_path / name[:4], 4)
-        assert baseline_steps(reports[-1]) == {0 if name == "first" else None}
-    assert found[True].keys() == found[False].keys()
-    assert found[True]["poster/collapse"].any()
-    for name, value in found[True].items():
-        torch.testing.assert_close(value, found[False][name], rtol=1e-4, atol=1e-5, msg=name)
-
-
-def test_what_cannot_be_compared_with_is_refused(loop, pipeline):
-    for baseline, message in {"base": "no LoRA layers", "path:nowhere.safetensors": "existing"}.items():
-        with pytest.raises(ConfigError, match=rf"signals.baseline.*'{baseline}'.*{message}"):
-            loop.watch(pipeline, signals={"baseline": baseline})
-    with pytest.raises(ValueError, match=r"weights.*ema"):
-        loop.watch(pipeline, weights="ema")
-    loop.ema = EMAModel([torch.nn.Parameter(torch.zeros(2))])
-    with pytest.raises(ConfigError, match=r"'weights'.*'ema'.*averages 1 tensors"):
-        loop.watch(pipeline, weights="ema")
-
-
-# --- peers ------------------------------------------------------------------------------------------------------------
-
-PEERS = ["peer/control0", "peer/control1", "peer/control2"]  # of the files in ``images``
-DOG = [Probe("a dog", picture(5), name="dog")]
-
-
-@pytest.mark.parametrize("given", ["argument", "key", "argument goes first"])
-def test_peers_come_as_an_argument_or_as_a_key(given, loop, pipeline, images):
-    key = {"key": str(images), "argument goes first": "nowhere"}.get(given)
-    overrides = {"config": CONFIG | {"peers": key}} | ({} if given == "key" else {"peers": images})
-    probes = [probes_of_both_kinds()[1], "a blue sign", *probes_of_both_kinds()[:1]]
-    watch = loop.watch(pipeline, probes, controls=DOG, **overrides)
-    assert [p.name for p in watch.observer.probes] == ["poster", "a-blue-sign", "cat", "control/dog", *PEERS]
-    with pytest.raises(ProbeError, match="'nowhere' is neither a folder nor a file"):
-        loop.watch(pipeline, peers="nowhere")
+    (report,) = loop.run(watch, 6)
+    assert {finding.observation.baseline_step for finding in report.findings} == {2}
 
 
 @pytest.mark.usefixtures("eager")
 def test_peers_are_measured_as_controls_are_and_are_a_reference_for_images_alone(loop, pipeline, images, tmp_path):
-    watch = loop.watch(pipeline, peers=images, controls=DOG, **EAGER | {"stop": {"enabled": False}})
+    config = CONFIG | EAGER | {"stop": {"enabled": False}, "peers": str(images)}
+    watch = loop.watch(pipeline, controls=[Probe("a dog", builders.picture(5), name="dog")], config=config)
     (report,) = loop.run(watch, 2)
     (control,), peers = report.judgement.controls, report.judgement.peers
-    assert [f.name for f in peers] == PEERS
+    assert [f.name for f in peers] == ["peer/control0", "peer/control1", "peer/control2"]  # as the files are named
     for f in peers:
         assert f.observation.baseline_step == control.observation.baseline_step == 0
         assert f.signals.maps().keys() == control.signals.maps().keys()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
-import yaml
 from support.builders import SCREENS
 
 from memwatch.config import FULL_EVERY, ConfigError, LevelsConfig, MemWatchConfig
@@ -20,8 +20,6 @@ def nested(key, value):
     section, _, name = key.rpartition(".")
     return {section: {name: value}} if section else {name: value}
 
-
-# --- values -----------------------------------------------------------------------------------------------------------
 
 NAN = float("nan")
 BAD = {
@@ -109,13 +107,9 @@ def test_a_webhook_is_a_secret():
     config = load_config({"alerts": {"webhook": "https://hooks.example.com/services/T0/secret?key=1"}})
     assert config.to_show()["alerts"]["webhook"] == "https://hooks.example.com/..."
     assert load_config({"alerts": {"webhook": "$HOOK"}}).to_show()["alerts"]["webhook"] == "$HOOK"
-    assert MemWatchConfig().to_show() == MemWatchConfig().to_dict()
     with pytest.raises(ConfigError) as caught:
         load_config({"alerts": {"webhook": "ftp://host/secret"}})
     assert "secret" not in str(caught.value)
-
-
-# --- files and arguments ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -127,10 +121,8 @@ def test_every_shipped_file_loads(path):
 def test_round_trip_through_yaml(tmp_path):
     config = load_config({"every_steps": 7, "probes": ["a", "b"], "levels": {"timesteps": [1, 2]}, "resolution": 512})
     path = tmp_path / "c.yaml"
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items() if k != "levels"}
-    path.write_text(yaml.safe_dump(values))
-    assert load_config(path, levels={"timesteps": [1, 2]}) == config
-    assert load_config(config.to_dict()) == load_config(config) == config
+    path.write_text(json.dumps(config.to_dict()))  # JSON is YAML
+    assert load_config(path) == load_config(config.to_dict()) == load_config(config) == config
 
 
 def test_overrides_are_merged_and_change_no_source(tmp_path):
@@ -153,23 +145,17 @@ def test_files_and_sources_that_cannot_be_used(text, message, tmp_path):
     (tmp_path / "broken.yaml").write_text(text)
     with pytest.raises(ConfigError, match=f"config.*{message}"):
         load_config(tmp_path / "broken.yaml")
-    with pytest.raises(ConfigError, match=r"config file .*missing\.yaml"):
-        load_config(tmp_path / "missing.yaml")
-    for source in ([], False, 0):
-        with pytest.raises(ConfigError, match="mapping"):
+    (tmp_path / "broken.yaml").write_text("")
+    assert load_config(tmp_path / "broken.yaml") == MemWatchConfig()
+    for source, said in ((tmp_path / "missing.yaml", r"config file .*missing\.yaml"), ([], "mapping"), (0, "mapping")):
+        with pytest.raises(ConfigError, match=said):
             load_config(source)
-    (tmp_path / "empty.yaml").write_text("")
-    assert load_config(tmp_path / "empty.yaml") == MemWatchConfig()
-
-
-# --- keys and types ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
         ("every_step", "did you mean 'every_steps'?"),
-        ("level", "did you mean 'levels'?"),
         ("signals.agianst", "did you mean 'signals.against'?"),
         ("alerts.patient", "did you mean 'alerts.patience'?"),
         ("proof.zzz", "known keys: enabled"),
@@ -193,7 +179,6 @@ def test_a_removed_key_says_what_replaces_it(key):
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("every_steps", "10", "integer or null"),
         ("every_steps", 1.5, "integer or null"),
         ("every_steps", True, "integer or null"),
         ("output_dir", 3, "text"),

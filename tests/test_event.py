@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.builders import (
-    CONFIG,
-    EAGER,
-    Loop,
-    assert_same,
-    call_every_change,
-    choose,
-    history,
-    maps,
-    picture,
-    probes_of_both_kinds,
-    without_time,
-)
+from support import builders
+from support.builders import EAGER, Loop, assert_same, call_every_change, choose, history, maps, picture, without_time
 
 import memwatch.config
 import memwatch.judge.findings
@@ -28,8 +18,8 @@ from memwatch.judge.proof import NUM_SEEDS
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import decide
 
-STRICT = CONFIG | {"strict": True, "stop": {"enabled": False}}
-CAT, POSTER = probes_of_both_kinds()
+STRICT = builders.CONFIG | {"strict": True, "stop": {"enabled": False}}
+CAT, POSTER = builders.probes_of_both_kinds()
 NAMES = ["cat", "poster"]
 ROWS = [Probe(f"row {i}", picture(20 + i), name=f"row{i}", row=i, in_rotation=True) for i in range(5)]
 screened = pytest.mark.usefixtures("screened")
@@ -38,18 +28,6 @@ screened = pytest.mark.usefixtures("screened")
 def measured(report) -> list[str]:
     """Whose curvature was measured and judged."""
     return [f.name for f in report.judgement.everything if f.observation.now.rho is not None]
-
-
-def resumed(pretrained, folder, step: int, start):
-    """A loop that goes on from the checkpoint in ``folder``, and what ``start`` makes of it."""
-    loop = Loop(pretrained, folder)
-    watch = start(loop)
-    loop.accelerator.load_state(str(folder / "checkpoint"))
-    loop.step = step
-    return loop, watch
-
-
-# --- the screen -------------------------------------------------------------------------------------------------------
 
 
 @screened
@@ -93,7 +71,7 @@ def test_the_baseline_is_measured_once(swappable, pretrained, pipeline, tmp_path
     """Where weights cannot be exchanged, at once."""
     choose(monkeypatch, "cat")
     loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, config=STRICT, probes=[CAT])
+    watch = loop.watch(pipeline, [CAT], config=STRICT)
     watch.observer.ranks = replace(watch.observer.ranks, swappable=swappable)
     swaps, real = [], memwatch.measure.observer.swapped
     monkeypatch.setattr(memwatch.measure.observer, "swapped", lambda *a: swaps.append(loop.step) or real(*a))
@@ -107,12 +85,12 @@ def test_the_baseline_is_measured_once(swappable, pretrained, pipeline, tmp_path
 @screened
 def test_a_frozen_model_reads_exactly_zero_and_nothing_of_it_is_chosen(pretrained, pipeline, images, tmp_path):
     loop = Loop(pretrained, tmp_path, lr=0.0)
-    for report in loop.run(loop.watch(pipeline, controls=images, config=STRICT), 4):
-        assert measured(report) == []
-        for finding in report.judgement.everything:
-            assert finding.signals.decisive.mean.max() <= 0, finding.name  # the prompt itself may raise the loss
-            assert not finding.signals.snapshot.loss.samples.any()
-            assert finding.severity == 1.0
+    (report,) = loop.run(loop.watch(pipeline, controls=images, config=STRICT), 2)
+    assert measured(report) == []
+    for finding in report.judgement.everything:
+        assert finding.signals.decisive.mean.max() <= 0, finding.name  # the prompt itself may raise the loss
+        assert not finding.signals.snapshot.loss.samples.any()
+        assert finding.severity == 1.0
 
 
 @screened
@@ -128,24 +106,28 @@ def test_everything_is_measured_every_so_often_and_prompts_generate_once(pretrai
 
 @screened
 @pytest.mark.parametrize(("is_gone", "expected"), [(False, [[0, None], [0, 2]]), (True, [[None, None], [2, 2]])])
-def test_without_a_baseline_a_probe_gets_a_new_one(is_gone, expected, pretrained, pipeline, tmp_path, monkeypatch):
+def test_without_a_baseline_a_probe_gets_a_new_one(
+    is_gone, expected, pretrained, pipeline, tmp_path, monkeypatch, caplog
+):
     """One that came later, and one whose earlier weights are gone."""
     choose(monkeypatch, "cat", "new")
-    loop, both = Loop(pretrained, tmp_path), [CAT, Probe("new", picture(7), name="new")]
-    watch = loop.watch(pipeline, config=STRICT, probes=[CAT])
-    loop.run(watch, 1)
+    loop = Loop(pretrained, tmp_path)
+    first = loop.watch(pipeline, [CAT], config=STRICT)
+    loop.run(first, 1)
     loop.accelerator.save_state(str(tmp_path / "checkpoint"))
     if is_gone:
         (tmp_path / "memwatch" / "snapshots" / "step_0000000.safetensors").unlink()
-    again, watch = resumed(pretrained, tmp_path, 1, lambda loop: loop.watch(pipeline, config=STRICT, probes=both))
+    again = Loop(pretrained, tmp_path)
+    watch = again.watch(pipeline, [CAT, Probe("new", picture(7), name="new")], config=STRICT)
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        again.accelerator.load_state(str(tmp_path / "checkpoint"))
+    assert any("baselines are missing" in message for message in caplog.messages) == is_gone
+    again.step = 1
     reports = again.run(watch, 4)
     assert [[f.observation.baseline_step for f in report.findings] for report in reports] == expected
-    assert [measured(report) for report in reports] == [
-        [n for n, s in zip(("cat", "new"), e, strict=True) if s is not None] for e in expected
-    ]
+    for report, steps in zip(reports, expected, strict=True):
+        assert measured(report) == [n for n, step in zip(("cat", "new"), steps, strict=True) if step is not None]
 
-
-# --- rows in rotation -------------------------------------------------------------------------------------------------
 
 ROTATING = STRICT | EAGER | {"rotation": {"per_event": 2}, "alerts": {"patience": 2}}
 
@@ -170,15 +152,13 @@ def test_rows_go_round_and_one_that_stands_out_stays(pretrained, pipeline, image
     watch = loop.watch(pipeline, config=ROTATING, probes=[CAT, *ROWS], controls=images)
 
     def note(loop):
-        if loop.step % 2 == 0:
-            rotated.append([p.name for p in watch.observer.probes if p.probe.in_rotation])
+        rotated.append([p.name for p in watch.observer.probes if p.probe.in_rotation])
 
     loop.run(watch, 6, each=note)
-    assert rotated == [["row0", "row1"], ["row1", "row2", "row3"], ["row0", "row1", "row4"]]
+    assert rotated[1::2] == [["row0", "row1"], ["row1", "row2", "row3"], ["row0", "row1", "row4"]]
     lines = history(tmp_path)
-    told = [{f["name"]: f["verdict"] for f in line["findings"]} for line in lines]
-    assert [found.get("row1") for found in told] == [None, "suspicious", "memorized", "memorized"]
-    assert {name for found in told for name in found} == {"cat", "row1"}  # quiet rows are no findings
+    told = [{f["name"]: f["verdict"] for f in line["findings"] if f["name"] != "cat"} for line in lines]
+    assert told == [{}, *({"row1": v} for v in ("suspicious", "memorized", "memorized"))]  # no quiet row
     assert [line["scalars"].get("memwatch/rotated") for line in lines] == [None, 2, 3, 3]
 
 
@@ -197,22 +177,6 @@ def test_a_row_reads_what_it_would_as_a_probe(pretrained, pipeline, images, tmp_
     assert rotated[1]["findings"][1]["verdict"] == "memorized"
 
 
-@screened
-@pytest.mark.parametrize("kind", [{}, {"lora": True}])
-def test_training_is_bit_identical_with_screen_and_rotation(kind, pretrained, pipeline, tmp_path, monkeypatch):
-    choose(monkeypatch, "row1", "row2", *NAMES)
-    alone, loop = Loop(pretrained, **kind), None
-    alone.run(None, 4)
-    loop = Loop(pretrained, tmp_path, **kind)
-    assert len(loop.run(loop.watch(pipeline, config=ROTATING, probes=[CAT, POSTER, *ROWS]), 4)) == 2
-    assert_same(alone.state(), loop.state())
-
-
-# --- the proof --------------------------------------------------------------------------------------------------------
-
-WATCHING = EAGER | {"stop": {"enabled": False}}
-
-
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(("lr", "enabled"), [(1e-2, True), (1e-2, False), (0.0, True)])
 def test_an_alert_is_generated_once(lr, enabled, pretrained, pipeline, tmp_path, monkeypatch):
@@ -221,9 +185,10 @@ def test_an_alert_is_generated_once(lr, enabled, pretrained, pipeline, tmp_path,
     counting = lambda self, *call: calls.append(call) or real(self, *call)  # noqa: E731
     monkeypatch.setattr(memwatch.measure.observer.Observer, "generate", counting)
     loop = Loop(pretrained, tmp_path, lr=lr)
-    first, second = loop.run(loop.watch(pipeline, [CAT, POSTER], **WATCHING, proof={"enabled": enabled}), 4)
-    news, proven = ["cat", "poster"] if lr else [], bool(lr and enabled)
-    assert [f.name for f in first.alerts] == news
+    watch = loop.watch(pipeline, **EAGER, stop={"enabled": False}, proof={"enabled": enabled})
+    first, second = loop.run(watch, 4)
+    proven = bool(lr and enabled)
+    assert [f.name for f in first.alerts] == (NAMES if lr else [])
     assert second.alerts == ()
     assert calls == ([("a photo of a cat", NUM_SEEDS)] if proven else [])  # the poster's generations were there
     assert [f.proof is not None for f in (*first.findings, *second.findings)] == [proven, proven, False, False]

@@ -25,26 +25,13 @@ def test_the_first_failure_in_a_row_is_reported_and_the_third_switches_off(said)
         assert not faults.is_off(PART)
         faults.failed(PART, f"failure {i}", None)
         faults.failed(OTHER, "another", None, "what it holds is kept in memory")
-        faults.worked(OTHER)
+        faults.worked(OTHER)  # after which counting in a row begins anew
     assert faults.is_off(PART)
     assert not faults.is_off(OTHER)
     assert faults.count == 6  # of all parts, also those that were mended
     others = [f"{OTHER} failed (another); what it holds is kept in memory. Training goes on."] * 3
     assert [m for m in said.messages if PART in m] == [AGAIN.format("failure 0"), OFF.format("failure 2")]
     assert [m for m in said.messages if OTHER in m] == others
-
-
-def test_after_it_worked_counting_in_a_row_begins_anew(said):
-    faults, done = Faults(), []
-    for i in range(8):
-        with faults.surviving(PART):
-            done.append(i)
-            if i % 3 != 2:
-                raise OSError(f"disk full {i}")
-        assert not faults.is_off(PART)
-    assert done == list(range(8))
-    assert faults.count == 6
-    assert said.messages == [AGAIN.format(repr(OSError(f"disk full {i}"))) for i in (0, 3, 6)]  # a new series is news
 
 
 def test_a_part_that_rests_is_tried_at_every_tenth_event_and_says_when_it_works(said):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, WeightedRandomSampler
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from memwatch.guard import MANY, TOO_MANY, GuardedLoader, hook_end_training, hook_log
 
@@ -53,27 +54,24 @@ def test_empty_passes_are_counted_where_nothing_was_stopped_as_well(caplog):
     assert caplog.messages == [said.format(MANY + 1)]
 
 
-# --- it changes no batch, length or sampler --------------------------------------------------------------------------
-
 ROWS = list(range(10))
-LOADERS = {
-    "shuffle": lambda: {"batch_size": 2, "shuffle": True, "generator": torch.Generator().manual_seed(3)},
-    "more draws than rows": lambda: {"batch_size": 2, "sampler": RandomSampler(Subset(ROWS, [1, 2]), num_samples=17)},
-    "weights": lambda: {"batch_size": 2, "sampler": WeightedRandomSampler([1.0] * 10, 7), "drop_last": True},
-    "batches": lambda: {"batch_sampler": BatchSampler(RandomSampler(ROWS), 3, drop_last=True)},
-    "no batches": lambda: {"batch_size": None},
-}
 
 
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", ["weighted", "batch_size=None"])
 def test_batches_sampler_and_length_are_the_dataloaders_own(kind):
+    """``test_neutrality.py`` trains over all kinds."""
+
+    def made():
+        sampler = WeightedRandomSampler([1.0] * 10, 7)
+        return DataLoader(ROWS, 2, sampler=sampler, drop_last=True) if kind == "weighted" else DataLoader(ROWS, None)
+
     def batches(loader):
         torch.manual_seed(7)
         return [[torch.as_tensor(batch).tolist() for batch in loader] for _ in range(2)]
 
-    alone, wrapped = (DataLoader(ROWS, **LOADERS[kind]()) for _ in range(2))
-    guarded, expected = GuardedLoader(wrapped, lambda: None, lambda: False), batches(alone)
-    assert len(guarded) == len(alone) == len(expected[0])
+    wrapped, expected = made(), batches(made())
+    guarded = GuardedLoader(wrapped, lambda: None, lambda: False)
+    assert len(guarded) == len(expected[0])
     assert guarded.sampler is wrapped.sampler
     assert guarded.batch_sampler is wrapped.batch_sampler
     assert batches(guarded) == expected
@@ -82,60 +80,37 @@ def test_batches_sampler_and_length_are_the_dataloaders_own(kind):
         _ = guarded.no_such_thing
 
 
-# --- hearing the accelerator -----------------------------------------------------------------------------------------
+class Hearer:
+    def __init__(self, accelerator, asked: list) -> None:
+        self.asked, self.heard = asked, []
+        hook_log(accelerator, self.note)
+        hook_end_training(accelerator, self.note)
+
+    def note(self, *heard):
+        self.heard.append((*heard, len(self.asked)))
 
 
-class Accelerator:
-    """Notes what it is asked to do."""
+def test_calls_are_heard_first_and_done_unchanged_and_no_hearer_is_kept_alive():
+    asked, values = [], {"val_loss": 0.5}
 
-    def __init__(self) -> None:
-        self.asked: list[object] = []
-
-    def log(self, values, step=None, log_kwargs=None):
+    def log(values, step=None, log_kwargs=None):
         """Logs."""
-        self.asked.append((values, step, log_kwargs))
+        asked.append((values, step, log_kwargs))
         return "logged"
 
-    def end_training(self):
-        self.asked.append("end")
-        return "ended"
-
-
-class Hearer:
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator, self.heard = accelerator, []
-        hook_log(accelerator, self.note)
-        hook_end_training(accelerator, self.close)
-
-    def note(self, values, step):
-        self.heard.append((values, step, len(self.accelerator.asked)))
-
-    def close(self):
-        self.heard.append(("close", len(self.accelerator.asked)))
-
-
-def test_calls_are_heard_first_and_done_unchanged():
-    accelerator, values = Accelerator(), {"val_loss": 0.5}
-    hearer = Hearer(accelerator)
+    accelerator = SimpleNamespace(log=log, end_training=lambda: asked.append("end") or "ended")
+    first, second = Hearer(accelerator, asked), Hearer(accelerator, asked)
     assert accelerator.log(values, 3, {"wandb": 1}) == "logged"
     assert accelerator.log(step=4, values=values) == "logged"
-    assert accelerator.log(values) == "logged"  # without a step nobody knows where it belongs
-    assert accelerator.end_training() == "ended"
-    assert accelerator.asked == [(values, 3, {"wandb": 1}), (values, 4, None), (values, None, None), "end"]
-    assert all(asked[0] is values for asked in accelerator.asked[:3])
-    assert hearer.heard == [(values, 3, 0), (values, 4, 1), ("close", 3)]
-    assert accelerator.log.__doc__ == "Logs."
-    with pytest.raises(TypeError, match="values"):
-        accelerator.log(step=1)
-
-
-def test_several_hear_the_same_accelerator_and_none_is_kept_alive():
-    accelerator = Accelerator()
-    first, second = Hearer(accelerator), Hearer(accelerator)
-    accelerator.log({}, 1)
     heard = first.heard
     del first
     gc.collect()
-    accelerator.log({}, 2)
-    assert [step for _, step, _ in heard] == [1]
-    assert [step for _, step, _ in second.heard] == [step for _, step, _ in accelerator.asked] == [1, 2]
+    assert accelerator.log(values) == "logged"  # without a step nobody knows where it belongs
+    assert accelerator.end_training() == "ended"
+    assert asked == [(values, 3, {"wandb": 1}), (values, 4, None), (values, None, None), "end"]
+    assert all(call[0] is values for call in asked[:3])
+    assert heard == [(values, 3, 0), (values, 4, 1)]
+    assert second.heard == [*heard, (3,)]
+    assert accelerator.log.__doc__ == "Logs."
+    with pytest.raises(TypeError, match="values"):
+        accelerator.log(step=1)

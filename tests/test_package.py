@@ -56,11 +56,7 @@ def at_module_level(tree: ast.Module) -> list[str]:
 
 
 def wrong(part: str, code: str, own: str = "") -> set[str]:
-    """What a file of this part of the package may not import.
-
-    Args:
-        own: the heavy package whose adapter the file is.
-    """
+    """What a file of this part of the package may not import; it is the adapter of its ``own`` heavy package."""
     tree = ast.parse(code)
     every = [name.split(".") for node in ast.walk(tree) for name in named(node)]
     later = {n[1] for n in every if n[0] == "memwatch" and n[1:] and LAYER.get(n[1], 99) > LAYER[part]}

@@ -19,44 +19,37 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", ".github/CONTRIBUTING.md", "configs/README.md"]
 PAGES += ["train_examples/README.md", "train_examples/contrib/README.md", "train_examples/dashboards.md"]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-SPANS = sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))))
-FILES = {"metadata.jsonl", "flagged.jsonl", "train_network.py"}  # spans with a dot that are files
-THEIRS = {"accelerator.load_state", "accelerator.prepare"}
+DASHBOARDS = (ROOT / "train_examples" / "dashboards.md").read_text(encoding="utf-8")
+THEIRS = {"metadata.jsonl", "flagged.jsonl", "train_network.py", "accelerator.load_state", "accelerator.prepare"}
 OURS = {f"{k}.{n}" for k, section in MemWatchConfig().to_dict().items() if isinstance(section, dict) for n in section}
+
+
+def spans_of(text):
+    return set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)))
+
+
+SPANS = spans_of(README)
 
 
 def blocks(language):
     return [text for name, text in BLOCKS if name == language]
 
 
-def relative_links(page):
-    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
-    return [link.partition("#")[0] for link in links if "://" not in link and not link.startswith("#")]
-
-
 def test_it_is_short():
     lines = README.splitlines()
     assert len(lines) <= 120
     assert max(map(len, lines)) <= 120
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        'pip install -e ".[examples]" && python train_examples/quickstart.py',
-        'pip install -e ".[test]" && python -m pytest',
-    ],
-)
-def test_the_two_commands_stand_on_lines_of_their_own(command):
-    """Continuous integration greps for them and runs the line."""
-    assert README.splitlines().count(command) == 1
-    first = next(line for line in README.splitlines() if command.partition(" && ")[0] in line)
-    assert first == command
+    for command in ('[examples]" && python train_examples/quickstart.py', '[test]" && python -m pytest'):
+        # continuous integration greps for the first line with this extra, and runs it
+        first = next(line for line in lines if command.partition(" && ")[0] in line)
+        assert [line for line in lines if line.endswith(command)] == [first] == [f'pip install -e ".{command}']
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_relative_links_exist(page):
-    assert [link for link in relative_links(page) if not ((ROOT / page).parent / link).exists()] == []
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    relative = [link.partition("#")[0] for link in links if "://" not in link and not link.startswith("#")]
+    assert [link for link in relative if not ((ROOT / page).parent / link).exists()] == []
 
 
 def test_contributing_names_what_exists():
@@ -86,16 +79,11 @@ def test_yaml_snippets_load():
 
 
 def test_named_keys_exist():
-    dotted = {span for span in SPANS if re.fullmatch(r"[a-z_]+\.[a-z_]+", span)} - FILES - THEIRS
+    dotted = {span for span in SPANS if re.fullmatch(r"[a-z_]+\.[a-z_]+", span)} - THEIRS
     dotted = {span for span in dotted if not span.startswith(("watch.", "memwatch."))}
     assert dotted >= {"alerts.min_severity", "alerts.max_p", "alerts.patience"}
     assert dotted - OURS == set()
-    dashboards = (ROOT / "train_examples" / "dashboards.md").read_text(encoding="utf-8")
-    spans = {
-        *SPANS,
-        *re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", dashboards, flags=re.DOTALL | re.MULTILINE)),
-    }
-    logged = {span for span in spans if span.startswith("memwatch/") and not span.endswith(".py")}
+    logged = {n for n in SPANS | spans_of(DASHBOARDS) if n.startswith("memwatch/") and not n.endswith(".py")}
     assert "memwatch/heatmap/PROBE" in logged
     assert [key for key in logged if f"``{key.replace('.*', 'PROBE')}``" not in report.__doc__] == []
 

@@ -30,7 +30,7 @@ if torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 CAT = [Probe("a cat", picture(0), name="cat")]
-ALL = {"proof": {"enabled": False}}
+ALONE = SMALL | {"proof": {"enabled": False}}
 
 
 class OnGPU(Loop):
@@ -64,18 +64,11 @@ def deterministic_training():
     torch.set_deterministic_debug_mode(mode)
 
 
-@pytest.fixture
-def unlimited():
-    yield
-    torch.cuda.set_per_process_memory_fraction(1.0)
-    torch.cuda.empty_cache()
-
-
 @pytest.mark.parametrize("precision", ["full", "loop"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_model_compared_with_itself_reads_exactly_0(dtype, precision, pretrained, pipeline, tmp_path):
     loop = OnGPU(pretrained, tmp_path, lora=True, dtype=dtype, lr=0.0, precision="bf16")
-    watch = loop.watch(pipeline, CAT, config=SMALL, precision=precision, **ALL)
+    watch = loop.watch(pipeline, CAT, config=ALONE, precision=precision)
     (report,) = loop.run(watch, 2)
     snapshot = report.findings[0].signals.snapshot
     assert not any(getattr(snapshot, name).samples.any() for name in ("collapse", "variance", "score", "loss"))
@@ -89,7 +82,7 @@ def test_training_is_bit_identical_with_and_without(kind, pretrained, pipeline, 
     without, with_watch = [], []
     OnGPU(pretrained, **kind).run(None, 3, each=lambda running: without.append(running.state()))
     loop = OnGPU(pretrained, tmp_path, **kind)  # only now: it seeds all streams anew
-    loop.run(loop.watch(pipeline, CAT, config=SMALL, **ALL), 3, each=lambda running: with_watch.append(running.state()))
+    loop.run(loop.watch(pipeline, CAT, config=ALONE), 3, each=lambda running: with_watch.append(running.state()))
     assert_same(without, with_watch)
 
 
@@ -112,18 +105,20 @@ def peak_of(work) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-@pytest.mark.usefixtures("unlimited")
 def test_a_real_limit_halves_the_batch(pretrained):
     denoiser, view = setting(pretrained, side=64, rows=32)
     curvature = CurvatureConfig(vectors=2, tile=2, batch_size=4)
-    with borrow(denoiser.model):
-        expected = measure(denoiser, view, curvature, 0)
-        need = peak_of(lambda: measure(denoiser, view, curvature, 0, Batches(12)))
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + need) / total)
+    total, batches = torch.cuda.get_device_properties(0).total_memory, Batches(32)
+    try:
+        with borrow(denoiser.model):
+            expected = measure(denoiser, view, curvature, 0)
+            need = peak_of(lambda: measure(denoiser, view, curvature, 0, Batches(12)))
+            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + need) / total)
+            torch.cuda.empty_cache()
+            found = measure(denoiser, view, curvature, 0, batches)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
-        batches = Batches(32)
-        found = measure(denoiser, view, curvature, 0, batches)
     assert batches.size < 32
     torch.testing.assert_close(found.epsilon, expected.epsilon, rtol=1e-4, atol=1e-4)
 
@@ -151,7 +146,7 @@ def test_nothing_is_left_on_the_gpu_between_events(pretrained, pipeline, tmp_pat
     loop.optimizer.zero_grad()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
-    watch = loop.watch(pipeline, CAT, config=SMALL, **ALL)
+    watch = loop.watch(pipeline, CAT, config=ALONE)
     watch.begin()
     assert torch.cuda.memory_allocated() == before
     watch.close()
@@ -160,7 +155,7 @@ def test_nothing_is_left_on_the_gpu_between_events(pretrained, pipeline, tmp_pat
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_an_event_takes_about_as_much_as_a_training_step(checkpointing, pretrained, pipeline, tmp_path):
     loop = OnGPU(pretrained, tmp_path, lr=0.0, checkpointing=checkpointing)
-    watch = loop.watch(pipeline, CAT, config=SMALL, resolution=128, **ALL)  # large enough for activations to decide
+    watch = loop.watch(pipeline, CAT, config=ALONE, resolution=128)  # large enough for activations to decide
     loop.run(watch, 1)  # everything has been allocated once; ``guard`` has read the batch size
     loop.optimizer.zero_grad()
     latents, hidden = (torch.randn(2, *shape, device="cuda") for shape in ((4, 64, 64), (TOKENS, 16)))

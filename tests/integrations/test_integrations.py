@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from support.builders import CONFIG, Loop, history, picture, stop_at
+from support.builders import SMALL, Loop, history, picture, stop_at
 from support.families import TOKENS
 
 import memwatch.callback
@@ -20,10 +20,7 @@ from memwatch import MemWatch, Probe
 from memwatch.integrations.tracker import MemWatchTracker
 from memwatch.report.history import Run
 
-OPTIONS = {
-    "probes": [Probe("a cat", picture(0), name="cat")],
-    "config": CONFIG | {"levels": {"timesteps": [61], "draws": 2}, "strict": True},
-}
+OPTIONS = {"probes": [Probe("a cat", picture(0), name="cat")], "config": SMALL}
 
 
 class Trained(torch.nn.Module):
@@ -49,10 +46,8 @@ def data():
     ]
 
 
-# --- transformers ----------------------------------------------------------------------------------------------------
-
-
-def trainer(pretrained, folder, steps=4, watch=True, held_out=None, **arguments):
+def trainer(pretrained, folder, steps=4, watch=True):
+    """Saves every second step, and evaluates two sets at every step."""
     from transformers import Trainer, TrainingArguments
 
     from memwatch.integrations.transformers import MemWatchCallback
@@ -64,14 +59,18 @@ def trainer(pretrained, folder, steps=4, watch=True, held_out=None, **arguments)
         per_device_train_batch_size=2,
         learning_rate=1e-2,
         report_to=[],
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
         use_cpu=True,
         disable_tqdm=True,
         logging_strategy="no",
         remove_unused_columns=False,
-        **arguments,
     )
+    held_out = {"cats": data()[:2], "dogs": data()[2:4]}
     made = Trainer(Trained(pretrained), args, train_dataset=data(), eval_dataset=held_out)
+    made.label_names, made.can_return_loss = [], True  # the model's loss needs no labels
     if watch:
         options = OPTIONS | {"output_dir": folder / "memwatch"}
         made.add_callback(MemWatchCallback(made, pretrained, denoiser=lambda model: model.unet, **options))
@@ -82,63 +81,35 @@ def weights(module):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-def test_a_transformers_trainer_is_watched_and_left_as_it_was(pretrained, tmp_path):
-    bare = trainer(pretrained, tmp_path / "bare", watch=False)
-    bare.train()
-    watched = trainer(pretrained, tmp_path)
-    watched.train()
+def test_a_transformers_trainer_is_watched_left_as_it_was_resumed_and_stopped(pretrained, tmp_path, monkeypatch):
+    bare, watched = trainer(pretrained, tmp_path / "bare", watch=False), trainer(pretrained, tmp_path)
+    for made in (bare, watched):
+        set_seed(1)
+        made.evaluate()  # before training there is no watch
+        made.train()
+        made.evaluate()  # after training it is closed
     assert torch.equal(weights(bare.model), weights(watched.model))
     assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
     logged = [row for row in watched.state.log_history if "memwatch/step" in row]
     assert [row["memwatch/step"] for row in logged] == [0, 2, 4]
     assert "memwatch/collapse/cat" in logged[-1]
+    names = ("eval_cats_loss", "eval_dogs_loss")
+    told = [(row["step"], name, row[name]) for row in watched.state.log_history for name in names if name in row]
+    assert [step for step, *_ in told] == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
+    assert Run.read(tmp_path / "memwatch").losses == tuple(told[:-2])
 
-
-def test_a_transformers_trainer_stops(pretrained, tmp_path, monkeypatch):
-    stop_at(2, monkeypatch)
-    made = trainer(pretrained, tmp_path, steps=20)
-    made.train()
-    assert made.state.global_step == 2
-
-
-def test_a_transformers_trainer_resumes_the_watch(pretrained, tmp_path, caplog):
-    first = trainer(pretrained, tmp_path, steps=2)
-    first.args.save_strategy = "steps"
-    first.args.save_steps = first.state.save_steps = 2
-    first.train()
     saved = json.loads((tmp_path / "checkpoint-2" / "memwatch.json").read_text(encoding="utf-8"))
     assert (saved["last_step"], saved["ledger"]) == (2, [0])
-    again = trainer(pretrained, tmp_path)
+    stop_at(6, monkeypatch)
+    again = trainer(pretrained, tmp_path, steps=20)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.state.global_step == 6
     rows = history(tmp_path)
-    assert [row["step"] for row in rows] == [0, 2, 4]
+    assert [row["step"] for row in rows] == [0, 2, 4, 6]
     assert rows[-1]["findings"][0]["baseline_step"] == 0  # from before the interruption
 
 
-def test_a_transformers_trainers_evaluation_losses_are_kept(pretrained, tmp_path):
-    held_out = {"cats": data()[:2], "dogs": data()[2:4]}
-    made = trainer(pretrained, tmp_path, steps=3, held_out=held_out, eval_strategy="steps", eval_steps=1)
-    made.label_names, made.can_return_loss = [], True  # the model's loss needs no labels
-    made.evaluate()  # before training there is no watch
-    made.train()
-    expected = [
-        (row["step"], key, value)
-        for row in made.state.log_history
-        for key, value in row.items()
-        if key in ("eval_cats_loss", "eval_dogs_loss")
-    ]
-    assert [(step, key) for step, key, _ in expected] == [
-        (step, f"eval_{name}_loss") for step in (1, 2, 3) for name in held_out
-    ]
-    assert Run.read(tmp_path / "memwatch").losses == tuple(expected)
-    made.evaluate()  # after training the watch is closed
-    assert len(Run.read(tmp_path / "memwatch").losses) == 6
-
-
-# --- Lightning -------------------------------------------------------------------------------------------------------
-
-
-def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None, held_out=None):
+def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None):
     lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
     from torch.utils.data import DataLoader
 
@@ -160,14 +131,10 @@ def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None, held
             return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
     set_seed(1)
-    callbacks = []
-    if watch:
-        callbacks.append(
-            MemWatchCallback(lambda module: module.unet.unet, pretrained, **OPTIONS, output_dir=folder / "memwatch")
-        )
+    options = OPTIONS | {"output_dir": folder / "memwatch"}
     made = lightning.Trainer(
         max_steps=steps,
-        callbacks=callbacks,
+        callbacks=[MemWatchCallback(lambda module: module.unet.unet, pretrained, **options)] if watch else [],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -176,10 +143,9 @@ def lightning_fit(pretrained, folder, steps=4, watch=True, checkpoint=None, held
         default_root_dir=str(folder),
         accumulate_grad_batches=2,
         val_check_interval=4,
-        limit_val_batches=1.0 if held_out else 0,
     )
     module = Module()
-    made.fit(module, DataLoader(data(), batch_size=1), held_out, ckpt_path=checkpoint)
+    made.fit(module, DataLoader(data(), batch_size=1), DataLoader(data()[:2], batch_size=1), ckpt_path=checkpoint)
     return made, module
 
 
@@ -189,6 +155,10 @@ def test_a_lightning_trainer_is_watched_left_as_it_was_resumed_and_stopped(pretr
     made, watched = lightning_fit(pretrained, tmp_path)
     assert torch.equal(weights(bare), weights(watched))
     assert [row["step"] for row in history(tmp_path)] == [0, 2, 4]
+    losses = Run.read(tmp_path / "memwatch").losses
+    assert [(step, key) for step, key, _ in losses] == [(2, "val_loss"), (4, "val_loss")]  # not Lightning's own check
+    assert losses[-1][-1] == pytest.approx(float(made.callback_metrics["val_loss"]))
+
     made.save_checkpoint(tmp_path / "saved.ckpt")
     stop_at(6, monkeypatch)
     made, _ = lightning_fit(pretrained, tmp_path, steps=20, checkpoint=tmp_path / "saved.ckpt")
@@ -198,33 +168,13 @@ def test_a_lightning_trainer_is_watched_left_as_it_was_resumed_and_stopped(pretr
     assert rows[-1]["findings"][0]["baseline_step"] == 0
 
 
-@pytest.mark.filterwarnings("ignore")  # as above
-def test_a_lightning_modules_validation_losses_are_kept(pretrained, tmp_path):
-    from torch.utils.data import DataLoader
-
-    made, _ = lightning_fit(pretrained, tmp_path, held_out=DataLoader(data()[:2], batch_size=1))
-    losses = Run.read(tmp_path / "memwatch").losses
-    assert [(step, key) for step, key, _ in losses] == [(2, "val_loss"), (4, "val_loss")]  # not Lightning's own check
-    assert losses[-1][-1] == pytest.approx(float(made.callback_metrics["val_loss"]))
-    assert all(value > 0 for *_, value in losses)
-
-
-# --- a tracker -------------------------------------------------------------------------------------------------------
-
-
 class Tracked(Loop):
     """A loop that knows of nothing but its trackers, and logs its loss a step late, as some do."""
 
     def make_accelerator(self, **options):
-        self.tracker = MemWatchTracker(
-            lambda: MemWatch(
-                self.accelerator, self.unet, self.pretrained, **OPTIONS, output_dir=self.folder / "memwatch"
-            )
-        )
+        watching = OPTIONS | {"output_dir": self.folder / "memwatch"}
+        self.tracker = MemWatchTracker(lambda: MemWatch(self.accelerator, self.unet, self.pretrained, **watching))
         return Accelerator(cpu=True, **options | {"log_with": [self.tracker]})
-
-    def fit(self, steps):
-        self.run(None, steps, each=lambda loop: loop.accelerator.log({"loss": 1.0}, step=loop.step))
 
 
 def test_a_tracker_watches_without_another_line(pretrained, tmp_path, monkeypatch, caplog):
@@ -234,7 +184,7 @@ def test_a_tracker_watches_without_another_line(pretrained, tmp_path, monkeypatc
     loop.pretrained = pretrained
     stop_at(6, monkeypatch)
     with caplog.at_level(logging.WARNING, "memwatch"):
-        loop.fit(6)
+        loop.run(None, 6, each=lambda loop: loop.accelerator.log({"loss": 1.0}, step=loop.step))
     assert torch.equal(weights(bare.bare), weights(loop.bare))
     assert [row["step"] for row in history(tmp_path)] == [1, 2, 4, 6]
     assert loop.tracker.watch.should_stop

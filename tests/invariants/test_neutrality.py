@@ -7,29 +7,21 @@ import json
 import pytest
 from support import neutral
 from support.builders import assert_same
-from support.neutral import KINDS, all_four
 from support.processes import on_two_ranks
 from support.rows import make_rows
 
 import memwatch
 
 
-@pytest.fixture(scope="module")
-def picked():
-    return memwatch.pick(make_rows(neutral.ROWS), probes=2, controls=11)
+@pytest.mark.parametrize("kind", neutral.KINDS)
+def test_one_process_trains_as_without_memwatch(kind, pipeline, tmp_path):
+    picked = memwatch.pick(make_rows(neutral.ROWS), probes=2, controls=11)
+    found = neutral.all_four(kind, picked, pipeline, tmp_path)
+    check(found, set(picked.held_out), whole=kind != "weighted sampler")
+    assert (tmp_path / f"{kind} watched".replace(" ", "-") / "memwatch" / "history.jsonl").exists()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_process_trains_as_without_memwatch(kind, picked, pipeline, tmp_path):
-    found = all_four(kind, picked, pipeline, tmp_path)
-    check(found, set(picked.held_out), whole=kind not in ("weighted sampler",))
-    assert len(list((tmp_path / f"{kind} watched".replace(" ", "-") / "memwatch").glob("history.jsonl"))) == 1
-
-
-ON_TWO = [kind for kind in KINDS if kind not in ("shuffle", "workers")]  # the workers that persist are both
-
-
-@pytest.mark.parametrize("kind", ON_TWO)
+@pytest.mark.parametrize("kind", [kind for kind in neutral.KINDS if kind != "shuffle"])  # the workers shuffle as well
 def test_two_processes_train_as_without_memwatch(kind, pretrained, tmp_path):
     on_two_ranks(neutral.__file__, tmp_path, pretrained, kind, folder=tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2))

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
-from support.builders import Loop, history, maps, picture
+from support import builders
+from support.builders import Loop, history, maps
 from support.processes import on_two_ranks
 
 from memwatch import ConfigError, Probe
 
-PICTURES = [Probe("a cat", picture(0), name="cat")]
+CAT = Probe("a cat", builders.picture(0), name="cat")
 POSTER = Probe("a poster", seed=3, name="poster")
 BLOCKS = ["BasicTransformerBlock", "ResnetBlock2D"]
 RUNS = {  # how the model is held, and how it is trained
@@ -26,7 +27,6 @@ RUNS = {  # how the model is held, and how it is trained
 }
 WORDS = {"ddp": "DDP", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}
 ONLY_LIVE = ("fsdp1", "zero3")
-SMALL = {"levels": {"timesteps": [61], "draws": 2}, "curvature": {"vectors": 2, "tile": 2, "batch_size": 8}}
 
 
 class Sharded(Loop):
@@ -42,10 +42,8 @@ class Sharded(Loop):
 
             PartialState(cpu=True)
             os.environ.pop("ACCELERATE_USE_CPU", None)
-            plugin = DeepSpeedPlugin(
-                zero_stage=int(self.held[-1]), gradient_accumulation_steps=1, gradient_clipping=1e6
-            )
-            return Accelerator(deepspeed_plugin=plugin, **options)
+            settings = {"gradient_accumulation_steps": 1, "gradient_clipping": 1e6}
+            return Accelerator(deepspeed_plugin=DeepSpeedPlugin(zero_stage=int(self.held[-1]), **settings), **options)
         accelerator = Accelerator(cpu=True, **options)
         if self.held.startswith("fsdp"):
             for state in (accelerator.state, PartialState()):
@@ -82,17 +80,14 @@ class Sharded(Loop):
 def scenario(run: str, pretrained: Path, folder: Path) -> dict[str, Any]:
     """Two trainings on this rank, without and with memwatch."""
     held, way = run.split("-")
-    options = {"lora": way == "lora"}
-    only_live = held in ONLY_LIVE
-    expected = {}
-    if held != "ddp":  # tests/invariants/test_distributed.py looks at that one
-        bare = Sharded(held, pretrained, **options)
-        bare.run(None, 3)
-        expected = bare.weights()
-    loop = Sharded(held, pretrained, folder / run, **options)
-    baseline = "base" if way == "lora" and not only_live else "first"
-    overrides = {**SMALL, "signals": {"baseline": baseline}, "strict": True}
-    watch = loop.watch(pretrained, PICTURES if only_live else [*PICTURES, POSTER], **overrides)
+    lora, only_live = way == "lora", held in ONLY_LIVE
+    bare = Sharded(held, pretrained, lora=lora)
+    bare.run(None, 3)
+    expected = bare.weights()
+    loop = Sharded(held, pretrained, folder / run, lora=lora)
+    baseline = "base" if lora and not only_live else "first"
+    probes = [CAT] if only_live else [CAT, POSTER]
+    watch = loop.watch(pretrained, probes, config=builders.SMALL, signals={"baseline": baseline})
     reports = [watch.begin(), *loop.run(watch, 3)]
     found = loop.weights()
     refused = ""
@@ -106,8 +101,7 @@ def scenario(run: str, pretrained: Path, folder: Path) -> dict[str, Any]:
         "found": [[(float(f.signals.decisive.mean.sum()), f.reason) for f in r.findings] for r in reports if r.step],
         "names": [f.name for f in reports[-1].findings],
         "elements": sum(p.numel() for p in found.values()),
-        "identical": found.keys() == expected.keys()
-        and all(torch.equal(found[name], expected[name]) for name in found),
+        "identical": found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in found),
     }
 
 
@@ -125,18 +119,17 @@ def ranks(request, pretrained, tmp_path_factory):
         pytest.skip("deepspeed is not installed")
     folder = tmp_path_factory.mktemp(request.param)
     on_two_ranks(__file__, request.param, pretrained, folder, folder=folder)
-    read = {
+    return folder, {
         run: [json.loads((folder / f"{run}-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
         for run in RUNS[request.param]
     }
-    return folder, read
 
 
 def test_training_is_bit_identical_with_and_without(ranks):
     _, found = ranks
     for run, both in found.items():
         held, way = run.split("-")
-        assert all(result["identical"] for result in both) or held == "ddp", run
+        assert all(result["identical"] for result in both), run
         assert [result["held"] for result in both] == [WORDS[held]] * 2
         if held in ("fsdp1", "fsdp2", "zero3"):  # really sharded
             assert max(result["elements"] for result in both) < 0.75 * found[f"ddp-{way}"][0]["elements"], run
@@ -149,10 +142,16 @@ def test_every_rank_gets_the_same_report(ranks):
         assert all(total != 0 for total, _ in first["found"][0]), run
         assert first["names"] == second["names"] == (["cat"] if run.startswith(ONLY_LIVE) else ["cat", "poster"])
         assert [row["step"] for row in history(folder / run)] == [0, 2]
+        message = "'probes': got 'prompts', allowed: images with captions under"
+        assert [message in result["refused"] for result in (first, second)] == [run.startswith(ONLY_LIVE)] * 2, run
+    if "fsdp2-full" in found:  # every rank keeps its own shards
+        for rank in range(2):
+            snapshots = folder / "fsdp2-full" / "memwatch" / "snapshots" / f"rank-{rank}-of-2"
+            assert [file.name for file in snapshots.iterdir()] == ["step_0000000.safetensors"]
 
 
-def test_maps_are_those_of_the_whole_model(ranks):
-    """The learned weights differ by rounding only, hence the tolerance."""
+def test_maps_are_those_of_the_whole_model_and_a_fresh_lora_is_exactly_its_base(ranks):
+    """The learned weights differ by rounding only, hence the tolerance. A fresh ``lora_B`` is zero, in shards, too."""
     folder, found = ranks
     for run in found:
         for step in (0, 2):
@@ -162,32 +161,9 @@ def test_maps_are_those_of_the_whole_model(ranks):
                 torch.testing.assert_close(
                     value.float(), expected[name].float(), rtol=1e-3, atol=1e-4, msg=f"{run} {step} {name}"
                 )
+            if step == 0 and run.endswith("lora") and not run.startswith(ONLY_LIVE):
+                assert not any(own[name].any() for name in ("cat/collapse", "poster/collapse", "poster/score")), run
         assert own["cat/collapse"].any()
-
-
-def test_without_its_adapters_a_fresh_lora_is_itself(ranks):
-    """Before the first step ``lora_B`` is zero, so swapping it for zeros must read exactly zero, in shards, too."""
-    folder, found = ranks
-    for run in found:
-        if run.endswith("lora") and not run.startswith(ONLY_LIVE):
-            for name in ("cat/collapse", "poster/collapse", "poster/score"):
-                assert not maps(folder / run, 0)[name].any(), run
-                assert maps(folder / run, 2)[name].any(), run
-
-
-def test_every_rank_keeps_its_own_shards(ranks):
-    folder, found = ranks
-    for run in set(found) & {"fsdp2-full"}:
-        for rank in range(2):
-            snapshots = folder / run / "memwatch" / "snapshots" / f"rank-{rank}-of-2"
-            files = sorted(file.name for file in snapshots.iterdir())
-            assert files == ["step_0000000.safetensors"]
-
-
-def test_prompts_are_refused_where_weights_cannot_be_exchanged(ranks):
-    message = "'probes': got 'prompts', allowed: images with captions under"
-    for run, both in ranks[1].items():
-        assert [message in result["refused"] for result in both] == [run.startswith(ONLY_LIVE)] * 2, run
 
 
 if __name__ == "__main__":

@@ -31,17 +31,17 @@ def judged(observations, events=1, config=DEFAULT):
     return judgement
 
 
-# --- one finding ------------------------------------------------------------------------------------------------------
-
-
 def test_a_finding_carries_what_its_verdict_rests_on():
     """Effect, region and p-value are of the same place."""
     observation = replace(seen(), image=np.zeros((32, 32, 3), np.uint8))  # 8 pixels per pixel of the map
-    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], {}, 7, UNSMOOTHED)
+    gone = {"gone": ProbeState(streak=3)}
+    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED)
     (finding,) = judgement.findings
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
-    assert judgement.states["a"] == finding.state
+    assert (judgement.states["a"], judgement.states["gone"]) == (finding.state, ProbeState(streak=3))
+    assert gone == {"gone": ProbeState(streak=3)}  # states are handed on, not changed
+    assert judge_event([], gone, 7, UNSMOOTHED).states == gone
     assert finding.state == ProbeState(events=1, streak=1, since=7, is_enough=True, verdict=Verdict.SUSPICIOUS)
     evidence, (region,), decisive = finding.evidence, finding.regions, finding.signals.decisive.mean.numpy()
     assert region.box == (0, 0, 16, 32)
@@ -55,16 +55,6 @@ def test_a_finding_carries_what_its_verdict_rests_on():
     assert (evidence.num_controls, evidence.any_controls) == (20, True)
     assert profile_of(finding.signals) == pytest.approx(top_means(decisive.clip(min=0)))
 
-
-def test_a_region_is_one_only_where_there_is_evidence():
-    """Every map has a highest place; what no alert speaks of is not boxed."""
-    (alike,) = judged([seen(), *controls(20, 5.0, spread=0.1)]).findings  # every control shows as much
-    assert (alike.verdict, alike.regions, alike.labels.any()) == (Verdict.NO_EVIDENCE, (), False)
-    (found,) = judged([seen(), *controls(20, 1.0, spread=0.1)]).findings
-    assert (found.verdict, len(found.regions), found.labels.any()) == (Verdict.SUSPICIOUS, 1, True)
-
-
-# --- a region is judged by the size it has ----------------------------------------------------------------------------
 
 SIDE = 32
 
@@ -102,11 +92,11 @@ def test_large_faint_and_small_strong_regions_are_both_found():
     quiet = [looks_like(noisy(i), f"control/{i}", control=True) for i in range(20)]
     kinds = {"large": {"left": 0.45}, "small": {"spot": 1.5}, "both": {"left": 0.45, "spot": 1.5}}
     probes = [looks_like(noisy(95 + i, **kind), name) for i, (name, kind) in enumerate(kinds.items())]
-    large, small, both = judged([*probes, *quiet], 2, UNSMOOTHED).findings
-    assert {f.verdict for f in (large, small, both)} == {Verdict.MEMORIZED}
-    assert [round(f.regions[0].area, 2) for f in (large, small)] == [0.5, 0.02]
-    few, many = sorted(both.regions, key=lambda region: region.area)
-    assert (round(few.area, 2), round(many.area, 2)) == (0.02, 0.5)
+    findings = judged([*probes, *quiet], 2, UNSMOOTHED).findings
+    assert {f.verdict for f in findings} == {Verdict.MEMORIZED}
+    sizes = [sorted(round(region.area, 2) for region in f.regions) for f in findings]
+    assert (sizes[0][-1], sizes[1][-1], sizes[2]) == (0.5, 0.02, [0.02, 0.5])
+    few, many = sorted(findings[2].regions, key=lambda region: region.area)
     assert (few.effect, many.effect) == pytest.approx((1.5, 0.45), abs=0.1)
     assert max(few.p, many.p) < 1e-4
 
@@ -122,9 +112,6 @@ def test_the_region_that_decides_exceeds_the_controls_most():
     assert finding.severity == pytest.approx(math.exp(large.effect))
 
 
-# --- who is compared with whom ----------------------------------------------------------------------------------------
-
-
 def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called():
     """It is as rare as the probe, and the rule would call it as well."""
     quiet = controls(20, 1.0, spread=0.05)
@@ -138,12 +125,18 @@ def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called(
     assert judged([seen(), *quiet], 2).findings[0].verdict is Verdict.MEMORIZED
 
 
-def test_the_budget_is_shared_by_the_watched_probes_alone():
-    """With one probe p is rare enough, with twenty it is not; controls and peers do not share."""
+def test_the_budget_is_shared_by_the_watched_probes_and_rows_in_rotation_have_half_of_it():
+    """Controls and peers do not share. Rows are told with evidence alone."""
     quiet, others = controls(20, 1.0, spread=0.4), [seen(f"other/{i}", 1.0) for i in range(19)]
-    (alone,), (among, *_) = (judged([seen(), *more, *quiet]).findings for more in (peers(30, 1.0), others))
-    assert 0.05 / 32 / 20 < alone.p == among.p < 0.05 / 32
-    assert (alone.state.is_enough, among.state.is_enough) == (True, False)
+    rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in (seen("row0", 5.0), seen("row1", 1.0))]
+    kinds = ((peers(30, 1.0), 0), (others, 0), (rows, 20))
+    alone, among, rotated = (judge_event([seen(), *more, *quiet], {}, 1, DEFAULT, None, n) for more, n in kinds)
+    assert 0.05 / 32 / 20 < alone.findings[0].p == among.findings[0].p == rotated.findings[1].p < 0.05 / 32 / 2
+    assert [j.findings[0].state.is_enough for j in (alone, among, rotated)] == [True, False, True]
+    assert not rotated.findings[1].state.is_enough  # 1/2 for one probe, 1/40 for each row
+    assert [f.name for f in rotated.findings] == ["a", "row0"]
+    assert rotated.num_rotated == 2
+    assert {"row0", "row1"} <= rotated.states.keys()
 
 
 @pytest.mark.parametrize("reference", [True, False])
@@ -153,6 +146,8 @@ def test_a_probe_is_judged_against_controls_of_its_own_kind(reference):
     probes = [seen("like the loud", reference=reference), seen("like the quiet", reference=not reference)]
     first, second = judged([*probes, *loud, *quiet]).findings
     assert (first.verdict, second.verdict) == (Verdict.NO_EVIDENCE, Verdict.SUSPICIOUS)
+    assert (first.regions, first.labels.any()) == ((), False)  # every map has a highest place; it is no region
+    assert (len(second.regions), second.labels.any()) == (1, True)
     assert second.p < 1e-9 < 0.5 < first.p
     assert (first.evidence.num_controls, second.evidence.num_controls) == (20, 20)
 
@@ -196,9 +191,6 @@ def test_peers_are_an_excuse_where_some_show_as_much(fallen, verdict, typical):
         assert finding.reason.startswith("ordinary training images show as much (rank p = 0.38)")
 
 
-# --- what cannot be judged, and what is handed on ---------------------------------------------------------------------
-
-
 def test_nothing_earlier_to_compare_with():
     (finding,) = judged([seen(baseline=None, baseline_step=None), *controls(20, 1.0)]).findings
     assert (finding.verdict, finding.reason) == (Verdict.INCONCLUSIVE, "nothing earlier to compare with")
@@ -214,31 +206,4 @@ def test_what_is_not_finite_is_inconclusive_and_no_control():
     (finding,) = judgement.findings
     assert (finding.signals, finding.verdict, finding.is_alert) == (None, Verdict.INCONCLUSIVE, True)
     assert finding.evidence.num_controls == 20
-    assert np.isnan(profile_of(None)).all()
     assert not judge_event([broken], judgement.states, 2, DEFAULT).findings[0].is_alert  # said once
-
-
-def test_states_are_handed_on_and_those_of_others_stay():
-    observations, gone = [seen(), *controls(20, 1.0, spread=0.1)], {"gone": ProbeState(streak=3)}
-    states = judge_event(observations, gone, 1, DEFAULT).states
-    before = dict(states)
-    judgement = judge_event(observations, states, 2, DEFAULT)
-    (finding,) = judgement.findings
-    expected = ProbeState(2, 2, 1, True, None, Verdict.MEMORIZED, called=True, rarest_p=finding.p)
-    assert finding.state == judgement.states["a"] == expected
-    assert states == before
-    assert judgement.states["gone"] == gone["gone"]
-    nothing = judge_event([], gone, 1, DEFAULT)
-    assert (nothing.everything, nothing.states) == ((), gone)
-
-
-def test_rows_in_rotation_share_half_of_the_budget_and_are_told_with_evidence_alone():
-    rows = [seen("row0", 5.0), seen("row1", 1.0)]
-    rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in rows]
-    quiet = controls(20, 1.0, spread=0.4)
-    alone, shared = (judge_event([seen(), *more, *quiet], {}, 1, DEFAULT, None, n) for more, n in (([], 0), (rows, 20)))
-    assert [f.name for f in shared.findings] == ["a", "row0"]
-    assert shared.num_rotated == 2
-    assert {"row0", "row1"} <= shared.states.keys()
-    assert 0.05 / 32 / 40 < shared.findings[1].p == alone.findings[0].p < 0.05 / 32 / 2
-    assert [f.state.is_enough for f in shared.findings] == [True, False]  # 1/2 for one probe, 1/40 for each row

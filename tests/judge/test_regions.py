@@ -14,15 +14,9 @@ from memwatch.judge.regions import MIN_FACTOR, RELATIVE, SMALL, SMALL_RELATIVE, 
 LIMIT = math.log(MIN_FACTOR)
 
 
-@pytest.fixture
-def absolute(monkeypatch) -> None:
-    """The threshold is e alone."""
+def test_components_by_hand(monkeypatch):
     monkeypatch.setattr(regions, "MIN_FACTOR", math.e)
-    monkeypatch.setattr(regions, "RELATIVE", 0.0)
-
-
-@pytest.mark.usefixtures("absolute")
-def test_components_by_hand():
+    monkeypatch.setattr(regions, "RELATIVE", 0.0)  # the threshold is 1
     values = np.array([[0.0, 3, 0, 0], [0, 0, 4, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
     first, second = components(values)  # corners touch, and the limit itself counts
     assert np.argwhere(first).tolist() == [[0, 1], [1, 2]]
@@ -46,9 +40,6 @@ def test_a_small_hill_ends_half_way_up_and_a_large_one_at_its_foot():
     (found,) = components(large)
     assert found.mean() > SMALL
     assert np.array_equal(found, large >= RELATIVE * np.quantile(large, 0.98))
-
-
-# --- how strong a region is -------------------------------------------------------------------------------------------
 
 
 def noise(rng: np.random.Generator, draws: int, truth: np.ndarray | float = 0.0, std: float = 0.3) -> np.ndarray:

@@ -14,19 +14,11 @@ from support.observations import measured
 import memwatch.judge.findings
 from memwatch import Probe
 from memwatch.config_file import load_config
+from memwatch.judge import statistic
 from memwatch.judge.findings import judge_event
 from memwatch.judge.regions import MIN_AREA
 from memwatch.judge.screen import chosen, with_references
-from memwatch.judge.statistic import (
-    NUM_SIZES,
-    RESOLUTION,
-    Null,
-    Screened,
-    largest_p,
-    size_index,
-    sizes_of,
-    top_means,
-)
+from memwatch.judge.statistic import NUM_SIZES, RESOLUTION, Null, Screened, sizes_of, top_means
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.signals import LOSS_FLOOR, RHO_FLOOR
 
@@ -34,9 +26,6 @@ from memwatch.measure.signals import LOSS_FLOOR, RHO_FLOOR
 def null_of(*rows: list[float] | float) -> Null:
     """One control per row; a single number stands for every size."""
     return Null.of([np.broadcast_to(np.asarray(row, dtype=float), NUM_SIZES) for row in rows])
-
-
-# --- sizes and profiles -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (8, 8), (3, 5), (16, 12)])
@@ -56,15 +45,12 @@ def test_no_connected_region_can_beat_the_profile():
         labels, count = ndimage.label(values >= np.quantile(values, rng.uniform(0, 0.95)))
         inside = labels == rng.integers(1, count + 1)
         if inside.sum() >= sizes_of(256)[-1]:
-            assert values[inside].mean() <= top_means(values)[size_index(int(inside.sum()), 256)] + 1e-12
+            assert values[inside].mean() <= top_means(values)[statistic.size_index(int(inside.sum()), 256)] + 1e-12
 
 
 def test_no_region_is_smaller_than_the_smallest_size():
     """Fewer pixels than those at which controls are compared would have an advantage."""
     assert all(math.ceil(MIN_AREA * pixels) >= sizes_of(pixels)[-1] for pixels in range(1, 5000))
-
-
-# --- p-values ---------------------------------------------------------------------------------------------------------
 
 
 def test_z_score_and_p_value_by_hand():
@@ -109,22 +95,17 @@ def test_controls_that_are_all_alike_have_a_smallest_spread():
     assert null.p_value(null.z_score(2.25, 0)) < 1e-6
 
 
-# --- the budget of a run ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("num_probes", [1, 8])
 @pytest.mark.parametrize("planned", [None, 5, 300])
 def test_the_p_values_that_a_run_allows_sum_to_its_budget(num_probes, planned):
     """However long it is; a run that lasts twice as long as planned has half of what is left, and so on."""
     budget = {"false_alarms_per_run": 0.05, "num_probes": num_probes, "planned": planned}
-    allowed = [num_probes * largest_p(event, **budget) for event in range(1, 5001)]
+    allowed = [num_probes * statistic.largest_p(event, **budget) for event in range(1, 5001)]
     assert 0.05 * 0.9 < sum(allowed) <= 0.05
     assert all(a >= b for a, b in itertools.pairwise(allowed))
     if planned is not None:
         assert sum(allowed[:planned]) == pytest.approx(0.05 / 2)
 
-
-# --- which observations are compared with which -----------------------------------------------------------------------
 
 CONFIG = load_config({"levels": {"timesteps": [301], "draws": 2}, "signals": {"smooth": 1}})
 SECOND_DRAW = 1.3  # squared error times that of the first draw, which is all that the screen sees
@@ -164,13 +145,11 @@ def group(number: int, kind: str, rng) -> dict[Probe, tuple[float, float]]:
     return {probe: tuple(rng.normal((1.0, 0.3), 0.1)) for probe in probes}
 
 
-@pytest.fixture
-def falls():
-    rng = np.random.default_rng(0)
-    return group(3, "probe", rng) | group(12, "control", rng) | group(5, "peer", rng)
+RNG = np.random.default_rng(0)
+FALLS = group(3, "probe", RNG) | group(12, "control", RNG) | group(5, "peer", RNG)
 
 
-def test_both_sides_are_made_of_the_same_terms(falls, monkeypatch):
+def test_both_sides_are_made_of_the_same_terms(monkeypatch):
     """Chosen: both terms, all draws, of everybody. Not chosen: the loss at the screen's draw, of everybody."""
     seen, real = {}, memwatch.judge.findings.judge_probe
 
@@ -180,17 +159,17 @@ def test_both_sides_are_made_of_the_same_terms(falls, monkeypatch):
 
     monkeypatch.setattr(memwatch.judge.findings, "judge_probe", judge_probe)
     picked = {"probe/1", "control/4"}
-    observations, screened = event(falls, picked)
+    observations, screened = event(FALLS, picked)
     judgement = judge_event(observations, {}, 1, CONFIG, screened=screened)
     assert {f.name for f in judgement.everything if f.observation.has_curvature} == picked
     assert judgement.num_measured == 1 + 12 + 5
-    for probe, fall in falls.items():
+    for probe, fall in FALLS.items():
         curvature = probe.name in picked
         signals, references = seen[probe.name, curvature]
         assert signals.decisive.mean.numpy() == pytest.approx(mean_of(fall, curvature=curvature), abs=1e-5)
-        others = [mean_of(f, curvature=curvature) for p, f in falls.items() if p.is_control and p is not probe]
+        others = [mean_of(f, curvature=curvature) for p, f in FALLS.items() if p.is_control and p is not probe]
         assert references.controls.profiles[:, 0] == pytest.approx(others, abs=1e-5)
-        ordinary = [mean_of(f, curvature=curvature) for p, f in falls.items() if p.is_peer]
+        ordinary = [mean_of(f, curvature=curvature) for p, f in FALLS.items() if p.is_peer]
         ordinary = [] if probe.is_control or probe.is_peer else ordinary
         assert references.peers.profiles[:, 0] == pytest.approx(ordinary, abs=1e-5)
         typical = math.exp(np.median(ordinary)) if ordinary else 1.0
@@ -216,11 +195,11 @@ def test_a_control_that_is_called_a_probe_gets_the_same_verdict(fall):
     assert verdicts[0][2] == (fall[1] > 0.7)  # the screen sees the loss alone
 
 
-def test_what_was_not_chosen_keeps_its_history(falls):
+def test_what_was_not_chosen_keeps_its_history():
     """It is compared, on the loss; a streak ends, and nothing of it is evidence."""
     states = {}
     for step, names in ((1, ["probe/1"]), (2, []), (3, [])):
-        observations, screened = event(falls, names)
+        observations, screened = event(FALLS, names)
         judgement = judge_event(observations, states, step, CONFIG, screened=screened)
         states = judgement.states
     state = states["probe/1"]

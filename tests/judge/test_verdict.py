@@ -89,25 +89,23 @@ def test_what_is_remembered():
 
 
 def test_the_budget_is_spent_by_events_and_shared_by_probes():
-    def verdicts(*args, **options):
-        return [s.verdict for s in run(*args, **options)[0]]
+    def last(*args, **options):
+        return run(*args, **options)[0][-1].verdict
 
-    assert verdicts([JUST] * 3, num_probes=1) == [SUSPICIOUS, MEMORIZED, MEMORIZED]
-    assert verdicts([NOTHING] * 16 + [EDGE] * 3)[16:] == [SUSPICIOUS] * 3
-    assert verdicts([NOTHING] * 15 + [EDGE, EDGE])[15:] == [SUSPICIOUS] * 2  # event 16 counts, 17 does not
-    assert [verdicts([EDGE] * 2, num_probes=n)[-1] for n in (PROBES, PROBES + 1)] == [MEMORIZED, SUSPICIOUS]
+    assert [last([JUST] * 2, num_probes=n) for n in (1, PROBES)] == [MEMORIZED, SUSPICIOUS]
+    assert [last([EDGE] * 2, num_probes=n) for n in (PROBES, PROBES + 1)] == [MEMORIZED, SUSPICIOUS]
+    assert [last([NOTHING] * n + [EDGE] * 2) for n in (14, 15)] == [
+        MEMORIZED,
+        SUSPICIOUS,
+    ]  # event 16 counts, 17 does not
 
 
-@pytest.mark.parametrize(
-    ("evidence", "reason"),
-    [
-        (MILD, "its severity is below 1.5x"),
-        (RARE, "p must be at most 0.0002 to keep the run's false-alarm rate"),
-        (FEW, "there are 9 usable controls of its kind, and a p-value takes 11"),
-    ],
-)
-def test_reasons(evidence, reason):
-    assert run([evidence])[1] == [reason]
+def test_reasons():
+    assert run([MILD, RARE, FEW])[1] == [
+        "its severity is below 1.5x",
+        "p must be at most 0.0002 to keep the run's false-alarm rate",
+        "there are 9 usable controls of its kind, and a p-value takes 11",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -129,13 +127,9 @@ def test_an_alert_is_news(before, after, expected):
     assert is_alert(*(broken if v == "broken" else ProbeState(verdict=v) for v in (before, after))) is expected
 
 
-# --- the false-alarm check --------------------------------------------------------------------------------------------
-
-
 def test_called_controls_are_counted():
     called = [ProbeState(called=True, rarest_p=p) for p in (0.02, 0.003)]
     assert audit_of([]) == Audit()
-    assert audit_of([ProbeState()] * 3) == Audit(0, 3)
     assert audit_of([*called, ProbeState()]) == Audit(2, 3, 0.003)
     assert stats.binom.cdf(2, 24, Audit(2, 24).at_most) == pytest.approx(0.05)
     assert Audit().at_most == 1.0  # of nothing nothing is known

@@ -15,11 +15,7 @@ PASSED_OVER = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, 
 
 
 def bytes_held(root: Any, apart_from: Iterable[Any] = ()) -> int:
-    """Bytes in memory that can be reached from ``root``, each storage once; what is mapped from a file does not count.
-
-    Args:
-        apart_from: what belongs to others, and is not looked into.
-    """
+    """Bytes in memory that can be reached from ``root`` without what others own; mapped files do not count."""
     seen, sizes, waiting = {id(thing) for thing in apart_from}, dict[int, int](), [root]
     while waiting:
         thing = waiting.pop()
@@ -30,10 +26,9 @@ def bytes_held(root: Any, apart_from: Iterable[Any] = ()) -> int:
             storage = thing.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
         elif isinstance(thing, np.ndarray):
-            whole = thing
-            while isinstance(whole.base, np.ndarray):
-                whole = whole.base
-            sizes[whole.ctypes.data] = whole.nbytes
+            while isinstance(thing.base, np.ndarray):
+                thing = thing.base
+            sizes[thing.ctypes.data] = thing.nbytes
         elif isinstance(thing, bytes):
             sizes[id(thing)] = len(thing)
         else:

@@ -19,22 +19,14 @@ from diffusers.optimization import get_scheduler
 from support.builders import SMALL
 from support.processes import new_process
 from support.rows import make_rows
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils import data
+from torch.utils.data import DataLoader
 
 import memwatch
 
 ROWS, BATCH, EPOCHS, RATE = 56, 8, 2, 1e-2
 KINDS = (
     "shuffle",
-    "workers",
     "persistent workers",
     "dispatch_batches",
     "split_batches",
@@ -47,7 +39,7 @@ KINDS = (
 CONFIG = SMALL | {"every_steps": 6, "rotation": {"rows": 0}, "proof": {"enabled": False}, "rollback": False}
 
 
-class Rows(Dataset[dict[str, Any]]):
+class Rows(data.Dataset[dict[str, Any]]):
     """Rows with random flips and dropped captions, from Python's, NumPy's and torch's streams."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
@@ -63,7 +55,7 @@ class Rows(Dataset[dict[str, Any]]):
         return {"latents": latents + 0.01 * torch.randn(()), "hidden": hidden, "row": row["row"]}
 
 
-class Stream(IterableDataset[dict[str, Any]]):
+class Stream(data.IterableDataset[dict[str, Any]]):
     """The same as a stream, in an order of its own."""
 
     def __init__(self, rows: Rows) -> None:
@@ -74,26 +66,20 @@ class Stream(IterableDataset[dict[str, Any]]):
             yield self.rows[index]
 
 
-def loader_of(kind: str, data: Rows, accelerator: Accelerator) -> DataLoader[Any]:
+def loader_of(kind: str, rows: Rows, accelerator: Accelerator) -> DataLoader[Any]:
     """A dataloader as a user makes it."""
     if kind == "own DistributedSampler":
         ranks = {"num_replicas": accelerator.num_processes, "rank": accelerator.process_index}
-        return DataLoader(data, BATCH, sampler=DistributedSampler(data, **ranks, seed=5))
+        return DataLoader(rows, BATCH, sampler=data.DistributedSampler(rows, **ranks, seed=5))
     if kind == "batch_sampler":
-        return DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), BATCH, drop_last=False))
+        return DataLoader(rows, batch_sampler=data.BatchSampler(data.RandomSampler(rows), BATCH, drop_last=False))
     if kind == "IterableDataset":
-        return DataLoader(Stream(data), BATCH)
+        return DataLoader(Stream(rows), BATCH)
     if kind == "weighted sampler":
-        return DataLoader(
-            data, BATCH, sampler=WeightedRandomSampler([1.0 + i % 3 for i in range(len(data))], len(data))
-        )
-    number = 1 if "workers" in kind else 0
-    return DataLoader(data, BATCH, shuffle=True, num_workers=number, persistent_workers=kind == "persistent workers")
-
-
-def streams() -> list[Any]:
-    """Where the global random streams are."""
-    return [repr(random.getstate()), repr(np.random.get_state()), torch.get_rng_state().tolist()]
+        weights = [1.0 + i % 3 for i in range(len(rows))]
+        return DataLoader(rows, BATCH, sampler=data.WeightedRandomSampler(weights, len(rows)))
+    persistent = kind == "persistent workers"
+    return DataLoader(rows, BATCH, shuffle=True, num_workers=int(persistent), persistent_workers=persistent)
 
 
 def train(
@@ -114,10 +100,10 @@ def train(
     unet = UNet2DConditionModel.from_config(pipeline.unet.config).train()
     noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=RATE)
-    data, ranks = Rows(picked.train), accelerator.num_processes
-    loader = loader_of(kind, data, accelerator)
+    trained, ranks = Rows(picked.train), accelerator.num_processes
+    loader = loader_of(kind, trained, accelerator)
     own = kind == "own DistributedSampler"
-    batches = math.ceil(len(data) / BATCH) if kind == "IterableDataset" else len(loader)
+    batches = math.ceil(len(trained) / BATCH) if kind == "IterableDataset" else len(loader)
     of_each = batches if own or kind == "split_batches" else math.ceil(batches / ranks)
     max_train_steps = EPOCHS * of_each
     ticks = max_train_steps * (1 if kind == "split_batches" else ranks)  # of accelerate's schedule
@@ -128,12 +114,12 @@ def train(
     if watched:
         options = {"config": CONFIG, "output_dir": str(folder / "memwatch"), "max_train_steps": max_train_steps}
         watch = memwatch.MemWatch(accelerator, unet, pipeline, picked, scheduler=noise_scheduler, **options)
-    after = streams()
+    streams = [repr(random.getstate()), repr(np.random.get_state()), torch.get_rng_state().tolist()]
     first_epoch = skipped = global_step = 0
     middle = of_each + of_each // 3
     if resume:
         accelerator.load_state(str(folder / "checkpoint"))
-        global_step, first_epoch, skipped = middle, middle // of_each, middle % of_each
+        global_step, (first_epoch, skipped) = middle, divmod(middle, of_each)
     guard = watch.guard if watch is not None else lambda loader: loader
     whole, rows, rates = guard(loader), [], []
     for epoch in range(first_epoch, EPOCHS):
@@ -158,14 +144,12 @@ def train(
                 accelerator.save_state(str(folder / "checkpoint"))
             if global_step >= max_train_steps:
                 break
-        if global_step >= max_train_steps:
-            break
     if watch is not None:
         watch.close()  # and not end_training: the next loop trains in the same group of processes
     accelerator.wait_for_everyone()
     named = accelerator.unwrap_model(unet).named_parameters()
     weights = {name: p.detach().double().flatten().tolist() for name, p in named}
-    return {"rows": rows, "rates": rates, "steps": global_step, "streams": after, "weights": weights}
+    return {"rows": rows, "rates": rates, "steps": global_step, "streams": streams, "weights": weights}
 
 
 def all_four(kind: str, picked: memwatch.Picked, pipeline: Any, folder: Path) -> dict[str, dict[str, Any]]:
@@ -182,13 +166,10 @@ def main() -> None:
     """On every rank: all that the kind named on the command line did, into a file per rank."""
     from diffusers import StableDiffusionPipeline
 
-    folder, kind = Path(sys.argv[1]), sys.argv[3]
-    pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[2])
-    picked = memwatch.pick(make_rows(ROWS), probes=2, controls=11)
-    found: dict[str, Any] = all_four(kind, picked, pipeline, folder)
-    rank = Accelerator(cpu=True).process_index
-    found["held out"] = list(picked.held_out)
-    (folder / f"rank{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    folder, picked = Path(sys.argv[1]), memwatch.pick(make_rows(ROWS), probes=2, controls=11)
+    found = all_four(sys.argv[3], picked, StableDiffusionPipeline.from_pretrained(sys.argv[2]), folder)
+    file = folder / f"rank{Accelerator(cpu=True).process_index}.json"
+    file.write_text(json.dumps(found | {"held out": list(picked.held_out)}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -47,11 +47,7 @@ def seen(
 
 
 def controls(num: int, fallen: float, *, spread: float = 0.0, **kind: Any) -> list[Observation]:
-    """``num`` controls that have all fallen alike.
-
-    Args:
-        spread: of the logs of their factors, if they have not: they are the quantiles of a normal distribution.
-    """
+    """``num`` controls that have all fallen alike, or by quantiles of a log-normal distribution of that ``spread``."""
     logs = [math.log(fallen) + spread * NormalDist().inv_cdf((i + 0.5) / num) for i in range(num)]
     return [seen(f"control/{i}", math.exp(log), control=True, **kind) for i, log in enumerate(logs)]
 
