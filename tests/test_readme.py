@@ -18,45 +18,38 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", ".github/CONTRIBUTING.md", "configs/README.md"]
 PAGES += ["train_examples/README.md", "train_examples/contrib/README.md", "train_examples/dashboards.md"]
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-SPANS = sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILES = {"metadata.jsonl", "flagged.jsonl", "train_network.py"}  # spans with a dot that are files
 THEIRS = {"accelerator.load_state", "accelerator.prepare"}
 OURS = {f"{k}.{n}" for k, section in MemWatchConfig().to_dict().items() if isinstance(section, dict) for n in section}
 
 
 def blocks(language):
-    return [text for name, text in BLOCKS if name == language]
+    return [text for name, text in BLOCK.findall(README) if name == language]
 
 
-def relative_links(page):
-    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
-    return [link.partition("#")[0] for link in links if "://" not in link and not link.startswith("#")]
+def spans(text):
+    return set(re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)))
 
 
-def test_it_is_short():
+SPANS = spans(README)
+
+
+def test_it_is_short_and_its_two_commands_stand_on_lines_of_their_own():
+    """Continuous integration greps for how they begin, and runs the line."""
     lines = README.splitlines()
     assert len(lines) <= 120
     assert max(map(len, lines)) <= 120
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        'pip install -e ".[examples]" && python train_examples/quickstart.py',
-        'pip install -e ".[test]" && python -m pytest',
-    ],
-)
-def test_the_two_commands_stand_on_lines_of_their_own(command):
-    """Continuous integration greps for them and runs the line."""
-    assert README.splitlines().count(command) == 1
-    first = next(line for line in README.splitlines() if command.partition(" && ")[0] in line)
-    assert first == command
+    for extra, command in (("examples", "python train_examples/quickstart.py"), ("test", "python -m pytest")):
+        install = f'pip install -e ".[{extra}]"'
+        assert [line for line in lines if install in line][:1] == [f"{install} && {command}"]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_relative_links_exist(page):
-    assert [link for link in relative_links(page) if not ((ROOT / page).parent / link).exists()] == []
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    files = [link.partition("#")[0] for link in links if "://" not in link and not link.startswith("#")]
+    assert [file for file in files if not ((ROOT / page).parent / file).exists()] == []
 
 
 def test_contributing_names_what_exists():
@@ -91,11 +84,8 @@ def test_named_keys_exist():
     assert dotted >= {"alerts.min_severity", "alerts.max_p", "alerts.patience"}
     assert dotted - OURS == set()
     dashboards = (ROOT / "train_examples" / "dashboards.md").read_text(encoding="utf-8")
-    spans = {
-        *SPANS,
-        *re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", dashboards, flags=re.DOTALL | re.MULTILINE)),
-    }
-    logged = {span for span in spans if span.startswith("memwatch/") and not span.endswith(".py")}
+    both = SPANS | spans(dashboards)
+    logged = {span for span in both if span.startswith("memwatch/") and not span.endswith(".py")}
     assert "memwatch/heatmap/PROBE" in logged
     assert [key for key in logged if f"``{key.replace('.*', 'PROBE')}``" not in report.__doc__] == []
 

@@ -1,14 +1,35 @@
-"""What the example scripts train on under test."""
+"""How example scripts run under test, and what they train on."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.builders import SIZE
+from support.families import SIZE
+from support.processes import new_process
+
+CHEAP = {"every_steps": 2, "strict": True, "levels": {"timesteps": [141], "draws": 2}}
+CHEAP |= {"curvature": {"vectors": 2, "tile": 2}, "sampling": {"num_inference_steps": 2}}
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., None]:
+    """Runs a script as in a process of its own; ``settings`` of memwatch differ from a cheap watch."""
+
+    def train(script, pretrained: Path, output_dir: Path, flags: str, **settings: object) -> None:
+        config = output_dir.parent / f"{output_dir.name}.yaml"
+        config.write_text(json.dumps(CHEAP | settings), encoding="utf-8")  # JSON is YAML
+        own = f"--pretrained_model_name_or_path {pretrained} --output_dir {output_dir} --memwatch_config {config}"
+        try:
+            script.main(f"{own} --resolution {SIZE} --mixed_precision no --learning_rate 1e-2 {flags}".split())
+        finally:
+            new_process()
+
+    return train
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ import train_lora_sd3
 import train_text_to_image_sdxl
 from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file
-from support.builders import SIZE, assert_same, history
-from support.processes import new_process
+from support.builders import assert_same, history
 from transformers import CLIPTextModel
 
 import memwatch
@@ -24,33 +23,12 @@ UNWATCHED = SimpleNamespace(should_stop=False, guard=lambda loader: loader, on_s
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(train, tmp_path, monkeypatch):
     """Runs a script into ``tmp_path/out`` with an event after the second step, and once more without memwatch."""
 
-    def train(script, pretrained: Path, output_dir: Path, flags: tuple[object, ...]) -> dict[Path, dict]:
-        common = {
-            "pretrained_model_name_or_path": pretrained,
-            "output_dir": output_dir,
-            "resolution": SIZE,
-            "mixed_precision": "no",
-            "train_batch_size": 2,
-            "max_train_steps": 3,
-            "learning_rate": 1e-2,
-            "report_to": "none",
-            "memwatch_config": tmp_path / "small.yaml",
-        }
-        arguments = [part for name, value in common.items() for part in (f"--{name}", value)]
-        try:
-            script.main([str(argument) for argument in (*arguments, *flags)])
-        finally:
-            new_process()
-        saved = (file.relative_to(output_dir) for file in output_dir.rglob("*.safetensors"))
-        return {name: load_file(output_dir / name) for name in saved if name.parts[0] != "memwatch"}
-
-    def both(script, pretrained: Path, *flags: object) -> None:
-        cheap = "every_steps: 2\nstrict: true\nlevels: {timesteps: [141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\n"
-        (tmp_path / "small.yaml").write_text(cheap, encoding="utf-8")
-        watched = train(script, pretrained, tmp_path / "out", flags)
+    def both(script, pretrained: Path, flags: str) -> None:
+        flags = f"--train_batch_size 2 --max_train_steps 3 --report_to none {flags}"
+        train(script, pretrained, tmp_path / "out", flags)
         rows = history(tmp_path / "out")
         assert [row["step"] for row in rows] == [0, 2]
         names = [finding["name"] for finding in rows[-1]["findings"]]  # picked from the training images
@@ -58,11 +36,16 @@ def run(tmp_path, monkeypatch):
         assert all(rows[-1]["scalars"][f"memwatch/collapse/{name}"] != 0 for name in names)
         with monkeypatch.context() as patch:
             patch.setattr(memwatch, "MemWatch", lambda *_, **__: UNWATCHED)
-            alone = train(script, pretrained, tmp_path / "alone", flags)
-        assert alone
-        assert_same(alone, watched)
+            train(script, pretrained, tmp_path / "alone", flags)
+        assert weights_in(tmp_path / "alone")
+        assert_same(weights_in(tmp_path / "alone"), weights_in(tmp_path / "out"))
 
     return both
+
+
+def weights_in(folder: Path) -> dict[Path, dict]:
+    files = [file.relative_to(folder) for file in folder.rglob("*.safetensors")]
+    return {file: load_file(folder / file) for file in files if file.parts[0] != "memwatch"}
 
 
 @pytest.fixture
@@ -77,9 +60,9 @@ def halved(tmp_path):
 
 
 def test_dreambooth_lora_with_prior_preservation(run, pretrained, halved, photos, tmp_path):
-    instance = ["--instance_data_dir", photos, "--instance_prompt", "a photo of sks dog"]
-    prior = ["--class_data_dir", tmp_path / "dogs", "--class_prompt", "a photo of a dog", "--num_class_images", 2]
-    run(train_dreambooth_lora, halved(pretrained), *instance, "--with_prior_preservation", *prior)
+    flags = f"--instance_data_dir {photos} --instance_prompt sks --with_prior_preservation"
+    flags += f" --class_data_dir {tmp_path / 'dogs'} --class_prompt dog --num_class_images 2"
+    run(train_dreambooth_lora, halved(pretrained), flags)
     assert sorted(file.name for file in (tmp_path / "dogs").iterdir()) == ["0.png", "1.png"]
     learned = [up.any() for name, up in load_file(tmp_path / "out" / LORA).items() if "lora_B" in name]
     assert all(learned)
@@ -87,11 +70,11 @@ def test_dreambooth_lora_with_prior_preservation(run, pretrained, halved, photos
 
 
 def test_dreambooth_without_prior_needs_no_class(run, pretrained, photos, tmp_path, capsys):
-    instance = ["--instance_data_dir", photos, "--instance_prompt", "sks", "--checkpointing_steps", 2]
-    run(train_dreambooth_lora, pretrained, *instance)
+    flags = f"--instance_data_dir {photos} --instance_prompt sks --checkpointing_steps 2"
+    run(train_dreambooth_lora, pretrained, flags)
     assert (tmp_path / "out" / "checkpoint-2" / "trainable.safetensors").is_file()
     with pytest.raises(SystemExit):
-        run(train_dreambooth_lora, pretrained, *instance, "--with_prior_preservation")
+        run(train_dreambooth_lora, pretrained, f"{flags} --with_prior_preservation")
     assert "needs --class_data_dir and --class_prompt" in capsys.readouterr().err
 
 
@@ -116,8 +99,8 @@ def test_the_prior_loss_is_its_own_term(weight):
 
 
 def test_textual_inversion_moves_one_word_and_the_maps(run, pretrained, photos, tmp_path):
-    flags = ["--train_data_dir", photos, "--placeholder_token", "<it>", "--initializer_token", "a"]
-    run(textual_inversion, pretrained, *flags, "--checkpointing_steps", 3)
+    flags = f"--train_data_dir {photos} --placeholder_token <it> --initializer_token a --checkpointing_steps 3"
+    run(textual_inversion, pretrained, flags)
     before = CLIPTextModel.from_pretrained(pretrained, subfolder="text_encoder").get_input_embeddings().weight
     saved = load_file(tmp_path / "out" / "checkpoint-3" / "model.safetensors")
     after = next(value for name, value in saved.items() if "token_embedding" in name)
@@ -128,12 +111,12 @@ def test_textual_inversion_moves_one_word_and_the_maps(run, pretrained, photos, 
 
 def test_sdxl(run, family_folders, halved, photos, tmp_path):
     sdxl = halved(family_folders["sdxl"])
-    run(train_text_to_image_sdxl, sdxl, "--train_data_dir", photos, "--gradient_checkpointing")
+    run(train_text_to_image_sdxl, sdxl, f"--train_data_dir {photos} --gradient_checkpointing")
     file = "unet/diffusion_pytorch_model.safetensors"
     before, after = (load_file(folder / file)["conv_in.weight"].float() for folder in (sdxl, tmp_path / "out"))
     assert not torch.equal(before, after)
 
 
 def test_lora_sd3(run, family_folders, photos, tmp_path):
-    run(train_lora_sd3, family_folders["sd3-without-t5"], "--train_data_dir", photos)
+    run(train_lora_sd3, family_folders["sd3-without-t5"], f"--train_data_dir {photos}")
     assert any(up.any() for name, up in load_file(tmp_path / "out" / LORA).items() if "lora_B" in name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,32 +13,17 @@ import torch
 import train_text_to_image
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from support.builders import EAGER, SIZE, assert_same, history, without_time
-from support.processes import new_process
+from support.builders import EAGER, assert_same, history, without_time
+from support.families import SIZE
 
 # Three steps per epoch, the third of half a window; the first checkpoint lies within the first epoch.
-ODD = "--train_batch_size 1 --gradient_accumulation_steps 2 --random_flip --checkpointing_steps 2 --learning_rate 1e-2"
+ODD = "--train_batch_size 1 --gradient_accumulation_steps 2 --random_flip --checkpointing_steps 2"
 KINDS = {
     "full": f"{ODD} --use_ema --gradient_checkpointing --snr_gamma 5"
     " --lr_scheduler constant_with_warmup --lr_warmup_steps 1",
     "lora": f"{ODD} --lora --rank 2 --mixed_precision bf16 --checkpoints_total_limit 1",
 }
 SAVED = {"full": "unet/diffusion_pytorch_model.safetensors", "lora": "pytorch_lora_weights.safetensors"}
-CHEAP = {"every_steps": 2, "strict": True, "levels": {"timesteps": [141], "draws": 2}}
-CHEAP |= {"curvature": {"vectors": 2, "tile": 2}, "sampling": {"num_inference_steps": 2}}
-
-
-def train(pretrained: Path, images: Path, output_dir: Path, flags: str, **settings: object) -> None:
-    """Run the script, as in a process of its own. ``settings`` of memwatch differ from a cheap watch."""
-    config = output_dir.parent / f"{output_dir.name}.yaml"
-    config.write_text(json.dumps(CHEAP | settings), encoding="utf-8")  # JSON is YAML
-    paths = {"pretrained_model_name_or_path": pretrained, "train_data_dir": images, "output_dir": output_dir}
-    arguments = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
-    common_flags = f"--resolution {SIZE} --mixed_precision no --memwatch_config {config} {flags}"
-    try:
-        train_text_to_image.main([*arguments, *common_flags.split()])
-    finally:
-        new_process()
 
 
 def events(output_dir: Path):
@@ -50,17 +34,24 @@ def events(output_dir: Path):
 
 
 @pytest.fixture(scope="module")
-def runs(pretrained, photos, tmp_path_factory) -> Callable[[str], Path]:
+def train_it(train, pretrained, photos) -> Callable[..., None]:
+    return lambda folder, flags, **settings: train(
+        train_text_to_image, pretrained, folder, f"--train_data_dir {photos} {flags}", **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(train_it, tmp_path_factory) -> Callable[[str], Path]:
     """Of a kind, the folder of the same four steps ``bare``, ``watched``, and watched and ``resumed`` after two."""
 
     @functools.cache
     def of_kind(kind: str) -> Path:
         folder, flags = tmp_path_factory.mktemp(kind), KINDS[kind]
-        train(pretrained, photos, folder / "bare", f"{flags} --max_train_steps 4 --no_memwatch")
-        train(pretrained, photos, folder / "watched", f"{flags} --max_train_steps 4")
-        train(pretrained, photos, folder / "resumed", f"{flags} --max_train_steps 2")
+        train_it(folder / "bare", f"{flags} --max_train_steps 4 --no_memwatch")
+        train_it(folder / "watched", f"{flags} --max_train_steps 4")
+        train_it(folder / "resumed", f"{flags} --max_train_steps 2")
         torch.manual_seed(123)
-        train(pretrained, photos, folder / "resumed", f"{flags} --max_train_steps 4 --resume_from_checkpoint latest")
+        train_it(folder / "resumed", f"{flags} --max_train_steps 4 --resume_from_checkpoint latest")
         return folder
 
     return of_kind
@@ -101,10 +92,10 @@ def test_lora_in_bf16_saves_adapters_that_load(runs, pretrained):
     assert all(parameter.abs().sum() > 0 for parameter in loaded)
 
 
-def test_validation_images_reach_tensorboard_and_leave_training_alone(runs, pretrained, photos, tmp_path, monkeypatch):
+def test_validation_images_reach_tensorboard_and_leave_training_alone(runs, train_it, tmp_path, monkeypatch):
     monkeypatch.setattr(train_text_to_image, "VALIDATION_INFERENCE_STEPS", 2)
     prompts = "--validation_prompts cat coins --num_validation_images 2 --validation_steps 2"
-    train(pretrained, photos, tmp_path / "out", f"{KINDS['full']} --max_train_steps 4 --no_memwatch {prompts}")
+    train_it(tmp_path / "out", f"{KINDS['full']} --max_train_steps 4 --no_memwatch {prompts}")
     log = events(tmp_path / "out")
     assert log.Tags()["images"] == ["validation"]
     sizes = [(image.step, image.height, image.width) for image in log.Images("validation")]
@@ -113,10 +104,10 @@ def test_validation_images_reach_tensorboard_and_leave_training_alone(runs, pret
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_decided_stop_ends_the_run_and_saves_it(pretrained, photos, images, tmp_path, capsys):
+def test_a_decided_stop_ends_the_run_and_saves_it(train_it, images, tmp_path, capsys):
     """A rule that any change meets."""
-    flags = f"--train_batch_size 2 --learning_rate 1e-2 --memwatch_controls {images} --max_train_steps 20"
-    train(pretrained, photos, tmp_path / "out", flags, **EAGER)
+    flags = f"--train_batch_size 2 --memwatch_controls {images} --max_train_steps 20"
+    train_it(tmp_path / "out", flags, **EAGER)
     stopped = history(tmp_path / "out")[-1]["step"]
     assert stopped < 20
     assert [point.step for point in events(tmp_path / "out").Scalars("train_loss")] == list(range(1, stopped + 1))
@@ -133,8 +124,10 @@ def test_a_decided_stop_ends_the_run_and_saves_it(pretrained, photos, images, tm
         ("1.png", b"not a picture", r"1\.png: expected a readable image file, got: cannot identify"),
     ],
 )
-def test_broken_data_is_named(file, content, message, pretrained, photos, tmp_path):
+def test_broken_data_is_named(file, content, message, train_it, photos, tmp_path):
     broken = shutil.copytree(photos, tmp_path / "images") / file
     broken.unlink() if content is None else broken.write_bytes(content)
     with pytest.raises(common.DataError, match=message):
-        train(pretrained, broken.parent, tmp_path / "out", "--no_memwatch --report_to none --max_train_steps 5")
+        train_it(
+            tmp_path / "out", f"--train_data_dir {broken.parent} --no_memwatch --report_to none --max_train_steps 5"
+        )
