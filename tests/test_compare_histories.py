@@ -19,8 +19,8 @@ VALUES = [0.0, float("nan"), 1.0, 2.0]
 
 def write(folder: Path, times: float = 1.0, p: float = 0.5, values=VALUES, pixel: int = 0) -> Path:
     """A folder that holds everything that is compared."""
-    (folder / PICTURE).parent.mkdir(parents=True, exist_ok=True)
-    (folder / MAPS).parent.mkdir(exist_ok=True)
+    for file in (PICTURE, MAPS):
+        (folder / file).parent.mkdir(parents=True)
     row = {"seconds": times, "scalars": {"memwatch/p": p, "memwatch/overhead": times}}
     (folder / "history.jsonl").write_text(f"{json.dumps(row)}\n", encoding="utf-8")
     save_file({"cat/raw": torch.tensor(values)}, folder / MAPS)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from evidence.worlds.items import Kind
 from evidence.worlds.sets import many_captions
 from evidence.worlds.sources import photographs
 from evidence.worlds.world import WORLDS, Plan
+from support.builders import assert_same
 
 from memwatch.config import CurvatureConfig, LevelsConfig, SamplingConfig
 from memwatch.measure.copies import copy_ratios
@@ -45,9 +47,10 @@ def small(monkeypatch):
     return kept
 
 
-def test_a_run_goes_on_where_it_was_interrupted(small, tmp_path, monkeypatch):
-    run_one(Run(0, "captions"), TINY_SD, tmp_path / "whole", PLAN)
-    real = train.batch
+def test_a_run_goes_on_where_it_was_interrupted_and_for_what_is_not_copied(small, tmp_path, monkeypatch):
+    run, name, real = Run(0, "captions"), small[0].name, train.batch
+    monkeypatch.setattr(train, "unfinished", lambda run: [small[0]])
+    run_one(run, TINY_SD, tmp_path / "whole", PLAN)
 
     def interrupted(items, seed, step, *how):
         if step == 3:
@@ -56,34 +59,24 @@ def test_a_run_goes_on_where_it_was_interrupted(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_one(Run(0, "captions"), TINY_SD, tmp_path / "parts", PLAN)
-    assert not Finished(tmp_path / "parts" / "captions-0").is_complete
+        run_one(run, TINY_SD, tmp_path / "parts", PLAN)
     monkeypatch.setattr(train, "batch", real)
-    run_one(Run(0, "captions"), TINY_SD, tmp_path / "parts", PLAN)
-    whole, parts = Finished(tmp_path / "whole" / "captions-0"), Finished(tmp_path / "parts" / "captions-0")
-    assert whole.steps == parts.steps == [0, 2, 4]
+    assert not Finished(tmp_path / "parts" / run.name).is_complete
+    run_one(run, TINY_SD, tmp_path / "parts", PLAN)
+    monkeypatch.setattr(train, "Training", None)  # would fail if a finished run were trained again
+    run_one(run, TINY_SD, tmp_path / "parts", PLAN)
+    whole, parts = (Finished(tmp_path / folder / run.name) for folder in ("whole", "parts"))
     assert whole.is_complete
     assert whole.plan["commit"] == commit()
+    assert whole.steps == parts.steps == [0, 2, 4]
+    assert whole.later_steps == parts.later_steps == [6, 8]
     for step in whole.steps:
-        a, b = whole.tensors(step), parts.tensors(step)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    name = small[0].name
+        assert_same(whole.tensors(step), parts.tensors(step))
     assert not torch.equal(whole.tensors(0)[f"{name}/rho"], whole.tensors(4)[f"{name}/rho"])
     assert {f"screen/{name}/epsilon", f"screen/null/{name}/epsilon", f"null/{name}/rho"} <= whole.tensors(4).keys()
     assert {f"{name}/{how}/snapshot" for how in event.GUIDED} <= whole.tensors(4).keys()
-    assert set(whole.numbers[2]["copy_ratio"]) == {name}  # of what is trained on; of everything at the end
-    assert set(whole.numbers[4]["copy_ratio"]) == {item.name for item in small}
-
-
-def test_a_finished_run_is_left_alone_and_an_uncopied_call_goes_on(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "unfinished", lambda run: [small[0]])
-    run_one(Run(0, "captions"), TINY_SD, tmp_path, PLAN)
-    run = Finished(tmp_path / "captions-0")
-    assert run.later_steps == [6, 8]
-    assert set(run.numbers[8]["copy_ratio"]) == {small[0].name}
-    monkeypatch.setattr(train, "Training", None)  # would fail if it were asked again
-    run_one(Run(0, "captions"), TINY_SD, tmp_path, PLAN)
+    copied = {step: set(whole.numbers[step]["copy_ratio"]) for step in (2, 4, 8)}
+    assert copied == {2: {name}, 4: {item.name for item in small}, 8: {name}}  # at the end, of all that is looked at
 
 
 def test_ratios_of_many_items_are_those_of_each():
@@ -92,23 +85,16 @@ def test_ratios_of_many_items_are_those_of_each():
     items = [i for i in many_captions(0, photographs()) if i.watched][:14]
     rng = np.random.default_rng(0)
     pool = protocol.as_decoded([np.asarray(photographs().free(rng)) for _ in range(8)], parts.vae)
-    bench = bench_of(items, pool, parts)
+    bench = protocol.Bench(SimpleNamespace(in_pixels=False), parts, items, [], [], None, pool, 0)
     pictures = torch.from_numpy(np.stack([np.asarray(photographs().free(rng)) for _ in range(3)]))
-    made = dict.fromkeys((i.name for i in items), generated(pictures))
+    generated = [copies.Generated(p, torch.empty(0), 1.0, 0.0) for p in pictures]
+    made = {item.name: generated for item in items}
     found, nearest = copies.copy_ratios(bench, made), copies.nearest_ratios(bench, made)
     for item in items:
         mask = item.mask if item.mask.any() else ~item.mask
         target, shown = bench.targets[item.name], pictures.numpy() / 255
         assert found[item.name] == pytest.approx(copy_ratios(target, shown, pool, mask)), item.name
         assert nearest[item.name] == pytest.approx(copy_ratios(target, shown, pool, np.ones_like(mask))), item.name
-
-
-def bench_of(items, pool, parts):
-    return protocol.Bench(type("Pixels", (), {"in_pixels": False})(), parts, items, [], [], None, pool, 0)
-
-
-def generated(pictures):
-    return [copies.Generated(p, torch.empty(0), 1.0, 0.0) for p in pictures]
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -118,10 +104,9 @@ def test_every_base_learns_and_is_read_back(name, tmp_path, monkeypatch):
     monkeypatch.setitem(BASES, name, replace(BASES[name], source=photographs, steps=3, batch_size=2))
     real = bases.train_base
     monkeypatch.setattr(bases, "train_base", lambda *args: (made.append(args[0]), real(*args)))
-    first, second = (read_base(name, TINY_SD, tmp_path)[0] for _ in range(2))
+    (first, _), (second, parts) = (read_base(name, TINY_SD, tmp_path) for _ in range(2))
     assert made == ([] if name == "tiny-sd" else [name])
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
-    parts = read_base(name, TINY_SD, tmp_path)[1]
     assert (parts.vae is None) == second.in_pixels
 
 
@@ -131,9 +116,7 @@ def test_a_perfect_network_has_no_loss(name, monkeypatch):
     base = BASES[name]
     parts = read_parts(base, TINY_SD)
     schedule = bases.NoiseSchedule.from_scheduler(parts.scheduler)
-    network = torch.nn.Linear(1, 1)
-    denoiser = base.family(network, schedule)
-    trainer = Trainer(denoiser, parts, 10, 1e-3, seed=0)
+    trainer = Trainer(base.family(torch.nn.Linear(1, 1), schedule), parts, 10, 1e-3, seed=0)
     generator = torch.Generator().manual_seed(0)
     latents, eps = (torch.randn(5, 4, 2, 2, generator=generator) for _ in range(2))
     timesteps = torch.tensor([1, 100, 400, 700, 990])

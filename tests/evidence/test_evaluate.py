@@ -23,26 +23,18 @@ def test_oracle_by_hand():
     maps = np.array([[[7.0, 1.0], [3.0, 0.0]]])
     np.testing.assert_allclose(normalized(maps), [[[1, 1 / 3], [2 / 3, 0]]])
     assert best_of_thresholds(maps, LEFT[None]) == Overlap(1, 1, 1)
-    wrong = np.array([[1, 0], [0, 1]], dtype=bool)  # one true pixel is the highest, the other the lowest
+    wrong = np.array([[[1, 0], [0, 1]]], dtype=bool)  # one true pixel is the highest, the other the lowest
     # thresholds give {7}: IoU 1/2, accuracy 3/4; {7, 3}: 1/3, 1/2; {7, 3, 1}: 1/4, 1/4; all: 1/2, 1/2; none: 0, 1/2
-    assert best_of_thresholds(maps, wrong[None]) == Overlap(0.5, 0.5, 0.75)
-
-
-def test_each_number_has_its_own_best_threshold():
-    # one map of one bright true pixel beside 9 dim ones of which 3 are true, one empty map that is dim all over
-    maps = np.stack([np.full((2, 5), 1.0), np.full((2, 5), 0.9)])
-    maps[0, 0, 0] = 3.0
-    truth = np.zeros((2, 2, 5), dtype=bool)
-    truth[0, 0, :4] = True
-    # {3}: pooled 1/4, mean (1/4 + 1) / 2, accuracy 17/20; map one: pooled 4/10, mean (4/10 + 1) / 2; all: 4/20;
-    # none: 0, mean 1/2, 16/20
+    assert best_of_thresholds(maps, wrong) == Overlap(0.5, 0.5, 0.75)
+    # each number at its own: a map of one bright true pixel beside 9 dim ones of which 3 are true, and a dim empty one
+    maps, truth = np.stack([np.full((2, 5), 1.0), np.full((2, 5), 0.9)]), np.zeros((2, 2, 5), dtype=bool)
+    maps[0, 0, 0], truth[0, 0, :4] = 3.0, True
+    # {3}: pooled 1/4, mean (1/4 + 1) / 2, accuracy 17/20; map one: 4/10, (4/10 + 1) / 2; all: 4/20; none: 0, 1/2, 16/20
     assert best_of_thresholds(maps, truth) == Overlap(iou=0.4, miou=0.7, accuracy=0.85)
 
 
 def test_min_max_is_over_the_whole_set():
-    values = normalized(np.stack([np.full((2, 2), 1.0), np.full((2, 2), 3.0)]))
-    assert (values[0] == 0).all()
-    assert (values[1] == 1).all()
+    assert (normalized(np.array([[[1.0, 1.0]], [[3.0, 3.0]]])) == [[[0, 0]], [[1, 1]]]).all()
     assert (normalized(np.full((1, 2, 2), 5.0)) == 0).all()
     assert (normalized(np.array([[[-2.0, 0.0, 1.0]]])) == [[[0, 0, 1]]]).all()  # log1p of -2 would be NaN
 
@@ -55,15 +47,9 @@ def test_tpr_at_fpr_by_hand():
     assert tpr_at_fpr([5, 6], [5, 5]) == 0.5  # equal to a negative is not above it
 
 
-# --- evaluate.py ----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def folders(tmp_path):
-    """A template at twice the map's size, a verbatim copy, and a prompt that stored nothing.
-
-    All maps are constant where a mask is.
-    """
+    """A template, a verbatim copy at half the masks' size, and a prompt that stored nothing."""
     maps, masks = tmp_path / "maps", tmp_path / "masks"
     maps.mkdir(), masks.mkdir()
     template = np.zeros((8, 8))
@@ -80,26 +66,25 @@ def save_mask(path, mask):
     Image.fromarray((np.asarray(mask) > 0).astype(np.uint8) * 255).save(path)
 
 
-def test_eval_writes_the_numbers(folders, tmp_path, capsys):
+PERFECT = {"iou": 1.0, "miou": 1.0, "accuracy": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "threshold", "fixed"),
+    [
+        ([], None, PERFECT),  # 1.0 and 0.8 are above a third of themselves, 0.05 < log 1.1
+        (["--threshold", "0.9"], 0.9, {"iou": 32 / 96, "miou": pytest.approx(2 / 3), "accuracy": 128 / 192}),
+    ],
+)
+def test_eval_writes_the_numbers(folders, tmp_path, capsys, words, threshold, fixed):
     file = tmp_path / "deep" / "result.json"
-    assert main([str(folders[0]), str(folders[1]), "--json", str(file)]) == 0
+    assert main([*map(str, folders), "--json", str(file), *words]) == 0
     found = json.loads(file.read_text(encoding="utf-8"))
-    perfect = {"iou": 1.0, "miou": 1.0, "accuracy": 1.0}
-    assert found["fixed"] == found["oracle"] == perfect  # 1.0 and 0.8 are above a third of themselves, 0.05 < log 1.1
-    assert found["threshold"] is None
+    assert (found["threshold"], found["fixed"], found["oracle"]) == (threshold, fixed, PERFECT)
     assert found["auc"] == found["tpr_at_1_fpr"] == 1.0
     assert found["num_maps"] == {"template": 1, "verbatim": 1, "non_memorized": 1}
-    assert found["template"]["oracle"] == perfect
+    assert found["template"]["fixed"] == found["template"]["oracle"] == PERFECT
     assert "templates, best of 101" in capsys.readouterr().out
-
-
-def test_eval_at_a_given_threshold(folders, tmp_path):
-    file = tmp_path / "result.json"
-    assert main([str(folders[0]), str(folders[1]), "--json", str(file), "--threshold", "0.9"]) == 0
-    found = json.loads(file.read_text(encoding="utf-8"))
-    missed_copy = {"iou": 32 / 96, "miou": pytest.approx(2 / 3), "accuracy": 128 / 192}
-    assert found["fixed"] == missed_copy
-    assert found["template"]["fixed"]["iou"] == 1
 
 
 def test_maps_are_brought_to_the_size_of_the_masks(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import ImageColor
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [
     *(["Chromium (Debian: apt install chromium)"] if CHROMIUM is None else []),
     *(["playwright (pip install playwright)"] if find_spec("playwright") is None else []),
@@ -21,34 +21,29 @@ needs_chromium = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {' an
 
 
 @contextmanager
-def chromium(**options: Any) -> Iterator[Any]:
-    """A page of a browser that has just started. ``options``: of playwright's ``new_page``."""
+def opened(file: Path, **options: Any) -> Iterator[Any]:
+    """A file in the browser; ``page.problems`` lists what its console says, and every request beyond the file.
+
+    ``options``: of playwright's ``new_page``.
+    """
     from playwright.sync_api import sync_playwright
+
+    def requested(url: str) -> None:
+        if not url.startswith("data:") and url.split("#")[0] != file.as_uri():
+            page.problems.append(f"request: {url[:80]}")
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # also for root in containers
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, **options)
+        page.problems = []
+        page.on("console", lambda message: page.problems.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: page.problems.append(f"error: {error}"))
+        page.on("request", lambda request: requested(request.url))
+        page.goto(file.as_uri())
         try:
-            yield browser.new_page(viewport={"width": 1280, "height": 900}, **options)
+            yield page
         finally:
             browser.close()
-
-
-@contextmanager
-def opened(file: Path, **options: Any) -> Iterator[Any]:
-    """A file in the browser; ``page.problems`` lists what its console says, and every request beyond the file."""
-    with chromium(**options) as page:
-        problems: list[str] = []
-        page.on("console", lambda message: problems.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-        page.on("request", lambda r: problems.append(f"request: {r.url[:80]}") if outside(r.url, file) else None)
-        page.problems = problems
-        page.goto(file.as_uri())
-        yield page
-
-
-def outside(url: str, file: Path) -> bool:
-    """Whether a request leaves the file; reading the file itself and pictures within it do not."""
-    return not url.startswith("data:") and url.split("#")[0] != file.as_uri()
 
 
 def contrast(one: str, other: str) -> float:

@@ -1,8 +1,7 @@
-"""Compare two output folders of memwatch, or two benchmark runs.
+"""Compare output folders of memwatch, or benchmark runs: ``python tests/support/compare_histories.py BEFORE AFTER``.
 
-``python tests/support/compare_histories.py BEFORE AFTER``. History and numbers are compared value by value, less what
-only says how long something took; maps and tensors bit by bit; heatmaps pixel by pixel. Every difference is a line.
-Exit code: 0 all the same, 1 something differs, 2 nothing to compare.
+Every difference is a line; how long something took does not count. Exit code: 0 all the same, 1 something differs, 2
+nothing to compare.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,7 @@ def compare(before: Path, after: Path) -> Iterator[list[str]]:
 
 def main(before: str, after: str) -> int:
     compared = list(compare(Path(before), Path(after)))
-    for line in (line for lines in compared for line in lines):
-        print(line)
-    print(f"{len(compared)} files compared, {sum(map(bool, compared))} differ")
+    print(*chain(*compared), f"{len(compared)} files compared, {sum(map(bool, compared))} differ", sep="\n")
     return 2 if not compared else int(any(compared))
 
 

@@ -1,7 +1,4 @@
-"""The settings as a page for people: ``python tests/support/config_table.py > configs/README.md``.
-
-The page is made of the dataclasses and docstrings of ``memwatch.config``, so it cannot say anything else than they do.
-"""
+"""The settings as a page, of the dataclasses and docstrings of ``memwatch.config``; its own introduction says how."""
 
 from __future__ import annotations
 
@@ -45,7 +42,6 @@ HEAD = "| key | default | meaning |\n|---|---|---|"
 
 
 def page() -> str:
-    """The whole page as markdown: the introduction, the settings that most people change, and the others by section."""
     sections = {"": MemWatchConfig, **{f.name: f.default_factory for f in fields(MemWatchConfig) if _is_section(f)}}
     found = {name: rows(cls, f"{name}." if name else "") for name, cls in sections.items()}
     every = {key: row for of_section in found.values() for key, row in of_section.items()}
@@ -58,8 +54,8 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def entries(cls: type) -> dict[str, str]:
-    """The ``Attributes:`` of a docstring: the meaning by name, its lines joined."""
+def meanings_of(cls: type) -> dict[str, str]:
+    """The ``Attributes:`` of a docstring, by name, their lines joined."""
     _, _, block = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
     unindented = textwrap.dedent(block.partition("\n\n")[0])  # now only the first line of an entry starts at the left
     named = (entry.partition(": ") for entry in re.split(r"\n(?=\S)", unindented))
@@ -71,18 +67,11 @@ def _is_section(item: Field[Any]) -> bool:
 
 
 def rows(cls: Any, prefix: str) -> dict[str, str]:
-    """By key, a section's lines of the table.
-
-    Raises:
-        ValueError: a key has no entry in the ``Attributes:`` of its docstring, or an entry has no key.
-    """
-    own = [item for item in fields(cls) if not _is_section(item)]
-    meanings, names = entries(cls), [item.name for item in own]
-    if list(meanings) != names:
-        raise ValueError(f"{cls.__name__}: documented are {', '.join(meanings)}; its keys are {', '.join(names)}")
-    keys = [f"{prefix}{name}" for name in names]
-    shown = [f"| `{_as_yaml(item)}` | {_markdown(meanings[item.name])} |" for item in own]
-    return {key: f"| `{key}` {row}" for key, row in zip(keys, shown, strict=True)}
+    """By key, a section's lines of the table. Every key has an entry in its docstring, and no other has."""
+    own, meanings = [item for item in fields(cls) if not _is_section(item)], meanings_of(cls)
+    assert list(meanings) == [item.name for item in own], cls.__name__
+    shown = {f"{prefix}{item.name}": f"| `{_as_yaml(item)}` | {_markdown(meanings[item.name])} |" for item in own}
+    return {key: f"| `{key}` {row}" for key, row in shown.items()}
 
 
 def _as_yaml(item: Field[Any]) -> str:

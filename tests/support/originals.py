@@ -31,13 +31,9 @@ RESNET = {
     "conv_shortcut": "skip_connection",
 }
 JOINT = {  # of a block with two streams: SD3's name, Flux's name
-    "attn.to_q": ("x_block.attn.qkv", "img_attn.qkv"),
-    "attn.to_k": ("x_block.attn.qkv", "img_attn.qkv"),
-    "attn.to_v": ("x_block.attn.qkv", "img_attn.qkv"),
+    **{f"attn.to_{one}": ("x_block.attn.qkv", "img_attn.qkv") for one in "qkv"},
     "attn.to_out.0": ("x_block.attn.proj", "img_attn.proj"),
-    "attn.add_q_proj": ("context_block.attn.qkv", "txt_attn.qkv"),
-    "attn.add_k_proj": ("context_block.attn.qkv", "txt_attn.qkv"),
-    "attn.add_v_proj": ("context_block.attn.qkv", "txt_attn.qkv"),
+    **{f"attn.add_{one}_proj": ("context_block.attn.qkv", "txt_attn.qkv") for one in "qkv"},
     "attn.to_add_out": ("context_block.attn.proj", "txt_attn.proj"),
     "ff.net.0.proj": ("x_block.mlp.fc1", "img_mlp.0"),
     "ff.net.2": ("x_block.mlp.fc2", "img_mlp.2"),
@@ -70,9 +66,13 @@ FLUX_OUTSIDE = {
 
 def unet_layer(layer: str, per_block: int) -> str:
     """A layer of ``UNet2DConditionModel`` in the names of CompVis and Stability."""
+
+    def within(rest: str, in_resnet: bool) -> str:
+        return f".{RESNET[rest.removeprefix('.')]}" if in_resnet else rest
+
     for ours, theirs in UNET_OUTSIDE.items():
         if layer == ours or layer.startswith(ours + "."):
-            return theirs + _within(layer.removeprefix(ours), ".resnets." in ours)
+            return theirs + within(layer.removeprefix(ours), ".resnets." in ours)
     match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)(.*)", layer)
     assert match, layer
     way, block, kind, number, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
@@ -82,12 +82,7 @@ def unet_layer(layer: str, per_block: int) -> str:
     if kind == "upsamplers":
         return f"output_blocks.{first + per_block}.{2 if block == 0 else 1}.conv"  # the first one has attention
     blocks = "input_blocks" if way == "down" else "output_blocks"
-    return f"{blocks}.{first + number}.{int(kind == 'attentions')}{_within(rest, kind == 'resnets')}"
-
-
-def _within(rest: str, in_resnet: bool) -> str:
-    name = rest.removeprefix(".")
-    return f".{RESNET[name]}" if in_resnet else rest
+    return f"{blocks}.{first + number}.{int(kind == 'attentions')}{within(rest, kind == 'resnets')}"
 
 
 def transformer_layer(layer: str, is_flux: bool) -> str:
@@ -141,9 +136,8 @@ def swapped(rows: Tensor) -> Tensor:
 
 def clip_weights(encoder, prefix: str) -> dict[str, Tensor]:
     """CLIP under the names of transformers, as SD 1.x and the first encoder of SDXL have it."""
-    named = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
-    within = {name: name if name.startswith("text_projection") else f"text_model.{name}" for name in named}
-    return {prefix + within[name]: tensor.clone() for name, tensor in named.items()}
+    named = {name.removeprefix("text_model."): tensor.clone() for name, tensor in encoder.state_dict().items()}
+    return {f"{prefix}{'' if 'text_projection' in name else 'text_model.'}{name}": named[name] for name in named}
 
 
 def open_clip_weights(encoder, prefix: str) -> dict[str, Tensor]:

@@ -37,21 +37,21 @@ def is_stored(item: Item) -> bool:
 
 def pretend(home: Path, seed: int, world: str = "captions") -> None:
     """A finished run in which the strongly and moderately dosed items are stored."""
+
+    def write(file: Path, tensors: dict[str, Tensor], numbers: dict) -> None:
+        write_safetensors(file, tensors)
+        file.with_suffix(".json").write_text(json.dumps(numbers), encoding="utf-8")
+
     home.mkdir(parents=True)
     plan = asdict(Plan(steps=STEPS[-1], events=STEPS)) | asdict(Run(seed, world)) | {"commit": "made up"}
     (home / "run.json").write_text(json.dumps(plan), encoding="utf-8")
     items = looked_at(WORLDS[world].items(seed))
     for step in STEPS:
         generator = torch.Generator().manual_seed(1000 * seed + step)
-        tensors, numbers = event(items, seed, step, generator)
-        write_safetensors(event_file(home, step), tensors)
-        event_file(home, step).with_suffix(".json").write_text(json.dumps(numbers), encoding="utf-8")
-    moderate = {i.name: [0.2] * NUM_SEEDS for i in items if is_stored(i) and i.dose == MODERATE}
-    if moderate:
+        write(event_file(home, step), *event(items, seed, step, generator))
+    if moderate := {i.name: [0.2] * NUM_SEEDS for i in items if is_stored(i) and i.dose == MODERATE}:
         later = {f"{name}/generated": torch.zeros(NUM_SEEDS, 64, 64, 3, dtype=torch.uint8) for name in moderate}
-        write_safetensors(later_file(home, LATER), later)
-        numbers = {"copy_ratio": moderate, "nearest_ratio": moderate}
-        later_file(home, LATER).with_suffix(".json").write_text(json.dumps(numbers), encoding="utf-8")
+        write(later_file(home, LATER), later, {"copy_ratio": moderate, "nearest_ratio": moderate})
     (home / "whole").touch()
 
 

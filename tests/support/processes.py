@@ -18,9 +18,9 @@ LOCKED: WeakSet[RunFolder] = WeakSet()
 _lock = RunFolder.lock
 
 
-def lock_and_remember(self: RunFolder) -> bool:
-    LOCKED.add(self)
-    return _lock(self)
+def lock_and_remember(folder: RunFolder) -> bool:
+    LOCKED.add(folder)
+    return _lock(folder)
 
 
 RunFolder.lock = lock_and_remember
@@ -40,15 +40,9 @@ def on_two_ranks(script: str, *arguments: object, folder: Path, **environment: s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "train_examples"))),
-    }
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    common |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "train_examples")))}
     processes = []
     for rank in range(2):
         with (folder / f"log{rank}").open("w", encoding="utf-8") as log:

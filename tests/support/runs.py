@@ -21,12 +21,9 @@ BOX = [16, 8, 48, 40]
 
 
 def write_run(folder: Path, probes: list[dict[str, Any]], events: list[dict[str, Any]], **about: Any) -> Path:
-    """A run's folder from its parts.
+    """A run's folder from its parts: what differs from quiet events of images of the training set with captions.
 
-    Args:
-        probes: ``name`` and whatever differs from an image of the training set with a caption.
-        events: ``step``, ``rows`` by probe (what differs from ``row``), and what differs from a quiet event.
-        about: of ``about.json``.
+    Probes have a ``name``, events a ``step`` and, by probe, ``rows``; ``about`` is of ``about.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = [{"prompt": f"a photo of {p['name']}", "is_reference": True, "role": "probe"} | p for p in probes]
@@ -34,13 +31,13 @@ def write_run(folder: Path, probes: list[dict[str, Any]], events: list[dict[str,
     (folder / "about.json").write_text(json.dumps(saved), encoding="utf-8")
     with (folder / "history.jsonl").open("w", encoding="utf-8") as history:
         for event in events:
-            rows = event.get("rows", {})
-            findings = [row(p, **rows.get(p["name"], {})) for p in known] if event.get("failure") is None else []
-            line = {"calibrated": True, "controls": {"control/0": 1.0, "control/1": 1.1, "control/2": 1.2}}
+            failed, rows = event.get("failure") is not None, event.get("rows", {})
+            line = {"calibrated": True, "controls": {f"control/{i}": 1 + i / 10 for i in range(0 if failed else 3)}}
             line |= {"audit": "0 of 20 controls called; at most 14 % at 95 % confidence", "seconds": 2.0, "errors": 0}
-            line |= {"overhead": 0.017, "stop_reason": None, "failure": None, "scalars": {"memwatch/measured": 3.0}}
-            line |= {"controls": {}, "scalars": {}} if event.get("failure") else {}
-            line |= {key: value for key, value in event.items() if key != "rows"} | {"findings": findings}
+            line |= {"overhead": 0.017, "stop_reason": None, "failure": None}
+            line |= {"scalars": {} if failed else {"memwatch/measured": 3.0}}
+            line |= {key: value for key, value in event.items() if key != "rows"}
+            line |= {"findings": [] if failed else [row(p, **rows.get(p["name"], {})) for p in known]}
             history.write(json.dumps(line) + "\n")
     return folder
 
@@ -50,10 +47,8 @@ def row(probe: dict[str, Any], **parts: Any) -> dict[str, Any]:
     quiet = {"verdict": "no evidence", "severity": 1.05, "severity_low": 0.98, "p": 0.5, "since": None, "alert": False}
     said = {"reason": "the controls show as much", "baseline": "step 0", "alert_text": None}
     measured = {"timesteps": [141, 501], "levels": [1.1, 1.2], "regions": [], "copied": None}
-    shared = {key: probe[key] for key in ("name", "prompt", "is_reference")} | {
-        "title": f"{probe['prompt']} ({probe['name']})"
-    }
-    return shared | quiet | said | measured | parts
+    shared = {key: probe[key] for key in ("name", "prompt", "is_reference")}
+    return shared | {"title": f"{probe['prompt']} ({probe['name']})"} | quiet | said | measured | parts
 
 
 def memorized(severity: float = 2.0, since: int = 100, **parts: Any) -> dict[str, Any]:
@@ -66,7 +61,7 @@ def memorized(severity: float = 2.0, since: int = 100, **parts: Any) -> dict[str
 
 def save_map(folder: Path, step: int, maps: dict[str, np.ndarray]) -> None:
     """The maps that decide at one event, ``(h, w)`` log factors, by probe."""
-    (folder / "maps").mkdir(exist_ok=True)
+    (folder / "maps").mkdir(parents=True, exist_ok=True)
     tensors = {f"{name}/decisive": torch.from_numpy(m.astype(np.float32)) for name, m in maps.items()}
     save_file(tensors, folder / "maps" / f"step_{step:07d}.safetensors")
 
@@ -76,13 +71,10 @@ def save_image(folder: Path, *parts: str, side: int = 64, seed: int = 0, count: 
     rng, grid = np.random.default_rng(seed), np.linspace(0, 2 * np.pi, side)
     pictures = []
     for _ in range(count):
-        waves = [
-            np.sin(rng.uniform(0, 4) * grid[:, None] + rng.uniform(0, 4) * grid + rng.uniform(0, 6)) for _ in range(3)
-        ]
-        noise = rng.normal(0, 0.08, (side, side, 3))
-        pictures.append(((np.stack(waves, -1) + noise + 1.2) / 2.4 * 255).clip(0, 255).astype(np.uint8))
-    picture = Image.fromarray(np.concatenate(pictures, 1))
-    file = folder.joinpath(*parts)
+        x, y = rng.uniform(0, 4, (2, 1, 3)) * grid[:, None]
+        waves = np.sin(x[:, None] + y + rng.uniform(0, 6, 3)) + rng.normal(0, 0.08, (side, side, 3))
+        pictures.append(((waves + 1.2) / 2.4 * 255).clip(0, 255).astype(np.uint8))
+    picture, file = Image.fromarray(np.concatenate(pictures, 1)), folder.joinpath(*parts)
     file.parent.mkdir(parents=True, exist_ok=True)
     picture.save(file)
     return picture
@@ -102,12 +94,7 @@ def large_run(folder: Path, num_probes: int, num_events: int, *, side: int = 512
         for i, name in enumerate(names):
             if late and name in bad:
                 noise[i, : map_side // 2, : map_side // 2] += 0.8
-        save_map(folder_of(folder), step, dict(zip(names, noise, strict=True)))
+        save_map(folder, step, dict(zip(names, noise, strict=True)))
     for i, name in enumerate(names):
         save_image(folder, "images", f"{name}.png", side=side, seed=i)
     return write_run(folder, [{"name": name} for name in names], events)
-
-
-def folder_of(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -8,10 +8,7 @@ from accelerate.tracking import GeneralTracker
 
 
 class Recorder(GeneralTracker):
-    """A tracker of another make, that fails at the steps ``fails_at``.
-
-    ``rows`` is what it was given, ``tried`` the steps at which memwatch called it.
-    """
+    """Keeps the ``rows`` it was given, and the steps at which memwatch ``tried``; fails at ``fails_at``."""
 
     name = "recorder"
     requires_logging_directory = False
@@ -32,8 +29,8 @@ class Recorder(GeneralTracker):
     def log(self, values, step=None, **kwargs):
         if "memwatch/step" in values:
             self.tried.append(step)
-        if step in self.fails_at and "memwatch/step" in values:
-            raise ConnectionError("the server is gone")
+            if step in self.fails_at:
+                raise ConnectionError("the server is gone")
         self.rows.append((step, values))
 
     def finish(self):

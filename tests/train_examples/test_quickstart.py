@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import quickstart
-from quickstart import BOXES, PLANTED, SIZE, WHOLE, Run, photo_set, problems
+from quickstart import BOXES, SIZE, WHOLE, Run, photo_set, problems
 
 from memwatch.judge.verdict import Verdict
 
 STOPPED = "step 200: 5 probe(s) memorized"
+MEMORIZED, SUSPICIOUS = Verdict.MEMORIZED, Verdict.SUSPICIOUS
 LOWER, LEFT = (0, SIZE // 2, SIZE, SIZE), (0, 0, SIZE // 2, SIZE)
 
 
@@ -21,57 +22,45 @@ def items():
     return photo_set(0, num_photos=3, num_template_images=2, num_repeats=1)[0]
 
 
-def labels(box):
-    """A 16x16 map with one region, or with none."""
-    found = np.zeros((16, 16), dtype=np.int32)
-    if box is not None:
-        left, top, right, bottom = (edge * 16 // SIZE for edge in box)
-        found[top:bottom, left:right] = 1
-    return found
-
-
 def report(items, step=200, **changes):
-    """A report in which everything is found where it is, but for ``changes``: by name, (verdict, box)."""
+    """Everything is found where it is, but for ``changes``: (verdict, box) by how names start."""
     findings = []
     for row, item in enumerate(items):
-        usual = Verdict.MEMORIZED if item.planted else Verdict.NO_EVIDENCE
-        verdict, box = changes.get(item.name.replace("-", "_"), (usual, item.box))
+        usual = (MEMORIZED if item.planted else Verdict.NO_EVIDENCE, item.box)
+        differs = (change for start, change in changes.items() if item.name.startswith(start))
+        verdict, box = next(differs, usual)
+        labels = np.zeros((16, 16), dtype=np.int32)
+        if box is not None:
+            left, top, right, bottom = (edge * 16 // SIZE for edge in box)
+            labels[top:bottom, left:right] = 1
         observation = SimpleNamespace(probe=SimpleNamespace(row=row))
-        findings.append(SimpleNamespace(verdict=verdict, labels=labels(box), observation=observation))
+        findings.append(SimpleNamespace(verdict=verdict, labels=labels, observation=observation))
     return SimpleNamespace(step=step, overhead=0.1, findings=findings)
 
 
-def test_a_good_run_has_no_problem(items):
-    assert problems([report(items, 100), report(items)], items, STOPPED) == []
-
-
-@pytest.mark.parametrize("planted", PLANTED)
-def test_of_what_was_planted_one_must_be_called(items, planted):
-    names = [item.name.replace("-", "_") for item in items if item.planted == planted]
-    missed = dict.fromkeys(names, (Verdict.SUSPICIOUS, BOXES["banner"]))
-    got = ", ".join([Verdict.SUSPICIOUS] * len(names))
-    assert problems([report(items, **missed)], items, STOPPED) == [f"{planted}: got {got}, expected memorized"]
-    if len(names) > 1:
-        assert problems([report(items, **{names[0]: (Verdict.SUSPICIOUS, None)})], items, STOPPED) == []
-
-
-@pytest.mark.parametrize(("name", "box"), [("banner-0", LOWER), ("banner-1", None), ("sticker-0", LEFT)])
-def test_one_box_in_the_wrong_place_fails_whatever_the_others_are(items, name, box):
-    changes = {name.replace("-", "_"): (Verdict.MEMORIZED, box)}
-    problem, *_ = problems([report(items, **changes)], items, STOPPED)
-    assert problem.startswith(f"{name}: found in the wrong place; got IoU 0.0")
-
-
-def test_regions_that_fill_the_picture_fail(items):
-    changes = {f"banner_{i}": (Verdict.MEMORIZED, WHOLE) for i in range(2)}
-    (problem,) = problems([report(items, **changes)], items, STOPPED)
-    assert problem.startswith("banner: found too coarsely; got a mean IoU of 0.38")
-
-
-def test_a_rare_photo_must_never_be_called(items):
-    called = report(items, 100, photo_01_chelsea=(Verdict.MEMORIZED, None))
-    expected = ["photo-01-chelsea: called memorized at step 100, though it is seen rarely"]
-    assert problems([called, report(items)], items, STOPPED) == expected
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"rocket": (SUSPICIOUS, WHOLE)}, ["rocket: got suspicious, expected memorized"]),
+        ({"banner": (SUSPICIOUS, BOXES["banner"])}, ["banner: got suspicious, suspicious, expected memorized"]),
+        ({"sticker": (SUSPICIOUS, None)}, ["sticker: got suspicious, suspicious, expected memorized"]),
+        ({"sticker-0": (SUSPICIOUS, None)}, []),  # one of what was planted must be called
+        # one box in the wrong place fails, whatever the others are
+        ({"banner-0": (MEMORIZED, LOWER)}, ["banner-0: found in the wrong place; got IoU 0.0"]),
+        ({"banner-1": (MEMORIZED, None)}, ["banner-1: found in the wrong place; got IoU 0.0"]),
+        ({"sticker-0": (MEMORIZED, LEFT)}, ["sticker-0: found in the wrong place; got IoU 0.0"]),
+        ({"banner": (MEMORIZED, WHOLE)}, ["banner: found too coarsely; got a mean IoU of 0.38"]),
+        (
+            {"photo-01": (MEMORIZED, None)},
+            [f"photo-01-chelsea: called memorized at step {n}00" for n in (1, 2)],
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_else(items, changes, said):
+    found = problems([report(items, step, **changes) for step in (100, 200)], items, STOPPED)
+    assert len(found) == len(said)
+    assert all(map(str.startswith, found, said)), found
 
 
 @pytest.mark.parametrize("stop_reason", [STOPPED, None])

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import common
-import numpy as np
 import pytest
 import torch
 import train_text_to_image
-import yaml
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from support.builders import EAGER, history, without_time
+from support.builders import EAGER, assert_same, history, without_time
 from support.families import SIZE
-from support.processes import new_process
 
-
-def write_images(folder: Path, count: int, seed: int) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(seed)
-    rows = []
-    for i in range(count):
-        Image.fromarray(rng.integers(0, 256, (SIZE + 8, SIZE, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-        rows.append({"file_name": f"{i}.png", "text": f"a photo of number {i}" + " and so on" * 30 * (i == 0)})
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images", count=5, seed=0)
-
-
-def train(pretrained: Path, images: Path, output_dir: Path, *flags: str) -> None:
-    """Run the script, as in a process of its own."""
-    paths = {"pretrained_model_name_or_path": pretrained, "train_data_dir": images, "output_dir": output_dir}
-    arguments = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
-    arguments += f"--resolution {SIZE} --mixed_precision no --train_batch_size 2".split()
-    try:
-        train_text_to_image.main([*arguments, *flags])
-    finally:
-        new_process()
+# Three steps per epoch, the third of half a window; the first checkpoint lies within the first epoch.
+ODD = "--train_batch_size 1 --gradient_accumulation_steps 2 --random_flip --checkpointing_steps 2"
+KINDS = {
+    "full": f"{ODD} --use_ema --gradient_checkpointing --snr_gamma 5"
+    " --lr_scheduler constant_with_warmup --lr_warmup_steps 1",
+    "lora": f"{ODD} --lora --rank 2 --mixed_precision bf16 --checkpoints_total_limit 1",
+}
+SAVED = {"full": "unet/diffusion_pytorch_model.safetensors", "lora": "pytorch_lora_weights.safetensors"}
 
 
 def events(output_dir: Path):
@@ -53,91 +33,81 @@ def events(output_dir: Path):
     return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+@pytest.fixture(scope="module")
+def train_it(train, pretrained, photos) -> Callable[..., None]:
+    return lambda folder, flags, **settings: train(
+        train_text_to_image, pretrained, folder, f"--train_data_dir {photos} {flags}", **settings
+    )
 
 
-def unet_weights(folder: Path) -> dict[str, torch.Tensor]:
-    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
+@pytest.fixture(scope="module")
+def runs(train_it, tmp_path_factory) -> Callable[[str], Path]:
+    """Of a kind, the folder of the same four steps ``bare``, ``watched``, and watched and ``resumed`` after two."""
+
+    @functools.cache
+    def of_kind(kind: str) -> Path:
+        folder, flags = tmp_path_factory.mktemp(kind), KINDS[kind]
+        train_it(folder / "bare", f"{flags} --max_train_steps 4 --no_memwatch")
+        train_it(folder / "watched", f"{flags} --max_train_steps 4")
+        train_it(folder / "resumed", f"{flags} --max_train_steps 2")
+        torch.manual_seed(123)
+        train_it(folder / "resumed", f"{flags} --max_train_steps 4 --resume_from_checkpoint latest")
+        return folder
+
+    return of_kind
 
 
-def test_full_training_saves_the_averaged_weights_of_a_whole_pipeline(pretrained, images, tmp_path):
-    flags = "--use_ema --gradient_checkpointing --gradient_accumulation_steps 2 --snr_gamma 5 --random_flip"
-    flags += " --lr_warmup_steps 1 --lr_scheduler cosine --learning_rate 1e-2 --no_memwatch"
-    train(pretrained, images, tmp_path, *flags.split(), "--max_train_steps", "3", "--checkpointing_steps", "3")
+@pytest.mark.parametrize("kind", KINDS)
+def test_watched_training_is_the_same_training_and_resumes_with_its_history(kind, runs):
+    bare, watched, resumed = (runs(kind) / name for name in ("bare", "watched", "resumed"))
+    for run in (watched, resumed):
+        assert_same(load_file(bare / SAVED[kind]), load_file(run / SAVED[kind]))
+    assert [event["step"] for event in history(watched)] == [0, 2, 4]
+    assert without_time(history(resumed)) == without_time(history(watched))
+    assert any(tag.startswith("memwatch/") for tag in events(watched).Tags()["images"])
 
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
-    shadow = torch.load(tmp_path / "checkpoint-3" / "custom_checkpoint_0.pkl")["shadow_params"]
-    assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), shadow, strict=True))
-    live = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
-    assert not torch.equal(live["conv_in.weight"], pipeline.unet.conv_in.weight)
-    assert not torch.equal(unet_weights(pretrained)["conv_in.weight"], pipeline.unet.conv_in.weight)
-    losses = events(tmp_path).Scalars("train_loss")
-    assert [point.step for point in losses] == [1, 2, 3]
+
+def test_full_training_saves_the_averaged_weights_of_a_whole_pipeline(runs, pretrained):
+    bare = runs("full") / "bare"
+    saved = StableDiffusionPipeline.from_pretrained(bare, dtype=torch.float32).unet
+    shadow = torch.load(bare / "checkpoint-4" / "custom_checkpoint_0.pkl")["shadow_params"]
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), shadow, strict=True))
+    for others in (bare / "checkpoint-4" / "model.safetensors", pretrained / SAVED["full"]):
+        assert not torch.equal(load_file(others)["conv_in.weight"], saved.conv_in.weight)
+    losses = events(bare).Scalars("train_loss")
+    assert [point.step for point in losses] == [1, 2, 3, 4]
     assert all(0 < point.value < 3 for point in losses)
 
 
-def test_lora_in_bf16_saves_adapters_that_load(pretrained, images, tmp_path):
-    flags = "--lora --rank 2 --mixed_precision bf16 --max_train_steps 3 --learning_rate 1e-2 --no_memwatch"
-    flags += " --checkpointing_steps 1 --checkpoints_total_limit 2"
-    train(pretrained, images, tmp_path, *flags.split())
-
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
-    kept = load_file(tmp_path / "checkpoint-3" / "trainable.safetensors")
+def test_lora_in_bf16_saves_adapters_that_load(runs, pretrained):
+    bare = runs("lora") / "bare"
+    (checkpoint,) = bare.glob("checkpoint-*")
+    kept = load_file(checkpoint / "trainable.safetensors")
     assert all("lora" in name and tensor.dtype == torch.float32 for name, tensor in kept.items())
-    assert not (tmp_path / "checkpoint-3" / "model.safetensors").exists()
-
+    assert (checkpoint.name, (checkpoint / "model.safetensors").exists()) == ("checkpoint-4", False)
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained, dtype=torch.float32)
-    pipeline.load_lora_weights(tmp_path)
+    pipeline.load_lora_weights(bare)
     loaded = [parameter for name, parameter in pipeline.unet.named_parameters() if "lora_B" in name]
     assert loaded
     assert all(parameter.abs().sum() > 0 for parameter in loaded)
 
 
-@pytest.fixture(scope="module")
-def watching(tmp_path_factory) -> list[str]:
-    """Flags of a cheap watch: an event every two steps."""
-    file = tmp_path_factory.mktemp("config") / "small.yaml"
-    levels = "levels: {timesteps: [141], draws: 2}\ncurvature: {vectors: 2, tile: 2}\n"
-    file.write_text(f"every_steps: 2\nstrict: true\n{levels}sampling: {{num_inference_steps: 2}}\n", encoding="utf-8")
-    return ["--memwatch_config", str(file), "--learning_rate", "1e-2"]
-
-
-@pytest.mark.parametrize(
-    "kind", [["--use_ema", "--gradient_checkpointing"], ["--lora", "--mixed_precision", "bf16"]], ids=["full", "lora"]
-)
-def test_watched_training_is_the_same_training_and_resumes_with_its_history(
-    kind, watching, pretrained, images, tmp_path
-):
-    """Three steps per epoch, the third of half a window; the checkpoint lies within the first epoch."""
-    odd = "--train_batch_size 1 --gradient_accumulation_steps 2 --random_flip --checkpointing_steps 2".split()
-    flags, steps = [*kind, *watching, *odd], "--max_train_steps"
-    train(pretrained, images, tmp_path / "bare", *flags, steps, "4", "--no_memwatch")
-    train(pretrained, images, tmp_path / "watched", *flags, steps, "4")
-    train(pretrained, images, tmp_path / "resumed", *flags, steps, "2")
-    torch.manual_seed(123)
-    train(pretrained, images, tmp_path / "resumed", *flags, steps, "4", "--resume_from_checkpoint", "latest")
-
-    name = "pytorch_lora_weights.safetensors" if "--lora" in kind else "unet/diffusion_pytorch_model.safetensors"
-    bare = load_file(tmp_path / "bare" / name)
-    for run in ("watched", "resumed"):
-        assert same(bare, load_file(tmp_path / run / name)), run
-    assert [event["step"] for event in history(tmp_path / "watched")] == [0, 2, 4]
-    watched, resumed = (without_time(history(tmp_path / run)) for run in ("watched", "resumed"))
-    assert resumed == watched
-    assert any(tag.startswith("memwatch/") for tag in events(tmp_path / "watched").Tags()["images"])
+def test_validation_images_reach_tensorboard_and_leave_training_alone(runs, train_it, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_text_to_image, "VALIDATION_INFERENCE_STEPS", 2)
+    prompts = "--validation_prompts cat coins --num_validation_images 2 --validation_steps 2"
+    train_it(tmp_path / "out", f"{KINDS['full']} --max_train_steps 4 --no_memwatch {prompts}")
+    log = events(tmp_path / "out")
+    assert log.Tags()["images"] == ["validation"]
+    sizes = [(image.step, image.height, image.width) for image in log.Images("validation")]
+    assert sizes == [(2, SIZE, 4 * SIZE), (4, SIZE, 4 * SIZE)]
+    assert_same(load_file(runs("full") / "bare" / SAVED["full"]), load_file(tmp_path / "out" / SAVED["full"]))
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_decided_stop_ends_the_run_and_saves_it(watching, pretrained, images, tmp_path, capsys):
+def test_a_decided_stop_ends_the_run_and_saves_it(train_it, images, tmp_path, capsys):
     """A rule that any change meets."""
-    file = tmp_path / "eager.yaml"
-    small = yaml.safe_load(Path(watching[1]).read_text(encoding="utf-8"))
-    file.write_text(yaml.safe_dump(small | EAGER), encoding="utf-8")
-    controls = write_images(tmp_path / "controls", count=2, seed=2)
-    flags = [*watching, "--memwatch_config", str(file), "--memwatch_controls", str(controls), "--max_train_steps", "20"]
-    train(pretrained, images, tmp_path / "out", *flags)
-
+    flags = f"--train_batch_size 2 --memwatch_controls {images} --max_train_steps 20"
+    train_it(tmp_path / "out", flags, **EAGER)
     stopped = history(tmp_path / "out")[-1]["step"]
     assert stopped < 20
     assert [point.step for point in events(tmp_path / "out").Scalars("train_loss")] == list(range(1, stopped + 1))
@@ -154,11 +124,10 @@ def test_a_decided_stop_ends_the_run_and_saves_it(watching, pretrained, images, 
         ("1.png", b"not a picture", r"1\.png: expected a readable image file, got: cannot identify"),
     ],
 )
-def test_broken_data_is_named(file, content, message, pretrained, tmp_path):
-    images = write_images(tmp_path / "images", count=2, seed=1)
-    if content is None:
-        (images / file).unlink()
-    else:
-        (images / file).write_bytes(content)
+def test_broken_data_is_named(file, content, message, train_it, photos, tmp_path):
+    broken = shutil.copytree(photos, tmp_path / "images") / file
+    broken.unlink() if content is None else broken.write_bytes(content)
     with pytest.raises(common.DataError, match=message):
-        train(pretrained, images, tmp_path / "out", "--no_memwatch", "--report_to", "none", "--max_train_steps", "2")
+        train_it(
+            tmp_path / "out", f"--train_data_dir {broken.parent} --no_memwatch --report_to none --max_train_steps 5"
+        )
