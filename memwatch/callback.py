@@ -129,6 +129,8 @@ class MemWatch:
         self.sinks = Sinks(FileSink(self.folder.folder), self.faults, self.actions.sinks)
         self.about = replace(About.of(self.observer), settings=wanted.to_show())  # no folder of this machine in it
         self.progress, self._closed = self._fresh(), False
+        is_file = Path(self.config.output_dir).is_file()
+        require(not is_file, "output_dir", self.config.output_dir, "a folder's path; this is a file")
         free = self.ranks.broadcast(self.folder.lock() if accelerator.is_main_process else True)
         require(free, "output_dir", self.config.output_dir, "a folder that no other live run uses (close() ends one)")
         self._unhook_checkpoints = hook_checkpoints(self)
@@ -292,6 +294,7 @@ class MemWatch:
         if self.accelerator.is_main_process:
             warn_of_baselines(self.baselines, [p.probe for p in self.observer.fixed], complete, self.config.output_dir)
         if self.accelerator.is_main_process and self.progress.last_step is not None:
+            logger.info("resuming after the event of step %d in %s", self.progress.last_step, self.config.output_dir)
             with self.faults.surviving("rewinding the history", "it keeps the events after this checkpoint"):
                 self.sinks.files.rewind(self.progress.last_step)
                 self.sinks.losses.rewind(state.get("losses", 0))

@@ -48,8 +48,8 @@ class LevelsConfig:
     """Noise levels at which probes are measured: reference probes on their image, prompt probes on what they generate.
 
     Attributes:
-        timesteps: diffusion timesteps, increasing, each in 0..999. For rectified flow (SD 3, Flux) ``sigma = timestep /
-            1000``.
+        timesteps: diffusion timesteps, increasing, from 0 to the model's last (999). For rectified flow (SD 3, Flux)
+            ``sigma = timestep / 1000``.
         draws: noise draws per level, at least 1. With ``sampling.look: last_step``, draws of test vectors for prompt
             probes.
     """

@@ -56,7 +56,7 @@ def test_an_image_that_cannot_be_read_is_named(content, loop, pipeline, tmp_path
 
 @pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks")  # diffusers' own
 def test_what_cannot_be_watched_or_is_missing_is_refused(loop, pipeline, tmp_path):
-    with pytest.raises(ConfigError, match="'probes'.*allowed: prompts, Probes, an image folder or a dataset"):
+    with pytest.raises(ConfigError, match="'probes'.*allowed: picked .of memwatch.pick., prompts, Probes"):
         MemWatch(loop.accelerator, loop.unet, pipeline, config=CONFIG)
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     small = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}

@@ -157,6 +157,8 @@ def test_files_and_sources_that_cannot_be_used(text, message, tmp_path):
     [
         ("every_step", "did you mean 'every_steps'?"),
         ("signals.agianst", "did you mean 'signals.against'?"),
+        ("patience", "did you mean 'alerts.patience'?"),
+        ("stop.baseline", "did you mean 'signals.baseline'?"),
         ("alerts.patient", "did you mean 'alerts.patience'?"),
         ("proof.zzz", "known keys: enabled"),
     ],

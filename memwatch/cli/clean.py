@@ -68,6 +68,8 @@ def rows_named(flagged: Sequence[Flagged], rows: TrainingSet, train: Path) -> di
     files = {file: file if file in row_of else str(Path(file).resolve()) for f in flagged for file in f.files}
     if missing := [file for file, known in files.items() if known not in row_of]:
         why = "it belongs to another training set"
+        if all(file.startswith("row-") for file in missing):
+            why = "the run was given rows, not a folder, so it has their numbers only; train on a folder to use clean"
         raise ValueError(f"--flagged: it names files that are not in {train}: {listed(missing)}; {why}")
     return {f.probe: [row_of[files[file]] for file in f.files] for f in flagged}
 

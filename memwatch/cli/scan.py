@@ -181,7 +181,9 @@ def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
         baseline = "unconditional" if signals.against == "unconditional" else signals.baseline
     if baseline is None:
         if form_of(args.model)[0] is not Form.LORA:
-            raise ValueError("--baseline: missing, allowed: an earlier model, unconditional, or base (LoRA off)")
+            found = "" if Path(args.model).exists() else f"MODEL: no file or folder {args.model} here; for a hub id, "
+            allowed = "an earlier model, unconditional, or base (LoRA off)"
+            raise ValueError(f"{found}--baseline: missing, allowed: {allowed}")
         baseline = "base"
     name = baseline.partition(":")[0]
     within = name in ("first", "previous", "lag", "last_clean")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from memwatch.config import StopConfig
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
+from memwatch.picking.text import counted
 
 EXIT_CODE = 3  # of scripts and commands: training is to end, or something is memorized
 
@@ -32,7 +33,7 @@ def decide_stop(state: StopState, findings: Sequence[Finding], step: int, rule: 
     now = [f.name for f in findings if f.proof is not None and f.proof.copied]
     copied = tuple(dict.fromkeys([*state.copied, *now]))
     memorized = [f for f in findings if f.verdict is Verdict.MEMORIZED]
-    counted = [f.observation.probe.title for f in memorized if f.name in copied or not rule.require_copy]
-    if len(counted) < rule.num_probes:
+    titles = [f.observation.probe.title for f in memorized if f.name in copied or not rule.require_copy]
+    if len(titles) < rule.num_probes:
         return StopState(copied=copied)
-    return StopState(f"step {step}: {len(counted)} probe(s) memorized: {', '.join(counted)}", copied)
+    return StopState(f"step {step}: {counted(len(titles), 'probe')} memorized: {', '.join(titles)}", copied)

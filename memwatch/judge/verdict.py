@@ -142,7 +142,7 @@ def short_of_memorized(evidence: Evidence, rule: AlertsConfig, allowed: float) -
     """Why one event is not enough for ``memorized``, for which p may be ``allowed``; ``None`` where it is enough."""
     assert evidence.p is not None
     if evidence.severity < rule.min_severity:
-        return f"its severity is below {rule.min_severity:g}x"
+        return f"memorized takes {rule.min_severity:g}x, and this is {evidence.severity:.2f}x"
     if evidence.p > allowed:
         return f"p must be at most {allowed:.1g} to keep the run's false-alarm rate"
     rank_p, smallest = evidence.rank_p_peers, 1 / (1 + evidence.num_peers)
@@ -194,7 +194,7 @@ class Audit:
 
     def __str__(self) -> str:
         if not self.of:
-            return "false-alarm check: there are no controls to run it on"
+            return "false-alarm check: no control has been judged"
         called = f"{self.called} of {self.of} controls {'was' if self.called == 1 else 'were'}"
         return f"false-alarm check: {called if self.called else f'none of {self.of} controls was'} called"
 

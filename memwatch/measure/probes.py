@@ -100,7 +100,8 @@ def all_probes(config: MemWatchConfig, probes: Any = None, controls: Any = None,
     given = {"probes": probes, "controls": controls, "peers": peers}
     sources = {key: getattr(config, key) if source is None else source for key, source in given.items()}
     watched, held_out, ordinary = (as_probes(source, key, seed=config.seed) for key, source in sources.items())
-    require(bool(watched), "probes", sources["probes"], "prompts, Probes, an image folder or a dataset")
+    allowed = "picked (of memwatch.pick), prompts, Probes, an image folder or rows"
+    require(bool(watched), "probes", sources["probes"], allowed)
     found = [replace(probe, is_control=False, is_peer=False) for probe in watched]
     found += [replace(probe, name=f"control/{probe.name}", is_control=True) for probe in held_out]
     return found + [replace(probe, name=f"peer/{probe.name}", is_peer=True) for probe in ordinary]

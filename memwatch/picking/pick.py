@@ -115,7 +115,7 @@ def _notes_of(picked: Picked) -> list[str]:
     if unreadable:
         names = listed([picked.rows.name(row) for row in unreadable])
         notes.append(f"{counted(len(unreadable), 'row')} unreadable, so not looked at: {names}")
-    if len(picked.watched) < picked.budget:
+    if len(picked.watched) < min(picked.budget, found.size):
         fewer = "the others are held out, near-duplicates of those picked, or unreadable"
         notes.append(f"{counted(len(picked.watched), 'row')} picked, where {picked.budget} were asked for: {fewer}")
     return notes
@@ -142,9 +142,10 @@ def plan(
         most += f" and half of {class_images} class images" if class_images else ""
         why = f"at most {most} may be, and judging takes {MIN_CONTROLS} controls"
         return 0, 0, [f"nothing is held out: {why}; without controls {WITHOUT}", BY_HAND]
-    notes = [f"{counted(number, 'row')} held out as controls: train on picked.train"] if number else []
+    aside = "held out as controls: train on picked"
+    notes = [f"{counted(number, 'row')} {aside}.train (memwatch pick: OUT/train)"] if number else []
     if class_number:
-        notes.append(f"{counted(class_number, 'class image')} held out as controls: train on picked.class_train")
+        notes.append(f"{counted(class_number, 'class image')} {aside}.class_train (OUT/class)")
         if not number:
             why = "no sibling of the subject is held out, so that learned cannot be told from memorized"
             notes.append(f"{why}; that takes {SHARE} pictures of it or more")

@@ -134,8 +134,8 @@ def warn_of_controls(count: Counter[tuple[str, bool]]) -> None:
     for is_reference, kind in ((True, "images"), (False, "prompts")):
         watched, controls = count["probe", is_reference], count["control", is_reference]
         if watched and controls < MIN_CONTROLS:
-            few = f"there are {controls} controls that are {kind}, and judging {kind} takes {MIN_CONTROLS}"
-            logger.warning(f"{few}; the {watched} probes that are {kind} will be inconclusive")
+            few = f"judging {kind} takes {MIN_CONTROLS} controls that are {kind}, and there are {controls}"
+            logger.warning(f"{few}; of {watched} probes, those with an effect will be inconclusive")
 
 
 def say_pace(pace: Pace, config: MemWatchConfig) -> None:

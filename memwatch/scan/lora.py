@@ -154,8 +154,8 @@ def _in_model(pairs: Pairs, model: nn.Module, file: Path) -> Pairs:
     found = {known[layer]: pair for layer, pair in renamed.items()}
     for layer, (down, up) in found.items():
         if (len(up), *down.shape[1:]) != shapes[layer] or up.shape[1] != len(down):
-            factors = f"A {tuple(down.shape)}, B {tuple(up.shape)}"
-            raise CheckpointError(f"{file}: the LoRA of {layer} has {factors}, the base's layer {shapes[layer]}")
+            factors = f"A {tuple(down.shape)}, B {tuple(up.shape)}, the base's layer {shapes[layer]}"
+            raise CheckpointError(f"{file}: the LoRA of {layer} has {factors}; is it a LoRA of another base?")
     return found
 
 

@@ -52,5 +52,5 @@ def test_the_reason_is_set_once_and_copies_are_remembered():
     state = decide_stop(StopState(), [proven(found("c", "suspicious"), 0.1)], 50, StopConfig())
     assert state == StopState(None, ("c",))
     state = decide_stop(state, [A, B], 100, StopConfig())
-    assert state.reason == "step 100: 2 probe(s) memorized: a photo of a (a), a photo of b (b)"
+    assert state.reason == "step 100: 2 probes memorized: a photo of a (a), a photo of b (b)"
     assert decide_stop(state, [A], 200, StopConfig()) is state

@@ -102,7 +102,7 @@ def test_the_budget_is_spent_by_events_and_shared_by_probes():
 
 def test_reasons():
     assert run([MILD, RARE, FEW])[1] == [
-        "its severity is below 1.5x",
+        "memorized takes 1.5x, and this is 1.49x",
         "p must be at most 0.0002 to keep the run's false-alarm rate",
         "there are 9 usable controls of its kind, and a p-value takes 11",
     ]

@@ -182,7 +182,7 @@ def test_notes_say_what_was_found_and_what_was_not_searched(survey):
         "200 training rows, 2 of them watched",
         "1 group of near-duplicates and 1 shared part, in 29 rows",
         "1 row unreadable, so not looked at: row-00199",
-        "20 rows held out as controls: train on picked.train",
+        "20 rows held out as controls: train on picked.train (memwatch pick: OUT/train)",
         "searched in 50 rows",
         "10 groups of near-duplicates and 0 shared parts, in 20 rows; of 8 of them no row is watched",
     ):
@@ -199,13 +199,13 @@ BOTH = r"^nothing is held out: at most one in 5 of 6 readable rows \(6 in no gro
 @pytest.mark.parametrize(
     ("asked", "rows", "ordinary", "class_images", "held", "said"),
     [
-        (20, 1000, 900, 0, (20, 0), "^20 rows held out as controls: train on picked.train$"),
+        (20, 1000, 900, 0, (20, 0), r"^20 rows held out as controls: train on picked.train \(memwatch pick: OUT/t"),
         (20, 99, 99, 0, (19, 0), ""),
         (20, 100, 12, 0, (12, 0), ""),
         (20, 100, 9, 0, (0, 0), rf"\(9 in no group\) may be, and judging takes 11 .*; {re.escape(BY_HAND)}$"),
         (20, 55, 55, 0, (11, 0), ""),
         (20, 54, 54, 0, (0, 0), ""),  # one row in five, and never fewer than eleven
-        (20, 6, 6, 50, (1, 19), "^1 row held out as .*19 class images held out .*: train on picked.class_train$"),
+        (20, 6, 6, 50, (1, 19), "^1 row held out as .*19 class images held out .*: train on picked.class_train"),
         (20, 6, 6, 20, (1, 10), ""),
         (20, 6, 6, 19, (0, 0), f"{BOTH}, and judging takes 11 controls; without controls {WITHOUT}"),
         (20, 4, 4, 22, (0, 11), "so that learned cannot be told from memorized; that takes 5 pictures of it or more"),

@@ -62,8 +62,8 @@ def prompts(num: int) -> list[Probe]:
 
 
 CAT, POSTER = Probe("a cat", picture(0), name="cat"), Probe("a red poster", name="poster")
-FEW = "there are {has} controls that are {kind}, and judging {kind} takes 11; "
-FEW += "the {watched} probes that are {kind} will be inconclusive"
+FEW = "judging {kind} takes 11 controls that are {kind}, and there are {has}; "
+FEW += "of {watched} probes, those with an effect will be inconclusive"
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def small(tmp_path_factory):
     events = [
         {"step": 100},
         {"step": 200, "rows": {"cat": memorized(2.0, 100, copied=proof, **told), "poster": suspicious}},
-        {"step": 300, "rows": {"cat": memorized(2.4, 100)}, "stop_reason": "step 300: 1 probe(s) memorized: cat"},
+        {"step": 300, "rows": {"cat": memorized(2.4, 100)}, "stop_reason": "step 300: 1 probe memorized: cat"},
     ]
     about = {"training_rows": 97, "machine": "x86_64", "versions": {"torch": "2.13.0"}}
     write_run(folder, [{"name": "cat"}, poster, {"name": "tree"}], events, **about)

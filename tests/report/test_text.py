@@ -30,7 +30,7 @@ ABOUT = About(settings={"max_train_steps": 200})
 
 
 def test_the_table_of_an_event():
-    event = replace(EVENT, stop_reason="step 40: 2 probe(s) memorized", errors=2)
+    event = replace(EVENT, stop_reason="step 40: 2 probes memorized", errors=2)
     lines = summary(event, ABOUT).splitlines()
     assert lines == [
         "memwatch, step 40 of 200: 2 memorized, 1 suspicious, 1 no evidence, 1 inconclusive",
@@ -41,7 +41,7 @@ def test_the_table_of_an_event():
         "  1 more without evidence: photo-7; 1 more inconclusive: new",
         f"  {AUDIT}",
         "  5.2 s, 2.1 % of training time, 2 failures of memwatch so far",
-        "  STOP: step 40: 2 probe(s) memorized",
+        "  STOP: step 40: 2 probes memorized",
     ]
     assert len({columns(line[: line.index("memorized")]) for line in lines[2:4]}) == 1
 

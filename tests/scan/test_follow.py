@@ -277,7 +277,7 @@ def test_what_does_not_fit_begins_anew(run, caplog, measured, other):
 # --- what follows -----------------------------------------------------------------------------------------------------
 
 
-STOPPED = "step 2: 2 probe(s) memorized: a photo of a cat (cat), a photo of a dog (dog)"
+STOPPED = "step 2: 2 probes memorized: a photo of a cat (cat), a photo of a dog (dog)"
 
 
 @pytest.mark.usefixtures("eager")

@@ -12,7 +12,7 @@ from quickstart import BOXES, SIZE, WHOLE, Run, photo_set, problems
 
 from memwatch.judge.verdict import Verdict
 
-STOPPED = "step 200: 5 probe(s) memorized"
+STOPPED = "step 200: 5 probes memorized"
 MEMORIZED, SUSPICIOUS = Verdict.MEMORIZED, Verdict.SUSPICIOUS
 LOWER, LEFT = (0, SIZE // 2, SIZE, SIZE), (0, 0, SIZE // 2, SIZE)
 
