@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from evidence.runs import event, protocol, train
+from evidence.runs import event, finished, protocol, train
 from evidence.runs import generations as copies
 from evidence.runs.finished import Finished
 from evidence.runs.train import Run, commit, run_one
@@ -39,11 +39,9 @@ def small(monkeypatch):
     monkeypatch.setattr(event, "GUIDED", {"published": quick, "verified": quick})
     monkeypatch.setattr(copies.generate, "__defaults__", (quick, None))
     levels, curvature = LevelsConfig(timesteps=(141,), draws=4), CurvatureConfig(vectors=1, tile=1)
-    for module in (protocol, event, train.Finished.observation.__globals__):
-        target = module if isinstance(module, dict) else vars(module)
-        for name, value in (("LEVELS", levels), ("CURVATURE", curvature)):
-            if name in target:
-                monkeypatch.setitem(target, name, value)
+    for module in (protocol, event, finished):
+        monkeypatch.setattr(module, "LEVELS", levels, raising=False)
+        monkeypatch.setattr(module, "CURVATURE", curvature, raising=False)
     return kept
 
 
@@ -111,7 +109,7 @@ def test_every_base_learns_and_is_read_back(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_perfect_network_has_no_loss(name, monkeypatch):
+def test_a_perfect_network_has_no_loss(name):
     """The target of each prediction type, against the epsilon that the denoiser makes of it."""
     base = BASES[name]
     parts = read_parts(base, TINY_SD)

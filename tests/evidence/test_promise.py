@@ -6,20 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from evidence import promise
-from evidence.simulation import (
-    SIDE,
-    SPREAD,
-    STORED,
-    TAILS,
-    Cell,
-    cells,
-    log_factors,
-    observation,
-    probes_of,
-    shaped,
-    simulate,
-)
+from evidence import promise, simulation
+from evidence.simulation import SIDE, STORED, Cell, observation, probes_of, simulate
 from scipy import stats
 
 from memwatch.config import AlertsConfig
@@ -29,17 +17,17 @@ pytestmark = pytest.mark.usefixtures("screened")
 LAWS = {"normal": stats.norm(), "t5": stats.t(5, scale=1 / math.sqrt(5 / 3)), "lognormal": stats.lognorm(0.5)}
 
 
-@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("tail", simulation.TAILS)
 def test_tails_have_unit_variance_and_the_quantiles_that_they_should(tail):
     levels, law = np.array([1e-6, 0.001, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6]), LAWS[tail]
     expected = (law.ppf(levels) - law.mean()) / law.std()
-    np.testing.assert_allclose(shaped(stats.norm.ppf(levels), tail), expected, rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(simulation.shaped(stats.norm.ppf(levels), tail), expected, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
 def test_severities_depend_as_they_should(rho):
     cell = Cell(controls=400, probes=99, events=4, autocorrelation=rho)
-    x = np.stack(list(log_factors(cell, np.random.default_rng(0)))) / SPREAD
+    x = np.stack(list(simulation.log_factors(cell, np.random.default_rng(0)))) / simulation.SPREAD
     assert x.shape == (4, 2, 500, SIDE, SIDE)
     assert x[:, :, 1:].std() == pytest.approx(1, abs=0.05)
     whole = x.mean((-1, -2))
@@ -74,7 +62,7 @@ def test_a_rule_that_promises_more_than_it_can_is_seen():
 
 
 def test_the_command_simulates_every_setting_by_the_rule_of_the_config(tmp_path, monkeypatch, capsys):
-    assert len(set(cells())) == 15
+    assert len(set(simulation.cells())) == 15
     monkeypatch.setattr(promise, "cells", lambda: iter([Cell(11, 1, 2, 0.5), Cell(12, 1, 2, 0.5, "lognormal")]))
     config, file = tmp_path / "mine.yaml", tmp_path / "results" / "promise.md"
     config.write_text("alerts:\n  false_alarms_per_run: 0.2\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from evidence.metrics import auc, iou
-from evidence.rivals.cases import NEGATIVES, STORED, Case, cases_of
+from evidence.rivals.cases import NEGATIVES, STORED, cases_of
 from evidence.rivals.contest import detection_table, first_table, localization_table
 from evidence.rivals.rivals import ALL_ONES, RIVALS, clid, fallen_loss, held_out_loss, risen_loss
 from evidence.rivals.stops import CLOSE, copies_by, stop_table
@@ -38,19 +38,14 @@ def test_what_is_on_its_way_is_neither_right_nor_wrong(products):
     assert {case.group for case in cases} == {STORED, *NEGATIVES}
 
 
-def test_memwatch_and_rivals_are_judged_on_the_same_items(products, monkeypatch):
-    of_seed = property(lambda case: ("captions", "marks")[case.product.run.plan["seed"]])
-    monkeypatch.setattr(Case, "world", of_seed)  # as if each run were of a world of its own
+def test_memwatch_and_rivals_are_judged_on_the_same_items(products):
     rows, parts = localization_table(products), [case for case in cases_of(products) if case.is_part]
-    counts = only(rows, way="items")
-    assert (counts["captions"] + counts["marks"], counts["all"]) == (len(parts), len(parts))
+    assert only(rows, way="items")["all"] == len(parts)
     shipped = [iou(case.product.region(case.item), case.item.mask) for case in parts]
     assert only(rows, way="memwatch", threshold="as shipped")["all"] == pytest.approx(np.mean(shipped))
     assert only(rows, way=ALL_ONES.name)["all"] == pytest.approx(np.mean([case.item.mask.mean() for case in parts]))
     ways = {(row["way"], row["sampling"]) for row in rows}
     assert {(rival.name, rival.sampling) for rival in RIVALS if rival.map_of} < ways
-    ours = only(rows, way="memwatch", threshold="oracle")["all"]
-    assert all(row["all"] < ours for row in rows if row["sampling"] not in ("-", None))  # their maps are noise here
 
 
 @pytest.mark.parametrize("prompts", [False, True])

@@ -14,7 +14,6 @@ import train_text_to_image
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from support.builders import EAGER, assert_same, history, without_time
-from support.families import SIZE
 
 # Three steps per epoch, the third of half a window; the first checkpoint lies within the first epoch.
 ODD = "--train_batch_size 1 --gradient_accumulation_steps 2 --random_flip --checkpointing_steps 2"
@@ -90,17 +89,6 @@ def test_lora_in_bf16_saves_adapters_that_load(runs, pretrained):
     loaded = [parameter for name, parameter in pipeline.unet.named_parameters() if "lora_B" in name]
     assert loaded
     assert all(parameter.abs().sum() > 0 for parameter in loaded)
-
-
-def test_validation_images_reach_tensorboard_and_leave_training_alone(runs, train_it, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_text_to_image, "VALIDATION_INFERENCE_STEPS", 2)
-    prompts = "--validation_prompts cat coins --num_validation_images 2 --validation_steps 2"
-    train_it(tmp_path / "out", f"{KINDS['full']} --max_train_steps 4 --no_memwatch {prompts}")
-    log = events(tmp_path / "out")
-    assert log.Tags()["images"] == ["validation"]
-    sizes = [(image.step, image.height, image.width) for image in log.Images("validation")]
-    assert sizes == [(2, SIZE, 4 * SIZE), (4, SIZE, 4 * SIZE)]
-    assert_same(load_file(runs("full") / "bare" / SAVED["full"]), load_file(tmp_path / "out" / SAVED["full"]))
 
 
 @pytest.mark.usefixtures("eager")
