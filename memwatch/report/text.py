@@ -81,7 +81,7 @@ def advice_of(row: Row) -> str:
         if row.is_reference:
             known = "flagged.jsonl lists those that memwatch knows"
             what = f"Find its duplicates and the images that share this region ({known}); keep one of them, or none."
-        back = "a checkpoint from before it, or last_clean/, is a place to go back to"
+        back = "a checkpoint from before it, or last_clean/, can be gone back to"
         before = f" Events before step {row.since} showed no evidence: {back}." if row.since else ""
         return f"Stop training on it. {what}{before} Fewer steps, a lower rate or a smaller LoRA rank store less."
     if row.verdict is Verdict.SUSPICIOUS:
