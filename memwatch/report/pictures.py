@@ -199,7 +199,7 @@ def card(report: Report, finding: Finding, width: int, panels: int) -> Picture:
     if finding.observation.image is None:
         return title
     side = (width - (panels - 1) * MARGIN) // panels
-    shown = [(tile, caption.removeprefix("heatmap, ")) for tile, caption in first_panels(finding, side)]  # or too long
+    shown = [(tile, caption.partition(",")[0]) for tile, caption in first_panels(finding, side)]  # all is too long
     if proof is not None:
         shown.append((fitted(proof.generations[nearest_of(proof) or 0], side, side), row.proof(brief=True)))
     return joined([title, row_of(shown, side)], down=True)
