@@ -86,21 +86,12 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
             raise ConfigError(f"config key '{prefix}{key}' ({shown}) is gone: {why}")
         if key not in names:
             nearest = [f"{prefix}{name}" for name in difflib.get_close_matches(str(key), names, n=1, cutoff=0.7)]
-            same = [known for known in _keys(MemWatchConfig) if known.rpartition(".")[2] == str(key).rpartition(".")[2]]
-            nearest = same or nearest
+            last, every = str(key).rpartition(".")[2], MemWatchConfig().to_dict()
+            inside = [f"{section}.{last}" for section, part in every.items() if isinstance(part, dict) and last in part]
+            nearest = [last] if last in every else inside or nearest
             hint = f"did you mean '{nearest[0]}'?" if nearest else f"known keys: {', '.join(names)}"
             raise ConfigError(f"config key '{prefix}{key}' is unknown; {hint}")
     return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in data.items()})
-
-
-def _keys(cls: type, prefix: str = "") -> list[str]:
-    """Every key, as ``alerts.max_p``."""
-    found = []
-    for name, hint in typing.get_type_hints(cls).items():
-        found += (
-            _keys(hint, f"{prefix}{name}.") if isinstance(hint, type) and is_dataclass(hint) else [f"{prefix}{name}"]
-        )
-    return found
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:

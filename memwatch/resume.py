@@ -16,6 +16,7 @@ from memwatch.judge.stop import StopState
 from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.probes import Probe
+from memwatch.messages import listed
 from memwatch.pace import Clock
 from memwatch.ranks import Ranks
 from memwatch.run_folder import write_json
@@ -149,7 +150,6 @@ def warn_of_baselines(baselines: Baselines, probes: Sequence[Probe], complete: b
         instead = "probes that need them are compared with a later event"
         logger.warning("some earlier baselines are missing from %s; %s", folder, instead)
     if names := baselines.without_earlier(probes):
-        who = f"{', '.join(names[:5])}{' and others' if names[5:] else ''}"
         why = "settings or probes are not those of the checkpoint"
         what = "the next event is their new baseline; resume with those of the checkpoint to keep the earlier one"
-        logger.warning("%s, so there is nothing to compare %s with; %s", why, who, what)
+        logger.warning("%s, so there is nothing to compare %s with; %s", why, listed(names), what)

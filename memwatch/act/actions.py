@@ -16,9 +16,9 @@ from memwatch.guard import rows_per_device
 from memwatch.judge.findings import Judgement
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.observer import Observer
+from memwatch.messages import counted, listed
 from memwatch.picking.for_run import cannot_be_seen, held_out_rows_in
 from memwatch.picking.picked import Picked
-from memwatch.picking.text import counted, listed
 from memwatch.report.sinks import Sink
 
 logger = logging.getLogger("memwatch")

@@ -19,7 +19,7 @@ import requests
 
 from memwatch.config import require, shown_url
 from memwatch.judge.findings import Finding
-from memwatch.picking.text import counted
+from memwatch.messages import counted
 from memwatch.report.report import Report
 
 SLACK, DISCORD = re.compile(r"hooks\.slack(-gov)?\.com"), re.compile(r"(.+\.)?discord(app)?\.com")  # hosts

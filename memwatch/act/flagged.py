@@ -13,10 +13,10 @@ from typing import Any
 
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
+from memwatch.messages import counted
 from memwatch.picking.picked import Picked
 from memwatch.picking.same_place import Box, shared_area
 from memwatch.picking.survey import GroupKind
-from memwatch.picking.text import counted
 from memwatch.report.history import read_lines, rewrite
 from memwatch.report.report import Report
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from memwatch.act.flagged import FLAGGED, Flagged, read_flagged
 from memwatch.cli import require_option
 from memwatch.judge.verdict import Verdict
+from memwatch.messages import counted, listed
 from memwatch.picking.folder import check_out, copy_without
 from memwatch.picking.rows import METADATA, as_training_set
-from memwatch.picking.text import counted, listed
 from memwatch.picking.training_set import TrainingSet
 
 VERDICTS = (str(Verdict.MEMORIZED), str(Verdict.SUSPICIOUS))

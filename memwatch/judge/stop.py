@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from memwatch.config import StopConfig
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
-from memwatch.picking.text import counted
+from memwatch.messages import counted
 
 EXIT_CODE = 3  # of scripts and commands: training is to end, or something is memorized
 

@@ -15,12 +15,12 @@ from torch.utils.data import Subset
 from memwatch.config import MemWatchConfig, require
 from memwatch.measure.images import read_image
 from memwatch.measure.probes import Probe, ProbeError, as_probes
+from memwatch.messages import counted, listed
 from memwatch.picking.duplicates import MAX_BITS, bits_apart, duplicate_groups
 from memwatch.picking.folder import read_folder
 from memwatch.picking.hashes import hash_of, hash_rows
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import as_training_set
-from memwatch.picking.text import counted, listed
 from memwatch.picking.training_set import RowError, called, content_key
 
 CANDIDATES = 64  # training rows that are read at most to tell whether one shows a given picture

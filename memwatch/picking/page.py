@@ -13,12 +13,12 @@ from markupsafe import Markup
 
 from memwatch.measure.images import read_image
 from memwatch.measure.probes import Probe, ProbeError
+from memwatch.messages import counted, listed
 from memwatch.picking.hashes import square
 from memwatch.picking.mix import PickedRow, Why, slots
 from memwatch.picking.picked import Picked
 from memwatch.picking.same_place import Box
 from memwatch.picking.survey import GroupKind
-from memwatch.picking.text import counted, listed
 
 LARGE, SMALL = 224, 96  # pixels of a picture on the page
 FELLOWS = 6  # other members of a group that are shown

@@ -16,13 +16,12 @@ import numpy as np
 from memwatch.config import require
 from memwatch.denoiser import untouched_streams
 from memwatch.measure.probes import MIN_CONTROLS
-from memwatch.messages import show_messages
+from memwatch.messages import counted, listed, show_messages
 from memwatch.picking.cache import shared_survey
 from memwatch.picking.mix import ordinary_rows, pick_rows, rotation_of
 from memwatch.picking.picked import Picked
 from memwatch.picking.rows import as_training_set
 from memwatch.picking.survey import GroupKind, Survey
-from memwatch.picking.text import counted, listed
 from memwatch.picking.training_set import RowError, TrainingSet
 
 PEERS = 8  # ordinary rows, a second reference
