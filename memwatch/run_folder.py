@@ -102,6 +102,11 @@ def owner_of(folder: Path) -> str | None:
         return None
 
 
+def stem_of(step: int) -> str:
+    """How the names of an event's files and folders begin."""
+    return f"step_{step:07d}"
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file whole or not at all; what JSON does not know becomes text."""
     write_whole(path, json.dumps(value, default=str))

@@ -22,7 +22,7 @@ from memwatch.judge.verdict import ProbeState
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import averages, write_safetensors
 from memwatch.report.about import PACKAGES, versions
-from memwatch.run_folder import write_json
+from memwatch.run_folder import stem_of, write_json
 
 logger = logging.getLogger("memwatch")
 
@@ -80,7 +80,7 @@ class LastClean:
             logger.warning(what, len(ema.shadow_params), len(parameters))
 
     def _place(self, step: int) -> Path:
-        return self.folder / f"step_{step:07d}"
+        return self.folder / stem_of(step)
 
     # --- at each event -----------------------------------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ def offloaded(prepared: Sequence[PreparedProbe], folder: Path) -> list[PreparedP
 
 
 class WatchList:
-    """Every probe of a run, and which of them are looked at at an event.
+    """Every probe of a run, and which of them are measured at an event.
 
     Attributes:
         prepared: watched probes first, then controls, then peers.
@@ -161,12 +161,12 @@ class WatchList:
 
     @property
     def probes(self) -> list[PreparedProbe]:
-        """What is looked at at this event: everything but the rows that are not rotated in."""
+        """What is measured at this event: everything but the rows that are not rotated in."""
         return [p for p in self.prepared if not p.probe.in_rotation or p.name in self._rotated_in]
 
     @property
     def fixed(self) -> list[PreparedProbe]:
-        """What is looked at at every event."""
+        """What is measured at every event."""
         return [p for p in self.prepared if not p.probe.in_rotation]
 
     @property

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from memwatch.measure.weights import read_safetensors, write_safetensors
+from memwatch.run_folder import stem_of
 
 
 class SnapshotStore:
@@ -27,7 +28,7 @@ class SnapshotStore:
         self._marks: dict[int, dict[str, str]] = {}
 
     def _file(self, step: int) -> Path:
-        return self.folder / f"step_{step:07d}.safetensors"
+        return self.folder / f"{stem_of(step)}.safetensors"
 
     def add(self, step: int, tensors: dict[str, Tensor], marks: Mapping[str, str] | None = None) -> None:
         """Keep ``tensors`` as those of ``step``. Where the disk refuses (``OSError``) they are held in memory."""

@@ -17,8 +17,8 @@ from memwatch.measure.weights import write_safetensors
 from memwatch.report.about import About
 from memwatch.report.history import ABOUT, HISTORY, LOSSES, Event, append, read_lines, rewrite
 from memwatch.report.report import Report
-from memwatch.report.retention import Kept, Retention, stem_of
-from memwatch.run_folder import write_json
+from memwatch.report.retention import Kept, Retention
+from memwatch.run_folder import stem_of, write_json
 
 JPEG: dict[str, Any] = {"quality": 90, "subsampling": 0}  # a quarter of a PNG's bytes, and the map's squares stay sharp
 HELD = 500  # lines of history that wait for a disk with room

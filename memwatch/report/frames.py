@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from memwatch.report.drawing import colours, opacity, scaled
 from memwatch.report.history import Event, Run
-from memwatch.report.retention import stem_of, worth_of
+from memwatch.report.retention import worth_of
+from memwatch.run_folder import stem_of
 
 LEVELS = 16  # colours of a map
 MAP_SIDE = 64  # pixels of a map at most

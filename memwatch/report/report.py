@@ -61,7 +61,7 @@ from memwatch.measure.signals import Signals, factor
 from memwatch.report.about import About
 from memwatch.report.history import Event, Row
 
-SIXTEENTH = 4  # index of that size among ``calibration.sizes_of``
+SIXTEENTH = 4  # index of that size among ``statistic.sizes_of``
 IMAGE_MEANS = ("collapse", "score", "collapse_null", "score_null", "loss_log_ratio")  # maps whose mean is logged
 
 

@@ -95,8 +95,3 @@ def is_shown(rank: int) -> bool:
     [14, 15, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60]
     """
     return rank < SHOWN * worth_of(rank)
-
-
-def stem_of(step: int) -> str:
-    """How the names of an event's files begin."""
-    return f"step_{step:07d}"

@@ -27,6 +27,7 @@ from memwatch.report.report import Report
 from memwatch.report.retention import is_shown
 from memwatch.report.text import HEAD, cells_of, markdown_table, summary
 from memwatch.report.wandb import WandbSink
+from memwatch.run_folder import stem_of
 
 logger = logging.getLogger("memwatch")
 
@@ -196,7 +197,7 @@ def to_mlflow(tracker: Any, report: Report) -> None:
         client.log_image(run_id, image, key=ascii_key(key), step=report.step)
     for f in report.alerts:
         key = ascii_key(f"memwatch/alert/{f.name}")
-        client.log_text(run_id, report.alert_text(f), f"{key}/step_{report.step:07d}.txt")
+        client.log_text(run_id, report.alert_text(f), f"{key}/{stem_of(report.step)}.txt")
 
 
 def to_swanlab(tracker: Any, report: Report) -> None:

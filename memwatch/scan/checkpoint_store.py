@@ -29,6 +29,7 @@ from memwatch.measure.observer import Observer
 from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import read_safetensors, with_conditioning, without_conditioning, write_safetensors
+from memwatch.run_folder import stem_of
 from memwatch.scan.checkpoints import Form, copy_into, form_of, is_pipeline, make_room, read_weights, text_encoders
 from memwatch.scan.safetensors_files import CheckpointError
 from memwatch.scan.trainer_folder import Checkpoint
@@ -125,7 +126,7 @@ class ObservationCache:
     def file(self, step: int, p: PreparedProbe) -> Path:
         """Where the observation of a probe is, or will be."""
         short = digest(self._depends, self._history(), p.name, measured_under(self.config, p))[:12]
-        return self.folder / f"step_{step:07d}" / f"{p.name}-{short}.safetensors"
+        return self.folder / stem_of(step) / f"{p.name}-{short}.safetensors"
 
     def read(self, step: int, p: PreparedProbe) -> Observation | None:
         """The observation of a probe, or ``None`` when it has to be measured (again)."""

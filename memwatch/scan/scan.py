@@ -34,6 +34,7 @@ from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sink, Sinks
 from memwatch.resume import Progress, warn_of_baselines
+from memwatch.run_folder import stem_of
 from memwatch.scan.checkpoint_store import (
     CheckpointStore,
     CheckpointWeights,
@@ -59,7 +60,7 @@ class DecidingSink:
         self.folder = folder
 
     def write(self, report: Report) -> None:
-        folder = self.folder / f"step_{report.step:07d}"
+        folder = self.folder / stem_of(report.step)
         folder.mkdir(parents=True, exist_ok=True)
         for finding in report.findings:
             if finding.signals is not None and finding.signals.decisive is not None:
