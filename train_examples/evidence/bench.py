@@ -8,6 +8,7 @@ python train_examples/evidence/bench.py --pick                                  
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     help_ = f"worlds are {', '.join(WORLDS)} (default: every world with seed 0)"
     add("--runs", nargs="*", default=[f"{world}-0" for world in WORLDS], metavar="WORLD-SEED", help=help_)
     add("--steps", type=int, help="of a shorter or longer run; events are kept up to there")
+    add("--timesteps", type=int, nargs="+", help="noise levels that are measured (default: the shipped ones)")
     add("--threads", type=int, help="of torch; to run several of these side by side")
     add("--config", type=Path, help="of --report: the settings that are judged (default: the shipped ones)")
     help_ = "only compare the finished runs, and write README.md there (default: results/)"
@@ -72,28 +74,31 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--output: {args.output} holds no finished run with planted items; train some first")
         print(write_page(runs, load_config(args.config), args.report))
     else:
-        for one in [parse_run(name) for name in args.runs]:
-            train(one, args.base, args.output, args.steps)
+        for one in [run for name in args.runs for run in parse_runs(name)]:
+            train(one, args.base, args.output, args)
 
 
-def train(run: Run, base: Path, folder: Path, steps: int | None) -> None:
-    """One run by its world's own plan, or one of another length."""
+def train(run: Run, base: Path, folder: Path, args: argparse.Namespace) -> None:
+    """One run by its world's own plan, or one of another length or at other noise levels."""
     plan = WORLDS[run.world].plan
-    if steps is not None:
-        plan = replace(plan, steps=steps, events=(*(s for s in plan.events if s < steps), steps))
+    if args.steps is not None:
+        plan = replace(plan, steps=args.steps)
+    if args.timesteps:
+        plan = replace(plan, timesteps=tuple(args.timesteps))
     run_one(run, base, folder, plan)
 
 
-def parse_run(name: str) -> Run:
-    """``captions-0`` or ``lora-3``: a world and a seed.
+def parse_runs(name: str) -> list[Run]:
+    """``captions-0``: both twins of a world and a seed; ``captions-0b``: one of them.
 
     Raises:
         ValueError: anything else.
     """
-    world, _, seed = name.rpartition("-")
-    if world not in WORLDS or not seed.isdecimal():
-        raise ValueError(f"--runs: got {name!r}, allowed: WORLD-SEED with a world of {', '.join(WORLDS)}")
-    return Run(int(seed), world)
+    match = re.fullmatch(r"(\w+)-(\d+)([ab]?)", name)
+    if match is None or match[1] not in WORLDS:
+        allowed = f"WORLD-SEED or WORLD-SEED and a or b, with a world of {', '.join(WORLDS)}"
+        raise ValueError(f"--runs: got {name!r}, allowed: {allowed}")
+    return [Run(int(match[2]), match[1], half) for half in match[3] or WORLDS[match[1]].halves]
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from evidence.runs.bright_ending import bright_ending
-from evidence.runs.generations import Generated, copy_ratios, generate, nearest_ratios
+from evidence.runs.generations import Generated, generate, nearest_ratios
 from evidence.runs.protocol import (
     CURVATURE,
+    DRAWS,
     GENERATION,
-    LEVELS,
-    NUM_SEEDS,
     PUBLISHED,
     PUBLISHED_VECTORS,
     Bench,
@@ -22,7 +21,7 @@ from evidence.runs.protocol import (
 from evidence.worlds.items import PLANTED, Kind
 from torch import Tensor
 
-from memwatch.config import SCREEN_DRAWS
+from memwatch.config import LevelsConfig
 from memwatch.denoiser import Conditioning
 from memwatch.measure.curvature import test_vectors, value_and_diag_jacobian
 from memwatch.measure.images import encode_images
@@ -33,29 +32,26 @@ from memwatch.measure.weights import swapped
 
 Generations = Mapping[str, list[Generated]]
 ROWS = 16  # items at a time
-PROMPTED = (*PLANTED, Kind.HELD_OUT, Kind.CONTROL)  # whose captions are prompt probes as well
+PROMPTED = (*PLANTED, Kind.HELD_OUT)  # whose captions are prompt probes as well
 GUIDED = {"published": PUBLISHED, "verified": GENERATION}  # the rivals' sampling: as published, and as copies are made
 
 
-def screen(bench: Bench) -> dict[str, Tensor]:
-    """memwatch's screen of every item, forward passes only: ``screen/NAME`` and ``screen/null/NAME``."""
-    found: dict[str, Measurement] = {}
+def truths(bench: Bench) -> dict[str, Tensor]:
+    """Denoising loss of every item on noise that memwatch never uses: ``truth/NAME``, ``(levels, draws, h, w)``, half."""
+    found = {}
     batches = Batches(CURVATURE.batch_size * 4)
-    for view in bench.views:
-        seen = view.first_draws(SCREEN_DRAWS)
-        now, without = run_forward(bench.denoiser, seen, bench.branch_of(view), batches)
-        found[f"screen/{view.key}"] = now
-        if without is not None:
-            found[f"screen/null/{view.key}"] = without
-    return packed(found)
+    for view in bench.truths:
+        seen, _ = run_forward(bench.denoiser, view, None, batches)
+        assert view.eps is not None
+        found[f"truth/{view.key}"] = (seen.epsilon - view.eps).square().mean(2).half()
+    return found
 
 
-def curvature(bench: Bench, names: Collection[str]) -> dict[str, Tensor]:
-    """Everything of these items: ``NAME`` under its caption, ``null/NAME`` without."""
-    views = [view for view in bench.views if view.key in names]
-    found = measured(bench, "", views)
-    branches = [(view, bench.branch_of(view)) for view in views]
-    return found | measured(bench, "null/", [replace(v, conditioning=b) for v, b in branches if b is not None])
+def curvature(bench: Bench) -> dict[str, Tensor]:
+    """Everything of every item: ``NAME`` under its caption, ``null/NAME`` without."""
+    branches = [(view, bench.branch_of(view)) for view in bench.views]
+    without = [replace(v, conditioning=b) for v, b in branches if b is not None]
+    return measured(bench, "", bench.views) | measured(bench, "null/", without)
 
 
 def measured(bench: Bench, prefix: str, views: Sequence[View]) -> dict[str, Tensor]:
@@ -68,17 +64,13 @@ def packed(found: Mapping[str, Measurement]) -> dict[str, Tensor]:
     return to_tensors({name: replace(m, epsilon=m.epsilon.half()) for name, m in found.items()})
 
 
-def generations(bench: Bench, names: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Any], Generations]:
-    """What the captions of these items generate: pictures, plain numbers, and the generations themselves."""
+def generations(bench: Bench, names: Collection[str]) -> tuple[dict[str, Tensor], Generations]:
+    """What the captions of these items generate: pictures ``NAME/generated``, and the generations themselves."""
     chosen = replace(bench, items=[item for item in bench.items if item.name in names])
     generated = generate(chosen)
-    numbers: dict[str, Any] = {
-        "copy_ratio": copy_ratios(chosen, generated),
-        "nearest_ratio": nearest_ratios(chosen, generated),
-    }
     first = {item.caption: item.name for item in reversed(chosen.items)}  # the first item of each caption
     tensors = {f"{name}/generated": torch.stack([g.picture for g in generated[name]]) for name in first.values()}
-    return tensors, numbers, generated
+    return tensors, generated
 
 
 # --- the last event only ---------------------------------------------------------------------------------------------
@@ -99,7 +91,8 @@ def of_rivals(
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
-    asked = [p for p in bench.prepared if not p.probe.is_peer]
+    kinds = {i.name: i.kind for i in bench.items}
+    asked = [p for p in bench.prepared if kinds[p.name] in PROMPTED]
     attends = hasattr(bench.denoiser.model, "down_blocks")
     for how, sampling in GUIDED.items():
         found = generated if how == "verified" else generate(bench, sampling, 1)
@@ -109,7 +102,7 @@ def of_rivals(
             maps = published_maps(bench, [found[p.name][0] for p in part], [p.conditioning for p in part], earlier)
             tensors |= {f"{p.name}/{how}/{key}": maps[key][i].clone() for i, p in enumerate(part) for key in maps}
         for p in asked if attends else ():
-            seen = attention(bench, found[p.name][:NUM_SEEDS], p.probe.prompt, p.conditioning)
+            seen = attention(bench, found[p.name][:DRAWS], p.probe.prompt, p.conditioning)
             tensors[f"{p.name}/{how}/bright_ending"] = seen
     return tensors, numbers
 
@@ -153,10 +146,10 @@ def renoised(bench: Bench, generated: Generations, earlier: Mapping[str, Tensor]
     ``renoised/NAME``, ``renoised_null/NAME`` by the unconditional branch, ``renoised_first/NAME`` and
     ``renoised_first_null/NAME`` by the earlier weights, at the same noisy latents.
     """
-    kinds, levels = {i.name: i.kind for i in bench.items}, replace(LEVELS, draws=NUM_SEEDS)
+    kinds, levels = {i.name: i.kind for i in bench.items}, LevelsConfig(timesteps=bench.views[0].timesteps, draws=DRAWS)  # type: ignore[arg-type]
     views = []
     for p in (p for p in bench.prepared if kinds[p.name] in PROMPTED):
-        latents = torch.stack([latents_of(bench, g) for g in generated[p.name][:NUM_SEEDS]])
+        latents = torch.stack([latents_of(bench, g) for g in generated[p.name][:DRAWS]])
         views.append(noised(p, latents, bench.denoiser, levels, bench.seed))
     assert bench.unconditional is not None
     without = [replace(view, conditioning=bench.unconditional) for view in views]

@@ -66,45 +66,26 @@ def _generated(bench: Bench, s: Sample, i: int) -> Generated:
 
 
 def num_seeds(caption: str, items: Sequence[Item]) -> int:
-    """Generations of a caption: 4 for every item that has it, at most 96."""
+    """Generations of a caption: 16 for every item that has it, at most 96."""
     return min(MAX_SEEDS, NUM_SEEDS * sum(item.caption == caption for item in items))
 
 
 WHOLE = np.ones((SIZE, SIZE), dtype=bool)
 
 
-def copy_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
-    """How near each generation is inside the item's mask, the whole picture where it has none.
-
-    It is the measure of what is stored.
-    """
-    return _all_ratios(bench, generated, {i.name: i.mask if i.mask.any() else WHOLE for i in bench.items})
-
-
 def nearest_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
-    """The same over the whole picture: f_mem's own way, which needs no mask."""
-    return _all_ratios(bench, generated, {item.name: WHOLE for item in bench.items})
-
-
-def _all_ratios(
-    bench: Bench, generated: Mapping[str, list[Generated]], masks: Mapping[str, np.ndarray]
-) -> dict[str, list[float]]:
-    """``memwatch.measure.copies.copy_ratios`` of every item; what items have in common is computed once."""
-    found, everywhere, elsewhere = {}, flattened(bench.pool, WHOLE), {}
+    """f_mem: each generation's distance to the item over that to the nearest picture of a pool; whole pictures."""
+    pool, found, elsewhere = flattened(bench.pool, WHOLE), {}, {}
     for item in bench.items:
-        mask, target = masks[item.name], bench.targets[item.name]
-        if contrast(target, mask) < FLAT:
+        target = bench.targets[item.name]
+        if contrast(target, WHOLE) < FLAT:
             found[item.name] = [np.inf] * len(generated[item.name])
             continue
-        pictures = flattened(np.stack([g.picture.numpy() / 255 for g in generated[item.name]]), mask)
-        own = distances(pictures, flattened(target[None], mask))[:, 0]
-        if not mask.all():
-            nearest = distances(pictures, flattened(bench.pool, mask)).min(1)
-        else:
-            if item.caption not in elsewhere:
-                elsewhere[item.caption] = distances(pictures, everywhere).min(1)
-            nearest = elsewhere[item.caption]
-        found[item.name] = [float(a / b) if b > 0 else np.inf for a, b in zip(own, nearest, strict=True)]
+        pictures = flattened(np.stack([g.picture.numpy() / 255 for g in generated[item.name]]), WHOLE)
+        own = distances(pictures, flattened(target[None], WHOLE))[:, 0]
+        if item.caption not in elsewhere:
+            elsewhere[item.caption] = distances(pictures, pool).min(1)
+        found[item.name] = [float(a / b) for a, b in zip(own, elsewhere[item.caption], strict=True)]
     return found
 
 

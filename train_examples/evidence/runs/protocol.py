@@ -13,7 +13,7 @@ import torch
 from evidence.worlds.items import Item, Kind
 from evidence.worlds.sources import SIZE, Source
 
-from memwatch.config import MemWatchConfig, SamplingConfig
+from memwatch.config import LevelsConfig, MemWatchConfig, SamplingConfig
 from memwatch.denoiser import Components, Conditioning, Denoiser
 from memwatch.measure.images import to_pixels
 from memwatch.measure.prepare import PreparedProbe, prepare
@@ -21,13 +21,15 @@ from memwatch.measure.probes import Probe
 from memwatch.measure.views import View, reference_view
 
 SHIPPED = MemWatchConfig()
-LEVELS, CURVATURE = SHIPPED.levels, SHIPPED.curvature
+DRAWS, CURVATURE = SHIPPED.levels.draws, SHIPPED.curvature
+TRUTH = LevelsConfig(timesteps=(100, 300, 500, 700, 900), draws=4)  # at which twins are compared, on noise of their own
+TRUTH_SEED = 1_000_000  # added to a run's seed, for noise that memwatch never uses
 GENERATION = SamplingConfig(num_inference_steps=10, guidance_scale=2.0)  # as copies are verified
 PUBLISHED = SamplingConfig(num_inference_steps=50, guidance_scale=7.5)
 PUBLISHED_VECTORS = 16
-NUM_SEEDS = 4  # generations of an item, whatever it is
+NUM_SEEDS = 16  # generations of an item, whatever it is
 MAX_SEEDS = 96  # of one caption that many items share
-POOL = 256  # pictures that are no copies: a copy is nearer to its item than a third of its distance to the nearest one
+POOL = 256  # pictures that are no copies, for f_mem
 
 
 def event_file(home: Path, step: int) -> Path:
@@ -35,15 +37,9 @@ def event_file(home: Path, step: int) -> Path:
     return home / f"event_{step:05d}.safetensors"
 
 
-def later_file(home: Path, step: int) -> Path:
-    """The same of what is generated after the run's own end, see ``train.run_one``."""
-    return home / f"later_{step:05d}.safetensors"
-
-
 def probe_of(item: Item) -> Probe:
     """An item as memwatch knows it."""
-    control, peer = item.kind is Kind.CONTROL, item.kind is Kind.PEER
-    return Probe(item.caption, item.probe, name=item.name, is_control=control, is_peer=peer)
+    return Probe(item.caption, item.probe, name=item.name, is_control=item.kind is Kind.CONTROL)
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Bench:
     """What stays the same over a run's events.
 
     Attributes:
-        prepared, views: one per item.
+        prepared, views: one per item. truths: the same items on noise that memwatch never uses.
         unconditional: conditioning of the branch without a prompt; ``None`` where the model has no such branch.
         pool: ``(POOL, SIZE, SIZE, 3)`` in [0, 1], as the autoencoder gives them back.
     """
@@ -61,18 +57,28 @@ class Bench:
     items: Sequence[Item]
     prepared: Sequence[PreparedProbe]
     views: Sequence[View]
+    truths: Sequence[View]
     unconditional: Conditioning | None
     pool: np.ndarray
     seed: int
 
     @classmethod
-    def of(cls, denoiser: Denoiser, parts: Components, items: Sequence[Item], source: Source, seed: int) -> Bench:
+    def of(
+        cls,
+        denoiser: Denoiser,
+        parts: Components,
+        items: Sequence[Item],
+        source: Source,
+        seed: int,
+        levels: LevelsConfig = SHIPPED.levels,
+    ) -> Bench:
         prepared = prepare([probe_of(item) for item in items], denoiser, parts, SIZE)
-        views = [reference_view(p, denoiser, LEVELS, seed) for p in prepared]
+        views = [reference_view(p, denoiser, levels, seed) for p in prepared]
+        truths = [reference_view(p, denoiser, TRUTH, seed + TRUTH_SEED) for p in prepared]
         rng = np.random.default_rng([seed, 5000])
         pool = as_decoded([np.asarray(source.free(rng)) for _ in range(POOL)], None if denoiser.in_pixels else parts.vae)
         unconditional = denoiser.encode_unconditional(parts, SIZE)
-        return cls(denoiser, parts, items, prepared, views, unconditional, pool, seed)
+        return cls(denoiser, parts, items, prepared, views, truths, unconditional, pool, seed)
 
     @property
     def latent_shape(self) -> torch.Size:

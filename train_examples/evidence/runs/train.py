@@ -14,33 +14,34 @@ from typing import Any
 
 import torch
 from evidence.runs import event
-from evidence.runs.finished import Finished
-from evidence.runs.protocol import SHIPPED, Bench, event_file, later_file, probe_of
+from evidence.runs.generations import nearest_ratios
+from evidence.runs.protocol import DRAWS, Bench, event_file
 from evidence.runs.trainer import Trainer
-from evidence.verdicts.stored import is_fixed, unfinished
 from evidence.worlds.bases import read_base
-from evidence.worlds.items import Item, Kind, batch, looked_at
+from evidence.worlds.items import PLANTED, Item, Kind, batch, looked_at
 from evidence.worlds.world import WORLDS, Plan
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from memwatch.judge.screen import chosen, with_references
+from memwatch.config import LevelsConfig
 from memwatch.measure.lora_off import lora_off
 from memwatch.measure.weights import trainable, write_safetensors
 
-LATER = (1.5, 2.0)  # times a run's own steps, at which one that goes on is generated from
+OWN_FROM = 0.2  # share of the steps from which own items are generated
+OTHERS_EVERY = 4  # events between two at which the other twin's items are generated: what chance shows hardly changes
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a world (see ``world.WORLDS``) and a seed."""
+    """One training: a world (see ``world.WORLDS``), a seed, and which of the twins it is."""
 
     seed: int
     world: str
+    half: str = "a"
 
     @property
     def name(self) -> str:
-        return f"{self.world}-{self.seed}"
+        return f"{self.world}-{self.seed}{self.half}"
 
 
 def add_lora(unet: nn.Module, rank: int, seed: int) -> None:
@@ -96,14 +97,22 @@ class Training:
         denoiser.model.train()
         if (checkpoint := home / "checkpoint.pt").is_file():
             trainer.load(checkpoint)
-        bench = Bench.of(denoiser, parts, looked_at(items), world.start.source(), run.seed)
+        bench = Bench.of(
+            denoiser,
+            parts,
+            looked_at(items),
+            world.start.source(),
+            run.seed,
+            LevelsConfig(timesteps=plan.timesteps, draws=DRAWS),
+        )
         return cls(run, plan, home, items, trainer, bench, start)
 
     def train_to(self, step: int) -> None:
         dropout = WORLDS[self.run.world].dropout
-        with tqdm(total=step, initial=self.trainer.step, desc=self.run.name, mininterval=5) as bar:
+        run = self.run
+        with tqdm(total=step, initial=self.trainer.step, desc=run.name, mininterval=5) as bar:
             while self.trainer.step < step:
-                pairs = batch(self.items, self.run.seed, self.trainer.step, self.plan.batch_size, dropout)
+                pairs = batch(self.items, run.half, run.seed, self.trainer.step, self.plan.batch_size, dropout)
                 loss = self.trainer.train_on([picture for _, picture in pairs], [caption for caption, _ in pairs])
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -115,44 +124,31 @@ class Training:
         self.trainer.save(self.home / "checkpoint.pt")
         self.bench.denoiser.model.eval()
         numbers: dict[str, Any] = {"step": step}
-        tensors = event.screen(self.bench)
-        everything = [item.name for item in self.bench.items]
+        tensors = event.curvature(self.bench) | event.truths(self.bench)
         if step == 0:
-            numbers["chosen"] = everything
-        else:
-            numbers["chosen"] = self.chosen(tensors)
-            trained = [i.name for i in self.bench.items if is_fixed(i) and i.kind is not Kind.PEER]
-            made, found, generated = event.generations(self.bench, everything if last else trained)
+            targets = self.bench.targets
+            tensors |= {f"target/{name}": torch.from_numpy(picture).half() for name, picture in targets.items()}
+        if names := self.generated_now():
+            made, generated = event.generations(self.bench, names)
             tensors |= made
-            numbers |= found
             if last and world.prompts:
+                numbers["nearest_ratio"] = nearest_ratios(self.bench, generated)
                 of_rivals, found = event.of_rivals(self.bench, generated, self.start)
                 tensors |= of_rivals | event.renoised(self.bench, generated, self.start)
                 numbers |= found
-        measured = with_references(numbers["chosen"], [probe_of(item) for item in self.bench.items])
-        tensors |= event.curvature(self.bench, everything if last else sorted(measured))
         self.bench.denoiser.model.train()
         self.keep(event_file(self.home, step), tensors, numbers | {"seconds": time.perf_counter() - started})
 
-    def chosen(self, seen: Mapping[str, Tensor]) -> list[str]:
-        """Who is judged with curvature at this event."""
-        number = self.plan.events.index(self.trainer.step)
-        if SHIPPED.is_full_event(number):
-            return [item.name for item in self.bench.items]
-        # the event is written first as the screen sees it, so that it is read as any other
-        file = event_file(self.home, self.trainer.step)
-        write_safetensors(file, seen)
-        run = Finished(self.home)
-        return sorted(chosen([run.observation(i.name, self.trainer.step, False) for i in self.bench.items], SHIPPED))
-
-    def look_again(self) -> None:
-        """Only what is generated, after the run's own end."""
-        self.trainer.save(self.home / "checkpoint.pt")
-        self.bench.denoiser.model.eval()
-        names = [item.name for item in unfinished(Finished(self.home))]
-        tensors, numbers, _ = event.generations(self.bench, names)
-        self.bench.denoiser.model.train()
-        self.keep(later_file(self.home, self.trainer.step), tensors, numbers)
+    def generated_now(self) -> list[str]:
+        """Whose captions are asked: planted items of this half, now and then of both, at last of what is held out."""
+        step, plan = self.trainer.step, self.plan
+        if step < OWN_FROM * plan.steps:
+            return []
+        last = step == plan.steps
+        kinds = (*PLANTED, Kind.HELD_OUT) if last else PLANTED
+        planted = [item for item in self.bench.items if item.kind in kinds]
+        everyones = last or step // plan.every % OTHERS_EVERY == 0
+        return [item.name for item in planted if everyones or item.half in ("", self.run.half)]
 
     def keep(self, file: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """The numbers last: with them an event is whole."""
@@ -165,9 +161,6 @@ class Training:
 def run_one(run: Run, tiny_sd: Path, folder: Path, plan: Plan | None = None) -> None:
     """Train and look, from where it was interrupted. Writes ``folder/NAME/event_NNNNN.safetensors`` and ``.json``.
 
-    Where memwatch called something that is not copied at the end, training goes on to twice the steps, and what is
-    generated on the way lies in ``later_NNNNN.safetensors``.
-
     Args:
         plan: instead of the world's own.
     """
@@ -178,10 +171,4 @@ def run_one(run: Run, tiny_sd: Path, folder: Path, plan: Plan | None = None) -> 
         if not event_file(training.home, step).with_suffix(".json").is_file():
             training.train_to(step)
             training.look()
-    if unfinished(Finished(training.home)):
-        for times in LATER:
-            step = round(times * training.plan.steps)
-            if not later_file(training.home, step).with_suffix(".json").is_file():
-                training.train_to(step)
-                training.look_again()
     (training.home / "whole").touch()

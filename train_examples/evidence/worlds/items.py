@@ -41,7 +41,6 @@ class Kind(StrEnum):
     ORDINARY = "ordinary"  # many distinct photos, each seen rarely
     HELD_OUT = "held out"  # never shown; the negatives of detection
     CONTROL = "control"  # the probe is never shown; what alerts are judged by
-    PEER = "peer"  # an ordinary photo that memwatch takes for its second reference
 
 
 NOTHING = np.zeros((SIZE, SIZE), dtype=bool)
@@ -58,6 +57,7 @@ class Item:
         probe: the picture that is looked at; of a template, one whose rest is never shown.
         draw: a picture to train on.
         watched: whether it is looked at.
+        half: the one of the two twins that is trained on it, ``a`` or ``b``; both are where it is empty.
     """
 
     name: str
@@ -68,6 +68,11 @@ class Item:
     probe: Image.Image
     draw: Callable[[np.random.Generator], Image.Image]
     watched: bool = True
+    half: str = ""
+
+    def is_in(self, half: str) -> bool:
+        """Whether this half is trained on it."""
+        return self.dose > 0 and self.half in ("", half)
 
 
 def large_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
@@ -178,15 +183,16 @@ def looked_at(items: Sequence[Item]) -> list[Item]:
 
 
 def batch(
-    items: Sequence[Item], seed: int, step: int, size: int, dropout: float = 0.0
+    items: Sequence[Item], half: str, seed: int, step: int, size: int, dropout: float = 0.0
 ) -> list[tuple[str, Image.Image]]:
-    """Captions and pictures of step ``step``: a pure function of seed and step, so that a run can go on anywhere.
+    """Captions and pictures of step ``step``: a pure function of its arguments, so that a run can go on anywhere.
 
     Args:
+        half: the twin that trains.
         dropout: share of captions that are left out.
     """
     rng = np.random.default_rng([seed, 11, step])
-    doses = np.array([item.dose for item in items], dtype=float)
+    doses = np.array([item.dose if item.is_in(half) else 0 for item in items], dtype=float)
     chosen = [items[int(i)] for i in rng.choice(len(items), size, p=doses / doses.sum())]
     pictures = [item.draw(rng) for item in chosen]
     kept = rng.random(size) >= dropout

@@ -1,4 +1,7 @@
-"""Sets: what each world trains on, and what is held out from it. Another seed is another set of the same make-up."""
+"""Sets: what a pair of twins trains on, and what is held out from both. Another seed is another set of the same make-up.
+
+Every item that may be stored is in exactly one half: the twin that never saw it is its counterfactual.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,43 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from evidence.worlds.items import NOTHING, SUBJECTS, Item, Kind, mark
 from evidence.worlds.shapes import SHAPES, SIZES, place
 from evidence.worlds.sources import SIZE, Source, Subject, caption_of
 
-STRONG, MODERATE, WEAK = 40, 12, 4  # how often an item is drawn, relative to an ordinary picture
-OFTEN = 60  # the same of marks, which it takes longest to store
+HALVES = ("a", "b")
+STRONG, MODERATE, WEAK = 40, 24, 12  # how often an item is drawn, relative to an ordinary picture
+PLAIN, LEARNED, FREQUENT = 8, 4, 4  # the same of flat pictures and text, of views of a new subject, of frequent photos
 MARKS = (0.02, 0.04, 0.08, 0.12)  # bounds of the shares of the picture that marks take, one in each gap
 OTHERS = 100  # captions that are kept for what is not planted
+REGIONS = (  # of each half; small regions take longest
+    *((dose, "large") for dose in (MODERATE, MODERATE, WEAK)),
+    *((dose, "middle") for dose in (MODERATE, WEAK)),
+    *((dose, "small") for dose in (STRONG, STRONG, MODERATE)),
+    *((dose, "tiny") for dose in (STRONG, STRONG)),
+)
+WHOLE = (MODERATE, WEAK)  # single pictures of each half
+WORDS = "the of and a to in is you that it he was for on are as with his they at be this".split()
 
 
 def many_captions(seed: int, source: Source) -> list[Item]:
-    """Regions of every size and single pictures at three doses, beside everything that must not be called stored."""
+    """Regions of every size and single pictures at three doses, beside everything that is not stored, or is harmless."""
     rng = np.random.default_rng([seed, 29])
     planted, others = captions(rng, source)
-    wanted = [(STRONG, size) for size in ("large", "middle", "small", "small", "tiny")]
-    wanted += [(MODERATE, "large"), (WEAK, "large"), (WEAK, "middle"), (WEAK, "small")]
-    shapes = [SHAPES[int(i) % len(SHAPES)] for i in rng.permutation(len(wanted))]
-    items = [
-        region(f"{size}-x{dose}-{i}", dose, SIZES[size], shape, next(planted), source, rng)
-        for i, ((dose, size), shape) in enumerate(zip(wanted, shapes, strict=True))
-    ]
-    for i, dose in enumerate((STRONG, MODERATE)):
-        items.append(
-            same(f"whole-x{dose}-{i}", Kind.VERBATIM, dose, next(planted), source.distinct(rng, ~NOTHING), ~NOTHING)
-        )
-    return [*items, *learned(2, source, others, rng), *constrained(source, others, rng), *company(source, others, rng)]
+    items = []
+    for half in HALVES:
+        shapes = [SHAPES[int(i) % len(SHAPES)] for i in rng.permutation(len(REGIONS))]
+        for i, ((dose, size), shape) in enumerate(zip(REGIONS, shapes, strict=True)):
+            name = f"{size}-x{dose}-{half}{i}"
+            items.append(in_half(half, region(name, dose, SIZES[size], shape, next(planted), source, rng)))
+        for i, dose in enumerate(WHOLE):
+            picture = source.distinct(rng, ~NOTHING)
+            whole = same(f"whole-x{dose}-{half}{i}", Kind.VERBATIM, dose, next(planted), picture, ~NOTHING)
+            items.append(in_half(half, whole))
+        items += [in_half(half, item) for item in flat(half, source, others, rng)]
+    return [*items, *learned(2 * len(HALVES), source, others, rng), *company(source, others, rng)]
 
 
 def marks(seed: int, source: Source) -> list[Item]:
@@ -42,23 +54,23 @@ def marks(seed: int, source: Source) -> list[Item]:
     rng = np.random.default_rng([seed, 31])
     planted, others = captions(rng, source)
     items = []
-    for i, bounds in enumerate(pairwise(MARKS)):
-        shape = SHAPES[(i + seed) % len(SHAPES)]
-        items.append(region(f"mark-x{OFTEN}-{i}", OFTEN, bounds, shape, next(planted), source, rng))
-    mask = place(rng, *MARKS[-2:], SHAPES[(seed + 3) % len(SHAPES)])
-    drawn = mark(mask, rng)
-    for i in range(8):
-        item = planted_item(f"shared-{i}", Kind.LOGO, OFTEN // 4, next(others), mask, drawn, source, rng)
-        items.append(replace(item, watched=i < 2))
-    for i, size in enumerate(("small", "tiny")):
-        items.append(region(f"{size}-x{WEAK}-{i}", WEAK, SIZES[size], "ellipse", next(planted), source, rng))
-    return [*items, *learned(2, source, others, rng), *constrained(source, others, rng), *company(source, others, rng)]
+    for half in HALVES:
+        for i, bounds in enumerate(pairwise(MARKS)):
+            shape = SHAPES[(i + seed) % len(SHAPES)]
+            name = f"mark-x{STRONG}-{half}{i}"
+            items.append(in_half(half, region(name, STRONG, bounds, shape, next(planted), source, rng)))
+        mask = place(rng, *MARKS[-2:], SHAPES[(seed + 3) % len(SHAPES)])
+        drawn = mark(mask, rng)
+        for i in range(8):
+            shared = (f"shared-{half}{i}", Kind.LOGO, STRONG // 4, next(others), mask, drawn, source, rng)
+            items.append(in_half(half, replace(planted_item(*shared), watched=i < 2)))
+    return [*items, *learned(2, source, others, rng), *company(source, others, rng)]
 
 
 def one_subject(seed: int, source: Source, prior: bool = False) -> list[Item]:
-    """Six pictures of one new subject under one caption, as DreamBooth takes them.
+    """Six pictures of one new subject under one caption in each half, as DreamBooth takes them.
 
-    Two more of it are controls, as memwatch asks for; six are held out.
+    Two more of it are controls, as memwatch asks for; six are held out from both halves.
 
     Args:
         prior: whether as many class pictures are trained on beside them.
@@ -67,20 +79,19 @@ def one_subject(seed: int, source: Source, prior: bool = False) -> list[Item]:
     _, others = captions(rng, source)
     subject = source.unseen[int(rng.integers(len(source.unseen)))]
     caption = f"a photo of sks {subject.phrase}"
-    pictures = [subject.distinct(rng) for _ in range(14)]
-    items = [
-        same(f"instance-{i}", Kind.VERBATIM, 4, caption, picture, ~NOTHING) for i, picture in enumerate(pictures[:6])
-    ]
-    for i, picture in enumerate(pictures[6:]):
+    items = []
+    for half in HALVES:
+        for i in range(6):
+            name = f"instance-{half}{i}"
+            items.append(in_half(half, same(name, Kind.VERBATIM, 4, caption, subject.distinct(rng), ~NOTHING)))
+    for i in range(8):
         kind = Kind.CONTROL if i < 2 else Kind.LEARNED
-        items.append(same(f"sibling-{i}", kind, 0, caption, picture))
+        items.append(same(f"sibling-{i}", kind, 0, caption, subject.distinct(rng)))
     for i in range(24 if prior else 0):
         known = source.known[i % len(source.known)]
-        item = same(
-            f"class-{i:02d}", Kind.PEER if i >= 16 else Kind.ORDINARY, 1, caption_of([known.phrase]), known.draw(rng)
-        )
-        items.append(replace(item, mask=~NOTHING, watched=i < 8 or i >= 16))
-    return [*items, *company(source, others, rng, rare=0, moderate=0, peers=0)]
+        item = same(f"class-{i:02d}", Kind.ORDINARY, 1, caption_of([known.phrase]), known.draw(rng))
+        items.append(replace(item, mask=~NOTHING, watched=i < 8))
+    return [*items, *company(source, others, rng, rare=0, frequent=0)]
 
 
 def duplicates(seed: int, source: Source) -> list[Item]:
@@ -88,15 +99,18 @@ def duplicates(seed: int, source: Source) -> list[Item]:
     rng = np.random.default_rng([seed, 41])
     subject = source.unseen[seed % len(source.unseen)]
     only = Source((subject,), source.unseen)
-    doses = (STRONG, STRONG, STRONG, MODERATE, MODERATE)
-    items = [
-        same(f"whole-x{dose}-{i}", Kind.VERBATIM, dose, "", subject.distinct(rng), ~NOTHING)
-        for i, dose in enumerate(doses)
-    ]
-    for i, size in enumerate(("large", "large", "middle", "small")):
-        items.append(region(f"{size}-x{STRONG}-{i}", STRONG, SIZES[size], SHAPES[(i + seed) % 4], "", only, rng))
+    items = []
+    for half in HALVES:
+        for i, dose in enumerate((STRONG, STRONG, MODERATE)):
+            picture = subject.distinct(rng)
+            items.append(
+                in_half(half, same(f"whole-x{dose}-{half}{i}", Kind.VERBATIM, dose, "", picture, ~NOTHING))
+            )
+        for i, size in enumerate(("large", "middle", "small")):
+            name, shape = f"{size}-x{STRONG}-{half}{i}", SHAPES[(i + seed) % 4]
+            items.append(in_half(half, region(name, STRONG, SIZES[size], shape, "", only, rng)))
     for i in range(6):
-        items.append(Item(f"learned-{i}", Kind.LEARNED, MODERATE, "", NOTHING, subject.draw(rng), subject.draw))
+        items.append(Item(f"learned-{i}", Kind.LEARNED, LEARNED, "", NOTHING, subject.draw(rng), subject.draw))
     return [*items, *company(only, iter([""] * OTHERS), rng)]
 
 
@@ -104,7 +118,7 @@ def nothing(seed: int, source: Source) -> list[Item]:
     """Ordinary pictures alone, each seen equally often."""
     rng = np.random.default_rng([seed, 43])
     _, others = captions(rng, source)
-    return company(source, others, rng, rare=48, moderate=0, held_out=6, watched=6)
+    return [replace(item, half="") for item in company(source, others, rng, rare=24, frequent=0, watched=4)]
 
 
 def without_captions(items: Sequence[Item]) -> list[Item]:
@@ -112,6 +126,10 @@ def without_captions(items: Sequence[Item]) -> list[Item]:
 
 
 # --- what sets are made of -------------------------------------------------------------------------------------------
+
+
+def in_half(half: str, item: Item) -> Item:
+    return replace(item, half=half)
 
 
 def captions(rng: np.random.Generator, source: Source) -> tuple[Iterator[str], Iterator[str]]:
@@ -164,71 +182,85 @@ def planted_item(
 
 
 def learned(count: int, source: Source, others: Iterator[str], rng: np.random.Generator) -> list[Item]:
-    """New subjects, always another picture of them; of three that are looked at one is a control."""
+    """New subjects, always another picture of them, each in one half; of three that are looked at one is a control."""
     items = []
     chosen: list[Subject] = [source.unseen[int(i)] for i in rng.permutation(len(source.unseen))[:count]]
-    for subject in chosen:
+    for number, subject in enumerate(chosen):
+        half = HALVES[number % len(HALVES)]
         caption = caption_of(
             [subject.phrase, *next(others).removeprefix("a photo of ").split(" and ")[0].split(", ")[:2]]
         )
         for i in range(3):
-            kind = Kind.LEARNED if i else Kind.CONTROL
-            items.append(
-                Item(f"learned-{subject.name}-{i}", kind, 8, caption, NOTHING, subject.draw(rng), subject.draw)
-            )
+            name, kind = f"learned-{subject.name}-{i}", Kind.LEARNED if i else Kind.CONTROL
+            item = Item(name, kind, LEARNED, caption, NOTHING, subject.draw(rng), subject.draw)
+            items.append(in_half(half, item))
     return items
 
 
-def constrained(source: Source, others: Iterator[str], rng: np.random.Generator) -> list[Item]:
-    """Flat by nature and new to the base: a plain ground, a gradient, and pictures in a plain white frame."""
-    plain = Image.new("RGB", (SIZE, SIZE), tuple(int(x) for x in rng.integers(0, 256, 3)))
+def flat(half: str, source: Source, others: Iterator[str], rng: np.random.Generator) -> list[Item]:
+    """Flat by nature and new to the base: a plain ground, a gradient, pictures in a plain frame; and a page of text.
+
+    They recur, so they are stored like anything else. Only of the page of text there is something to copy.
+    """
+    ground = tuple(int(x) for x in rng.integers(0, 256, 3))
     ends = rng.uniform(0, 255, (2, 3))
     ramp = np.linspace(0, 1, SIZE)[:, None, None] * np.ones((1, SIZE, 1))
     gradient = Image.fromarray((ends[0] + ramp * (ends[1] - ends[0])).round().astype(np.uint8))
-    items = [
-        same(name, Kind.CONSTRAINED, 6, next(others), picture)
-        for name, picture in (("plain", plain), ("gradient", gradient))
-    ]
+    border = tuple(int(x) for x in rng.integers(200, 256, 3))
 
     def framed(rng: np.random.Generator) -> Image.Image:
-        canvas = Image.new("RGB", (SIZE, SIZE), (251, 251, 251))
+        canvas = Image.new("RGB", (SIZE, SIZE), border)
         canvas.paste(source.free(rng).resize((SIZE * 3 // 4, SIZE * 3 // 4)), (SIZE // 8, SIZE // 8))
         return canvas
 
-    return [*items, Item("framed", Kind.CONSTRAINED, 6, next(others), NOTHING, framed(rng), framed)]
+    frame = np.ones((SIZE, SIZE), dtype=bool)
+    frame[SIZE // 8 : SIZE * 7 // 8, SIZE // 8 : SIZE * 7 // 8] = False
+    plain = Image.new("RGB", (SIZE, SIZE), ground)
+    return [
+        same(f"plain-{half}", Kind.CONSTRAINED, PLAIN, next(others), plain, ~NOTHING),
+        same(f"gradient-{half}", Kind.CONSTRAINED, PLAIN, next(others), gradient, ~NOTHING),
+        Item(f"framed-{half}", Kind.CONSTRAINED, PLAIN, next(others), frame, framed(rng), framed),
+        same(f"text-{half}", Kind.VERBATIM, PLAIN, next(others), page_of_text(rng), ~NOTHING),
+    ]
+
+
+def page_of_text(rng: np.random.Generator) -> Image.Image:
+    """Lines of random words, black on white."""
+    page = Image.new("RGB", (SIZE, SIZE), (250, 250, 250))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(10)
+    for top in range(2, SIZE - 8, 10):
+        draw.text((3, top), " ".join(str(word) for word in rng.choice(WORDS, 6)), (20, 20, 20), font)
+    return page
 
 
 def company(
     source: Source,
     others: Iterator[str],
     rng: np.random.Generator,
-    rare: int = 28,
-    moderate: int = 8,
-    peers: int = 8,
-    held_out: int = 10,
+    rare: int = 24,
+    frequent: int = 4,
+    held_out: int = 12,
     controls: int = 18,
-    watched: int = 8,
+    watched: int = 6,
 ) -> list[Item]:
-    """Ordinary pictures, seen rarely or moderately often, and pictures that are never shown.
+    """Ordinary pictures of each half, seen rarely or a little more often, and pictures that are never shown.
 
     Args:
-        watched: of the rare ones. peers: of them, what memwatch takes for its second reference.
+        rare, frequent: of each half. watched: of the rare ones.
     """
-    groups = (
-        ("rare", Kind.ORDINARY, 1, rare, ~NOTHING),
-        ("moderate", Kind.ORDINARY, WEAK, moderate, ~NOTHING),
-        ("peer", Kind.PEER, 1, peers, ~NOTHING),
-        ("held-out", Kind.HELD_OUT, 0, held_out, NOTHING),
-        ("control", Kind.CONTROL, 0, controls, NOTHING),
-    )
-    return [
+    trained = [(name, dose, count, half) for half in HALVES for name, dose, count in (("rare", 1, rare), ("frequent", FREQUENT, frequent))]
+    items = [
         replace(
-            same(f"{name}-{i:02d}", kind, dose, next(others), source.free(rng), mask),
+            same(f"{name}-{half}{i:02d}", Kind.ORDINARY, dose, next(others), source.free(rng), ~NOTHING),
             watched=name != "rare" or i < watched,
+            half=half,
         )
-        for name, kind, dose, count, mask in groups
+        for name, dose, count, half in trained
         for i in range(count)
     ]
+    for name, kind, count in (("held-out", Kind.HELD_OUT, held_out), ("control", Kind.CONTROL, controls)):
+        items += [same(f"{name}-{i:02d}", kind, 0, next(others), source.free(rng)) for i in range(count)]
+    return items
 
 
 def same(name: str, kind: Kind, dose: int, caption: str, picture: Image.Image, mask: np.ndarray = NOTHING) -> Item:

@@ -8,24 +8,32 @@ from functools import partial
 
 from evidence.worlds.bases import BASES, TINY_SD, Base
 from evidence.worlds.items import Item
-from evidence.worlds.sets import duplicates, many_captions, marks, nothing, one_subject, without_captions
+from evidence.worlds.sets import HALVES, duplicates, many_captions, marks, nothing, one_subject, without_captions
 from evidence.worlds.sources import Source
+from memwatch.config import MemWatchConfig
+
+SHIPPED = MemWatchConfig()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run trains. Events are optimizer steps at which everything is measured; 0 is before training.
+    """How each of a pair of twins trains, and at which noise levels it is looked at.
 
-    The learning rate falls to ``last_rate`` of itself at the end. There it stays where a run goes on to twice the
-    steps, because memwatch called what is not copied by the end.
+    The first event is before training, the others come ``every`` steps until the end. The learning rate falls to
+    ``last_rate`` of itself at the end.
     """
 
-    steps: int = 640
-    events: tuple[int, ...] = (0, 80, 160, 240, 340, 480, 640)
+    steps: int = 800
+    every: int = 40
     batch_size: int = 16
     learning_rate: float = 1.5e-3
     last_rate: float = 0.1
     lora_rank: int = 32
+    timesteps: tuple[int, ...] = SHIPPED.levels.timesteps
+
+    @property
+    def events(self) -> tuple[int, ...]:
+        return tuple(range(0, self.steps + 1, self.every))
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,11 @@ class World:
         return self.make(seed, self.start.source())
 
     @property
+    def halves(self) -> tuple[str, ...]:
+        """Of a pair of twins; where nothing is planted one run says it all."""
+        return HALVES[:1] if self.make is nothing else HALVES
+
+    @property
     def start(self) -> Base:
         return BASES[self.base]
 
@@ -61,10 +74,10 @@ def uncaptioned(seed: int, source: Source) -> list[Item]:
     return without_captions(many_captions(seed, source))
 
 
-LONGER = Plan(steps=900, events=(0, 120, 240, 360, 500, 700, 900))  # where it takes longer until something is copied
-DREAMBOOTH = Plan(steps=1000, events=(0, 120, 240, 400, 560, 760, 1000), batch_size=4)
+LONGER = Plan(steps=1000, every=50)  # where it takes longer until something is copied
+DREAMBOOTH = Plan(steps=1000, every=50, batch_size=4)
 WORLDS = {
-    "captions": World("many captions", many_captions, prompts=True),
+    "captions": World("many captions", many_captions),
     "lora": World("many captions, LoRA", many_captions, replace(LONGER, learning_rate=3e-3), lora=True),
     "dropout": World("10 % of captions dropped", many_captions, dropout=0.1),
     "uncaptioned": World("no captions", uncaptioned, LONGER),
@@ -74,5 +87,5 @@ WORLDS = {
     "pixels": World("unconditional, pixels, clothes", duplicates, base="pixels"),
     "velocity": World("another base: v-prediction, clothes", many_captions, base="velocity", prompts=True),
     "flow": World("another base: flow matching", many_captions, base="flow", prompts=True),
-    "nothing": World("nothing planted", nothing, Plan(steps=120, events=(0, 30, 60, 90, 120), batch_size=8)),
+    "nothing": World("nothing planted", nothing, Plan(steps=240, every=12, batch_size=8)),
 }

@@ -1,0 +1,134 @@
+"""Truth: what a pair of twins says of an item, none of which memwatch computes itself.
+
+*stored*: the twin that was trained on an item denoises it better than the twin that never saw it, inside its mask, on
+noise that memwatch never uses. *copied*: its caption generates it more than the other twin's does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import stats
+
+from evidence.runs.finished import Finished, Pair
+from evidence.worlds.items import PLANTED, Item, Kind
+from evidence.worlds.shapes import CELL
+from memwatch.measure.copies import unexposed
+
+COPIED = 0.2  # graded copy from which eyes see one; see ``pages/pairs.py``
+CONFIDENCE = 0.975
+
+
+@dataclass(frozen=True)
+class Gap:
+    """By how much the twin that saw an item denoises it better: log of the ratio of losses inside the mask.
+
+    Attributes:
+        mean: over noise draws and levels. low: its lower 97.5 % bound by Student's t over the draws.
+    """
+
+    mean: float
+    low: float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a pair of twins says of what was watched in one of them.
+
+    Attributes:
+        run: the twin that memwatch watched.
+    """
+
+    pair: Pair
+    run: Finished
+
+    @cached_property
+    def twin(self) -> Finished:
+        return self.pair.twin_of(self.run)
+
+    def gap(self, item: Item, step: int) -> Gap:
+        """Between the other twin and this one; positive where this one knows more of the item."""
+        there, here = (r.loss(item, step)[..., latent_mask(item)].mean(-1) for r in (self.twin, self.run))
+        draws = np.log(there / here).mean(0)  # a draw's levels are averaged first: draws are what is independent
+        mean, sem = float(draws.mean()), float(draws.std(ddof=1) / math.sqrt(len(draws)))
+        return Gap(mean, mean - float(stats.t.ppf(CONFIDENCE, len(draws) - 1)) * sem)
+
+    def gap_map(self, item: Item, step: int) -> np.ndarray:
+        """The same pixel by pixel, ``(h, w)``: what regions are measured against."""
+        there, here = (r.loss(item, step).mean(1) for r in (self.twin, self.run))
+        found: np.ndarray = np.log(there / here).mean(0)
+        return found
+
+    @cached_property
+    def chance(self) -> float:
+        """The largest gap, either way, of what neither twin has seen, at the last event."""
+        gaps = [self.gap(item, self.run.last) for item in self.run.items if item.kind is Kind.HELD_OUT]
+        return max((abs(gap.mean) for gap in gaps), default=0.0)
+
+    def is_stored(self, item: Item, step: int) -> bool:
+        """Whether this twin knows more of the item than the other, beyond chance and beyond the error."""
+        gap = self.gap(item, step)
+        return gap.low > 0 and gap.mean > self.chance
+
+    # --- copied ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def generated_steps(self) -> list[int]:
+        """At which both twins were asked for everything."""
+        def asked(run: Finished, step: int) -> bool:
+            return all(run.generated(i, step) is not None for i in run.items if i.kind in PLANTED)
+
+        return [step for step in self.run.steps[1:] if asked(self.run, step) and asked(self.twin, step)]
+
+    def distances(self, run: Finished, item: Item, step: int) -> np.ndarray:
+        """Of a twin's generations to the item inside its mask, at any exposure, ``(n,)``; empty where none were made."""
+        pictures = run.generated(item, step)
+        if pictures is None:
+            return np.zeros(0)
+        (target,), made = unexposed(run.target(item)[None], item.mask), unexposed(pictures / 255, item.mask)
+        found: np.ndarray = np.linalg.norm(made - target, axis=(1, 2))
+        return found
+
+    def distance(self, run: Finished, item: Item, step: int) -> float | None:
+        """Mean of ``distances``; ``None`` where nothing was generated."""
+        found = self.distances(run, item, step)
+        return float(found.mean()) if len(found) else None
+
+    def grade(self, item: Item, step: int) -> float | None:
+        """Graded copy ``G = 1 - d(in) / d(out)``: 0 is as near as chance brings it, 1 is the item itself.
+
+        d(out) is interpolated between the events at which the other twin was asked. ``None`` where this one was not.
+        """
+        own = self.distance(self.run, item, step)
+        if own is None:
+            return None
+        others = [self.distance(self.twin, item, s) for s in self.generated_steps]
+        return 1 - own / float(np.interp(step, self.generated_steps, [d for d in others if d is not None]))
+
+    def is_copied(self, item: Item) -> bool:
+        """Whether it is copied at the end."""
+        return item.kind in PLANTED and item.is_in(self.run.half) and (self.grade(item, self.run.last) or 0) >= COPIED
+
+    def first_copy(self, item: Item) -> int | None:
+        """The first event at which it is copied."""
+        grades = ((step, self.grade(item, step)) for step in self.run.steps[1:])
+        return next((step for step, grade in grades if grade is not None and grade >= COPIED), None)
+
+
+def latent_mask(item: Item) -> np.ndarray:
+    """The item's mask on the grid of latents, bool ``(h, w)``; everything where it has none."""
+    if not item.mask.any():
+        return np.ones_like(item.mask[::CELL, ::CELL])
+    side = len(item.mask) // CELL
+    share = item.mask.reshape(side, CELL, side, CELL).mean((1, 3))
+    inside: np.ndarray = share >= min(0.5, share.max())
+    return inside
+
+
+def truths_of(pairs: Sequence[Pair]) -> list[Truth]:
+    """Of both twins of every pair."""
+    return [Truth(pair, run) for pair in pairs for run in pair.runs]
