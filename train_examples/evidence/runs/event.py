@@ -99,16 +99,15 @@ def of_rivals(
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
-    asked = [p for p in bench.prepared if not p.probe.is_peer]
     attends = hasattr(bench.denoiser.model, "down_blocks")
     for how, sampling in GUIDED.items():
         found = generated if how == "verified" else generate(bench, sampling, 1)
         numbers[f"wen {how}"] = {n: float(np.mean([g.guidance_norm for g in group])) for n, group in found.items()}
-        for start in range(0, len(asked), ROWS):
-            part = asked[start : start + ROWS]
+        for start in range(0, len(bench.prepared), ROWS):
+            part = bench.prepared[start : start + ROWS]
             maps = published_maps(bench, [found[p.name][0] for p in part], [p.conditioning for p in part], earlier)
             tensors |= {f"{p.name}/{how}/{key}": maps[key][i].clone() for i, p in enumerate(part) for key in maps}
-        for p in asked if attends else ():
+        for p in bench.prepared if attends else ():
             seen = attention(bench, found[p.name][:NUM_SEEDS], p.probe.prompt, p.conditioning)
             tensors[f"{p.name}/{how}/bright_ending"] = seen
     return tensors, numbers

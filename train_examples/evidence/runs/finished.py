@@ -197,8 +197,8 @@ class Finished:
 
     @property
     def watched(self) -> list[Item]:
-        """What memwatch is asked about: neither controls nor peers."""
-        return [item for item in self.items if item.kind not in (Kind.CONTROL, Kind.PEER)]
+        """What memwatch is asked about: everything but the controls."""
+        return [item for item in self.items if item.kind is not Kind.CONTROL]
 
 
 def steps_of(home: Path, kind: str) -> list[int]:

@@ -42,8 +42,7 @@ def later_file(home: Path, step: int) -> Path:
 
 def probe_of(item: Item) -> Probe:
     """An item as memwatch knows it."""
-    control, peer = item.kind is Kind.CONTROL, item.kind is Kind.PEER
-    return Probe(item.caption, item.probe, name=item.name, is_control=control, is_peer=peer)
+    return Probe(item.caption, item.probe, name=item.name, is_control=item.kind is Kind.CONTROL)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Training:
             numbers["chosen"] = everything
         else:
             numbers["chosen"] = self.chosen(tensors)
-            trained = [i.name for i in self.bench.items if is_fixed(i) and i.kind is not Kind.PEER]
+            trained = [i.name for i in self.bench.items if is_fixed(i)]
             made, found, generated = event.generations(self.bench, everything if last else trained)
             tensors |= made
             numbers |= found

@@ -41,7 +41,6 @@ class Kind(StrEnum):
     ORDINARY = "ordinary"  # many distinct photos, each seen rarely
     HELD_OUT = "held out"  # never shown; the negatives of detection
     CONTROL = "control"  # the probe is never shown; what alerts are judged by
-    PEER = "peer"  # an ordinary photo that memwatch takes for its second reference
 
 
 NOTHING = np.zeros((SIZE, SIZE), dtype=bool)

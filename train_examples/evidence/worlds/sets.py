@@ -76,11 +76,9 @@ def one_subject(seed: int, source: Source, prior: bool = False) -> list[Item]:
         items.append(same(f"sibling-{i}", kind, 0, caption, picture))
     for i in range(24 if prior else 0):
         known = source.known[i % len(source.known)]
-        item = same(
-            f"class-{i:02d}", Kind.PEER if i >= 16 else Kind.ORDINARY, 1, caption_of([known.phrase]), known.draw(rng)
-        )
-        items.append(replace(item, mask=~NOTHING, watched=i < 8 or i >= 16))
-    return [*items, *company(source, others, rng, rare=0, moderate=0, peers=0)]
+        item = same(f"class-{i:02d}", Kind.ORDINARY, 1, caption_of([known.phrase]), known.draw(rng), ~NOTHING)
+        items.append(replace(item, watched=i < 8))
+    return [*items, *company(source, others, rng, rare=0, moderate=0)]
 
 
 def duplicates(seed: int, source: Source) -> list[Item]:
@@ -104,7 +102,7 @@ def nothing(seed: int, source: Source) -> list[Item]:
     """Ordinary pictures alone, each seen equally often."""
     rng = np.random.default_rng([seed, 43])
     _, others = captions(rng, source)
-    return company(source, others, rng, rare=48, moderate=0, held_out=6, watched=6)
+    return company(source, others, rng, rare=56, moderate=0, held_out=6, watched=6)
 
 
 def without_captions(items: Sequence[Item]) -> list[Item]:
@@ -202,9 +200,8 @@ def company(
     source: Source,
     others: Iterator[str],
     rng: np.random.Generator,
-    rare: int = 28,
+    rare: int = 36,
     moderate: int = 8,
-    peers: int = 8,
     held_out: int = 10,
     controls: int = 18,
     watched: int = 8,
@@ -212,12 +209,11 @@ def company(
     """Ordinary pictures, seen rarely or moderately often, and pictures that are never shown.
 
     Args:
-        watched: of the rare ones. peers: of them, what memwatch takes for its second reference.
+        watched: of the rare ones.
     """
     groups = (
         ("rare", Kind.ORDINARY, 1, rare, ~NOTHING),
         ("moderate", Kind.ORDINARY, WEAK, moderate, ~NOTHING),
-        ("peer", Kind.PEER, 1, peers, ~NOTHING),
         ("held-out", Kind.HELD_OUT, 0, held_out, NOTHING),
         ("control", Kind.CONTROL, 0, controls, NOTHING),
     )
