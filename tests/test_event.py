@@ -14,9 +14,9 @@ import memwatch.config
 import memwatch.judge.findings
 import memwatch.measure.observer
 from memwatch import MemWatchConfig, Probe
-from memwatch.judge.proof import NUM_SEEDS
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import decide
+from memwatch.proof.prove import NUM_SEEDS
 
 STRICT = builders.CONFIG | {"strict": True, "stop": {"enabled": False}}
 CAT, POSTER = builders.probes_of_both_kinds()

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memwatch.config import MemWatchConfig
+from memwatch.judge.copied import Proof
 from memwatch.judge.regions import Region, regions_of
 from memwatch.judge.statistic import Compared, References, Screened
 from memwatch.judge.verdict import Audit, Evidence, ProbeState, Verdict, audit_of, is_alert, judge
-from memwatch.measure.copies import Proof
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals, factor
 
@@ -32,7 +32,7 @@ class Finding:
         regions: the one that decides first; none without evidence.
         labels: int ``(h, w)`` of the map: i inside ``regions[i - 1]``, 0 outside; ``None`` when nothing was compared.
         is_alert: whether this event is news: a worse verdict, or output that is no longer finite.
-        proof: what the caption generates; ``None`` where nothing was generated, see ``memwatch.judge.proof``.
+        proof: what the caption generates; ``None`` where nothing was generated, see ``memwatch.proof``.
     """
 
     observation: Observation

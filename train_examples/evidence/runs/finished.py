@@ -17,7 +17,7 @@ from torch import Tensor
 
 from memwatch.judge.screen import with_references
 from memwatch.judge.statistic import Screened
-from memwatch.measure.copies import COPY
+from memwatch.judge.copied import COPY
 from memwatch.measure.measurement import Measurement, Observation, from_tensors
 from memwatch.measure.probes import Probe
 from memwatch.measure.views import fixed_noise

@@ -13,7 +13,7 @@ from evidence.worlds.sources import SIZE
 from torch import Tensor
 
 from memwatch.config import SamplingConfig
-from memwatch.measure.copies import FLAT, contrast, unexposed
+from memwatch.proof.copies import FLAT, contrast, unexposed
 from memwatch.measure.images import decode_latents
 from memwatch.measure.views import Sample, sample
 from memwatch.measure.views import seeded
@@ -89,7 +89,7 @@ def nearest_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> di
 def _all_ratios(
     bench: Bench, generated: Mapping[str, list[Generated]], masks: Mapping[str, np.ndarray]
 ) -> dict[str, list[float]]:
-    """``memwatch.measure.copies.copy_ratios`` of every item; what items have in common is computed once."""
+    """``memwatch.proof.copies.copy_ratios`` of every item; what items have in common is computed once."""
     found, everywhere, elsewhere = {}, flattened(bench.pool, WHOLE), {}
     for item in bench.items:
         mask, target = masks[item.name], bench.targets[item.name]

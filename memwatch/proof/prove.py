@@ -1,7 +1,4 @@
-"""Proof by generation: does the caption of a suspicious or memorized probe bring out a copy of its region?
-
-A copy is a fact beside the verdict: something can be stored, and not come out in four generations.
-"""
+"""Proof by generation: does the caption of a suspicious or memorized probe bring out a copy of its region?"""
 
 from __future__ import annotations
 
@@ -14,13 +11,14 @@ import numpy as np
 
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults, PartError
+from memwatch.judge.copied import COPY, Proof
 from memwatch.judge.findings import Finding
 from memwatch.judge.regions import PEAK
 from memwatch.judge.verdict import Verdict
-from memwatch.measure.copies import COPY, Pool, Proof, comparable, copy_ratios, mask_at, sibling_ratios
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.probes import Probe
+from memwatch.proof.copies import Pool, comparable, copy_ratios, mask_at, sibling_ratios
 
 NUM_SEEDS = 4  # generations per probe; probes with the same caption share theirs
 MAX_PROBES = 4  # per event, the worst first

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from memwatch.measure.copies import COPY, SIDE, Pool, comparable, copy_ratios, mask_at, sibling_ratios
+from memwatch.judge.copied import COPY
+from memwatch.proof.copies import SIDE, Pool, comparable, copy_ratios, mask_at, sibling_ratios
 
 LEFT = np.zeros((32, 32), dtype=bool)
 LEFT[:, :16] = True

@@ -13,37 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-COPY = 1 / 3  # of the distance to the nearest other picture; below is a copy
+from memwatch.judge.copied import COPY
+
 POOL = 256  # views of other pictures, as many as the benchmark has of its own
 SMALLEST_VIEW = 0.5  # side of a view, share of its picture's
 SIDE = 64  # pixels: pictures are compared at this size at most; in larger ones a shift by a pixel would decide
 FLAT = 0.02  # contrast (root mean square, 1 is from black to white) below which there is nothing to copy
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What a prompt generates, RGB uint8 ``(n, H, W, 3)``, and how near that is to what memwatch watches.
-
-    Attributes:
-        ratios: of each generation, see ``copy_ratios``; for a prompt probe, without an image, see ``sibling_ratios``.
-        copies: for each generation, the names of the watched probes that it copies.
-        num_others: how many other pictures there were, without their views.
-    """
-
-    generations: np.ndarray
-    ratios: tuple[float, ...]
-    copies: tuple[tuple[str, ...], ...]
-    num_others: int
-
-    @property
-    def is_copy(self) -> tuple[bool, ...]:
-        """For each generation, whether it copies the probe."""
-        return tuple(ratio < COPY for ratio in self.ratios)
-
-    @property
-    def copied(self) -> int:
-        """How many generations copy the probe."""
-        return sum(self.is_copy)
 
 
 def unexposed(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:

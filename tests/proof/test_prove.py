@@ -10,17 +10,17 @@ import torch
 from support.builders import Loop, assert_same, picture
 from support.observations import seen
 
-import memwatch.judge.proof
+import memwatch.proof.prove
 from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, StrictError
 from memwatch.judge.findings import Finding
-from memwatch.judge.proof import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, due, proofs_of, prove
 from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals
+from memwatch.proof.prove import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, due, proofs_of, prove
 
 REGION = Region((0, 0, 16, 32), 0.5, 1.0, 1.0, 0.1, 0.8)
 SUSPICIOUS, MEMORIZED = Verdict.SUSPICIOUS, Verdict.MEMORIZED
@@ -178,7 +178,7 @@ def test_a_failing_proof_costs_the_proof_alone(part, watched, monkeypatch):
         torch.rand(3)
         raise RuntimeError("no")
 
-    owner, name = (watch.observer, "generate") if part == PROVING else (memwatch.judge.proof, "proofs_of")
+    owner, name = (watch.observer, "generate") if part == PROVING else (memwatch.proof.prove, "proofs_of")
     monkeypatch.setattr(owner, name, failing)
     before = loop.state()
     for count in (1, 2, 3, 3):  # the fourth is not tried
