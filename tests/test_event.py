@@ -199,6 +199,8 @@ def test_an_alert_is_generated_once(lr, enabled, pretrained, pipeline, tmp_path,
         assert cat.proof.generations.shape == (NUM_SEEDS, 16, 16, 3)
         assert poster.proof.generations is poster.observation.generations
         assert [f["copied"]["generations"] for f in history(tmp_path)[1]["findings"]] == [NUM_SEEDS, 2]
+        assert [f["copied"]["grade"] for f in history(tmp_path)[1]["findings"]] == [cat.proof.grade, poster.proof.grade]
+        assert cat.proof.grade < 1
 
 
 @pytest.mark.usefixtures("eager")

@@ -21,12 +21,15 @@ class Proof:
             ``sibling_ratios`` there.
         copies: for each generation, the names of the watched probes that it copies.
         num_others: how many other pictures there were, without their views.
+        grade: how near all generations are, at most 1: 0 is as near as pictures come by chance, 1 is identical, see
+            ``proof.copies.grade_of``; ``None`` where copies cannot be told.
     """
 
     generations: np.ndarray
     ratios: tuple[float, ...]
     copies: tuple[tuple[str, ...], ...]
     num_others: int
+    grade: float | None = None
 
     @property
     def is_copy(self) -> tuple[bool, ...]:

@@ -255,6 +255,7 @@ def _copied(finding: Finding) -> dict[str, Any] | None:
     return {
         "generations": len(proof.generations),
         "copies": proof.copied,
+        "grade": proof.grade,
         "ratios": proof.ratios,
         "is_copy": proof.is_copy,
         "of_others": dict(Counter(name for names in proof.copies for name in names if name != finding.name)),
