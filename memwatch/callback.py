@@ -68,7 +68,6 @@ class MemWatch:
         probes: prompts, ``Probe``s, image folder, text file of prompts, or rows with image and text, besides those
             picked; replaces the config's.
         controls: the same, of the training data's own kind but held out; without any controls alerts are uncalibrated.
-        peers: the same, ordinary training images, as a second reference.
         vae, text_encoder, tokenizer, scheduler: used instead of ``pretrained``'s. Several text encoders are a list in
             the pipeline's order, with ``None`` for those to be loaded. If any is trained (also a textual inversion's
             embedding), prompts are encoded anew at every event.
@@ -97,7 +96,6 @@ class MemWatch:
         config: Any = None,
         probes: Any = None,
         controls: Any = None,
-        peers: Any = None,
         vae: Any = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
@@ -114,9 +112,9 @@ class MemWatch:
         kind, file = wanted.signals.baseline_parts
         outside, allowed = Path(file).absolute(), "path: and an existing safetensors file"
         require(kind != "path" or outside.is_file(), "signals.baseline", wanted.signals.baseline, allowed)
-        run = for_run(picked, wanted, probes, controls, peers, has_rotation=wanted.screens and self.ranks.swappable)
+        run = for_run(picked, wanted, probes, controls, has_rotation=wanted.screens and self.ranks.swappable)
         self.picked = run.picked
-        watched = {"probes": run.probes or None, "controls": run.controls or None, "peers": run.peers or None}
+        watched = {"probes": run.probes or None, "controls": run.controls or None}
         self.observer = Observer(self.ranks, model, pretrained, given, config=self.config, ema=ema, **watched)
         self.folder = RunFolder(Path(self.config.output_dir))
         stores = open_stores(self.folder.folder, self.ranks)

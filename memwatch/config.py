@@ -248,8 +248,6 @@ class MemWatchConfig:
         probes: an image folder, a text file with one prompt per line, or a list of prompts, besides those picked. The
             ``probes`` argument replaces it.
         controls: the same, held out from training. Without any controls alerts are uncalibrated.
-        peers: the same, ordinary images of the training set, drawn at random. A probe that is no stronger than they are
-            is not called memorized, unless they are being stored as well.
         resolution: side of probe images in pixels, a multiple of the autoencoder's scale; null takes the model's own.
         seed: of noise draws, test vectors and prompt probes without a seed of their own.
         weights: ``live``, or ``ema`` to watch the averaged weights (needs the ``ema`` argument).
@@ -267,7 +265,6 @@ class MemWatchConfig:
     picked: str | None = None
     probes: str | tuple[str, ...] | None = None
     controls: str | tuple[str, ...] | None = None
-    peers: str | tuple[str, ...] | None = None
     resolution: int | None = None
     seed: int = 0
     weights: str = "live"

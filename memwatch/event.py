@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults, PartError
 from memwatch.judge.findings import Judgement, judge_event
-from memwatch.judge.proof import prove
 from memwatch.judge.screen import chosen, with_references
 from memwatch.judge.statistic import Screened
 from memwatch.judge.stop import decide_stop
@@ -24,6 +23,7 @@ from memwatch.measure.baselines import Baselines
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.pace import planned_events
+from memwatch.proof.prove import prove
 from memwatch.report.about import About
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks

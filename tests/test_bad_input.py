@@ -24,7 +24,7 @@ def loop(pretrained, tmp_path) -> Loop:
     [
         ({"probes": []}, "probes"),
         ({"probes": ""}, "probes"),
-        ({"peers": "nowhere"}, "'nowhere' is neither a folder nor a file"),
+        ({"controls": "nowhere"}, "'nowhere' is neither a folder nor a file"),
         ({"levels": {"timesteps": [61, 5000]}}, "levels.timesteps.*5000.*up to 999"),
         ({"resolution": 17}, "resolution.*17.*multiple of 2"),
         (

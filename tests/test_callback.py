@@ -6,9 +6,8 @@ import logging
 
 import pytest
 from support import builders
-from support.builders import CONFIG, EAGER, Loop, assert_same, history, maps
+from support.builders import EAGER, Loop, assert_same, history, maps
 
-from memwatch import Probe
 from memwatch.measure.weights import trainable
 
 
@@ -116,23 +115,3 @@ def test_last_clean_stays_where_suspicion_began(pretrained, pipeline, tmp_path):
     watch.load_state_dict(state)
     (report,) = loop.run(watch, 6)
     assert {finding.observation.baseline_step for finding in report.findings} == {2}
-
-
-@pytest.mark.usefixtures("eager")
-def test_peers_are_measured_as_controls_are_and_are_a_reference_for_images_alone(loop, pipeline, images, tmp_path):
-    config = CONFIG | EAGER | {"stop": {"enabled": False}, "peers": str(images)}
-    watch = loop.watch(pipeline, controls=[Probe("a dog", builders.picture(5), name="dog")], config=config)
-    (report,) = loop.run(watch, 2)
-    (control,), peers = report.judgement.controls, report.judgement.peers
-    assert [f.name for f in peers] == ["peer/control0", "peer/control1", "peer/control2"]  # as the files are named
-    for f in peers:
-        assert f.observation.baseline_step == control.observation.baseline_step == 0
-        assert f.signals.maps().keys() == control.signals.maps().keys()
-        assert f.signals.decisive.samples.any()
-    image, prompt = report.findings
-    assert image.regions[0].rank_p_peers in {1 / 4, 2 / 4, 3 / 4, 1.0}
-    assert prompt.regions[0].rank_p_peers is None
-    assert set(watch.state_dict()["states"]) == {"cat", "poster", "control/dog"}  # peers have no memory
-    assert [f["name"] for f in history(tmp_path)[-1]["findings"]] == ["cat", "poster"]
-    assert not any("peer/" in key for key in history(tmp_path)[-1]["scalars"])
-    assert not (tmp_path / "memwatch" / "heatmaps" / "peer").exists()

@@ -14,9 +14,9 @@ import memwatch.config
 import memwatch.judge.findings
 import memwatch.measure.observer
 from memwatch import MemWatchConfig, Probe
-from memwatch.judge.proof import NUM_SEEDS
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import decide
+from memwatch.proof.prove import NUM_SEEDS
 
 STRICT = builders.CONFIG | {"strict": True, "stop": {"enabled": False}}
 CAT, POSTER = builders.probes_of_both_kinds()
@@ -199,6 +199,8 @@ def test_an_alert_is_generated_once(lr, enabled, pretrained, pipeline, tmp_path,
         assert cat.proof.generations.shape == (NUM_SEEDS, 16, 16, 3)
         assert poster.proof.generations is poster.observation.generations
         assert [f["copied"]["generations"] for f in history(tmp_path)[1]["findings"]] == [NUM_SEEDS, 2]
+        assert [f["copied"]["grade"] for f in history(tmp_path)[1]["findings"]] == [cat.proof.grade, poster.proof.grade]
+        assert cat.proof.grade < 1
 
 
 @pytest.mark.usefixtures("eager")

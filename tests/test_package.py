@@ -19,6 +19,7 @@ LAYERS = [  # each may import itself and those before it
     {"measure"},
     {"picking"},
     {"judge"},
+    {"proof"},
     {"pace"},
     {"report"},
     {"act"},

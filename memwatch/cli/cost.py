@@ -115,7 +115,7 @@ def watching(
     noise = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     images = [Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC) for coarse in noise]
     own: dict[str, Any] = {"every_steps": 1, "strict": True, "weights": "live"}
-    own |= dict.fromkeys(("picked", "probes", "controls", "peers"))
+    own |= dict.fromkeys(("picked", "probes", "controls"))
     probes = [Probe(f"a picture of number {i}", image) for i, image in enumerate(images)]
     logging.disable(logging.WARNING)
     try:

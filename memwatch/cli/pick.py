@@ -13,8 +13,8 @@ from memwatch.picking.pick import pick
 EPILOG = """\
 TRAIN is an image folder (captions in metadata.jsonl, or NAME.txt beside NAME.png). It is only read. The folder DIR then
 holds train/ (links to what is trained on, with captions: --train_data_dir DIR/train), with --class-images class/, and
-probes/, controls/ and peers/ as image folders, choice.json (rows by number and name), and index.html, a page that shows
-the choice. Give DIR to MemWatch as picked=DIR, or in its settings as 'picked: DIR'. Exit code: 0 done, 1 some rows
+probes/ and controls/ as image folders, choice.json (rows by number and name), and index.html, a page that shows the
+choice. Give DIR to MemWatch as picked=DIR, or in its settings as 'picked: DIR'. Exit code: 0 done, 1 some rows
 cannot be read (they are named), 2 nothing could be done, for the one reason given.
 """
 

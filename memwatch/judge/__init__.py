@@ -2,5 +2,5 @@
 
 "Why is this memorized?" is answered by three files: ``findings`` judges one event, ``verdict`` holds the rule, and
 ``statistic`` compares with the controls. ``screen`` chooses whose curvature is measured, ``regions`` cuts the regions,
-``proof`` generates what a caption brings out, and ``stop`` decides whether training ends.
+``copied`` says what counts as a copy, and ``stop`` decides whether training ends.
 """

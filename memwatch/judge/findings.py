@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memwatch.config import MemWatchConfig
+from memwatch.judge.copied import Proof
 from memwatch.judge.regions import Region, regions_of
 from memwatch.judge.statistic import Compared, References, Screened
 from memwatch.judge.verdict import Audit, Evidence, ProbeState, Verdict, audit_of, is_alert, judge
-from memwatch.measure.copies import Proof
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals, factor
 
@@ -32,7 +32,7 @@ class Finding:
         regions: the one that decides first; none without evidence.
         labels: int ``(h, w)`` of the map: i inside ``regions[i - 1]``, 0 outside; ``None`` when nothing was compared.
         is_alert: whether this event is news: a worse verdict, or output that is no longer finite.
-        proof: what the caption generates; ``None`` where nothing was generated, see ``memwatch.judge.proof``.
+        proof: what the caption generates; ``None`` where nothing was generated, see ``memwatch.proof``.
     """
 
     observation: Observation
@@ -75,16 +75,15 @@ class Judgement:
 
     Attributes:
         findings: of the watched probes, in their order.
-        controls: of the controls, each judged by the others. peers: of the ordinary training images.
+        controls: of the controls, each judged by the others.
         audit: how often the rule has called a control.
         states: by name, of probes and controls after this event.
         num_rotated: how many rows were rotated in at this event; only those with evidence or news are findings.
-        num_measured: how many probes, controls and peers were measured with curvature.
+        num_measured: how many probes and controls were measured with curvature.
     """
 
     findings: tuple[Finding, ...] = ()
     controls: tuple[Finding, ...] = ()
-    peers: tuple[Finding, ...] = ()
     audit: Audit = field(default_factory=Audit)
     states: Mapping[str, ProbeState] = field(default_factory=dict)
     num_rotated: int = 0
@@ -92,8 +91,8 @@ class Judgement:
 
     @property
     def everything(self) -> tuple[Finding, ...]:
-        """Of probes, controls and peers."""
-        return (*self.findings, *self.controls, *self.peers)
+        """Of probes and controls."""
+        return (*self.findings, *self.controls)
 
 
 def judge_event(
@@ -110,15 +109,14 @@ def judge_event(
     Rows in rotation have half of the run's false-alarm budget together, and the probes the other half.
 
     Args:
-        observations: of probes, controls and peers, with curvature where it was measured.
+        observations: of probes and controls, with curvature where it was measured.
         states: by name, what was remembered before this event.
         planned: how many events the run will have, if known.
         num_rotating: how many rows are rotated in during the run.
         screened: what the screen measured and chose; without it everything is judged by ``observations``.
     """
     controls = [o for o in observations if o.probe.is_control]
-    peers = [o for o in observations if o.probe.is_peer]
-    watched = [o for o in observations if not o.probe.is_control and not o.probe.is_peer]
+    watched = [o for o in observations if not o.probe.is_control]
     num_fixed, parts = sum(not o.probe.in_rotation for o in watched), 2 if num_rotating else 1
 
     def finding(o: Observation, among: Compared) -> Finding:
@@ -127,19 +125,15 @@ def judge_event(
         o, signals = among.observations[o.name], among.signals[o.name]
         return judge_probe(o, signals, references, state, step, config, parts * sharing, planned)
 
-    def with_peers(among: Compared) -> Compared:
-        severities = [finding(o, among).severity for o in among.observations.values() if o.probe.is_peer]
-        return replace(among, severity_peers=float(np.median(severities))) if severities else among
-
-    full, screen = map(with_peers, Compared.both(observations, screened, config.signals))
+    full, screen = Compared.both(observations, screened, config.signals)
     basis = {o.name: full if screened is None or o.name in screened.chosen else screen for o in observations}
-    judged_controls, judged_peers = (tuple(finding(o, basis[o.name]) for o in group) for group in (controls, peers))
+    judged_controls = tuple(finding(o, basis[o.name]) for o in controls)
     audit = audit_of([f.state for f in judged_controls if f.p is not None])
     findings = tuple(capped(finding(o, basis[o.name]), audit, states.get(o.name, ProbeState())) for o in watched)
     new_states = {**states} | {f.name: f.state for f in (*findings, *judged_controls)}
     told = tuple(f for f in findings if not f.observation.probe.in_rotation or f.is_worth_a_look)
     measured = sum(o.has_curvature for o in observations)
-    return Judgement(told, judged_controls, judged_peers, audit, new_states, len(watched) - num_fixed, measured)
+    return Judgement(told, judged_controls, audit, new_states, len(watched) - num_fixed, measured)
 
 
 def judge_probe(

@@ -208,12 +208,8 @@ class Compared:
         return self._null(probe, [o.probe for o in self.observations.values() if o.probe.is_control])
 
     def references_of(self, probe: Probe, *, any_controls: bool) -> References:
-        """What a probe is judged by; only what is watched is compared with the peers."""
-        controls = self.controls_of(probe)
-        if probe.is_control or probe.is_peer:
-            return References(controls, Null.of([]), any_controls)
-        peers = self._null(probe, [o.probe for o in self.observations.values() if o.probe.is_peer])
-        return References(controls, peers, any_controls, self.severity_peers)
+        """What a probe is judged by."""
+        return References(self.controls_of(probe), Null.of([]), any_controls)
 
     def _null(self, probe: Probe, group: Sequence[Probe]) -> Null:
         of_kind = [other.name for other in group if other.is_reference is probe.is_reference]

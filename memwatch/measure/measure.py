@@ -182,7 +182,7 @@ class Passes:
     """Network passes of one event. One is one latent through the network, forward or backward.
 
     Attributes:
-        screen: forward only, of every probe, control and peer; 0 without a screen.
+        screen: forward only, of every probe and control; 0 without a screen.
         full: for the curvature of all of them. sampling: for what prompt probes generate.
     """
 
@@ -196,7 +196,7 @@ class Passes:
 
 
 def count_passes(config: MemWatchConfig, num_references: int, num_prompts: int, branches: int = 2) -> Passes:
-    """The passes of an event; numbers include controls and peers. ``branches``: 1 without an unconditional branch."""
+    """The passes of an event; numbers include controls. ``branches``: 1 without an unconditional branch."""
     of_draw, draws = len(config.levels.timesteps) * branches, config.levels.draws
     twice = 2  # now, and under earlier weights at the noisy latents of today
     screened = num_references * of_draw * SCREEN_DRAWS + num_prompts * twice * of_draw * draws

@@ -62,7 +62,6 @@ class Observer(WatchList):
         config: MemWatchConfig,
         probes: Any = None,
         controls: Any = None,
-        peers: Any = None,
         ema: Any = None,
     ) -> None:
         self.ranks, self.config, self.ema, self._folder = ranks, config, ema, Path(config.output_dir)
@@ -78,7 +77,7 @@ class Observer(WatchList):
         self._pictures: dict[str, np.ndarray] = {}
         self._generated: dict[tuple[str, int], tuple[Tensor, np.ndarray]] = {}  # latents and pictures
         with self._borrowed(given.vae):
-            everything = all_probes(config, probes, controls, peers)
+            everything = all_probes(config, probes, controls)
             self._prepare(everything, pretrained, replace(given, text_encoders=self.text_encoders))
 
     def _prepare(self, everything: Sequence[Probe], pretrained: Any, given: Components) -> None:

@@ -147,7 +147,7 @@ class WatchList:
     """Every probe of a run, and which of them are measured at an event.
 
     Attributes:
-        prepared: watched probes first, then controls, then peers.
+        prepared: watched probes first, then controls.
         unconditional: conditioning of the branch without a prompt; ``None`` where the model has no such branch.
         resolution: side of the images, pixels.
     """

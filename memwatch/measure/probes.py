@@ -34,8 +34,7 @@ class Probe:
         image: a file or a picture, or what else ``images.decoded`` reads; ``None`` makes it a prompt probe.
         seed: of the prompt probe's initial noise.
         name: unique, used in keys and file names. Made from the file name or the prompt when empty.
-        is_control: held out from training. is_peer: an ordinary training image that probes are compared with. memwatch
-            sets them on what comes as ``controls`` and ``peers``.
+        is_control: held out from training. memwatch sets it on what comes as ``controls``.
         in_rotation: one of the training images that are screened a few per event.
         row: its number in the training set that it was picked from; ``None`` where it came otherwise.
     """
@@ -45,7 +44,6 @@ class Probe:
     seed: int = 0
     name: str = ""
     is_control: bool = False
-    is_peer: bool = False
     in_rotation: bool = False
     row: int | None = None
 
@@ -92,19 +90,18 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
     return _named(probes)
 
 
-def all_probes(config: MemWatchConfig, probes: Any = None, controls: Any = None, peers: Any = None) -> list[Probe]:
-    """What is watched, then ``control/NAME``, then ``peer/NAME``. Arguments go before the configuration's keys.
+def all_probes(config: MemWatchConfig, probes: Any = None, controls: Any = None) -> list[Probe]:
+    """What is watched, then ``control/NAME``. Arguments go before the configuration's keys.
 
     Where nothing is to be watched it is a ``ConfigError``.
     """
-    given = {"probes": probes, "controls": controls, "peers": peers}
+    given = {"probes": probes, "controls": controls}
     sources = {key: getattr(config, key) if source is None else source for key, source in given.items()}
-    watched, held_out, ordinary = (as_probes(source, key, seed=config.seed) for key, source in sources.items())
+    watched, held_out = (as_probes(source, key, seed=config.seed) for key, source in sources.items())
     allowed = "picked (of memwatch.pick), prompts, Probes, an image folder or rows"
     require(bool(watched), "probes", sources["probes"], allowed)
-    found = [replace(probe, is_control=False, is_peer=False) for probe in watched]
-    found += [replace(probe, name=f"control/{probe.name}", is_control=True) for probe in held_out]
-    return found + [replace(probe, name=f"peer/{probe.name}", is_peer=True) for probe in ordinary]
+    found = [replace(probe, is_control=False) for probe in watched]
+    return found + [replace(probe, name=f"control/{probe.name}", is_control=True) for probe in held_out]
 
 
 def _from_text(file: Path, key: str, seed: int) -> list[Probe]:

@@ -21,7 +21,7 @@ from memwatch.run_folder import write_whole
 OTHER_METADATA = ("metadata.csv", "metadata.parquet")
 MADE_BY = "memwatch pick"  # by this in ``choice.json`` a folder is known as one of ours
 CHOICE, PAGE, SURVEY = "choice.json", "index.html", "survey.json"
-TRAIN, CLASS, PROBES, CONTROLS, PEERS = "train", "class", "probes", "controls", "peers"
+TRAIN, CLASS, PROBES, CONTROLS = "train", "class", "probes", "controls"
 ROTATION = 4096  # rows of the rotation that are kept
 
 
@@ -124,7 +124,7 @@ def write_folder(picked: Picked, out: Path) -> Path:
     | file | holds |
     |---|---|
     | ``train/``, ``class/`` | links to what is trained on, with captions |
-    | ``probes/``, ``controls/``, ``peers/`` | pictures, byte for byte, and ``metadata.jsonl`` |
+    | ``probes/``, ``controls/`` | pictures, byte for byte, and ``metadata.jsonl`` |
     | ``choice.json`` | the choice in numbers and names |
     | ``survey.json`` | what was found in the training set |
     | ``index.html`` | the page |
@@ -139,7 +139,7 @@ def write_folder(picked: Picked, out: Path) -> Path:
         trained_on.append((CLASS, picked.class_images, picked.class_held_out))
     for _, rows, _ in trained_on:
         files_of(rows)
-    looked_at = {PROBES: picked.probes(), CONTROLS: picked.controls(), PEERS: picked.peer_probes()}
+    looked_at = {PROBES: picked.probes(), CONTROLS: picked.controls()}
     if is_ours(out):
         for part in (TRAIN, CLASS, *looked_at):
             shutil.rmtree(out / part, ignore_errors=True)
@@ -178,7 +178,6 @@ def _as_json(picked: Picked) -> dict[str, Any]:
         "watched": watched,
         "held_out": [{"row": row, "name": rows.name(row)} for row in picked.held_out],
         "class_images": [] if classes is None else [classes.name(row) for row in picked.class_held_out],
-        "peers": [{"row": row, "name": rows.name(row)} for row in picked.peers],
         "rotation": list(picked.rotation[:ROTATION]),
         "names": [rows.name(row) for row in range(len(rows))],
     }
@@ -213,7 +212,6 @@ def read_folder(out: Path) -> Picked:
         survey=survey,
         watched=tuple(PickedRow(w["row"], Why(w["why"]), g) for w, g in zip(saved["watched"], groups, strict=True)),
         held_out=tuple(entry["row"] for entry in saved["held_out"]),
-        peers=tuple(entry["row"] for entry in saved["peers"]),
         rotation=tuple(saved["rotation"]),
         notes=tuple(saved["notes"]),
         class_images=named(out / CONTROLS, saved["class_images"], "class-") if saved["class_images"] else None,

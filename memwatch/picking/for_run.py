@@ -1,4 +1,4 @@
-"""For a run: its probes, controls and peers, picked or given; and that no control is trained on."""
+"""For a run: its probes and controls, picked or given; and that no control is trained on."""
 
 from __future__ import annotations
 
@@ -34,13 +34,10 @@ class ForRun:
     picked: Picked | None
     probes: list[Probe]
     controls: list[Probe]
-    peers: list[Probe]
     control_keys: dict[str, str]
 
 
-def for_run(
-    picked: Any, config: MemWatchConfig, probes: Any, controls: Any, peers: Any, *, has_rotation: bool
-) -> ForRun:
+def for_run(picked: Any, config: MemWatchConfig, probes: Any, controls: Any, *, has_rotation: bool) -> ForRun:
     """What is picked and what is given, together; arguments go before the configuration's.
 
     Args:
@@ -53,26 +50,19 @@ def for_run(
     allowed = "what memwatch.pick(dataset) returns, or a folder that 'memwatch pick' has written"
     require(source is None or isinstance(source, Picked | str | Path), "picked", type(source), allowed)
     found = read_folder(Path(source)) if isinstance(source, str | Path) else source
-    given = {"probes": probes, "controls": controls, "peers": peers}
-    watched, held_out, ordinary = (
-        as_probes(getattr(config, key) if value is None else value, key, seed=config.seed)
-        for key, value in given.items()
-    )
+    given = {"probes": probes, "controls": controls}
+    sources = {key: getattr(config, key) if value is None else value for key, value in given.items()}
+    watched, held_out = (as_probes(source, key, seed=config.seed) for key, source in sources.items())
     keys: dict[str, str] = {}
     for probe in held_out:
         with suppress(OSError, ValueError):  # there is none, or whoever reads it says so
             keys[probe.name] = content_key(probe.image)
     if found is None:
-        return ForRun(None, watched, held_out, ordinary, keys)
+        return ForRun(None, watched, held_out, keys)
     refuse_trained_on(held_out, found)
     rotation = found.rotation_probes(config.rotation.rows) if has_rotation and config.rotation.per_event else []
-    return ForRun(
-        found,
-        [*found.probes(), *watched, *rotation],
-        [*found.controls(), *held_out],
-        [*found.peer_probes(), *ordinary],
-        found.control_keys | keys,
-    )
+    probes, controls = [*found.probes(), *watched, *rotation], [*found.controls(), *held_out]
+    return ForRun(found, probes, controls, found.control_keys | keys)
 
 
 def refuse_trained_on(given: Sequence[Probe], picked: Picked) -> None:

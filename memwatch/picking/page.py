@@ -53,7 +53,6 @@ def render(picked: Picked) -> str:
         mix=[(str(why), meant[why], number[why], MEANS[why]) for why in Why],
         cards=[_card(picked, watched) for watched in picked.watched],
         controls=[_shown(probe, SMALL) for probe in picked.controls()],
-        peers=[_shown(probe, SMALL) for probe in picked.peer_probes()],
         without=[
             (group.kind, len(group.rows), listed([rows.name(row) for row in group.rows]))
             for group in picked.unwatched_groups[:LISTED]

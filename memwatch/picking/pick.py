@@ -24,7 +24,6 @@ from memwatch.picking.rows import as_training_set
 from memwatch.picking.survey import GroupKind, Survey
 from memwatch.picking.training_set import RowError, TrainingSet
 
-PEERS = 8  # ordinary rows, a second reference
 SHARE, CLASS_SHARE = 5, 2  # at most one row in so many is held out; of class images more can be generated
 SIBLINGS = 5  # a caption with so many rows has a control of its own where one of its rows is watched
 WITHOUT = "alerts are uncalibrated, and nothing is called memorized"
@@ -92,11 +91,9 @@ def choose(
     watched = pick_rows(found, probes, rng, len(ordinary) - number)
     taken = [w.row for w in watched]
     out = held_out(found, ordinary, taken, number, rng)
-    free = [row for row in ordinary if row not in {*taken, *out}]
-    peers = tuple(sorted(free[i] for i in rng.permutation(len(free))[:PEERS]))
-    rotation = tuple(rotation_of(found, taken, (*out, *peers), rng))
+    rotation = tuple(rotation_of(found, taken, out, rng))
     aside = tuple(sorted(of_class[:class_number]))
-    picked = Picked(rows, found, watched, out, peers, rotation, (), class_images, aside, budget=probes, seed=seed)
+    picked = Picked(rows, found, watched, out, rotation, (), class_images, aside, budget=probes, seed=seed)
     return replace(picked, notes=(*_notes_of(picked), *notes))
 
 

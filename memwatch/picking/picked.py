@@ -18,7 +18,7 @@ class Picked:
 
     Attributes:
         rows: the training set as images with captions. survey: what was found in it.
-        watched: rows that are watched at every event. peers: ordinary rows, a second reference.
+        watched: rows that are watched at every event.
         held_out, class_held_out: rows, and class images, that become controls; ``train``, ``class_train`` lack them.
         rotation: the other rows, in the order in which they are screened, a few per event.
         notes: what a person should know: numbers, what is not possible and why, what could be done.
@@ -30,7 +30,6 @@ class Picked:
     survey: Survey
     watched: tuple[PickedRow, ...] = ()
     held_out: tuple[int, ...] = ()
-    peers: tuple[int, ...] = ()
     rotation: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     class_images: TrainingSet | None = None
@@ -70,10 +69,6 @@ class Picked:
         images = [] if self.class_images is None else [self.class_images.probe(row) for row in self.class_held_out]
         own = [self.rows.probe(row) for row in self.held_out]
         return own + [replace(probe, row=None, name=f"class-{probe.name}") for probe in images]
-
-    def peer_probes(self) -> list[Probe]:
-        """The peers."""
-        return [self.rows.probe(row) for row in self.peers]
 
     def rotation_probes(self, number: int) -> list[Probe]:
         """The first ``number`` rows of the rotation."""

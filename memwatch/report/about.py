@@ -33,8 +33,8 @@ class About:
 
     Attributes:
         model: family and prediction type of the network.
-        probes: one per probe, control and peer: ``name``, ``prompt``, ``is_reference``, ``role`` (``probe``,
-            ``control`` or ``peer``).
+        probes: one per probe and control: ``name``, ``prompt``, ``is_reference``, ``role`` (``probe`` or
+            ``control``).
         settings: the configuration, nested as in a YAML file.
         machine, versions: processor or GPU, and the packages that results depend on.
         training_rows: rows of the guarded dataloader's data set; ``None`` where it does not say.
@@ -52,7 +52,7 @@ class About:
         """What an observer watches, on this machine."""
         denoiser, probes = observer.denoiser, [p.probe for p in observer.probes]
         said = [{"name": p.name, "prompt": p.prompt, "is_reference": p.is_reference} for p in probes]
-        roles = ["control" if p.is_control else "peer" if p.is_peer else "probe" for p in probes]
+        roles = ["control" if p.is_control else "probe" for p in probes]
         return cls(
             model=f"{denoiser.name}, {denoiser.schedule.prediction_type}",
             probes=tuple(probe | {"role": role} for probe, role in zip(said, roles, strict=True)),
@@ -118,8 +118,8 @@ def say_hello(config: MemWatchConfig, observer: Observer, notes: Sequence[str] =
     warn_of_controls(count)
     events = f"overhead {c.overhead:g}" if c.every_steps is None else f"every {c.every_steps} steps"
     logger.info(
-        f"{about.model}; {images} reference and {prompts} prompt probes, {roles['control']} controls, "
-        f"{roles['peer']} peers; {len(observer.rotation)} rows in the rotation; "
+        f"{about.model}; {images} reference and {prompts} prompt probes, {roles['control']} controls; "
+        f"{len(observer.rotation)} rows in the rotation; "
         f"timesteps {c.levels.timesteps}, {c.levels.draws} draws, {c.curvature.vectors} vectors; "
         f"baseline {c.signals.baseline}; {events}; {c.output_dir}"
     )

@@ -28,8 +28,9 @@ class Row:
         alert, alert_text: whether this event was news, and the news in words.
         timesteps: noise levels.
         regions: fields of ``Region``, the one that decides first.
-        copied: ``generations``, ``copies`` (how many copy it), ``ratios`` and ``is_copy`` of each, ``of_others`` (how
-            many copy another probe, by its name); ``None`` where nothing was generated.
+        copied: ``generations``, ``copies`` (how many copy it), their ``grade`` (see ``Proof``), ``ratios`` and
+            ``is_copy`` of each, ``of_others`` (how many copy another probe, by its name); ``None`` where nothing was
+            generated.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Row:
         return f"{self.title}, {self.verdict}. {self.why}"
 
     def proof(self, *, brief: bool = False) -> str:
-        """How many generations copy the probe and, unless ``brief``, other probes; empty where none was made."""
+        """How many generations copy the probe, their grade and, unless ``brief``, other probes; empty where none is."""
         if self.copied is None:
             return ""
         count, copies = self.copied["generations"], self.copied["copies"]
@@ -80,6 +81,8 @@ class Row:
             return "copies cannot be told" if brief else f"{count} generations: copies cannot be told"
         verb = ("copies" if self.is_reference else "shows") if copies == 1 else "copy" if self.is_reference else "show"
         text = f"{copies} of {count} {'' if brief else 'generations '}{verb} it"
+        if (grade := self.copied.get("grade")) is not None:
+            text += f", graded {grade:.2f}" + ("" if brief else ": 0 is chance, 1 is identical")
         others = ", ".join(f"{name} ({count})" for name, count in self.copied["of_others"].items())
         return text if brief or not others else f"{text}; copies of other images: {others}"
 

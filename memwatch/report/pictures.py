@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from memwatch.judge.copied import Proof
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
-from memwatch.measure.copies import Proof
 from memwatch.report.drawing import (
     BAR,
     PAPER,

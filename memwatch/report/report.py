@@ -31,7 +31,7 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/alert`` | text | one paragraph per alert (other trackers than W&B: ``memwatch/alert/PROBE``) |
 | ``memwatch/seconds`` | scalar | what the event cost |
 | ``memwatch/overhead`` | scalar | share of training time that memwatch has taken so far (0.02 is 2 %) |
-| ``memwatch/measured`` | scalar | probes, controls and peers whose curvature was measured at this event |
+| ``memwatch/measured`` | scalar | probes and controls whose curvature was measured at this event |
 | ``memwatch/rotated`` | scalar | training rows of the rotation that were screened at this event (where there is one) |
 | ``memwatch/errors`` | scalar | parts of memwatch that failed so far |
 | ``memwatch/stop`` | scalar | 1 from the event on that decided to stop, else 0 |
@@ -165,8 +165,6 @@ class Report:
             chance = "no controls"
             if r.p is not None:
                 chance = f"p = {r.p:.2g} against {evidence.num_controls} controls"
-            if r.rank_p_peers is not None:
-                chance += f", rank p = {r.rank_p_peers:.2f} against {evidence.num_peers} training images"
             effect = f"{math.exp(r.effect):.1f}x less freedom (log ratio {r.effect:.2f} ± {r.sem:.2f})"
             lines.append(f"region {r.box} px, {r.area:.0%} of the image: {effect}, {chance}")
         if copied := Row(finding.name, is_reference=probe.is_reference, copied=_copied(finding)).proof():
@@ -257,6 +255,7 @@ def _copied(finding: Finding) -> dict[str, Any] | None:
     return {
         "generations": len(proof.generations),
         "copies": proof.copied,
+        "grade": proof.grade,
         "ratios": proof.ratios,
         "is_copy": proof.is_copy,
         "of_others": dict(Counter(name for names in proof.copies for name in names if name != finding.name)),

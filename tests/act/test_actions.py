@@ -38,7 +38,7 @@ def call_repeated(monkeypatch) -> None:
     def evidence_of(observation, *args):
         evidence, row = strong(observation, *args), observation.probe.row
         called = row is not None and row < REPEATED and not observation.probe.is_control
-        return replace(evidence, rank_p_peers=None) if called else replace(evidence, severity_low=1.0)
+        return evidence if called else replace(evidence, severity_low=1.0)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", evidence_of)
 

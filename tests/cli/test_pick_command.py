@@ -41,7 +41,7 @@ def choice(out):
 
 def looked_at(picked):
     """What a run makes of a pick, in plain values."""
-    probes = [picked.probes(), picked.controls(), picked.peer_probes(), picked.rotation_probes(99)]
+    probes = [picked.probes(), picked.controls(), picked.rotation_probes(99)]
     shown = [[(p.name, p.prompt, p.row, p.image.read_bytes()) for p in some] for some in probes]
     groups = [(w.row, w.why, w.group) for w in picked.watched]
     return [shown, groups, picked.survey.groups, picked.train_rows, picked.control_keys, picked.notes]
@@ -53,7 +53,7 @@ def test_the_folder_says_what_was_picked(watched, train):
     assert "a &lt;b&gt;bold&lt;/b&gt; one" in text
     saved = choice(watched)
     assert (len(saved["names"]), saved["budget"], saved["source"]) == (70, 12, str(train))
-    for part, key, number in (("probes", "watched", 12), ("controls", "held_out", 14), ("peers", "peers", 8)):
+    for part, key, number in (("probes", "watched", 12), ("controls", "held_out", 14)):
         lines = (watched / part / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["row"] for line in lines] == [entry["row"] for entry in saved[key]]
         probes = as_probes(watched / part)
@@ -81,10 +81,20 @@ def test_a_run_reads_back_what_was_picked(watched, train):
     assert [row["text"] for row in picked.train] == [row["text"] for row in fresh.train]
     assert {row["image"].parent for row in picked.train} == {watched / "train", watched / "train" / "again"}
     for given, config in ((watched, MemWatchConfig()), (str(watched), MemWatchConfig()), (None, {"picked": watched})):
-        run = for_run(given, memwatch.load_config(config), None, None, None, has_rotation=True)
+        run = for_run(given, memwatch.load_config(config), None, None, has_rotation=True)
         assert [p.name for p in run.probes[:12]] == [p.name for p in fresh.probes()]
-        assert (len(run.controls), len(run.peers)) == (14, 8)
+        assert len(run.controls) == 14
         assert run.control_keys == fresh.control_keys
+
+
+def test_a_choice_that_still_has_peers_is_read_without_them(watched, tmp_path):
+    """Earlier versions wrote a second group of ordinary rows."""
+    old = tmp_path / "old"
+    shutil.copytree(watched, old)
+    saved = choice(old)
+    saved["peers"] = [{"row": 1, "name": saved["names"][1]}]
+    (old / CHOICE).write_text(json.dumps(saved), encoding="utf-8")
+    assert looked_at(read_folder(old)) == looked_at(read_folder(watched))
 
 
 def test_the_loop_trains_on_the_links_and_held_out_images_are_known(watched, train):
@@ -200,9 +210,9 @@ def test_what_is_no_whole_choice_is_named(missing, watched, tmp_path):
         shutil.copytree(watched, folder)
         (shutil.rmtree if missing == "train" else os.unlink)(folder / missing)
     with pytest.raises(ProbeError, match="picked: .*watch' holds no whole choice of 'memwatch pick TRAIN --out"):
-        for_run(folder, MemWatchConfig(), None, None, None, has_rotation=False)
+        for_run(folder, MemWatchConfig(), None, None, has_rotation=False)
     with pytest.raises(ConfigError, match="'picked': got <class 'int'>"):
-        for_run(3, MemWatchConfig(), None, None, None, has_rotation=False)
+        for_run(3, MemWatchConfig(), None, None, has_rotation=False)
 
 
 @needs_chromium
@@ -214,7 +224,6 @@ def test_the_page_shows_groups_reasons_and_what_is_not_watched(watched):
         assert all(shown)
         assert page.locator(".card", has_text="7 near-duplicates").locator(".fellows img").count() == 6
         assert page.locator("section[aria-labelledby=controls] figure").count() == 14
-        assert page.locator("section[aria-labelledby=peers] figure").count() == 8
         assert "in the rotation: a few of them are screened" in page.text_content("section[aria-labelledby=not]")
         kinds = page.locator("section[aria-labelledby=mix] tbody td:first-child").all_text_contents()
         assert kinds == ["duplicates", "shared part", "outlier", "rare caption", "typical", "at random"]

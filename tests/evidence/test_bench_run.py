@@ -21,7 +21,7 @@ from evidence.worlds.world import WORLDS, Plan
 from support.builders import assert_same
 
 from memwatch.config import CurvatureConfig, LevelsConfig, SamplingConfig
-from memwatch.measure.copies import copy_ratios
+from memwatch.proof.copies import copy_ratios
 
 TINY_SD = Path(__file__).parents[2] / "train_examples" / "assets" / "tiny-sd"
 PLAN = Plan(steps=4, events=(0, 2, 4), batch_size=2, lora_rank=2)

@@ -53,7 +53,7 @@ def formats(loop: Loop) -> list:
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_is_bit_identical_with_and_without(kind, pretrained, images, tmp_path, monkeypatch):
-    """With everything that an event can hold: peers, alerts, and the generations of their proof."""
+    """With everything that an event can hold: controls, alerts, and the generations of their proof."""
     made, overrides = KINDS[kind]
     if overrides is ROTATING:
         monkeypatch.setattr(MemWatchConfig, "screens", builders.SCREENS)
@@ -61,8 +61,7 @@ def test_training_is_bit_identical_with_and_without(kind, pretrained, images, tm
     without = states(Loop(pretrained, **made), None)
     loop = Loop(pretrained, tmp_path, **made)
     before, formed = loop.identities(), formats(loop)
-    peers = [Probe("a tree", picture(40), name="tree")]
-    watch = loop.watch(pretrained, controls=images, peers=peers, **EAGER, stop={"enabled": False}, **overrides)
+    watch = loop.watch(pretrained, controls=images, **EAGER, stop={"enabled": False}, **overrides)
     with_watch = states(loop, watch)
     first, second = history(tmp_path)
     assert (first["step"], second["step"]) == (0, 2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from support.observations import controls, measured, peers, seen
+from support.observations import controls, measured, seen
 
 from memwatch.config_file import load_config
 from memwatch.judge.findings import judge_event
@@ -126,10 +126,10 @@ def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called(
 
 
 def test_the_budget_is_shared_by_the_watched_probes_and_rows_in_rotation_have_half_of_it():
-    """Controls and peers do not share. Rows are told with evidence alone."""
+    """Controls do not share. Rows are told with evidence alone."""
     quiet, others = controls(20, 1.0, spread=0.4), [seen(f"other/{i}", 1.0) for i in range(19)]
     rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in (seen("row0", 5.0), seen("row1", 1.0))]
-    kinds = ((peers(30, 1.0), 0), (others, 0), (rows, 20))
+    kinds = (([], 0), (others, 0), (rows, 20))
     alone, among, rotated = (judge_event([seen(), *more, *quiet], {}, 1, DEFAULT, None, n) for more, n in kinds)
     assert 0.05 / 32 / 20 < alone.findings[0].p == among.findings[0].p == rotated.findings[1].p < 0.05 / 32 / 2
     assert [j.findings[0].state.is_enough for j in (alone, among, rotated)] == [True, False, True]
@@ -166,29 +166,6 @@ def test_who_can_be_judged(number, reference, verdict, has_p, audited):
     (finding,) = judgement.findings
     assert (finding.verdict, finding.p is not None) == (verdict, has_p)
     assert sum(f.p is not None for f in judgement.controls) == judgement.audit.of == audited
-
-
-@pytest.mark.parametrize(
-    ("fallen", "verdict", "typical"),
-    [
-        pytest.param([1.2] * 12, Verdict.MEMORIZED, 1.2, id="they show less"),
-        pytest.param([9.0] * 12, Verdict.MEMORIZED, 9.0, id="they are stored themselves, which is no excuse"),
-        pytest.param([], Verdict.MEMORIZED, None, id="there are none"),
-        pytest.param([1.2] * 8 + [7.0] * 4, Verdict.SUSPICIOUS, 1.2, id="a third of them shows as much"),
-    ],
-)
-def test_peers_are_an_excuse_where_some_show_as_much(fallen, verdict, typical):
-    group = [seen(f"peer/{i}", factor, peer=True) for i, factor in enumerate(fallen)]
-    judgement = judged([seen(), *group, *controls(20, 1.0)], 2, UNSMOOTHED)
-    (finding,) = judgement.findings
-    assert finding.verdict is verdict
-    expected = (0.5 + RHO_FLOOR) / (0.5 / typical + RHO_FLOOR) if typical else 1.0
-    assert finding.evidence.severity_peers == pytest.approx(expected, rel=0.01)
-    assert finding.evidence.num_peers == len(judgement.peers) == len(fallen)
-    assert not any(name.startswith("peer") for name in judgement.states)  # they have no memory
-    if verdict is Verdict.SUSPICIOUS:
-        assert finding.evidence.rank_p_peers == finding.regions[0].rank_p_peers == pytest.approx(5 / 13)
-        assert finding.reason.startswith("ordinary training images show as much (rank p = 0.38)")
 
 
 def test_nothing_earlier_to_compare_with():

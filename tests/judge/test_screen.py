@@ -33,11 +33,11 @@ def controls(num: int, seed: int = 0, spread: float = 0.1) -> list[Observation]:
     return [screened(f"control/{i}", 1 / f, is_control=True) for i, f in enumerate(factors)]
 
 
-def test_probes_and_controls_that_exceed_the_controls_are_chosen_and_peers_never():
+def test_probes_and_controls_that_exceed_the_controls_are_chosen():
     probes = [screened("stored", 1 / 3), screened("same"), screened("broken", math.nan), screened("new", earlier=False)]
-    odd = [screened("control/odd", 1 / 3, is_control=True), screened("peer/odd", 1 / 3, is_peer=True)]
-    names = {o.name for o in (*probes, *odd)}
-    assert chosen([*probes, *odd, *controls(40)], MemWatchConfig()) & names == {"stored", "control/odd"}
+    odd = screened("control/odd", 1 / 3, is_control=True)
+    names = {o.name for o in (*probes, odd)}
+    assert chosen([*probes, odd, *controls(40)], MemWatchConfig()) & names == {"stored", "control/odd"}
 
 
 @pytest.mark.parametrize(("number", "loss", "found"), [(10, 1 / 1.3, 26), (10, 1 / 1.1, 0), (11, 1 / 1.3, 0)])
@@ -52,8 +52,8 @@ def test_a_common_fall_chooses_all_or_none(number, loss, found):
 def test_what_is_chosen_is_measured_with_what_it_is_judged_by():
     image, prompt = Probe("a", GREY, name="image"), Probe("a", name="prompt")
     held_out = [replace(p, name=f"control/{p.name}", is_control=True) for p in (image, prompt)]
-    probes = [image, prompt, *held_out, Probe("a", GREY, name="peer/image", is_peer=True)]
-    assert with_references({"image"}, probes) == {"image", "control/image", "peer/image"}
+    probes = [image, prompt, *held_out]
+    assert with_references({"image"}, probes) == {"image", "control/image"}
     assert with_references({"prompt"}, probes) == {"prompt", "control/prompt"}
     assert with_references({"control/image"}, probes) == {"control/image"}  # and all others of its kind
     assert with_references(set(), probes) == set()

@@ -140,13 +140,12 @@ def event(falls, names=None):
 
 
 def group(number: int, kind: str, rng) -> dict[Probe, tuple[float, float]]:
-    is_control, is_peer = kind == "control", kind == "peer"
-    probes = [Probe("", "drawn", name=f"{kind}/{i}", is_control=is_control, is_peer=is_peer) for i in range(number)]
+    probes = [Probe("", "drawn", name=f"{kind}/{i}", is_control=kind == "control") for i in range(number)]
     return {probe: tuple(rng.normal((1.0, 0.3), 0.1)) for probe in probes}
 
 
 RNG = np.random.default_rng(0)
-FALLS = group(3, "probe", RNG) | group(12, "control", RNG) | group(5, "peer", RNG)
+FALLS = group(3, "probe", RNG) | group(12, "control", RNG)
 
 
 def test_both_sides_are_made_of_the_same_terms(monkeypatch):
@@ -162,18 +161,13 @@ def test_both_sides_are_made_of_the_same_terms(monkeypatch):
     observations, screened = event(FALLS, picked)
     judgement = judge_event(observations, {}, 1, CONFIG, screened=screened)
     assert {f.name for f in judgement.everything if f.observation.has_curvature} == picked
-    assert judgement.num_measured == 1 + 12 + 5
+    assert judgement.num_measured == 1 + 12
     for probe, fall in FALLS.items():
         curvature = probe.name in picked
         signals, references = seen[probe.name, curvature]
         assert signals.decisive.mean.numpy() == pytest.approx(mean_of(fall, curvature=curvature), abs=1e-5)
         others = [mean_of(f, curvature=curvature) for p, f in FALLS.items() if p.is_control and p is not probe]
         assert references.controls.profiles[:, 0] == pytest.approx(others, abs=1e-5)
-        ordinary = [mean_of(f, curvature=curvature) for p, f in FALLS.items() if p.is_peer]
-        ordinary = [] if probe.is_control or probe.is_peer else ordinary
-        assert references.peers.profiles[:, 0] == pytest.approx(ordinary, abs=1e-5)
-        typical = math.exp(np.median(ordinary)) if ordinary else 1.0
-        assert references.severity_peers == pytest.approx(typical, rel=0.01)
 
 
 @pytest.mark.parametrize("fall", [(1.0, 0.3), (1.0, 1.2), (2.6, 0.9), (0.0, 0.72)])
@@ -204,5 +198,5 @@ def test_what_was_not_chosen_keeps_its_history():
         states = judgement.states
     state = states["probe/1"]
     assert (state.events, state.last_clean, state.streak) == (3, 3, 0)
-    assert [f.evidence.compared for f in judgement.everything] == [True] * 20
+    assert [f.evidence.compared for f in judgement.everything] == [True] * 15
     assert not any(f.verdict.is_evidence for f in judgement.everything)

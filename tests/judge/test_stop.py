@@ -10,8 +10,8 @@ import pytest
 from support.finding import found
 
 from memwatch.config import StopConfig
+from memwatch.judge.copied import Proof
 from memwatch.judge.stop import StopState, decide_stop
-from memwatch.measure.copies import Proof
 
 A, B = found("a"), found("b")
 QUIET = [found("c", verdict) for verdict in ("suspicious", "no evidence", "inconclusive")]

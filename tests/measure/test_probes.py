@@ -94,17 +94,17 @@ def test_the_argument_is_named(pretrained, pipeline, tmp_path):
     with pytest.raises(ProbeError, match=r"probes: '.*cat.png' is no text file; allowed: an image folder"):
         as_probes(tmp_path / "cat.png")
     loop = Loop(pretrained, tmp_path)
-    for key in ("probes", "controls", "peers"):
+    for key in ("probes", "controls"):
         with pytest.raises(ProbeError, match=f"{key}: got 8, allowed: an image folder"):
             loop.watch(pipeline, **{key: 8})
 
 
-def test_watched_probes_controls_and_peers_are_named_apart():
+def test_watched_probes_and_controls_are_named_apart():
     given = [Probe("a cat", picture(0), name="cat", is_control=True), Probe("a poster", seed=3, name="poster")]
-    found = all_probes(load_config(None, controls=["a dog"], seed=5), given, None, given)
-    assert [p.name for p in found] == ["cat", "poster", "control/a-dog", "peer/cat", "peer/poster"]
-    assert [(p.is_control, p.is_peer) for p in found[::2]] == [(False, False), (True, False), (False, True)]
-    assert [p.seed for p in found] == [0, 3, 5, 0, 3]
+    found = all_probes(load_config(None, controls=["a dog"], seed=5), given)
+    assert [p.name for p in found] == ["cat", "poster", "control/a-dog"]
+    assert [p.is_control for p in found] == [False, False, True]
+    assert [p.seed for p in found] == [0, 3, 5]
 
 
 @pytest.mark.parametrize("line", ['{"text": "no file"}', "not json", "[1]"])

@@ -202,7 +202,7 @@ def test_given_controls_that_show_training_rows_are_refused_and_both_are_named(r
     given = [Probe("new", photo(1000), name="new"), Probe("shown", shown, name="shown"), Probe("a prompt", name="text")]
     said = rf"^controls: 1 of 3 controls given show rows that are trained on: shown \(row-{row:05d}\); give pictures "
     with pytest.raises(ProbeError, match=said + "that are held out from training$"):
-        for_run(real, MemWatchConfig(), None, given, None, has_rotation=False)
+        for_run(real, MemWatchConfig(), None, given, has_rotation=False)
 
 
 def test_pictures_are_known_again_in_any_size_and_mirrored(monkeypatch):
@@ -219,7 +219,7 @@ def test_given_controls_that_are_held_out_or_new_are_fine(real, tmp_path):
     broken.write_bytes(b"no picture")  # whoever encodes it says so
     held_out = PHOTOS[real.held_out[0]]
     given = [Probe("", held_out, name="held"), Probe("", photo(1000, 32), name="new"), Probe("", broken, name="broken")]
-    run = for_run(real, MemWatchConfig(), None, given, None, has_rotation=False)
+    run = for_run(real, MemWatchConfig(), None, given, has_rotation=False)
     assert [c.name for c in run.controls[-3:]] == ["held", "new", "broken"]
     assert len(run.control_keys) == len(run.controls) == 15
     assert len(run.probes) == 4
@@ -227,11 +227,11 @@ def test_given_controls_that_are_held_out_or_new_are_fine(real, tmp_path):
 
 def test_a_run_looks_at_what_was_picked_and_what_is_given_besides(real):
     config = memwatch.load_config({"probes": ["a prompt"], "rotation": {"rows": 5}})
-    run = for_run(real, config, None, None, None, has_rotation=True)
+    run = for_run(real, config, None, None, has_rotation=True)
     assert [p.name for p in run.probes[:4]] == [p.name for p in real.probes()]
     assert [p.prompt for p in run.probes[4:5]] == ["a prompt"]
     assert [p.row for p in run.probes[5:]] == list(real.rotation[:5])
-    assert (len(run.controls), len(run.peers)) == (12, 8)
+    assert len(run.controls) == 12
     assert run.control_keys == real.control_keys
 
 
@@ -240,4 +240,4 @@ def test_anything_else_is_refused_with_what_is_allowed(wrong):
     """A whole data set is not written out."""
     said = r"'picked': got <class '.{,50}'>, allowed: what memwatch.pick\(dataset\) returns, or a folder"
     with pytest.raises(ConfigError, match=said):
-        for_run(wrong, MemWatchConfig(), None, None, None, has_rotation=False)
+        for_run(wrong, MemWatchConfig(), None, None, has_rotation=False)

@@ -27,7 +27,7 @@ import memwatch.judge.statistic
 from memwatch import ConfigError, Picked, Probe
 from memwatch.measure.images import decoded
 from memwatch.picking.mix import Why, ordinary_rows
-from memwatch.picking.pick import BY_HAND, MIN_CONTROLS, PEERS, WITHOUT, held_out, in_proportion, plan
+from memwatch.picking.pick import BY_HAND, MIN_CONTROLS, WITHOUT, held_out, in_proportion, plan
 from memwatch.picking.rows import as_training_set
 from memwatch.picking.training_set import content_key
 
@@ -58,7 +58,7 @@ def source_of(kind: str, folder):
 
 
 def numbers(picked: Picked):
-    rows = picked.held_out, picked.peers, picked.rotation, picked.notes, picked.train_rows, picked.class_held_out
+    rows = picked.held_out, picked.rotation, picked.notes, picked.train_rows, picked.class_held_out
     return [[(w.row, w.why, w.group) for w in picked.watched], *rows]
 
 
@@ -144,11 +144,11 @@ def survey():
 def test_every_row_has_one_role(survey):
     picked = chosen(survey)
     watched = [p.row for p in picked.watched]
-    everything = [*watched, *picked.held_out, *picked.peers, *picked.rotation]
+    everything = [*watched, *picked.held_out, *picked.rotation]
     assert len(everything) == len(set(everything))
-    assert (len(watched), len(picked.held_out), len(picked.peers)) == (16, 20, PEERS)
+    assert (len(watched), len(picked.held_out)) == (16, 20)
     assert {p.why for p in picked.watched} >= {Why.DUPLICATES, Why.PART, Why.STRANGE, Why.TYPICAL, Why.RANDOM}
-    assert {*range(9), *range(10, 30)}.isdisjoint({*picked.held_out, *picked.peers})
+    assert {*range(9), *range(10, 30)}.isdisjoint(picked.held_out)
     assert 199 not in everything  # it cannot be read
     assert 199 in picked.train_rows  # what becomes of it is the loader's business
     assert picked.groups_with(12) == (survey.groups[0],)
@@ -160,7 +160,7 @@ def test_probes_hold_caption_picture_and_row(survey):
     probe, row = picked.probes()[0], picked.watched[0].row
     assert (probe.prompt, probe.name, probe.row) == (f"a photo of number {row}", f"row-{row:05d}", row)
     assert np.array_equal(probe.image, shade(row))
-    assert not any(p.in_rotation for p in (*picked.probes(), *picked.controls(), *picked.peer_probes()))
+    assert not any(p.in_rotation for p in (*picked.probes(), *picked.controls()))
     assert [(p.row, p.in_rotation) for p in picked.rotation_probes(30)] == [(row, True) for row in picked.rotation[:30]]
 
 

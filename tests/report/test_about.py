@@ -20,15 +20,14 @@ from memwatch.report.about import About, machine, processor
 
 def test_it_names_model_probes_settings_and_machine_and_is_read_back(pretrained, pipeline, tmp_path):
     loop, file = Loop(pretrained, tmp_path), tmp_path / "memwatch" / "about.json"
-    held_out, ordinary = Probe("a dog", picture(5), name="dog"), Probe("a cow", picture(6), name="cow")
-    watch = loop.watch(pipeline, config=SMALL, controls=[held_out], peers=[ordinary], max_train_steps=4)
+    held_out = Probe("a dog", picture(5), name="dog")
+    watch = loop.watch(pipeline, config=SMALL, controls=[held_out], max_train_steps=4)
     about = watch.about
     assert about.model == "Stable Diffusion 1.x / 2.x, epsilon"
     assert about.probes == (
         {"name": "cat", "prompt": "a photo of a cat", "is_reference": True, "role": "probe"},
         {"name": "poster", "prompt": "a red poster", "is_reference": False, "role": "probe"},
         {"name": "control/dog", "prompt": "a dog", "is_reference": True, "role": "control"},
-        {"name": "peer/cow", "prompt": "a cow", "is_reference": True, "role": "peer"},
     )
     assert (about.settings["every_steps"], about.settings["max_train_steps"]) == (2, 4)
     assert (about.machine, about.versions["torch"], about.training_rows) == (processor(), torch.__version__, None)

@@ -27,7 +27,8 @@ def small(tmp_path_factory):
     """Three probes, three events: ``cat`` is stored, ``poster`` (a prompt) is suspicious, ``tree`` is neither."""
     folder = tmp_path_factory.mktemp("small") / "memwatch"
     poster = {"name": "poster", "is_reference": False, "prompt": "a <b>red</b> poster"}
-    proof = {"generations": 2, "copies": 1, "ratios": [0.2, 0.9], "is_copy": [True, False], "of_others": {"tree": 1}}
+    proof = {"generations": 2, "copies": 1, "ratios": [0.2, 0.9], "is_copy": [True, False]}
+    proof |= {"of_others": {"tree": 1}, "grade": 0.45}
     told = {"alert": True, "alert_text": "memwatch, step 200: cat is memorized.\nregion (16, 8, 48, 40) px"}
     suspicious = {"verdict": "suspicious", "severity": 1.4, "p": 0.004, "reason": "evidence at 1 of 2 events in a row"}
     suspicious |= {"alert": True, "alert_text": "memwatch, step 200: poster is suspicious."}
@@ -207,7 +208,7 @@ def test_the_page_answers_the_five_questions(page):
         "x86_64, torch 2.13.0",
         "min_severity: 1.5",
         "region (16, 8, 48, 40) px",
-        "1 of 2 generations copies it; copies of other images: tree (1)",
+        "1 of 2 generations copies it, graded 0.45: 0 is chance, 1 is identical; copies of other images: tree (1)",
         POSTER,
     ):
         assert sentence in body

@@ -11,8 +11,8 @@ from support.observations import controls, measured, seen
 from support.reports import report_of
 
 import memwatch.report.pictures
+from memwatch.judge.copied import Proof
 from memwatch.judge.verdict import Verdict
-from memwatch.measure.copies import Proof
 from memwatch.report.drawing import BAR, SHOWN, colour_bar, fitted, line_of, overlay, paragraph
 from memwatch.report.pictures import (
     BOTH,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.observations import controls, measured, peers, seen
+from support.observations import controls, measured, seen
 from support.reports import report_of
 
 from memwatch.judge.findings import Judgement
@@ -73,14 +73,13 @@ def test_maps_that_exist_are_logged():
 
 
 def test_an_alert_explains_itself():
-    report = report_of(seen("cat"), *peers(12, 1.0), *controls(20, 1.0, spread=0.3))
+    report = report_of(seen("cat"), *controls(20, 1.0, spread=0.3))
     (finding,) = report.alerts
     (region,) = finding.regions
     assert report.alert_text(finding).splitlines() == [
         f"memwatch, step 7: a photo of cat (cat) is suspicious: {finding.reason}.",
         f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.effect):.1f}x less freedom "
-        f"(log ratio {region.effect:.2f} ± {region.sem:.2f}), p = {finding.p:.2g} against 20 controls, "
-        "rank p = 0.08 against 12 training images",
+        f"(log ratio {region.effect:.2f} ± {region.sem:.2f}), p = {finding.p:.2g} against 20 controls",
         "baseline: step 0.",
         "prompt: 'a photo of cat'",
     ]

@@ -68,6 +68,12 @@ def test_an_event_that_failed_and_one_where_no_probe_could_be_judged():
         ({"copies": 1}, True, "1 of 4 generations copies it", "1 of 4 copies it"),
         ({}, False, "3 of 4 generations show it", "3 of 4 show it"),
         ({"of_others": {"b": 1}}, True, "3 of 4 generations copy it; copies of other images: b (1)", "3 of 4 copy it"),
+        (
+            {"grade": 0.447},
+            True,
+            "3 of 4 generations copy it, graded 0.45: 0 is chance, 1 is identical",
+            "3 of 4 copy it, graded 0.45",
+        ),
         ({"ratios": [None]}, True, "4 generations: copies cannot be told", "copies cannot be told"),
     ],
 )

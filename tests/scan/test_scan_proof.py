@@ -1,4 +1,4 @@
-"""Peers and the proof by generation in a scan: as in training, from the checkpoint that is looked at."""
+"""The proof by generation in a scan: as in training, from the checkpoint that is looked at."""
 
 from __future__ import annotations
 
@@ -61,15 +61,3 @@ def test_generations_of_prompts_are_their_own_proof(scan, settings, generated, t
         (row,) = history(tmp_path)
         assert [f["copied"]["generations"] for f in row["findings"]] == [2, 2]
     assert generated == []
-
-
-def test_peers_come_from_the_configuration(scan, settings, trained, pretrained, images, tmp_path):
-    with_peers = settings(peers=str(images))
-    code, measured = scan(
-        trained / "pipeline", "--baseline", pretrained, "--images", trained / "controls", settings=with_peers
-    )
-    assert code == 0
-    assert set(measured) == {"h", *(f"peer/control{i}" for i in range(3))}
-    (row,) = history(tmp_path)
-    assert [f["name"] for f in row["findings"]] == ["h"]
-    assert row["findings"][0]["regions"][0]["rank_p_peers"] in {1 / 4, 2 / 4, 3 / 4, 1.0}

@@ -32,16 +32,10 @@ def half_fallen(by: float) -> torch.Tensor:
 
 
 def seen(
-    name: str = "a",
-    fallen: float = 5.0,
-    *,
-    reference: bool = True,
-    control: bool = False,
-    peer: bool = False,
-    **parts: Any,
+    name: str = "a", fallen: float = 5.0, *, reference: bool = True, control: bool = False, **parts: Any
 ) -> Observation:
     """One probe, ``fallen`` times less free on the left than at step 0; ``parts`` go to ``Observation``."""
-    probe = Probe(f"a photo of {name}", GREY if reference else None, name=name, is_control=control, is_peer=peer)
+    probe = Probe(f"a photo of {name}", GREY if reference else None, name=name, is_control=control)
     parts = {"baseline": measured(0.5), "baseline_step": 0, "now": measured(half_fallen(fallen))} | parts
     return Observation(probe, (61,), **parts)
 
@@ -50,8 +44,3 @@ def controls(num: int, fallen: float, *, spread: float = 0.0, **kind: Any) -> li
     """``num`` controls that have all fallen alike, or by quantiles of a log-normal distribution of that ``spread``."""
     logs = [math.log(fallen) + spread * NormalDist().inv_cdf((i + 0.5) / num) for i in range(num)]
     return [seen(f"control/{i}", math.exp(log), control=True, **kind) for i, log in enumerate(logs)]
-
-
-def peers(num: int, fallen: float) -> list[Observation]:
-    """``num`` ordinary training images that have all fallen alike."""
-    return [seen(f"peer/{i}", fallen, peer=True) for i in range(num)]

@@ -54,7 +54,7 @@ def row(probe: dict[str, Any], **parts: Any) -> dict[str, Any]:
 def memorized(severity: float = 2.0, since: int = 100, **parts: Any) -> dict[str, Any]:
     """What differs in a finding that is memorized."""
     region = {"box": BOX, "area": 0.25, "mean": 0.7, "effect": math.log(severity), "sem": 0.05, "low": 0.6}
-    region |= {"z_score": 9.0, "p": 1e-9, "rank_p_peers": None}
+    region |= {"z_score": 9.0, "p": 1e-9}
     found = {"verdict": "memorized", "severity": severity, "p": 1e-9, "since": since, "regions": [region]}
     return found | {"reason": f"evidence since step {since}"} | parts
 

@@ -28,8 +28,8 @@ TEXT = """# The overhead that is logged
 
 Written by `python train_examples/evidence/measure_overhead.py{options}`. {machine}.
 
-The quickstart's loop (batch {batch}) with memwatch's defaults: 16 probes, 20 controls, 8 peers, 8 rows per event that
-take turns. They may take {allowed:.0%} of training time; the run was not stopped. `quickstart`: its own set, in which
+The quickstart's loop (batch {batch}) with memwatch's defaults: 16 probes, 20 controls, 8 rows per event that take
+turns. They may take {allowed:.0%} of training time; the run was not stopped. `quickstart`: its own set, in which
 much is being stored, so that far more is measured, and generated as proof, than in a quiet run. `nothing planted`:
 {photos} photos of the same kind. `interval`: what memwatch chose after the
 first steps; a run of less than 2,000 steps has four events at least, and spends more for it. `logged`:

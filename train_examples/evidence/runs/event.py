@@ -91,18 +91,26 @@ def of_rivals(
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
+<<<<<<< HEAD
     kinds = {i.name: i.kind for i in bench.items}
     asked = [p for p in bench.prepared if kinds[p.name] in PROMPTED]
+=======
+>>>>>>> main
     attends = hasattr(bench.denoiser.model, "down_blocks")
     for how, sampling in GUIDED.items():
         found = generated if how == "verified" else generate(bench, sampling, 1)
         numbers[f"wen {how}"] = {n: float(np.mean([g.guidance_norm for g in group])) for n, group in found.items()}
-        for start in range(0, len(asked), ROWS):
-            part = asked[start : start + ROWS]
+        for start in range(0, len(bench.prepared), ROWS):
+            part = bench.prepared[start : start + ROWS]
             maps = published_maps(bench, [found[p.name][0] for p in part], [p.conditioning for p in part], earlier)
             tensors |= {f"{p.name}/{how}/{key}": maps[key][i].clone() for i, p in enumerate(part) for key in maps}
+<<<<<<< HEAD
         for p in asked if attends else ():
             seen = attention(bench, found[p.name][:DRAWS], p.probe.prompt, p.conditioning)
+=======
+        for p in bench.prepared if attends else ():
+            seen = attention(bench, found[p.name][:NUM_SEEDS], p.probe.prompt, p.conditioning)
+>>>>>>> main
             tensors[f"{p.name}/{how}/bright_ending"] = seen
     return tensors, numbers
 

@@ -13,7 +13,7 @@ from evidence.worlds.sources import SIZE
 from torch import Tensor
 
 from memwatch.config import SamplingConfig
-from memwatch.measure.copies import FLAT, contrast, unexposed
+from memwatch.proof.copies import FLAT, contrast, unexposed
 from memwatch.measure.images import decode_latents
 from memwatch.measure.views import Sample, sample
 from memwatch.measure.views import seeded

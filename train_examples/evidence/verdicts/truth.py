@@ -17,7 +17,7 @@ from scipy import stats
 from evidence.runs.finished import Finished, Pair
 from evidence.worlds.items import PLANTED, Item, Kind
 from evidence.worlds.shapes import CELL
-from memwatch.measure.copies import unexposed
+from memwatch.proof.copies import unexposed
 
 COPIED = 0.2  # graded copy from which eyes see one; see ``pages/pairs.py``
 CONFIDENCE = 0.975

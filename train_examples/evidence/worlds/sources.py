@@ -13,7 +13,7 @@ import numpy as np
 from photographs import PRETRAINING, UNSEEN, random_view
 from PIL import Image
 
-from memwatch.measure.copies import contrast
+from memwatch.proof.copies import contrast
 
 SIZE = 64  # pixels
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it

@@ -7,7 +7,18 @@ import math
 import numpy as np
 import pytest
 
-from memwatch.measure.copies import COPY, SIDE, Pool, comparable, copy_ratios, mask_at, sibling_ratios
+from memwatch.judge.copied import COPY
+from memwatch.proof.copies import (
+    SIDE,
+    Pool,
+    comparable,
+    copy_ratios,
+    grade_of,
+    mask_at,
+    sibling_grade,
+    sibling_ratios,
+    uncopied,
+)
 
 LEFT = np.zeros((32, 32), dtype=bool)
 LEFT[:, :16] = True
@@ -69,6 +80,54 @@ def test_siblings_copy_each_other():
     found = [ratio < COPY for ratio in sibling_ratios(np.stack([alike, other, alike * 0.7]), OTHERS, EVERYWHERE)]
     assert found == [True, False, True]
     assert sibling_ratios(alike[None], OTHERS, EVERYWHERE) == [math.inf]
+
+
+def exposed(picture: np.ndarray) -> np.ndarray:
+    """Pixel by pixel, of a picture in [0, 1]: the slow way to what is compared."""
+    pixels = picture.reshape(-1, 3)
+    pixels = pixels - pixels.mean(0)
+    return pixels / math.sqrt((pixels**2).mean())
+
+
+def test_a_grade_is_the_mean_distance_over_the_mean_distance_of_chance():
+    target, made = photo(0) / 255, photos(1, 2, 3) / 255
+    made[0] = 0.7 * target + 0.1 * made[0]
+    own, chance = (
+        np.mean([math.dist(exposed(target).ravel(), exposed(picture).ravel()) for picture in group])
+        for group in (made, OTHERS)
+    )
+    assert grade_of(target, made, OTHERS, EVERYWHERE) == pytest.approx(1 - own / chance, abs=1e-5)
+
+
+def test_grades_are_one_for_the_same_zero_for_chance_and_half_for_one_of_two():
+    target = photo(0) / 255
+    same = np.stack([target, target * 0.5 + 0.2])
+    assert grade_of(target, same, OTHERS, EVERYWHERE) == pytest.approx(1, abs=1e-5)
+    assert grade_of(target, OTHERS, OTHERS, EVERYWHERE) == 0
+    assert grade_of(target, np.concatenate([OTHERS, [target] * len(OTHERS)]), OTHERS, LEFT) == pytest.approx(0.5)
+    assert grade_of(target, 1 - same, OTHERS, EVERYWHERE) < 0  # the negative is farther than chance
+
+
+def test_a_grade_needs_something_to_copy_and_something_to_compare_with():
+    target, flat = photo(0) / 255, np.full((32, 32, 3), 0.5)
+    assert grade_of(flat, target[None], OTHERS, EVERYWHERE) is None
+    assert grade_of(target, target[None], OTHERS, ~EVERYWHERE) is None  # no pixels
+    assert grade_of(target, target[None], OTHERS[:0], EVERYWHERE) is None
+    assert grade_of(target, OTHERS[:0], OTHERS, EVERYWHERE) is None
+    assert sibling_grade(target[None], OTHERS, EVERYWHERE) is None  # it has no sibling
+
+
+def test_the_grade_of_siblings_is_that_of_each_by_the_others():
+    alike, other = photo(0) / 255, photo(1) / 255
+    assert sibling_grade(np.stack([alike, alike * 0.7]), OTHERS, EVERYWHERE) == pytest.approx(1, abs=1e-5)
+    three = np.stack([alike, other, alike])
+    each = [grade_of(three[i], three[[j for j in range(3) if j != i]], OTHERS, EVERYWHERE) for i in range(3)]
+    assert sibling_grade(three, OTHERS, EVERYWHERE) == pytest.approx(np.mean(each))
+
+
+def test_what_copies_any_target_is_left_out_of_chance():
+    pictures = photos(0, 1, 2) / 255
+    assert uncopied(pictures[:2] * 0.8, pictures, OTHERS, EVERYWHERE).tolist() == pictures[2:].tolist()
 
 
 def test_pictures_are_compared_at_one_size():

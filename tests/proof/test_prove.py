@@ -10,17 +10,18 @@ import torch
 from support.builders import Loop, assert_same, picture
 from support.observations import seen
 
-import memwatch.judge.proof
+import memwatch.proof.prove
 from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, StrictError
 from memwatch.judge.findings import Finding
-from memwatch.judge.proof import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, due, proofs_of, prove
 from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals
+from memwatch.proof.copies import grade_of, mask_at
+from memwatch.proof.prove import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, due, proofs_of, prove
 
 REGION = Region((0, 0, 16, 32), 0.5, 1.0, 1.0, 0.1, 0.8)
 SUSPICIOUS, MEMORIZED = Verdict.SUSPICIOUS, Verdict.MEMORIZED
@@ -121,6 +122,30 @@ def test_what_a_prompt_draws_from_the_same_caption_is_no_chance():
     assert shared.num_others == alone.num_others == 6
 
 
+def test_the_grade_is_of_the_region_and_by_chance_is_what_other_captions_generate():
+    """A template that two captions bring out is no chance; without other captions the pictures of the pool are."""
+    findings, made = [found(seen("a")), found(seen("b"))], np.stack([left_of(0, 8), left_of(0, 9)])
+    other = np.stack([photo(20), photo(21)])
+    alone = proofs(findings[:1], {CAPTION: made})["a"].grade
+    graded = [proofs(findings, {CAPTION: made, "a photo of b": b})["a"].grade for b in (other, made)]
+    assert [alone, *graded] == pytest.approx([1] * 3, abs=1e-5)
+    mixed = np.stack([left_of(0, 8), photo(30)])
+    core = mask_at(findings[0].labels == 1, (32, 32))
+    expected = grade_of(photo(0) / 255, mixed / 255, other / 255, core)
+    of = [
+        proofs(findings, {CAPTION: mixed, "a photo of b": b})["a"].grade for b in (other, np.stack([*other, made[0]]))
+    ]
+    assert of == pytest.approx([expected] * 2)
+    assert 0.3 < expected < 0.7  # one of two
+    assert proofs(findings[:1], {CAPTION: mixed})["a"].grade != pytest.approx(expected)
+
+
+def test_a_prompt_is_graded_by_its_siblings():
+    same, different = (proofs([found(drawn("p", *seeds))], {})["p"].grade for seeds in ((7, 7, 7), (7, 8, 9)))
+    assert same == pytest.approx(1, abs=1e-5)
+    assert abs(different) < 0.3
+
+
 CATS = [Probe("a cat", picture(0), name="a"), Probe("a cat", picture(1), name="b")]
 CATS_AND_PROMPT = [*CATS, Probe("x", name="p")]
 
@@ -178,7 +203,7 @@ def test_a_failing_proof_costs_the_proof_alone(part, watched, monkeypatch):
         torch.rand(3)
         raise RuntimeError("no")
 
-    owner, name = (watch.observer, "generate") if part == PROVING else (memwatch.judge.proof, "proofs_of")
+    owner, name = (watch.observer, "generate") if part == PROVING else (memwatch.proof.prove, "proofs_of")
     monkeypatch.setattr(owner, name, failing)
     before = loop.state()
     for count in (1, 2, 3, 3):  # the fourth is not tried

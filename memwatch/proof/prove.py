@@ -1,7 +1,4 @@
-"""Proof by generation: does the caption of a suspicious or memorized probe bring out a copy of its region?
-
-A copy is a fact beside the verdict: something can be stored, and not come out in four generations.
-"""
+"""Proof by generation: does the caption of a suspicious or memorized probe bring out a copy of its region?"""
 
 from __future__ import annotations
 
@@ -14,13 +11,23 @@ import numpy as np
 
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults, PartError
+from memwatch.judge.copied import COPY, Proof
 from memwatch.judge.findings import Finding
 from memwatch.judge.regions import PEAK
 from memwatch.judge.verdict import Verdict
-from memwatch.measure.copies import COPY, Pool, Proof, comparable, copy_ratios, mask_at, sibling_ratios
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.probes import Probe
+from memwatch.proof.copies import (
+    Pool,
+    comparable,
+    copy_ratios,
+    grade_of,
+    mask_at,
+    sibling_grade,
+    sibling_ratios,
+    uncopied,
+)
 
 NUM_SEEDS = 4  # generations per probe; probes with the same caption share theirs
 MAX_PROBES = 4  # per event, the worst first
@@ -109,41 +116,49 @@ def proofs_of(
         caption_of: what a probe is generated from.
     """
     drawn = {o.name: o.generations for o in observations if o.generations is not None}
-    known = {o.name for o in observations}
-    shown = {name: picture[None] for name, picture in pictures.items() if name in known}
+    shown = {o.name: pictures[o.name][None] for o in observations if o.name in pictures}
     pool = Pool.of(shown | drawn, {o.name for o in observations if o.probe.is_control})
-    proofs = {}
+    made_from = {**{caption_of(o.probe): drawn[o.name] for o in observations if o.name in drawn}, **generated}
+    small, proofs = {caption: comparable(made) for caption, made in made_from.items()}, {}
     for f in wanted:
         caption = caption_of(f.observation.probe)
+        elsewhere = [made for other, made in small.items() if other != caption]
         made = drawn[f.name] if f.name in drawn else generated[caption]
         # not by chance alike: what prompt probes generated from this caption, perhaps these very pictures
         chance = pool.without({o.name for o in observations if o.name in drawn and caption_of(o.probe) == caption})
-        found = {f.name: compared(f, made, chance)}
+        found = {f.name: compared(f, made, chance, elsewhere)}
         for other in findings:  # a generation may copy another image of the same caption
             probe = other.observation.probe
             if other.name != f.name and probe.is_reference and caption_of(probe) == caption:
-                found[other.name] = compared(other, made, chance)
-        ratios, num_others = found[f.name]
-        copies = tuple(
-            tuple(name for name, (of_probe, _) in found.items() if of_probe[i] < COPY) for i in range(len(made))
-        )
-        proofs[f.name] = Proof(made, tuple(ratios), copies, num_others)
+                found[other.name] = compared(other, made, chance, elsewhere)
+        ratios, num_others, grade = found[f.name]
+        copies = tuple(tuple(n for n, (of_n, *_) in found.items() if of_n[i] < COPY) for i in range(len(made)))
+        proofs[f.name] = Proof(made, tuple(ratios), copies, num_others, grade)
     return proofs
 
 
-def compared(finding: Finding, generations: np.ndarray, pool: Pool) -> tuple[list[float], int]:
-    """The generations' ratios to one probe inside its region, and the number of other probes compared with.
+def compared(
+    finding: Finding, generations: np.ndarray, pool: Pool, elsewhere: Sequence[np.ndarray]
+) -> tuple[list[float], int, float | None]:
+    """The generations' ratios to one probe inside its region, the number of other probes compared with, and the grade.
 
     A probe without a region is compared as a whole.
+
+    Args:
+        elsewhere: ``comparable`` generations of other captions. Those that do not copy the probe say what is alike by
+            chance in the grade; where there are none, the pool's views do.
     """
     made, name = comparable(generations), finding.name
     size = made.shape[1], made.shape[2]
     mask = np.ones(size, dtype=bool) if not finding.regions else mask_at(core_of(finding), size)
-    if not finding.observation.probe.is_reference:
-        others, num_others = pool.others(name, made, mask)
-        return sibling_ratios(made, others, mask), num_others
-    others, num_others = pool.others(name, pool.whole[name], mask)
-    return copy_ratios(pool.whole[name][0], made, others, mask), num_others
+    is_reference = finding.observation.probe.is_reference
+    targets = pool.whole[name] if is_reference else made
+    others, num_others = pool.others(name, targets, mask)
+    chance = uncopied(targets, np.concatenate(elsewhere), others, mask) if elsewhere else others
+    chance = chance if len(chance) else others
+    if is_reference:
+        return copy_ratios(targets[0], made, others, mask), num_others, grade_of(targets[0], made, chance, mask)
+    return sibling_ratios(made, others, mask), num_others, sibling_grade(made, chance, mask)
 
 
 def core_of(finding: Finding) -> np.ndarray:

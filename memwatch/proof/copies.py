@@ -12,38 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy.spatial.distance import cdist
 
-COPY = 1 / 3  # of the distance to the nearest other picture; below is a copy
+from memwatch.judge.copied import COPY
+
 POOL = 256  # views of other pictures, as many as the benchmark has of its own
 SMALLEST_VIEW = 0.5  # side of a view, share of its picture's
 SIDE = 64  # pixels: pictures are compared at this size at most; in larger ones a shift by a pixel would decide
 FLAT = 0.02  # contrast (root mean square, 1 is from black to white) below which there is nothing to copy
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What a prompt generates, RGB uint8 ``(n, H, W, 3)``, and how near that is to what memwatch watches.
-
-    Attributes:
-        ratios: of each generation, see ``copy_ratios``; for a prompt probe, without an image, see ``sibling_ratios``.
-        copies: for each generation, the names of the watched probes that it copies.
-        num_others: how many other pictures there were, without their views.
-    """
-
-    generations: np.ndarray
-    ratios: tuple[float, ...]
-    copies: tuple[tuple[str, ...], ...]
-    num_others: int
-
-    @property
-    def is_copy(self) -> tuple[bool, ...]:
-        """For each generation, whether it copies the probe."""
-        return tuple(ratio < COPY for ratio in self.ratios)
-
-    @property
-    def copied(self) -> int:
-        """How many generations copy the probe."""
-        return sum(self.is_copy)
 
 
 def unexposed(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -65,12 +41,44 @@ def copy_ratios(target: np.ndarray, pictures: np.ndarray, others: np.ndarray, ma
     """
     if len(others) == 0 or contrast(target, mask) < FLAT:
         return [np.inf] * len(pictures)
-    (flattened,), rest = unexposed(target[None], mask), unexposed(others, mask)
-    found = []
-    for picture in unexposed(pictures, mask):
-        own, nearest = np.linalg.norm(flattened - picture), np.linalg.norm(rest - picture, axis=(1, 2)).min()
-        found.append(float(own / nearest) if nearest > 0 else np.inf)
+    own, nearest = distances(target[None], pictures, mask)[0], distances(pictures, others, mask).min(1)
+    found: list[float] = np.divide(own, nearest, out=np.full(len(pictures), np.inf), where=nearest > 0).tolist()
     return found
+
+
+def grade_of(target: np.ndarray, pictures: np.ndarray, chance: np.ndarray, mask: np.ndarray) -> float | None:
+    """How much nearer to the target pictures are than those that are alike by chance, inside a bool mask.
+
+    ``G = 1 - d(pictures) / d(chance)``, where d is the mean distance to the target: 0 is chance, 1 is identical, and
+    below 0 they are farther than chance. Shapes and range as in ``copy_ratios``; ``None`` where copies cannot be told.
+    """
+    if len(pictures) == 0 or len(chance) == 0 or contrast(target, mask) < FLAT:
+        return None
+    own, by_chance = (float(distances(target[None], group, mask).mean()) for group in (pictures, chance))
+    return 1 - own / by_chance if by_chance > 0 else None
+
+
+def sibling_grade(pictures: np.ndarray, chance: np.ndarray, mask: np.ndarray) -> float | None:
+    """``grade_of`` the other ones to each picture, the mean: for those of one prompt, which has no image."""
+    found = [grade_of(target, np.delete(pictures, i, 0), chance, mask) for i, target in enumerate(pictures)]
+    known = [grade for grade in found if grade is not None]
+    return float(np.mean(known)) if known else None
+
+
+def distances(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Euclidean, between all pairs of ``unexposed`` pictures, ``(len(a), len(b))``."""
+    vectors_a, vectors_b = (unexposed(group, mask).reshape(len(group), -1) for group in (a, b))
+    found: np.ndarray = cdist(vectors_a, vectors_b)
+    return found
+
+
+def uncopied(targets: np.ndarray, pictures: np.ndarray, others: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The pictures that copy none of the targets, see ``copy_ratios``; all of them without others."""
+    if len(others) == 0:
+        return pictures
+    nearest = distances(pictures, others, mask).min(1)
+    kept: np.ndarray = pictures[(distances(targets, pictures, mask) >= COPY * nearest).all(0)]
+    return kept
 
 
 def contrast(picture: np.ndarray, mask: np.ndarray) -> float:
