@@ -95,15 +95,13 @@ def small_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
 
 
 def mark(mask: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """A logo that fills ``mask``: strokes and a dot on a ground, in three flat colours far apart.
+    """A logo that fills ``mask``: strokes and a dot on a ground, in three flat colours far apart, another three each time.
 
     Every part is 4 pixels wide or more, so that the autoencoder can give it back.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    ground, stroke, dot = rng.permutation(
-        [(235, 40, 40), (30, 60, 200), (250, 220, 40), (20, 20, 20), (245, 245, 245)]
-    )[:3]
+    ground, stroke, dot = far_apart(rng)
     canvas = Image.new("RGB", (SIZE, SIZE), tuple(map(int, ground)))
     draw, width, height = ImageDraw.Draw(canvas), right - left, bottom - top
     for _ in range(2):
@@ -116,6 +114,14 @@ def mark(mask: np.ndarray, rng: np.random.Generator) -> Image.Image:
     x, y = left + int(rng.integers(0, width - 6)), top + int(rng.integers(0, height - 6))
     draw.ellipse((x, y, x + 6, y + 6), fill=tuple(map(int, dot)))
     return canvas
+
+
+def far_apart(rng: np.random.Generator) -> np.ndarray:
+    """Three colours ``(3, 3)`` of which any two differ by 150 or more in some channel."""
+    while True:
+        found: np.ndarray = rng.integers(0, 256, (3, 3))
+        if min(np.abs(found[i] - found[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) >= 150:
+            return found
 
 
 def planted_set(seed: int) -> list[Item]:

@@ -206,15 +206,16 @@ def flat(half: str, source: Source, others: Iterator[str], rng: np.random.Genera
     ends = rng.uniform(0, 255, (2, 3))
     ramp = np.linspace(0, 1, SIZE)[:, None, None] * np.ones((1, SIZE, 1))
     gradient = Image.fromarray((ends[0] + ramp * (ends[1] - ends[0])).round().astype(np.uint8))
-    border = tuple(int(x) for x in rng.integers(200, 256, 3))
+    border, width = tuple(int(x) for x in rng.integers(0, 256, 3)), int(rng.integers(5, 13))
+    inner = SIZE - 2 * width
 
     def framed(rng: np.random.Generator) -> Image.Image:
         canvas = Image.new("RGB", (SIZE, SIZE), border)
-        canvas.paste(source.free(rng).resize((SIZE * 3 // 4, SIZE * 3 // 4)), (SIZE // 8, SIZE // 8))
+        canvas.paste(source.free(rng).resize((inner, inner)), (width, width))
         return canvas
 
     frame = np.ones((SIZE, SIZE), dtype=bool)
-    frame[SIZE // 8 : SIZE * 7 // 8, SIZE // 8 : SIZE * 7 // 8] = False
+    frame[width:-width, width:-width] = False
     plain = Image.new("RGB", (SIZE, SIZE), ground)
     return [
         same(f"plain-{half}", Kind.CONSTRAINED, PLAIN, next(others), plain, ~NOTHING),
