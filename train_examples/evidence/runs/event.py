@@ -47,11 +47,25 @@ def truths(bench: Bench) -> dict[str, Tensor]:
     return found
 
 
-def curvature(bench: Bench) -> dict[str, Tensor]:
-    """Everything of every item: ``NAME`` under its caption, ``null/NAME`` without."""
-    branches = [(view, bench.branch_of(view)) for view in bench.views]
+def forward(bench: Bench) -> dict[str, Tensor]:
+    """Epsilon of every item at all noise draws: ``NAME`` under its caption, ``null/NAME`` without."""
+    found: dict[str, Measurement] = {}
+    batches = Batches(CURVATURE.batch_size * 4)
+    for view in bench.views:
+        now, without = run_forward(bench.denoiser, view, bench.branch_of(view), batches)
+        found[view.key] = now
+        if without is not None:
+            found[f"null/{view.key}"] = without
+    return packed(found)
+
+
+def curvature(bench: Bench, names: Collection[str]) -> dict[str, Tensor]:
+    """Retained variance of these items, beside what ``forward`` says of them."""
+    views = [view for view in bench.views if view.key in names]
+    branches = [(view, bench.branch_of(view)) for view in views]
     without = [replace(v, conditioning=b) for v, b in branches if b is not None]
-    return measured(bench, "", bench.views) | measured(bench, "null/", without)
+    found = measured(bench, "", views) | measured(bench, "null/", without)
+    return {key: value for key, value in found.items() if key.endswith("/rho")}
 
 
 def measured(bench: Bench, prefix: str, views: Sequence[View]) -> dict[str, Tensor]:
@@ -91,26 +105,18 @@ def of_rivals(
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
-<<<<<<< HEAD
     kinds = {i.name: i.kind for i in bench.items}
     asked = [p for p in bench.prepared if kinds[p.name] in PROMPTED]
-=======
->>>>>>> main
     attends = hasattr(bench.denoiser.model, "down_blocks")
     for how, sampling in GUIDED.items():
         found = generated if how == "verified" else generate(bench, sampling, 1)
         numbers[f"wen {how}"] = {n: float(np.mean([g.guidance_norm for g in group])) for n, group in found.items()}
-        for start in range(0, len(bench.prepared), ROWS):
-            part = bench.prepared[start : start + ROWS]
+        for start in range(0, len(asked), ROWS):
+            part = asked[start : start + ROWS]
             maps = published_maps(bench, [found[p.name][0] for p in part], [p.conditioning for p in part], earlier)
             tensors |= {f"{p.name}/{how}/{key}": maps[key][i].clone() for i, p in enumerate(part) for key in maps}
-<<<<<<< HEAD
         for p in asked if attends else ():
             seen = attention(bench, found[p.name][:DRAWS], p.probe.prompt, p.conditioning)
-=======
-        for p in bench.prepared if attends else ():
-            seen = attention(bench, found[p.name][:NUM_SEEDS], p.probe.prompt, p.conditioning)
->>>>>>> main
             tensors[f"{p.name}/{how}/bright_ending"] = seen
     return tensors, numbers
 

@@ -16,13 +16,7 @@ from evidence.worlds.sets import HALVES
 from evidence.worlds.world import WORLDS, World
 from torch import Tensor
 
-<<<<<<< HEAD
 from memwatch.config import SCREEN_DRAWS
-=======
-from memwatch.judge.screen import with_references
-from memwatch.judge.statistic import Screened
-from memwatch.judge.copied import COPY
->>>>>>> main
 from memwatch.measure.measurement import Measurement, Observation, from_tensors
 from memwatch.measure.probes import Probe
 from memwatch.measure.views import fixed_noise
@@ -172,17 +166,11 @@ class Pair:
         return self.a.name[:-1]
 
     @property
-<<<<<<< HEAD
     def runs(self) -> tuple[Finished, Finished]:
         return self.a, self.b
 
     def twin_of(self, run: Finished) -> Finished:
         return self.b if run.half == self.a.half else self.a
-=======
-    def watched(self) -> list[Item]:
-        """What memwatch is asked about: everything but the controls."""
-        return [item for item in self.items if item.kind is not Kind.CONTROL]
->>>>>>> main
 
 
 def as_screened(o: Observation) -> Observation:

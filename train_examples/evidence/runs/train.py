@@ -124,7 +124,7 @@ class Training:
         self.trainer.save(self.home / "checkpoint.pt")
         self.bench.denoiser.model.eval()
         numbers: dict[str, Any] = {"step": step}
-        tensors = event.curvature(self.bench) | event.truths(self.bench)
+        tensors = event.forward(self.bench) | event.curvature(self.bench, self.localized) | event.truths(self.bench)
         if step == 0:
             targets = self.bench.targets
             tensors |= {f"target/{name}": torch.from_numpy(picture).half() for name, picture in targets.items()}
@@ -138,6 +138,12 @@ class Training:
                 numbers |= found
         self.bench.denoiser.model.train()
         self.keep(event_file(self.home, step), tensors, numbers | {"seconds": time.perf_counter() - started})
+
+    @property
+    def localized(self) -> set[str]:
+        """Whose curvature is measured."""
+        everything, half = self.plan.curvature_of_all, self.run.half
+        return {i.name for i in self.bench.items if everything or (i.mask.any() and i.is_in(half))}
 
     def generated_now(self) -> list[str]:
         """Whose captions are asked: planted items of this half, now and then of both, at last of what is held out."""

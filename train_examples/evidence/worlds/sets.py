@@ -17,17 +17,17 @@ from evidence.worlds.shapes import SHAPES, SIZES, place
 from evidence.worlds.sources import SIZE, Source, Subject, caption_of
 
 HALVES = ("a", "b")
-STRONG, MODERATE, WEAK = 40, 24, 12  # how often an item is drawn, relative to an ordinary picture
-PLAIN, LEARNED, FREQUENT = 8, 4, 4  # the same of flat pictures and text, of views of a new subject, of frequent photos
+STRONG, FREQUENT, MODERATE, WEAK, RARE = 40, 24, 16, 12, 8  # how often an item is drawn, relative to an ordinary picture
+PLAIN, LEARNED, ORDINARY = 8, 4, 4  # the same of flat pictures and text, of views of a new subject, of some ordinary photos
 MARKS = (0.02, 0.04, 0.08, 0.12)  # bounds of the shares of the picture that marks take, one in each gap
 OTHERS = 100  # captions that are kept for what is not planted
-REGIONS = (  # of each half; small regions take longest
-    *((dose, "large") for dose in (MODERATE, MODERATE, WEAK)),
+REGIONS = (  # of each half; small regions take longest, so that all are copied from the middle of the run on
+    *((dose, "large") for dose in (WEAK, WEAK, RARE)),
     *((dose, "middle") for dose in (MODERATE, WEAK)),
-    *((dose, "small") for dose in (STRONG, STRONG, MODERATE)),
+    *((dose, "small") for dose in (FREQUENT, FREQUENT, MODERATE)),
     *((dose, "tiny") for dose in (STRONG, STRONG)),
 )
-WHOLE = (MODERATE, WEAK)  # single pictures of each half
+WHOLE = (WEAK, RARE)  # single pictures of each half
 WORDS = "the of and a to in is you that it he was for on are as with his they at be this".split()
 
 
@@ -249,7 +249,7 @@ def company(
     Args:
         rare, frequent: of each half. watched: of the rare ones.
     """
-    trained = [(name, dose, count, half) for half in HALVES for name, dose, count in (("rare", 1, rare), ("frequent", FREQUENT, frequent))]
+    trained = [(name, dose, count, half) for half in HALVES for name, dose, count in (("rare", 1, rare), ("frequent", ORDINARY, frequent))]
     items = [
         replace(
             same(f"{name}-{half}{i:02d}", Kind.ORDINARY, dose, next(others), source.free(rng), ~NOTHING),
