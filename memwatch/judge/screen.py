@@ -1,16 +1,14 @@
 """Screen: forward passes alone decide whose curvature is measured at this event.
 
 The loss term shows what is being stored earlier than the variance term, at a fraction of the cost. Curvature is
-measured for probes whose loss exceeds the controls, and for the controls and peers that they are judged by: it
-confirms and localizes what is stored, and tells it from what is merely learned.
+measured for probes whose loss exceeds the controls, and for the controls that they are judged by: it confirms and
+localizes what is stored, and tells it from what is merely learned.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-
-import numpy as np
 
 from memwatch.config import MemWatchConfig
 from memwatch.judge.statistic import Compared
@@ -26,32 +24,25 @@ MIN_FACTOR = 1.2  # reduction factor at the smallest size, where there are too f
 
 
 def with_references(names: Collection[str], probes: Collection[Probe]) -> set[str]:
-    """What is chosen, the controls of its kind, and the peers of its kind if it is watched."""
-    chosen = [p for p in probes if p.name in names]
-    judged, watched = {p.is_reference for p in chosen}, {p.is_reference for p in chosen if not p.is_control}
-    controls = {p.name for p in probes if p.is_control and p.is_reference in judged}
-    peers = {p.name for p in probes if p.is_peer and p.is_reference in watched}
-    return {*names} | controls | peers
+    """What is chosen, and the controls of its kind."""
+    judged = {p.is_reference for p in probes if p.name in names}
+    return {*names} | {p.name for p in probes if p.is_control and p.is_reference in judged}
 
 
 def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[str]:
     """The names of those that are judged with curvature.
 
     One rule for probes and controls: each is compared with the controls of its kind without itself. So a control is
-    chosen as often as a probe of which nothing is stored, and probes and controls stay exchangeable. Peers are never
-    chosen; they are measured for the probes that are judged by them.
+    chosen as often as a probe of which nothing is stored, and probes and controls stay exchangeable.
 
     Args:
         observations: of the screen; those without a baseline are passed over.
     """
     seen = Compared.of(observations, config.signals, terms="loss")
 
-    def stands_out(o: Observation) -> bool:
-        profile, null = seen.profiles[o.name], seen.controls_of(o.probe)
-        if o.probe.is_peer or not np.isfinite(profile).all():
-            return False
-        if not null.is_enough:
-            return bool(profile.max() >= math.log(MIN_FACTOR))
-        return any(null.z_score(mean, size) >= MIN_Z_SCORE for size, mean in enumerate(profile))
+    def stands_out(name: str) -> bool:
+        if name in seen.scores:
+            return seen.scores[name] >= MIN_Z_SCORE
+        return bool(seen.profiles[name].max() >= math.log(MIN_FACTOR))  # never where nothing was compared: NaN
 
-    return {o.name for o in observations if stands_out(o)}
+    return {o.name for o in observations if stands_out(o.name)}
