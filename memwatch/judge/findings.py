@@ -6,7 +6,7 @@ maps -> profiles -> T and p (``statistic``) -> verdicts (``verdict``); regions s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -188,11 +188,9 @@ def judge_probe(
         max_p, memorized_p: the largest p-value of a suspicious and of a memorized probe.
     """
     observation, signals = among.observations[name], among.signals[name]
-    controls, score = among.controls_of(observation.probe), among.scores.get(name)
-    regions, labels = regions_of(observation, signals, None if score is None else controls)
-    p = None if score is None else float(p_value(np.array(score), len(controls), tail))
-    evidence = evidence_of(observation, signals, regions, score, p)
-    evidence = replace(evidence, num_controls=len(controls), any_controls=any_controls)
+    controls = among.controls_of(observation.probe) if name in among.scores else None
+    regions, labels = regions_of(observation, signals, controls)
+    evidence = evidence_of(observation, signals, regions, among, tail, any_controls)
     state, reason = judge(before, evidence, step, max_p, memorized_p)
     if not state.verdict.is_evidence and labels is not None:  # every map has a highest place; a box takes evidence
         regions, labels = (), np.zeros_like(labels)
@@ -200,9 +198,21 @@ def judge_probe(
 
 
 def evidence_of(
-    observation: Observation, signals: Signals | None, regions: Sequence[Region], score: float | None, p: float | None
+    observation: Observation,
+    signals: Signals | None,
+    regions: Sequence[Region],
+    among: Compared,
+    tail: Tail | None,
+    any_controls: bool,
 ) -> Evidence:
     """The numbers of one probe; its severity is of the first region, and 1 where there is none."""
-    severity = factor(max(0.0, regions[0].effect)) if regions else 1.0
-    compared = signals is None or signals.decisive is not None
-    return Evidence(severity, p, score, finite=observation.finite, compared=compared)
+    score, num_controls = among.scores.get(observation.name), len(among.controls_of(observation.probe))
+    return Evidence(
+        severity=factor(max(0.0, regions[0].effect)) if regions else 1.0,
+        p=None if score is None else float(p_value(np.array(score), num_controls, tail)),
+        z_score=score,
+        num_controls=num_controls,
+        any_controls=any_controls,
+        finite=observation.finite,
+        compared=signals is None or signals.decisive is not None,
+    )

@@ -14,7 +14,7 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 from support import read_trackers
-from support.builders import CONFIG, EAGER, Loop, call_every_change
+from support.builders import CONFIG, Loop, call_every_change
 from support.observations import controls, measured, seen
 from support.read_trackers import layout_of, pixels, read_tensorboard
 from support.reports import report_of
@@ -133,7 +133,7 @@ def texts(events):
 def test_tensorboard_reads_back(pretrained, pipeline, images, tmp_path, monkeypatch):
     call_every_change(monkeypatch)
     loop = Loop(pretrained, tmp_path, log_with="tensorboard")
-    watch = loop.watch(pipeline, controls=images, config=CONFIG | EAGER, stop={"enabled": False})
+    watch = loop.watch(pipeline, controls=images, config=CONFIG, stop={"enabled": False})
     reports = loop.run(watch, 4, each=lambda running: running.accelerator.log({"train_loss": 1.0}, step=running.step))
     loop.accelerator.end_training()
     (folder,) = {file.parent for file in tmp_path.rglob("events.out*")}
@@ -192,7 +192,7 @@ def test_the_charts_show_the_logged_keys_and_how_to_see_all_pictures_is_said_onc
     charts, scalars = layout_of(board.read()), report.scalars()  # one layout, though there were two events
     assert list(charts) == list(LAYOUT["memwatch"])
     severities, band, overhead = charts.values()
-    for chart, keys in ((severities, {"severity/a", "severity/ab", "alert_level"}), (overhead, {"overhead"})):
+    for chart, keys in ((severities, {"severity/a", "severity/ab"}), (overhead, {"overhead"})):
         shown = {key for key in scalars if any(re.match(tag, key) for tag in chart.multiline.tag)}
         assert shown == {f"memwatch/{key}" for key in keys}
     (series,) = band.margin.series

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from support.builders import EAGER, Loop, call_every_change, picture
+from support.builders import Loop, call_every_change, picture
 from support.observations import seen
 from support.reports import ABOUT, event_of_a_cat, offline, run_of_a_cat, write
 from support.wandb_runs import OfflineRun
@@ -59,7 +59,7 @@ def test_a_run_keeps_our_rows_and_the_scripts(pretrained, pipeline, tmp_path, mo
     call_every_change(monkeypatch)
     loop = Loop(pretrained, tmp_path, log_with="wandb")
     run = loop.accelerator.get_tracker("wandb", unwrap=True)
-    watch = loop.watch(pipeline, **EAGER | {"stop": {"enabled": False}})
+    watch = loop.watch(pipeline, stop={"enabled": False})
 
     def log_without_a_step(running):
         for part in range(3):  # moves W&B's own step far ahead of the optimizer's

@@ -42,9 +42,6 @@ SMALL: dict[str, Any] = CONFIG | {  # one level; a failure is an error
 }
 SCREENS = MemWatchConfig.screens  # the real rule; most tests measure everything at every event
 MemWatchConfig.screens = False  # type: ignore[assignment,method-assign]
-EAGER: dict[str, Any] = {  # with ``call_every_change``, whatever changes is memorized at once
-    "alerts": {"patience": 1},
-}
 SNAPSHOT_MAPS = ("collapse", "log_ratio", "score", "loss_log_ratio")
 
 
@@ -67,15 +64,15 @@ def probes_of_both_kinds() -> list[Probe]:
 def call_every_change(monkeypatch: Any) -> None:
     """Let every watched probe that has a region be strong and rare; from there on the real rule judges.
 
-    Random networks store nothing that ten controls would not show as well. Controls and peers stay as they are.
+    Random networks store nothing that ten controls would not show as well. Controls stay as they are.
     """
     real = memwatch.judge.findings.evidence_of
 
-    def strong(observation: Observation, signals: Any, regions: Any, references: Any) -> Evidence:
-        evidence, probe = real(observation, signals, regions, references), observation.probe
-        if probe.is_control or probe.is_peer or not regions:
+    def strong(observation: Observation, signals: Any, regions: Any, *others: Any) -> Evidence:
+        evidence = real(observation, signals, regions, *others)
+        if observation.probe.is_control or not regions:
             return evidence
-        found = {"severity": 5.0, "severity_low": 4.0, "p": 1e-9, "z_score": 30.0}
+        found = {"severity": 5.0, "p": 1e-9, "z_score": 30.0}
         return replace(evidence, **found, any_controls=True, num_controls=20)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)
