@@ -146,17 +146,8 @@ def judge_event(
     watched = [o for o in observations if not o.probe.is_control]
     memorized_p = threshold(config.alerts.false_alarms_per_run, looks or len(watched) * UNKNOWN_EVENTS)
     full, screen = Compared.both(observations, screened, config.signals)
-    # A control is pooled once per event, by curvature where it was measured. Pools of their own for loss and curvature
-    # would leave the curvature of the first event that measures any with a tail of that event alone.
-    pooled, tails, standings = dict(pooled or {}), {}, {}
-    for kind in dict.fromkeys(kind_of(o.probe) for o in controls):
-        names = [o.name for o in controls if kind_of(o.probe) == kind]
-        by_curvature, by_loss = ({n: among.scores[n] for n in names if n in among.scores} for among in (full, screen))
-        if new := list((by_loss | by_curvature).values()):
-            pooled = dict(pooled_with(pooled, kind, np.array(new)))
-            tails[kind] = Tail.of(np.array(pooled[kind]))
-            starts_at = called_from(memorized_p, len(new), tails[kind])
-            standings[kind] = Standing(len(new), max(pooled[kind]), starts_at)
+    pooled, standings = pooled_now(controls, full, screen, pooled or {}, memorized_p)
+    tails = {kind: Tail.of(np.array(pooled[kind])) for kind in standings}
 
     def finding(o: Observation) -> Finding:
         among = full if screened is None or o.name in screened.chosen else screen
@@ -168,6 +159,26 @@ def judge_event(
     told = tuple(f for f in findings if not f.observation.probe.in_rotation or f.is_worth_a_look)
     rotated, measured = sum(o.probe.in_rotation for o in watched), sum(o.has_curvature for o in observations)
     return Judgement(told, judged_controls, new_states, pooled, standings, rotated, measured)
+
+
+def pooled_now(
+    controls: Sequence[Observation], full: Compared, screen: Compared, pooled: Pooled, memorized_p: float
+) -> tuple[Pooled, dict[str, Standing]]:
+    """The controls' scores so far, this event's added; and how the controls of each kind stand, if they are enough.
+
+    A control is pooled once per event, by curvature where it was measured, else by loss. A pool for each of the two
+    keeps the promise as well, and finds less: 6 to 19 of 100 probes stored at 5 deviations fewer (simulated), since
+    curvature is measured at few events.
+    """
+    standings = {}
+    for kind in dict.fromkeys(kind_of(o.probe) for o in controls):
+        names = [o.name for o in controls if kind_of(o.probe) == kind]
+        by_loss, by_curvature = ({n: c.scores[n] for n in names if n in c.scores} for c in (screen, full))
+        if new := list((by_loss | by_curvature).values()):
+            pooled = pooled_with(pooled, kind, np.array(new))
+            tail = Tail.of(np.array(pooled[kind]))
+            standings[kind] = Standing(len(new), max(pooled[kind]), called_from(memorized_p, len(new), tail))
+    return pooled, standings
 
 
 def judge_probe(

@@ -13,6 +13,7 @@ The whole rule, with all its constants:
 4.  memorized: p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100 if unknown).
     suspicious: p <= max_p (0.01). no evidence: larger. inconclusive: output that is not finite, nothing earlier to
     compare with, or too few controls. Without any controls: suspicious from a reduction factor of 2 on.
+5.  Where forward passes screen (T by the loss below 2.9), the loss decides, and otherwise the configured terms.
 """
 
 from __future__ import annotations
