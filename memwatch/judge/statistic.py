@@ -21,7 +21,7 @@ from memwatch.measure.signals import Signals, compute_signals
 
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 RESOLUTION = 0.05  # of a log factor: the smallest spread of the controls that is believed
-PRIOR_DF = 5  # by which the controls' variance at one size is drawn towards the mean over the sizes
+PRIOR_DF = 10  # by which the controls' variance at one size is drawn towards the mean over the sizes
 PRIOR_SHAPE, PRIOR_COUNT = 0.25, 100  # of the tail: a shape, and how many exceedances it counts as much as
 LARGEST_SHAPE = 0.9
 MOST_POOLED = 2000  # scores of controls that a run remembers of each kind of probe: 100 events of 20 controls
@@ -167,7 +167,7 @@ def called_from(p: float, num_controls: int, tail: Tail | None = None) -> float:
     """The score from which on ``p_value`` is at most ``p``.
 
     >>> round(called_from(0.05 / 160, 20), 1)
-    4.8
+    4.9
     """
     normal = float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
     return normal if tail is None else max(normal, float(tail.score_of(p)))

@@ -5,7 +5,7 @@ The whole rule, with all its constants:
 1.  Of the map that decides, negative values count as 0. Take the means of its k largest pixels at 7 sizes k: all
     pixels, a half, ... 1/64 of them. Controls are held-out pictures of the probe's own kind; it takes 11 of them.
 2.  z at each size: how far the mean lies above the controls' mean, in units of sqrt(v (1 + 1/N)), at least 0.05. v is
-    the controls' variance, drawn towards its mean over the 7 sizes as if by 5 more controls. T is the largest z.
+    the controls' variance, drawn towards its mean over the 7 sizes as if by 10 more controls. T is the largest z.
     A control's own T comes from the N - 1 others.
 3.  p_t = 7 P(t > T), Student's t with N - 1 degrees of freedom. p_tail: a generalized Pareto distribution of the
     2 sqrt(n) largest of the controls' n own T so far (the latest 2,000), by probability-weighted moments, its shape

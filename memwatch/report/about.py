@@ -136,7 +136,7 @@ def warn_of_controls(count: Counter[tuple[str, bool]]) -> None:
         watched, controls = count["probe", is_reference], count["control", is_reference]
         if watched and controls < MIN_CONTROLS:
             few = f"judging {kind} takes {MIN_CONTROLS} controls that are {kind}, and there are {controls}"
-            logger.warning(f"{few}; of {watched} probes, those with an effect will be inconclusive")
+            logger.warning(f"{few}; {watched} probes will be inconclusive")
 
 
 def say_pace(pace: Pace, config: MemWatchConfig) -> None:

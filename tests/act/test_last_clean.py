@@ -103,7 +103,7 @@ def test_it_says_once_how_to_load_it(pipe, tmp_path, caplog):
     (message,) = caplog.messages
     about = json.loads((folder / "memwatch.json").read_text(encoding="utf-8"))
     assert "the latest weights saved before any probe was memorized (step 2) are in" in message
-    assert "since step 4 one does" in message
+    assert "since step 4 one is" in message
     assert message.endswith(f"To load them: unet = UNet2DConditionModel.from_pretrained('{folder}/unet')")
     assert message.endswith(about["load"])
     assert (about["step"], about["ema"]) == (2, False)

@@ -63,7 +63,7 @@ def prompts(num: int) -> list[Probe]:
 
 CAT, POSTER = Probe("a cat", picture(0), name="cat"), Probe("a red poster", name="poster")
 FEW = "judging {kind} takes 11 controls that are {kind}, and there are {has}; "
-FEW += "of {watched} probes, those with an effect will be inconclusive"
+FEW += "{watched} probes will be inconclusive"
 
 
 @pytest.fixture

@@ -34,13 +34,12 @@ def noise(seed: int, width: int) -> Image.Image:
 def events(tmp_path) -> list[Report]:
     """Two events: cat and café are suspicious, then memorized; the dog is neither. The files are written."""
     settings = {"output_dir": str(tmp_path / "memwatch")}
-    observations = [seen("cat", 8.0), seen("dog", 1.0), seen("café", 6.0), *controls(20, 1.2, spread=0.2)]
-    states, reports = {}, []
-    for step in (100, 200):
+    reports: list[Report] = []
+    for step, by in ((100, 1.5), (200, 6.0)):
+        observations = [seen("cat", by), seen("dog", 1.0), seen("café", by), *controls(20, 1.0, spread=0.1)]
         pictures = {name: noise(step + i, 40) for i, name in enumerate(("cat", "dog", "café"))}
-        parts = {"pictures": pictures, "overview": noise(step + 9, 60)}
-        reports.append(report_of(*observations, step=step, states=states, settings=settings, **parts))
-        states = reports[-1].judgement.states
+        parts = {"pictures": pictures, "overview": noise(step + 9, 60), "before": reports[-1] if reports else None}
+        reports.append(report_of(*observations, step=step, settings=settings, **parts))
         FileSink(tmp_path / "memwatch").write(reports[-1])
     assert [len(report.alerts) for report in reports] == [2, 2]
     return reports
