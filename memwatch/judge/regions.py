@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, stats
 
-from memwatch.judge.statistic import NUM_SIZES, mean_and_spread, p_value, sizes_of
+from memwatch.judge.statistic import NUM_SIZES, Tail, mean_and_spread, p_value, sizes_of
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals
 
@@ -121,14 +121,14 @@ def size_index(num_pixels: int, of: int) -> int:
 
 
 def regions_of(
-    observation: Observation, signals: Signals | None, controls: np.ndarray | None
+    observation: Observation, signals: Signals | None, controls: np.ndarray | None, tail: Tail | None = None
 ) -> tuple[tuple[Region, ...], np.ndarray | None]:
     """The regions of the map that decides, and their labels ``(h, w)``.
 
     The first region exceeds the controls most or, without controls, is the strongest.
 
     Args:
-        controls: profiles of the controls, ``(N, 7)``; ``None`` where there are too few.
+        controls: profiles of the controls, ``(N, 7)``; ``None`` where there are too few. tail: of their own scores.
     """
     if signals is None or signals.decisive is None:
         return (), None
@@ -141,7 +141,7 @@ def regions_of(
         if controls is not None:
             (means, spreads), size = mean_and_spread(controls), size_index(int(inside.sum()), inside.size)
             z_score = float((own - means[size]) / spreads[size])
-            p = float(p_value(np.array(z_score), len(controls)))
+            p = float(p_value(np.array(z_score), len(controls), tail))
         effect = estimate(samples, inside)
         found.append((Region(box_of(inside, scale), float(inside.mean()), own, *effect, z_score, p), inside))
     found.sort(key=lambda pair: pair[0].effect if pair[0].z_score is None else pair[0].z_score, reverse=True)

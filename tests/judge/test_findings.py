@@ -62,7 +62,7 @@ def test_a_finding_carries_what_its_verdict_rests_on():
     assert finding.p == evidence.p == pytest.approx(float(p_value(np.array(evidence.z_score), 20, tail)))
     mean, spread = (values[1] for values in mean_and_spread(held_out))  # half of the map
     assert region.z_score == pytest.approx((region.mean - mean) / spread) == pytest.approx(evidence.z_score, rel=0.2)
-    assert region.p == pytest.approx(float(p_value(np.array(region.z_score), 20)))
+    assert region.p == pytest.approx(float(p_value(np.array(region.z_score), 20, tail)))
     assert (evidence.num_controls, evidence.any_controls) == (20, True)
     (standing,) = judgement.standings.values()
     highest = max(f.evidence.z_score for f in judgement.controls)
