@@ -175,26 +175,18 @@ class AlertsConfig:
         false_alarms_per_run: the chance that a run in which nothing is stored calls anything memorized, whatever the
             number of probes and events; in (0, 1).
         max_p: largest p-value of a suspicious probe at one event, in (0, 1].
-        min_severity: smallest reduction factor of a memorized region, greater than 1. A smaller effect may be
-            real, but ordinary learning has as much.
-        patience: how many events in a row must have evidence until a probe is memorized, at least 1. It spares what
-            flickers; p-values alone keep the false-alarm rate.
         webhook: where alerts are posted as JSON that Slack and Discord accept: a URL, or ``$NAME`` for the URL in that
             environment variable. Logs and files show its host alone.
     """
 
     false_alarms_per_run: float = 0.05
     max_p: float = 0.01
-    min_severity: float = 1.5
-    patience: int = 2
     webhook: str | None = None
 
     def __post_init__(self) -> None:
         rate = self.false_alarms_per_run
         require(0 < rate < 1, "alerts.false_alarms_per_run", rate, "greater than 0, below 1")
         require(0 < self.max_p <= 1, "alerts.max_p", self.max_p, "greater than 0, at most 1")
-        require(self.min_severity > 1, "alerts.min_severity", self.min_severity, "greater than 1")
-        require(self.patience >= 1, "alerts.patience", self.patience, "1 or greater")
         url = self.webhook
         ok = url is None or url.startswith(("https://", "http://")) or (url.startswith("$") and url[1:].isidentifier())
         require(ok, "alerts.webhook", None if ok else shown_url(url or ""), "https://..., http://... or $NAME, or null")
@@ -253,8 +245,8 @@ class MemWatchConfig:
         weights: ``live``, or ``ema`` to watch the averaged weights (needs the ``ema`` argument).
         precision: ``full`` measures in the type of the model's weights, ``loop`` in the mixed precision of the loop's
             accelerator. In bf16 log ratios differ by 0.01 from float32, at most an eighth of their standard error.
-        rollback: keep the latest weights saved before any probe met the memorized criteria, as diffusers loads them,
-            in ``output_dir/last_clean``. They are deleted when the run ends without an alert.
+        rollback: keep the latest weights saved before any probe was memorized, as diffusers loads them, in
+            ``output_dir/last_clean``. They are deleted when the run ends without an alert.
         strict: raise on failures that would otherwise cost an event or a row, with a warning.
     """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, stats
 
-from memwatch.judge.statistic import References, size_index
+from memwatch.judge.statistic import NUM_SIZES, Tail, mean_and_spread, p_value, sizes_of
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals
 
@@ -33,8 +33,8 @@ class Region:
         mean: of the map inside the region, in the map's unit.
         effect, sem, low: the same mean estimated on noise draws that did not propose the region, its standard error,
             and its lower 97.5 % bound (Student's t); see ``estimate``.
-        z_score, p: against the controls, see ``statistic.Null``; ``None`` without enough controls.
-        rank_p_peers: the rank p-value against ordinary training images; ``None`` without them.
+        z_score, p: of this region against the controls at its size; ``None`` without enough controls. The verdict rests
+            on T of the whole map, see ``statistic.scores``.
     """
 
     box: tuple[int, int, int, int]
@@ -45,7 +45,6 @@ class Region:
     low: float
     z_score: float | None = None
     p: float | None = None
-    rank_p_peers: float | None = None
 
 
 def threshold_of(values: np.ndarray) -> float:
@@ -113,32 +112,38 @@ def box_of(inside: np.ndarray, scale: int) -> tuple[int, int, int, int]:
 # --- all regions of a map ---
 
 
+def size_index(num_pixels: int, of: int) -> int:
+    """Which of ``sizes_of`` a region is compared at: the largest that is not larger than the region.
+
+    Controls have higher means at a smaller size, so rounding down never favours the region.
+    """
+    return next((i for i, size in enumerate(sizes_of(of)) if size <= num_pixels), NUM_SIZES - 1)
+
+
 def regions_of(
-    observation: Observation, signals: Signals | None, references: References
+    observation: Observation, signals: Signals | None, controls: np.ndarray | None, tail: Tail | None = None
 ) -> tuple[tuple[Region, ...], np.ndarray | None]:
     """The regions of the map that decides, and their labels ``(h, w)``.
 
-    The first region decides: it exceeds the controls most or, without controls, is the strongest.
+    The first region exceeds the controls most or, without controls, is the strongest.
+
+    Args:
+        controls: profiles of the controls, ``(N, 7)``; ``None`` where there are too few. tail: of their own scores.
     """
     if signals is None or signals.decisive is None:
         return (), None
-    samples, controls, peers = signals.decisive.samples.double().numpy(), references.controls, references.peers
+    samples = signals.decisive.samples.double().numpy()
     mean = samples.mean(0)
     scale = observation.image.shape[0] // mean.shape[0] if observation.image is not None else 1
     found = []
     for inside in components(mean, MIN_AREA):
-        own, size = float(mean[inside].mean()), size_index(int(inside.sum()), inside.size)
-        z_score = controls.z_score(own, size) if controls.is_enough else None
-        region = Region(
-            box_of(inside, scale),
-            float(inside.mean()),
-            own,
-            *estimate(samples, inside),
-            z_score,
-            None if z_score is None else controls.p_value(z_score),
-            peers.rank_p(own, size) if len(peers) else None,
-        )
-        found.append((region, inside))
+        own, z_score, p = float(mean[inside].mean()), None, None
+        if controls is not None:
+            (means, spreads), size = mean_and_spread(controls), size_index(int(inside.sum()), inside.size)
+            z_score = float((own - means[size]) / spreads[size])
+            p = float(p_value(np.array(z_score), len(controls), tail))
+        effect = estimate(samples, inside)
+        found.append((Region(box_of(inside, scale), float(inside.mean()), own, *effect, z_score, p), inside))
     found.sort(key=lambda pair: pair[0].effect if pair[0].z_score is None else pair[0].z_score, reverse=True)
     labels = np.zeros(mean.shape, dtype=np.int32)
     for i, (_, inside) in enumerate(found, start=1):

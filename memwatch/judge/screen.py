@@ -1,16 +1,14 @@
 """Screen: forward passes alone decide whose curvature is measured at this event.
 
 The loss term shows what is being stored earlier than the variance term, at a fraction of the cost. Curvature is
-measured for probes whose loss exceeds the controls, and for the controls that they are judged by: it
-confirms and localizes what is stored, and tells it from what is merely learned.
+measured for probes whose loss exceeds the controls, and for the controls that they are judged by: it confirms and
+localizes what is stored, and tells it from what is merely learned.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-
-import numpy as np
 
 from memwatch.config import MemWatchConfig
 from memwatch.judge.statistic import Compared
@@ -42,12 +40,9 @@ def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[s
     """
     seen = Compared.of(observations, config.signals, terms="loss")
 
-    def stands_out(o: Observation) -> bool:
-        profile, null = seen.profiles[o.name], seen.controls_of(o.probe)
-        if not np.isfinite(profile).all():
-            return False
-        if not null.is_enough:
-            return bool(profile.max() >= math.log(MIN_FACTOR))
-        return any(null.z_score(mean, size) >= MIN_Z_SCORE for size, mean in enumerate(profile))
+    def stands_out(name: str) -> bool:
+        if name in seen.scores:
+            return seen.scores[name] >= MIN_Z_SCORE
+        return bool(seen.profiles[name].max() >= math.log(MIN_FACTOR))  # never where nothing was compared: NaN
 
-    return {o.name for o in observations if stands_out(o)}
+    return {o.name for o in observations if stands_out(o.name)}

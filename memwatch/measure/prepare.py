@@ -185,11 +185,6 @@ class WatchList:
         stay = [name for name in rows if name in kept and event > 0]
         self._rotated_in = frozenset(new + stay[:count])
 
-    def num_rotating(self, planned: int | None) -> int:
-        """How many rows will have been rotated in by the end of a run of ``planned`` events after its first."""
-        rows = len(self.rotation)
-        return rows if planned is None else min(rows, planned * self.config.rotation.per_event)
-
     @property
     def has_controls(self) -> bool:
         return any(p.probe.is_control for p in self.prepared)

@@ -186,7 +186,7 @@ def measure(report: Report) -> str:
     if controls := report.controls:
         held_out = f"{len(controls)} held-out control{'s' if len(controls) != 1 else ''}"
         reached = f"{held_out} reach{'es' if len(controls) == 1 else ''} {max(controls.values()):.1f}x at most"
-        return f"{stop}{reached}; a probe can be called memorized from {report.config.alerts.min_severity:g}x on."
+        return f"{stop}{reached}; {report.event.calibration}."
     if report.calibrated:
         return f"{stop}The controls were not compared with anything at this event."
     return f"{stop}There are no controls, so a probe can be called suspicious, but never memorized."

@@ -34,10 +34,10 @@ logger = logging.getLogger("memwatch")
 DRAWING = "drawing the pictures"
 MISSING = "it has no rows and pictures of the events in between"
 CONTROLS = [f"memwatch/control_severity{end}" for end in ("_median", "_least", "")]  # the line, and the band's ends
-SEVERITIES = ["memwatch/severity/.+", "memwatch/alert_level$"]
+SEVERITIES = ["memwatch/severity/.+"]
 LAYOUT = {  # of the tab "Custom Scalars"; a multiline chart's tags are regular expressions
     "memwatch": {
-        "severity of every probe, and the alert level": ["Multiline", SEVERITIES],
+        "severity of every probe": ["Multiline", SEVERITIES],
         "severity of the controls: least, median, largest": ["Margin", CONTROLS],
         "share of training time that memwatch takes": ["Multiline", ["memwatch/overhead$"]],
     }
