@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-TERMS = ("variance", "loss", "both")
+TERMS = ("variance", "loss")
 AGAINST = ("snapshot", "unconditional", "both")
 LOOKS = ("generation", "last_step")
 SCREEN_DRAWS = 1  # noise draws per level of the screen
@@ -54,7 +54,7 @@ class LevelsConfig:
             probes.
     """
 
-    timesteps: tuple[int, ...] = (141, 301, 501, 701)
+    timesteps: tuple[int, ...] = (501, 701)
     draws: int = 4
 
     def __post_init__(self) -> None:
@@ -100,9 +100,8 @@ class SignalsConfig:
     """Which map decides.
 
     Attributes:
-        terms: what is compared. ``variance``: the freedom that the model leaves a coordinate. ``loss``: its denoising
-            loss. ``both``: the mean of the two log ratios. With ``sampling.look: last_step`` there is no loss for
-            prompt probes, and ``both`` is the variance alone.
+        terms: what is compared. ``loss``: the denoising loss. ``variance``: the freedom that the model leaves a
+            coordinate. Prompt probes with ``sampling.look: last_step`` take ``variance``: there the loss is not known.
         against: what it is compared with. ``snapshot``: an earlier model. ``unconditional``: the same model without the
             prompt. ``both``: the smaller of the two, corrected for what the unconditional branch has memorized.
         baseline: the earlier model. ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the probe's
@@ -110,7 +109,7 @@ class SignalsConfig:
         smooth: side of the mean filter, latent pixels, odd.
     """
 
-    terms: str = "both"
+    terms: str = "loss"
     against: str = "both"
     baseline: str = "first"
     smooth: int = 3

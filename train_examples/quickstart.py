@@ -54,9 +54,6 @@ SMOKE_TRAINING = {
     "num_repeats": 40,
 }
 SMOKE_WATCH = {  # one test vector per draw; one event with all five decides
-    "levels": {"timesteps": [301, 501]},
-    "curvature": {"vectors": 1, "tile": 1},
-    "signals": {"smooth": 5},
     "stop": {"num_probes": 3},
 }
 

@@ -199,8 +199,7 @@ def judge_probe(
         max_p, memorized_p: the largest p-value of a suspicious and of a memorized probe.
     """
     observation, signals = among.observations[name], among.signals[name]
-    controls = among.controls_of(observation.probe) if name in among.scores else None
-    regions, labels = regions_of(observation, signals, controls, tail)
+    regions, labels = regions_of(observation, signals)
     evidence = evidence_of(observation, signals, regions, among, tail, any_controls)
     state, reason = judge(before, evidence, step, max_p, memorized_p)
     if not state.verdict.is_evidence and labels is not None:  # every map has a highest place; a box takes evidence

@@ -40,7 +40,7 @@ def adapt(
 
     A setting that does not fit the bare ``model`` or the way it lies on the ranks is a ``ConfigError``.
     """
-    allowed = "variance or both with prompt probes and sampling.look: last_step, where the true noise is unknown"
+    allowed = "variance with prompt probes and sampling.look: last_step, where the true noise is unknown"
     ok = config.signals.terms != "loss" or config.sampling.look == "generation" or not has_prompts
     require(ok, "signals.terms", config.signals.terms, allowed)
     ranks.require(config, has_prompts)

@@ -59,7 +59,7 @@ class Row:
         """The effect and its p-value in words; empty where no judgement was possible."""
         if self.verdict is Verdict.INCONCLUSIVE:
             return ""
-        effect = f"{self.severity:.1f}x less freedom" if self.severity >= 1.05 else "no less freedom"
+        effect = f"{self.severity:.1f}x reduction" if self.severity >= 1.05 else "no reduction"
         return effect if self.p is None else f"{effect}, p = {self.p:.1g}"
 
     @property

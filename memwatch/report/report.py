@@ -5,25 +5,25 @@ Logged keys (their names are API; PROBE is the probe's name):
 | key | kind | meaning |
 |---|---|---|
 | ``memwatch/step`` | scalar | optimizer step of the event; the x axis of the others in W&B |
-| ``memwatch/max_severity`` | scalar | largest variance reduction factor over probes, 1 is none |
+| ``memwatch/max_severity`` | scalar | largest reduction factor over probes, 1 is none |
 | ``memwatch/min_p`` | scalar | smallest p-value over probes (with controls only) |
 | ``memwatch/num_memorized``, ``memwatch/num_suspicious``, ``memwatch/num_inconclusive`` | scalar | probes by verdict |
 | ``memwatch/control_score`` | scalar | largest score T of a control so far, each by the others; predictive deviations |
 | ``memwatch/called_from`` | scalar | the score from which on a probe is memorized at this event |
-| ``memwatch/severity/PROBE`` | scalar | variance reduction factor of its strongest region |
+| ``memwatch/severity/PROBE`` | scalar | reduction factor of its strongest region |
 | ``memwatch/p/PROBE`` | scalar | p-value against the controls |
 | ``memwatch/area/PROBE`` | scalar | share of the image inside regions |
 | ``memwatch/collapse/PROBE``, ``memwatch/score/PROBE`` | scalar | image means of the differences to the snapshot |
 | ``memwatch/collapse_null/PROBE``, ``memwatch/score_null/PROBE`` | scalar | the same, to the unconditional branch |
 | ``memwatch/loss_log_ratio/PROBE`` | scalar | image mean of the loss log ratio to the snapshot |
 | ``memwatch/retained_variance/PROBE`` | scalar | image mean of rho, 1 is free |
-| ``memwatch/control_severity`` | scalar | largest variance reduction factor over controls, each at its own region |
+| ``memwatch/control_severity`` | scalar | largest reduction factor over controls, each at its own region |
 | ``memwatch/control_severity_median``, ``memwatch/control_severity_least`` | scalar | median and least of them |
 | ``memwatch/copied/PROBE`` | scalar | share of its generations that copy its region (when it was generated) |
 | ``memwatch/num_copied`` | scalar | probes that a generation copies (when any was generated) |
 | ``memwatch/overview`` | image | all probes of an event, the most severe first, beside the controls |
 | ``memwatch/heatmap/PROBE`` | image | the image, its heatmap and regions, what is generated; colours mean the same |
-| ``memwatch/map/PROBE`` | histogram | TensorBoard only: the reduction factors of the map that decides, 1 is none |
+| ``memwatch/map/PROBE`` | histogram | TensorBoard only: the reduction factors of the heatmap, 1 is none |
 | ``memwatch/alerts`` | text | TensorBoard only: all alerts so far, one table; written at each event with news |
 | ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as a mask and as boxes to switch on and off |
 | ``memwatch/probes`` | table | W&B only: a row per probe and event, see ``wandb.COLUMNS`` |
@@ -162,7 +162,7 @@ class Report:
         if finding.p is not None:
             lines.append(f"score {evidence.z_score:.1f}, p = {finding.p:.2g} against {evidence.num_controls} controls")
         for r in finding.regions:
-            effect = f"{math.exp(r.effect):.1f}x less freedom (log ratio {r.effect:.2f} ± {r.sem:.2f})"
+            effect = f"{math.exp(r.effect):.1f}x reduction (log ratio {r.effect:.2f} ± {r.sem:.2f})"
             lines.append(f"region {r.box} px, {r.area:.0%} of the image: {effect}")
         if copied := Row(finding.name, is_reference=probe.is_reference, copied=_copied(finding)).proof():
             lines.append(copied)

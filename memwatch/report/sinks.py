@@ -146,8 +146,8 @@ class TensorBoardSink:
         for key, picture in report.images().items():
             writer.add_image(key, np.asarray(picture), step, dataformats="HWC")
         for f in report.findings:
-            if f.signals is not None and f.signals.decisive is not None:
-                factors = np.exp(f.signals.decisive.mean.double().numpy().ravel())
+            if f.signals is not None and f.signals.heatmap is not None:
+                factors = np.exp(f.signals.heatmap.mean.double().numpy().ravel())
                 if (finite := np.isfinite(factors)).any():
                     writer.add_histogram(f"memwatch/map/{f.name}", factors[finite], step)
         if report.alerts:  # the table holds those of the history as well, also from before a resume
