@@ -17,7 +17,7 @@ from memwatch.act.flagged import Flagged
 from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
-from memwatch.event import NEEDED, Observed, conduct, observe_all
+from memwatch.event import NEEDED, Observed, conduct, looks_in, observe_all
 from memwatch.faults import Faults, PartError
 from memwatch.guard import GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
 from memwatch.judge.findings import Judgement
@@ -26,10 +26,10 @@ from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.measurement import fingerprints
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import read_safetensors
-from memwatch.pace import Prices, choose_pace
+from memwatch.pace import Prices, choose_pace, planned_events
 from memwatch.picking.for_run import for_run
 from memwatch.ranks import Ranks
-from memwatch.report.about import About, say_hello, say_pace
+from memwatch.report.about import About, say_hello, say_pace, say_threshold
 from memwatch.report.files import FileSink
 from memwatch.report.report import Report
 from memwatch.report.sinks import Sinks
@@ -135,6 +135,8 @@ class MemWatch:
         hook_end_training(accelerator, self.close)
         hook_log(accelerator, self.note_losses)
         say_hello(self.config, self.observer, () if run.picked is None else run.picked.notes)
+        if self.config.every_steps is not None:
+            self._say_threshold()
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
 
@@ -190,7 +192,17 @@ class MemWatch:
             progress.every_steps = chosen = pace.every_steps
             if self.accelerator.is_main_process:
                 say_pace(pace, self.config)
+            self._say_threshold()
         return chosen
+
+    @property
+    def planned(self) -> int | None:
+        """How many events will be judged, if known."""
+        return planned_events(self.config.max_train_steps, self.every_steps)
+
+    def _say_threshold(self) -> None:
+        if self.accelerator.is_main_process:
+            say_threshold(self.observer, looks_in(self.observer, self.planned), self.planned)
 
     @property
     def should_stop(self) -> bool:

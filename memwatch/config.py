@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-TERMS = ("variance", "loss", "both")
+TERMS = ("variance", "loss")
 AGAINST = ("snapshot", "unconditional", "both")
 LOOKS = ("generation", "last_step")
 SCREEN_DRAWS = 1  # noise draws per level of the screen
@@ -54,7 +54,7 @@ class LevelsConfig:
             probes.
     """
 
-    timesteps: tuple[int, ...] = (141, 301, 501, 701)
+    timesteps: tuple[int, ...] = (501, 701)
     draws: int = 4
 
     def __post_init__(self) -> None:
@@ -100,9 +100,8 @@ class SignalsConfig:
     """Which map decides.
 
     Attributes:
-        terms: what is compared. ``variance``: the freedom that the model leaves a coordinate. ``loss``: its denoising
-            loss. ``both``: the mean of the two log ratios. With ``sampling.look: last_step`` there is no loss for
-            prompt probes, and ``both`` is the variance alone.
+        terms: what is compared. ``loss``: the denoising loss. ``variance``: the freedom that the model leaves a
+            coordinate. Prompt probes with ``sampling.look: last_step`` take ``variance``: there the loss is not known.
         against: what it is compared with. ``snapshot``: an earlier model. ``unconditional``: the same model without the
             prompt. ``both``: the smaller of the two, corrected for what the unconditional branch has memorized.
         baseline: the earlier model. ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the probe's
@@ -110,7 +109,7 @@ class SignalsConfig:
         smooth: side of the mean filter, latent pixels, odd.
     """
 
-    terms: str = "both"
+    terms: str = "loss"
     against: str = "both"
     baseline: str = "first"
     smooth: int = 3
@@ -175,26 +174,18 @@ class AlertsConfig:
         false_alarms_per_run: the chance that a run in which nothing is stored calls anything memorized, whatever the
             number of probes and events; in (0, 1).
         max_p: largest p-value of a suspicious probe at one event, in (0, 1].
-        min_severity: smallest reduction factor of a memorized region, greater than 1. A smaller effect may be
-            real, but ordinary learning has as much.
-        patience: how many events in a row must have evidence until a probe is memorized, at least 1. It spares what
-            flickers; p-values alone keep the false-alarm rate.
         webhook: where alerts are posted as JSON that Slack and Discord accept: a URL, or ``$NAME`` for the URL in that
             environment variable. Logs and files show its host alone.
     """
 
     false_alarms_per_run: float = 0.05
     max_p: float = 0.01
-    min_severity: float = 1.5
-    patience: int = 2
     webhook: str | None = None
 
     def __post_init__(self) -> None:
         rate = self.false_alarms_per_run
         require(0 < rate < 1, "alerts.false_alarms_per_run", rate, "greater than 0, below 1")
         require(0 < self.max_p <= 1, "alerts.max_p", self.max_p, "greater than 0, at most 1")
-        require(self.min_severity > 1, "alerts.min_severity", self.min_severity, "greater than 1")
-        require(self.patience >= 1, "alerts.patience", self.patience, "1 or greater")
         url = self.webhook
         ok = url is None or url.startswith(("https://", "http://")) or (url.startswith("$") and url[1:].isidentifier())
         require(ok, "alerts.webhook", None if ok else shown_url(url or ""), "https://..., http://... or $NAME, or null")
@@ -253,8 +244,8 @@ class MemWatchConfig:
         weights: ``live``, or ``ema`` to watch the averaged weights (needs the ``ema`` argument).
         precision: ``full`` measures in the type of the model's weights, ``loop`` in the mixed precision of the loop's
             accelerator. In bf16 log ratios differ by 0.01 from float32, at most an eighth of their standard error.
-        rollback: keep the latest weights saved before any probe met the memorized criteria, as diffusers loads them,
-            in ``output_dir/last_clean``. They are deleted when the run ends without an alert.
+        rollback: keep the latest weights saved before any probe was memorized, as diffusers loads them, in
+            ``output_dir/last_clean``. They are deleted when the run ends without an alert.
         strict: raise on failures that would otherwise cost an event or a row, with a warning.
     """
 

@@ -17,6 +17,7 @@ import yaml
 from memwatch.config import ConfigError, MemWatchConfig, require
 
 FULL = "curvature is measured for probes that exceed the controls, and for everything at every eighth event"
+ONE_RULE = "a probe is memorized by its p-value alone, see alerts.false_alarms_per_run"
 WATCHED = "every memorized probe counts, at the event that calls it; see stop.num_probes and alerts"
 REMOVED = {  # key of an earlier version: what takes its place
     "signals.decide": "set signals.terms (variance, loss, both) and signals.against (snapshot, unconditional, both)",
@@ -32,12 +33,14 @@ REMOVED = {  # key of an earlier version: what takes its place
     "regions": "a region is what reaches 1.1x and a share of the map's own peak",
     "snapshots": "the latest four events and the first stay usable as baselines, on disk",
     "heatmap": "the colour scale ends at 6x in every picture",
+    "alerts.min_severity": ONE_RULE,
+    "alerts.patience": ONE_RULE,
     "alerts.uncalibrated_severity": "without controls a probe is suspicious from 2x on",
     "proof.seeds": "a proof takes four generations per caption",
     "proof.num_inference_steps": "sampling.num_inference_steps holds for the proof as well",
     "proof.max_probes": "the four worst probes of an event are proved",
     "stop.patience": WATCHED,
-    "stop.min_severity": "see alerts.min_severity",
+    "stop.min_severity": ONE_RULE,
     "stop.max_p": "see alerts.false_alarms_per_run",
     "stop.verdict": WATCHED,
     "stop.checkpoint": "call accelerator.save_state where watch.should_stop is true",

@@ -17,12 +17,11 @@ from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults, PartError
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.judge.screen import chosen, with_references
-from memwatch.judge.statistic import Screened
+from memwatch.judge.statistic import Screened, looks_of
 from memwatch.judge.stop import decide_stop
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
-from memwatch.pace import planned_events
 from memwatch.proof.prove import prove
 from memwatch.report.about import About
 from memwatch.report.report import Report
@@ -49,7 +48,8 @@ class Watched(Protocol):
     progress: Progress
 
     @property
-    def every_steps(self) -> int | None: ...
+    def planned(self) -> int | None:
+        """How many events will be judged, if known."""
 
     def observe(self, step: int, *, full: bool) -> Observed:
         """The observations of every probe, the same on every rank; usually by ``observe_all``."""
@@ -75,13 +75,14 @@ def conduct(watch: Watched, step: int) -> Report:
             raise PartError(misread)
         weights, rotation = observer.trainable_weights, [p.name for p in observer.rotation]
         ranks.together(REMEMBERING, faults, lambda: watch.baselines.remember(step, seen, weights, faults, rotation))
-        observations, planned = observer.in_order(seen), planned_events(config.max_train_steps, watch.every_steps)
-        judged_by = (progress.states, step, config, planned, observer.num_rotating(planned), screened)
+        observations = observer.in_order(seen)
+        judged_by = (progress.states, step, config, progress.pooled, looks_in(observer, watch.planned), screened)
         judgement = ranks.together(JUDGING, faults, lambda: judge_event(observations, *judged_by))
         found = prove(judgement.findings, observations, observer, faults, progress.stop.copied)
         judgement = replace(judgement, findings=found)
         stop = ranks.together(STOPPING, faults, lambda: decide_stop(progress.stop, found, step, config.stop))
-        progress.states, progress.stop = dict(judgement.states), ranks.broadcast(stop)
+        progress.states, progress.pooled = dict(judgement.states), judgement.pooled
+        progress.stop = ranks.broadcast(stop)
         watch.act(step, judgement)
     except PartError as failed:
         judgement, failure = Judgement(), str(failed)
@@ -94,6 +95,12 @@ def conduct(watch: Watched, step: int) -> Report:
             trackers: Sequence[Any] = ranks.accelerator.trackers
             return ranks.together(REPORTING, faults, lambda: watch.sinks.write(report, trackers) if main else report)
     return report
+
+
+def looks_in(observer: Observer, planned: int | None) -> int:
+    """How many verdicts a run of so many events may give: of its probes, and of the rows rotated in per event."""
+    num_fixed = sum(not p.probe.is_control for p in observer.fixed)
+    return looks_of(num_fixed, min(observer.config.rotation.per_event, len(observer.rotation)), planned)
 
 
 def observe_all(watch: Watched, step: int, *, full: bool) -> Observed:

@@ -97,7 +97,7 @@ def screened(monkeypatch) -> None:
 
 @pytest.fixture
 def eager(monkeypatch) -> None:
-    """See ``call_every_change``; goes with ``EAGER``."""
+    """See ``call_every_change``."""
     call_every_change(monkeypatch)
 
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 from support import builders
-from support.builders import EAGER, Loop, assert_same, history, maps
+from support.builders import Loop, assert_same, history, maps
 
 from memwatch.measure.weights import trainable
 
@@ -25,7 +25,7 @@ def test_a_stop_ends_training_without_another_optimizer_step(
         builders.call_every_change(monkeypatch)
     else:
         builders.stop_at(2, monkeypatch)
-    watch = loop.watch(pipeline, controls=images, **EAGER)
+    watch = loop.watch(pipeline, controls=images)
     assert (watch.should_stop, watch.stop_reason, watch.exit_code) == (False, None, 0)
     optimizer_steps, at_event = [], []
     real_step = loop.optimizer.optimizer.step
@@ -94,7 +94,7 @@ def test_end_training_closes_and_closing_twice_is_fine(trackers, loop, pipeline,
     ],
 )
 def test_baseline_steps(baseline, expected, loop, pipeline, tmp_path):
-    loop.run(loop.watch(pipeline, signals={"baseline": baseline}, alerts={"min_severity": 1e6}), 8)
+    loop.run(loop.watch(pipeline, signals={"baseline": baseline}), 8)
     rows = history(tmp_path)
     assert [row["step"] for row in rows] == [0, 2, 4, 6, 8]
     for index, name in enumerate(("cat", "poster")):
@@ -107,11 +107,11 @@ def test_baseline_steps(baseline, expected, loop, pipeline, tmp_path):
 
 def test_last_clean_stays_where_suspicion_began(pretrained, pipeline, tmp_path):
     loop = Loop(pretrained, tmp_path, lr=3e-2)
-    watch = loop.watch(pipeline, signals={"baseline": "last_clean"}, alerts={"min_severity": 1e6})
+    watch = loop.watch(pipeline, signals={"baseline": "last_clean"})
     loop.run(watch, 4)
     state = watch.state_dict()
     for probe in state["states"].values():  # as if suspicion had begun at step 4
-        probe.update(streak=1, since=4, last_clean=2, verdict="suspicious")
+        probe.update(since=4, last_clean=2, verdict="suspicious")
     watch.load_state_dict(state)
     (report,) = loop.run(watch, 6)
     assert {finding.observation.baseline_step for finding in report.findings} == {2}

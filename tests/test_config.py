@@ -47,8 +47,6 @@ BAD = {
     "sampling.guidance_scale": [0.5],
     "alerts.false_alarms_per_run": [0.0, 1.0, NAN],
     "alerts.max_p": [0.0, 1.1, NAN],
-    "alerts.min_severity": [1.0, float("inf")],
-    "alerts.patience": [0],
     "alerts.webhook": ["$", "$no-name"],
     "stop.num_probes": [0],
 }
@@ -127,9 +125,9 @@ def test_round_trip_through_yaml(tmp_path):
 
 def test_overrides_are_merged_and_change_no_source(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text("every_steps: 10\ncurvature: {vectors: 16, tile: 4}\nalerts: {patience: 5}\n")
+    path.write_text("every_steps: 10\ncurvature: {vectors: 16, tile: 4}\nalerts: {max_p: 0.5}\n")
     config = load_config(str(path), every_steps=20, curvature={"tile": 8}, stop={"enabled": False})
-    assert (config.every_steps, config.alerts.patience, config.stop.enabled) == (20, 5, False)
+    assert (config.every_steps, config.alerts.max_p, config.stop.enabled) == (20, 0.5, False)
     assert (config.curvature.vectors, config.curvature.tile) == (16, 8)
     source = {"levels": {"draws": 3}}
     assert load_config(source, levels={"timesteps": [5]}).levels == LevelsConfig(timesteps=(5,), draws=3)
@@ -157,9 +155,9 @@ def test_files_and_sources_that_cannot_be_used(text, message, tmp_path):
     [
         ("every_step", "did you mean 'every_steps'?"),
         ("signals.agianst", "did you mean 'signals.against'?"),
-        ("patience", "did you mean 'alerts.patience'?"),
+        ("max_p", "did you mean 'alerts.max_p'?"),
         ("stop.baseline", "did you mean 'signals.baseline'?"),
-        ("alerts.patient", "did you mean 'alerts.patience'?"),
+        ("alerts.max_q", "did you mean 'alerts.max_p'?"),
         ("proof.zzz", "known keys: enabled"),
     ],
 )

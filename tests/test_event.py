@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support import builders
-from support.builders import EAGER, Loop, assert_same, call_every_change, choose, history, maps, picture, without_time
+from support.builders import Loop, assert_same, call_every_change, choose, history, maps, picture, without_time
 
 import memwatch.config
 import memwatch.judge.findings
@@ -129,7 +129,7 @@ def test_without_a_baseline_a_probe_gets_a_new_one(
         assert measured(report) == [n for n, step in zip(("cat", "new"), steps, strict=True) if step is not None]
 
 
-ROTATING = STRICT | EAGER | {"rotation": {"per_event": 2}, "alerts": {"patience": 2}}
+ROTATING = STRICT | {"rotation": {"per_event": 2}}
 
 
 def call_only(monkeypatch, name: str) -> None:
@@ -139,7 +139,7 @@ def call_only(monkeypatch, name: str) -> None:
 
     def evidence_of(observation, *args):
         evidence = strong(observation, *args)
-        return evidence if observation.name == name else replace(evidence, severity_low=1.0)
+        return evidence if observation.name == name else replace(evidence, p=1.0, any_controls=True)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", evidence_of)
 
@@ -158,7 +158,7 @@ def test_rows_go_round_and_one_that_stands_out_stays(pretrained, pipeline, image
     assert rotated[1::2] == [["row0", "row1"], ["row1", "row2", "row3"], ["row0", "row1", "row4"]]
     lines = history(tmp_path)
     told = [{f["name"]: f["verdict"] for f in line["findings"] if f["name"] != "cat"} for line in lines]
-    assert told == [{}, *({"row1": v} for v in ("suspicious", "memorized", "memorized"))]  # no quiet row
+    assert told == [{}, *[{"row1": "memorized"}] * 3]  # no quiet row
     assert [line["scalars"].get("memwatch/rotated") for line in lines] == [None, 2, 3, 3]
 
 
@@ -169,7 +169,7 @@ def test_a_row_reads_what_it_would_as_a_probe(pretrained, pipeline, images, tmp_
     choose(monkeypatch, "row0", "cat")
     for name, row in (("rotated", ROWS[0]), ("fixed", replace(ROWS[0], in_rotation=False))):
         loop = Loop(pretrained, tmp_path / name)
-        loop.run(loop.watch(pipeline, config=ROTATING | EAGER, probes=[CAT, row], controls=images), 4)
+        loop.run(loop.watch(pipeline, config=ROTATING, probes=[CAT, row], controls=images), 4)
     rotated, fixed = (without_time(history(tmp_path / name)) for name in ("rotated", "fixed"))
     for step in (1, 2):
         for key in ("name", "severity", "p", "regions", "levels", "verdict", "baseline"):
@@ -185,7 +185,7 @@ def test_an_alert_is_generated_once(lr, enabled, pretrained, pipeline, tmp_path,
     counting = lambda self, *call: calls.append(call) or real(self, *call)  # noqa: E731
     monkeypatch.setattr(memwatch.measure.observer.Observer, "generate", counting)
     loop = Loop(pretrained, tmp_path, lr=lr)
-    watch = loop.watch(pipeline, **EAGER, stop={"enabled": False}, proof={"enabled": enabled})
+    watch = loop.watch(pipeline, stop={"enabled": False}, proof={"enabled": enabled})
     first, second = loop.run(watch, 4)
     proven = bool(lr and enabled)
     assert [f.name for f in first.alerts] == (NAMES if lr else [])
@@ -208,7 +208,7 @@ def test_an_alert_is_generated_once(lr, enabled, pretrained, pipeline, tmp_path,
 def test_a_stop_can_wait_for_a_copy(copies, pretrained, pipeline, images, tmp_path, monkeypatch):
     """Until there is one, the probe is generated from again at every event."""
     loop = Loop(pretrained, tmp_path)
-    watch = loop.watch(pipeline, [CAT], controls=images, **EAGER, stop={"require_copy": True})
+    watch = loop.watch(pipeline, [CAT], controls=images, stop={"require_copy": True})
     with watch.observer.borrowed():
         pictures = watch.observer.pictures()
     made, generated = pictures["cat"] if copies else np.asarray(picture(77)), []

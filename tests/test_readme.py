@@ -81,7 +81,7 @@ def test_yaml_snippets_load():
 def test_named_keys_exist():
     dotted = {span for span in SPANS if re.fullmatch(r"[a-z_]+\.[a-z_]+", span)} - THEIRS
     dotted = {span for span in dotted if not span.startswith(("watch.", "memwatch."))}
-    assert dotted >= {"alerts.min_severity", "alerts.max_p", "alerts.patience"}
+    assert dotted >= {"alerts.false_alarms_per_run", "alerts.max_p"}
     assert dotted - OURS == set()
     logged = {n for n in SPANS | spans_of(DASHBOARDS) if n.startswith("memwatch/") and not n.endswith(".py")}
     assert "memwatch/heatmap/PROBE" in logged
@@ -89,7 +89,7 @@ def test_named_keys_exist():
 
 
 def test_numbers_beside_keys_are_the_defaults():
-    """As in "`alerts.patience` (2)"."""
+    """As in "`alerts.max_p` (0.01)"."""
     defaults = MemWatchConfig().to_dict()
     found = re.findall(r"`(\w+)\.(\w+)` \(([\d.]+)x?\)", README)
     assert found

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from support.builders import EAGER, Loop, assert_same, history, stop_at
+from support.builders import Loop, assert_same, history, stop_at
 from support.trackers import Recorder
 
 import memwatch.event
@@ -85,7 +85,7 @@ def test_three_failures_in_a_row_end_the_events_and_not_the_training(
 def test_a_failed_event_leaves_what_the_judge_remembers(pretrained, pipeline, images, tmp_path, monkeypatch):
     """Otherwise an alert that was decided in it would never be news again."""
     loop = Loop(pretrained, tmp_path, lr=3e-2)
-    watch = loop.watch(pipeline, controls=images, **EAGER | {"stop": {"enabled": False}})
+    watch = loop.watch(pipeline, controls=images, stop={"enabled": False})
     watch.begin()
     before = watch.state_dict()["states"]
     break_at(monkeypatch, STOPPING, loop, {2})

@@ -54,10 +54,6 @@ SMOKE_TRAINING = {
     "num_repeats": 40,
 }
 SMOKE_WATCH = {  # one test vector per draw; one event with all five decides
-    "levels": {"timesteps": [301, 501]},
-    "curvature": {"vectors": 1, "tile": 1},
-    "signals": {"smooth": 5},
-    "alerts": {"min_severity": 1.4, "patience": 1},
     "stop": {"num_probes": 3},
 }
 

@@ -1,4 +1,4 @@
-"""Last clean: the latest weights saved before any probe met the memorized criteria, in the form diffusers loads."""
+"""Last clean: the latest weights saved before any probe was memorized, in the form diffusers loads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from memwatch.denoiser.log_filter import quietly
 from memwatch.faults import Faults, PartError
 from memwatch.judge.findings import Finding
-from memwatch.judge.verdict import ProbeState
+from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import averages, write_safetensors
 from memwatch.report.about import PACKAGES, versions
@@ -32,9 +32,9 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def is_clean(states: Mapping[str, ProbeState], findings: Sequence[Finding]) -> bool:
-    """Whether no watched probe meets the memorized criteria, and all output is finite. ``states``: after the event."""
+    """Whether no watched probe is memorized, and all output is finite. ``states``: after the event."""
     watched = [states.get(finding.name, finding.state) for finding in findings]
-    return all(s.finite and not s.is_enough for s in watched)
+    return all(s.finite and s.verdict is not Verdict.MEMORIZED for s in watched)
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class LastClean:
         if self._is_main and self._said != self.step:
             with self._faults.surviving(SAYING, f"the weights of step {self.step} stay in {place}"):
                 how = json.loads((place / ABOUT).read_text(encoding="utf-8"))["load"]
-                what = "the latest weights saved before any probe met the memorized criteria"
-                since = f"since step {self.unclean_since} one does, or output is not finite"
+                what = "the latest weights saved before any probe was memorized"
+                since = f"since step {self.unclean_since} one is, or output is not finite"
                 logger.warning("%s (step %d) are in %s; %s. To load them: %s", what, self.step, place, since, how)
             self._said = self.step
         return place

@@ -172,7 +172,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
-    """The configuration with what the command line says; one event alone needs no patience."""
+    """The configuration with what the command line says."""
     source = presets().get(args.preset) if args.preset else args.config
     require_option(source is not None or not args.preset, "--preset", args.preset, ", ".join(sorted(presets())))
     config = load_config(source)
@@ -192,8 +192,7 @@ def settings(args: argparse.Namespace, *, is_history: bool) -> MemWatchConfig:
     against = {"baseline": baseline if within or name in ("base", "path") else f"path:{baseline}"}
     if baseline == "unconditional":
         against = {"terms": "variance", "against": "unconditional"}
-    alerts: dict[str, Any] = {} if is_history else {"patience": 1}
-    alerts |= {"webhook": args.webhook} if args.webhook else {}
+    alerts = {"webhook": args.webhook} if args.webhook else {}
     stop = {} if args.follow else {"enabled": False}  # finished models cannot be stopped
     given = {"output_dir": args.output, "strict": not args.follow}  # beside a training a failure costs that part alone
     return load_config(config, **given, signals=against, alerts=alerts, stop=stop)

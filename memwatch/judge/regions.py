@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage
 
-from memwatch.judge.statistic import References, size_index
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals
 
@@ -25,27 +24,20 @@ SMALL, SMALL_RELATIVE = 0.15, 0.5
 
 @dataclass(frozen=True)
 class Region:
-    """One connected part of a map above the threshold.
+    """One connected part of a heatmap above the threshold. It says where; the verdict rests on T of the whole map.
 
     Attributes:
         box: ``(left, top, right, bottom)`` in image pixels, right and bottom exclusive.
         area: share of the image, in (0, 1].
-        mean: of the map inside the region, in the map's unit.
-        effect, sem, low: the same mean estimated on noise draws that did not propose the region, its standard error,
-            and its lower 97.5 % bound (Student's t); see ``estimate``.
-        z_score, p: against the controls, see ``statistic.Null``; ``None`` without enough controls.
-        rank_p_peers: the rank p-value against ordinary training images; ``None`` without them.
+        effect: mean of the map inside the region, natural log of a factor. The same draws propose the region, which
+            makes it a little too large.
+        sem: its standard error over noise draws; infinite with one draw.
     """
 
     box: tuple[int, int, int, int]
     area: float
-    mean: float
     effect: float
     sem: float
-    low: float
-    z_score: float | None = None
-    p: float | None = None
-    rank_p_peers: float | None = None
 
 
 def threshold_of(values: np.ndarray) -> float:
@@ -75,34 +67,6 @@ def _connected(above: np.ndarray) -> Iterator[np.ndarray]:
     return (labels == i for i in range(1, count + 1))
 
 
-def estimate(samples: np.ndarray, inside: np.ndarray) -> tuple[float, float, float]:
-    """How strong a region is: effect, its standard error, and its lower 97.5 % bound, from draws held apart.
-
-    Noise helps to propose a region, so the mean inside it is too high. Each draw is therefore averaged over the region
-    that the *other* draws propose: the component of their mean map that shares most with ``inside``. Where they propose
-    none, the draw counts as 0. The choice of that component still depends on all draws, so about a third of the bias is
-    left in maps of pure noise; there the controls decide, not this bound.
-
-    Args:
-        samples: one map per noise draw, ``(draws, h, w)``.
-        inside: the region that all draws propose, bool ``(h, w)``.
-
-    Returns:
-        In the map's unit; the bound is of Student's t with ``draws - 1`` degrees of freedom, ``-inf`` with one draw.
-    """
-    n = len(samples)
-    if n == 1:
-        return float(samples[0][inside].mean()), math.inf, -math.inf
-    total, effects = samples.sum(0), []
-    for one in samples:
-        proposed = list(components((total - one) / (n - 1)))
-        shared = [(int((other & inside).sum()), i) for i, other in enumerate(proposed)]
-        most, i = max(shared, default=(0, 0))
-        effects.append(float(one[proposed[i]].mean()) if most else 0.0)
-    effect, sem = float(np.mean(effects)), float(np.std(effects, ddof=1) / math.sqrt(n))
-    return effect, sem, effect - float(stats.t.ppf(0.975, n - 1)) * sem
-
-
 def box_of(inside: np.ndarray, scale: int) -> tuple[int, int, int, int]:
     """``(left, top, right, bottom)`` of a bool map, times ``scale`` image pixels per map pixel."""
     rows, columns = np.nonzero(inside)
@@ -110,37 +74,23 @@ def box_of(inside: np.ndarray, scale: int) -> tuple[int, int, int, int]:
     return int(left) * scale, int(top) * scale, int(right) * scale, int(bottom) * scale
 
 
-# --- all regions of a map ---
-
-
-def regions_of(
-    observation: Observation, signals: Signals | None, references: References
-) -> tuple[tuple[Region, ...], np.ndarray | None]:
-    """The regions of the map that decides, and their labels ``(h, w)``.
-
-    The first region decides: it exceeds the controls most or, without controls, is the strongest.
-    """
-    if signals is None or signals.decisive is None:
+def regions_of(observation: Observation, signals: Signals | None) -> tuple[tuple[Region, ...], np.ndarray | None]:
+    """The regions of the heatmap, the strongest first, and their labels ``(h, w)``: i inside the i-th, 0 outside."""
+    if signals is None or signals.heatmap is None:
         return (), None
-    samples, controls, peers = signals.decisive.samples.double().numpy(), references.controls, references.peers
+    samples = signals.heatmap.samples.double().numpy()
     mean = samples.mean(0)
     scale = observation.image.shape[0] // mean.shape[0] if observation.image is not None else 1
-    found = []
-    for inside in components(mean, MIN_AREA):
-        own, size = float(mean[inside].mean()), size_index(int(inside.sum()), inside.size)
-        z_score = controls.z_score(own, size) if controls.is_enough else None
-        region = Region(
-            box_of(inside, scale),
-            float(inside.mean()),
-            own,
-            *estimate(samples, inside),
-            z_score,
-            None if z_score is None else controls.p_value(z_score),
-            peers.rank_p(own, size) if len(peers) else None,
-        )
-        found.append((region, inside))
-    found.sort(key=lambda pair: pair[0].effect if pair[0].z_score is None else pair[0].z_score, reverse=True)
+    found = [(region_of(samples, inside, scale), inside) for inside in components(mean, MIN_AREA)]
+    found.sort(key=lambda pair: pair[0].effect * math.sqrt(pair[0].area), reverse=True)
     labels = np.zeros(mean.shape, dtype=np.int32)
     for i, (_, inside) in enumerate(found, start=1):
         labels[inside] = i
     return tuple(region for region, _ in found), labels
+
+
+def region_of(samples: np.ndarray, inside: np.ndarray, scale: int) -> Region:
+    """One component, from one map per noise draw ``(draws, h, w)``."""
+    effects = samples[:, inside].mean(1)
+    sem = float(effects.std(ddof=1) / math.sqrt(len(effects))) if len(effects) > 1 else math.inf
+    return Region(box_of(inside, scale), float(inside.mean()), float(effects.mean()), sem)

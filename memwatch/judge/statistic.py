@@ -1,17 +1,15 @@
-"""The statistic: how rare a region is where nothing is stored, and how rare it must be to be called memorized.
+"""The statistic T: how far a map exceeds those of held-out controls, how rare that is by chance, and what a run allows.
 
-Held-out controls, measured and judged as the probes are, show what chance alone brings. A region of k pixels is
-compared with the mean of each control's k largest pixels. No connected region of a control can have a higher mean, so
-one rule judges large faint regions and small strong ones, wherever they lie. Sizes are powers of two, and a p-value
-pays for all of them (Bonferroni).
+One functional for probes and controls, so that they are exchangeable where nothing is stored: of the map that decides
+the means of its k largest pixels at seven sizes k, each in predictive deviations of the controls at the same size, and
+of these the largest. Large faint regions and small strong ones count alike, wherever they lie.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -23,7 +21,16 @@ from memwatch.measure.signals import Signals, compute_signals
 
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 RESOLUTION = 0.05  # of a log factor: the smallest spread of the controls that is believed
-FIRST_BLOCK = 16  # events that share half of a run's false-alarm budget, where their number is not known
+PRIOR_DF = 10  # by which the controls' variance at one size is drawn towards the mean over the sizes
+PRIOR_SHAPE, PRIOR_COUNT = 0.25, 100  # of the tail: a shape, and how many exceedances it counts as much as
+LARGEST_SHAPE = 0.9
+MOST_POOLED = 2000  # scores of controls that a run remembers of each kind of probe: 100 events of 20 controls
+UNKNOWN_EVENTS = 100  # that a run is taken to have where it does not say
+
+Pooled = Mapping[str, tuple[float, ...]]  # the controls' scores so far, by kind of probe, see ``kind_of``
+
+
+# --- the functional ---
 
 
 def sizes_of(num_pixels: int) -> tuple[int, ...]:
@@ -36,104 +43,145 @@ def sizes_of(num_pixels: int) -> tuple[int, ...]:
 
 
 def top_means(values: np.ndarray) -> np.ndarray:
-    """The mean of the k largest values of a map ``(h, w)`` for each k of ``sizes_of``: ``(NUM_SIZES,)``, rising."""
-    largest = np.sort(values.astype(np.float64), axis=None)[::-1]
-    means: np.ndarray = np.cumsum(largest)[np.array(sizes_of(largest.size)) - 1] / sizes_of(largest.size)
+    """The mean of the k largest values of maps ``(..., h, w)`` for each k of ``sizes_of``: ``(..., 7)``, rising."""
+    flat = values.reshape(*values.shape[:-2], -1).astype(np.float64)
+    largest, sizes = np.sort(flat, axis=-1)[..., ::-1], np.array(sizes_of(flat.shape[-1]))
+    means: np.ndarray = np.cumsum(largest, axis=-1)[..., sizes - 1] / sizes
     return means
 
 
-def size_index(num_pixels: int, of: int) -> int:
-    """Which of the sizes a region is compared at: the largest that is not larger than the region.
+def profile_of(signals: Signals | None) -> np.ndarray:
+    """``top_means`` of the map that decides; NaN where nothing was compared.
 
-    Controls have higher means at a smaller size, so rounding down never favours the region. ``regions.MIN_AREA`` is the
-    smallest size: a region of fewer pixels would have an advantage.
+    Pixels at which the model got worse count as unchanged: what it forgets says nothing of what it stores.
     """
-    return next((i for i, size in enumerate(sizes_of(of)) if size <= num_pixels), NUM_SIZES - 1)
+    if signals is None or signals.decisive is None:
+        return np.full(NUM_SIZES, np.nan)
+    return top_means(signals.decisive.samples.double().mean(0).clamp(min=0).numpy())
+
+
+def spread_of(variance: np.ndarray, num_controls: int) -> np.ndarray:
+    """The standard deviation of one more observation, from the N controls' variances ``(..., 7)``.
+
+    Each variance is drawn towards the mean over the sizes, as a moderated t does (Smyth 2004). Where most controls are
+    clipped to 0 the mean of the whole map hardly varies, and would make outliers of what is ordinary.
+    """
+    df = num_controls - 1
+    moderated = (PRIOR_DF * variance.mean(-1, keepdims=True) + df * variance) / (PRIOR_DF + df)
+    spread: np.ndarray = np.maximum(np.sqrt(moderated * (1 + 1 / num_controls)), RESOLUTION)
+    return spread
+
+
+def mean_and_spread(controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of profiles ``(..., N, 7)`` the mean, and ``spread_of`` their variance, ``(..., 7)`` each."""
+    return controls.mean(-2), spread_of(controls.var(-2, ddof=1), controls.shape[-2])
+
+
+def scores(profiles: np.ndarray, controls: np.ndarray) -> np.ndarray:
+    """T of profiles ``(..., M, 7)`` among controls ``(..., N, 7)``, predictive deviations: ``(..., M)``."""
+    mean, spread = mean_and_spread(controls)
+    found: np.ndarray = ((profiles - mean[..., None, :]) / spread[..., None, :]).max(-1)
+    return found
+
+
+def leave_one_out(controls: np.ndarray) -> np.ndarray:
+    """T of each control ``(..., N, 7)`` among the N - 1 others: ``(..., N)``."""
+    others = controls.shape[-2] - 1
+    apart = controls - controls.mean(-2, keepdims=True)  # the mean of the others lies at -apart / others
+    squares = (apart**2).sum(-2, keepdims=True) - apart**2 * (1 + 1 / others)
+    spread = spread_of(np.maximum(squares, 0) / (others - 1), others)
+    found: np.ndarray = (apart * (1 + 1 / others) / spread).max(-1)
+    return found
+
+
+# --- how rare it is ---
 
 
 @dataclass(frozen=True)
-class Null:
-    """The null distribution of one event: what the pictures of one group show.
+class Tail:
+    """A generalized Pareto distribution of what the controls' own scores exceed a threshold by.
+
+    Fitted to the 2 sqrt(n) largest of n scores by probability-weighted moments (Hosking & Wallis 1987). The shape is
+    drawn towards ``PRIOR_SHAPE``, since few exceedances hardly tell it: as if ``PRIOR_COUNT`` more of them had been
+    seen. Fields are arrays ``(...)``, as ``of`` gets them.
 
     Attributes:
-        profiles: ``top_means`` of the group, natural log of a factor, ``(N, NUM_SIZES)``.
-        judged: how many of the group are left out because they are judged: 1 for a control, which is judged by the
-            others, else 0.
+        start: the threshold. share: of the scores that exceed it.
+        shape, scale: of the excesses; a shape of 0 is the exponential distribution.
     """
 
-    profiles: np.ndarray
-    judged: int = 0
+    start: np.ndarray
+    share: float
+    shape: np.ndarray
+    scale: np.ndarray
 
     @classmethod
-    def of(cls, profiles: Sequence[np.ndarray]) -> Null:
-        """The distribution of the profiles that are finite."""
-        finite = [p for p in profiles if np.isfinite(p).all()]
-        return cls(np.stack(finite) if finite else np.empty((0, NUM_SIZES)))
+    def of(cls, pooled: np.ndarray) -> Tail:
+        """Of scores ``(..., n)``, n >= 10."""
+        ordered, n = np.sort(pooled, axis=-1), pooled.shape[-1]
+        k = min(math.ceil(2 * math.sqrt(n)), n // 2)
+        start = ordered[..., n - k - 1]
+        excess = ordered[..., n - k :] - start[..., None]
+        mean = np.maximum(excess.mean(-1), 1e-9)
+        weighted = (excess * ((k - np.arange(1, k + 1) + 0.35) / k)).mean(-1)
+        shape = 2 - mean / np.maximum(mean - 2 * weighted, 1e-9)
+        shape = (k * shape + PRIOR_COUNT * PRIOR_SHAPE) / (k + PRIOR_COUNT)
+        shape = np.clip(shape, 0, LARGEST_SHAPE)
+        return cls(start, k / n, shape, mean * (1 - shape))
 
-    def __len__(self) -> int:
-        return len(self.profiles)
+    def p_value(self, score: np.ndarray) -> np.ndarray:
+        """The chance that a control's score exceeds this one; ``share`` for scores below ``start``."""
+        excess = np.maximum(score - self.start, 0) / self.scale
+        steep = np.maximum(self.shape, 1e-9)  # the limit at 0 is the exponential distribution
+        p: np.ndarray = self.share * np.exp(-np.log1p(steep * excess) / steep)
+        return p
 
-    @property
-    def is_enough(self) -> bool:
-        """Whether the whole group is large enough: the same answer for a probe and for every control of the group."""
-        return len(self) + self.judged >= MIN_CONTROLS
-
-    @cached_property
-    def _mean_and_spread(self) -> tuple[np.ndarray, np.ndarray]:
-        """The mean, and the standard deviation of one more observation, ``(NUM_SIZES,)`` each."""
-        spread = self.profiles.std(0, ddof=1) * math.sqrt(1 + 1 / len(self))
-        return self.profiles.mean(0), np.maximum(spread, RESOLUTION)
-
-    def z_score(self, mean: float, size: int) -> float:
-        """Predictive standard deviations by which the mean of a region exceeds the controls at this ``size_index``."""
-        means, spreads = self._mean_and_spread
-        return float((mean - means[size]) / spreads[size])
-
-    def p_value(self, z_score: float) -> float:
-        """The chance that one more control exceeds the others as far, at any size.
-
-        Student's t with N - 1 degrees of freedom (the prediction interval of a normal sample) on log factors, times the
-        number of sizes. Unlike a rank it falls below ``1 / (1 + N)``, which the promise for a whole run needs.
-        """
-        return float(min(1.0, NUM_SIZES * stats.t.sf(z_score, len(self) - 1)))
-
-    def rank_p(self, mean: float, size: int) -> float:
-        """``p = (1 + #{group >= x}) / (1 + N)`` at this size (Phipson & Smyth 2010); it assumes no distribution."""
-        return float((1 + (self.profiles[:, size] >= mean).sum()) / (1 + len(self)))
+    def score_of(self, p: float) -> np.ndarray:
+        """The score at which ``p_value`` is ``p``; ``start`` at the least."""
+        steep = np.maximum(self.shape, 1e-9)
+        score: np.ndarray = self.start + self.scale * np.expm1(steep * max(0.0, math.log(self.share / p))) / steep
+        return score
 
 
-def share_of_budget(event: int, planned: int | None = None) -> float:
-    """The share of a run's false-alarm budget that its n-th event may spend, n = 1, 2, ...; all shares sum to 1.
+def p_value(score: np.ndarray, num_controls: int, tail: Tail | None = None) -> np.ndarray:
+    """The chance that a picture that was never trained on scores as much: the larger of two.
 
-    The first 16 events (or as many as are ``planned``) share one half, twice as many a quarter, and so on. So the
-    length of a run need not be known, and a long run pays little for it.
-
-    >>> [share_of_budget(n) for n in (1, 16, 17)]
-    [0.03125, 0.03125, 0.0078125]
-    >>> share_of_budget(1, planned=5)
-    0.1
+    Student's t with N - 1 degrees of freedom (the prediction interval of a normal sample) times the number of sizes;
+    and what the tail of the controls' own scores says, which need not be normal.
     """
-    first = planned or FIRST_BLOCK
-    block = int(math.log2((event - 1) / first + 1))
-    return float(0.5 ** (block + 1) / (first * 2**block))
+    p: np.ndarray = np.minimum(1.0, NUM_SIZES * stats.t.sf(score, num_controls - 1))
+    return p if tail is None else np.maximum(p, tail.p_value(score))
 
 
-def largest_p(event: int, *, false_alarms_per_run: float, num_probes: int, planned: int | None = None) -> float:
-    """The p-value that a probe may have at most, at its n-th event, to be called ``memorized``.
+def threshold(false_alarms_per_run: float, looks: int) -> float:
+    """The largest p-value of a memorized probe: what a run may spend, over all looks that may come (Bonferroni)."""
+    return false_alarms_per_run / max(1, looks)
 
-    With these limits a run in which nothing is stored calls something memorized with probability
-    ``false_alarms_per_run`` at most, however probes and events depend on each other: the limits sum to it (Bonferroni).
+
+def looks_of(num_fixed: int, per_event: int, planned: int | None) -> int:
+    """How many verdicts a run may give: of watched probes and of rows rotated in per event, at all planned events."""
+    return (num_fixed + per_event) * (planned or UNKNOWN_EVENTS)
+
+
+def called_from(p: float, num_controls: int, tail: Tail | None = None) -> float:
+    """The score from which on ``p_value`` is at most ``p``.
+
+    >>> round(called_from(0.05 / 160, 20), 1)
+    4.9
     """
-    return min(1.0, false_alarms_per_run * share_of_budget(event, planned) / num_probes)
+    normal = float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
+    return normal if tail is None else max(normal, float(tail.score_of(p)))
 
 
-def upper_bound(count: int, of: int, confidence: float = 0.95) -> float:
-    """The largest rate that ``count`` of ``of`` leaves plausible, one-sided (Clopper & Pearson 1934).
+def pooled_with(pooled: Pooled, kind: str, new: np.ndarray) -> Pooled:
+    """The scores with those of one event added; beyond ``MOST_POOLED`` the oldest are forgotten."""
+    kept = (*pooled.get(kind, ()), *(round(float(score), 3) for score in new))
+    return {**pooled, kind: kept[-MOST_POOLED:]}
 
-    >>> round(upper_bound(0, 24), 3)
-    0.117
-    """
-    return 1.0 if count >= of else float(stats.beta.ppf(confidence, count + 1, of - count))
+
+def kind_of(probe: Probe) -> str:
+    """Probes are compared with controls of their own kind."""
+    return "reference" if probe.is_reference else "prompt"
 
 
 # --- which observations are compared with which ---
@@ -153,41 +201,28 @@ class Screened:
 
 
 @dataclass(frozen=True)
-class References:
-    """What one observation is compared with, each of its own kind (reference or prompt).
-
-    Attributes:
-        controls: held-out controls. peers: ordinary training images; none for what is not watched itself.
-        any_controls: whether the event has controls of either kind. severity_peers: median severity of the peers.
-    """
-
-    controls: Null
-    peers: Null
-    any_controls: bool
-    severity_peers: float = 1.0
-
-
-@dataclass(frozen=True)
 class Compared:
     """Observations of one event whose maps are made of the same terms, so that they can be compared with each other.
 
     Attributes:
-        observations: by name, of probes, controls and peers.
+        observations: by name, of probes and controls.
         signals: by name; ``None`` where the measurements are not finite. profiles: by name, see ``profile_of``.
-        severity_peers: median severity of the peers, once they are judged.
+        scores: T by name; without an entry where nothing was compared, and where there are too few controls.
     """
 
     observations: Mapping[str, Observation]
     signals: Mapping[str, Signals | None]
     profiles: Mapping[str, np.ndarray]
-    severity_peers: float = 1.0
+    scores: Mapping[str, float]
 
     @classmethod
     def of(cls, observations: Sequence[Observation], config: SignalsConfig, terms: str | None = None) -> Compared:
         """Compare by ``terms``; default: the configured ones."""
         terms = terms or config.terms
         signals = compute_signals(observations, terms=terms, against=config.against, smooth=config.smooth)
-        return cls({o.name: o for o in observations}, signals, {name: profile_of(s) for name, s in signals.items()})
+        profiles = {name: profile_of(s) for name, s in signals.items()}
+        finite = [o.probe for o in observations if np.isfinite(profiles[o.name]).all()]
+        return cls({o.name: o for o in observations}, signals, profiles, scores_of(finite, profiles))
 
     @classmethod
     def both(
@@ -203,25 +238,21 @@ class Compared:
         measured = [o for o in observations if o.has_curvature]
         return cls.of(measured, config), cls.of(screened.observations, config, terms="loss")
 
-    def controls_of(self, probe: Probe) -> Null:
-        """The controls that a probe is judged by: those of its kind, without itself."""
-        return self._null(probe, [o.probe for o in self.observations.values() if o.probe.is_control])
-
-    def references_of(self, probe: Probe, *, any_controls: bool) -> References:
-        """What a probe is judged by."""
-        return References(self.controls_of(probe), Null.of([]), any_controls)
-
-    def _null(self, probe: Probe, group: Sequence[Probe]) -> Null:
-        of_kind = [other.name for other in group if other.is_reference is probe.is_reference]
-        null = Null.of([self.profiles[name] for name in of_kind if name != probe.name])
-        return replace(null, judged=int(probe.name in of_kind))
+    def controls_of(self, probe: Probe) -> np.ndarray:
+        """The profiles of the controls that a probe is judged by, those of its kind without itself: ``(N, 7)``."""
+        group = [o.probe for o in self.observations.values() if o.probe.is_control and o.name != probe.name]
+        found = [self.profiles[p.name] for p in group if p.is_reference is probe.is_reference]
+        return np.array([profile for profile in found if np.isfinite(profile).all()]).reshape(-1, NUM_SIZES)
 
 
-def profile_of(signals: Signals | None) -> np.ndarray:
-    """``top_means`` of the map that decides; NaN where nothing was compared.
-
-    Pixels at which the model got worse count as unchanged: what it forgets says nothing of what it stores.
-    """
-    if signals is None or signals.decisive is None:
-        return np.full(NUM_SIZES, np.nan)
-    return top_means(signals.decisive.samples.double().mean(0).clamp(min=0).numpy())
+def scores_of(probes: Sequence[Probe], profiles: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """T by name of probes and controls, each kind by its own controls; none for a kind with too few of them."""
+    found: dict[str, float] = {}
+    for kind in {kind_of(p) for p in probes}:
+        same = [p for p in probes if kind_of(p) == kind]
+        names = [[p.name for p in same if p.is_control is is_control] for is_control in (True, False)]
+        controls, watched = (np.array([profiles[n] for n in group]).reshape(-1, NUM_SIZES) for group in names)
+        if len(controls) >= MIN_CONTROLS:
+            values = np.concatenate([leave_one_out(controls), scores(watched, controls)])
+            found |= dict(zip(names[0] + names[1], map(float, values), strict=True))
+    return found

@@ -40,7 +40,7 @@ def adapt(
 
     A setting that does not fit the bare ``model`` or the way it lies on the ranks is a ``ConfigError``.
     """
-    allowed = "variance or both with prompt probes and sampling.look: last_step, where the true noise is unknown"
+    allowed = "variance with prompt probes and sampling.look: last_step, where the true noise is unknown"
     ok = config.signals.terms != "loss" or config.sampling.look == "generation" or not has_prompts
     require(ok, "signals.terms", config.signals.terms, allowed)
     ranks.require(config, has_prompts)
@@ -184,11 +184,6 @@ class WatchList:
         new = [rows[i % len(rows)] for i in range(begin, begin + count)] if rows and event > 0 else []
         stay = [name for name in rows if name in kept and event > 0]
         self._rotated_in = frozenset(new + stay[:count])
-
-    def num_rotating(self, planned: int | None) -> int:
-        """How many rows will have been rotated in by the end of a run of ``planned`` events after its first."""
-        rows = len(self.rotation)
-        return rows if planned is None else min(rows, planned * self.config.rotation.per_event)
 
     @property
     def has_controls(self) -> bool:

@@ -4,7 +4,8 @@ Kim & Lee, ICML 2026 (arXiv 2605.26756), in retained variances ``rho = 1 - sigma
 pinned. Maps are means over channels. Shapes: retained variances ``(levels, n, h, w)``, epsilon ``(levels, draws, c, h,
 w)``.
 
-The map that decides is made of two *terms*, natural logs of a factor (see ``log_ratio``), in three *comparisons*:
+The map that decides is made of one *term*, the natural log of a factor (see ``log_ratio``) by which the denoising loss
+or the retained variance has fallen, in three *comparisons*:
 
 | | earlier -> now | asks |
 |---|---|---|
@@ -12,7 +13,8 @@ The map that decides is made of two *terms*, natural logs of a factor (see ``log
 | ``N`` unconditional | now without the prompt -> now with the prompt | is it the prompt that brings it? |
 | ``K`` branch | baseline without the prompt -> now without | what has the unconditional branch itself begun to store? |
 
-``terms: both`` is the mean of variance and loss. ``against: both`` is ``min(S, N + relu(K - k0))``, see ``decide``.
+``against: both`` is ``min(S, N + relu(K - k0))``, see ``decide``. It tells best whether something is stored; S alone
+shows best where, so regions and heatmaps come from S.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ from memwatch.measure.probes import Probe
 
 SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retained variance from zero
 RHO_FLOOR = 0.05  # of retained variance: what is left below counts as none
-LOSS_FLOOR = 0.01  # of the squared error of epsilon, whose variance is 1: the same
+LOSS_FLOOR = 1.0  # times the controls' mean loss at the level before training: what is left below counts as little
+SMALLEST_LOSS = 1e-6  # keeps the ratio finite where nothing gives a floor
 BRANCH_QUANTILE = 0.9  # over pixels: what the unconditional branch has lost on a control anyway
 
 
-def log_ratio(baseline: CurvatureMap, now: CurvatureMap, floor: float) -> CurvatureMap:
+def log_ratio(baseline: CurvatureMap, now: CurvatureMap, floor: float | Tensor) -> CurvatureMap:
     """Log of the factor by which something has fallen: ``log((baseline + floor) / (now + floor))``.
 
     The floor keeps out ratios of next to nothing, as on plain backgrounds. Replicates are averaged before the ratio;
@@ -78,12 +81,20 @@ class Comparison:
     loss: CurvatureMap | None = None
 
     @classmethod
-    def of(cls, earlier: Measurement, now: Measurement, eps: Tensor | None, smooth: int) -> Comparison:
-        """Compare. ``eps``: true noise. ``smooth``: side of the mean filter on rho and losses, latent pixels, odd."""
+    def of(
+        cls, earlier: Measurement, now: Measurement, eps: Tensor | None, smooth: int, floor: Tensor | None = None
+    ) -> Comparison:
+        """Compare.
+
+        Args:
+            eps: true noise. floor: of the loss, ``(levels,)``, see ``loss_floor``; 0 without.
+            smooth: side of the mean filter on rho and losses, latent pixels, odd.
+        """
         found = cls(squared_difference(now.epsilon, earlier.epsilon))
         if eps is not None:
             before, after = (squared_difference(m.epsilon, eps).smooth(smooth) for m in (earlier, now))
-            found = replace(found, loss=log_ratio(before, after, LOSS_FLOOR))
+            floor = torch.zeros(len(eps)) if floor is None else floor
+            found = replace(found, loss=log_ratio(before, after, floor[:, None, None] + SMALLEST_LOSS))
         if earlier.rho is None or now.rho is None:
             return found
         rho_earlier, rho_now = earlier.rho.smooth(smooth), now.rho.smooth(smooth)
@@ -95,19 +106,15 @@ class Comparison:
         )
 
     def term(self, terms: str) -> CurvatureMap | None:
-        """``variance``, ``loss``, or the mean of ``both`` per noise draw; the variance alone where there is no loss.
+        """``variance`` or ``loss``; ``None`` where it was not measured.
 
-        ``None`` where it was not measured. A variance is 0 where the earlier measurement leaves no freedom to lose.
+        A variance is 0 where the earlier measurement leaves no freedom to lose.
         """
         if terms == "loss":
             return self.loss
         if self.variance is None or self.is_free is None:
             return None
-        variance = self.variance.samples.where(self.is_free[:, None], 0.0)
-        if terms == "variance" or self.loss is None:
-            return CurvatureMap(variance)
-        levels, draws, h, w = self.loss.samples.shape
-        return CurvatureMap((variance.reshape(levels, draws, -1, h, w).mean(2) + self.loss.samples) / 2)
+        return CurvatureMap(self.variance.samples.where(self.is_free[:, None], 0.0))
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,8 @@ class Signals:
         raw: ``1 - rho_now``, how pinned a coordinate is, samples ``(levels, n, h, w)``; ``None`` without curvature.
             Plain backgrounds are pinned as well, so it never decides.
         deciding: see ``decide``. decisive: its mean over levels, samples ``(n, h, w)``, natural log of a factor, from
-            which regions and alerts come. ``None`` where nothing can be compared.
+            which verdicts come. ``None`` where nothing can be compared.
+        heatmap: the same of S alone, from which regions and pictures come; of N where there is no S.
     """
 
     snapshot: Comparison | None
@@ -128,13 +136,15 @@ class Signals:
     raw: CurvatureMap | None
     deciding: CurvatureMap | None = None
     decisive: CurvatureMap | None = None
+    heatmap: CurvatureMap | None = None
 
     @classmethod
-    def of(cls, o: Observation, smooth: int) -> Signals:
-        """Every comparison that an observation allows; nothing is decided yet."""
+    def of(cls, o: Observation, smooth: int, floor: Tensor | None = None) -> Signals:
+        """Every comparison that an observation allows; nothing is decided yet. ``floor``: see ``loss_floor``."""
 
         def compared(earlier: Measurement | None, now: Measurement | None) -> Comparison | None:
-            return Comparison.of(earlier, now, o.eps, smooth) if earlier is not None and now is not None else None
+            known = earlier is not None and now is not None
+            return Comparison.of(earlier, now, o.eps, smooth, floor) if known else None  # type: ignore[arg-type]
 
         return cls(
             snapshot=compared(o.baseline, o.now),
@@ -145,7 +155,7 @@ class Signals:
 
     def maps(self) -> dict[str, CurvatureMap]:
         """Those that exist, by the names that files and logged keys use."""
-        found: dict[str, CurvatureMap | None] = {"raw": self.raw, "decisive": self.decisive}
+        found: dict[str, CurvatureMap | None] = {"raw": self.raw, "decisive": self.decisive, "heatmap": self.heatmap}
         if (s := self.snapshot) is not None:
             found |= {"collapse": s.collapse, "log_ratio": s.variance, "score": s.score, "loss_log_ratio": s.loss}
         if (u := self.unconditional) is not None:
@@ -181,6 +191,18 @@ def branch_quantile(signals: Signals, terms: str) -> Tensor | None:
     return None if k is None else k.mean.flatten(1).quantile(BRANCH_QUANTILE, dim=1)
 
 
+def loss_floor(observations: Sequence[Observation], probe: Probe) -> Tensor | None:
+    """What the loss of a probe is floored by, ``(levels,)``: the mean loss of the controls of its kind before training.
+
+    So the log ratio means the same at every noise level and for every model. Without controls all probes of its kind
+    count; ``None`` where no loss is known.
+    """
+    same = [o for o in observations if o.finite and o.eps is not None and o.probe.is_reference is probe.is_reference]
+    group = [o for o in same if o.probe.is_control] or same
+    losses = [((o.baseline or o.now).epsilon - o.eps).square().mean((1, 2, 3, 4)) for o in group if o.eps is not None]
+    return LOSS_FLOOR * torch.stack(losses).mean(0) if losses else None
+
+
 def compute_signals(
     observations: Sequence[Observation], *, terms: str, against: str, smooth: int
 ) -> dict[str, Signals | None]:
@@ -189,7 +211,11 @@ def compute_signals(
     k0 is the largest ``branch_quantile`` of any control of the probe's kind (reference or prompt) but itself: a loss of
     the branch counts as stored only as far as it exceeds every control's.
     """
-    found = {o.name: (o.probe, Signals.of(o, smooth) if o.finite else None) for o in observations}
+    floors = {o.probe.is_reference: loss_floor(observations, o.probe) for o in observations}
+    found = {
+        o.name: (o.probe, Signals.of(o, smooth, floors[o.probe.is_reference]) if o.finite else None)
+        for o in observations
+    }
     lost = [(p, q) for p, s in found.values() if p.is_control and s and (q := branch_quantile(s, terms)) is not None]
 
     def decided(probe: Probe, signals: Signals | None) -> Signals | None:
@@ -198,7 +224,9 @@ def compute_signals(
             return None
         deciding = decide(signals, terms, against, torch.stack(others).amax(0) if others else None)
         decisive = None if deciding is None else CurvatureMap(deciding.samples.mean(0))
-        return replace(signals, deciding=deciding, decisive=decisive)
+        shown = None if against == "unconditional" or signals.snapshot is None else signals.snapshot.term(terms)
+        heatmap = decisive if shown is None else CurvatureMap(shown.samples.mean(0))
+        return replace(signals, deciding=deciding, decisive=decisive, heatmap=heatmap)
 
     return {name: decided(probe, signals) for name, (probe, signals) in found.items()}
 

@@ -167,8 +167,8 @@ def core_of(finding: Finding) -> np.ndarray:
     A region ends in the middle of a smooth slope, and its rim is not stored in full. The core is where the map reaches
     ``CORE`` of the region's own peak.
     """
-    if finding.labels is None or finding.signals is None or finding.signals.decisive is None:
+    if finding.labels is None or finding.signals is None or finding.signals.heatmap is None:
         raise ValueError(f"{finding.name} has no region")
-    inside, values = finding.labels == 1, finding.signals.decisive.mean.numpy()
+    inside, values = finding.labels == 1, finding.signals.heatmap.mean.numpy()
     core: np.ndarray = inside & (values >= CORE * np.quantile(values[inside], PEAK))
     return core

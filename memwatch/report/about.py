@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from memwatch.config import MemWatchConfig
+from memwatch.judge.statistic import UNKNOWN_EVENTS, called_from, threshold
 from memwatch.measure.observer import Observer
 from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.messages import show_messages
@@ -135,7 +136,7 @@ def warn_of_controls(count: Counter[tuple[str, bool]]) -> None:
         watched, controls = count["probe", is_reference], count["control", is_reference]
         if watched and controls < MIN_CONTROLS:
             few = f"judging {kind} takes {MIN_CONTROLS} controls that are {kind}, and there are {controls}"
-            logger.warning(f"{few}; of {watched} probes, those with an effect will be inconclusive")
+            logger.warning(f"{few}; {watched} probes will be inconclusive")
 
 
 def say_pace(pace: Pace, config: MemWatchConfig) -> None:
@@ -147,3 +148,17 @@ def say_pace(pace: Pace, config: MemWatchConfig) -> None:
         logger.warning(f"{pace}; that is rare, because of {allowed}; a larger one, or every_steps, changes that")
     else:
         logger.info(f"{pace} ({allowed})")
+
+
+def say_threshold(observer: Observer, looks: int, planned: int | None) -> None:
+    """From which score on a probe will be memorized; ``looks``: how many verdicts the run may give."""
+    rate, probes = observer.config.alerts.false_alarms_per_run, [p.probe for p in observer.fixed]
+    events = f"{planned} events" if planned else f"{UNKNOWN_EVENTS} events, as their number is not known"
+    for is_reference, kind in ((True, "images"), (False, "prompts")):
+        same = [p for p in probes if p.is_reference is is_reference]
+        controls = sum(p.is_control for p in same)
+        if len(same) > controls >= MIN_CONTROLS:
+            z = called_from(threshold(rate, looks), controls)
+            why = f"{controls} controls, {looks} verdicts in {events}, alerts.false_alarms_per_run: {rate:g}"
+            raised = "controls with a heavier tail than the normal one raise it"
+            logger.info(f"{kind} are called memorized from z = {z:.1f} on ({why}); {raised}")

@@ -27,7 +27,7 @@ SHOWN = 384  # pixels: the longer side of a panel
 # Nine stops from black over red to pale yellow, rising in lightness: readable in grey and by colour-blind people.
 COLOURS = "000004 280B54 65156E 9F2A63 D44842 F57D15 FAC127 FCE678 FCFFA4"
 STOPS = np.array([list(bytes.fromhex(colour)) for colour in COLOURS.split()], dtype=np.float64)
-MAX_FACTOR = 6.0  # at the top of the scale, the same in every picture
+MAX_FACTOR = 4.0  # at the top of the scale, the same in every picture
 BAR, PAD = 74, 14  # pixels: width of the colour bar with its labels; paper above and below it
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -169,11 +169,11 @@ def overlay(image: np.ndarray, log_values: np.ndarray, regions: Sequence[Region]
 
 
 def colour_bar(height: int, size: int = 20) -> Picture:
-    """The vertical scale of reduction factors, labelled at 1x, 2x, 4x and at the top in letters of ``size`` pixels."""
+    """The vertical scale of reduction factors, labelled at 1x, 2x and at the top in letters of ``size`` pixels."""
     bar, length = Image.new("RGB", (BAR, height), PAPER), height - 2 * PAD
     bar.paste(Image.fromarray(colours(np.linspace(1, 0, length)[:, None].repeat(18, 1))), (6, PAD))
     draw = ImageDraw.Draw(bar)
-    for tick in (1.0, 2.0, 4.0, MAX_FACTOR):
+    for tick in (1.0, 2.0, MAX_FACTOR):
         y = PAD + (length - 1) * (1 - math.log(tick) / math.log(MAX_FACTOR))
         draw.line((24, y, 28, y), fill=INK)
         draw.text((31, y), f"{tick:g}x", fill=INK, font=font_of(size), anchor="lm")

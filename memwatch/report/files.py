@@ -38,7 +38,8 @@ class FileSink:
     | ``images/PROBE.png``, of prompt probes ``images/PROBE/step_NNNNNNN.jpg`` | the images that were measured |
     | ``generations/PROBE/step_NNNNNNN.jpg`` | a proof's generations, side by side |
 
-    The map that decides, ``PROBE/decisive``, is ``(h, w)``. ``memwatch/act`` adds ``flagged.jsonl``, the rows behind
+    ``PROBE/decisive``, the map that decides, and ``PROBE/heatmap`` are ``(h, w)``. ``memwatch/act`` adds
+    ``flagged.jsonl``, the rows behind
     every alert, and ``last_clean/``, the newest weights from before the first one.
 
     The line of every event stays: about 1 kB per probe. Files named by a step take 500 MB at most over all events, or

@@ -59,7 +59,7 @@ class Row:
         """The effect and its p-value in words; empty where no judgement was possible."""
         if self.verdict is Verdict.INCONCLUSIVE:
             return ""
-        effect = f"{self.severity:.1f}x less freedom" if self.severity >= 1.05 else "no less freedom"
+        effect = f"{self.severity:.1f}x reduction" if self.severity >= 1.05 else "no reduction"
         return effect if self.p is None else f"{effect}, p = {self.p:.1g}"
 
     @property
@@ -94,7 +94,7 @@ class Event:
     step: int
     rows: tuple[Row, ...] = ()
     controls: Mapping[str, float] = field(default_factory=dict)
-    audit: str = ""
+    standing: str = ""
     calibrated: bool = False
     scalars: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -116,7 +116,9 @@ class Event:
     @property
     def calibration(self) -> str:
         """What the controls say."""
-        return self.audit if self.calibrated else "there are no controls, so alerts are uncalibrated"
+        if not self.calibrated:
+            return "there are no controls, so alerts are uncalibrated"
+        return self.standing or "no control has been scored"
 
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict is verdict for row in self.rows)

@@ -12,7 +12,6 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from memwatch.config import AlertsConfig
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import factor
 from memwatch.report import text
@@ -99,9 +98,7 @@ def script_data(run: Run, order: list[Row], frames: Frames) -> dict[str, Any]:
 
 
 def severities(run: Run, histories: Histories) -> dict[str, Any]:
-    """The first chart: severities by step, the controls' band and the alert level; alerts, proofs and the stop."""
-    given = run.about.settings.get("alerts", {}).get("min_severity", AlertsConfig().min_severity)
-    level = given if run.last.calibrated else None
+    """The first chart: severities by step and the controls' band; alerts, proofs and the stop."""
     judged = [(event.step, sorted(event.controls.values())) for event in run.events if event.controls]
     band = [[step, values[0], values[-1], values[len(values) // 2]] for step, values in judged]
     lines = [
@@ -114,9 +111,9 @@ def severities(run: Run, histories: Histories) -> dict[str, Any]:
         for key, row in enumerate(run.last.worst_first)
     ]
     found = [row.severity for _, row in run.rows] + [most for _, _, most, _ in band]
-    values = [1.0, max(LOWEST_TOP, 1.1 * (level or 1.0), *found) * 1.05]
+    values = [1.0, max(LOWEST_TOP, *found) * 1.05]
     stop = None if run.stop is None else run.stop.step
-    return {"lines": lines, "values": values, "band": band, "level": level, "marks": marks_of(run), "stop": stop}
+    return {"lines": lines, "values": values, "band": band, "marks": marks_of(run), "stop": stop}
 
 
 def marks_of(run: Run) -> list[list[Any]]:

@@ -92,9 +92,9 @@ def first_panels(finding: Finding, side: int = SHOWN) -> list[Panel]:
     """The image that was measured, and the same under its heatmap; the caption tells how coarse that is."""
     image, is_reference = image_of(finding), finding.observation.probe.is_reference
     plain = fitted(image, side, side), "training image" if is_reference else "generated from prompt"
-    if finding.signals is None or finding.signals.decisive is None:
+    if finding.signals is None or finding.signals.heatmap is None:
         return [plain, (plain[0], "no heatmap")]
-    values = finding.signals.decisive.mean.numpy()
+    values = finding.signals.heatmap.mean.numpy()
     marked = overlay(image, values, finding.regions, side=side)
     return [plain, (marked, f"heatmap, {values.shape[1]}x{values.shape[0]} latent pixels")]
 
@@ -103,9 +103,9 @@ def region_panels(finding: Finding) -> list[Panel]:
     """The second row, see ``picture_of``."""
     image, proof, box = image_of(finding), finding.proof, finding.regions[0].box
     heat = image
-    if finding.signals is not None and finding.signals.decisive is not None:
+    if finding.signals is not None and finding.signals.heatmap is not None:
         side = min(max(image.shape), 2 * SHOWN)  # a large one no larger than its parts are shown
-        heat = np.asarray(overlay(image, finding.signals.decisive.mean.numpy(), side=side))
+        heat = np.asarray(overlay(image, finding.signals.heatmap.mean.numpy(), side=side))
     own, other, what = cropped(image, box, image.shape), cropped(heat, box, image.shape), "heatmap"
     if proof is None:
         return [(pair(own, other, BOTH), "the region enlarged: image | heatmap")]
@@ -186,7 +186,7 @@ def measure(report: Report) -> str:
     if controls := report.controls:
         held_out = f"{len(controls)} held-out control{'s' if len(controls) != 1 else ''}"
         reached = f"{held_out} reach{'es' if len(controls) == 1 else ''} {max(controls.values()):.1f}x at most"
-        return f"{stop}{reached}; a probe can be called memorized from {report.config.alerts.min_severity:g}x on."
+        return f"{stop}{reached}; {report.event.calibration}."
     if report.calibrated:
         return f"{stop}The controls were not compared with anything at this event."
     return f"{stop}There are no controls, so a probe can be called suspicious, but never memorized."

@@ -5,26 +5,25 @@ Logged keys (their names are API; PROBE is the probe's name):
 | key | kind | meaning |
 |---|---|---|
 | ``memwatch/step`` | scalar | optimizer step of the event; the x axis of the others in W&B |
-| ``memwatch/max_severity`` | scalar | largest variance reduction factor over probes, 1 is none |
+| ``memwatch/max_severity`` | scalar | largest reduction factor over probes, 1 is none |
 | ``memwatch/min_p`` | scalar | smallest p-value over probes (with controls only) |
 | ``memwatch/num_memorized``, ``memwatch/num_suspicious``, ``memwatch/num_inconclusive`` | scalar | probes by verdict |
-| ``memwatch/controls_called`` | scalar | controls that the whole rule has called memorized so far, each by the others |
-| ``memwatch/false_alarms_at_most`` | scalar | rate per probe and run that this leaves plausible, at 95 % confidence |
-| ``memwatch/severity/PROBE`` | scalar | variance reduction factor of its strongest region |
+| ``memwatch/control_score`` | scalar | largest score T of a control so far, each by the others; predictive deviations |
+| ``memwatch/called_from`` | scalar | the score from which on a probe is memorized at this event |
+| ``memwatch/severity/PROBE`` | scalar | reduction factor of its strongest region |
 | ``memwatch/p/PROBE`` | scalar | p-value against the controls |
 | ``memwatch/area/PROBE`` | scalar | share of the image inside regions |
 | ``memwatch/collapse/PROBE``, ``memwatch/score/PROBE`` | scalar | image means of the differences to the snapshot |
 | ``memwatch/collapse_null/PROBE``, ``memwatch/score_null/PROBE`` | scalar | the same, to the unconditional branch |
 | ``memwatch/loss_log_ratio/PROBE`` | scalar | image mean of the loss log ratio to the snapshot |
 | ``memwatch/retained_variance/PROBE`` | scalar | image mean of rho, 1 is free |
-| ``memwatch/control_severity`` | scalar | largest variance reduction factor over controls, each at its own region |
+| ``memwatch/control_severity`` | scalar | largest reduction factor over controls, each at its own region |
 | ``memwatch/control_severity_median``, ``memwatch/control_severity_least`` | scalar | median and least of them |
-| ``memwatch/alert_level`` | scalar | the factor from which a region may be called memorized (``alerts.min_severity``) |
 | ``memwatch/copied/PROBE`` | scalar | share of its generations that copy its region (when it was generated) |
 | ``memwatch/num_copied`` | scalar | probes that a generation copies (when any was generated) |
 | ``memwatch/overview`` | image | all probes of an event, the most severe first, beside the controls |
 | ``memwatch/heatmap/PROBE`` | image | the image, its heatmap and regions, what is generated; colours mean the same |
-| ``memwatch/map/PROBE`` | histogram | TensorBoard only: the reduction factors of the map that decides, 1 is none |
+| ``memwatch/map/PROBE`` | histogram | TensorBoard only: the reduction factors of the heatmap, 1 is none |
 | ``memwatch/alerts`` | text | TensorBoard only: all alerts so far, one table; written at each event with news |
 | ``memwatch/regions/PROBE`` | image | W&B only: the image with regions as a mask and as boxes to switch on and off |
 | ``memwatch/probes`` | table | W&B only: a row per probe and event, see ``wandb.COLUMNS`` |
@@ -139,7 +138,7 @@ class Report:
         return {f"memwatch/{key}": float(value) for key, value in finite.items()}
 
     def _scalars_of_the_event(self) -> dict[str, float | None]:
-        audit, controls = self.judgement.audit, list(self.controls.values())
+        standings, controls = self.judgement.standings.values(), list(self.controls.values())
         proofs = [f.proof for f in self.findings if f.proof is not None]
         verdicts = Counter(f.verdict for f in self.findings)
         return {
@@ -148,9 +147,8 @@ class Report:
             "max_severity": max((f.severity for f in self.findings), default=1.0),
             "min_p": min((f.p for f in self.findings if f.p is not None), default=None),
             **{f"num_{verdict}": verdicts[verdict] for verdict in Verdict if verdict is not Verdict.NO_EVIDENCE},
-            "controls_called": audit.called if audit.of else None,
-            "false_alarms_at_most": audit.at_most if audit.of else None,
-            "alert_level": self.config.alerts.min_severity,
+            "control_score": max((s.highest for s in standings), default=None),
+            "called_from": max((s.called_from for s in standings), default=None),
             "control_severity": max(controls, default=None),
             "control_severity_median": median(controls) if controls else None,
             "control_severity_least": min(controls, default=None),
@@ -161,12 +159,11 @@ class Report:
         """An alert in words: where, since when, how strong, how unlikely, against what."""
         probe, evidence = finding.observation.probe, finding.evidence
         lines = [f"memwatch, step {self.step}: {probe.title} is {finding.verdict}: {finding.reason}."]
+        if finding.p is not None:
+            lines.append(f"score {evidence.z_score:.1f}, p = {finding.p:.2g} against {evidence.num_controls} controls")
         for r in finding.regions:
-            chance = "no controls"
-            if r.p is not None:
-                chance = f"p = {r.p:.2g} against {evidence.num_controls} controls"
-            effect = f"{math.exp(r.effect):.1f}x less freedom (log ratio {r.effect:.2f} ± {r.sem:.2f})"
-            lines.append(f"region {r.box} px, {r.area:.0%} of the image: {effect}, {chance}")
+            effect = f"{math.exp(r.effect):.1f}x reduction (log ratio {r.effect:.2f} ± {r.sem:.2f})"
+            lines.append(f"region {r.box} px, {r.area:.0%} of the image: {effect}")
         if copied := Row(finding.name, is_reference=probe.is_reference, copied=_copied(finding)).proof():
             lines.append(copied)
         lines.append(f"baseline: {self.baseline_text(finding)}.")
@@ -193,7 +190,7 @@ class Report:
             "findings": [self._row(finding) for finding in self.findings],
             "controls": self.controls,
             "calibrated": self.calibrated,
-            "audit": str(self.judgement.audit),
+            "standing": self.judgement.standing,
             "scalars": self.scalars(),
         }
         line |= {key: getattr(self, key) for key in ("seconds", "overhead", "errors", "stop_reason", "failure")}
@@ -209,7 +206,7 @@ class Report:
             "prompt": o.probe.prompt,
             "is_reference": o.probe.is_reference,
             "reason": finding.reason,
-            **{key: getattr(evidence, key) for key in ("severity", "severity_low", "p", "z_score")},
+            **{key: getattr(evidence, key) for key in ("severity", "p", "z_score")},
             "baseline": self.baseline_text(finding),
             "baseline_step": o.baseline_step,
             "since": finding.state.since,

@@ -34,10 +34,10 @@ logger = logging.getLogger("memwatch")
 DRAWING = "drawing the pictures"
 MISSING = "it has no rows and pictures of the events in between"
 CONTROLS = [f"memwatch/control_severity{end}" for end in ("_median", "_least", "")]  # the line, and the band's ends
-SEVERITIES = ["memwatch/severity/.+", "memwatch/alert_level$"]
+SEVERITIES = ["memwatch/severity/.+"]
 LAYOUT = {  # of the tab "Custom Scalars"; a multiline chart's tags are regular expressions
     "memwatch": {
-        "severity of every probe, and the alert level": ["Multiline", SEVERITIES],
+        "severity of every probe": ["Multiline", SEVERITIES],
         "severity of the controls: least, median, largest": ["Margin", CONTROLS],
         "share of training time that memwatch takes": ["Multiline", ["memwatch/overhead$"]],
     }
@@ -146,8 +146,8 @@ class TensorBoardSink:
         for key, picture in report.images().items():
             writer.add_image(key, np.asarray(picture), step, dataformats="HWC")
         for f in report.findings:
-            if f.signals is not None and f.signals.decisive is not None:
-                factors = np.exp(f.signals.decisive.mean.double().numpy().ravel())
+            if f.signals is not None and f.signals.heatmap is not None:
+                factors = np.exp(f.signals.heatmap.mean.double().numpy().ravel())
                 if (finite := np.isfinite(factors)).any():
                     writer.add_histogram(f"memwatch/map/{f.name}", factors[finite], step)
         if report.alerts:  # the table holds those of the history as well, also from before a resume

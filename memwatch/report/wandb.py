@@ -146,14 +146,11 @@ def mask_of(finding: Finding) -> np.ndarray:
 
 
 def boxes_of(finding: Finding) -> list[dict[str, Any]]:
-    """Its regions as W&B draws boxes, with reduction factor, share of the image and, with controls, p-value."""
+    """Its regions as W&B draws boxes, with reduction factor and share of the image."""
     boxes = []
     for region in finding.regions:
         scores = {"factor": factor(region.effect), "area": region.area}
         text = f"{scores['factor']:.1f}x"
-        if region.p is not None:
-            scores["p"] = region.p
-            text += f", p = {region.p:.2g}"
         position = dict(zip(("minX", "minY", "maxX", "maxY"), region.box, strict=True))
         box = {"position": position, "domain": "pixel", "class_id": CLASSES[finding.verdict]}
         boxes.append(box | {"box_caption": text, "scores": scores})

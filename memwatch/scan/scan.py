@@ -103,7 +103,7 @@ class Scan:
     ) -> None:
         self.accelerator, self.config, self.pretrained = accelerator, config, pretrained
         self.failed: list[tuple[int, str, str]] = []
-        self.every_steps = config.every_steps
+        self.planned: int | None = None
         self.progress, folder = Progress(""), Path(config.output_dir)
         if (folder / "history.jsonl").exists() and not (folder / OBSERVATIONS).is_dir():
             raise ValueError(f"{folder} holds a history that no scan wrote; choose another output folder")
@@ -133,7 +133,7 @@ class Scan:
 
     def run(self) -> Report | None:
         """All events; the last one's report."""
-        report = None
+        report, self.planned = None, len(self.checkpoints)
         self.begin()
         for checkpoint in self.checkpoints:
             try:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from support.builders import EAGER, SMALL, assert_same, call_every_change, history, without_time
+from support.builders import SMALL, assert_same, call_every_change, history, without_time
 from support.rows import REPEATED, RowsLoop, make_rows
 from torch.utils.data import Subset
 
@@ -22,7 +22,7 @@ from memwatch.act.flagged import read_flagged
 ROWS = make_rows()  # 60
 PICKING = SMALL | {"rotation": {"rows": 0}, "proof": {"enabled": False}}
 SELDOM = PICKING | {"every_steps": 24}  # where what is trained on counts
-GOING_ON = PICKING | EAGER | {"stop": {"enabled": False}}
+GOING_ON = PICKING | {"stop": {"enabled": False}}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def call_repeated(monkeypatch) -> None:
     def evidence_of(observation, *args):
         evidence, row = strong(observation, *args), observation.probe.row
         called = row is not None and row < REPEATED and not observation.probe.is_control
-        return evidence if called else replace(evidence, severity_low=1.0)
+        return evidence if called else replace(evidence, p=1.0, any_controls=True)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", evidence_of)
 
@@ -77,15 +77,14 @@ def test_a_loader_with_held_out_rows_is_refused_before_the_first_step(picked, pr
 
 def test_a_stop_leaves_clean_weights(picked, pretrained, pipeline, tmp_path, monkeypatch):
     call_repeated(monkeypatch)
-    config = PICKING | {"alerts": {"patience": 2}}
     loop = RowsLoop(pretrained, tmp_path, picked.train)
     at_start = {name: p.detach().clone() for name, p in loop.bare.named_parameters()}
-    watch = loop.watch(pipeline, picked=picked, config=config)
+    watch = loop.watch(pipeline, picked=picked, config=PICKING)
     loop.run(watch, 20)
-    assert (loop.step, watch.exit_code) == (4, 3)
+    assert (loop.step, watch.exit_code) == (2, 3)
     folder = tmp_path / "memwatch"
     clean = UNet2DConditionModel.from_pretrained(folder / "last_clean" / "step_0000000" / "unet")
-    assert all(torch.equal(p, at_start[name]) for name, p in clean.named_parameters())  # step 2 counted already
+    assert all(torch.equal(p, at_start[name]) for name, p in clean.named_parameters())
     loop.accelerator.end_training()
     assert (folder / "last_clean").is_dir()
 

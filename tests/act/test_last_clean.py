@@ -51,15 +51,14 @@ def no_space(*args, **kwargs):
     ("state", "clean"),
     [
         (ProbeState(), True),  # nothing to compare with yet
-        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=2, since=4), True),  # a small effect, however often
-        (ProbeState(verdict=Verdict.SUSPICIOUS, streak=1, since=4, is_enough=True), False),
-        (ProbeState(verdict=Verdict.MEMORIZED, streak=2, since=4, is_enough=True), False),
+        (ProbeState(verdict=Verdict.SUSPICIOUS, since=4), True),
+        (ProbeState(verdict=Verdict.MEMORIZED, since=4), False),
         (ProbeState(verdict=Verdict.INCONCLUSIVE, finite=False), False),
     ],
 )
-def test_what_is_enough_for_memorized_is_not_clean(state, clean):
+def test_what_is_memorized_is_not_clean(state, clean):
     quiet = ProbeState(verdict=Verdict.NO_EVIDENCE)
-    states = {"a": quiet, "b": state, "control/c": replace(quiet, streak=2, is_enough=True, verdict=Verdict.MEMORIZED)}
+    states = {"a": quiet, "b": state, "control/c": replace(quiet, verdict=Verdict.MEMORIZED)}
     findings = [SimpleNamespace(name=name, state=states[name], verdict=states[name].verdict) for name in "ab"]
     assert is_clean(states, findings) is clean
     assert is_clean(states, findings[:1])
@@ -103,8 +102,8 @@ def test_it_says_once_how_to_load_it(pipe, tmp_path, caplog):
         assert keeper.end() == keeper.end() == folder
     (message,) = caplog.messages
     about = json.loads((folder / "memwatch.json").read_text(encoding="utf-8"))
-    assert "the latest weights saved before any probe met the memorized criteria (step 2) are in" in message
-    assert "since step 4 one does" in message
+    assert "the latest weights saved before any probe was memorized (step 2) are in" in message
+    assert "since step 4 one is" in message
     assert message.endswith(f"To load them: unet = UNet2DConditionModel.from_pretrained('{folder}/unet')")
     assert message.endswith(about["load"])
     assert (about["step"], about["ema"]) == (2, False)

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 from filelock import FileLock
-from support.builders import EAGER, picture
+from support.builders import picture
 from support.followed import QUICK, Script, interrupt, nothing, save_loras, steps_in
 from support.processes import new_process
 from support.webhooks import serving
@@ -72,14 +72,14 @@ def test_without_a_checkpoint_it_is_2(command, tmp_path, capsys):
 @pytest.mark.usefixtures("eager")
 def test_a_stop_makes_it_3_and_its_alerts_are_posted(command, tmp_path):
     with serving() as server:
-        assert command("--webhook", server.url, config=QUICK | EAGER) == 3
+        assert command("--webhook", server.url, config=QUICK) == 3
         server.wait_for(1)
     (body,) = server.bodies
     assert body["run"] == "run"
     assert {alert["verdict"] for alert in body["alerts"]} == {"memorized"}
     assert (tmp_path / "run" / "STOP").is_file()
     assert steps_in(tmp_path / "run" / "memwatch") == [0, 2]
-    assert command("--keep-going", "--idle", "1", config=QUICK | EAGER) == 3
+    assert command("--keep-going", "--idle", "1", config=QUICK) == 3
     assert steps_in(tmp_path / "run" / "memwatch") == [0, 2, 4]
 
 
@@ -100,7 +100,7 @@ def test_a_training_set_is_picked_from_and_what_it_flags_names_its_rows(
     for i in range(6):
         picture(i % 5).save(train / f"{i}.png")  # the first and the last are one picture
         (train / f"{i}.txt").write_text(f"a photo of number {i}", encoding="utf-8")
-    config = QUICK | EAGER
+    config = QUICK
     with caplog.at_level(logging.WARNING, logger="memwatch"):
         assert command(watched=("--dataset", train), config=config, steps=(2,)) == 3
     assert any("memwatch cannot take controls from it" in message for message in caplog.messages)

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from support import builders
-from support.builders import EAGER, SMALL, Loop, assert_same, history, maps, picture
+from support.builders import SMALL, Loop, assert_same, history, maps, picture
 from support.families import TOKENS
 
 from memwatch import MemWatchConfig, Probe
@@ -61,7 +61,7 @@ def test_training_is_bit_identical_with_and_without(kind, pretrained, images, tm
     without = states(Loop(pretrained, **made), None)
     loop = Loop(pretrained, tmp_path, **made)
     before, formed = loop.identities(), formats(loop)
-    watch = loop.watch(pretrained, controls=images, **EAGER, stop={"enabled": False}, **overrides)
+    watch = loop.watch(pretrained, controls=images, stop={"enabled": False}, **overrides)
     with_watch = states(loop, watch)
     first, second = history(tmp_path)
     assert (first["step"], second["step"]) == (0, 2)

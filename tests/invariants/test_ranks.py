@@ -39,7 +39,7 @@ FIRST = {  # what fails on the first rank alone, at step 2
 STEPS = {"screened": 6, "breakdown": 8}  # of the others: 4
 OPTIONS = {  # of the watch
     "screened": {"every_steps": None, "signals": {"baseline": "first"}},
-    "proof": builders.EAGER | {"stop": {"enabled": False}},
+    "proof": {"stop": {"enabled": False}},
 }
 GROUPS = {  # each is one pair of processes; the last scenario of the last one destroys their group
     "whole": ("plain", "screened", "stop", "proof"),

@@ -9,6 +9,8 @@ from support import builders
 from support.builders import Loop, assert_same, history, maps, picture, without_time
 
 from memwatch import MemWatchConfig, Probe
+from memwatch.judge.verdict import ProbeState, Verdict
+from memwatch.resume import Progress
 
 ROWS = [Probe(f"row {i}", picture(20 + i), name=f"row{i}", row=i, in_rotation=True) for i in range(5)]
 
@@ -34,7 +36,7 @@ def test_resume_equals_never_stopped(kind, baseline, rows, pretrained, pipeline,
             pipeline,
             [*builders.probes_of_both_kinds(), *rows],
             controls=[Probe("a dog", picture(5))],
-            config=builders.SMALL | builders.EAGER,
+            config=builders.SMALL,
             rotation={"per_event": 2},
             signals={"baseline": baseline, "against": "snapshot"},
             stop={"enabled": False},
@@ -63,3 +65,11 @@ def test_resume_equals_never_stopped(kind, baseline, rows, pretrained, pipeline,
     first, last = (json.loads(json.dumps(w.state_dict() | {"run": "", "clock": {}})) for w in (unbroken, watch))
     assert first == last
     assert any(state["last_clean"] is not None or state["since"] is not None for state in last["states"].values())
+
+
+def test_what_the_judge_remembers_survives_a_file():
+    states = {"cat": ProbeState(since=4, last_clean=2, verdict=Verdict.SUSPICIOUS), "new": ProbeState(finite=False)}
+    progress = Progress("run", 6, 4, 2, states=states, pooled={"reference": (1.25, -0.5), "prompt": (3.0,)})
+    back = Progress.from_dict(json.loads(json.dumps(progress.to_dict())))
+    assert (back.states, back.pooled) == (progress.states, progress.pooled)
+    assert Progress.from_dict(progress.to_dict()) == progress

@@ -1,4 +1,4 @@
-"""Findings: maps -> regions -> numbers -> verdicts -> false-alarm check, for all probes of one event."""
+"""Findings: maps -> T and regions -> verdicts, for all probes of one event."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ from support.observations import controls, measured, seen
 
 from memwatch.config_file import load_config
 from memwatch.judge.findings import judge_event
-from memwatch.judge.statistic import Null, profile_of, top_means
-from memwatch.judge.verdict import Audit, ProbeState, Verdict
+from memwatch.judge.statistic import (
+    Tail,
+    called_from,
+    mean_and_spread,
+    p_value,
+    profile_of,
+    scores,
+    threshold,
+    top_means,
+)
+from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import RHO_FLOOR
 
@@ -24,36 +33,41 @@ UNSMOOTHED = load_config({"signals": {"smooth": 1}})
 
 def judged(observations, events=1, config=DEFAULT):
     """The judgement of the last of some equal events."""
-    states = {}
+    judgement = judge_event([], {}, 0, config)
     for step in range(1, events + 1):
-        judgement = judge_event(observations, states, step, config)
-        states = judgement.states
+        judgement = judge_event(observations, judgement.states, step, config, judgement.pooled)
     return judgement
 
 
 def test_a_finding_carries_what_its_verdict_rests_on():
-    """Effect, region and p-value are of the same place."""
     observation = replace(seen(), image=np.zeros((32, 32, 3), np.uint8))  # 8 pixels per pixel of the map
-    gone = {"gone": ProbeState(streak=3)}
-    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED)
+    gone = {"gone": ProbeState(last_clean=3)}
+    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED, looks=160)
     (finding,) = judgement.findings
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
-    assert (judgement.states["a"], judgement.states["gone"]) == (finding.state, ProbeState(streak=3))
-    assert gone == {"gone": ProbeState(streak=3)}  # states are handed on, not changed
+    assert (judgement.states["a"], judgement.states["gone"]) == (finding.state, gone["gone"])
+    assert gone == {"gone": ProbeState(last_clean=3)}  # states are handed on, not changed
     assert judge_event([], gone, 7, UNSMOOTHED).states == gone
-    assert finding.state == ProbeState(events=1, streak=1, since=7, is_enough=True, verdict=Verdict.SUSPICIOUS)
+    assert finding.state == ProbeState(since=7, verdict=Verdict.MEMORIZED)
     evidence, (region,), decisive = finding.evidence, finding.regions, finding.signals.decisive.mean.numpy()
     assert region.box == (0, 0, 16, 32)
     assert region.mean == pytest.approx(decisive[finding.labels == 1].mean())
     assert region.effect == pytest.approx(region.mean, rel=0.01)
     assert finding.severity == evidence.severity == pytest.approx(math.exp(region.effect))
-    assert evidence.severity_low == pytest.approx(math.exp(region.low))
-    null = Null.of([profile_of(f.signals) for f in judgement.controls])
-    assert region.z_score == evidence.z_score == pytest.approx(null.z_score(region.mean, size=1))  # half of the map
-    assert finding.p == evidence.p == region.p == null.p_value(region.z_score)
+    profile, held_out = profile_of(finding.signals), np.stack([profile_of(f.signals) for f in judgement.controls])
+    assert profile == pytest.approx(top_means(decisive.clip(min=0)))
+    assert evidence.z_score == pytest.approx(scores(profile[None], held_out)[0])
+    tail = Tail.of(np.array(judgement.pooled["reference"]))
+    assert finding.p == evidence.p == pytest.approx(float(p_value(np.array(evidence.z_score), 20, tail)))
+    mean, spread = (values[1] for values in mean_and_spread(held_out))  # half of the map
+    assert region.z_score == pytest.approx((region.mean - mean) / spread) == pytest.approx(evidence.z_score, rel=0.2)
+    assert region.p == pytest.approx(float(p_value(np.array(region.z_score), 20, tail)))
     assert (evidence.num_controls, evidence.any_controls) == (20, True)
-    assert profile_of(finding.signals) == pytest.approx(top_means(decisive.clip(min=0)))
+    (standing,) = judgement.standings.values()
+    highest = max(f.evidence.z_score for f in judgement.controls)
+    assert (standing.number, standing.highest) == (20, pytest.approx(highest, abs=1e-3))
+    assert standing.called_from == called_from(threshold(0.05, 160), 20, tail) < evidence.z_score
 
 
 SIDE = 32
@@ -101,7 +115,7 @@ def test_large_faint_and_small_strong_regions_are_both_found():
     assert max(few.p, many.p) < 1e-4
 
 
-def test_the_region_that_decides_exceeds_the_controls_most():
+def test_the_first_region_exceeds_the_controls_most():
     """Not the largest, nor the strongest: controls vary over few pixels more than over many."""
     varied = [looks_like(noisy(i, std=0.3), f"control/{i}", control=True) for i in range(20)]
     (finding,) = judged([looks_like(noisy(98, left=0.9, spot=1.2)), *varied], config=UNSMOOTHED).findings
@@ -113,30 +127,27 @@ def test_the_region_that_decides_exceeds_the_controls_most():
 
 
 def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called():
-    """It is as rare as the probe, and the rule would call it as well."""
+    """It widens the controls' spread and their tail."""
     quiet = controls(20, 1.0, spread=0.05)
     sibling = replace(quiet[0], now=seen(fallen=4.5).now)
     judgement = judged([seen(), sibling, *quiet[1:]], 3)
-    (finding,) = judgement.findings
-    assert (finding.verdict, finding.state.streak, finding.state.called) == (Verdict.SUSPICIOUS, 3, False)
-    assert "not called memorized, because the same rule called 1 of 20 controls" in finding.reason
-    assert judgement.states["control/0"].called
-    assert judgement.audit == Audit(1, 20, judgement.controls[0].p)
-    assert judged([seen(), *quiet], 2).findings[0].verdict is Verdict.MEMORIZED
+    assert judgement.findings[0].verdict is Verdict.NO_EVIDENCE
+    assert judgement.standings["reference"].highest > 10
+    assert judged([seen(), *quiet]).findings[0].verdict is Verdict.MEMORIZED
 
 
-def test_the_budget_is_shared_by_the_watched_probes_and_rows_in_rotation_have_half_of_it():
-    """Controls do not share. Rows are told with evidence alone."""
-    quiet, others = controls(20, 1.0, spread=0.4), [seen(f"other/{i}", 1.0) for i in range(19)]
+def test_more_looks_take_more_evidence_and_rows_are_told_with_evidence_alone():
+    quiet = controls(20, 1.0, spread=0.2)
     rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in (seen("row0", 5.0), seen("row1", 1.0))]
-    kinds = (([], 0), (others, 0), (rows, 20))
-    alone, among, rotated = (judge_event([seen(), *more, *quiet], {}, 1, DEFAULT, None, n) for more, n in kinds)
-    assert 0.05 / 32 / 20 < alone.findings[0].p == among.findings[0].p == rotated.findings[1].p < 0.05 / 32 / 2
-    assert [j.findings[0].state.is_enough for j in (alone, among, rotated)] == [True, False, True]
-    assert not rotated.findings[1].state.is_enough  # 1/2 for one probe, 1/40 for each row
-    assert [f.name for f in rotated.findings] == ["a", "row0"]
-    assert rotated.num_rotated == 2
-    assert {"row0", "row1"} <= rotated.states.keys()
+    few, many = (judge_event([seen(), *rows, *quiet], {}, 1, DEFAULT, looks=looks) for looks in (2, 5000))
+    assert [f.name for f in few.findings] == [f.name for f in many.findings] == ["a", "row0"]
+    assert {f.p for f in (*few.findings, *many.findings)} == {few.findings[0].p}
+    assert [f.verdict for f in few.findings] == [Verdict.MEMORIZED] * 2
+    assert [f.verdict for f in many.findings] == [Verdict.SUSPICIOUS] * 2
+    assert few.standings["reference"].called_from < few.findings[0].evidence.z_score
+    assert few.findings[0].evidence.z_score < many.standings["reference"].called_from
+    assert few.num_rotated == 2
+    assert {"row0", "row1"} <= few.states.keys()
 
 
 @pytest.mark.parametrize("reference", [True, False])
@@ -145,33 +156,36 @@ def test_a_probe_is_judged_against_controls_of_its_own_kind(reference):
     quiet = [replace(c, probe=replace(c.probe, name=f"{c.name}/quiet")) for c in quiet]
     probes = [seen("like the loud", reference=reference), seen("like the quiet", reference=not reference)]
     first, second = judged([*probes, *loud, *quiet]).findings
-    assert (first.verdict, second.verdict) == (Verdict.NO_EVIDENCE, Verdict.SUSPICIOUS)
+    assert (first.verdict, second.verdict) == (Verdict.NO_EVIDENCE, Verdict.MEMORIZED)
     assert (first.regions, first.labels.any()) == ((), False)  # every map has a highest place; it is no region
     assert (len(second.regions), second.labels.any()) == (1, True)
-    assert second.p < 1e-9 < 0.5 < first.p
+    assert second.p < 1e-6 < 0.5 < first.p
     assert (first.evidence.num_controls, second.evidence.num_controls) == (20, 20)
 
 
 @pytest.mark.parametrize(
-    ("number", "reference", "verdict", "has_p", "audited"),
+    ("number", "reference", "verdict", "has_p", "scored"),
     [
         (20, False, Verdict.INCONCLUSIVE, False, 20),  # controls of the other kind
         (10, True, Verdict.INCONCLUSIVE, False, 0),
-        (11, True, Verdict.SUSPICIOUS, True, 11),  # of which each has the ten others
+        (11, True, Verdict.MEMORIZED, True, 11),  # of which each has the ten others
         (0, True, Verdict.SUSPICIOUS, False, 0),  # the severity alone speaks
     ],
 )
-def test_who_can_be_judged(number, reference, verdict, has_p, audited):
+def test_who_can_be_judged(number, reference, verdict, has_p, scored):
     judgement = judged([seen(), *controls(number, 1.0, reference=reference)])
     (finding,) = judgement.findings
     assert (finding.verdict, finding.p is not None) == (verdict, has_p)
-    assert sum(f.p is not None for f in judgement.controls) == judgement.audit.of == audited
+    assert sum(f.p is not None for f in judgement.controls) == scored
+    assert {kind: s.number for kind, s in judgement.standings.items()} == (
+        {"reference" if reference else "prompt": scored} if scored else {}
+    )
 
 
 def test_nothing_earlier_to_compare_with():
     (finding,) = judged([seen(baseline=None, baseline_step=None), *controls(20, 1.0)]).findings
     assert (finding.verdict, finding.reason) == (Verdict.INCONCLUSIVE, "nothing earlier to compare with")
-    assert (finding.regions, finding.labels, finding.severity, finding.state.events) == ((), None, 1.0, 0)
+    assert (finding.regions, finding.labels, finding.severity, finding.p) == ((), None, 1.0, None)
     assert np.isnan(profile_of(finding.signals)).all()
     lacking = [replace(c, baseline=None) for c in controls(20, 1.0)]
     assert judged([seen(), *lacking]).findings[0].evidence.num_controls == 0

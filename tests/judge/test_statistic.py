@@ -1,14 +1,14 @@
-"""The statistic: profiles, p-values and the budget of a run, by hand, by slow twins and under the null."""
+"""The statistic: profiles, T, tails and the threshold of a run, by hand, by slow twins and under the null."""
 
 from __future__ import annotations
 
-import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
+from scipy import integrate, ndimage, stats
 from support.observations import measured
 
 import memwatch.judge.findings
@@ -16,25 +16,41 @@ from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.judge import statistic
 from memwatch.judge.findings import judge_event
-from memwatch.judge.regions import MIN_AREA
+from memwatch.judge.regions import MIN_AREA, size_index
 from memwatch.judge.screen import chosen, with_references
-from memwatch.judge.statistic import NUM_SIZES, RESOLUTION, Null, Screened, sizes_of, top_means
+from memwatch.judge.statistic import (
+    NUM_SIZES,
+    PRIOR_DF,
+    RESOLUTION,
+    Screened,
+    Tail,
+    called_from,
+    leave_one_out,
+    looks_of,
+    mean_and_spread,
+    p_value,
+    pooled_with,
+    scores,
+    sizes_of,
+    threshold,
+    top_means,
+)
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.signals import LOSS_FLOOR, RHO_FLOOR
 
+RNG = np.random.default_rng(0)
 
-def null_of(*rows: list[float] | float) -> Null:
-    """One control per row; a single number stands for every size."""
-    return Null.of([np.broadcast_to(np.asarray(row, dtype=float), NUM_SIZES) for row in rows])
+
+# --- T ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (8, 8), (3, 5), (16, 12)])
 def test_top_means_equal_a_slow_twin(shape):
-    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    found = top_means(values)
-    pixels = sorted((float(v) for v in values.flatten()), reverse=True)
-    assert found == pytest.approx([sum(pixels[:size]) / size for size in sizes_of(values.size)])
-    assert (np.diff(found) >= 0).all()  # rising, as sizes fall
+    values = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    for found, one in zip(top_means(values), values, strict=True):
+        pixels = sorted((float(v) for v in one.flatten()), reverse=True)
+        assert found == pytest.approx([sum(pixels[:size]) / size for size in sizes_of(one.size)])
+        assert (np.diff(found) >= 0).all()  # rising, as sizes fall
 
 
 def test_no_connected_region_can_beat_the_profile():
@@ -45,7 +61,7 @@ def test_no_connected_region_can_beat_the_profile():
         labels, count = ndimage.label(values >= np.quantile(values, rng.uniform(0, 0.95)))
         inside = labels == rng.integers(1, count + 1)
         if inside.sum() >= sizes_of(256)[-1]:
-            assert values[inside].mean() <= top_means(values)[statistic.size_index(int(inside.sum()), 256)] + 1e-12
+            assert values[inside].mean() <= top_means(values)[size_index(int(inside.sum()), 256)] + 1e-12
 
 
 def test_no_region_is_smaller_than_the_smallest_size():
@@ -53,59 +69,104 @@ def test_no_region_is_smaller_than_the_smallest_size():
     assert all(math.ceil(MIN_AREA * pixels) >= sizes_of(pixels)[-1] for pixels in range(1, 5000))
 
 
-def test_z_score_and_p_value_by_hand():
-    """Twelve controls, half of them 1, half of them 3: mean 2, standard deviation sqrt(12/11)."""
-    null = null_of(*[1.0, 3.0] * 6)
-    predictive = math.sqrt(12 / 11) * math.sqrt(13 / 12)
-    assert null.z_score(2.0, 3) == 0
-    assert null.z_score(6.0, 3) == pytest.approx(4 / predictive)
-    assert null.p_value(4 / predictive) == pytest.approx(7 * (1 - stats.t(11).cdf(4 / predictive)))
-    assert null.p_value(1.0) == 1.0  # seven sizes are paid for, and no chance is above 1
-    assert null.p_value(60.0) < 1e-13  # falls below 1 / 13, the smallest rank p-value
+def test_scores_equal_a_slow_twin():
+    probes, controls = RNG.lognormal(0, 1, (2, 3, NUM_SIZES)), RNG.lognormal(0, 1, (2, 15, NUM_SIZES))
+    for run in range(2):
+        variance = controls[run].var(0, ddof=1)
+        moderated = (PRIOR_DF * variance.mean() + 14 * variance) / (PRIOR_DF + 14)
+        spread = np.sqrt(moderated * (1 + 1 / 15))
+        expected = [max((probe - controls[run].mean(0)) / spread) for probe in probes[run]]
+        assert scores(probes, controls)[run] == pytest.approx(expected)
 
 
-def test_p_values_are_valid_under_a_gaussian_null():
-    """One control more, compared at every size: P(p <= a) <= a; at one single size P(7 p <= a) is a."""
-    rng, runs, n = np.random.default_rng(3), 3000, 15
-    best, single = np.empty(runs), np.empty(runs)
-    for i in range(runs):
-        x = math.sqrt(0.7) * rng.standard_normal((n + 1, 1)) + math.sqrt(0.3) * rng.standard_normal((n + 1, NUM_SIZES))
-        null = Null.of(list(x[1:]))
-        z_score = [null.z_score(value, size) for size, value in enumerate(x[0])]
-        best[i], single[i] = null.p_value(max(z_score)), stats.t.sf(z_score[2], n - 1)
-    for level in (0.01, 0.05, 0.2):
-        error = 4 * math.sqrt(level * (1 - level) / runs)
-        assert (best <= level).mean() <= level + error
-        assert (single <= level).mean() == pytest.approx(level, abs=error)
-    assert (best <= 0.2).mean() > 0.05  # and not so cautious as to say nothing
-
-
-def test_rank_p_is_valid_under_any_null():
-    """P(p <= a) is a where a is a multiple of 1 / (1 + N), also with a heavy tail."""
-    rng, runs = np.random.default_rng(0), 4000
-    found = np.array([null_of(*x[1:]).rank_p(x[0], 0) for x in rng.standard_cauchy((runs, 20))])
-    for level in (0.05, 0.1, 0.25, 0.5):
-        assert (found <= level).mean() == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / runs))
+def test_a_control_scores_as_a_probe_among_the_others():
+    controls = RNG.lognormal(0, 1, (2, 12, NUM_SIZES))
+    for run in range(2):
+        alone = [scores(controls[run][[i]], np.delete(controls[run], i, 0))[0] for i in range(12)]
+        assert leave_one_out(controls)[run] == pytest.approx(alone)
 
 
 def test_controls_that_are_all_alike_have_a_smallest_spread():
-    null = null_of(*[0.25] * 12)
-    assert null.z_score(0.25, 0) == 0
-    assert null.z_score(0.25 + 3 * RESOLUTION, 0) == pytest.approx(3)
-    assert null.p_value(null.z_score(2.25, 0)) < 1e-6
+    alike = np.full((12, NUM_SIZES), 0.25)
+    assert scores(alike[:1] + 3 * RESOLUTION, alike) == pytest.approx([3])
+    assert leave_one_out(alike) == pytest.approx(np.zeros(12))
+    assert mean_and_spread(alike)[1] == pytest.approx(np.full(NUM_SIZES, RESOLUTION))
 
 
-@pytest.mark.parametrize("num_probes", [1, 8])
-@pytest.mark.parametrize("planned", [None, 5, 300])
-def test_the_p_values_that_a_run_allows_sum_to_its_budget(num_probes, planned):
-    """However long it is; a run that lasts twice as long as planned has half of what is left, and so on."""
-    budget = {"false_alarms_per_run": 0.05, "num_probes": num_probes, "planned": planned}
-    allowed = [num_probes * statistic.largest_p(event, **budget) for event in range(1, 5001)]
-    assert 0.05 * 0.9 < sum(allowed) <= 0.05
-    assert all(a >= b for a, b in itertools.pairwise(allowed))
-    if planned is not None:
-        assert sum(allowed[:planned]) == pytest.approx(0.05 / 2)
+# --- p ---------------------------------------------------------------------------------------------------------------
 
+
+def test_p_value_by_hand():
+    assert p_value(np.array([4.0]), 12) == pytest.approx([7 * (1 - stats.t(11).cdf(4.0))])
+    assert p_value(np.array([1.0]), 12) == 1.0  # seven sizes are paid for, and no chance is above 1
+    assert p_value(np.array([60.0]), 12) < 1e-13  # falls below 1 / 13, the smallest rank p-value
+
+
+def test_p_values_are_valid_under_a_gaussian_null():
+    """One control more, compared at every size: P(p <= a) <= a, and not so cautious as to say nothing."""
+    rng, runs, n = np.random.default_rng(3), 4000, 15
+    x = math.sqrt(0.7) * rng.standard_normal((runs, n + 1, 1))
+    x = x + math.sqrt(0.3) * rng.standard_normal((runs, n + 1, NUM_SIZES))
+    found = p_value(scores(x[:, :1], x[:, 1:]), n)
+    for level in (0.01, 0.05, 0.2):
+        assert (found <= level).mean() <= level + 4 * math.sqrt(level * (1 - level) / runs)
+    assert (found <= 0.2).mean() > 0.05
+
+
+@pytest.mark.parametrize("shape", [0.05, 0.2, 0.4])
+def test_a_tail_finds_the_shape_of_its_own_distribution(shape, monkeypatch):
+    """Generalized Pareto all over: so are its excesses, with the same shape and a scale that grows with the start."""
+    law = stats.genpareto(shape, scale=2.0)
+    monkeypatch.setattr(statistic, "PRIOR_COUNT", 0)
+    tail = Tail.of(law.rvs((3, 4_000_000), random_state=0))
+    assert tail.shape == pytest.approx(np.full(3, shape), abs=0.05)
+    assert tail.scale == pytest.approx(2.0 + shape * tail.start, rel=0.1)
+    assert tail.start == pytest.approx(np.full(3, law.isf(tail.share)), rel=0.03)
+    assert tail.p_value(np.full(3, law.isf(1e-4))) == pytest.approx(np.full(3, 1e-4), rel=0.3)
+
+
+def test_a_tail_is_a_survival_function():
+    """Its excesses integrate to its share times their mean, which the moments keep; and ``score_of`` inverts it."""
+    tail = Tail.of(RNG.lognormal(0, 1, 400))
+    mean, _ = integrate.quad(lambda x: tail.p_value(np.array(tail.start + x)), 0, np.inf)
+    assert mean == pytest.approx(tail.share * tail.scale / (1 - tail.shape), rel=1e-3)
+    for p in (tail.share, 1e-2, 1e-4, 1e-7):
+        assert tail.p_value(tail.score_of(p)) == pytest.approx(p)
+    assert tail.score_of(0.9) == tail.start
+    assert tail.p_value(np.array(-5.0)) == tail.share
+
+
+def test_few_scores_leave_the_shape_where_experience_has_it():
+    few, many = Tail.of(np.arange(11.0)), Tail.of(np.linspace(0, 1, 100_000))  # no tail at all
+    assert few.shape == pytest.approx(statistic.PRIOR_SHAPE, abs=0.1)
+    assert many.shape == 0
+    assert Tail.of(np.zeros(11)).p_value(np.array(1.0)) < 1e-9  # controls that are all alike
+
+
+def test_a_heavy_tail_raises_the_score_from_which_a_probe_is_called():
+    p = threshold(0.05, looks_of(8, 0, 20))
+    assert p == 0.05 / 160
+    normal = called_from(p, 20)
+    assert p_value(np.array(normal), 20) == pytest.approx(p)
+    heavy = Tail.of(np.random.default_rng(0).standard_t(2, 400))
+    raised = called_from(p, 20, heavy)
+    assert raised > 2 * normal
+    assert p_value(np.array(raised), 20, heavy) == pytest.approx(p)
+
+
+def test_looks_are_of_probes_and_rows_at_all_events():
+    assert looks_of(8, 4, 20) == 240
+    assert looks_of(8, 4, None) == 12 * statistic.UNKNOWN_EVENTS
+
+
+def test_the_latest_scores_are_remembered(monkeypatch):
+    monkeypatch.setattr(statistic, "MOST_POOLED", 3)
+    pooled = pooled_with({"prompt": (9.0,)}, "reference", np.array([1.0, 2.00049]))
+    pooled = pooled_with(pooled, "reference", np.array([3.0, 4.0]))
+    assert pooled == {"prompt": (9.0,), "reference": (2.0, 3.0, 4.0)}
+
+
+# --- who is compared with whom ---------------------------------------------------------------------------------------
 
 CONFIG = load_config({"levels": {"timesteps": [301], "draws": 2}, "signals": {"smooth": 1}})
 SECOND_DRAW = 1.3  # squared error times that of the first draw, which is all that the screen sees
@@ -144,17 +205,16 @@ def group(number: int, kind: str, rng) -> dict[Probe, tuple[float, float]]:
     return {probe: tuple(rng.normal((1.0, 0.3), 0.1)) for probe in probes}
 
 
-RNG = np.random.default_rng(0)
-FALLS = group(3, "probe", RNG) | group(12, "control", RNG)
+FALLS = group(3, "probe", np.random.default_rng(0)) | group(12, "control", np.random.default_rng(1))
 
 
 def test_both_sides_are_made_of_the_same_terms(monkeypatch):
     """Chosen: both terms, all draws, of everybody. Not chosen: the loss at the screen's draw, of everybody."""
     seen, real = {}, memwatch.judge.findings.judge_probe
 
-    def judge_probe(o, signals, references, *args):
-        seen[o.name, o.has_curvature] = signals, references
-        return real(o, signals, references, *args)
+    def judge_probe(among, name, *args):
+        seen[name] = among
+        return real(among, name, *args)
 
     monkeypatch.setattr(memwatch.judge.findings, "judge_probe", judge_probe)
     picked = {"probe/1", "control/4"}
@@ -163,17 +223,28 @@ def test_both_sides_are_made_of_the_same_terms(monkeypatch):
     assert {f.name for f in judgement.everything if f.observation.has_curvature} == picked
     assert judgement.num_measured == 1 + 12
     for probe, fall in FALLS.items():
-        curvature = probe.name in picked
-        signals, references = seen[probe.name, curvature]
-        assert signals.decisive.mean.numpy() == pytest.approx(mean_of(fall, curvature=curvature), abs=1e-5)
+        curvature, among = probe.name in picked, seen[probe.name]
+        decisive = among.signals[probe.name].decisive.mean.numpy()
+        assert decisive == pytest.approx(mean_of(fall, curvature=curvature), abs=1e-5)
         others = [mean_of(f, curvature=curvature) for p, f in FALLS.items() if p.is_control and p is not probe]
-        assert references.controls.profiles[:, 0] == pytest.approx(others, abs=1e-5)
+        assert among.controls_of(probe)[:, 0] == pytest.approx(others, abs=1e-5)
+        own = np.full((1, NUM_SIZES), mean_of(fall, curvature=curvature))
+        expected = scores(own, np.repeat(np.array(others)[:, None], NUM_SIZES, 1))
+        assert among.scores[probe.name] == pytest.approx(expected[0], abs=1e-3)
+    # each control once, by curvature, which was measured on all of them
+    full = memwatch.judge.statistic.Compared.of([o for o in observations if o.has_curvature], CONFIG.signals)
+    by_curvature = [full.scores[o.name] for o in observations if o.probe.is_control]
+    assert sorted(judgement.pooled["reference"]) == pytest.approx(sorted(by_curvature), abs=1e-3)
+    by_loss = judge_event(*event(FALLS, set())[:1], {}, 1, CONFIG, screened=event(FALLS, set())[1]).pooled
+    assert len(by_loss["reference"]) == 12
+    assert by_loss != judgement.pooled
 
 
 @pytest.mark.parametrize("fall", [(1.0, 0.3), (1.0, 1.2), (2.6, 0.9), (0.0, 0.72)])
-def test_a_control_that_is_called_a_probe_gets_the_same_verdict(fall):
-    """The same picture among the same others, once as a probe and once as one of the controls."""
-    others, verdicts = group(11, "control", np.random.default_rng(1)), []
+def test_a_control_that_is_called_a_probe_gets_the_same_verdict(fall, monkeypatch):
+    """The same picture among the same others, once as a probe and once as one of the controls; tails aside."""
+    monkeypatch.setattr(memwatch.judge.findings.Tail, "of", lambda pooled: None)
+    others, verdicts, seen = group(11, "control", np.random.default_rng(1)), [], []
     for is_control in (False, True):
         picture = Probe("", "drawn", name="it", is_control=is_control)
         another = {Probe("", "drawn", name="another"): (1.0, 0.3)} if is_control else {}
@@ -183,20 +254,22 @@ def test_a_control_that_is_called_a_probe_gets_the_same_verdict(fall):
             judgement = judge_event(observations, states, step, CONFIG, screened=screened)
             states = judgement.states
         (finding,) = [f for f in judgement.everything if f.name == "it"]
-        verdicts.append((finding.evidence, finding.state, finding.observation.has_curvature))
-    assert verdicts[0] == verdicts[1]
-    assert verdicts[0][0].num_controls == 11
-    assert verdicts[0][2] == (fall[1] > 0.7)  # the screen sees the loss alone
+        evidence = finding.evidence
+        numbers = {"z_score": pytest.approx(evidence.z_score), "p": pytest.approx(evidence.p)}
+        verdicts.append((replace(evidence, **numbers), finding.state, finding.observation.has_curvature))
+        seen.append((evidence, *verdicts[-1][1:]))
+    assert seen[0] == verdicts[1]
+    assert seen[0][0].num_controls == 11
+    assert seen[0][2] == (fall[1] > 0.7)  # the screen sees the loss alone
 
 
-def test_what_was_not_chosen_keeps_its_history():
-    """It is compared, on the loss; a streak ends, and nothing of it is evidence."""
-    states = {}
+def test_what_was_not_chosen_is_judged_by_its_loss():
+    """It is compared, and nothing of it is evidence."""
+    judgement = judge_event([], {}, 0, CONFIG)
     for step, names in ((1, ["probe/1"]), (2, []), (3, [])):
         observations, screened = event(FALLS, names)
-        judgement = judge_event(observations, states, step, CONFIG, screened=screened)
-        states = judgement.states
-    state = states["probe/1"]
-    assert (state.events, state.last_clean, state.streak) == (3, 3, 0)
+        judgement = judge_event(observations, judgement.states, step, CONFIG, judgement.pooled, screened=screened)
+    assert (judgement.states["probe/1"].last_clean, judgement.states["probe/1"].since) == (3, None)
+    assert len(judgement.pooled["reference"]) == 3 * 12
     assert [f.evidence.compared for f in judgement.everything] == [True] * 15
     assert not any(f.verdict.is_evidence for f in judgement.everything)

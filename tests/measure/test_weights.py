@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from support.builders import CONFIG, EAGER, Loop, assert_same, call_every_change, picture
+from support.builders import CONFIG, Loop, assert_same, call_every_change, picture
 from support.families import TOKENS
 from support.memory import bytes_held, mapped_files
 
@@ -155,7 +155,7 @@ def test_a_watch_holds_next_to_nothing_between_events(baseline, pretrained, tmp_
         baseline = f"path:{tmp_path / 'w.safetensors'}"
     probes = [Probe(f"a cat {i}", picture(i), name=f"cat {i}") for i in range(count)]
     controls = [Probe(f"a dog {i}", picture(50 + i), name=f"dog {i}") for i in range(2)]
-    watch = loop.watch(pretrained, probes, controls=controls, config=CONFIG, **EAGER, signals={"baseline": baseline})
+    watch = loop.watch(pretrained, probes, controls=controls, config=CONFIG, signals={"baseline": baseline})
     reports = loop.run(watch, 4)
     assert any(f.proof is not None for f in reports[-1].findings)
     del reports

@@ -14,6 +14,7 @@ import torch
 from support.builders import SMALL, Loop, picture
 
 from memwatch import Probe
+from memwatch.judge.statistic import called_from
 from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.report.about import About, machine, processor
 
@@ -62,7 +63,7 @@ def prompts(num: int) -> list[Probe]:
 
 CAT, POSTER = Probe("a cat", picture(0), name="cat"), Probe("a red poster", name="poster")
 FEW = "judging {kind} takes 11 controls that are {kind}, and there are {has}; "
-FEW += "of {watched} probes, those with an effect will be inconclusive"
+FEW += "{watched} probes will be inconclusive"
 
 
 @pytest.fixture
@@ -91,6 +92,16 @@ def said(pretrained, pipeline, tmp_path, caplog):
 def test_too_few_controls_of_a_kind_are_said_of_the_kind_that_is_watched(probes, controls, expected, said):
     wanted = [FEW.format(kind=kind, has=has, watched=watched) for kind, has, watched in expected]
     assert said(probes, controls=controls) == wanted
+
+
+@pytest.mark.parametrize(("steps", "looks", "events"), [(8, 8, "4 events"), (None, 200, "100 events, as their number")])
+def test_it_says_from_which_score_on_a_probe_is_called(steps, looks, events, said):
+    """Of the kind that has enough controls: two probes at every event that is planned."""
+    (sentence,) = [
+        s for s in said([CAT, POSTER], logging.INFO, controls=images(11), max_train_steps=steps) if " z = " in s
+    ]
+    assert f"images are called memorized from z = {called_from(0.05 / looks, 11):.1f} on (11 controls, " in sentence
+    assert f"{looks} verdicts in {events}" in sentence
 
 
 def test_images_without_captions_are_said_in_one_sentence(said):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.builders import EAGER, SMALL, Loop, history, maps, picture
+from support.builders import SMALL, Loop, history, maps, picture
 from support.finding import event
 from support.runs import write_run
 from support.trackers import Recorder
@@ -64,7 +64,7 @@ def assert_alike(saved, picture):
 @pytest.mark.usefixtures("eager")
 def test_images_lie_there_once_or_per_event_of_a_prompt_and_generations_side_by_side(pretrained, pipeline, tmp_path):
     loop = Loop(pretrained, tmp_path, lr=3e-2)
-    watch = loop.watch(pipeline, config=SMALL, **EAGER | {"stop": {"enabled": False}})
+    watch = loop.watch(pipeline, config=SMALL, stop={"enabled": False})
     reports, folder = [watch.begin(), *loop.run(watch, 2)], tmp_path / "memwatch"
     proofs = {f"generations/{f.name}": f.proof.generations for f in reports[-1].findings if f.proof is not None}
     assert "generations/cat" in proofs

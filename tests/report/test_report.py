@@ -30,8 +30,8 @@ def test_scalars_say_what_the_findings_hold():
         "num_memorized": 0,
         "num_suspicious": 1,
         "num_inconclusive": 1,
-        "controls_called": 0,
-        "false_alarms_at_most": 1 - 0.05 ** (1 / 20),
+        "control_score": report.judgement.standings["reference"].highest,
+        "called_from": report.judgement.standings["reference"].called_from,
         "control_severity": max(f.severity for f in report.judgement.controls),
         "seconds": 1.5,
         "errors": 2,
@@ -58,7 +58,7 @@ def test_only_controls_that_were_judged_have_a_severity():
     report = report_of(seen("cat"), *good, replace(broken, now=measured(math.nan)), replace(new, baseline=None))
     assert report.controls == {control.name: 1.0 for control in good}
     first = report_of(seen("cat", baseline=None), *(replace(control, baseline=None) for control in good))
-    absent = ("min_p", "p/cat", "controls_called", "false_alarms_at_most", "control_severity")
+    absent = ("min_p", "p/cat", "control_score", "called_from", "control_severity")
     assert not any(f"memwatch/{name}" in first.scalars() for name in absent)
 
 
@@ -78,13 +78,14 @@ def test_an_alert_explains_itself():
     (region,) = finding.regions
     assert report.alert_text(finding).splitlines() == [
         f"memwatch, step 7: a photo of cat (cat) is suspicious: {finding.reason}.",
+        f"score {finding.evidence.z_score:.1f}, p = {finding.p:.2g} against 20 controls",
         f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.effect):.1f}x less freedom "
-        f"(log ratio {region.effect:.2f} ± {region.sem:.2f}), p = {finding.p:.2g} against 20 controls",
+        f"(log ratio {region.effect:.2f} ± {region.sem:.2f})",
         "baseline: step 0.",
         "prompt: 'a photo of cat'",
     ]
     report = report_of(seen("cat"))
-    assert ", no controls\n" in report.alert_text(report.alerts[0])
+    assert "score" not in report.alert_text(report.alerts[0])  # there are no controls
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "step": 7,
         "controls": report.controls,
         "calibrated": True,
-        "audit": str(report.judgement.audit),
+        "standing": str(report.judgement.standings["reference"]),
         "scalars": report.scalars(),
         "seconds": 1.5,
         "overhead": None,
@@ -124,7 +125,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "failure": None,
     }
     (region,) = found.regions
-    assert (region.area, region.p, region.z_score) == (0.5, found.p, found.evidence.z_score)
+    assert (region.area, region.z_score <= found.evidence.z_score) == (0.5, True)
     assert cat == {
         "name": "cat",
         "title": "a photo of cat (cat)",
@@ -132,7 +133,6 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "is_reference": True,
         "reason": found.reason,
         "severity": found.severity,
-        "severity_low": found.evidence.severity_low,
         "p": found.p,
         "z_score": found.evidence.z_score,
         "baseline": "step 0",

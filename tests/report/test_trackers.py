@@ -14,7 +14,7 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 from support import read_trackers
-from support.builders import CONFIG, EAGER, Loop, call_every_change
+from support.builders import CONFIG, Loop, call_every_change
 from support.observations import controls, measured, seen
 from support.read_trackers import layout_of, pixels, read_tensorboard
 from support.reports import report_of
@@ -34,13 +34,12 @@ def noise(seed: int, width: int) -> Image.Image:
 def events(tmp_path) -> list[Report]:
     """Two events: cat and café are suspicious, then memorized; the dog is neither. The files are written."""
     settings = {"output_dir": str(tmp_path / "memwatch")}
-    observations = [seen("cat", 8.0), seen("dog", 1.0), seen("café", 6.0), *controls(20, 1.2, spread=0.2)]
-    states, reports = {}, []
-    for step in (100, 200):
+    reports: list[Report] = []
+    for step, by in ((100, 1.5), (200, 6.0)):
+        observations = [seen("cat", by), seen("dog", 1.0), seen("café", by), *controls(20, 1.0, spread=0.1)]
         pictures = {name: noise(step + i, 40) for i, name in enumerate(("cat", "dog", "café"))}
-        parts = {"pictures": pictures, "overview": noise(step + 9, 60)}
-        reports.append(report_of(*observations, step=step, states=states, settings=settings, **parts))
-        states = reports[-1].judgement.states
+        parts = {"pictures": pictures, "overview": noise(step + 9, 60), "before": reports[-1] if reports else None}
+        reports.append(report_of(*observations, step=step, settings=settings, **parts))
         FileSink(tmp_path / "memwatch").write(reports[-1])
     assert [len(report.alerts) for report in reports] == [2, 2]
     return reports
@@ -133,7 +132,7 @@ def texts(events):
 def test_tensorboard_reads_back(pretrained, pipeline, images, tmp_path, monkeypatch):
     call_every_change(monkeypatch)
     loop = Loop(pretrained, tmp_path, log_with="tensorboard")
-    watch = loop.watch(pipeline, controls=images, config=CONFIG | EAGER, stop={"enabled": False})
+    watch = loop.watch(pipeline, controls=images, config=CONFIG, stop={"enabled": False})
     reports = loop.run(watch, 4, each=lambda running: running.accelerator.log({"train_loss": 1.0}, step=running.step))
     loop.accelerator.end_training()
     (folder,) = {file.parent for file in tmp_path.rglob("events.out*")}
@@ -192,7 +191,7 @@ def test_the_charts_show_the_logged_keys_and_how_to_see_all_pictures_is_said_onc
     charts, scalars = layout_of(board.read()), report.scalars()  # one layout, though there were two events
     assert list(charts) == list(LAYOUT["memwatch"])
     severities, band, overhead = charts.values()
-    for chart, keys in ((severities, {"severity/a", "severity/ab", "alert_level"}), (overhead, {"overhead"})):
+    for chart, keys in ((severities, {"severity/a", "severity/ab"}), (overhead, {"overhead"})):
         shown = {key for key in scalars if any(re.match(tag, key) for tag in chart.multiline.tag)}
         assert shown == {f"memwatch/{key}" for key in keys}
     (series,) = band.margin.series

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from support.builders import EAGER, Loop, call_every_change, picture
+from support.builders import Loop, call_every_change, picture
 from support.observations import seen
 from support.reports import ABOUT, event_of_a_cat, offline, run_of_a_cat, write
 from support.wandb_runs import OfflineRun
@@ -59,7 +59,7 @@ def test_a_run_keeps_our_rows_and_the_scripts(pretrained, pipeline, tmp_path, mo
     call_every_change(monkeypatch)
     loop = Loop(pretrained, tmp_path, log_with="wandb")
     run = loop.accelerator.get_tracker("wandb", unwrap=True)
-    watch = loop.watch(pipeline, **EAGER | {"stop": {"enabled": False}})
+    watch = loop.watch(pipeline, stop={"enabled": False})
 
     def log_without_a_step(running):
         for part in range(3):  # moves W&B's own step far ahead of the optimizer's
@@ -200,9 +200,10 @@ def test_regions_are_a_mask_and_boxes_with_scores(wandb_run, wandb_reports):
         expected, boxes = np.zeros((32, 32), np.uint8), []
         if number is not None:
             expected[:, :16] = number
-            scores = {"factor": pytest.approx(finding.severity), "area": 0.5, "p": pytest.approx(finding.p)}
+            (region,) = finding.regions
+            scores = {"factor": pytest.approx(finding.severity), "area": 0.5, "p": pytest.approx(region.p)}
             box = {"position": {"minX": 0, "minY": 0, "maxX": 16, "maxY": 32}, "domain": "pixel", "class_id": number}
-            boxes = [box | {"box_caption": f"{finding.severity:.1f}x, p = {finding.p:.2g}", "scores": scores}]
+            boxes = [box | {"box_caption": f"{finding.severity:.1f}x, p = {region.p:.2g}", "scores": scores}]
         assert np.array_equal(pixels(wandb_run.media(row, f"{key}.masks.regions")), expected)
         drawn = json.loads(wandb_run.media(row, f"{key}.boxes.regions").read_text(encoding="utf-8"))
         assert drawn["box_data"] == boxes

@@ -11,7 +11,7 @@ import pytest
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from support import trainers as by
-from support.builders import CONFIG, EAGER, history, maps, picture, without_time
+from support.builders import CONFIG, history, maps, picture, without_time
 from support.followed import (
     QUICK,
     Script,
@@ -28,7 +28,7 @@ import memwatch.scan.follow
 from memwatch import Probe
 from memwatch.measure.observer import Observer
 
-ALERTING = QUICK | EAGER  # with ``call_every_change`` the first event that compares calls both probes, and stops
+ALERTING = QUICK  # with ``call_every_change`` the first event that compares calls both probes, and stops
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from support.builders import CONFIG, EAGER, history, without_time
+from support.builders import CONFIG, history, without_time
 
 from memwatch.measure.observer import Observer
 
@@ -28,11 +28,11 @@ def generated(monkeypatch) -> list[np.ndarray]:
 
 @pytest.fixture
 def settings(tmp_path):
-    """A file of ``CONFIG`` and ``EAGER`` with these changes."""
+    """A file of ``CONFIG`` with these changes."""
 
     def write(**changes) -> str:
         file = tmp_path / "eager.json"
-        file.write_text(json.dumps(CONFIG | EAGER | changes), encoding="utf-8")
+        file.write_text(json.dumps(CONFIG | changes), encoding="utf-8")
         return str(file)
 
     return write

@@ -13,7 +13,7 @@ def alerting(*names: str, step: int = 7, quiet: int = 1, **signals: str) -> Repo
     """Each of ``names`` has just become suspicious, ``quiet`` others have not."""
     config = load_config({"signals": signals})
     probes = [*(seen(name) for name in names), *(seen(f"quiet-{i}", 1.0) for i in range(quiet))]
-    judgement = judge_event([*probes, *controls(20, 1.0, spread=0.1)], {}, step, config)
+    judgement = judge_event([*probes, *controls(20, 1.0, spread=0.2)], {}, step, config)
     report = Report(step, config, judgement, True, 1.5, 0, None)
     assert [f.name for f in report.alerts] == list(names)
     return report

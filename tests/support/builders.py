@@ -42,9 +42,6 @@ SMALL: dict[str, Any] = CONFIG | {  # one level; a failure is an error
 }
 SCREENS = MemWatchConfig.screens  # the real rule; most tests measure everything at every event
 MemWatchConfig.screens = False  # type: ignore[assignment,method-assign]
-EAGER: dict[str, Any] = {  # with ``call_every_change``, whatever changes is memorized at once
-    "alerts": {"patience": 1},
-}
 SNAPSHOT_MAPS = ("collapse", "log_ratio", "score", "loss_log_ratio")
 
 
@@ -71,11 +68,11 @@ def call_every_change(monkeypatch: Any) -> None:
     """
     real = memwatch.judge.findings.evidence_of
 
-    def strong(observation: Observation, signals: Any, regions: Any, references: Any) -> Evidence:
-        evidence, probe = real(observation, signals, regions, references), observation.probe
+    def strong(observation: Observation, signals: Any, regions: Any, *others: Any) -> Evidence:
+        evidence, probe = real(observation, signals, regions, *others), observation.probe
         if probe.is_control or not regions:
             return evidence
-        found = {"severity": 5.0, "severity_low": 4.0, "p": 1e-9, "z_score": 30.0}
+        found = {"severity": 5.0, "p": 1e-9, "z_score": 30.0}
         return replace(evidence, **found, any_controls=True, num_controls=20)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)

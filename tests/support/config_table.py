@@ -35,7 +35,7 @@ names the key, the value and what is allowed.
 TURNED = (  # the settings that most people change, first on the page
     *("every_steps", "overhead", "max_train_steps", "output_dir", "probes", "controls", "resolution", "weights"),
     *("rollback", "strict", "levels.timesteps", "curvature.batch_size", "signals.baseline"),
-    *("alerts.false_alarms_per_run", "alerts.min_severity", "alerts.webhook"),
+    *("alerts.false_alarms_per_run", "alerts.webhook"),
     *("proof.enabled", "stop.enabled", "stop.num_probes", "stop.require_copy"),
 )
 HEAD = "| key | default | meaning |\n|---|---|---|"

@@ -14,7 +14,7 @@ from support.builders import picture
 from support.observations import controls, seen
 
 from memwatch.config_file import load_config
-from memwatch.judge.findings import judge_event
+from memwatch.judge.findings import Judgement, judge_event
 from memwatch.measure.measurement import Observation
 from memwatch.report.about import About
 from memwatch.report.report import Report
@@ -30,27 +30,28 @@ ABOUT = About(
 )
 
 
-def report_of(*observations: Observation, step: int = 7, states: Any = None, settings: Any = None, **parts: Any):
+def report_of(*observations: Observation, step: int = 7, before: Any = None, settings: Any = None, **parts: Any):
     """The report of an event that saw these, as the callback would make it; ``parts`` of it differ."""
     config, calibrated = load_config(settings), any(o.probe.is_control for o in observations)
-    report = Report(step, config, judge_event(observations, states or {}, step, config), calibrated, 1.5, 2, None)
+    known = Judgement() if before is None else before.judgement
+    judgement = judge_event(observations, known.states, step, config, known.pooled)
+    report = Report(step, config, judgement, calibrated, 1.5, 2, None)
     return replace(report, **parts)
 
 
 def event_of_a_cat(step: int, factor: float = 5.0, *, before: Report | None = None, others: int = 0) -> Report:
     """A cat that has lost ``factor`` times its freedom on the left, ``others`` that have not, and twenty controls."""
-    settings, shown = {"alerts": {"false_alarms_per_run": 0.5}}, np.asarray(picture(0, 32))
+    settings, shown = {"alerts": {"false_alarms_per_run": 0.1}}, np.asarray(picture(0, 32))
     quiet = [seen(f"other{i}", 1.0, image=shown) for i in range(others)]
     observations = [seen("cat", factor, image=shown), *quiet, *controls(20, 1.0, spread=0.1)]
-    states = None if before is None else before.judgement.states
-    report = report_of(*observations, step=step, states=states, settings=settings, about=ABOUT)
+    report = report_of(*observations, step=step, before=before, settings=settings, about=ABOUT)
     return replace(report, pictures={f.name: picture(step, 48) for f in report.findings})
 
 
 def run_of_a_cat() -> list[Report]:
     """Quiet, then suspicious, then memorized, then still memorized but weaker."""
     reports: list[Report] = []
-    for step, factor in ((0, 1.0), (2, 4.0), (4, 6.0), (6, 5.0)):
+    for step, factor in ((0, 1.0), (2, 1.5), (4, 6.0), (6, 5.0)):
         reports.append(event_of_a_cat(step, factor, before=reports[-1] if reports else None))
     found = [str(report.findings[0].verdict) for report in reports]
     assert found == ["no evidence", "suspicious", "memorized", "memorized"]

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 SETTINGS: dict[str, Any] = {
     "max_train_steps": 1000,
-    "alerts": {"min_severity": 1.5, "patience": 2},
+    "alerts": {"max_p": 0.01},
     "levels": {"timesteps": [141, 501]},
 }
 BOX = [16, 8, 48, 40]
@@ -33,7 +33,7 @@ def write_run(folder: Path, probes: list[dict[str, Any]], events: list[dict[str,
         for event in events:
             failed, rows = event.get("failure") is not None, event.get("rows", {})
             line = {"calibrated": True, "controls": {f"control/{i}": 1 + i / 10 for i in range(0 if failed else 3)}}
-            line |= {"audit": "0 of 20 controls called; at most 14 % at 95 % confidence", "seconds": 2.0, "errors": 0}
+            line |= {"standing": "20 controls scored 2.9 at most so far", "seconds": 2.0, "errors": 0}
             line |= {"overhead": 0.017, "stop_reason": None, "failure": None}
             line |= {"scalars": {} if failed else {"memwatch/measured": 3.0}}
             line |= {key: value for key, value in event.items() if key != "rows"}
@@ -44,7 +44,7 @@ def write_run(folder: Path, probes: list[dict[str, Any]], events: list[dict[str,
 
 def row(probe: dict[str, Any], **parts: Any) -> dict[str, Any]:
     """A finding of a quiet event, with whatever differs."""
-    quiet = {"verdict": "no evidence", "severity": 1.05, "severity_low": 0.98, "p": 0.5, "since": None, "alert": False}
+    quiet = {"verdict": "no evidence", "severity": 1.05, "p": 0.5, "since": None, "alert": False}
     said = {"reason": "the controls show as much", "baseline": "step 0", "alert_text": None}
     measured = {"timesteps": [141, 501], "levels": [1.1, 1.2], "regions": [], "copied": None}
     shared = {key: probe[key] for key in ("name", "prompt", "is_reference")}

@@ -13,7 +13,7 @@ import torch
 import train_text_to_image
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from support.builders import EAGER, assert_same, history, without_time
+from support.builders import assert_same, history, without_time
 
 # Three steps per epoch, the third of half a window; the first checkpoint lies within the first epoch.
 ODD = "--train_batch_size 1 --gradient_accumulation_steps 2 --random_flip --checkpointing_steps 2"
@@ -95,7 +95,7 @@ def test_lora_in_bf16_saves_adapters_that_load(runs, pretrained):
 def test_a_decided_stop_ends_the_run_and_saves_it(train_it, images, tmp_path, capsys):
     """A rule that any change meets."""
     flags = f"--train_batch_size 2 --memwatch_controls {images} --max_train_steps 20"
-    train_it(tmp_path / "out", flags, **EAGER)
+    train_it(tmp_path / "out", flags)
     stopped = history(tmp_path / "out")[-1]["step"]
     assert stopped < 20
     assert [point.step for point in events(tmp_path / "out").Scalars("train_loss")] == list(range(1, stopped + 1))

@@ -1,45 +1,50 @@
-"""Runs in which it is known what is stored, drawn at random and judged by memwatch's own screen and judge.
+"""Runs in which it is known what is stored, drawn at random and judged by memwatch's own statistic, many at once.
 
-What the network would say of every picture is drawn, at one noise level. The smallest severity of an alert is left out,
-because it would hide what the statistics do.
+What the map that decides would have shown of every picture is drawn. Every event measures everything: the screen only
+takes verdicts away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
-import torch
-from scipy import stats
+from scipy import ndimage, stats
 
-from memwatch.config import AlertsConfig, LevelsConfig, MemWatchConfig, SignalsConfig
-from memwatch.judge.findings import Judgement, judge_event
-from memwatch.judge.screen import chosen, with_references
-from memwatch.judge.statistic import Screened, upper_bound
-from memwatch.judge.verdict import Verdict
-from memwatch.measure.curvature import CurvatureMap
-from memwatch.measure.measurement import Measurement, Observation
-from memwatch.measure.probes import Probe
-from memwatch.measure.signals import LOSS_FLOOR, RHO_FLOOR
+from evidence.verdicts.intervals import upper_bound
+from memwatch.judge.statistic import (
+    MOST_POOLED,
+    Tail,
+    leave_one_out,
+    looks_of,
+    p_value,
+    scores,
+    threshold,
+    top_means,
+)
 
 TAILS = {  # of severities, on the log scale
     "normal": "normal",
     "t5": "heavy tails (t, 5 degrees of freedom)",
-    "lognormal": "skewed (lognormal)",
+    "lognormal": "skewed (lognormal, sigma 0.5)",
 }
-SKEW = 0.5  # sigma of the lognormal
-SPREAD = 0.15  # standard deviation of severities, of variance and loss alike; log of a factor
-STORED = 8.0  # standard deviations of the controls: severity of a probe that is stored, on a quarter of the picture
-STORED_ONE = "stored"
-SHARED = 0.7  # of the variance of severities: the same all over one picture, the rest pixel by pixel
-FALLS = {"": (0.0, 0.0), "variance": (1.0, 0.1), "both": (1.0, 1.0)}  # of variance and loss
+OTHERS = {  # where else a tail may lie, or how else pictures may change
+    "falls": "all pictures have fallen by 3 deviations, none is clipped to 0",
+    "pixels": "the pixels of a picture are skewed, its mean is normal",
+    "spot": "a tail at the small sizes only: skewed severities of one spot, 1/16 of a normal picture",
+}
+SPREAD = 0.15  # standard deviation of severities; log of a factor
+STORED = (8.0, 5.0)  # deviations: two more probes, stored on a quarter of the picture from the middle of the run on
+SHARED = 0.7  # of the variance of severities: the same all over one picture; the rest is smooth noise
 SIDE = 8  # of a map, pixels
 NORMAL = np.linspace(-8, 8, 8001)
 STUDENT = np.sign(NORMAL) * stats.t.isf(stats.norm.sf(np.abs(NORMAL)), 5) / np.sqrt(5 / 3)  # unit variance
-DRAWS = np.array([-0.002, 0.002])[:, None, None]  # by how much two noise draws differ, so that there is an error bar
-NO_FLOOR = 1 + 1e-6
+SKEW = 0.5  # sigma of the lognormal
+SMOOTHING = ndimage.gaussian_filter1d(np.eye(SIDE), 1.0, mode="wrap")
+SMOOTHING /= np.sqrt((SMOOTHING**2).sum(0))  # of independent pixels of unit variance it leaves unit variance
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,7 @@ class Cell:
     Attributes:
         controls, probes, events: numbers of them.
         autocorrelation: of one object's severities between events, in [0, 1].
-        tail: distribution of severities; ``t5`` has heavy tails, ``lognormal`` (sigma 0.5) is skewed to the right.
-        fall: what falls on every picture alike until the end of the run, see ``FALLS``; the model learns, stores none.
+        tail: distribution of severities, see ``TAILS``. other: see ``OTHERS``.
     """
 
     controls: int = 20
@@ -58,16 +62,12 @@ class Cell:
     events: int = 20
     autocorrelation: float = 0.8
     tail: str = "normal"
-    fall: str = ""
+    other: str = ""
 
 
-def cells() -> Iterator[Cell]:
-    """The middle of everything, and what differs from it in one respect; the tails and the falls together as well."""
-    yield Cell()
-    yield from (Cell(controls=n) for n in (11, 50))
-    yield from (Cell(probes=n) for n in (1, 32))
-    yield from (Cell(autocorrelation=rho) for rho in (0.0, 1.0))
-    yield from (Cell(tail=tail, fall=fall) for tail in TAILS for fall in FALLS if (tail, fall) != ("normal", ""))
+def grid() -> list[tuple[int, int, int, float]]:
+    """The 144 settings: controls, probes, events, autocorrelation."""
+    return list(itertools.product((11, 20, 30, 50), (1, 8, 32), (5, 20, 50), (0.0, 0.5, 0.8, 1.0)))
 
 
 # --- what the network would have said ---------------------------------------------------------------------------------
@@ -85,133 +85,104 @@ def shaped(z: np.ndarray, tail: str) -> np.ndarray:
     return z
 
 
-def log_factors(cell: Cell, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """By how much variance and loss of every picture have fallen, event by event: ``(2, objects, SIDE, SIDE)``.
+def maps_of(cell: Cell, runs: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Of many runs the maps of all pictures, log factors, event by event: ``(runs, objects, SIDE, SIDE)``.
 
-    Objects are the probes, of which the first is stored from the middle of the run on, and the controls.
+    Objects are the probes of which nothing is stored, those that are stored (``STORED``), and the controls.
     """
-    objects, rho = 1 + cell.probes + cell.controls, cell.autocorrelation
+    objects, rho = cell.probes + len(STORED) + cell.controls, np.float32(cell.autocorrelation)
 
     def fresh() -> tuple[np.ndarray, np.ndarray]:
-        return rng.standard_normal((2, objects, 1, 1)), rng.standard_normal((2, objects, SIDE, SIDE))
+        noise = rng.standard_normal((runs, objects, SIDE, SIDE), dtype=np.float32)
+        whole = rng.standard_normal((runs, objects, 1, 1), dtype=np.float32)
+        return whole, (SMOOTHING.T @ noise @ SMOOTHING).astype(np.float32)
 
     whole, pixels = fresh()
     for event in range(cell.events):
-        if event:
-            whole, pixels = (
-                rho * old + np.sqrt(1 - rho**2) * new for old, new in zip((whole, pixels), fresh(), strict=True)
-            )
-        own = np.sqrt(SHARED) * shaped(whole, cell.tail) + np.sqrt(1 - SHARED) * pixels
-        common = np.array(FALLS[cell.fall]) * (event + 1) / cell.events
+        if event and rho < 1:
+            new, weight = fresh(), np.sqrt(1 - rho**2)
+            whole, pixels = rho * whole + weight * new[0], rho * pixels + weight * new[1]
+        own = drawn(whole, pixels, cell)
         if event >= cell.events // 2:
-            own[:, 0, : SIDE // 2, : SIDE // 2] += STORED
-        yield common[:, None, None, None] + SPREAD * own
+            for i, strength in enumerate(STORED, start=cell.probes):
+                own[:, i, : SIDE // 2, : SIDE // 2] += strength
+        yield SPREAD * own
 
 
-def observation(probe: Probe, variance: np.ndarray, loss: np.ndarray, *, curvature: bool) -> Observation:
-    """A picture whose retained variance and loss were 1 everywhere and have fallen by these log factors.
-
-    Args:
-        variance, loss: ``(SIDE, SIDE)``.
-        curvature: False is what the screen sees: the loss, at the first of two noise draws.
-    """
-    draws = 2 if curvature else 1
-    ones, zeros = torch.ones(1, draws, 1, SIDE, SIDE), torch.zeros(1, draws, 1, SIDE, SIDE)
-    error = np.maximum((1 + LOSS_FLOOR) * np.exp(-(loss + DRAWS[:draws])) - LOSS_FLOOR, 0)
-    epsilon = torch.from_numpy(np.sqrt(error)).float()[None, :, None]
-    rho = torch.from_numpy((1 + RHO_FLOOR) * np.exp(-(variance + DRAWS)) - RHO_FLOOR).float()[None]
-    return Observation(
-        probe,
-        (301.0,),
-        now=Measurement(CurvatureMap(rho) if curvature else None, epsilon),
-        baseline=Measurement(CurvatureMap(ones[:, :, 0]) if curvature else None, ones),
-        baseline_step=0,
-        eps=zeros,
-    )
+def drawn(whole: np.ndarray, pixels: np.ndarray, cell: Cell) -> np.ndarray:
+    """Severities of unit variance, from standard normal numbers for whole pictures and for their pixels."""
+    tails = ("normal", "lognormal") if cell.other == "pixels" else (cell.tail, "normal")
+    own = np.sqrt(SHARED) * shaped(whole, tails[0]) + np.sqrt(1 - SHARED) * shaped(pixels, tails[1])
+    if cell.other == "spot":
+        own[..., 2:4, 2:4] += shaped(pixels[..., :1, :1], "lognormal")
+    return own + 3 * (cell.other == "falls")
 
 
 # --- the product ------------------------------------------------------------------------------------------------------
 
 
-def config_of(rule: AlertsConfig) -> MemWatchConfig:
-    """The shipped settings at one noise level and without a smallest effect."""
-    return MemWatchConfig(
-        levels=LevelsConfig(timesteps=(301,), draws=2),
-        signals=SignalsConfig(smooth=1),
-        alerts=replace(rule, min_severity=NO_FLOOR),
-    )
-
-
-def probes_of(cell: Cell) -> list[Probe]:
-    """One that is stored, those of which nothing is, then controls."""
-    names = [STORED_ONE, *(f"probe/{i}" for i in range(cell.probes))]
-    controls = [Probe("", "drawn", name=f"control/{i}", is_control=True) for i in range(cell.controls)]
-    return [*(Probe("", "drawn", name=name) for name in names), *controls]
-
-
-def judgements(events: Iterable[np.ndarray], probes: Sequence[Probe], config: MemWatchConfig) -> Iterator[Judgement]:
-    """One run, event by event, as ``screen.observe`` and ``judge_event`` have it.
+def judged(events: Iterable[np.ndarray], num_controls: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """T and p of every probe, ``(runs, probes)`` each, event by event, as ``judge_event`` has them.
 
     Args:
-        events: see ``log_factors``.
+        events: maps, see ``maps_of``; the last ``num_controls`` objects are the controls.
     """
-    judgement = Judgement()
-    for number, (variance, loss) in enumerate(events, start=1):
-        pictures = list(zip(probes, variance, loss, strict=True))
-        screened = [observation(*picture, curvature=False) for picture in pictures]
-        names = {p.name for p in probes} if config.is_full_event(number) else chosen(screened, config)
-        measured = with_references(names, probes)
-        full = {p.name: observation(p, v, s, curvature=True) for p, v, s in pictures if p.name in measured}
-        seen, by_screen = [full.get(o.name, o) for o in screened], Screened(screened, frozenset(names))
-        judgement = judge_event(seen, judgement.states, number, config, screened=by_screen)
-        yield judgement
+    pooled = None
+    for maps in events:
+        profiles = top_means(maps.clip(min=0))
+        probes, controls = profiles[:, :-num_controls], profiles[:, -num_controls:]
+        score, own = scores(probes, controls), leave_one_out(controls)
+        pooled = own if pooled is None else np.concatenate([pooled, own], axis=-1)[:, -MOST_POOLED:]
+        yield score, p_value(score.T, num_controls, Tail.of(pooled)).T
 
 
-# --- what comes out ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Called:
+    """What a rule calls: of all runs.
+
+    Attributes:
+        alarmed: runs that called any probe of which nothing is stored.
+        found: by strength (``STORED``), runs that called the probe that is stored, from the middle on.
+        delay: events from then on until the strongest is called, mean over the runs that called it.
+    """
+
+    alarmed: int
+    found: tuple[int, ...]
+    delay: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of one cell.
-
-    Attributes:
-        runs: how many were simulated.
-        alarmed: those that called any probe of which nothing is stored.
-        found: those that called the one that is stored from the middle of the run on.
-        contradicted: those in which the rule called a control at any event.
-        measured: share of curvature that was measured before anything was stored, full events left out.
-    """
+    """What came out of one setting: ``runs`` of them, judged by the rule, and by Student's t alone."""
 
     cell: Cell
     runs: int
-    alarmed: int
-    found: int
-    contradicted: int
-    measured: float = 0.0
+    rule: Called
+    by_t: Called
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the share of runs with a false alarm (Clopper & Pearson)."""
-        low = 1 - upper_bound(self.runs - self.alarmed, self.runs, 0.975)
-        return low, upper_bound(self.alarmed, self.runs, 0.975)
+        low = 1 - upper_bound(self.runs - self.rule.alarmed, self.runs, 0.975)
+        return low, upper_bound(self.rule.alarmed, self.runs, 0.975)
 
     def keeps(self, promised: float) -> bool:
         """Whether the promised rate is plausible."""
         return self.interval[0] <= promised
 
 
-def simulate(cell: Cell, runs: int, rule: AlertsConfig, seed: int = 0) -> Outcome:
+def called(p: np.ndarray, cell: Cell, rate: float) -> Called:
+    """What p-values ``(events, runs, probes)`` call; the probes that are stored are no part of the promise."""
+    calls = p <= threshold(rate, looks_of(cell.probes, 0, cell.events))
+    false, late = calls[:, :, : cell.probes], calls[cell.events // 2 :, :, cell.probes :]
+    strongest = late[:, :, 0]
+    delays = strongest.argmax(0)[strongest.any(0)]
+    found = tuple(int(count) for count in late.any(0).sum(0))
+    return Called(int(false.any((0, 2)).sum()), found, float(delays.mean()) if len(delays) else float("nan"))
+
+
+def simulate(cell: Cell, runs: int, rate: float, seed: int = 0) -> Outcome:
     """Run one cell. Verdicts on what is not stored do not depend on what is, so that one run shows both."""
-    config, probes = config_of(rule), probes_of(cell)
-    alarmed = found = contradicted = 0
-    shares = []
-    for run in range(runs):
-        rng = np.random.default_rng([seed, run, crc32(repr(cell).encode())])
-        events = list(judgements(log_factors(cell, rng), probes, config))
-        called = {f.name for j in events for f in j.findings if f.verdict is Verdict.MEMORIZED}
-        alarmed += bool(called - {STORED_ONE})
-        found += STORED_ONE in called
-        contradicted += any(j.audit.called for j in events)
-        quiet = enumerate(events[: cell.events // 2], start=1)
-        shares += [j.num_measured / len(probes) for number, j in quiet if not config.is_full_event(number)]
-    return Outcome(cell, runs, alarmed, found, contradicted, float(np.mean(shares)))
+    maps = maps_of(cell, runs, np.random.default_rng([seed, crc32(repr(cell).encode())]))
+    score, p = map(np.stack, zip(*judged(maps, cell.controls), strict=True))
+    return Outcome(cell, runs, called(p, cell, rate), called(p_value(score, cell.controls), cell, rate))

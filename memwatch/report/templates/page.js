@@ -27,7 +27,7 @@ function ticks(low, high) {  // about five round numbers
   return Array.from({length: count}, (_, i) => +((first + i) * unit).toPrecision(12));
 }
 
-function draw(svg, {lines, values, band, level, marks = [], stop}, isLog) {
+function draw(svg, {lines, values, band, marks = [], stop}, isLog) {
   const {width, height} = svg.viewBox.baseVal, right = width - RIGHT, bottom = height - BOTTOM;
   const scale = isLog ? Math.log : (value) => value, [low, high] = values.map(scale), [first, final] = data.span;
   const x = (step) => +(final > first ? LEFT + (right - LEFT) * (step - first) / (final - first) : (LEFT + right) / 2)
@@ -53,7 +53,6 @@ function draw(svg, {lines, values, band, level, marks = [], stop}, isLog) {
     svg.append(made("polygon", {class: "band", points: path([...over, ...under.reverse()])}));
     svg.append(curve({points: band.map((b) => [b[0], b[3]]), style: "median", label: "median of the controls"}));
   }
-  if (level) svg.append(across(level, "level"), text({x: LEFT + 4, y: y(level) - 4}, `alert level ${level}x`, "tick"));
   const drawn = lines.filter((one) => one.points.length);
   svg.append(...drawn.map(curve).reverse());  // the worst on top
   for (const [step, value, kind, says] of marks)

@@ -89,3 +89,12 @@ def mean(groups: Groups) -> Estimate:
     freedom = min(n, len(filled) if len(filled) > 1 else n) - 1
     half = float(t.ppf((1 + LEVEL) / 2, freedom)) * float(values.std(ddof=1)) / math.sqrt(n)
     return Estimate(value, max(0.0, min(low, value - half)), min(1.0, max(high, value + half)), len(values))
+
+
+def upper_bound(count: int, of: int, confidence: float = 0.95) -> float:
+    """The largest rate that ``count`` of ``of`` leaves plausible, one-sided (Clopper & Pearson 1934).
+
+    >>> round(upper_bound(0, 24), 3)
+    0.117
+    """
+    return 1.0 if count >= of else float(beta.ppf(confidence, count + 1, of - count))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,8 +12,9 @@ from evidence.worlds.items import Item
 from evidence.worlds.sources import SIZE
 from memwatch.config import MemWatchConfig
 from memwatch.judge.findings import Finding, Judgement, judge_event
+from memwatch.judge.statistic import looks_of
 from memwatch.judge.stop import StopState, decide_stop
-from memwatch.judge.verdict import ProbeState, Verdict
+from memwatch.judge.verdict import Verdict
 
 
 @dataclass
@@ -65,12 +65,11 @@ class Product:
 def judged(run: Finished, config: MemWatchConfig) -> Product:
     """Every event in turn, with the memory of those before."""
     product, stopping = Product(run), StopState()
-    states: Mapping[str, ProbeState] = {}
+    judgement = Judgement()
     for step in run.steps[1:]:
         observations, screened = run.as_shipped(step)
-        planned = len(run.steps) - 1
-        judgement = judge_event(observations, states, step, config, planned, screened=screened)
-        states = judgement.states
+        looks = looks_of(sum(not o.probe.is_control for o in observations), 0, len(run.steps) - 1)
+        judgement = judge_event(observations, judgement.states, step, config, judgement.pooled, looks, screened)
         product.events[step] = judgement
         for f in judgement.findings:
             if f.verdict is Verdict.MEMORIZED:

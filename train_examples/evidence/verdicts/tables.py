@@ -7,12 +7,11 @@ from typing import Any
 
 from evidence.metrics import iou
 from evidence.verdicts import intervals
-from evidence.verdicts.intervals import Estimate
+from evidence.verdicts.intervals import Estimate, upper_bound
 from evidence.verdicts.product import Product
 from evidence.verdicts.stored import State, first_copy, state_of, stored_items
 from evidence.worlds.items import PLANTED, Item, Kind
 from evidence.worlds.world import WORLDS
-from memwatch.judge.statistic import upper_bound
 
 SIZES = {  # shares of the picture
     "30% or more": (0.30, 0.99),
