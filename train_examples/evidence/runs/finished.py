@@ -16,7 +16,6 @@ from evidence.worlds.sets import HALVES
 from evidence.worlds.world import WORLDS, World
 from torch import Tensor
 
-from memwatch.config import SCREEN_DRAWS
 from memwatch.measure.measurement import Measurement, Observation, from_tensors
 from memwatch.measure.probes import Probe
 from memwatch.measure.views import fixed_noise
@@ -171,19 +170,6 @@ class Pair:
 
     def twin_of(self, run: Finished) -> Finished:
         return self.b if run.half == self.a.half else self.a
-
-
-def as_screened(o: Observation) -> Observation:
-    """An observation as memwatch's screen sees it: forward passes only, at its noise draws."""
-    from dataclasses import replace
-
-    def first(m: Measurement | None) -> Measurement | None:
-        return None if m is None else Measurement(None, m.epsilon[:, :SCREEN_DRAWS])
-
-    now = first(o.now)
-    assert now is not None and o.eps is not None
-    others = {name: first(getattr(o, name)) for name in ("unconditional", "baseline", "unconditional_baseline")}
-    return replace(o, now=now, eps=o.eps[:, :SCREEN_DRAWS], **others)
 
 
 @lru_cache(maxsize=60)

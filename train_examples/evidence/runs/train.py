@@ -27,8 +27,8 @@ from memwatch.config import LevelsConfig
 from memwatch.measure.lora_off import lora_off
 from memwatch.measure.weights import trainable, write_safetensors
 
-OWN_FROM = 0.2  # share of the steps from which own items are generated
-OTHERS_EVERY = 4  # events between two at which the other twin's items are generated: what chance shows hardly changes
+GENERATE_FROM = 0.2  # share of the steps from which items are generated
+COMPARE_EVERY = 4  # events between two at which the twins are compared: what chance shows hardly changes
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ class Training:
         self.trainer.save(self.home / "checkpoint.pt")
         self.bench.denoiser.model.eval()
         numbers: dict[str, Any] = {"step": step}
-        tensors = event.forward(self.bench) | event.curvature(self.bench, self.localized) | event.truths(self.bench)
+        tensors = event.forward(self.bench) | event.curvature(self.bench, self.localized)
+        if self.compares:
+            tensors |= event.truths(self.bench)
         if step == 0:
             targets = self.bench.targets
             tensors |= {f"target/{name}": torch.from_numpy(picture).half() for name, picture in targets.items()}
@@ -145,16 +147,19 @@ class Training:
         everything, half = self.plan.curvature_of_all, self.run.half
         return {i.name for i in self.bench.items if everything or (i.mask.any() and i.is_in(half))}
 
+    @property
+    def compares(self) -> bool:
+        """Whether the twins are compared at this event: now and then, and at last."""
+        return self.trainer.step // self.plan.every % COMPARE_EVERY == 0 or self.trainer.step == self.plan.steps
+
     def generated_now(self) -> list[str]:
         """Whose captions are asked: planted items of this half, now and then of both, at last of what is held out."""
         step, plan = self.trainer.step, self.plan
-        if step < OWN_FROM * plan.steps:
+        if step < GENERATE_FROM * plan.steps:
             return []
-        last = step == plan.steps
-        kinds = (*PLANTED, Kind.HELD_OUT) if last else PLANTED
+        kinds = (*PLANTED, Kind.HELD_OUT) if step == plan.steps else PLANTED
         planted = [item for item in self.bench.items if item.kind in kinds]
-        everyones = last or step // plan.every % OTHERS_EVERY == 0
-        return [item.name for item in planted if everyones or item.half in ("", self.run.half)]
+        return [item.name for item in planted if self.compares or item.half in ("", self.run.half)]
 
     def keep(self, file: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """The numbers last: with them an event is whole."""

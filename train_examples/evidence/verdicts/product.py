@@ -1,20 +1,23 @@
-"""memwatch itself on a finished run: its own judge, event by event, on what its own screen had measured."""
+"""memwatch itself on a finished run: its own screen and judge, event by event, on what was measured there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from evidence.runs.finished import Finished
-from evidence.worlds.items import Item
+from evidence.worlds.items import Item, Kind
 from evidence.worlds.sources import SIZE
-from memwatch.config import MemWatchConfig
+from memwatch.config import SCREEN_DRAWS, MemWatchConfig
 from memwatch.judge.findings import Finding, Judgement, judge_event
-from memwatch.judge.statistic import looks_of
-from memwatch.judge.stop import StopState, decide_stop
-from memwatch.judge.verdict import Verdict
+from memwatch.judge.screen import chosen
+from memwatch.judge.statistic import Pooled, Screened, looks_of
+from memwatch.judge.verdict import ProbeState, Verdict
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.measurement import Measurement, Observation
 
 
 @dataclass
@@ -24,14 +27,12 @@ class Product:
     Attributes:
         events: by step, everything that it said.
         first_alert: by item, the step of its first ``memorized``. first_suspicion: of its first ``suspicious``.
-        stop: the step at which it would have stopped the run; ``None`` where it would not.
     """
 
     run: Finished
     events: dict[int, Judgement] = field(default_factory=dict)
     first_alert: dict[str, int] = field(default_factory=dict)
     first_suspicion: dict[str, int] = field(default_factory=dict)
-    stop: int | None = None
 
     @cached_property
     def findings(self) -> dict[str, dict[int, Finding]]:
@@ -46,37 +47,73 @@ class Product:
         """Whether it was called memorized at any event."""
         return item.name in self.first_alert
 
-    def score(self, item: Item, step: int | None = None) -> float:
-        """How far it stands out from the controls at an event, the last one by default, in predictive deviations."""
-        f = self.findings[item.name][self.run.last if step is None else step]
-        return f.evidence.z_score or 0.0
+    def score(self, item: Item, step: int) -> float:
+        """T at an event."""
+        return self.findings[item.name][step].evidence.z_score or 0.0
 
-    def region(self, item: Item) -> np.ndarray | None:
-        """What memwatch last lit up of an item, bool ``(SIZE, SIZE)``; ``None`` where it never did."""
-        for step in reversed(self.events):
-            f = self.findings[item.name][step]
-            if f.verdict.is_evidence and f.labels is not None and (f.labels > 0).any():
-                scale = SIZE // len(f.labels)
-                region: np.ndarray = np.kron(f.labels > 0, np.ones((scale, scale), dtype=bool))
-                return region
-        return None
+    def region(self, item: Item, step: int) -> np.ndarray:
+        """The first region of an item at an event, bool ``(SIZE, SIZE)``; nothing where there is none."""
+        labels = self.findings[item.name][step].labels
+        if labels is None:
+            return np.zeros((SIZE, SIZE), dtype=bool)
+        scale = SIZE // len(labels)
+        found: np.ndarray = np.kron(labels > 0, np.ones((scale, scale), dtype=bool))
+        return found
 
 
-def judged(run: Finished, config: MemWatchConfig) -> Product:
-    """Every event in turn, with the memory of those before."""
-    product, stopping = Product(run), StopState()
-    judgement = Judgement()
+def judged(run: Finished, config: MemWatchConfig, screens: bool = True) -> Product:
+    """Every event in turn, with the memory of those before.
+
+    Args:
+        screens: whether all draws are judged only of what the screen chooses, as shipped, or of everything.
+    """
+    product = Product(run)
+    states: Mapping[str, ProbeState] = {}
+    pooled: Pooled = {}
+    looks = looks_of(sum(i.kind is not Kind.CONTROL for i in run.items), 0, len(run.steps) - 1)
     for step in run.steps[1:]:
-        observations, screened = run.as_shipped(step)
-        looks = looks_of(sum(not o.probe.is_control for o in observations), 0, len(run.steps) - 1)
-        judgement = judge_event(observations, judgement.states, step, config, judgement.pooled, looks, screened)
+        full = [restricted(run.observation(item.name, step), config) for item in run.items]
+        screened = screened_of(full, config) if screens else None
+        judgement = judge_event(full, states, step, config, pooled, looks, screened)
+        states, pooled = judgement.states, judgement.pooled
         product.events[step] = judgement
         for f in judgement.findings:
             if f.verdict is Verdict.MEMORIZED:
                 product.first_alert.setdefault(f.name, step)
             if f.verdict.is_evidence:
                 product.first_suspicion.setdefault(f.name, step)
-        stopping = decide_stop(stopping, judgement.findings, step, config.stop)
-        if stopping.reason is not None and product.stop is None:
-            product.stop = step
     return product
+
+
+def screened_of(full: list[Observation], config: MemWatchConfig) -> Screened:
+    """What the screen would have seen of these observations, and chosen."""
+    seen = [with_draws(o, SCREEN_DRAWS) for o in full]
+    return Screened(seen, frozenset(chosen(seen, config)))
+
+
+def restricted(o: Observation, config: MemWatchConfig) -> Observation:
+    """An observation at the noise levels and draws of these settings alone."""
+    places = [o.timesteps.index(t) for t in config.levels.timesteps]
+
+    def part(m: Measurement | None) -> Measurement | None:
+        if m is None:
+            return None
+        return Measurement(None if m.rho is None else CurvatureMap(m.rho.samples[places]), m.epsilon[places])
+
+    now, eps = part(o.now), o.eps
+    assert now is not None and eps is not None
+    rest = {name: part(getattr(o, name)) for name in ("unconditional", "baseline", "unconditional_baseline")}
+    o = replace(o, timesteps=config.levels.timesteps, now=now, eps=eps[places], **rest)
+    return o if config.levels.draws == now.draws else with_draws(o, config.levels.draws)
+
+
+def with_draws(o: Observation, draws: int) -> Observation:
+    """An observation as forward passes at the first noise draws see it."""
+
+    def first(m: Measurement | None) -> Measurement | None:
+        return None if m is None else Measurement(None, m.epsilon[:, :draws])
+
+    now, eps = first(o.now), o.eps
+    assert now is not None and eps is not None
+    rest = {name: first(getattr(o, name)) for name in ("unconditional", "baseline", "unconditional_baseline")}
+    return replace(o, now=now, eps=eps[:, :draws], **rest)
