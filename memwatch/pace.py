@@ -16,7 +16,7 @@ from memwatch.measure.measure import Passes
 WARM_UP, TIMED = 2, 10  # first steps of a run that are not timed, and steps after them that are
 HORIZON = 2000  # steps that a run is taken to have if its length is not known; a shorter one has at least MIN_EVENTS
 OFTENEST, RAREST, NEVER_RARER = 25, 500, 1000  # steps between events; above RAREST with a warning
-MIN_EVENTS = 4  # an alert takes two, and it should be in time
+MIN_EVENTS = 4  # so that an alert is in time
 CHOSEN = 0.25  # share of all curvature that an event with a screen is expected to measure where nothing is stored
 FIRST_AT_MOST = 0.5  # share of the budget that may pay for the first event
 

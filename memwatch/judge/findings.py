@@ -120,6 +120,12 @@ class Judgement:
     num_measured: int = 0
 
     @property
+    def standing(self) -> str:
+        """How the controls have scored, in words; empty where there are too few of them."""
+        of_kinds = [f"{kind} probes: {standing}" for kind, standing in self.standings.items()]
+        return "; ".join(of_kinds if len(of_kinds) > 1 else map(str, self.standings.values()))
+
+    @property
     def everything(self) -> tuple[Finding, ...]:
         """Of probes and controls."""
         return (*self.findings, *self.controls)

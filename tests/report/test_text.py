@@ -24,8 +24,8 @@ ROWS = (
     Row("rocket", "rocket", verdict=M, severity=2.3, p=3e-10, reason="since 20", regions=(REGION,), copied=PROOF),
     Row("poster", "猫 (poster)", verdict=S, severity=9.0, p=0.004, reason="1 of 2", is_reference=False),
 )
-AUDIT = "0 of 20 controls called; at most 14 % at 95 % confidence"
-EVENT = Event(40, ROWS, {"control/0": 1.0}, AUDIT, calibrated=True, seconds=5.25, overhead=0.0213)
+STANDING = "20 controls scored 2.9 at most so far, and memorized is called from 5.1 on"
+EVENT = Event(40, ROWS, {"control/0": 1.0}, STANDING, calibrated=True, seconds=5.25, overhead=0.0213)
 ABOUT = About(settings={"max_train_steps": 200})
 
 
@@ -39,7 +39,7 @@ def test_the_table_of_an_event():
         "  a blue banner (banner)  memorized   1.7x less freedom             0,0 to 64,64                  since 20",
         "  猫 (poster)             suspicious  9.0x less freedom, p = 0.004                                1 of 2",
         "  1 more without evidence: photo-7; 1 more inconclusive: new",
-        f"  {AUDIT}",
+        f"  {STANDING}",
         "  5.2 s, 2.1 % of training time, 2 failures of memwatch so far",
         "  STOP: step 40: 2 probes memorized",
     ]

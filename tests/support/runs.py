@@ -33,7 +33,7 @@ def write_run(folder: Path, probes: list[dict[str, Any]], events: list[dict[str,
         for event in events:
             failed, rows = event.get("failure") is not None, event.get("rows", {})
             line = {"calibrated": True, "controls": {f"control/{i}": 1 + i / 10 for i in range(0 if failed else 3)}}
-            line |= {"standing": "reference: 20 controls scored 2.9 at most so far", "seconds": 2.0, "errors": 0}
+            line |= {"standing": "20 controls scored 2.9 at most so far", "seconds": 2.0, "errors": 0}
             line |= {"overhead": 0.017, "stop_reason": None, "failure": None}
             line |= {"scalars": {} if failed else {"memwatch/measured": 3.0}}
             line |= {key: value for key, value in event.items() if key != "rows"}
