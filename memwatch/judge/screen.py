@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from memwatch.config import MemWatchConfig
-from memwatch.judge.statistic import Compared
+from memwatch.judge.statistic import Compared, compare
 from memwatch.measure.measurement import Observation
 from memwatch.measure.probes import Probe
 
@@ -38,11 +38,11 @@ def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[s
     Args:
         observations: of the screen; those without a baseline are passed over.
     """
-    seen = Compared.of(observations, config.signals, terms="loss")
 
-    def stands_out(name: str) -> bool:
-        if name in seen.scores:
-            return seen.scores[name] >= MIN_Z_SCORE
-        return bool(seen.profiles[name].max() >= math.log(MIN_FACTOR))  # never where nothing was compared: NaN
+    def stands_out(compared: Compared) -> bool:
+        if compared.score is not None:
+            return compared.score >= MIN_Z_SCORE
+        return bool(compared.profile.max() >= math.log(MIN_FACTOR))  # never where nothing was compared: NaN
 
-    return {o.name for o in observations if stands_out(o.name)}
+    seen = compare(observations, config.signals, terms="loss")
+    return {name for name, compared in seen.items() if stands_out(compared)}

@@ -72,15 +72,10 @@ def spread_of(variance: np.ndarray, num_controls: int) -> np.ndarray:
     return spread
 
 
-def mean_and_spread(controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of profiles ``(..., N, 7)`` the mean, and ``spread_of`` their variance, ``(..., 7)`` each."""
-    return controls.mean(-2), spread_of(controls.var(-2, ddof=1), controls.shape[-2])
-
-
 def scores(profiles: np.ndarray, controls: np.ndarray) -> np.ndarray:
     """T of profiles ``(..., M, 7)`` among controls ``(..., N, 7)``, predictive deviations: ``(..., M)``."""
-    mean, spread = mean_and_spread(controls)
-    found: np.ndarray = ((profiles - mean[..., None, :]) / spread[..., None, :]).max(-1)
+    spread = spread_of(controls.var(-2, ddof=1), controls.shape[-2])
+    found: np.ndarray = ((profiles - controls.mean(-2)[..., None, :]) / spread[..., None, :]).max(-1)
     return found
 
 
@@ -189,12 +184,7 @@ def kind_of(probe: Probe) -> str:
 
 @dataclass(frozen=True)
 class Screened:
-    """What the screen measured at one event.
-
-    Attributes:
-        observations: of everything, by forward passes at the screen's noise draws.
-        chosen: names of those that are judged with curvature.
-    """
+    """What the screen measured of everything at one event, and the names of those that are judged with curvature."""
 
     observations: Sequence[Observation]
     chosen: frozenset[str]
@@ -202,57 +192,40 @@ class Screened:
 
 @dataclass(frozen=True)
 class Compared:
-    """Observations of one event whose maps are made of the same terms, so that they can be compared with each other.
+    """One probe or control among the controls of its kind, all by maps of the same terms.
 
     Attributes:
-        observations: by name, of probes and controls.
-        signals: by name; ``None`` where the measurements are not finite. profiles: by name, see ``profile_of``.
-        scores: T by name; without an entry where nothing was compared, and where there are too few controls.
+        observation: what was measured. signals: its maps; ``None`` where not all of it is finite.
+        profile: see ``profile_of``.
+        num_controls: of its kind that could be compared, without itself.
+        score: T; ``None`` where nothing could be compared, and where there are too few controls.
     """
 
-    observations: Mapping[str, Observation]
-    signals: Mapping[str, Signals | None]
-    profiles: Mapping[str, np.ndarray]
-    scores: Mapping[str, float]
-
-    @classmethod
-    def of(cls, observations: Sequence[Observation], config: SignalsConfig, terms: str | None = None) -> Compared:
-        """Compare by ``terms``; default: the configured ones."""
-        terms = terms or config.terms
-        signals = compute_signals(observations, terms=terms, against=config.against, smooth=config.smooth)
-        profiles = {name: profile_of(s) for name, s in signals.items()}
-        finite = [o.probe for o in observations if np.isfinite(profiles[o.name]).all()]
-        return cls({o.name: o for o in observations}, signals, profiles, scores_of(finite, profiles))
-
-    @classmethod
-    def both(
-        cls, observations: Sequence[Observation], screened: Screened | None, config: SignalsConfig
-    ) -> tuple[Compared, Compared]:
-        """What is judged by the configured terms, and what is judged by the screen's loss; without a screen nothing is.
-
-        Args:
-            observations: of everything, with curvature where it was measured.
-        """
-        if screened is None:
-            return cls.of(observations, config), cls.of([], config)
-        measured = [o for o in observations if o.has_curvature]
-        return cls.of(measured, config), cls.of(screened.observations, config, terms="loss")
-
-    def controls_of(self, probe: Probe) -> np.ndarray:
-        """The profiles of the controls that a probe is judged by, those of its kind without itself: ``(N, 7)``."""
-        group = [o.probe for o in self.observations.values() if o.probe.is_control and o.name != probe.name]
-        found = [self.profiles[p.name] for p in group if p.is_reference is probe.is_reference]
-        return np.array([profile for profile in found if np.isfinite(profile).all()]).reshape(-1, NUM_SIZES)
+    observation: Observation
+    signals: Signals | None
+    profile: np.ndarray
+    num_controls: int
+    score: float | None
 
 
-def scores_of(probes: Sequence[Probe], profiles: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """T by name of probes and controls, each kind by its own controls; none for a kind with too few of them."""
-    found: dict[str, float] = {}
-    for kind in {kind_of(p) for p in probes}:
-        same = [p for p in probes if kind_of(p) == kind]
-        names = [[p.name for p in same if p.is_control is is_control] for is_control in (True, False)]
-        controls, watched = (np.array([profiles[n] for n in group]).reshape(-1, NUM_SIZES) for group in names)
+def compare(
+    observations: Sequence[Observation], config: SignalsConfig, terms: str | None = None
+) -> dict[str, Compared]:
+    """Every probe and control by name, compared by ``terms``; default: the configured ones."""
+    options = {"terms": terms or config.terms, "against": config.against}
+    signals = compute_signals(observations, **options, smooth=config.smooth)
+    profiles = {name: profile_of(found) for name, found in signals.items()}
+    usable = [o.probe for o in observations if np.isfinite(profiles[o.name]).all()]
+    compared = {}
+    for kind in {kind_of(o.probe) for o in observations}:
+        same = [p for p in usable if kind_of(p) == kind]
+        controls, watched = ([p.name for p in same if p.is_control is control] for control in (True, False))
+        found: dict[str, float] = {}
         if len(controls) >= MIN_CONTROLS:
-            values = np.concatenate([leave_one_out(controls), scores(watched, controls)])
-            found |= dict(zip(names[0] + names[1], map(float, values), strict=True))
-    return found
+            among = np.array([profiles[name] for name in controls])
+            found = dict(zip(controls, map(float, leave_one_out(among)), strict=True))
+            found |= {name: float(scores(profiles[name][None], among)[0]) for name in watched}
+        for o in (o for o in observations if kind_of(o.probe) == kind):
+            others = len(controls) - (o.name in controls)
+            compared[o.name] = Compared(o, signals[o.name], profiles[o.name], others, found.get(o.name))
+    return compared

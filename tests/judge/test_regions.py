@@ -1,15 +1,31 @@
-"""Regions: connected parts of a map above a threshold, and how strong they are on draws that did not propose them."""
+"""Regions: connected parts of a heatmap above a threshold, and how strong each is."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import ndimage, stats
+import torch
+from scipy import ndimage
+from support.observations import seen
 
 from memwatch.judge import regions
-from memwatch.judge.regions import MIN_FACTOR, RELATIVE, SMALL, SMALL_RELATIVE, box_of, components, estimate
+from memwatch.judge.regions import (
+    MIN_AREA,
+    MIN_FACTOR,
+    RELATIVE,
+    SMALL,
+    SMALL_RELATIVE,
+    Region,
+    box_of,
+    components,
+    region_of,
+    regions_of,
+)
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.signals import Signals
 
 LIMIT = math.log(MIN_FACTOR)
 
@@ -42,75 +58,42 @@ def test_a_small_hill_ends_half_way_up_and_a_large_one_at_its_foot():
     assert np.array_equal(found, large >= RELATIVE * np.quantile(large, 0.98))
 
 
-def noise(rng: np.random.Generator, draws: int, truth: np.ndarray | float = 0.0, std: float = 0.3) -> np.ndarray:
-    """One map per noise draw, ``(draws, 16, 16)``: smooth noise of that standard deviation around the truth."""
-    smooth = ndimage.uniform_filter(rng.standard_normal((draws, 16, 16)), (0, 3, 3))
-    return truth + std * 3 * smooth  # the mean of nine
+def test_a_region_by_hand():
+    """Its effect is the mean inside, its error that of the draws' means: 1, 2, 3 and 6."""
+    samples, inside = np.full((4, 4, 4), 9.0), np.zeros((4, 4), dtype=bool)
+    inside[1:3, 2:4] = True
+    for sample, value in zip(samples, (1, 2, 3, 6), strict=True):
+        sample[inside] = np.array([-1, 1, -2, 2]) + value
+    sem = math.sqrt((4 + 1 + 0 + 9) / 3) / 2
+    assert region_of(samples, inside, 8) == Region((16, 8, 32, 24), 4 / 16, 3.0, pytest.approx(sem))
+    assert region_of(samples[:1], inside, 1) == Region((2, 1, 4, 3), 4 / 16, 1.0, math.inf)  # one draw has no error
 
 
-def slow_estimate(samples: np.ndarray, inside: np.ndarray) -> tuple[float, float, float]:
-    """Draw by draw and pixel by pixel."""
-    effects, n = [], len(samples)
-    for i in range(n):
-        proposed = list(components(np.mean([samples[j] for j in range(n) if j != i], axis=0)))
-        shared = [sum(inside[at] for at in zip(*np.nonzero(region), strict=True)) for region in proposed]
-        best = [region for region, count in zip(proposed, shared, strict=True) if count == max(shared) > 0]
-        effects.append(np.mean([samples[i][at] for at in zip(*np.nonzero(best[-1]), strict=True)]) if best else 0.0)
-    mean, sem = float(np.mean(effects)), float(np.std(effects, ddof=1) / math.sqrt(n))
-    return mean, sem, float(stats.t.interval(0.95, n - 1, mean, sem)[0])
+def heatmap_of(mean: np.ndarray) -> Signals:
+    """Signals whose heatmap has that mean, with draws 0.1 above and below; what decides is 0 everywhere."""
+    samples = torch.from_numpy(mean) + torch.tensor([-0.1, 0.1])[:, None, None]
+    return Signals(None, None, None, None, decisive=CurvatureMap(0 * samples), heatmap=CurvatureMap(samples))
 
 
-@pytest.mark.parametrize("draws", [2, 4, 7])
-def test_the_estimate_equals_a_slow_obvious_twin(draws):
-    rng, truth, compared = np.random.default_rng(draws), np.zeros((16, 16)), 0
-    truth[3:8, 2:9], truth[11:14, 10:15] = 0.6, 0.9
-    for _ in range(5):
-        samples = noise(rng, draws, truth, std=0.4)
-        for inside in components(samples.mean(0), 0.03):
-            assert estimate(samples, inside) == pytest.approx(slow_estimate(samples, inside))
-            compared += 1
-    assert compared > 5
+def test_regions_come_from_the_heatmap_the_strongest_first():
+    """Strength is the effect times the root of the area: large and faint beats small and strong, and the reverse."""
+    observation = replace(seen(), image=np.zeros((64, 64, 3), np.uint8))  # 4 pixels per pixel of the map
+    for faint, first in ((0.6, "large"), (0.2, "small")):
+        mean = np.zeros((16, 16))
+        mean[2:6, 2:6], mean[:, 10:] = 0.5, faint
+        found, labels = regions_of(observation, heatmap_of(mean))
+        boxes = {"small": (8, 8, 24, 24), "large": (40, 0, 64, 64)}
+        assert [r.box for r in found] == [boxes[first], *(box for name, box in boxes.items() if name != first)]
+        assert [labels[labels == i].size / 256 for i in (1, 2)] == [r.area for r in found]
+        assert [r.effect for r in found] == [pytest.approx(mean[labels == i].mean()) for i in (1, 2)]
+        strengths = [r.effect * math.sqrt(r.area) for r in found]
+        assert strengths == sorted(strengths, reverse=True)
 
 
-def test_estimates_by_hand():
-    """One draw of three holds all; four draws move as one (Student's t, 3 degrees of freedom); one draw alone."""
-    samples = np.zeros((3, 4, 4))
-    samples[0, :2] = 3.0
-    (inside,) = components(samples.mean(0))
-    assert samples.mean(0)[inside].mean() == 1.0
-    assert estimate(samples, inside) == (0.0, 0.0, 0.0)  # a draw counts as 0 where the others propose nothing
-    whole = np.ones((5, 5), dtype=bool)
-    effect, sem, low = estimate(np.array([1.0, 2.0, 3.0, 6.0])[:, None, None] * whole, whole)
-    assert (effect, sem) == (3.0, pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2))
-    assert low == pytest.approx(3.0 - 3.1824 * sem, abs=1e-4)
-    assert estimate(np.full((1, 5, 5), 0.5), whole) == (0.5, math.inf, -math.inf)
-
-
-def test_on_pure_noise_a_regions_own_mean_flatters_it_and_the_estimate_hardly_does():
-    """What is left comes from asking for the component that shares most with what *all* draws propose."""
-    rng, own, found = np.random.default_rng(0), [], []
-    for _ in range(150):
-        samples = noise(rng, 4)
-        for inside in components(samples.mean(0), 0.01):
-            own.append(samples.mean(0)[inside].mean())
-            found.append(estimate(samples, inside))
-    effects, _, lows = np.array(found).T
-    assert np.mean(own) > 0.17  # a factor of 1.2, of nothing
-    assert np.mean(effects) < np.mean(own) / 3
-    assert (lows > 0).mean() < 0.06
-
-
-@pytest.mark.parametrize(("draws", "effect", "std"), [(4, 1.0, 0.3), (4, 0.5, 0.3), (8, 1.0, 0.6)])
-def test_the_lower_bound_lies_above_the_truth_in_a_fortieth_of_cases(draws, effect, std):
-    """A planted region; the truth is its mean over the region that was found, which may reach beyond it."""
-    rng, truth, runs = np.random.default_rng(draws), np.zeros((16, 16)), 400
-    truth[4:10, 5:12] = effect
-    above, errors = [], []
-    for _ in range(runs):
-        samples = noise(rng, draws, truth, std)
-        inside = max(components(samples.mean(0), 0.01), key=np.sum)
-        found, _, low = estimate(samples, inside)
-        above.append(low > truth[inside].mean())
-        errors.append(found - truth[inside].mean())
-    assert np.mean(above) == pytest.approx(0.025, abs=3.2 * math.sqrt(0.025 * 0.975 / runs))
-    assert abs(np.mean(errors)) < 0.05 * effect
+def test_what_is_too_small_or_not_known_is_no_region():
+    mean = np.zeros((16, 16))
+    mean[3, 3 : 3 + math.ceil(256 * MIN_AREA) - 1] = 1.0
+    found, labels = regions_of(seen(), heatmap_of(mean))
+    assert (found, labels.any()) == ((), False)
+    assert regions_of(seen(), None) == ((), None)
+    assert regions_of(seen(), Signals(None, None, None, None)) == ((), None)

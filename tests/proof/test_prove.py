@@ -23,7 +23,7 @@ from memwatch.measure.signals import Signals
 from memwatch.proof.copies import grade_of, mask_at
 from memwatch.proof.prove import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, due, proofs_of, prove
 
-REGION = Region((0, 0, 16, 32), 0.5, 1.0, 1.0, 0.1, 0.8)
+REGION = Region((0, 0, 16, 32), 0.5, 1.0, 0.1)
 SUSPICIOUS, MEMORIZED = Verdict.SUSPICIOUS, Verdict.MEMORIZED
 CAPTION = "a photo of a"
 

@@ -68,9 +68,9 @@ def call_every_change(monkeypatch: Any) -> None:
     """
     real = memwatch.judge.findings.evidence_of
 
-    def strong(observation: Observation, signals: Any, regions: Any, *others: Any) -> Evidence:
-        evidence, probe = real(observation, signals, regions, *others), observation.probe
-        if probe.is_control or not regions:
+    def strong(compared: Any, regions: Any, *others: Any) -> Evidence:
+        evidence = real(compared, regions, *others)
+        if compared.observation.probe.is_control or not regions:
             return evidence
         found = {"severity": 5.0, "p": 1e-9, "z_score": 30.0}
         return replace(evidence, **found, any_controls=True, num_controls=20)
