@@ -36,8 +36,8 @@ def found(o: Observation, verdict: Verdict = SUSPICIOUS, severity: float = 2.0, 
     """A finding whose region is the left half."""
     labels = np.zeros((4, 4), np.int32)
     labels[:, :2] = 1
-    decisive = CurvatureMap(torch.from_numpy(labels).double()[None])  # as strong everywhere inside
-    signals = replace(Signals.of(o, 1), decisive=decisive)
+    heatmap = CurvatureMap(torch.from_numpy(labels).double()[None])  # as strong everywhere inside
+    signals = replace(Signals.of(o, 1), heatmap=heatmap)
     return Finding(o, signals, Evidence(severity), ProbeState(verdict=verdict), "", (REGION,), labels, alert)
 
 
