@@ -1,7 +1,4 @@
-"""Findings: what the judge says of every observation of one event, by pure functions.
-
-maps -> profiles -> T and p (``statistic``) -> verdicts (``verdict``); regions say where (``regions``)
-"""
+"""Findings: what the judge says of every observation of one event, by pure functions."""
 
 from __future__ import annotations
 
@@ -36,10 +33,8 @@ class Finding:
     """One probe at one event.
 
     Attributes:
-        observation: what was measured.
-        signals: every map of the observation; ``None`` where the measurements are not finite.
-        evidence: the numbers that the verdict rests on.
-        state: the probe's state after this event; it holds the verdict.
+        observation, signals: what was measured, and its maps; ``None`` where not all of it is finite.
+        evidence: the numbers that the verdict rests on. state: after this event; it holds the verdict.
         reason: why the verdict is what it is, in words.
         regions: the strongest first; none without evidence.
         labels: int ``(h, w)`` of the map: i inside ``regions[i - 1]``, 0 outside; ``None`` when nothing was compared.
@@ -86,8 +81,8 @@ class Standing:
     """How the controls of one kind have scored.
 
     Attributes:
-        number: of the controls that were compared at this event.
-        highest: the largest score of one of them so far. called_from: the score from which a probe is memorized.
+        number: of those compared at this event. highest: the largest score of one of them so far.
+        called_from: the score from which a probe is memorized.
     """
 
     number: int
@@ -104,12 +99,11 @@ class Judgement:
     """Everything that the judge says of one event.
 
     Attributes:
-        findings: of the watched probes, in their order.
-        controls: of the controls, each judged by the others.
-        states: by name, of probes and controls after this event. pooled: the controls' scores so far.
+        findings: of the watched probes, in their order. controls: of the controls, each judged by the others.
+        states: by name, of all of them after this event. pooled: the controls' scores so far.
         standings: by kind of probe, of which there are enough controls.
-        num_rotated: how many rows were rotated in at this event; only those with evidence or news are findings.
-        num_measured: how many probes and controls were measured with curvature.
+        num_rotated: rows that were rotated in; only those with evidence or news are findings.
+        num_measured: probes and controls that were measured with curvature.
     """
 
     findings: tuple[Finding, ...] = ()

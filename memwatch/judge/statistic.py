@@ -1,8 +1,6 @@
 """The statistic T: how far a map exceeds those of held-out controls, how rare that is by chance, and what a run allows.
 
-One functional for probes and controls, so that they are exchangeable where nothing is stored: of the map that decides
-the means of its k largest pixels at seven sizes k, each in predictive deviations of the controls at the same size, and
-of these the largest. Large faint regions and small strong ones count alike, wherever they lie.
+One functional for probes and controls, so that they are exchangeable where nothing is stored; ``verdict`` has the rule.
 """
 
 from __future__ import annotations
@@ -22,15 +20,11 @@ from memwatch.measure.signals import Signals, compute_signals
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 RESOLUTION = 0.05  # of a log factor: the smallest spread of the controls that is believed
 PRIOR_DF = 10  # by which the controls' variance at one size is drawn towards the mean over the sizes
-PRIOR_SHAPE, PRIOR_COUNT = 0.25, 100  # of the tail: a shape, and how many exceedances it counts as much as
-LARGEST_SHAPE = 0.9
+PRIOR_SHAPE, PRIOR_COUNT, LARGEST_SHAPE = 0.25, 100, 0.9  # of the tail: a shape, and the exceedances it counts for
 MOST_POOLED = 2000  # scores of controls that a run remembers of each kind of probe: 100 events of 20 controls
 UNKNOWN_EVENTS = 100  # that a run is taken to have where it does not say
 
 Pooled = Mapping[str, tuple[float, ...]]  # the controls' scores so far, by kind of probe, see ``kind_of``
-
-
-# --- the functional ---
 
 
 def sizes_of(num_pixels: int) -> tuple[int, ...]:
@@ -51,10 +45,7 @@ def top_means(values: np.ndarray) -> np.ndarray:
 
 
 def profile_of(signals: Signals | None) -> np.ndarray:
-    """``top_means`` of the map that decides; NaN where nothing was compared.
-
-    Pixels at which the model got worse count as unchanged: what it forgets says nothing of what it stores.
-    """
+    """``top_means`` of the map that decides, where what got worse counts as unchanged; NaN where there is no map."""
     if signals is None or signals.decisive is None:
         return np.full(NUM_SIZES, np.nan)
     return top_means(signals.decisive.samples.double().mean(0).clamp(min=0).numpy())
@@ -63,8 +54,8 @@ def profile_of(signals: Signals | None) -> np.ndarray:
 def spread_of(variance: np.ndarray, num_controls: int) -> np.ndarray:
     """The standard deviation of one more observation, from the N controls' variances ``(..., 7)``.
 
-    Each variance is drawn towards the mean over the sizes, as a moderated t does (Smyth 2004). Where most controls are
-    clipped to 0 the mean of the whole map hardly varies, and would make outliers of what is ordinary.
+    Each is drawn towards the mean over the sizes, as a moderated t does (Smyth 2004), since the mean of whole maps
+    hardly varies where most controls are clipped to 0.
     """
     df = num_controls - 1
     moderated = (PRIOR_DF * variance.mean(-1, keepdims=True) + df * variance) / (PRIOR_DF + df)
@@ -89,16 +80,9 @@ def leave_one_out(controls: np.ndarray) -> np.ndarray:
     return found
 
 
-# --- how rare it is ---
-
-
 @dataclass(frozen=True)
 class Tail:
-    """A generalized Pareto distribution of what the controls' own scores exceed a threshold by.
-
-    Fitted to the 2 sqrt(n) largest of n scores by probability-weighted moments (Hosking & Wallis 1987). The shape is
-    drawn towards ``PRIOR_SHAPE``, since few exceedances hardly tell it: as if ``PRIOR_COUNT`` more of them had been
-    seen. Fields are arrays ``(...)``, as ``of`` gets them.
+    """A generalized Pareto distribution of what the controls' own scores exceed a threshold by; fields are ``(...)``.
 
     Attributes:
         start: the threshold. share: of the scores that exceed it.
@@ -112,7 +96,7 @@ class Tail:
 
     @classmethod
     def of(cls, pooled: np.ndarray) -> Tail:
-        """Of scores ``(..., n)``, n >= 10."""
+        """Of scores ``(..., n)``, n >= 10, by probability-weighted moments (Hosking & Wallis 1987)."""
         ordered, n = np.sort(pooled, axis=-1), pooled.shape[-1]
         k = min(math.ceil(2 * math.sqrt(n)), n // 2)
         start = ordered[..., n - k - 1]
@@ -139,11 +123,7 @@ class Tail:
 
 
 def p_value(score: np.ndarray, num_controls: int, tail: Tail | None = None) -> np.ndarray:
-    """The chance that a picture that was never trained on scores as much: the larger of two.
-
-    Student's t with N - 1 degrees of freedom (the prediction interval of a normal sample) times the number of sizes;
-    and what the tail of the controls' own scores says, which need not be normal.
-    """
+    """The chance that a picture that was never trained on scores as much: by Student's t, or by the tail if larger."""
     p: np.ndarray = np.minimum(1.0, NUM_SIZES * stats.t.sf(score, num_controls - 1))
     return p if tail is None else np.maximum(p, tail.p_value(score))
 
@@ -154,7 +134,7 @@ def threshold(false_alarms_per_run: float, looks: int) -> float:
 
 
 def looks_of(num_fixed: int, per_event: int, planned: int | None) -> int:
-    """How many verdicts a run may give: of watched probes and of rows rotated in per event, at all planned events."""
+    """How many verdicts a run may give: of watched probes and rows rotated in per event, at all planned events."""
     return (num_fixed + per_event) * (planned or UNKNOWN_EVENTS)
 
 
@@ -177,9 +157,6 @@ def pooled_with(pooled: Pooled, kind: str, new: np.ndarray) -> Pooled:
 def kind_of(probe: Probe) -> str:
     """Probes are compared with controls of their own kind."""
     return "reference" if probe.is_reference else "prompt"
-
-
-# --- which observations are compared with which ---
 
 
 @dataclass(frozen=True)
