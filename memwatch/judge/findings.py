@@ -9,7 +9,6 @@ import numpy as np
 
 from memwatch.config import MemWatchConfig
 from memwatch.judge.copied import Proof
-from memwatch.judge.regions import Region, regions_of
 from memwatch.judge.statistic import (
     UNKNOWN_EVENTS,
     Compared,
@@ -25,6 +24,7 @@ from memwatch.judge.statistic import (
 )
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict, is_alert, judge
 from memwatch.measure.measurement import Observation
+from memwatch.measure.regions import Region, regions_of
 from memwatch.measure.signals import Signals, factor
 
 
@@ -139,7 +139,7 @@ def judge_event(
 
     Args:
         observations: of probes and controls, with curvature where it was measured.
-        states: by name, what was remembered before this event. pooled: the controls' scores before this event.
+        states, pooled: by name, and the controls' scores, both of before this event.
         looks: how many verdicts the run may give, see ``statistic.looks_of``; default: of these probes at 100 events.
         screened: what the screen measured and chose; without it everything is judged by ``observations``.
     """
@@ -178,8 +178,7 @@ def pooled_now(
 ) -> tuple[Pooled, dict[str, Standing]]:
     """The controls' scores so far, this event's added; and how the controls of each kind stand, if they are enough.
 
-    A control is pooled once per event, by the configured terms where they were measured, else by the screen's loss. A
-    pool for each of the two keeps the promise as well, and finds less.
+    A control is pooled once per event: as it was measured with curvature, else as screened.
     """
     found = {name: c.score for by in (by_loss, by_terms) for name, c in by.items() if c.score is not None}
     standings = {}

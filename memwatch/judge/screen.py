@@ -27,10 +27,7 @@ def with_references(names: Collection[str], probes: Collection[Probe]) -> set[st
 
 
 def chosen(observations: Sequence[Observation], config: MemWatchConfig) -> set[str]:
-    """The names of those that are judged with curvature, of the screen's ``observations``.
-
-    One rule for probes and controls, so that they stay exchangeable where nothing is stored.
-    """
+    """Who is judged with curvature: by one rule, so that probes and controls of which nothing is stored are alike."""
 
     def stands_out(compared: Compared) -> bool:
         if compared.score is not None:

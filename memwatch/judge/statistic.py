@@ -104,8 +104,7 @@ class Tail:
         mean = np.maximum(excess.mean(-1), 1e-9)
         weighted = (excess * ((k - np.arange(1, k + 1) + 0.35) / k)).mean(-1)
         shape = 2 - mean / np.maximum(mean - 2 * weighted, 1e-9)
-        shape = (k * shape + PRIOR_COUNT * PRIOR_SHAPE) / (k + PRIOR_COUNT)
-        shape = np.clip(shape, 0, LARGEST_SHAPE)
+        shape = np.clip((k * shape + PRIOR_COUNT * PRIOR_SHAPE) / (k + PRIOR_COUNT), 0, LARGEST_SHAPE)
         return cls(start, k / n, shape, mean * (1 - shape))
 
     def p_value(self, score: np.ndarray) -> np.ndarray:
@@ -139,11 +138,7 @@ def looks_of(num_fixed: int, per_event: int, planned: int | None) -> int:
 
 
 def called_from(p: float, num_controls: int, tail: Tail | None = None) -> float:
-    """The score from which on ``p_value`` is at most ``p``.
-
-    >>> round(called_from(0.05 / 160, 20), 1)
-    4.9
-    """
+    """The score from which on ``p_value`` is at most ``p``."""
     normal = float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
     return normal if tail is None else max(normal, float(tail.score_of(p)))
 
@@ -172,9 +167,8 @@ class Compared:
     """One probe or control among the controls of its kind, all by maps of the same terms.
 
     Attributes:
-        observation: what was measured. signals: its maps; ``None`` where not all of it is finite.
-        profile: see ``profile_of``.
-        num_controls: of its kind that could be compared, without itself.
+        observation, signals: what was measured, and its maps; ``None`` where not all of it is finite.
+        profile: see ``profile_of``. num_controls: of its kind that could be compared, without itself.
         score: T; ``None`` where nothing could be compared, and where there are too few controls.
     """
 
@@ -185,12 +179,10 @@ class Compared:
     score: float | None
 
 
-def compare(
-    observations: Sequence[Observation], config: SignalsConfig, terms: str | None = None
-) -> dict[str, Compared]:
+def compare(observations: Sequence[Observation], config: SignalsConfig, terms: str = "") -> dict[str, Compared]:
     """Every probe and control by name, compared by ``terms``; default: the configured ones."""
-    options = {"terms": terms or config.terms, "against": config.against}
-    signals = compute_signals(observations, **options, smooth=config.smooth)
+    terms = terms or config.terms
+    signals = compute_signals(observations, terms=terms, against=config.against, smooth=config.smooth)
     profiles = {name: profile_of(found) for name, found in signals.items()}
     usable = [o.probe for o in observations if np.isfinite(profiles[o.name]).all()]
     compared = {}

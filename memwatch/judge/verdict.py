@@ -96,8 +96,7 @@ def judge(state: ProbeState, evidence: Evidence, step: int, max_p: float, memori
             return clean, f"without controls a probe is suspicious from {UNCALIBRATED_SEVERITY:g}x on"
         return suspicious, "uncalibrated: there are no controls"
     if evidence.p is None:
-        few = f"there are {evidence.num_controls} usable controls of its kind, and a p-value takes {MIN_CONTROLS}"
-        return unknown, few
+        return unknown, f"{evidence.num_controls} controls of its kind are usable, and a p-value takes {MIN_CONTROLS}"
     if evidence.p <= memorized_p:
         return replace(suspicious, verdict=Verdict.MEMORIZED), f"evidence since step {since}"
     if evidence.p > max_p:

@@ -16,7 +16,6 @@ from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.judge import statistic
 from memwatch.judge.findings import judge_event
-from memwatch.judge.regions import MIN_AREA
 from memwatch.judge.screen import chosen, with_references
 from memwatch.judge.statistic import (
     NUM_SIZES,
@@ -37,6 +36,7 @@ from memwatch.judge.statistic import (
     top_means,
 )
 from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.regions import MIN_AREA
 from memwatch.measure.signals import LOSS_FLOOR
 
 RNG = np.random.default_rng(0)

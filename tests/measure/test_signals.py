@@ -28,10 +28,10 @@ from torch import Tensor
 
 from memwatch import Probe
 from memwatch.config import AGAINST, TERMS
-from memwatch.judge.regions import box_of
 from memwatch.measure.curvature import CurvatureMap, value_and_diag_jacobian
 from memwatch.measure.curvature import test_vectors as vectors_of
 from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.regions import box_of
 from memwatch.measure.signals import (
     BRANCH_QUANTILE,
     LOSS_FLOOR,

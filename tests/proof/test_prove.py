@@ -15,10 +15,10 @@ from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, StrictError
 from memwatch.judge.findings import Finding
-from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Observation
+from memwatch.measure.regions import Region
 from memwatch.measure.signals import Signals
 from memwatch.proof.copies import grade_of, mask_at
 from memwatch.proof.prove import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, due, proofs_of, prove

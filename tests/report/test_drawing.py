@@ -12,8 +12,8 @@ from support.browser import contrast
 from support.observations import controls, seen
 from support.reports import report_of
 
-from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Verdict
+from memwatch.measure.regions import Region
 from memwatch.report import drawing
 
 

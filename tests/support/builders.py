@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 
 import memwatch.event
 import memwatch.judge.findings
-import memwatch.judge.regions
+import memwatch.measure.regions
 from memwatch import MemWatch, MemWatchConfig, Probe
-from memwatch.judge.stop import StopState
+from memwatch.act.stop import StopState
 from memwatch.judge.verdict import Evidence
 from memwatch.measure.measurement import Observation
 
@@ -76,7 +76,7 @@ def call_every_change(monkeypatch: Any) -> None:
         return replace(evidence, **found, any_controls=True, num_controls=20)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)
-    monkeypatch.setattr(memwatch.judge.regions, "MIN_FACTOR", 1.000001)
+    monkeypatch.setattr(memwatch.measure.regions, "MIN_FACTOR", 1.000001)
 
 
 def choose(monkeypatch: Any, *names: str) -> None:

@@ -9,8 +9,8 @@ from support.observations import seen
 
 from memwatch import MemWatchConfig, Probe, Report
 from memwatch.judge.findings import Finding, Judgement
-from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict
+from memwatch.measure.regions import Region
 
 SIDE = 32  # pixels of a probe's image
 

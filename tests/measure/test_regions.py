@@ -11,8 +11,9 @@ import torch
 from scipy import ndimage
 from support.observations import seen
 
-from memwatch.judge import regions
-from memwatch.judge.regions import (
+from memwatch.measure import regions
+from memwatch.measure.curvature import CurvatureMap
+from memwatch.measure.regions import (
     MIN_AREA,
     MIN_FACTOR,
     RELATIVE,
@@ -24,7 +25,6 @@ from memwatch.judge.regions import (
     region_of,
     regions_of,
 )
-from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.signals import Signals
 
 LIMIT = math.log(MIN_FACTOR)

@@ -1,4 +1,4 @@
-"""Regions: the connected parts of a map that stand out, and how strong each is. Colours play no part."""
+"""Regions: the connected parts of a heatmap that stand out, and how strong each is. They say where, and no more."""
 
 from __future__ import annotations
 
