@@ -14,6 +14,7 @@ from torch import nn
 
 from memwatch.act.actions import Actions, refuse_other_controls
 from memwatch.act.flagged import Flagged
+from memwatch.act.stop import EXIT_CODE
 from memwatch.config import MemWatchConfig, require
 from memwatch.config_file import load_config
 from memwatch.denoiser import Components, as_tuple
@@ -21,7 +22,6 @@ from memwatch.event import NEEDED, Observed, conduct, looks_in, observe_all
 from memwatch.faults import Faults, PartError
 from memwatch.guard import GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
 from memwatch.judge.findings import Judgement
-from memwatch.judge.stop import EXIT_CODE
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.measurement import fingerprints
 from memwatch.measure.observer import Observer

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
+from memwatch.act.stop import decide_stop
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults, PartError
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.judge.screen import chosen, with_references
 from memwatch.judge.statistic import Screened, looks_of
-from memwatch.judge.stop import decide_stop
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer

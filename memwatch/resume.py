@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
+from memwatch.act.stop import StopState
 from memwatch.faults import Faults, PartError
 from memwatch.judge.statistic import Pooled
-from memwatch.judge.stop import StopState
 from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.probes import Probe

@@ -1,7 +1,4 @@
-"""Findings: what the judge says of every observation of one event, by pure functions.
-
-maps -> profiles -> T and p (``statistic``) -> verdicts (``verdict``); regions say where (``regions``)
-"""
+"""Findings: what the judge says of every observation of one event, by pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import numpy as np
 
 from memwatch.config import MemWatchConfig
 from memwatch.judge.copied import Proof
-from memwatch.judge.regions import Region, regions_of
 from memwatch.judge.statistic import (
     UNKNOWN_EVENTS,
     Compared,
@@ -20,6 +16,7 @@ from memwatch.judge.statistic import (
     Screened,
     Tail,
     called_from,
+    compare,
     kind_of,
     p_value,
     pooled_with,
@@ -27,6 +24,7 @@ from memwatch.judge.statistic import (
 )
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict, is_alert, judge
 from memwatch.measure.measurement import Observation
+from memwatch.measure.regions import Region, regions_of
 from memwatch.measure.signals import Signals, factor
 
 
@@ -35,10 +33,8 @@ class Finding:
     """One probe at one event.
 
     Attributes:
-        observation: what was measured.
-        signals: every map of the observation; ``None`` where the measurements are not finite.
-        evidence: the numbers that the verdict rests on.
-        state: the probe's state after this event; it holds the verdict.
+        observation, signals: what was measured, and its maps; ``None`` where not all of it is finite.
+        evidence: the numbers that the verdict rests on. state: after this event; it holds the verdict.
         reason: why the verdict is what it is, in words.
         regions: the strongest first; none without evidence.
         labels: int ``(h, w)`` of the map: i inside ``regions[i - 1]``, 0 outside; ``None`` when nothing was compared.
@@ -85,8 +81,8 @@ class Standing:
     """How the controls of one kind have scored.
 
     Attributes:
-        number: of the controls that were compared at this event.
-        highest: the largest score of one of them so far. called_from: the score from which a probe is memorized.
+        number: of those compared at this event. highest: the largest score of one of them so far.
+        called_from: the score from which a probe is memorized.
     """
 
     number: int
@@ -103,12 +99,11 @@ class Judgement:
     """Everything that the judge says of one event.
 
     Attributes:
-        findings: of the watched probes, in their order.
-        controls: of the controls, each judged by the others.
-        states: by name, of probes and controls after this event. pooled: the controls' scores so far.
+        findings: of the watched probes, in their order. controls: of the controls, each judged by the others.
+        states: by name, of all of them after this event. pooled: the controls' scores so far.
         standings: by kind of probe, of which there are enough controls.
-        num_rotated: how many rows were rotated in at this event; only those with evidence or news are findings.
-        num_measured: how many probes and controls were measured with curvature.
+        num_rotated: rows that were rotated in; only those with evidence or news are findings.
+        num_measured: probes and controls that were measured with curvature.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -144,91 +139,66 @@ def judge_event(
 
     Args:
         observations: of probes and controls, with curvature where it was measured.
-        states: by name, what was remembered before this event. pooled: the controls' scores before this event.
+        states, pooled: by name, and the controls' scores, both of before this event.
         looks: how many verdicts the run may give, see ``statistic.looks_of``; default: of these probes at 100 events.
         screened: what the screen measured and chose; without it everything is judged by ``observations``.
     """
     controls = [o for o in observations if o.probe.is_control]
     watched = [o for o in observations if not o.probe.is_control]
     memorized_p = threshold(config.alerts.false_alarms_per_run, looks or len(watched) * UNKNOWN_EVENTS)
-    full, screen = Compared.both(observations, screened, config.signals)
-    pooled, standings = pooled_now(controls, full, screen, pooled or {}, memorized_p)
+    measured = observations if screened is None else [o for o in observations if o.has_curvature]
+    by_terms = compare(measured, config.signals)
+    by_loss = {} if screened is None else compare(screened.observations, config.signals, terms="loss")
+    pooled, standings = pooled_now(controls, by_loss, by_terms, pooled or {}, memorized_p)
     tails = {kind: Tail.of(np.array(pooled[kind])) for kind in standings}
+    compared = by_terms if screened is None else by_loss | {name: by_terms[name] for name in screened.chosen}
 
     def finding(o: Observation) -> Finding:
-        among = full if screened is None or o.name in screened.chosen else screen
-        before, tail = states.get(o.name, ProbeState()), tails.get(kind_of(o.probe))
-        return judge_probe(among, o.name, tail, bool(controls), before, step, config.alerts.max_p, memorized_p)
+        its, before = compared[o.name], states.get(o.name, ProbeState())
+        regions, labels = regions_of(its.observation, its.signals)
+        evidence = evidence_of(its, regions, tails.get(kind_of(o.probe)), bool(controls))
+        state, reason = judge(before, evidence, step, config.alerts.max_p, memorized_p)
+        if not state.verdict.is_evidence and labels is not None:  # every map has a highest place; a box takes evidence
+            regions, labels = (), np.zeros_like(labels)
+        return Finding(its.observation, its.signals, evidence, state, reason, regions, labels, is_alert(before, state))
 
     findings, judged_controls = tuple(map(finding, watched)), tuple(map(finding, controls))
     new_states = {**states} | {f.name: f.state for f in (*findings, *judged_controls)}
     told = tuple(f for f in findings if not f.observation.probe.in_rotation or f.is_worth_a_look)
-    rotated, measured = sum(o.probe.in_rotation for o in watched), sum(o.has_curvature for o in observations)
-    return Judgement(told, judged_controls, new_states, pooled, standings, rotated, measured)
+    rotated, num_measured = sum(o.probe.in_rotation for o in watched), sum(o.has_curvature for o in observations)
+    return Judgement(told, judged_controls, new_states, pooled, standings, rotated, num_measured)
 
 
 def pooled_now(
-    controls: Sequence[Observation], full: Compared, screen: Compared, pooled: Pooled, memorized_p: float
+    controls: Sequence[Observation],
+    by_loss: Mapping[str, Compared],
+    by_terms: Mapping[str, Compared],
+    pooled: Pooled,
+    memorized_p: float,
 ) -> tuple[Pooled, dict[str, Standing]]:
     """The controls' scores so far, this event's added; and how the controls of each kind stand, if they are enough.
 
-    A control is pooled once per event, by curvature where it was measured, else by loss. A pool for each of the two
-    keeps the promise as well, and finds less: 6 to 19 of 100 probes stored at 5 deviations fewer (simulated), since
-    curvature is measured at few events.
+    A control is pooled once per event: as it was measured with curvature, else as screened.
     """
+    found = {name: c.score for by in (by_loss, by_terms) for name, c in by.items() if c.score is not None}
     standings = {}
     for kind in dict.fromkeys(kind_of(o.probe) for o in controls):
-        names = [o.name for o in controls if kind_of(o.probe) == kind]
-        by_loss, by_curvature = ({n: c.scores[n] for n in names if n in c.scores} for c in (screen, full))
-        if new := list((by_loss | by_curvature).values()):
+        if new := [found[o.name] for o in controls if kind_of(o.probe) == kind and o.name in found]:
             pooled = pooled_with(pooled, kind, np.array(new))
             tail = Tail.of(np.array(pooled[kind]))
             standings[kind] = Standing(len(new), max(pooled[kind]), called_from(memorized_p, len(new), tail))
     return pooled, standings
 
 
-def judge_probe(
-    among: Compared,
-    name: str,
-    tail: Tail | None,
-    any_controls: bool,
-    before: ProbeState,
-    step: int,
-    max_p: float,
-    memorized_p: float,
-) -> Finding:
-    """One probe's finding.
-
-    Args:
-        among: what it is compared with. tail: of the controls of its kind. any_controls: of either kind.
-        before: the probe's state before this event.
-        max_p, memorized_p: the largest p-value of a suspicious and of a memorized probe.
-    """
-    observation, signals = among.observations[name], among.signals[name]
-    regions, labels = regions_of(observation, signals)
-    evidence = evidence_of(observation, signals, regions, among, tail, any_controls)
-    state, reason = judge(before, evidence, step, max_p, memorized_p)
-    if not state.verdict.is_evidence and labels is not None:  # every map has a highest place; a box takes evidence
-        regions, labels = (), np.zeros_like(labels)
-    return Finding(observation, signals, evidence, state, reason, regions, labels, is_alert(before, state))
-
-
-def evidence_of(
-    observation: Observation,
-    signals: Signals | None,
-    regions: Sequence[Region],
-    among: Compared,
-    tail: Tail | None,
-    any_controls: bool,
-) -> Evidence:
-    """The numbers of one probe; its severity is of the first region, and 1 where there is none."""
-    score, num_controls = among.scores.get(observation.name), len(among.controls_of(observation.probe))
+def evidence_of(compared: Compared, regions: Sequence[Region], tail: Tail | None, any_controls: bool) -> Evidence:
+    """The numbers of one probe. ``tail``: of the controls of its kind. ``any_controls``: of either kind."""
+    score, num_controls, signals = compared.score, compared.num_controls, compared.signals
     return Evidence(
         severity=factor(max(0.0, regions[0].effect)) if regions else 1.0,
         p=None if score is None else float(p_value(np.array(score), num_controls, tail)),
         z_score=score,
         num_controls=num_controls,
         any_controls=any_controls,
-        finite=observation.finite,
+        finite=signals is not None,
         compared=signals is None or signals.decisive is not None,
     )
