@@ -6,7 +6,7 @@ One functional for probes and controls, so that they are exchangeable where noth
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,8 @@ from memwatch.measure.signals import Signals, compute_signals
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 RESOLUTION = 0.05  # of a log factor: the smallest spread of the controls that is believed
 PRIOR_DF = 10  # by which the controls' variance at one size is drawn towards the mean over the sizes
-PRIOR_SHAPE, PRIOR_COUNT, LARGEST_SHAPE = 0.25, 100, 0.9  # of the tail: a shape, and the exceedances it counts for
-MOST_POOLED = 2000  # scores of controls that a run remembers of each kind of probe: 100 events of 20 controls
+TAIL = 1 / 3  # share of the controls that the tail is made of: those with the largest scores
 UNKNOWN_EVENTS = 100  # that a run is taken to have where it does not say
-
-Pooled = Mapping[str, tuple[float, ...]]  # the controls' scores so far, by kind of probe, see ``kind_of``
 
 
 def sizes_of(num_pixels: int) -> tuple[int, ...]:
@@ -45,17 +42,16 @@ def top_means(values: np.ndarray) -> np.ndarray:
 
 
 def profile_of(signals: Signals | None) -> np.ndarray:
-    """``top_means`` of the map that decides, where what got worse counts as unchanged; NaN where there is no map."""
+    """``top_means`` of the map that decides; NaN where there is no map."""
     if signals is None or signals.decisive is None:
         return np.full(NUM_SIZES, np.nan)
-    return top_means(signals.decisive.samples.double().mean(0).clamp(min=0).numpy())
+    return top_means(signals.decisive.samples.double().mean(0).numpy())
 
 
 def spread_of(variance: np.ndarray, num_controls: int) -> np.ndarray:
     """The standard deviation of one more observation, from the N controls' variances ``(..., 7)``.
 
-    Each is drawn towards the mean over the sizes, as a moderated t does (Smyth 2004), since the mean of whole maps
-    hardly varies where most controls are clipped to 0.
+    Each is drawn towards the mean over the sizes, as a moderated t does (Smyth 2004): one size alone tells it badly.
     """
     df = num_controls - 1
     moderated = (PRIOR_DF * variance.mean(-1, keepdims=True) + df * variance) / (PRIOR_DF + df)
@@ -80,51 +76,33 @@ def leave_one_out(controls: np.ndarray) -> np.ndarray:
     return found
 
 
-@dataclass(frozen=True)
-class Tail:
-    """A generalized Pareto distribution of what the controls' own scores exceed a threshold by; fields are ``(...)``.
+def tail_of(highest: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Start, share and scale of the tail of the controls' largest scores so far ``(..., N)``, an exponential one.
 
-    Attributes:
-        start: the threshold. share: of the scores that exceed it.
-        shape, scale: of the excesses; a shape of 0 is the exponential distribution.
+    Largest scores of whole runs: events that depend on each other cannot make it too short.
     """
-
-    start: np.ndarray
-    share: float
-    shape: np.ndarray
-    scale: np.ndarray
-
-    @classmethod
-    def of(cls, pooled: np.ndarray) -> Tail:
-        """Of scores ``(..., n)``, n >= 10, by probability-weighted moments (Hosking & Wallis 1987)."""
-        ordered, n = np.sort(pooled, axis=-1), pooled.shape[-1]
-        k = min(math.ceil(2 * math.sqrt(n)), n // 2)
-        start = ordered[..., n - k - 1]
-        excess = ordered[..., n - k :] - start[..., None]
-        mean = np.maximum(excess.mean(-1), 1e-9)
-        weighted = (excess * ((k - np.arange(1, k + 1) + 0.35) / k)).mean(-1)
-        shape = 2 - mean / np.maximum(mean - 2 * weighted, 1e-9)
-        shape = np.clip((k * shape + PRIOR_COUNT * PRIOR_SHAPE) / (k + PRIOR_COUNT), 0, LARGEST_SHAPE)
-        return cls(start, k / n, shape, mean * (1 - shape))
-
-    def p_value(self, score: np.ndarray) -> np.ndarray:
-        """The chance that a control's score exceeds this one; ``share`` for scores below ``start``."""
-        excess = np.maximum(score - self.start, 0) / self.scale
-        steep = np.maximum(self.shape, 1e-9)  # the limit at 0 is the exponential distribution
-        p: np.ndarray = self.share * np.exp(-np.log1p(steep * excess) / steep)
-        return p
-
-    def score_of(self, p: float) -> np.ndarray:
-        """The score at which ``p_value`` is ``p``; ``start`` at the least."""
-        steep = np.maximum(self.shape, 1e-9)
-        score: np.ndarray = self.start + self.scale * np.expm1(steep * max(0.0, math.log(self.share / p))) / steep
-        return score
+    ordered, n = np.sort(highest, axis=-1), highest.shape[-1]
+    k = math.ceil(n * TAIL)
+    start = ordered[..., n - k - 1]
+    return start, k / n, np.maximum((ordered[..., n - k :] - start[..., None]).mean(-1), 1e-9)
 
 
-def p_value(score: np.ndarray, num_controls: int, tail: Tail | None = None) -> np.ndarray:
-    """The chance that a picture that was never trained on scores as much: by Student's t, or by the tail if larger."""
+def p_value(score: np.ndarray, num_controls: int, highest: np.ndarray | None = None, events: int = 1) -> np.ndarray:
+    """The chance that a picture that was never trained on scores as much at one event: the larger of two.
+
+    Student's t with N - 1 degrees of freedom (the prediction interval of a normal sample) times the number of sizes;
+    and the chance that the largest score of one more control exceeds this one, spread over the run's events.
+
+    Args:
+        score: ``(..., M)``. highest: ``(..., N)``, see ``tail_of``.
+    """
     p: np.ndarray = np.minimum(1.0, NUM_SIZES * stats.t.sf(score, num_controls - 1))
-    return p if tail is None else np.maximum(p, tail.p_value(score))
+    if highest is None:
+        return p
+    start, share, scale = (np.asarray(x)[..., None] for x in tail_of(highest))
+    in_run: np.ndarray = share * np.exp(-np.maximum(score - start, 0) / scale)
+    rarer: np.ndarray = np.maximum(p, in_run / events)
+    return rarer
 
 
 def threshold(false_alarms_per_run: float, looks: int) -> float:
@@ -132,21 +110,13 @@ def threshold(false_alarms_per_run: float, looks: int) -> float:
     return false_alarms_per_run / max(1, looks)
 
 
-def looks_of(num_fixed: int, per_event: int, planned: int | None) -> int:
-    """How many verdicts a run may give: of watched probes and rows rotated in per event, at all planned events."""
-    return (num_fixed + per_event) * (planned or UNKNOWN_EVENTS)
-
-
-def called_from(p: float, num_controls: int, tail: Tail | None = None) -> float:
+def called_from(p: float, num_controls: int, highest: np.ndarray | None = None, events: int = 1) -> float:
     """The score from which on ``p_value`` is at most ``p``."""
-    normal = float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
-    return normal if tail is None else max(normal, float(tail.score_of(p)))
-
-
-def pooled_with(pooled: Pooled, kind: str, new: np.ndarray) -> Pooled:
-    """The scores with those of one event added; beyond ``MOST_POOLED`` the oldest are forgotten."""
-    kept = (*pooled.get(kind, ()), *(round(float(score), 3) for score in new))
-    return {**pooled, kind: kept[-MOST_POOLED:]}
+    by_t = float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
+    if highest is None:
+        return by_t
+    start, share, scale = tail_of(highest)
+    return max(by_t, float(start + scale * max(0.0, math.log(share / (p * events)))))
 
 
 def kind_of(probe: Probe) -> str:

@@ -4,13 +4,13 @@ The whole rule, with all its constants:
 
 1.  Map: logs of the factor (before + f) / (now + f) by which the denoising loss has fallen, 3x3 mean filter, f the mean
     loss of the controls before training: S since before training, N by the prompt, K without prompt (k0: the most on a
-    control, 0.9 quantile). min(S, N + relu(K - k0)) at each of two noise levels, their mean, negative values as 0.
+    control, 0.9 quantile). min(S, N + relu(K - k0)) at each of two noise levels, and their mean.
 2.  Take the means of its k largest pixels at 7 sizes k: all, a half, ... 1/64. z: how far such a mean lies above those
     of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance, drawn to
     its mean over the sizes as if by 10 more controls. T is the largest z. A control is compared with the N - 1 others.
-3.  p is the larger of 7 P(t > T), Student's t with N - 1 degrees of freedom, and the tail beyond T, generalized Pareto,
-    of the 2 sqrt(n) largest of the controls' n own T so far (the latest 2,000), by probability-weighted moments, its
-    shape drawn towards 0.25 as if by 100 more exceedances, within [0, 0.9].
+3.  p is the larger of 7 P(t > T), Student's t with N - 1 degrees of freedom, and, divided by the planned events, the
+    chance that one more control's largest T so far exceeds T: an exponential tail through the third of the controls
+    with the largest ones.
 4.  memorized: p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100 if unknown).
     suspicious: p <= max_p (0.01). no evidence: larger. inconclusive: output that is not finite, nothing earlier to
     compare with, or too few controls. Without any controls: suspicious from a reduction factor of 2 on.
@@ -68,10 +68,12 @@ class ProbeState:
 
     Attributes:
         since: step at which its evidence began; ``None`` without evidence at the last event.
+        highest: of a control, the largest score T so far.
         last_clean: step of the last event without evidence. verdict, finite: of the last event.
     """
 
     since: int | None = None
+    highest: float | None = None
     last_clean: int | None = None
     verdict: Verdict = Verdict.INCONCLUSIVE
     finite: bool = True
