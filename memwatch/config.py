@@ -54,7 +54,7 @@ class LevelsConfig:
             probes.
     """
 
-    timesteps: tuple[int, ...] = (501, 701)
+    timesteps: tuple[int, ...] = (501, 801)
     draws: int = 4
 
     def __post_init__(self) -> None:

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
+from memwatch.act.stop import decide_stop
 from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults, PartError
 from memwatch.judge.findings import Judgement, judge_event
 from memwatch.judge.screen import chosen, with_references
-from memwatch.judge.statistic import Screened, looks_of
-from memwatch.judge.stop import decide_stop
+from memwatch.judge.statistic import UNKNOWN_EVENTS, Screened
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
@@ -76,13 +76,13 @@ def conduct(watch: Watched, step: int) -> Report:
         weights, rotation = observer.trainable_weights, [p.name for p in observer.rotation]
         ranks.together(REMEMBERING, faults, lambda: watch.baselines.remember(step, seen, weights, faults, rotation))
         observations = observer.in_order(seen)
-        judged_by = (progress.states, step, config, progress.pooled, looks_in(observer, watch.planned), screened)
+        events = watch.planned or UNKNOWN_EVENTS
+        judged_by = (progress.states, step, config, events, looks_in(observer, events), screened)
         judgement = ranks.together(JUDGING, faults, lambda: judge_event(observations, *judged_by))
         found = prove(judgement.findings, observations, observer, faults, progress.stop.copied)
         judgement = replace(judgement, findings=found)
         stop = ranks.together(STOPPING, faults, lambda: decide_stop(progress.stop, found, step, config.stop))
-        progress.states, progress.pooled = dict(judgement.states), judgement.pooled
-        progress.stop = ranks.broadcast(stop)
+        progress.states, progress.stop = dict(judgement.states), ranks.broadcast(stop)
         watch.act(step, judgement)
     except PartError as failed:
         judgement, failure = Judgement(), str(failed)
@@ -97,10 +97,10 @@ def conduct(watch: Watched, step: int) -> Report:
     return report
 
 
-def looks_in(observer: Observer, planned: int | None) -> int:
+def looks_in(observer: Observer, events: int) -> int:
     """How many verdicts a run of so many events may give: of its probes, and of the rows rotated in per event."""
     num_fixed = sum(not p.probe.is_control for p in observer.fixed)
-    return looks_of(num_fixed, min(observer.config.rotation.per_event, len(observer.rotation)), planned)
+    return events * (num_fixed + min(observer.config.rotation.per_event, len(observer.rotation)))
 
 
 def observe_all(watch: Watched, step: int, *, full: bool) -> Observed:

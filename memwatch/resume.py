@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
+from memwatch.act.stop import StopState
 from memwatch.faults import Faults, PartError
-from memwatch.judge.statistic import Pooled
-from memwatch.judge.stop import StopState
 from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.baselines import Baselines
 from memwatch.measure.probes import Probe
@@ -36,7 +35,7 @@ class Progress:
         run: its id.
         last_step: of the last event; ``None`` before the first. events: how many there were.
         every_steps: optimizer steps between events, as memwatch chose them; ``None`` until then.
-        states: by probe, what the judge remembers. pooled: the controls' scores so far, see ``statistic.Tail``.
+        states: by probe, what the judge remembers.
         has_entered: whether ``output_dir`` holds this run's files already. A checkpoint does not keep it.
         clock: seconds of training and of memwatch.
     """
@@ -47,7 +46,6 @@ class Progress:
     every_steps: int | None = None
     stop: StopState = StopState()  # noqa: RUF009  # frozen
     states: dict[str, ProbeState] = field(default_factory=dict)
-    pooled: Pooled = field(default_factory=dict)
     has_entered: bool = False
     clock: Clock = field(default_factory=Clock)
 
@@ -55,7 +53,7 @@ class Progress:
         """Plain values."""
         states = {name: asdict(state) | {"verdict": str(state.verdict)} for name, state in self.states.items()}
         counted = {key: getattr(self, key) for key in ("run", "last_step", "events", "every_steps")}
-        judged = {"stop": asdict(self.stop), "states": states, "pooled": dict(self.pooled)}
+        judged = {"stop": asdict(self.stop), "states": states}
         return counted | {"clock": self.clock.to_dict()} | judged
 
     @classmethod
@@ -71,7 +69,6 @@ class Progress:
             saved.get("every_steps"),
             StopState(**{k: v for k, v in saved["stop"].items() if k in StopState.__dataclass_fields__}),
             states,
-            {kind: tuple(scores) for kind, scores in saved.get("pooled", {}).items()},
             clock=Clock(**saved.get("clock", {})),
         )
 

@@ -137,9 +137,9 @@ def call_only(monkeypatch, name: str) -> None:
     call_every_change(monkeypatch)
     strong = memwatch.judge.findings.evidence_of
 
-    def evidence_of(observation, *args):
-        evidence = strong(observation, *args)
-        return evidence if observation.name == name else replace(evidence, p=1.0, any_controls=True)
+    def evidence_of(compared, *args):
+        evidence = strong(compared, *args)
+        return evidence if compared.observation.name == name else replace(evidence, p=1.0, any_controls=True)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", evidence_of)
 

@@ -73,7 +73,7 @@ def test_imports_point_one_way_and_heavy_ones_wait():
 
 
 def test_the_walk_sees_a_wrong_import():
-    inside = "def f():\n    from memwatch.judge.regions import Region\n    import diffusers\n    import memwatch\n"
+    inside = "def f():\n    from memwatch.judge.verdict import Verdict\n    import diffusers\n    import memwatch\n"
     outside = "if True:\n    from memwatch import callback, config\n    import wandb.sdk\n"
     assert wrong("measure", f"import torch\nfrom memwatch import MemWatch\n{inside}{outside}") == {
         *("judge", "memwatch", "callback", "MemWatch", "wandb")

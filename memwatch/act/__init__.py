@@ -1,1 +1,1 @@
-"""Act: what follows from an alert. Hooks and a webhook, the rows behind it, and the weights of before it."""
+"""Act: what follows from a verdict. The stop, hooks and a webhook, the rows behind it, and the weights of before it."""

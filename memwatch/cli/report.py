@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from memwatch.judge.stop import EXIT_CODE
+from memwatch.act.stop import EXIT_CODE
 from memwatch.report.history import Run
 from memwatch.report.page import PAGE, write_page
 from memwatch.report.text import as_markdown

@@ -14,10 +14,10 @@ from PIL import Image
 
 from memwatch.act.alerts import WebhookSink
 from memwatch.act.flagged import FlaggedSink
+from memwatch.act.stop import EXIT_CODE
 from memwatch.cli import require_option
 from memwatch.config import MemWatchConfig
 from memwatch.config_file import load_config
-from memwatch.judge.stop import EXIT_CODE
 from memwatch.measure.probes import Probe, as_probes
 from memwatch.picking.for_run import refuse_trained_on
 from memwatch.picking.pick import pick

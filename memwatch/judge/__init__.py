@@ -1,6 +1,5 @@
 """Judge: from maps to verdicts, by pure functions of state.
 
 "Why is this memorized?" is answered by three files: ``findings`` judges one event, ``verdict`` holds the rule, and
-``statistic`` compares with the controls. ``screen`` chooses whose curvature is measured, ``regions`` cuts the regions,
-``copied`` says what counts as a copy, and ``stop`` decides whether training ends.
+``statistic`` compares with the controls.
 """

@@ -17,12 +17,10 @@ class Proof:
     """What a prompt generates, RGB uint8 ``(n, H, W, 3)``, and how near that is to what memwatch watches.
 
     Attributes:
-        ratios: of each generation, see ``proof.copies.copy_ratios``; of a prompt probe, which has no image, see
-            ``sibling_ratios`` there.
+        ratios: of each generation, see ``copy_ratios`` and, of a prompt probe, ``sibling_ratios`` in ``proof.copies``.
         copies: for each generation, the names of the watched probes that it copies.
         num_others: how many other pictures there were, without their views.
-        grade: how near all generations are, at most 1: 0 is as near as pictures come by chance, 1 is identical, see
-            ``proof.copies.grade_of``; ``None`` where copies cannot be told.
+        grade: of all generations, at most 1: 0 is chance, 1 is identical, see ``proof.copies.grade_of``; or ``None``.
     """
 
     generations: np.ndarray

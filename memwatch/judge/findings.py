@@ -1,32 +1,28 @@
-"""Findings: what the judge says of every observation of one event, by pure functions.
-
-maps -> profiles -> T and p (``statistic``) -> verdicts (``verdict``); regions say where (``regions``)
-"""
+"""Findings: what the judge says of every observation of one event, by pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from memwatch.config import MemWatchConfig
 from memwatch.judge.copied import Proof
-from memwatch.judge.regions import Region, regions_of
 from memwatch.judge.statistic import (
     UNKNOWN_EVENTS,
     Compared,
-    Pooled,
     Screened,
-    Tail,
     called_from,
+    compare,
     kind_of,
     p_value,
-    pooled_with,
     threshold,
 )
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict, is_alert, judge
 from memwatch.measure.measurement import Observation
+from memwatch.measure.probes import MIN_CONTROLS
+from memwatch.measure.regions import Region, regions_of
 from memwatch.measure.signals import Signals, factor
 
 
@@ -35,10 +31,8 @@ class Finding:
     """One probe at one event.
 
     Attributes:
-        observation: what was measured.
-        signals: every map of the observation; ``None`` where the measurements are not finite.
-        evidence: the numbers that the verdict rests on.
-        state: the probe's state after this event; it holds the verdict.
+        observation, signals: what was measured, and its maps; ``None`` where not all of it is finite.
+        evidence: the numbers that the verdict rests on. state: after this event; it holds the verdict.
         reason: why the verdict is what it is, in words.
         regions: the strongest first; none without evidence.
         labels: int ``(h, w)`` of the map: i inside ``regions[i - 1]``, 0 outside; ``None`` when nothing was compared.
@@ -85,17 +79,25 @@ class Standing:
     """How the controls of one kind have scored.
 
     Attributes:
-        number: of the controls that were compared at this event.
-        highest: the largest score of one of them so far. called_from: the score from which a probe is memorized.
+        scores: the largest of each control so far, ``(N,)``. called_from: the score from which a probe is memorized.
+        events: that the run is planned to have.
     """
 
-    number: int
-    highest: float
+    scores: np.ndarray
     called_from: float
+    events: int
+
+    @property
+    def highest(self) -> float:
+        return float(self.scores.max())
+
+    def p_value(self, score: float, num_controls: int) -> float:
+        """See ``statistic.p_value``."""
+        return float(p_value(np.array([score]), num_controls, self.scores, self.events)[0])
 
     def __str__(self) -> str:
         called = f"memorized is called from {self.called_from:.1f} on"
-        return f"{self.number} controls scored {self.highest:.1f} at most so far, and {called}"
+        return f"{len(self.scores)} controls scored {self.highest:.1f} at most so far, and {called}"
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,16 @@ class Judgement:
     """Everything that the judge says of one event.
 
     Attributes:
-        findings: of the watched probes, in their order.
-        controls: of the controls, each judged by the others.
-        states: by name, of probes and controls after this event. pooled: the controls' scores so far.
+        findings: of the watched probes, in their order. controls: of the controls, each judged by the others.
+        states: by name, of all of them after this event.
         standings: by kind of probe, of which there are enough controls.
-        num_rotated: how many rows were rotated in at this event; only those with evidence or news are findings.
-        num_measured: how many probes and controls were measured with curvature.
+        num_rotated: rows that were rotated in; only those with evidence or news are findings.
+        num_measured: probes and controls that were measured with curvature.
     """
 
     findings: tuple[Finding, ...] = ()
     controls: tuple[Finding, ...] = ()
     states: Mapping[str, ProbeState] = field(default_factory=dict)
-    pooled: Pooled = field(default_factory=dict)
     standings: Mapping[str, Standing] = field(default_factory=dict)
     num_rotated: int = 0
     num_measured: int = 0
@@ -136,7 +136,7 @@ def judge_event(
     states: Mapping[str, ProbeState],
     step: int,
     config: MemWatchConfig,
-    pooled: Pooled | None = None,
+    events: int = UNKNOWN_EVENTS,
     looks: int | None = None,
     screened: Screened | None = None,
 ) -> Judgement:
@@ -144,91 +144,68 @@ def judge_event(
 
     Args:
         observations: of probes and controls, with curvature where it was measured.
-        states: by name, what was remembered before this event. pooled: the controls' scores before this event.
-        looks: how many verdicts the run may give, see ``statistic.looks_of``; default: of these probes at 100 events.
+        states: by name, of before this event.
+        events: that the run is planned to have. looks: how many verdicts it may give; default: of these probes at all.
         screened: what the screen measured and chose; without it everything is judged by ``observations``.
     """
     controls = [o for o in observations if o.probe.is_control]
     watched = [o for o in observations if not o.probe.is_control]
-    memorized_p = threshold(config.alerts.false_alarms_per_run, looks or len(watched) * UNKNOWN_EVENTS)
-    full, screen = Compared.both(observations, screened, config.signals)
-    pooled, standings = pooled_now(controls, full, screen, pooled or {}, memorized_p)
-    tails = {kind: Tail.of(np.array(pooled[kind])) for kind in standings}
+    memorized_p = threshold(config.alerts.false_alarms_per_run, looks or events * len(watched))
+    measured = observations if screened is None else [o for o in observations if o.has_curvature]
+    by_terms = compare(measured, config.signals)
+    by_loss = {} if screened is None else compare(screened.observations, config.signals, terms="loss")
+    scored = by_loss | by_terms  # a control's score is of all draws where they were measured, else of the screen
+    highest = {o.name: highest_of(scored[o.name], states) for o in controls if o.name in scored}
+    standings = standings_of(controls, highest, memorized_p, events)
+    compared = by_terms if screened is None else by_loss | {name: by_terms[name] for name in screened.chosen}
 
     def finding(o: Observation) -> Finding:
-        among = full if screened is None or o.name in screened.chosen else screen
-        before, tail = states.get(o.name, ProbeState()), tails.get(kind_of(o.probe))
-        return judge_probe(among, o.name, tail, bool(controls), before, step, config.alerts.max_p, memorized_p)
+        its, before = compared[o.name], states.get(o.name, ProbeState())
+        regions, labels = regions_of(its.observation, its.signals)
+        evidence = evidence_of(its, regions, standings.get(kind_of(o.probe)), bool(controls))
+        state, reason = judge(before, evidence, step, config.alerts.max_p, memorized_p)
+        state = replace(state, highest=highest.get(o.name))
+        if not state.verdict.is_evidence and labels is not None:  # every map has a highest place; a box takes evidence
+            regions, labels = (), np.zeros_like(labels)
+        return Finding(its.observation, its.signals, evidence, state, reason, regions, labels, is_alert(before, state))
 
     findings, judged_controls = tuple(map(finding, watched)), tuple(map(finding, controls))
     new_states = {**states} | {f.name: f.state for f in (*findings, *judged_controls)}
     told = tuple(f for f in findings if not f.observation.probe.in_rotation or f.is_worth_a_look)
-    rotated, measured = sum(o.probe.in_rotation for o in watched), sum(o.has_curvature for o in observations)
-    return Judgement(told, judged_controls, new_states, pooled, standings, rotated, measured)
+    rotated, num_measured = sum(o.probe.in_rotation for o in watched), sum(o.has_curvature for o in observations)
+    return Judgement(told, judged_controls, new_states, standings, rotated, num_measured)
 
 
-def pooled_now(
-    controls: Sequence[Observation], full: Compared, screen: Compared, pooled: Pooled, memorized_p: float
-) -> tuple[Pooled, dict[str, Standing]]:
-    """The controls' scores so far, this event's added; and how the controls of each kind stand, if they are enough.
+def highest_of(compared: Compared, states: Mapping[str, ProbeState]) -> float | None:
+    """The largest score of a control so far, this event's included; ``None`` where it never had one."""
+    before = states.get(compared.observation.name, ProbeState()).highest
+    return max((score for score in (before, compared.score) if score is not None), default=None)
 
-    A control is pooled once per event, by curvature where it was measured, else by loss. A pool for each of the two
-    keeps the promise as well, and finds less: 6 to 19 of 100 probes stored at 5 deviations fewer (simulated), since
-    curvature is measured at few events.
-    """
+
+def standings_of(
+    controls: Sequence[Observation], highest: Mapping[str, float | None], memorized_p: float, events: int
+) -> dict[str, Standing]:
+    """How the controls of each kind stand, where there are enough of them. ``highest``: see ``highest_of``."""
     standings = {}
     for kind in dict.fromkeys(kind_of(o.probe) for o in controls):
-        names = [o.name for o in controls if kind_of(o.probe) == kind]
-        by_loss, by_curvature = ({n: c.scores[n] for n in names if n in c.scores} for c in (screen, full))
-        if new := list((by_loss | by_curvature).values()):
-            pooled = pooled_with(pooled, kind, np.array(new))
-            tail = Tail.of(np.array(pooled[kind]))
-            standings[kind] = Standing(len(new), max(pooled[kind]), called_from(memorized_p, len(new), tail))
-    return pooled, standings
-
-
-def judge_probe(
-    among: Compared,
-    name: str,
-    tail: Tail | None,
-    any_controls: bool,
-    before: ProbeState,
-    step: int,
-    max_p: float,
-    memorized_p: float,
-) -> Finding:
-    """One probe's finding.
-
-    Args:
-        among: what it is compared with. tail: of the controls of its kind. any_controls: of either kind.
-        before: the probe's state before this event.
-        max_p, memorized_p: the largest p-value of a suspicious and of a memorized probe.
-    """
-    observation, signals = among.observations[name], among.signals[name]
-    regions, labels = regions_of(observation, signals)
-    evidence = evidence_of(observation, signals, regions, among, tail, any_controls)
-    state, reason = judge(before, evidence, step, max_p, memorized_p)
-    if not state.verdict.is_evidence and labels is not None:  # every map has a highest place; a box takes evidence
-        regions, labels = (), np.zeros_like(labels)
-    return Finding(observation, signals, evidence, state, reason, regions, labels, is_alert(before, state))
+        known = [score for o in controls if kind_of(o.probe) == kind and (score := highest.get(o.name)) is not None]
+        if len(known) >= MIN_CONTROLS:
+            largest = np.array(known)
+            standings[kind] = Standing(largest, called_from(memorized_p, len(known), largest, events), events)
+    return standings
 
 
 def evidence_of(
-    observation: Observation,
-    signals: Signals | None,
-    regions: Sequence[Region],
-    among: Compared,
-    tail: Tail | None,
-    any_controls: bool,
+    compared: Compared, regions: Sequence[Region], standing: Standing | None, any_controls: bool
 ) -> Evidence:
-    """The numbers of one probe; its severity is of the first region, and 1 where there is none."""
-    score, num_controls = among.scores.get(observation.name), len(among.controls_of(observation.probe))
+    """The numbers of one probe. ``standing``: of the controls of its kind. ``any_controls``: of either kind."""
+    score, num_controls, signals = compared.score, compared.num_controls, compared.signals
     return Evidence(
         severity=factor(max(0.0, regions[0].effect)) if regions else 1.0,
-        p=None if score is None else float(p_value(np.array(score), num_controls, tail)),
+        p=None if score is None or standing is None else standing.p_value(score, num_controls),
         z_score=score,
         num_controls=num_controls,
         any_controls=any_controls,
-        finite=observation.finite,
+        finite=signals is not None,
         compared=signals is None or signals.decisive is not None,
     )

@@ -1,14 +1,12 @@
 """The statistic T: how far a map exceeds those of held-out controls, how rare that is by chance, and what a run allows.
 
-One functional for probes and controls, so that they are exchangeable where nothing is stored: of the map that decides
-the means of its k largest pixels at seven sizes k, each in predictive deviations of the controls at the same size, and
-of these the largest. Large faint regions and small strong ones count alike, wherever they lie.
+One functional for probes and controls, so that they are exchangeable where nothing is stored; ``verdict`` has the rule.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,15 +20,8 @@ from memwatch.measure.signals import Signals, compute_signals
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 RESOLUTION = 0.05  # of a log factor: the smallest spread of the controls that is believed
 PRIOR_DF = 10  # by which the controls' variance at one size is drawn towards the mean over the sizes
-PRIOR_SHAPE, PRIOR_COUNT = 0.25, 100  # of the tail: a shape, and how many exceedances it counts as much as
-LARGEST_SHAPE = 0.9
-MOST_POOLED = 2000  # scores of controls that a run remembers of each kind of probe: 100 events of 20 controls
+TAIL = 1 / 3  # share of the controls that the tail is made of: those with the largest scores
 UNKNOWN_EVENTS = 100  # that a run is taken to have where it does not say
-
-Pooled = Mapping[str, tuple[float, ...]]  # the controls' scores so far, by kind of probe, see ``kind_of``
-
-
-# --- the functional ---
 
 
 def sizes_of(num_pixels: int) -> tuple[int, ...]:
@@ -51,20 +42,16 @@ def top_means(values: np.ndarray) -> np.ndarray:
 
 
 def profile_of(signals: Signals | None) -> np.ndarray:
-    """``top_means`` of the map that decides; NaN where nothing was compared.
-
-    Pixels at which the model got worse count as unchanged: what it forgets says nothing of what it stores.
-    """
+    """``top_means`` of the map that decides; NaN where there is no map."""
     if signals is None or signals.decisive is None:
         return np.full(NUM_SIZES, np.nan)
-    return top_means(signals.decisive.samples.double().mean(0).clamp(min=0).numpy())
+    return top_means(signals.decisive.samples.double().mean(0).numpy())
 
 
 def spread_of(variance: np.ndarray, num_controls: int) -> np.ndarray:
     """The standard deviation of one more observation, from the N controls' variances ``(..., 7)``.
 
-    Each variance is drawn towards the mean over the sizes, as a moderated t does (Smyth 2004). Where most controls are
-    clipped to 0 the mean of the whole map hardly varies, and would make outliers of what is ordinary.
+    Each is drawn towards the mean over the sizes, as a moderated t does (Smyth 2004): one size alone tells it badly.
     """
     df = num_controls - 1
     moderated = (PRIOR_DF * variance.mean(-1, keepdims=True) + df * variance) / (PRIOR_DF + df)
@@ -72,15 +59,10 @@ def spread_of(variance: np.ndarray, num_controls: int) -> np.ndarray:
     return spread
 
 
-def mean_and_spread(controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of profiles ``(..., N, 7)`` the mean, and ``spread_of`` their variance, ``(..., 7)`` each."""
-    return controls.mean(-2), spread_of(controls.var(-2, ddof=1), controls.shape[-2])
-
-
 def scores(profiles: np.ndarray, controls: np.ndarray) -> np.ndarray:
     """T of profiles ``(..., M, 7)`` among controls ``(..., N, 7)``, predictive deviations: ``(..., M)``."""
-    mean, spread = mean_and_spread(controls)
-    found: np.ndarray = ((profiles - mean[..., None, :]) / spread[..., None, :]).max(-1)
+    spread = spread_of(controls.var(-2, ddof=1), controls.shape[-2])
+    found: np.ndarray = ((profiles - controls.mean(-2)[..., None, :]) / spread[..., None, :]).max(-1)
     return found
 
 
@@ -94,63 +76,33 @@ def leave_one_out(controls: np.ndarray) -> np.ndarray:
     return found
 
 
-# --- how rare it is ---
+def tail_of(highest: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Start, share and scale of the tail of the controls' largest scores so far ``(..., N)``, an exponential one.
 
-
-@dataclass(frozen=True)
-class Tail:
-    """A generalized Pareto distribution of what the controls' own scores exceed a threshold by.
-
-    Fitted to the 2 sqrt(n) largest of n scores by probability-weighted moments (Hosking & Wallis 1987). The shape is
-    drawn towards ``PRIOR_SHAPE``, since few exceedances hardly tell it: as if ``PRIOR_COUNT`` more of them had been
-    seen. Fields are arrays ``(...)``, as ``of`` gets them.
-
-    Attributes:
-        start: the threshold. share: of the scores that exceed it.
-        shape, scale: of the excesses; a shape of 0 is the exponential distribution.
+    Largest scores of whole runs: events that depend on each other cannot make it too short.
     """
-
-    start: np.ndarray
-    share: float
-    shape: np.ndarray
-    scale: np.ndarray
-
-    @classmethod
-    def of(cls, pooled: np.ndarray) -> Tail:
-        """Of scores ``(..., n)``, n >= 10."""
-        ordered, n = np.sort(pooled, axis=-1), pooled.shape[-1]
-        k = min(math.ceil(2 * math.sqrt(n)), n // 2)
-        start = ordered[..., n - k - 1]
-        excess = ordered[..., n - k :] - start[..., None]
-        mean = np.maximum(excess.mean(-1), 1e-9)
-        weighted = (excess * ((k - np.arange(1, k + 1) + 0.35) / k)).mean(-1)
-        shape = 2 - mean / np.maximum(mean - 2 * weighted, 1e-9)
-        shape = (k * shape + PRIOR_COUNT * PRIOR_SHAPE) / (k + PRIOR_COUNT)
-        shape = np.clip(shape, 0, LARGEST_SHAPE)
-        return cls(start, k / n, shape, mean * (1 - shape))
-
-    def p_value(self, score: np.ndarray) -> np.ndarray:
-        """The chance that a control's score exceeds this one; ``share`` for scores below ``start``."""
-        excess = np.maximum(score - self.start, 0) / self.scale
-        steep = np.maximum(self.shape, 1e-9)  # the limit at 0 is the exponential distribution
-        p: np.ndarray = self.share * np.exp(-np.log1p(steep * excess) / steep)
-        return p
-
-    def score_of(self, p: float) -> np.ndarray:
-        """The score at which ``p_value`` is ``p``; ``start`` at the least."""
-        steep = np.maximum(self.shape, 1e-9)
-        score: np.ndarray = self.start + self.scale * np.expm1(steep * max(0.0, math.log(self.share / p))) / steep
-        return score
+    ordered, n = np.sort(highest, axis=-1), highest.shape[-1]
+    k = math.ceil(n * TAIL)
+    start = ordered[..., n - k - 1]
+    return start, k / n, np.maximum((ordered[..., n - k :] - start[..., None]).mean(-1), 1e-9)
 
 
-def p_value(score: np.ndarray, num_controls: int, tail: Tail | None = None) -> np.ndarray:
-    """The chance that a picture that was never trained on scores as much: the larger of two.
+def p_value(score: np.ndarray, num_controls: int, highest: np.ndarray | None = None, events: int = 1) -> np.ndarray:
+    """The chance that a picture that was never trained on scores as much at one event: the larger of two.
 
     Student's t with N - 1 degrees of freedom (the prediction interval of a normal sample) times the number of sizes;
-    and what the tail of the controls' own scores says, which need not be normal.
+    and the chance that the largest score of one more control exceeds this one, spread over the run's events.
+
+    Args:
+        score: ``(..., M)``. highest: ``(..., N)``, see ``tail_of``.
     """
     p: np.ndarray = np.minimum(1.0, NUM_SIZES * stats.t.sf(score, num_controls - 1))
-    return p if tail is None else np.maximum(p, tail.p_value(score))
+    if highest is None:
+        return p
+    start, share, scale = (np.asarray(x)[..., None] for x in tail_of(highest))
+    in_run: np.ndarray = share * np.exp(-np.maximum(score - start, 0) / scale)
+    rarer: np.ndarray = np.maximum(p, in_run / events)
+    return rarer
 
 
 def threshold(false_alarms_per_run: float, looks: int) -> float:
@@ -158,25 +110,13 @@ def threshold(false_alarms_per_run: float, looks: int) -> float:
     return false_alarms_per_run / max(1, looks)
 
 
-def looks_of(num_fixed: int, per_event: int, planned: int | None) -> int:
-    """How many verdicts a run may give: of watched probes and of rows rotated in per event, at all planned events."""
-    return (num_fixed + per_event) * (planned or UNKNOWN_EVENTS)
-
-
-def called_from(p: float, num_controls: int, tail: Tail | None = None) -> float:
-    """The score from which on ``p_value`` is at most ``p``.
-
-    >>> round(called_from(0.05 / 160, 20), 1)
-    4.9
-    """
-    normal = float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
-    return normal if tail is None else max(normal, float(tail.score_of(p)))
-
-
-def pooled_with(pooled: Pooled, kind: str, new: np.ndarray) -> Pooled:
-    """The scores with those of one event added; beyond ``MOST_POOLED`` the oldest are forgotten."""
-    kept = (*pooled.get(kind, ()), *(round(float(score), 3) for score in new))
-    return {**pooled, kind: kept[-MOST_POOLED:]}
+def called_from(p: float, num_controls: int, highest: np.ndarray | None = None, events: int = 1) -> float:
+    """The score from which on ``p_value`` is at most ``p``."""
+    by_t = float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
+    if highest is None:
+        return by_t
+    start, share, scale = tail_of(highest)
+    return max(by_t, float(start + scale * max(0.0, math.log(share / (p * events)))))
 
 
 def kind_of(probe: Probe) -> str:
@@ -184,17 +124,9 @@ def kind_of(probe: Probe) -> str:
     return "reference" if probe.is_reference else "prompt"
 
 
-# --- which observations are compared with which ---
-
-
 @dataclass(frozen=True)
 class Screened:
-    """What the screen measured at one event.
-
-    Attributes:
-        observations: of everything, by forward passes at the screen's noise draws.
-        chosen: names of those that are judged with curvature.
-    """
+    """What the screen measured of everything at one event, and the names of those that are judged with curvature."""
 
     observations: Sequence[Observation]
     chosen: frozenset[str]
@@ -202,57 +134,37 @@ class Screened:
 
 @dataclass(frozen=True)
 class Compared:
-    """Observations of one event whose maps are made of the same terms, so that they can be compared with each other.
+    """One probe or control among the controls of its kind, all by maps of the same terms.
 
     Attributes:
-        observations: by name, of probes and controls.
-        signals: by name; ``None`` where the measurements are not finite. profiles: by name, see ``profile_of``.
-        scores: T by name; without an entry where nothing was compared, and where there are too few controls.
+        observation, signals: what was measured, and its maps; ``None`` where not all of it is finite.
+        profile: see ``profile_of``. num_controls: of its kind that could be compared, without itself.
+        score: T; ``None`` where nothing could be compared, and where there are too few controls.
     """
 
-    observations: Mapping[str, Observation]
-    signals: Mapping[str, Signals | None]
-    profiles: Mapping[str, np.ndarray]
-    scores: Mapping[str, float]
-
-    @classmethod
-    def of(cls, observations: Sequence[Observation], config: SignalsConfig, terms: str | None = None) -> Compared:
-        """Compare by ``terms``; default: the configured ones."""
-        terms = terms or config.terms
-        signals = compute_signals(observations, terms=terms, against=config.against, smooth=config.smooth)
-        profiles = {name: profile_of(s) for name, s in signals.items()}
-        finite = [o.probe for o in observations if np.isfinite(profiles[o.name]).all()]
-        return cls({o.name: o for o in observations}, signals, profiles, scores_of(finite, profiles))
-
-    @classmethod
-    def both(
-        cls, observations: Sequence[Observation], screened: Screened | None, config: SignalsConfig
-    ) -> tuple[Compared, Compared]:
-        """What is judged by the configured terms, and what is judged by the screen's loss; without a screen nothing is.
-
-        Args:
-            observations: of everything, with curvature where it was measured.
-        """
-        if screened is None:
-            return cls.of(observations, config), cls.of([], config)
-        measured = [o for o in observations if o.has_curvature]
-        return cls.of(measured, config), cls.of(screened.observations, config, terms="loss")
-
-    def controls_of(self, probe: Probe) -> np.ndarray:
-        """The profiles of the controls that a probe is judged by, those of its kind without itself: ``(N, 7)``."""
-        group = [o.probe for o in self.observations.values() if o.probe.is_control and o.name != probe.name]
-        found = [self.profiles[p.name] for p in group if p.is_reference is probe.is_reference]
-        return np.array([profile for profile in found if np.isfinite(profile).all()]).reshape(-1, NUM_SIZES)
+    observation: Observation
+    signals: Signals | None
+    profile: np.ndarray
+    num_controls: int
+    score: float | None
 
 
-def scores_of(probes: Sequence[Probe], profiles: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """T by name of probes and controls, each kind by its own controls; none for a kind with too few of them."""
-    found: dict[str, float] = {}
-    for kind in {kind_of(p) for p in probes}:
-        same = [p for p in probes if kind_of(p) == kind]
-        names = [[p.name for p in same if p.is_control is is_control] for is_control in (True, False)]
-        controls, watched = (np.array([profiles[n] for n in group]).reshape(-1, NUM_SIZES) for group in names)
+def compare(observations: Sequence[Observation], config: SignalsConfig, terms: str = "") -> dict[str, Compared]:
+    """Every probe and control by name, compared by ``terms``; default: the configured ones."""
+    terms = terms or config.terms
+    signals = compute_signals(observations, terms=terms, against=config.against, smooth=config.smooth)
+    profiles = {name: profile_of(found) for name, found in signals.items()}
+    usable = [o.probe for o in observations if np.isfinite(profiles[o.name]).all()]
+    compared = {}
+    for kind in {kind_of(o.probe) for o in observations}:
+        same = [p for p in usable if kind_of(p) == kind]
+        controls, watched = ([p.name for p in same if p.is_control is control] for control in (True, False))
+        found: dict[str, float] = {}
         if len(controls) >= MIN_CONTROLS:
-            values = np.concatenate([leave_one_out(controls), scores(watched, controls)])
-            found |= dict(zip(names[0] + names[1], map(float, values), strict=True))
-    return found
+            among = np.array([profiles[name] for name in controls])
+            found = dict(zip(controls, map(float, leave_one_out(among)), strict=True))
+            found |= {name: float(scores(profiles[name][None], among)[0]) for name in watched}
+        for o in (o for o in observations if kind_of(o.probe) == kind):
+            others = len(controls) - (o.name in controls)
+            compared[o.name] = Compared(o, signals[o.name], profiles[o.name], others, found.get(o.name))
+    return compared

@@ -2,18 +2,20 @@
 
 The whole rule, with all its constants:
 
-1.  Of the map that decides, negative values count as 0. Take the means of its k largest pixels at 7 sizes k: all
-    pixels, a half, ... 1/64 of them. Controls are held-out pictures of the probe's own kind; it takes 11 of them.
-2.  z at each size: how far the mean lies above the controls' mean, in units of sqrt(v (1 + 1/N)), at least 0.05. v is
-    the controls' variance, drawn towards its mean over the 7 sizes as if by 10 more controls. T is the largest z.
-    A control's own T comes from the N - 1 others.
-3.  p_t = 7 P(t > T), Student's t with N - 1 degrees of freedom. p_tail: a generalized Pareto distribution of the
-    2 sqrt(n) largest of the controls' n own T so far (the latest 2,000), by probability-weighted moments, its shape
-    drawn towards 0.25 as if by 100 more exceedances, within [0, 0.9]. p is the larger of the two.
+1.  Map: logs of the factor (before + f) / (now + f) by which the denoising loss has fallen, 3x3 mean filter, f the mean
+    loss of the controls before training: S since before training, N by the prompt, K without prompt (k0: the most on a
+    control, 0.9 quantile). min(S, N + relu(K - k0)) at each of two noise levels, and their mean.
+2.  Take the means of its k largest pixels at 7 sizes k: all, a half, ... 1/64. z: how far such a mean lies above those
+    of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance, drawn to
+    its mean over the sizes as if by 10 more controls. T is the largest z. A control is compared with the N - 1 others.
+3.  p is the larger of 7 P(t > T), Student's t with N - 1 degrees of freedom, and, divided by the planned events, the
+    chance that one more control's largest T so far exceeds T: an exponential tail through the third of the controls
+    with the largest ones.
 4.  memorized: p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100 if unknown).
     suspicious: p <= max_p (0.01). no evidence: larger. inconclusive: output that is not finite, nothing earlier to
     compare with, or too few controls. Without any controls: suspicious from a reduction factor of 2 on.
-5.  Where forward passes screen (T by the loss below 2.9), the loss decides, and otherwise the configured terms.
+5.  One draw per level judges all by the loss; what reaches T = 2.9, and all at each 8th event, four draws by the term.
+Regions say where: components of S, mean over levels, from 0.35 of its peak (0.98 quantile) and a factor of 1.1 on.
 """
 
 from __future__ import annotations
@@ -45,14 +47,10 @@ class Evidence:
     """The numbers of one probe at one event.
 
     Attributes:
-        severity: reduction factor of its first region, on draws that did not propose it; 1 when there is none. It says
-            how strong the effect is, and decides nothing where there are controls.
-        p: p-value against the controls, for any place and size in the map; ``None`` without enough controls, and where
-            nothing could be compared.
-        z_score: what ``p`` rests on: T, predictive deviations above the controls.
+        severity: reduction factor of its first region, 1 without; where there are controls it decides nothing.
+        p, z_score: p-value, and T; ``None`` without enough controls, and where nothing could be compared.
         num_controls: finite controls of the probe's own kind. any_controls: whether there are any of either kind.
-        finite: whether every number was finite.
-        compared: whether there was a baseline to compare with.
+        finite: whether every number was finite. compared: whether there was a baseline to compare with.
     """
 
     severity: float = 1.0
@@ -70,12 +68,12 @@ class ProbeState:
 
     Attributes:
         since: step at which its evidence began; ``None`` without evidence at the last event.
-        last_clean: step of the last event without evidence.
-        verdict: of the last event.
-        finite: whether the last event's numbers were finite.
+        highest: of a control, the largest score T so far.
+        last_clean: step of the last event without evidence. verdict, finite: of the last event.
     """
 
     since: int | None = None
+    highest: float | None = None
     last_clean: int | None = None
     verdict: Verdict = Verdict.INCONCLUSIVE
     finite: bool = True
@@ -100,8 +98,7 @@ def judge(state: ProbeState, evidence: Evidence, step: int, max_p: float, memori
             return clean, f"without controls a probe is suspicious from {UNCALIBRATED_SEVERITY:g}x on"
         return suspicious, "uncalibrated: there are no controls"
     if evidence.p is None:
-        few = f"there are {evidence.num_controls} usable controls of its kind, and a p-value takes {MIN_CONTROLS}"
-        return unknown, few
+        return unknown, f"{evidence.num_controls} controls of its kind are usable, and a p-value takes {MIN_CONTROLS}"
     if evidence.p <= memorized_p:
         return replace(suspicious, verdict=Verdict.MEMORIZED), f"evidence since step {since}"
     if evidence.p > max_p:

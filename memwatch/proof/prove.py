@@ -13,11 +13,11 @@ from memwatch.config import MemWatchConfig
 from memwatch.faults import Faults, PartError
 from memwatch.judge.copied import COPY, Proof
 from memwatch.judge.findings import Finding
-from memwatch.judge.regions import PEAK
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.measurement import Observation
 from memwatch.measure.observer import Observer
 from memwatch.measure.probes import Probe
+from memwatch.measure.regions import PEAK
 from memwatch.proof.copies import (
     Pool,
     comparable,

@@ -9,8 +9,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Verdict
+from memwatch.measure.regions import Region
 from memwatch.report.history import Row
 
 VERDICT_COLOURS = {  # of Okabe and Ito's palette, and a grey: colour-blind people tell them apart

@@ -44,8 +44,8 @@ GRID = WIDTH - BAR - 3 * EDGE  # pixels, width of all cards
 CARDS = 12  # at most
 HEADLINE, TEXT, CARD_TITLE = 72, 34, 30  # pixels: letters
 HEATMAP = (
-    "The second picture of a card is the heatmap: the brighter, the more freedom the model has lost there to generate "
-    "anything else. The white box is the region that the numbers are of."
+    "The second picture of a card is the heatmap: the brighter, the more the model's error there has fallen since "
+    "before training. The white box is the region that stands out most."
 )
 GENERATED = "The third picture is the nearest of those that the model now generates from the caption."
 

@@ -35,9 +35,9 @@ def call_repeated(monkeypatch) -> None:
     call_every_change(monkeypatch)
     strong = memwatch.judge.findings.evidence_of
 
-    def evidence_of(observation, *args):
-        evidence, row = strong(observation, *args), observation.probe.row
-        called = row is not None and row < REPEATED and not observation.probe.is_control
+    def evidence_of(compared, *args):
+        evidence, probe = strong(compared, *args), compared.observation.probe
+        called = probe.row is not None and probe.row < REPEATED and not probe.is_control
         return evidence if called else replace(evidence, p=1.0, any_controls=True)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", evidence_of)

@@ -16,7 +16,6 @@ from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.judge import statistic
 from memwatch.judge.findings import judge_event
-from memwatch.judge.regions import MIN_AREA, size_index
 from memwatch.judge.screen import chosen, with_references
 from memwatch.judge.statistic import (
     NUM_SIZES,
@@ -25,18 +24,20 @@ from memwatch.judge.statistic import (
     Screened,
     Tail,
     called_from,
+    compare,
     leave_one_out,
     looks_of,
-    mean_and_spread,
     p_value,
     pooled_with,
     scores,
     sizes_of,
+    spread_of,
     threshold,
     top_means,
 )
 from memwatch.measure.measurement import Measurement, Observation
-from memwatch.measure.signals import LOSS_FLOOR, RHO_FLOOR
+from memwatch.measure.regions import MIN_AREA
+from memwatch.measure.signals import LOSS_FLOOR
 
 RNG = np.random.default_rng(0)
 
@@ -61,7 +62,8 @@ def test_no_connected_region_can_beat_the_profile():
         labels, count = ndimage.label(values >= np.quantile(values, rng.uniform(0, 0.95)))
         inside = labels == rng.integers(1, count + 1)
         if inside.sum() >= sizes_of(256)[-1]:
-            assert values[inside].mean() <= top_means(values)[size_index(int(inside.sum()), 256)] + 1e-12
+            size = next(i for i, size in enumerate(sizes_of(256)) if size <= inside.sum())
+            assert values[inside].mean() <= top_means(values)[size] + 1e-12
 
 
 def test_no_region_is_smaller_than_the_smallest_size():
@@ -90,7 +92,7 @@ def test_controls_that_are_all_alike_have_a_smallest_spread():
     alike = np.full((12, NUM_SIZES), 0.25)
     assert scores(alike[:1] + 3 * RESOLUTION, alike) == pytest.approx([3])
     assert leave_one_out(alike) == pytest.approx(np.zeros(12))
-    assert mean_and_spread(alike)[1] == pytest.approx(np.full(NUM_SIZES, RESOLUTION))
+    assert spread_of(alike.var(0, ddof=1), 12) == pytest.approx(np.full(NUM_SIZES, RESOLUTION))
 
 
 # --- p ---------------------------------------------------------------------------------------------------------------
@@ -172,23 +174,20 @@ CONFIG = load_config({"levels": {"timesteps": [301], "draws": 2}, "signals": {"s
 SECOND_DRAW = 1.3  # squared error times that of the first draw, which is all that the screen sees
 
 
-def observed(probe: Probe, fall: tuple[float, float], *, curvature: bool) -> Observation:
-    """A picture whose retained variance and loss were 1 everywhere and have fallen by these log factors."""
-    variance, loss = fall
-    error = (1 + LOSS_FLOOR) * math.exp(-loss) - LOSS_FLOOR
+def observed(probe: Probe, fall: float, *, curvature: bool) -> Observation:
+    """A picture whose loss was 1 everywhere and has fallen by this log factor at the first draw."""
+    error = (1 + LOSS_FLOOR) * math.exp(-fall) - LOSS_FLOOR
     draws = torch.tensor([error, SECOND_DRAW * error] if curvature else [error]).sqrt()
     epsilon = draws.reshape(1, -1, 1, 1, 1).expand(1, len(draws), 1, 4, 4)
-    now, then = ((1 + RHO_FLOOR) * math.exp(-variance) - RHO_FLOOR, 1.0)
-    now, then = (measured(rho).rho if curvature else None for rho in (now, then))
+    now, then = (measured(rho).rho if curvature else None for rho in (0.5, 1.0))
     baseline = Measurement(then, torch.ones_like(epsilon))
     return Observation(probe, (301.0,), Measurement(now, epsilon), baseline=baseline, eps=torch.zeros_like(epsilon))
 
 
-def mean_of(fall: tuple[float, float], *, curvature: bool) -> float:
-    """What such a picture shows all over: of the screen its loss, else both terms over both draws."""
-    variance, loss = fall
-    error = (1 + SECOND_DRAW) / 2 * ((1 + LOSS_FLOOR) * math.exp(-loss) - LOSS_FLOOR)
-    return (variance + math.log((1 + LOSS_FLOOR) / (error + LOSS_FLOOR))) / 2 if curvature else loss
+def mean_of(fall: float, *, curvature: bool) -> float:
+    """What such a picture shows all over: the loss of one draw or, measured with curvature, of both."""
+    error = (1 + SECOND_DRAW) / 2 * ((1 + LOSS_FLOOR) * math.exp(-fall) - LOSS_FLOOR)
+    return math.log((1 + LOSS_FLOOR) / (error + LOSS_FLOOR)) if curvature else fall
 
 
 def event(falls, names=None):
@@ -200,67 +199,60 @@ def event(falls, names=None):
     return full, Screened(list(screened.values()), names)
 
 
-def group(number: int, kind: str, rng) -> dict[Probe, tuple[float, float]]:
+def group(number: int, kind: str, rng) -> dict[Probe, float]:
     probes = [Probe("", "drawn", name=f"{kind}/{i}", is_control=kind == "control") for i in range(number)]
-    return {probe: tuple(rng.normal((1.0, 0.3), 0.1)) for probe in probes}
+    return {probe: float(rng.normal(0.3, 0.1)) for probe in probes}
 
 
 FALLS = group(3, "probe", np.random.default_rng(0)) | group(12, "control", np.random.default_rng(1))
 
 
-def test_both_sides_are_made_of_the_same_terms(monkeypatch):
-    """Chosen: both terms, all draws, of everybody. Not chosen: the loss at the screen's draw, of everybody."""
-    seen, real = {}, memwatch.judge.findings.judge_probe
-
-    def judge_probe(among, name, *args):
-        seen[name] = among
-        return real(among, name, *args)
-
-    monkeypatch.setattr(memwatch.judge.findings, "judge_probe", judge_probe)
+def test_both_sides_are_made_of_the_same_draws():
+    """Chosen: all draws, of everybody. Not chosen: the screen's draw, of everybody."""
     picked = {"probe/1", "control/4"}
     observations, screened = event(FALLS, picked)
     judgement = judge_event(observations, {}, 1, CONFIG, screened=screened)
     assert {f.name for f in judgement.everything if f.observation.has_curvature} == picked
     assert judgement.num_measured == 1 + 12
-    for probe, fall in FALLS.items():
-        curvature, among = probe.name in picked, seen[probe.name]
-        decisive = among.signals[probe.name].decisive.mean.numpy()
-        assert decisive == pytest.approx(mean_of(fall, curvature=curvature), abs=1e-5)
-        others = [mean_of(f, curvature=curvature) for p, f in FALLS.items() if p.is_control and p is not probe]
-        assert among.controls_of(probe)[:, 0] == pytest.approx(others, abs=1e-5)
-        own = np.full((1, NUM_SIZES), mean_of(fall, curvature=curvature))
-        expected = scores(own, np.repeat(np.array(others)[:, None], NUM_SIZES, 1))
-        assert among.scores[probe.name] == pytest.approx(expected[0], abs=1e-3)
-    # each control once, by curvature, which was measured on all of them
-    full = memwatch.judge.statistic.Compared.of([o for o in observations if o.has_curvature], CONFIG.signals)
-    by_curvature = [full.scores[o.name] for o in observations if o.probe.is_control]
-    assert sorted(judgement.pooled["reference"]) == pytest.approx(sorted(by_curvature), abs=1e-3)
-    by_loss = judge_event(*event(FALLS, set())[:1], {}, 1, CONFIG, screened=event(FALLS, set())[1]).pooled
-    assert len(by_loss["reference"]) == 12
-    assert by_loss != judgement.pooled
+    for f in judgement.everything:
+        curvature, probe = f.name in picked, f.observation.probe
+        own, decisive = mean_of(FALLS[probe], curvature=curvature), f.signals.decisive.mean.numpy()
+        assert decisive == pytest.approx(own, abs=1e-5)
+        others = [mean_of(x, curvature=curvature) for p, x in FALLS.items() if p.is_control and p is not probe]
+        assert f.evidence.num_controls == len(others) == 12 - probe.is_control
+        expected = scores(np.full((1, NUM_SIZES), own), np.repeat(np.array(others)[:, None], NUM_SIZES, 1))
+        assert f.evidence.z_score == pytest.approx(expected[0], abs=1e-3)
+    # each control once, by all draws, which were measured of all of them
+    full = compare([o for o in observations if o.has_curvature], CONFIG.signals)
+    by_all_draws = [full[o.name].score for o in observations if o.probe.is_control]
+    assert sorted(judgement.pooled["reference"]) == pytest.approx(sorted(by_all_draws), abs=1e-3)
+    observations, screened = event(FALLS, set())
+    by_one_draw = judge_event(observations, {}, 1, CONFIG, screened=screened).pooled
+    assert len(by_one_draw["reference"]) == 12
+    assert by_one_draw != judgement.pooled
 
 
-@pytest.mark.parametrize("fall", [(1.0, 0.3), (1.0, 1.2), (2.6, 0.9), (0.0, 0.72)])
+@pytest.mark.parametrize("fall", [0.3, 0.6, 0.64, 0.68])
 def test_a_control_that_is_called_a_probe_gets_the_same_verdict(fall, monkeypatch):
     """The same picture among the same others, once as a probe and once as one of the controls; tails aside."""
     monkeypatch.setattr(memwatch.judge.findings.Tail, "of", lambda pooled: None)
-    others, verdicts, seen = group(11, "control", np.random.default_rng(1)), [], []
+    others, seen = group(11, "control", np.random.default_rng(1)), []
     for is_control in (False, True):
         picture = Probe("", "drawn", name="it", is_control=is_control)
-        another = {Probe("", "drawn", name="another"): (1.0, 0.3)} if is_control else {}
+        another = {Probe("", "drawn", name="another"): 0.3} if is_control else {}
         states = {}
         for step in (1, 2, 3):
             observations, screened = event({picture: fall} | another | others)
             judgement = judge_event(observations, states, step, CONFIG, screened=screened)
             states = judgement.states
         (finding,) = [f for f in judgement.everything if f.name == "it"]
-        evidence = finding.evidence
-        numbers = {"z_score": pytest.approx(evidence.z_score), "p": pytest.approx(evidence.p)}
-        verdicts.append((replace(evidence, **numbers), finding.state, finding.observation.has_curvature))
-        seen.append((evidence, *verdicts[-1][1:]))
-    assert seen[0] == verdicts[1]
-    assert seen[0][0].num_controls == 11
-    assert seen[0][2] == (fall[1] > 0.7)  # the screen sees the loss alone
+        seen.append((finding.evidence, finding.state, finding.observation.has_curvature))
+    (probe, *as_probe), (control, *as_control) = seen
+    assert as_probe == as_control
+    numbers = {key: pytest.approx(getattr(probe, key), rel=1e-4) for key in ("z_score", "p", "severity")}
+    assert control == replace(probe, **numbers)
+    assert probe.num_controls == 11
+    assert as_probe[1] == (probe.z_score > 2.5)  # what the screen sees stands out
 
 
 def test_what_was_not_chosen_is_judged_by_its_loss():

@@ -43,8 +43,8 @@ def run(*evidences: Evidence) -> tuple[list[ProbeState], list[str]]:
         (RARE, SUSPICIOUS, "memorized takes p = 0.0003, which keeps the run's false-alarm rate"),
         (COMMON, NO_EVIDENCE, "the controls show as much"),
         (NOTHING, NO_EVIDENCE, "the controls show as much"),
-        (FEW, INCONCLUSIVE, "there are 9 usable controls of its kind, and a p-value takes 11"),
-        (OTHER_KIND, INCONCLUSIVE, "there are 0 usable controls of its kind, and a p-value takes 11"),
+        (FEW, INCONCLUSIVE, "9 controls of its kind are usable, and a p-value takes 11"),
+        (OTHER_KIND, INCONCLUSIVE, "0 controls of its kind are usable, and a p-value takes 11"),
         (BLIND, SUSPICIOUS, "uncalibrated: there are no controls"),  # never memorized
         (BLIND_MILD, NO_EVIDENCE, "without controls a probe is suspicious from 2x on"),
         (FIRST, INCONCLUSIVE, "nothing earlier to compare with"),

@@ -49,7 +49,9 @@ def test_all_seeds_are_in_one_observation_and_equal_prompts_share_them(pretraine
 def test_the_last_step_knows_no_noise(pretrained, tmp_path):
     loop = Loop(pretrained, tmp_path, lr=3e-2)
     last_step = {"look": "last_step", "seeds": 1, "num_inference_steps": 3, "guidance_scale": 3.0}
-    (report,) = loop.run(loop.watch(pretrained, [POSTER], sampling=last_step, strict=True), 2)
+    (report,) = loop.run(
+        loop.watch(pretrained, [POSTER], sampling=last_step, signals={"terms": "variance"}, strict=True), 2
+    )
     (finding,) = report.findings
     o, maps = finding.observation, finding.signals.maps()
     assert (o.eps, o.timesteps, o.generations.shape) == (None, (1,), (1, 16, 16, 3))

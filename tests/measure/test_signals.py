@@ -28,14 +28,15 @@ from torch import Tensor
 
 from memwatch import Probe
 from memwatch.config import AGAINST, TERMS
-from memwatch.judge.regions import box_of
 from memwatch.measure.curvature import CurvatureMap, value_and_diag_jacobian
 from memwatch.measure.curvature import test_vectors as vectors_of
 from memwatch.measure.measurement import Measurement, Observation
+from memwatch.measure.regions import box_of
 from memwatch.measure.signals import (
     BRANCH_QUANTILE,
     LOSS_FLOOR,
     RHO_FLOOR,
+    SMALLEST_LOSS,
     SMALLEST_RHO,
     Signals,
     branch_quantile,
@@ -43,9 +44,11 @@ from memwatch.measure.signals import (
     factor,
     free,
     log_ratio,
+    loss_floor,
 )
 
-SHIPPED = {"terms": "both", "against": "both", "smooth": 3}
+BY_VARIANCE = {"terms": "variance", "against": "both", "smooth": 3}
+SHIPPED = {"terms": "loss", "against": "both", "smooth": 3}
 
 
 def signals_of(
@@ -87,10 +90,11 @@ def fallen(b: list[float], a: list[float], floor: float) -> list[float]:
     return [centre + (y - fmean(b)) / floored[0] - (x - fmean(a)) / floored[1] for y, x in zip(b, a, strict=True)]
 
 
-def term(terms: str, earlier: Measurement, now: Measurement, eps: Tensor, size: int) -> dict[tuple, list[float]]:
-    """By level and pixel, the replicates of one term in one comparison."""
-    draws, blocks = now.draws, now.rho.samples.shape[1] // now.draws
-    found = {}
+def term(
+    terms: str, earlier: Measurement, now: Measurement, eps: Tensor, size: int, floor: list[float]
+) -> dict[tuple, list[float]]:
+    """By level and pixel, the replicates of one term in one comparison; ``floor`` is of the loss, by level."""
+    draws, found = now.draws, {}
     for level in range(2):
         freedom = [[smoothed(replicate, size) for replicate in m.rho.samples[level]] for m in (earlier, now)]
         losses = [
@@ -101,9 +105,9 @@ def term(terms: str, earlier: Measurement, now: Measurement, eps: Tensor, size: 
             b, a = ([value[row, column].item() for value in values] for values in freedom)
             is_free = fmean(b) > max(2 * stdev(b) / len(b) ** 0.5, SMALLEST_RHO)
             variance = fallen(b, a, RHO_FLOOR) if is_free else [0.0] * len(b)
-            loss = fallen(*([value[row, column].item() for value in values] for values in losses), LOSS_FLOOR)
-            both = [(fmean(variance[draw * blocks : (draw + 1) * blocks]) + loss[draw]) / 2 for draw in range(draws)]
-            found[level, row, column] = {"variance": variance, "loss": loss, "both": both}[terms]
+            least = floor[level] + SMALLEST_LOSS
+            loss = fallen(*([value[row, column].item() for value in values] for values in losses), least)
+            found[level, row, column] = {"variance": variance, "loss": loss}[terms]
     return found
 
 
@@ -135,11 +139,20 @@ def observed(name: str, seed: int, *, is_control: bool = False) -> Observation:
     return Observation(probe, (0.0, 1.0), now, unconditional, baseline, eps=eps, unconditional_baseline=earlier)
 
 
-def twin(o: Observation, terms: str, against: str, size: int, k0: list[float]) -> tuple[dict, set[str]]:
-    """The deciding replicates by level and pixel, and which cases occurred."""
-    s = term(terms, o.baseline, o.now, o.eps, size)
-    n = term(terms, o.unconditional, o.now, o.eps, size)
-    k = term(terms, o.unconditional_baseline, o.unconditional, o.eps, size)
+def floor_of(observations: list[Observation]) -> list[float]:
+    """By level, the mean squared error before training over observations, draws, channels and pixels."""
+    levels = range(len(observations[0].eps))
+    errors = [[((o.baseline.epsilon - o.eps)[level] ** 2).flatten().tolist() for o in observations] for level in levels]
+    return [LOSS_FLOOR * fmean(value for one in of_level for value in one) for of_level in errors]
+
+
+def twin(
+    o: Observation, terms: str, against: str, size: int, k0: list[float], floor: list[float]
+) -> tuple[dict, dict, set[str]]:
+    """The deciding replicates by level and pixel, those of the heatmap, and which cases occurred."""
+    s = term(terms, o.baseline, o.now, o.eps, size, floor)
+    n = term(terms, o.unconditional, o.now, o.eps, size, floor)
+    k = term(terms, o.unconditional_baseline, o.unconditional, o.eps, size, floor)
     found, cases = {}, set()
     for at in PIXELS:
         back = [0.0] * len(k[at])
@@ -149,32 +162,84 @@ def twin(o: Observation, terms: str, against: str, size: int, k0: list[float]) -
         smaller, name = (s[at], "S") if fmean(s[at]) <= fmean(given_back) else (given_back, "N")
         found[at] = {"snapshot": s[at], "unconditional": n[at], "both": smaller}[against]
         cases |= {name, "given back" if any(back) else "as it is"}
-    return found, cases
+    return found, n if against == "unconditional" else s, cases
 
 
 @pytest.mark.parametrize("smooth", [1, 3])
 @pytest.mark.parametrize("against", AGAINST)
 @pytest.mark.parametrize("terms", TERMS)
 def test_every_deciding_map_equals_a_slow_obvious_twin(terms, against, smooth):
-    """k0 is the largest of two controls: for each of them, the other's alone."""
+    """k0 is the largest of two controls: for each of them, the other's alone. The heatmap is S, whatever decides."""
     controls = [observed(name, seed, is_control=True) for name, seed in (("first", 10), ("second", 20))]
     observations = [observed("cat", 0), *controls]
     options = {"terms": terms, "against": against, "smooth": smooth}
     signals = compute_signals(observations, **options)
-    losses = [lost(term(terms, o.unconditional_baseline, o.unconditional, o.eps, smooth)) for o in observations]
+    floor = floor_of(controls)
+    losses = [lost(term(terms, o.unconditional_baseline, o.unconditional, o.eps, smooth, floor)) for o in observations]
     largest = [max(pair) for pair in zip(losses[1], losses[2], strict=True)]
     cases = set()
     for o, k0 in zip(observations, [largest, losses[2], losses[1]], strict=True):
-        expected, seen = twin(o, terms, against, smooth, k0)
+        expected, shown, seen = twin(o, terms, against, smooth, k0, floor)
         cases |= seen
-        deciding, decisive = signals[o.name].deciding, signals[o.name].decisive
+        deciding, decisive, heatmap = (getattr(signals[o.name], key) for key in ("deciding", "decisive", "heatmap"))
         for at, values in expected.items():
             assert deciding.mean[at].item() == pytest.approx(fmean(values))
             assert deciding.sem[at].item() == pytest.approx(stdev(values) / len(values) ** 0.5)
         for row, column in itertools.product(range(3), range(4)):
-            means = [fmean(expected[level, row, column]) for level in range(2)]
-            assert decisive.mean[row, column].item() == pytest.approx(fmean(means))
+            for found, values in ((decisive, expected), (heatmap, shown)):
+                means = [fmean(values[level, row, column]) for level in range(2)]
+                assert found.mean[row, column].item() == pytest.approx(fmean(means))
     assert cases == {"S", "N", "given back", "as it is"}  # all of them are in this example
+
+
+def with_loss(
+    name: str, before: float, now: float, *, control: bool = False, reference: bool = True, first: bool = False
+) -> Observation:
+    """Two levels of 2x2 pixels. The squared error has fallen from ``before`` to ``now``, twice as much at the second.
+
+    ``first``: nothing earlier is known.
+    """
+
+    def error(squared: float) -> Measurement:
+        levels = torch.tensor([squared, 2 * squared]).sqrt()[:, None, None, None, None]
+        return Measurement(None, levels.expand(2, 3, 1, 2, 2))
+
+    probe = Probe("a cat", Image.new("RGB", (2, 2)) if reference else None, name=name, is_control=control)
+    eps = torch.zeros(2, 3, 1, 2, 2)
+    return Observation(probe, (0.0, 1.0), error(now), baseline=None if first else error(before), eps=eps)
+
+
+def test_the_loss_is_floored_by_what_the_controls_of_its_kind_lose_before_training():
+    """The log ratio by hand; it does not depend on the level, since the floor is as large as the losses there."""
+    probe = with_loss("cat", 0.9, 0.1)
+    controls = [with_loss("a", 0.2, 0.2, control=True), with_loss("b", 0.6, 0.1, control=True)]
+    others = [with_loss("prompt", 7.0, 7.0, control=True, reference=False), with_loss("another", 5.0, 1.0)]
+    observations = [probe, *controls, *others]
+    assert loss_floor(observations, probe.probe).tolist() == pytest.approx([LOSS_FLOOR * 0.4, LOSS_FLOOR * 0.8])
+    assert loss_floor(observations, others[0].probe).tolist() == pytest.approx([LOSS_FLOOR * 7, LOSS_FLOOR * 14])
+    found = compute_signals(observations, **SHIPPED)["cat"]
+    expected = math.log((0.9 + LOSS_FLOOR * 0.4) / (0.1 + LOSS_FLOOR * 0.4))
+    for values in (found.decisive, found.heatmap, *(CurvatureMap(level) for level in found.deciding.samples)):
+        assert values.mean.tolist() == [pytest.approx([expected] * 2, rel=1e-4)] * 2
+
+
+def test_without_controls_all_probes_of_its_kind_give_the_floor():
+    probe, another = with_loss("cat", 0.9, 0.1), with_loss("another", 0.3, 0.1)
+    prompt, broken = with_loss("prompt", 7.0, 7.0, reference=False), with_loss("broken", math.nan, 1.0)
+    assert loss_floor([probe, another, prompt, broken], probe.probe).tolist() == pytest.approx([0.6, 1.2])
+    new = with_loss("new", 0.0, 0.3, first=True)  # before training nothing is earlier: what is measured now counts
+    assert loss_floor([new], new.probe).tolist() == pytest.approx([0.3, 0.6])
+    assert loss_floor([replace(probe, eps=None), prompt], probe.probe) is None
+
+
+def test_what_decides_is_the_smaller_and_what_is_shown_is_the_snapshot():
+    """Half of what has fallen since the baseline is there without the prompt as well."""
+    probe = with_loss("cat", 1.0, 0.1)
+    probe = replace(probe, unconditional=with_loss("", 1.0, 0.4).now)
+    found = compute_signals([probe, with_loss("a", 1.0, 1.0, control=True)], **SHIPPED)["cat"]
+    snapshot, prompt = (math.log((x + LOSS_FLOOR) / (0.1 + LOSS_FLOOR)) for x in (1.0, 0.4))
+    assert found.decisive.mean.tolist() == [pytest.approx([prompt] * 2, rel=1e-4)] * 2
+    assert found.heatmap.mean.tolist() == [pytest.approx([snapshot] * 2, rel=1e-4)] * 2
 
 
 def branch_lost(name: str, log_factor: float, *, control: bool = True, reference: bool = False) -> Observation:
@@ -211,17 +276,18 @@ def test_what_the_branch_has_stored_is_given_back(lost, controls, expected):
     probe = branch_lost("cat", lost, control=False, reference=True)
     others = [branch_lost(name, x, reference=name != "prompt") for name, x in controls.items()]
     others.append(branch_lost("another probe", 1.4, control=False, reference=True))
-    found = compute_signals([probe, *others], **SHIPPED)
+    found = compute_signals([probe, *others], **BY_VARIANCE)
     assert mean_of(found["cat"]) == pytest.approx(expected, abs=1e-3)
-    assert branch_quantile(found["cat"], "both").tolist() == pytest.approx([lost], abs=1e-3)
+    assert found["cat"].heatmap.mean.tolist() == [pytest.approx([2.0, 2.0], abs=1e-3)] * 2  # S, whatever decides
+    assert branch_quantile(found["cat"], "variance").tolist() == pytest.approx([lost], abs=1e-3)
     blind = replace(probe, unconditional_baseline=None)
-    assert mean_of(compute_signals([blind, *others], **SHIPPED)["cat"]) == pytest.approx(2.0 - lost, abs=1e-3)
+    assert mean_of(compute_signals([blind, *others], **BY_VARIANCE)["cat"]) == pytest.approx(2.0 - lost, abs=1e-3)
 
 
 def test_what_is_not_finite_is_none_and_changes_no_other_probe():
     probe, control = branch_lost("cat", 0.5, control=False), branch_lost("c", 0.1)
     broken = replace(branch_lost("broken", 9.0), unconditional=replace(control.now, epsilon=torch.tensor(math.nan)))
-    found, alone = (compute_signals(seen, **SHIPPED) for seen in ([broken, control, probe], [control, probe]))
+    found, alone = (compute_signals(seen, **BY_VARIANCE) for seen in ([broken, control, probe], [control, probe]))
     assert found["broken"] is None
     assert all(torch.equal(found[name].decisive.samples, alone[name].decisive.samples) for name in ("c", "cat"))
 
@@ -230,14 +296,16 @@ def test_what_cannot_be_had_is_none_and_the_same_is_zero():
     view = view_of(LEVELS, 2)
     now = look_at(DiagonalGaussian(spread()), view)
     assert set(signals_of(now).maps()) == {"raw"}
-    assert set(signals_of(now, now).maps()) == {"collapse", "log_ratio", "score", "raw", "decisive"}
+    maps = {"collapse", "log_ratio", "score", "raw"}
+    assert set(signals_of(now, now).maps()) == maps  # without true noise there is no loss
+    assert set(signals_of(now, now, terms="variance").maps()) == {*maps, "decisive", "heatmap"}
     assert signals_of(now, now, terms="variance", against="unconditional").decisive is None
     assert signals_of(now, now, terms="loss", against="snapshot").decisive is None
     for terms, against in itertools.product(TERMS, AGAINST):  # a model compared with itself reads exactly 0
         same = signals_of(now, now, now, view.eps, unconditional_baseline=now, terms=terms, against=against)
         assert not any(values.samples.any() for name, values in same.maps().items() if name != "raw")
     found = signals_of(now, None, now, view.eps, terms="variance", against="unconditional").maps()
-    assert set(found) == {"collapse_null", "log_ratio_null", "score_null", "raw", "decisive"}
+    assert set(found) == {"collapse_null", "log_ratio_null", "score_null", "raw", "decisive", "heatmap"}
 
 
 @pytest.mark.parametrize("make", [DiagonalGaussian, mixture])
@@ -254,7 +322,8 @@ def test_a_pinned_block_is_found_where_it_is(make):
     mean = signals.decisive.mean.numpy()
     assert box_of(mean > math.log(1.8), 8) == BOX
     assert factor(mean.max()) > 3  # pinned altogether, up to the floor
-    assert factor(signals_of(broad, baseline, eps=view.eps).decisive.mean.max()) < 2  # there is no region
+    broadly = signals_of(broad, baseline, eps=view.eps, terms="variance")
+    assert factor(broadly.decisive.mean.max()) < 2  # there is no region
 
 
 def flat(*values):

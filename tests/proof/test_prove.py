@@ -15,15 +15,15 @@ from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.faults import Faults, StrictError
 from memwatch.judge.findings import Finding
-from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Observation
+from memwatch.measure.regions import Region
 from memwatch.measure.signals import Signals
 from memwatch.proof.copies import grade_of, mask_at
 from memwatch.proof.prove import COMPARING, MAX_PROBES, NUM_SEEDS, PROVING, due, proofs_of, prove
 
-REGION = Region((0, 0, 16, 32), 0.5, 1.0, 1.0, 0.1, 0.8)
+REGION = Region((0, 0, 16, 32), 0.5, 1.0, 0.1)
 SUSPICIOUS, MEMORIZED = Verdict.SUSPICIOUS, Verdict.MEMORIZED
 CAPTION = "a photo of a"
 
@@ -36,8 +36,8 @@ def found(o: Observation, verdict: Verdict = SUSPICIOUS, severity: float = 2.0, 
     """A finding whose region is the left half."""
     labels = np.zeros((4, 4), np.int32)
     labels[:, :2] = 1
-    decisive = CurvatureMap(torch.from_numpy(labels).double()[None])  # as strong everywhere inside
-    signals = replace(Signals.of(o, 1), decisive=decisive)
+    heatmap = CurvatureMap(torch.from_numpy(labels).double()[None])  # as strong everywhere inside
+    signals = replace(Signals.of(o, 1), heatmap=heatmap)
     return Finding(o, signals, Evidence(severity), ProbeState(verdict=verdict), "", (REGION,), labels, alert)
 
 

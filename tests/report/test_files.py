@@ -36,7 +36,9 @@ def test_files_hold_everything_and_agree(pretrained, pipeline, tmp_path):
                 assert (found[f"{finding.name}/{key}"] == value.mean.float()).all()
                 assert (found[f"{finding.name}/{key}.sem"] == value.sem.float()).all()
                 levels = len(finding.observation.timesteps)
-                assert found[f"{finding.name}/{key}"].shape == ((8, 8) if key == "decisive" else (levels, 8, 8))
+                assert found[f"{finding.name}/{key}"].shape == (
+                    (8, 8) if key in ("decisive", "heatmap") else (levels, 8, 8)
+                )
             mean = float(found[f"{finding.name}/collapse"].mean())
             assert row["scalars"][f"memwatch/collapse/{finding.name}"] == pytest.approx(mean, abs=1e-4)
             saved = Image.open(tmp_path / "memwatch" / "heatmaps" / finding.name / f"step_{report.step:07d}.jpg")

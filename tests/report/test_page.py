@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_one_slider_moves_every_picture_number_and_verdict(page, small):
     assert (small / "report.html").read_text(encoding="utf-8").count(images[0][0]) == 1
     page.fill("#slider", "1")
     assert texts(".chip") == ["memorized", "suspicious", "no evidence"]
-    assert texts(".effect")[0] == "2.0x less freedom, p = 1e-09"
+    assert texts(".effect")[0] == "2.0x reduction, p = 1e-09"
     reasons = ["evidence since step 100", "evidence at 1 of 2 events in a row", "the controls show as much"]
     assert texts(".why") == reasons
     page.fill("#slider", "0")
@@ -200,7 +201,7 @@ def test_the_page_answers_the_five_questions(page):
     body = " ".join(page.text_content("body").split())
     for sentence in (
         "1 of 3 probes is memorized, since step 100; memwatch decided to stop the training at step 300.",
-        f"{CAT} is strongest. 2.4x less freedom, p = 1e-09: evidence since step 100",
+        f"{CAT} is strongest. 2.4x reduction, p = 1e-09: evidence since step 100",
         "Find its duplicates",
         "The training set has 97 rows; 2 of them are watched.",
         "20 controls scored 2.9 at most so far",
@@ -212,9 +213,9 @@ def test_the_page_answers_the_five_questions(page):
         POSTER,
     ):
         assert sentence in body
-    assert page.locator("b", has_text="red").count() == 0  # what a run says is text and never markup
+    assert page.locator("b", has_text=re.compile("^red$")).count() == 0  # what a run says is text and never markup
     cells = page.locator("#probe-0 tbody td").all_text_contents()
-    assert " | ".join(cells) == "16, 8, 48, 40 | 25% | 2.40x | 0.88 ± 0.05 | 1e-09"
+    assert " | ".join(cells) == "16, 8, 48, 40 | 25% | 2.40x | 0.88 ± 0.05"
     shown = page.locator(".generations img")
     assert shown.evaluate_all("n => n.map(x => [x.className, x.naturalWidth])") == [["copy", 64], ["", 64]]
 

@@ -74,7 +74,7 @@ def test_a_finding_is_shown_by_its_own_image_map_and_regions():
     report = one()
     (found,) = report.findings
     assert found.regions
-    expected = overlay(photo(), found.signals.decisive.mean.numpy(), found.regions)
+    expected = overlay(photo(), found.signals.heatmap.mean.numpy(), found.regions)
     for shown, wanted in zip(first_row(drawn(report)), (fitted(photo()), expected, colour_bar(SHOWN)), strict=True):
         assert np.array_equal(shown, wanted)
 

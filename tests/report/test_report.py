@@ -79,7 +79,7 @@ def test_an_alert_explains_itself():
     assert report.alert_text(finding).splitlines() == [
         f"memwatch, step 7: a photo of cat (cat) is suspicious: {finding.reason}.",
         f"score {finding.evidence.z_score:.1f}, p = {finding.p:.2g} against 20 controls",
-        f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.effect):.1f}x less freedom "
+        f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.effect):.1f}x reduction "
         f"(log ratio {region.effect:.2f} ± {region.sem:.2f})",
         "baseline: step 0.",
         "prompt: 'a photo of cat'",
@@ -125,7 +125,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "failure": None,
     }
     (region,) = found.regions
-    assert (region.area, region.z_score <= found.evidence.z_score) == (0.5, True)
+    assert region.area == 0.5
     assert cat == {
         "name": "cat",
         "title": "a photo of cat (cat)",
@@ -158,7 +158,7 @@ def test_a_report_of_a_failed_event_says_so_and_claims_nothing():
 
 
 def test_the_curve_of_a_level_is_the_mean_of_its_highest_sixteenth():
-    levels = torch.full((2, 8, 8), -1.0)  # more freedom than before counts as none lost
+    levels = torch.full((2, 8, 8), -1.0)  # what has got worse counts as unchanged
     levels[0, 3, 2:6] = torch.tensor([0.4, 0.6, 0.8, 1.0])  # 4 of 64 pixels
     levels[1, 0, 0] = 2.0
     signals = SimpleNamespace(deciding=SimpleNamespace(mean=levels))

@@ -34,10 +34,10 @@ def test_the_table_of_an_event():
     lines = summary(event, ABOUT).splitlines()
     assert lines == [
         "memwatch, step 40 of 200: 2 memorized, 1 suspicious, 1 no evidence, 1 inconclusive",
-        "  probe                   verdict     effect                        region, px    generations     why",
-        "  rocket                  memorized   2.3x less freedom, p = 3e-10  0,0 to 64,64  3 of 4 copy it  since 20",
-        "  a blue banner (banner)  memorized   1.7x less freedom             0,0 to 64,64                  since 20",
-        "  猫 (poster)             suspicious  9.0x less freedom, p = 0.004                                1 of 2",
+        "  probe                   verdict     effect                     region, px    generations     why",
+        "  rocket                  memorized   2.3x reduction, p = 3e-10  0,0 to 64,64  3 of 4 copy it  since 20",
+        "  a blue banner (banner)  memorized   1.7x reduction             0,0 to 64,64                  since 20",
+        "  猫 (poster)             suspicious  9.0x reduction, p = 0.004                                1 of 2",
         "  1 more without evidence: photo-7; 1 more inconclusive: new",
         f"  {STANDING}",
         "  5.2 s, 2.1 % of training time, 2 failures of memwatch so far",
@@ -85,9 +85,9 @@ def test_a_proof_in_words(parts, is_reference, full, brief):
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ({"verdict": S, "severity": 2.66, "p": 0.004}, "2.7x less freedom, p = 0.004: because"),
-        ({"verdict": N, "severity": 1.04, "p": 1.0}, "no less freedom, p = 1: because"),
-        ({"verdict": S, "severity": 2.66}, "2.7x less freedom: because"),
+        ({"verdict": S, "severity": 2.66, "p": 0.004}, "2.7x reduction, p = 0.004: because"),
+        ({"verdict": N, "severity": 1.04, "p": 1.0}, "no reduction, p = 1: because"),
+        ({"verdict": S, "severity": 2.66}, "2.7x reduction: because"),
         ({"verdict": I}, "because"),
     ],
 )
@@ -149,7 +149,7 @@ def test_markdown_is_a_table_that_nothing_breaks(tmp_path):
     run = run_of(tmp_path, {"step": 1, "rows": {"a|b <i>": told}}, names=("dog", "a|b <i>"))
     lines = as_markdown(run).splitlines()
     assert lines[0] == "# 1 of 2 probes is memorized, since step 1."
-    name, effect = "a photo of a\\|b &lt;i> (a\\|b &lt;i>)", "2.0x less freedom, p = 1e-09"
+    name, effect = "a photo of a\\|b &lt;i> (a\\|b &lt;i>)", "2.0x reduction, p = 1e-09"
     reason = "evidence since step 1"
     assert f"| {name} | memorized | {effect} | 16,8 to 48,40 | 3 of 4 copy it | {reason} |" in lines
     assert f"- step 1: {name} is memorized. {effect}: {reason}." in lines

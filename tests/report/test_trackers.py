@@ -156,9 +156,9 @@ def test_tensorboard_reads_back(pretrained, pipeline, images, tmp_path, monkeypa
     assert [tuple(row.split(" | ")[:2]) for row in rows] == [(f"| {step}", title) for step, title in alerts]
 
 
-def test_the_histogram_is_of_the_finite_factors_of_the_map_that_decides(board):
+def test_the_histogram_is_of_the_finite_factors_of_the_heatmap(board):
     report = report_of(seen("a", 4.0), seen("b", now=measured(math.nan)), seen("c", baseline=None))
-    samples = report.findings[0].signals.decisive.samples
+    samples = report.findings[0].signals.heatmap.samples
     factors = np.exp(samples.double().mean(0).numpy())
     samples[:, 0, 0], samples[:, 1, 1] = math.nan, math.inf
     board.sink().write(report)

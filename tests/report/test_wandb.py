@@ -201,9 +201,9 @@ def test_regions_are_a_mask_and_boxes_with_scores(wandb_run, wandb_reports):
         if number is not None:
             expected[:, :16] = number
             (region,) = finding.regions
-            scores = {"factor": pytest.approx(finding.severity), "area": 0.5, "p": pytest.approx(region.p)}
+            scores = {"factor": pytest.approx(finding.severity), "area": region.area}
             box = {"position": {"minX": 0, "minY": 0, "maxX": 16, "maxY": 32}, "domain": "pixel", "class_id": number}
-            boxes = [box | {"box_caption": f"{finding.severity:.1f}x, p = {region.p:.2g}", "scores": scores}]
+            boxes = [box | {"box_caption": f"{finding.severity:.1f}x", "scores": scores}]
         assert np.array_equal(pixels(wandb_run.media(row, f"{key}.masks.regions")), expected)
         drawn = json.loads(wandb_run.media(row, f"{key}.boxes.regions").read_text(encoding="utf-8"))
         assert drawn["box_data"] == boxes

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 
 import memwatch.event
 import memwatch.judge.findings
-import memwatch.judge.regions
+import memwatch.measure.regions
 from memwatch import MemWatch, MemWatchConfig, Probe
-from memwatch.judge.stop import StopState
+from memwatch.act.stop import StopState
 from memwatch.judge.verdict import Evidence
 from memwatch.measure.measurement import Observation
 
@@ -68,15 +68,15 @@ def call_every_change(monkeypatch: Any) -> None:
     """
     real = memwatch.judge.findings.evidence_of
 
-    def strong(observation: Observation, signals: Any, regions: Any, *others: Any) -> Evidence:
-        evidence, probe = real(observation, signals, regions, *others), observation.probe
-        if probe.is_control or not regions:
+    def strong(compared: Any, regions: Any, *others: Any) -> Evidence:
+        evidence = real(compared, regions, *others)
+        if compared.observation.probe.is_control or not regions:
             return evidence
         found = {"severity": 5.0, "p": 1e-9, "z_score": 30.0}
         return replace(evidence, **found, any_controls=True, num_controls=20)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)
-    monkeypatch.setattr(memwatch.judge.regions, "MIN_FACTOR", 1.000001)
+    monkeypatch.setattr(memwatch.measure.regions, "MIN_FACTOR", 1.000001)
 
 
 def choose(monkeypatch: Any, *names: str) -> None:

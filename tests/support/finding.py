@@ -9,8 +9,8 @@ from support.observations import seen
 
 from memwatch import MemWatchConfig, Probe, Report
 from memwatch.judge.findings import Finding, Judgement
-from memwatch.judge.regions import Region
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict
+from memwatch.measure.regions import Region
 
 SIDE = 32  # pixels of a probe's image
 
@@ -27,7 +27,7 @@ def found(
     probe = Probe(f"a photo of {name}", None, name=name, row=row)
     image = np.zeros((SIDE, SIDE, 3), np.uint8)
     observation = replace(seen(name), probe=probe, image=image)
-    regions = () if box is None else (Region(box, 0.25, 0.7, 0.7, 0.05, 0.6),)
+    regions = () if box is None else (Region(box, 0.25, 0.7, 0.05),)
     state = ProbeState(verdict=Verdict(verdict))
     return Finding(observation, None, Evidence(severity), state, "found", regions, None, False)
 

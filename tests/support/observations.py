@@ -14,6 +14,7 @@ from memwatch import Probe
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
 
+BY_VARIANCE = {"signals": {"terms": "variance"}}  # the term of these observations, which have no loss
 GREY = Image.fromarray(np.full((32, 32, 3), 128, np.uint8))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import picture
-from support.observations import controls, seen
+from support.observations import BY_VARIANCE, controls, seen
 
 from memwatch.config_file import load_config
 from memwatch.judge.findings import Judgement, judge_event
@@ -32,7 +32,7 @@ ABOUT = About(
 
 def report_of(*observations: Observation, step: int = 7, before: Any = None, settings: Any = None, **parts: Any):
     """The report of an event that saw these, as the callback would make it; ``parts`` of it differ."""
-    config, calibrated = load_config(settings), any(o.probe.is_control for o in observations)
+    config, calibrated = load_config(BY_VARIANCE, **(settings or {})), any(o.probe.is_control for o in observations)
     known = Judgement() if before is None else before.judgement
     judgement = judge_event(observations, known.states, step, config, known.pooled)
     report = Report(step, config, judgement, calibrated, 1.5, 2, None)

@@ -53,16 +53,15 @@ def row(probe: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 def memorized(severity: float = 2.0, since: int = 100, **parts: Any) -> dict[str, Any]:
     """What differs in a finding that is memorized."""
-    region = {"box": BOX, "area": 0.25, "mean": 0.7, "effect": math.log(severity), "sem": 0.05, "low": 0.6}
-    region |= {"z_score": 9.0, "p": 1e-9}
+    region = {"box": BOX, "area": 0.25, "effect": math.log(severity), "sem": 0.05}
     found = {"verdict": "memorized", "severity": severity, "p": 1e-9, "since": since, "regions": [region]}
     return found | {"reason": f"evidence since step {since}"} | parts
 
 
 def save_map(folder: Path, step: int, maps: dict[str, np.ndarray]) -> None:
-    """The maps that decide at one event, ``(h, w)`` log factors, by probe."""
+    """The heatmaps of one event, ``(h, w)`` log factors, by probe."""
     (folder / "maps").mkdir(parents=True, exist_ok=True)
-    tensors = {f"{name}/decisive": torch.from_numpy(m.astype(np.float32)) for name, m in maps.items()}
+    tensors = {f"{name}/heatmap": torch.from_numpy(m.astype(np.float32)) for name, m in maps.items()}
     save_file(tensors, folder / "maps" / f"step_{step:07d}.safetensors")
 
 

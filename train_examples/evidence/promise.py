@@ -28,8 +28,8 @@ PAGE = """# The promise, simulated
 
 The promise: a run in which nothing is stored calls anything memorized with a probability of {promised} at most
 (`alerts.false_alarms_per_run`), for any number of probes and events, however the events depend on each other. Here
-the maps of all pictures are drawn at random, smooth and on the log scale, with a mean of 0. What lies below 0 is
-clipped to 0, as memwatch does. memwatch's own statistic and threshold decide.
+the maps of all pictures are drawn at random, smooth and on the log scale,. memwatch's own statistic and
+threshold decide.
 
 A setting is *kept* where the 95 % interval of its share of runs with a false alarm does not lie above the promise.
 *False alarm*: share of runs that call any probe of which nothing is stored. *Found*: share of runs that call one more
@@ -154,7 +154,7 @@ def percent(share: float) -> str:
 
 def cells() -> list[Cell]:
     """The grid for every tail, then other severities in the middle setting."""
-    others = [Cell(tail=tail, other="falls") for tail in TAILS] + [Cell(other=other) for other in ("pixels", "spot")]
+    others = [Cell(other=other) for other in OTHERS]
     return [Cell(*setting, tail=tail) for tail in TAILS for setting in grid()] + others
 
 

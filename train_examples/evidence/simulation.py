@@ -16,10 +16,7 @@ from scipy import ndimage, stats
 
 from evidence.verdicts.intervals import upper_bound
 from memwatch.judge.statistic import (
-    MOST_POOLED,
-    Tail,
     leave_one_out,
-    looks_of,
     p_value,
     scores,
     threshold,
@@ -32,7 +29,6 @@ TAILS = {  # of severities, on the log scale
     "lognormal": "skewed (lognormal, sigma 0.5)",
 }
 OTHERS = {  # where else a tail may lie, or how else pictures may change
-    "falls": "all pictures have fallen by 3 deviations, none is clipped to 0",
     "pixels": "the pixels of a picture are skewed, its mean is normal",
     "spot": "a tail at the small sizes only: skewed severities of one spot, 1/16 of a normal picture",
 }
@@ -115,25 +111,25 @@ def drawn(whole: np.ndarray, pixels: np.ndarray, cell: Cell) -> np.ndarray:
     own = np.sqrt(SHARED) * shaped(whole, tails[0]) + np.sqrt(1 - SHARED) * shaped(pixels, tails[1])
     if cell.other == "spot":
         own[..., 2:4, 2:4] += shaped(pixels[..., :1, :1], "lognormal")
-    return own + 3 * (cell.other == "falls")
+    return own
 
 
 # --- the product ------------------------------------------------------------------------------------------------------
 
 
-def judged(events: Iterable[np.ndarray], num_controls: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def judged(maps: Iterable[np.ndarray], cell: Cell) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """T and p of every probe, ``(runs, probes)`` each, event by event, as ``judge_event`` has them.
 
     Args:
-        events: maps, see ``maps_of``; the last ``num_controls`` objects are the controls.
+        maps: of every event, see ``maps_of``; the last objects are the controls.
     """
-    pooled = None
-    for maps in events:
-        profiles = top_means(maps.clip(min=0))
-        probes, controls = profiles[:, :-num_controls], profiles[:, -num_controls:]
+    highest = None
+    for found in maps:
+        profiles = top_means(found)
+        probes, controls = profiles[:, : -cell.controls], profiles[:, -cell.controls :]
         score, own = scores(probes, controls), leave_one_out(controls)
-        pooled = own if pooled is None else np.concatenate([pooled, own], axis=-1)[:, -MOST_POOLED:]
-        yield score, p_value(score.T, num_controls, Tail.of(pooled)).T
+        highest = own if highest is None else np.maximum(highest, own)
+        yield score, p_value(score, cell.controls, highest, cell.events)
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ class Outcome:
 
 def called(p: np.ndarray, cell: Cell, rate: float) -> Called:
     """What p-values ``(events, runs, probes)`` call; the probes that are stored are no part of the promise."""
-    calls = p <= threshold(rate, looks_of(cell.probes, 0, cell.events))
+    calls = p <= threshold(rate, cell.probes * cell.events)
     false, late = calls[:, :, : cell.probes], calls[cell.events // 2 :, :, cell.probes :]
     strongest = late[:, :, 0]
     delays = strongest.argmax(0)[strongest.any(0)]
@@ -184,5 +180,5 @@ def called(p: np.ndarray, cell: Cell, rate: float) -> Called:
 def simulate(cell: Cell, runs: int, rate: float, seed: int = 0) -> Outcome:
     """Run one cell. Verdicts on what is not stored do not depend on what is, so that one run shows both."""
     maps = maps_of(cell, runs, np.random.default_rng([seed, crc32(repr(cell).encode())]))
-    score, p = map(np.stack, zip(*judged(maps, cell.controls), strict=True))
+    score, p = map(np.stack, zip(*judged(maps, cell), strict=True))
     return Outcome(cell, runs, called(p, cell, rate), called(p_value(score, cell.controls), cell, rate))

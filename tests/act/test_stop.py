@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from support.finding import found
 
+from memwatch.act.stop import StopState, decide_stop
 from memwatch.config import StopConfig
 from memwatch.judge.copied import Proof
-from memwatch.judge.stop import StopState, decide_stop
 
 A, B = found("a"), found("b")
 QUIET = [found("c", verdict) for verdict in ("suspicious", "no evidence", "inconclusive")]

@@ -1,4 +1,4 @@
-"""Regions: the connected parts of a map that stand out, and how strong each is. Colours play no part."""
+"""Regions: the connected parts of a heatmap that stand out, and how strong each is. They say where, and no more."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ RELATIVE = 0.35  # share of the map's own peak, on the log scale: a smooth edge 
 MIN_AREA = 1 / 64  # of the image: the smallest region, and the smallest size at which controls are compared
 PEAK = 0.98  # the quantile that stands for a map's peak, so that one odd pixel does not move it
 NEIGHBOURS = np.ones((3, 3))
-# Smoothing and the network's reach turn a region below this share of the map into a hill without a plateau, whose foot
-# lies outside. Only what reaches ``SMALL_RELATIVE`` of its own peak, on the log scale, belongs to it.
-SMALL, SMALL_RELATIVE = 0.15, 0.5
+SMALL, SMALL_RELATIVE = 0.15, 0.5  # below that share of the map a region is a hill: its upper half belongs to it
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,7 @@ class Region:
     Attributes:
         box: ``(left, top, right, bottom)`` in image pixels, right and bottom exclusive.
         area: share of the image, in (0, 1].
-        effect: mean of the map inside the region, natural log of a factor. The same draws propose the region, which
-            makes it a little too large.
+        effect: mean of the map inside, natural log of a factor; a little too large, since it chose the region.
         sem: its standard error over noise draws; infinite with one draw.
     """
 
@@ -48,10 +45,7 @@ def threshold_of(values: np.ndarray) -> float:
 def components(values: np.ndarray, min_area: float = 0.0) -> Iterator[np.ndarray]:
     """The connected components (8 neighbours) of a map ``(h, w)`` above ``threshold_of``, as bool ``(h, w)``.
 
-    A small component is cut once more, see ``SMALL``.
-
-    Args:
-        min_area: share of the map in [0, 1]; smaller components are dropped.
+    A small one is cut once more, see ``SMALL``. Those below ``min_area``, a share of the map, are dropped.
     """
     for inside in _connected(values >= threshold_of(values)):
         found = inside
