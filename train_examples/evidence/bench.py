@@ -21,7 +21,6 @@ from memwatch.config_file import load_config
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
 from evidence.pages.results import write_page
 from evidence.picking import write_picking
-from evidence.runs.finished import finished_runs
 from evidence.runs.train import Run, run_one
 from evidence.worlds.world import WORLDS
 
@@ -69,10 +68,10 @@ def run(args: argparse.Namespace) -> None:
     if args.pick is not None:
         print(write_picking(args.pick))
     elif args.report is not None:
-        runs = list(finished_runs(args.output))
-        if not any(run.planted for run in runs):
-            raise ValueError(f"--output: {args.output} holds no finished run with planted items; train some first")
-        print(write_page(runs, load_config(args.config), args.report))
+        pairs = list(finished_pairs(args.output))
+        if not pairs:
+            raise ValueError(f"--output: {args.output} holds no pair of finished twins; train some first")
+        print(write_page(pairs, load_config(args.config), args.report))
     else:
         for one in [run for name in args.runs for run in parse_runs(name)]:
             train(one, args.base, args.output, args)

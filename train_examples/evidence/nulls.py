@@ -50,7 +50,9 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
         options.output_dir = folder / f"null-{seed}"
         items, validation = quickstart.photo_set(options.seed, num_photos=NUM_PHOTOS)
         run = quickstart.train(options, [item for item in items if not item.planted], validation, **WATCHING)
-        found = {verdict: {f.name for r in run.reports for f in r.findings if f.verdict is verdict} for verdict in Verdict}
+        found = {
+            verdict: {f.name for r in run.reports for f in r.findings if f.verdict is verdict} for verdict in Verdict
+        }
         scores = [f.evidence.z_score for r in run.reports for f in r.findings if f.evidence.z_score is not None]
         said: dict[str, Any] = {
             "seed": seed,

@@ -93,7 +93,9 @@ def read_labels(file: Path) -> list[Labelled]:
     with file.open(encoding="utf-8", newline="") as rows:
         for row in csv.DictReader(rows):
             if row["label"] not in LABELS:
-                raise ValueError(f"{file}: pair {row['number']} has label {row['label']!r}, allowed: {', '.join(LABELS)}")
+                raise ValueError(
+                    f"{file}: pair {row['number']} has label {row['label']!r}, allowed: {', '.join(LABELS)}"
+                )
             step, grade = int(row["step"]), float(row["grade"])
             found.append(Labelled(row["run"], row["item"], step, grade, LABELS[row["label"]]))
     return found

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence.runs.bright_ending import bright_ending
-from evidence.runs.generations import Generated, generate, nearest_ratios
+from evidence.runs.generations import Generated, generate
 from evidence.runs.protocol import (
     CURVATURE,
     DRAWS,
@@ -85,73 +84,6 @@ def generations(bench: Bench, names: Collection[str]) -> tuple[dict[str, Tensor]
     first = {item.caption: item.name for item in reversed(chosen.items)}  # the first item of each caption
     tensors = {f"{name}/generated": torch.stack([g.picture for g in generated[name]]) for name in first.values()}
     return tensors, generated
-
-
-# --- the last event only ---------------------------------------------------------------------------------------------
-
-
-def of_rivals(
-    bench: Bench, generated: Generations, earlier: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Maps at the last step of a generation, and guidance norms, as published and as copies are verified.
-
-    The published procedure (Kim & Lee, ICML 2026) takes one generation of an item and 16 Rademacher vectors:
-    ``NAME/HOW/snapshot`` and ``NAME/HOW/null`` are the curvature differences, clipped at 0, ``score`` and
-    ``score_null`` the score differences, all channel sums ``(h, w)``. ``NAME/HOW/bright_ending`` is the attention of
-    Chen et al. (ICLR 2025), where the network has cross-attention.
-
-    Args:
-        earlier: weights of the starting model.
-    """
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    kinds = {i.name: i.kind for i in bench.items}
-    asked = [p for p in bench.prepared if kinds[p.name] in PROMPTED]
-    attends = hasattr(bench.denoiser.model, "down_blocks")
-    for how, sampling in GUIDED.items():
-        found = generated if how == "verified" else generate(bench, sampling, 1)
-        numbers[f"wen {how}"] = {n: float(np.mean([g.guidance_norm for g in group])) for n, group in found.items()}
-        for start in range(0, len(asked), ROWS):
-            part = asked[start : start + ROWS]
-            maps = published_maps(bench, [found[p.name][0] for p in part], [p.conditioning for p in part], earlier)
-            tensors |= {f"{p.name}/{how}/{key}": maps[key][i].clone() for i, p in enumerate(part) for key in maps}
-        for p in asked if attends else ():
-            seen = attention(bench, found[p.name][:DRAWS], p.probe.prompt, p.conditioning)
-            tensors[f"{p.name}/{how}/bright_ending"] = seen
-    return tensors, numbers
-
-
-def attention(bench: Bench, found: Sequence[Generated], prompt: str, conditioning: Conditioning) -> Tensor:
-    """Bright Ending attention at timestep 1 on the finest grid, mean over generations."""
-    (tokenizer,) = bench.parts.tokenizers
-    end = tokenizer(prompt).input_ids.index(tokenizer.eos_token_id)
-    maps = [bright_ending(bench.denoiser, g.x_last, 1, conditioning, end) for g in found]
-    return torch.from_numpy(np.mean(maps, axis=0))
-
-
-def published_maps(
-    bench: Bench, found: Sequence[Generated], conditioning: Sequence[Conditioning], earlier: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The four maps of one generation per item, each ``(items, h, w)``."""
-    x, t = torch.stack([g.x_last for g in found]), torch.tensor([g.timestep for g in found])
-    c, h, w = bench.latent_shape
-    vectors = test_vectors(PUBLISHED_VECTORS, (c, h, w), seeded("published", 0))
-    vectors = vectors[:, None].expand(-1, len(x), -1, -1, -1)
-
-    def of(conditioning: Sequence[Conditioning]) -> tuple[Tensor, Tensor]:
-        rows = bench.denoiser.stack(conditioning)
-        return value_and_diag_jacobian(lambda x: bench.denoiser(x, t, rows), x, vectors)
-
-    assert bench.unconditional is not None
-    (eps, products), (eps_null, products_null) = of(conditioning), of([bench.unconditional] * len(x))
-    with swapped(bench.denoiser.model, earlier):
-        eps_earlier, products_earlier = of(conditioning)
-    return {
-        "snapshot": (products - products_earlier).mean(0).sum(1).clamp(min=0),
-        "null": (products - products_null).mean(0).sum(1).clamp(min=0),
-        "score": (eps - eps_earlier).square().sum(1),
-        "score_null": (eps - eps_null).square().sum(1),
-    }
 
 
 def renoised(bench: Bench, generated: Generations, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:

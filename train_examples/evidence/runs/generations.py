@@ -68,34 +68,3 @@ def _generated(bench: Bench, s: Sample, i: int) -> Generated:
 def num_seeds(caption: str, items: Sequence[Item]) -> int:
     """Generations of a caption: 16 for every item that has it, at most 96."""
     return min(MAX_SEEDS, NUM_SEEDS * sum(item.caption == caption for item in items))
-
-
-WHOLE = np.ones((SIZE, SIZE), dtype=bool)
-
-
-def nearest_ratios(bench: Bench, generated: Mapping[str, list[Generated]]) -> dict[str, list[float]]:
-    """f_mem: each generation's distance to the item over that to the nearest picture of a pool; whole pictures."""
-    pool, found, elsewhere = flattened(bench.pool, WHOLE), {}, {}
-    for item in bench.items:
-        target = bench.targets[item.name]
-        if contrast(target, WHOLE) < FLAT:
-            found[item.name] = [np.inf] * len(generated[item.name])
-            continue
-        pictures = flattened(np.stack([g.picture.numpy() / 255 for g in generated[item.name]]), WHOLE)
-        own = distances(pictures, flattened(target[None], WHOLE))[:, 0]
-        if item.caption not in elsewhere:
-            elsewhere[item.caption] = distances(pictures, pool).min(1)
-        found[item.name] = [float(a / b) for a, b in zip(own, elsewhere[item.caption], strict=True)]
-    return found
-
-
-def flattened(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """``unexposed`` pictures as vectors, ``(n, 3 * pixels)``."""
-    return unexposed(pictures, mask).reshape(len(pictures), -1)
-
-
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Between all pairs of vectors, ``(len(a), len(b))``."""
-    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
-    result: np.ndarray = np.sqrt(np.maximum(squares, 0))
-    return result

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from evidence.worlds.items import Item, Kind
-from evidence.worlds.sources import SIZE, Source
+from evidence.worlds.sources import SIZE
 
 from memwatch.config import LevelsConfig, MemWatchConfig, SamplingConfig
 from memwatch.denoiser import Components, Conditioning, Denoiser
@@ -25,11 +25,8 @@ DRAWS, CURVATURE = SHIPPED.levels.draws, SHIPPED.curvature
 TRUTH = LevelsConfig(timesteps=(100, 300, 500, 700, 900), draws=4)  # at which twins are compared, on noise of their own
 TRUTH_SEED = 1_000_000  # added to a run's seed, for noise that memwatch never uses
 GENERATION = SamplingConfig(num_inference_steps=10, guidance_scale=2.0)  # as copies are verified
-PUBLISHED = SamplingConfig(num_inference_steps=50, guidance_scale=7.5)
-PUBLISHED_VECTORS = 16
 NUM_SEEDS = 16  # generations of an item, whatever it is
 MAX_SEEDS = 96  # of one caption that many items share
-POOL = 256  # pictures that are no copies, for f_mem
 
 
 def event_file(home: Path, step: int) -> Path:
@@ -49,7 +46,6 @@ class Bench:
     Attributes:
         prepared, views: one per item. truths: the same items on noise that memwatch never uses.
         unconditional: conditioning of the branch without a prompt; ``None`` where the model has no such branch.
-        pool: ``(POOL, SIZE, SIZE, 3)`` in [0, 1], as the autoencoder gives them back.
     """
 
     denoiser: Denoiser
@@ -59,7 +55,6 @@ class Bench:
     views: Sequence[View]
     truths: Sequence[View]
     unconditional: Conditioning | None
-    pool: np.ndarray
     seed: int
 
     @classmethod
@@ -68,17 +63,14 @@ class Bench:
         denoiser: Denoiser,
         parts: Components,
         items: Sequence[Item],
-        source: Source,
         seed: int,
         levels: LevelsConfig = SHIPPED.levels,
     ) -> Bench:
         prepared = prepare([probe_of(item) for item in items], denoiser, parts, SIZE)
         views = [reference_view(p, denoiser, levels, seed) for p in prepared]
         truths = [reference_view(p, denoiser, TRUTH, seed + TRUTH_SEED) for p in prepared]
-        rng = np.random.default_rng([seed, 5000])
-        pool = as_decoded([np.asarray(source.free(rng)) for _ in range(POOL)], None if denoiser.in_pixels else parts.vae)
         unconditional = denoiser.encode_unconditional(parts, SIZE)
-        return cls(denoiser, parts, items, prepared, views, truths, unconditional, pool, seed)
+        return cls(denoiser, parts, items, prepared, views, truths, unconditional, seed)
 
     @property
     def latent_shape(self) -> torch.Size:

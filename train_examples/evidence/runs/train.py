@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from evidence.runs import event
-from evidence.runs.generations import nearest_ratios
 from evidence.runs.protocol import DRAWS, Bench, event_file
 from evidence.runs.trainer import Trainer
 from evidence.worlds.bases import read_base
@@ -101,7 +100,6 @@ class Training:
             denoiser,
             parts,
             looked_at(items),
-            world.start.source(),
             run.seed,
             LevelsConfig(timesteps=plan.timesteps, draws=DRAWS),
         )
@@ -119,11 +117,10 @@ class Training:
 
     def look(self) -> None:
         """Measure everything that the report needs at this step, and keep a checkpoint."""
-        step, last, world = self.trainer.step, self.trainer.step == self.plan.steps, WORLDS[self.run.world]
+        step = self.trainer.step
         started = time.perf_counter()
         self.trainer.save(self.home / "checkpoint.pt")
         self.bench.denoiser.model.eval()
-        numbers: dict[str, Any] = {"step": step}
         tensors = event.forward(self.bench) | event.curvature(self.bench, self.localized)
         if self.compares:
             tensors |= event.truths(self.bench)
@@ -133,13 +130,10 @@ class Training:
         if names := self.generated_now():
             made, generated = event.generations(self.bench, names)
             tensors |= made
-            if last and world.prompts:
-                numbers["nearest_ratio"] = nearest_ratios(self.bench, generated)
-                of_rivals, found = event.of_rivals(self.bench, generated, self.start)
-                tensors |= of_rivals | event.renoised(self.bench, generated, self.start)
-                numbers |= found
+            if self.trainer.step == self.plan.steps and WORLDS[self.run.world].prompts:
+                tensors |= event.renoised(self.bench, generated, self.start)
         self.bench.denoiser.model.train()
-        self.keep(event_file(self.home, step), tensors, numbers | {"seconds": time.perf_counter() - started})
+        self.keep(event_file(self.home, step), tensors, {"step": step, "seconds": time.perf_counter() - started})
 
     @property
     def localized(self) -> set[str]:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from evidence.runs.finished import Finished
-from evidence.worlds.items import Item, Kind
+from evidence.worlds.items import Item
 from evidence.worlds.sources import SIZE
 from memwatch.config import SCREEN_DRAWS, MemWatchConfig
 from memwatch.judge.findings import Finding, Judgement, judge_event
 from memwatch.judge.screen import chosen
-from memwatch.judge.statistic import Pooled, Screened, looks_of
+from memwatch.judge.statistic import Screened
 from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
@@ -69,13 +70,12 @@ def judged(run: Finished, config: MemWatchConfig, screens: bool = True) -> Produ
     """
     product = Product(run)
     states: Mapping[str, ProbeState] = {}
-    pooled: Pooled = {}
-    looks = looks_of(sum(i.kind is not Kind.CONTROL for i in run.items), 0, len(run.steps) - 1)
+    events = len(run.steps) - 1
     for step in run.steps[1:]:
         full = [restricted(run.observation(item.name, step), config) for item in run.items]
         screened = screened_of(full, config) if screens else None
-        judgement = judge_event(full, states, step, config, pooled, looks, screened)
-        states, pooled = judgement.states, judgement.pooled
+        judgement = judge_event(full, states, step, config, events, screened=screened)
+        states = judgement.states
         product.events[step] = judgement
         for f in judgement.findings:
             if f.verdict is Verdict.MEMORIZED:
@@ -96,9 +96,12 @@ def restricted(o: Observation, config: MemWatchConfig) -> Observation:
     places = [o.timesteps.index(t) for t in config.levels.timesteps]
 
     def part(m: Measurement | None) -> Measurement | None:
+        """Curvature that was not kept is full freedom: where the loss decides, it changes nothing."""
         if m is None:
             return None
-        return Measurement(None if m.rho is None else CurvatureMap(m.rho.samples[places]), m.epsilon[places])
+        levels, draws, _, h, w = m.epsilon.shape
+        rho = torch.ones(levels, draws, h, w) if m.rho is None else m.rho.samples
+        return Measurement(CurvatureMap(rho[places]), m.epsilon[places])
 
     now, eps = part(o.now), o.eps
     assert now is not None and eps is not None

@@ -1,175 +1,216 @@
-"""What memwatch called, against what is stored, on its way, or never copied."""
+"""What memwatch said of the runs of twins, against what the twins say: the numbers that have a bar, and their parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from evidence.metrics import iou
+import numpy as np
+
+from evidence.metrics import auc, iou
 from evidence.verdicts import intervals
-from evidence.verdicts.intervals import Estimate, upper_bound
+from evidence.verdicts.intervals import Estimate
 from evidence.verdicts.product import Product
-from evidence.verdicts.stored import State, first_copy, state_of, stored_items
+from evidence.verdicts.truth import Truth
 from evidence.worlds.items import PLANTED, Item, Kind
-from evidence.worlds.world import WORLDS
+from memwatch.config import MemWatchConfig
+from memwatch.measure.measure import count_passes
 
-SIZES = {  # shares of the picture
-    "30% or more": (0.30, 0.99),
-    "12% to 30%": (0.12, 0.30),
-    "4% to 12%": (0.04, 0.12),
-    "2% to 4%": (0.0, 0.04),
-    "the whole picture": (0.99, 1.01),
+SIZES = {  # shares of the picture, and the bar of the mean IoU
+    "over 30 %": (0.30, 0.99, 0.85),
+    "12 to 30 %": (0.12, 0.30, 0.80),
+    "4 to 12 %": (0.04, 0.12, 0.65),
+    "2 to 4 %": (0.0, 0.04, 0.40),
 }
-ALL = "all"
-NEVER_KINDS = {
-    "held out": (Kind.HELD_OUT,),
-    "learned": (Kind.LEARNED,),
-    "constrained": (Kind.CONSTRAINED,),
-    "ordinary": (Kind.ORDINARY,),
-    "planted": PLANTED,
-}
-Choose = Callable[[Product], Sequence[Item]]
 
 
-def stored(product: Product) -> list[Item]:
-    return stored_items(product.run)
+@dataclass(frozen=True)
+class Judged:
+    """One of two twins: what memwatch said of it, and what both say."""
+
+    product: Product
+    truth: Truth
+
+    @property
+    def last(self) -> int:
+        return self.product.run.last
+
+    def group(self, name: str) -> list[Item]:
+        """Items by what they are in this half: ``stored``, ``out`` (the other half's), ``learned``, ``held out``."""
+        run = self.product.run
+        kinds = (*PLANTED, Kind.CONSTRAINED)
+        recurring = [i for i in run.watched if i.kind in kinds]
+        match name:
+            case "stored":
+                return [i for i in recurring if i.is_in(run.half) and self.truth.is_stored(i, self.last)]
+            case "out":
+                return [i for i in recurring if i.half not in ("", run.half)]
+            case "learned":
+                return [i for i in run.watched if i.kind is Kind.LEARNED and (i.is_in(run.half) or not i.dose)]
+            case _:
+                return [i for i in run.watched if i.kind is Kind.HELD_OUT]
+
+    @property
+    def called(self) -> list[Item]:
+        return [i for i in self.product.run.watched if self.product.called(i)]
+
+    @property
+    def copied(self) -> list[Item]:
+        return [i for i in self.product.run.watched if self.truth.is_copied(i)]
+
+    def lead(self, item: Item) -> int | None:
+        """Steps from the call to the first copy; ``None`` where it was never called."""
+        alert, copy = self.product.first_alert.get(item.name), self.truth.first_copy(item)
+        return None if alert is None or copy is None else copy - alert
 
 
-def never(*kinds: Kind) -> Choose:
-    """Items of these kinds that are not copied, now or later."""
-    return lambda p: [i for i in p.run.of_kind(*kinds) if state_of(p.run, i) is State.NEVER]
+# --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def is_right(product: Product, item: Item) -> bool:
-    """Whether an item that was called memorized is stored, or on its way."""
-    return state_of(product.run, item) is not State.NEVER
+def detection(judged: Sequence[Judged], against: str, step: int | None = None) -> float | None:
+    """AUC of T at an event, the last one by default: what is stored against a group."""
+    stored, others = (
+        [j.product.score(i, step or j.last) for j in judged for i in j.group(name)] for name in ("stored", against)
+    )
+    return auc(stored, others) if stored and others else None
 
 
-def called(product: Product) -> list[Item]:
-    return [item for item in product.run.watched if product.called(item)]
+def confirmed(judged: Sequence[Judged]) -> Estimate:
+    """Of what is called, the share that the twin confirms as stored."""
+    return intervals.share([[j.truth.is_stored(i, j.last) for i in j.called] for j in judged])
 
 
-def is_called_before_copy(product: Product, item: Item) -> bool:
-    """Whether an item was called before any generation copied it."""
-    alert, copy = product.first_alert.get(item.name), first_copy(product.run, item)
-    return alert is not None and (copy is None or alert < copy)
+def of_copied(judged: Sequence[Judged], holds: Callable[[Judged, Item], bool]) -> Estimate:
+    """Of what is copied at the end, the share of which something holds."""
+    return intervals.share([[holds(j, i) for i in j.copied] for j in judged])
 
 
-def region_iou(product: Product, item: Item) -> float:
-    """IoU of what memwatch lit up with the mask; 0 where it never lit anything."""
-    region = product.region(item)
-    return 0.0 if region is None else iou(region, item.mask)
+def is_called(j: Judged, item: Item) -> bool:
+    return j.product.called(item)
 
 
-def by_world(products: Sequence[Product]) -> dict[str, list[Product]]:
-    """Runs with planted items by world, and all of them."""
-    planted = [p for p in products if p.run.planted]
-    found = {world: [p for p in planted if p.run.world_name == world] for world in WORLDS}
-    return {world: group for world, group in found.items() if group} | {ALL: planted}
+def is_before(j: Judged, item: Item) -> bool:
+    lead = j.lead(item)
+    return lead is not None and lead > 0
 
 
-# --- estimates over items and runs -----------------------------------------------------------------------------------
+def is_in_time(j: Judged, item: Item) -> bool:
+    lead = j.lead(item)
+    return lead is not None and lead >= 0
 
 
-def recall(products: Sequence[Product]) -> Estimate:
-    """Share of stored items that were called."""
-    return intervals.share([[p.called(i) for i in stored(p)] for p in products])
-
-
-def precision(products: Sequence[Product]) -> Estimate:
-    """Share of all called items that are stored, or on their way."""
-    return intervals.share([[is_right(p, i) for i in called(p)] for p in products])
-
-
-def before_copy(products: Sequence[Product]) -> Estimate:
-    """Share of stored items that were called before any generation copied them."""
-    return intervals.share([[is_called_before_copy(p, i) for i in stored(p)] for p in products])
+def overlap(judged: Sequence[Judged], low: float, high: float) -> Estimate:
+    """Mean IoU with the mask of copied regions of this size, at the last event; 0 where there is no region."""
+    return intervals.mean(
+        [[iou(j.product.region(i, j.last), i.mask) for i in j.copied if low <= i.mask.mean() < high] for j in judged]
+    )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def world_table(products: Sequence[Product]) -> list[dict[str, Any]]:
-    """World by world: what is stored and called, and who was called that is never copied, as ``called/all``."""
-    rows = []
-    for world, group in by_world(products).items():
-        states = [state_of(p.run, i) for p in group for i in p.run.watched]
-        rows.append(
-            {
-                "world": world,
-                "what": "" if world == ALL else group[0].run.world.says,
-                "runs": len(group),
-                "stored": states.count(State.STORED),
-                "on its way": states.count(State.ON_ITS_WAY),
-                "recall": recall(group),
-                "precision": precision(group),
-                "called before the first copy": before_copy(group),
-            }
-            | {f"never: {name}": ratio_of(group, never(*kinds)) for name, kinds in NEVER_KINDS.items()}
-        )
-    return rows
-
-
-def ratio_of(products: Sequence[Product], choose: Choose) -> str:
-    """How many of these were called, of how many."""
-    items = [(p, i) for p in products for i in choose(p)]
-    return f"{sum(p.called(i) for p, i in items)}/{len(items)}" if items else "-"
-
-
-def size_table(products: Sequence[Product]) -> list[dict[str, Any]]:
-    """By the size of the region, all worlds together: overlap, calls and lead on stored items."""
-    rows = []
-    for name, (low, high) in SIZES.items():
-        groups = [[(p, i) for i in stored(p) if low <= i.mask.mean() < high] for p in by_world(products)[ALL]]
-        overlap = intervals.mean([[region_iou(p, i) for p, i in g] for g in groups])
-        rows.append(
-            {
-                "size": name,
-                "stored": sum(map(len, groups)),
-                "IoU": overlap if low < 0.9 else None,
-                "called": intervals.share([[p.called(i) for p, i in g] for g in groups]),
-                "before the first copy": intervals.share([[is_called_before_copy(p, i) for p, i in g] for g in groups]),
-            }
-        )
-    return rows
-
-
-def calibration_table(products: Sequence[Product]) -> list[dict[str, Any]]:
-    """How often p-values of what was never shown fall below a level, at every event; at most that often if right."""
-    values = [[p.findings[i.name][s].p for i in p.run.of_kind(Kind.HELD_OUT) for s in p.events] for p in products]
-    groups = [[value for value in group if value is not None] for group in values]
-    return [
-        {
-            "p at most": level,
-            "looks": sum(map(len, groups)),
-            "share": intervals.share([[v <= level for v in g] for g in groups]),
-        }
-        for level in (0.1, 0.05, 0.01, 0.001)
+def bar_table(judged: Sequence[Judged], config: MemWatchConfig) -> list[dict[str, Any]]:
+    """Every number that has a bar."""
+    passes = count_passes(config, 1, 0)
+    rows = [
+        row("AUC of what is stored against the same pictures in the other twin", detection(judged, "out"), 0.99),
+        row("against views of learned subjects", detection(judged, "learned"), 0.98),
+        row("against held-out pictures", detection(judged, "held out"), 0.99),
+        row("of what is called, confirmed as stored by the twin", confirmed(judged), 0.98),
+        row("of what is copied at the end, called", of_copied(judged, is_called), 0.97),
+        row("called before the first event that shows a copy", of_copied(judged, is_before), 0.90),
+        row("called at or before it", of_copied(judged, is_in_time), 0.97),
     ]
+    rows += [row(f"mean IoU, regions of {n}", overlap(judged, lo, hi), bar) for n, (lo, hi, bar) in SIZES.items()]
+    rows.append(row("passes of a full look at one probe", float(passes.full), 32.0, most=True))
+    rows.append(row("passes of the screen", float(passes.screen), 4.0, most=True))
+    return rows
 
 
-def null_table(products: Sequence[Product]) -> list[dict[str, Any]]:
-    """Whole runs in which nothing is planted, and the held-out probes of all runs: how many called anything."""
-    nulls = [p for p in products if not p.run.planted]
-    rows = [any_called("nothing planted, all probes", nulls, lambda p: p.run.watched)] if nulls else []
-    return [*rows, any_called("every run, held out", products, lambda p: p.run.of_kind(Kind.HELD_OUT))]
-
-
-def any_called(name: str, products: Sequence[Product], choose: Choose) -> dict[str, Any]:
-    memorized = sum(any(p.called(i) for i in choose(p)) for p in products)
+def row(name: str, found: Estimate | float | None, bar: float, most: bool = False) -> dict[str, Any]:
+    """One line: the number, how many items it is of, its bar, and whether it is met."""
+    value = found.value if isinstance(found, Estimate) else found
+    met = None if value is None else value <= bar if most else value >= bar
+    items = found.count if isinstance(found, Estimate) and value is not None else None
+    sign = "at most" if most else "at least"
     return {
-        "probes": name,
-        "runs": len(products),
-        "probes in a run": max(len(choose(p)) for p in products),
-        "runs with a memorized": memorized,
-        "rate": memorized / len(products),
-        "at most (95 %)": upper_bound(memorized, len(products)),
-        "runs with a suspicious": sum(any(i.name in p.first_suspicion for i in choose(p)) for p in products),
+        "number": name,
+        "value": found,
+        "items": items,
+        "bar": f"{sign} {bar:g}",
+        "met": {True: "yes", False: "no", None: None}[met],
     }
 
 
-def mistakes(products: Sequence[Product]) -> Mapping[str, list[str]]:
-    """What was called and is never copied, and what is stored and was never called; run and item."""
-    wrong = [f"{p.run.name} {i.name}" for p in products for i in called(p) if not is_right(p, i)]
-    missed = [f"{p.run.name} {i.name}" for p in products for i in stored(p) if not p.called(i)]
-    return {"called, never copied": wrong, "stored, never called": missed}
+def kind_table(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """By kind of item: the twins' own gap, T in the middle and at the end, and who was called when."""
+    rows = []
+    for name, choose in kinds_of(judged).items():
+        items = [(j, i) for j in judged for i in choose(j)]
+        if not items:
+            continue
+        gaps = [j.truth.gap(i, j.last).mean for j, i in items]
+        middle = [j.product.score(i, steps(j)[len(steps(j)) // 2]) for j, i in items]
+        last = [j.product.score(i, j.last) for j, i in items]
+        alerts = [j.product.first_alert[i.name] for j, i in items if j.product.called(i)]
+        rows.append(
+            {
+                "items": name,
+                "number": len(items),
+                "gap, median": float(np.median(gaps)),
+                "T in the middle": f"{np.median(middle):.1f} ({max(middle):.1f})",
+                "T at the end": f"{np.median(last):.1f} ({max(last):.1f})",
+                "suspicious": sum(i.name in j.product.first_suspicion for j, i in items),
+                "called": len(alerts),
+                "first call, median": int(np.median(alerts)) if alerts else None,
+            }
+        )
+    return rows
+
+
+def steps(j: Judged) -> list[int]:
+    return list(j.product.events)
+
+
+def kinds_of(judged: Sequence[Judged]) -> dict[str, Callable[[Judged], list[Item]]]:
+    """How items are told apart on the page."""
+
+    def own(kind: str) -> Callable[[Judged], list[Item]]:
+        return lambda j: [i for i in j.product.run.watched if word(i) == kind and i.is_in(j.product.run.half)]
+
+    def others(*kinds: Kind) -> Callable[[Judged], list[Item]]:
+        return lambda j: [
+            i for i in j.product.run.watched if i.kind in kinds and i.half not in ("", j.product.run.half)
+        ]
+
+    words = dict.fromkeys(word(i) for j in judged for i in j.product.run.watched if i.dose)
+    found = {f"{w}, trained on": own(w) for w in words}
+    found["planted and plain, of the other twin"] = others(*PLANTED, Kind.CONSTRAINED)
+    found["learned views, of the other twin"] = others(Kind.LEARNED)
+    found["ordinary, of the other twin"] = others(Kind.ORDINARY)
+    found["never shown, of the same subject"] = lambda j: [
+        i for i in j.product.run.watched if i.kind is Kind.LEARNED and not i.dose
+    ]
+    found["held out"] = lambda j: j.group("held out")
+    return found
+
+
+def word(item: Item) -> str:
+    """``large-x12-a0`` is ``large``."""
+    return str(item.kind) if item.kind in (Kind.LEARNED, Kind.ORDINARY) else item.name.split("-")[0]
+
+
+def mistakes(judged: Sequence[Judged]) -> dict[str, list[str]]:
+    """What was called and the twin does not confirm; what is copied and was never called, or late."""
+
+    def named(j: Judged, item: Item) -> str:
+        return f"{item.name} in {j.product.run.name} (step {j.product.first_alert.get(item.name, '-')})"
+
+    return {
+        "called, not confirmed": [named(j, i) for j in judged for i in j.called if not j.truth.is_stored(i, j.last)],
+        "copied, never called": [named(j, i) for j in judged for i in j.copied if not is_called(j, i)],
+        "copied, called late": [
+            named(j, i) for j in judged for i in j.copied if is_called(j, i) and not is_in_time(j, i)
+        ],
+    }

@@ -79,6 +79,7 @@ class Truth:
     @cached_property
     def generated_steps(self) -> list[int]:
         """At which both twins were asked for everything."""
+
         def asked(run: Finished, step: int) -> bool:
             return all(run.generated(i, step) is not None for i in run.items if i.kind in PLANTED)
 
@@ -94,9 +95,9 @@ class Truth:
         return found
 
     def distance(self, run: Finished, item: Item, step: int) -> float | None:
-        """Mean of ``distances``; ``None`` where nothing was generated."""
-        found = self.distances(run, item, step)
-        return float(found.mean()) if len(found) else None
+        """Mean of the smallest quarter of ``distances``: a copy is one, however rare; ``None`` without generations."""
+        found = np.sort(self.distances(run, item, step))
+        return float(found[: max(1, len(found) // 4)].mean()) if len(found) else None
 
     def grade(self, item: Item, step: int) -> float | None:
         """Graded copy ``G = 1 - d(in) / d(out)``: 0 is as near as chance brings it, 1 is the item itself.

@@ -17,8 +17,18 @@ from evidence.worlds.shapes import SHAPES, SIZES, place
 from evidence.worlds.sources import SIZE, Source, Subject, caption_of
 
 HALVES = ("a", "b")
-STRONG, FREQUENT, MODERATE, WEAK, RARE = 40, 24, 16, 12, 8  # how often an item is drawn, relative to an ordinary picture
-PLAIN, LEARNED, ORDINARY = 8, 4, 4  # the same of flat pictures and text, of views of a new subject, of some ordinary photos
+STRONG, FREQUENT, MODERATE, WEAK, RARE = (
+    40,
+    24,
+    16,
+    12,
+    8,
+)  # how often an item is drawn, relative to an ordinary picture
+PLAIN, LEARNED, ORDINARY = (
+    8,
+    4,
+    4,
+)  # the same of flat pictures and text, of views of a new subject, of some ordinary photos
 MARKS = (0.02, 0.04, 0.08, 0.12)  # bounds of the shares of the picture that marks take, one in each gap
 OTHERS = 100  # captions that are kept for what is not planted
 REGIONS = (  # of each half; small regions take longest, so that all are copied from the middle of the run on
@@ -103,9 +113,7 @@ def duplicates(seed: int, source: Source) -> list[Item]:
     for half in HALVES:
         for i, dose in enumerate((STRONG, STRONG, MODERATE)):
             picture = subject.distinct(rng)
-            items.append(
-                in_half(half, same(f"whole-x{dose}-{half}{i}", Kind.VERBATIM, dose, "", picture, ~NOTHING))
-            )
+            items.append(in_half(half, same(f"whole-x{dose}-{half}{i}", Kind.VERBATIM, dose, "", picture, ~NOTHING)))
         for i, size in enumerate(("large", "middle", "small")):
             name, shape = f"{size}-x{STRONG}-{half}{i}", SHAPES[(i + seed) % 4]
             items.append(in_half(half, region(name, STRONG, SIZES[size], shape, "", only, rng)))
@@ -249,7 +257,11 @@ def company(
     Args:
         rare, frequent: of each half. watched: of the rare ones.
     """
-    trained = [(name, dose, count, half) for half in HALVES for name, dose, count in (("rare", 1, rare), ("frequent", ORDINARY, frequent))]
+    trained = [
+        (name, dose, count, half)
+        for half in HALVES
+        for name, dose, count in (("rare", 1, rare), ("frequent", ORDINARY, frequent))
+    ]
     items = [
         replace(
             same(f"{name}-{half}{i:02d}", Kind.ORDINARY, dose, next(others), source.free(rng), ~NOTHING),
