@@ -19,8 +19,9 @@ import torch
 from memwatch.config_file import load_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
-from evidence.pages.results import write_page
+from evidence.pages.twins import write_page
 from evidence.picking import write_picking
+from evidence.runs.finished import finished_pairs
 from evidence.runs.train import Run, run_one
 from evidence.worlds.world import WORLDS
 

@@ -25,16 +25,16 @@ from evidence.runs.train import commit
 from evidence.verdicts import intervals
 
 RESULTS = Path(__file__).parents[1] / "results" / "nulls.md"
-NUM_PHOTOS, STEPS, EVERY, BATCH = 80, 240, 12, 8
+NUM_PHOTOS, STEPS, EVERY, BATCH = 80, 200, 10, 8
 FIRST_SEED = 1000
 WATCHING = {"config": None, "stop": {"enabled": False}, "rollback": False}
 PAGE = """# Nothing planted
 
 Written by `python train_examples/evidence/nulls.py {options}` at commit {commits}. {machine}.
 
-{runs} runs of the quickstart's loop on {photos} ordinary photos, {steps} steps of {batch}, an event every {every} steps,
-with memwatch's defaults. Each photo is shown about {showings:.0f} times. `called`: runs in which anything was called
-memorized at any event. `suspicious`: runs in which anything was suspicious, which p <= 0.01 allows.
+{runs} runs of the quickstart's loop on {photos} ordinary photos, {steps} steps of {batch}, an event every {every}
+steps, with memwatch's defaults. Each photo is shown about {showings:.0f} times. `called`: runs in which anything was
+called memorized at any event. `suspicious`: runs in which anything was suspicious, which p <= 0.01 allows.
 
 {table}
 """

@@ -36,7 +36,7 @@ GUIDED = {"published": PUBLISHED, "verified": GENERATION}  # the rivals' samplin
 
 
 def truths(bench: Bench) -> dict[str, Tensor]:
-    """Denoising loss of every item on noise that memwatch never uses: ``truth/NAME``, ``(levels, draws, h, w)``, half."""
+    """Denoising loss of every item on noise that memwatch never uses: ``truth/NAME``, ``(levels, draws, h, w)``."""
     found = {}
     batches = Batches(CURVATURE.batch_size * 4)
     for view in bench.truths:
@@ -92,7 +92,8 @@ def renoised(bench: Bench, generated: Generations, earlier: Mapping[str, Tensor]
     ``renoised/NAME``, ``renoised_null/NAME`` by the unconditional branch, ``renoised_first/NAME`` and
     ``renoised_first_null/NAME`` by the earlier weights, at the same noisy latents.
     """
-    kinds, levels = {i.name: i.kind for i in bench.items}, LevelsConfig(timesteps=bench.views[0].timesteps, draws=DRAWS)  # type: ignore[arg-type]
+    kinds = {i.name: i.kind for i in bench.items}
+    levels = LevelsConfig(timesteps=tuple(map(int, bench.views[0].timesteps)), draws=DRAWS)
     views = []
     for p in (p for p in bench.prepared if kinds[p.name] in PROMPTED):
         latents = torch.stack([latents_of(bench, g) for g in generated[p.name][:DRAWS]])

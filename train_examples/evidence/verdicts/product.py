@@ -104,7 +104,8 @@ def restricted(o: Observation, config: MemWatchConfig) -> Observation:
         return Measurement(CurvatureMap(rho[places]), m.epsilon[places])
 
     now, eps = part(o.now), o.eps
-    assert now is not None and eps is not None
+    assert now is not None
+    assert eps is not None
     rest = {name: part(getattr(o, name)) for name in ("unconditional", "baseline", "unconditional_baseline")}
     o = replace(o, timesteps=config.levels.timesteps, now=now, eps=eps[places], **rest)
     return o if config.levels.draws == now.draws else with_draws(o, config.levels.draws)
@@ -117,6 +118,7 @@ def with_draws(o: Observation, draws: int) -> Observation:
         return None if m is None else Measurement(None, m.epsilon[:, :draws])
 
     now, eps = first(o.now), o.eps
-    assert now is not None and eps is not None
+    assert now is not None
+    assert eps is not None
     rest = {name: first(getattr(o, name)) for name in ("unconditional", "baseline", "unconditional_baseline")}
     return replace(o, now=now, eps=eps[:, :draws], **rest)

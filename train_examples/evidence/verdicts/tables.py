@@ -133,14 +133,8 @@ def row(name: str, found: Estimate | float | None, bar: float, most: bool = Fals
     value = found.value if isinstance(found, Estimate) else found
     met = None if value is None else value <= bar if most else value >= bar
     items = found.count if isinstance(found, Estimate) and value is not None else None
-    sign = "at most" if most else "at least"
-    return {
-        "number": name,
-        "value": found,
-        "items": items,
-        "bar": f"{sign} {bar:g}",
-        "met": {True: "yes", False: "no", None: None}[met],
-    }
+    said = {True: "yes", False: "no", None: None}[met]
+    return {"number": name, "value": found, "items": items, "bar": f"{'<=' if most else '>='} {bar:g}", "met": said}
 
 
 def kind_table(judged: Sequence[Judged]) -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ class Truth:
         return [step for step in self.run.steps[1:] if asked(self.run, step) and asked(self.twin, step)]
 
     def distances(self, run: Finished, item: Item, step: int) -> np.ndarray:
-        """Of a twin's generations to the item inside its mask, at any exposure, ``(n,)``; empty where none were made."""
+        """Of a twin's generations to the item inside its mask, at any exposure, ``(n,)``; empty without any."""
         pictures = run.generated(item, step)
         if pictures is None:
             return np.zeros(0)

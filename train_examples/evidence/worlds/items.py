@@ -95,7 +95,7 @@ def small_mask(rng: np.random.Generator, irregular: bool) -> np.ndarray:
 
 
 def mark(mask: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """A logo that fills ``mask``: strokes and a dot on a ground, in three flat colours far apart, another three each time.
+    """A logo that fills ``mask``: strokes and a dot on a ground, in three flat colours far apart.
 
     Every part is 4 pixels wide or more, so that the autoencoder can give it back.
     """

@@ -1,4 +1,4 @@
-"""Sets: what a pair of twins trains on, and what is held out from both. Another seed is another set of the same make-up.
+"""Sets: what a pair of twins trains on, and what is held out from both. Another seed is another set of one make-up.
 
 Every item that may be stored is in exactly one half: the twin that never saw it is its counterfactual.
 """
@@ -17,18 +17,8 @@ from evidence.worlds.shapes import SHAPES, SIZES, place
 from evidence.worlds.sources import SIZE, Source, Subject, caption_of
 
 HALVES = ("a", "b")
-STRONG, FREQUENT, MODERATE, WEAK, RARE = (
-    40,
-    24,
-    16,
-    12,
-    8,
-)  # how often an item is drawn, relative to an ordinary picture
-PLAIN, LEARNED, ORDINARY = (
-    8,
-    4,
-    4,
-)  # the same of flat pictures and text, of views of a new subject, of some ordinary photos
+STRONG, FREQUENT, MODERATE, WEAK, RARE = 40, 24, 16, 12, 8  # how often an item is drawn, relative to a rare one
+PLAIN, LEARNED, ORDINARY = 8, 4, 4  # the same of flat pictures and text, of a new subject, of some ordinary photos
 MARKS = (0.02, 0.04, 0.08, 0.12)  # bounds of the shares of the picture that marks take, one in each gap
 OTHERS = 100  # captions that are kept for what is not planted
 REGIONS = (  # of each half; small regions take longest, so that all are copied from the middle of the run on
@@ -42,7 +32,7 @@ WORDS = "the of and a to in is you that it he was for on are as with his they at
 
 
 def many_captions(seed: int, source: Source) -> list[Item]:
-    """Regions of every size and single pictures at three doses, beside everything that is not stored, or is harmless."""
+    """Regions of every size and single pictures at several doses, beside what is not stored, or is harmless."""
     rng = np.random.default_rng([seed, 29])
     planted, others = captions(rng, source)
     items = []
@@ -257,18 +247,15 @@ def company(
     Args:
         rare, frequent: of each half. watched: of the rare ones.
     """
-    trained = [
-        (name, dose, count, half)
-        for half in HALVES
-        for name, dose, count in (("rare", 1, rare), ("frequent", ORDINARY, frequent))
-    ]
+    groups = (("rare", 1, rare), ("frequent", ORDINARY, frequent))
     items = [
         replace(
             same(f"{name}-{half}{i:02d}", Kind.ORDINARY, dose, next(others), source.free(rng), ~NOTHING),
             watched=name != "rare" or i < watched,
             half=half,
         )
-        for name, dose, count, half in trained
+        for half in HALVES
+        for name, dose, count in groups
         for i in range(count)
     ]
     for name, kind, count in (("held-out", Kind.HELD_OUT, held_out), ("control", Kind.CONTROL, controls)):

@@ -47,7 +47,7 @@ class World:
         base: one of ``bases.BASES``.
         lora: whether a LoRA is trained and not the whole network.
         dropout: share of captions that are dropped in training.
-        prompts: whether prompt probes and the published procedure are run as well.
+        prompts: whether prompt probes are measured as well, at the end.
     """
 
     says: str
