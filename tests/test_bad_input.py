@@ -101,4 +101,7 @@ def test_nan_weights_are_inconclusive_and_a_model_that_recovers_is_judged_again(
     loop.bare.conv_out.weight.data.copy_(weight)
     report = watch.on_step_end(6)
     assert [(f.verdict, f.observation.baseline_step) for f in report.findings] == [(Verdict.INCONCLUSIVE, 0)] * 2
-    assert {f.reason.partition(" usable")[0] for f in report.findings} == {"there are 3", "there are 0"}
+    assert {f.reason.partition(" are usable")[0] for f in report.findings} == {
+        "3 controls of its kind",
+        "0 controls of its kind",
+    }

@@ -41,7 +41,7 @@ class Alert:
         verdict: ``memorized``, ``suspicious``, or ``inconclusive`` where the model's output is no longer finite.
         severity: reduction factor, 1 is none.
         p: p-value against the controls; ``None`` without enough of them.
-        box: of the region that decides, ``(left, top, right, bottom)`` in pixels of the probe's image, or ``None``.
+        box: of the strongest region, ``(left, top, right, bottom)`` in pixels of the probe's image, or ``None``.
         area: share of the image inside that region, in [0, 1].
         copied: how many of its generations copy the region; ``None`` where nothing was generated.
         row: of the training set that the probe was picked from; ``None`` where it came otherwise.

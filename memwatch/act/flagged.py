@@ -38,7 +38,7 @@ class Flagged:
         why: what those rows are, in words.
         exposures: how often training has shown one of them so far, if every row is shown equally often; ``None`` where
             that is not known.
-        box: of the region that decides, ``(left, top, right, bottom)`` in pixels of the probe's image, or ``None``.
+        box: of the strongest region, ``(left, top, right, bottom)`` in pixels of the probe's image, or ``None``.
         severity: reduction factor, 1 is none.
     """
 
@@ -148,7 +148,7 @@ def rows_behind(picked: Picked | None, row: int | None, region: Box | None) -> t
     half of the region lies in the part, or half of the part in the region.
 
     Args:
-        row: of the probe. region: the box that decides, in fractions of the picture.
+        row: of the probe. region: the box of its strongest region, in fractions of the picture.
     """
     if picked is None or row is None or not 0 <= row < picked.survey.size:
         return (), "not picked from the training set"

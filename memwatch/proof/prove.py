@@ -162,7 +162,7 @@ def compared(
 
 
 def core_of(finding: Finding) -> np.ndarray:
-    """The core of the region that decides, bool ``(h, w)`` on the grid of latents.
+    """The core of the strongest region, bool ``(h, w)`` on the grid of latents.
 
     A region ends in the middle of a smooth slope, and its rim is not stored in full. The core is where the map reaches
     ``CORE`` of the region's own peak.

@@ -93,7 +93,7 @@ def has_pictures(run: Run, event: Event) -> bool:
 
 
 def maps_of(file: Path) -> dict[str, np.ndarray]:
-    """The maps that decided at an event, by probe; none where the file cannot be read."""
+    """The heatmaps of an event, by probe; none where the file cannot be read."""
     with suppress(OSError, SafetensorError), safe_open(file, "np") as maps:
         keys = [key for key in maps.keys() if key.endswith("/heatmap")]  # noqa: SIM118
         return {key.removesuffix("/heatmap"): maps.get_tensor(key) for key in keys}

@@ -27,7 +27,7 @@ class Row:
         since: step from which on there is evidence.
         alert, alert_text: whether this event was news, and the news in words.
         timesteps: noise levels.
-        regions: fields of ``Region``, the one that decides first.
+        regions: fields of ``Region``, the strongest first.
         copied: ``generations``, ``copies`` (how many copy it), their ``grade`` (see ``Proof``), ``ratios`` and
             ``is_copy`` of each, ``of_others`` (how many copy another probe, by its name); ``None`` where nothing was
             generated.

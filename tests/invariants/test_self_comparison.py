@@ -46,7 +46,7 @@ def test_unchanged_weights_read_exactly_zero(kind, overrides, pretrained, pipeli
     for report in reports:
         for finding in report.judgement.everything:
             assert_reads_zero(finding)
-            assert finding.verdict is Verdict.NO_EVIDENCE
+            assert finding.verdict is Verdict.INCONCLUSIVE  # there are three controls, and it takes eleven
             assert finding.severity == 1.0
             assert not finding.regions
             assert float(finding.signals.raw.mean.abs().max()) > 0
