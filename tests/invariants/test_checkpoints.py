@@ -44,7 +44,7 @@ def baseline_steps(report) -> dict[str, int | None]:
 def test_the_state_is_one_small_plain_file_and_the_checkpoint_is_loaded_without_memwatch(saved, pretrained):
     assert not list(saved.glob("custom_checkpoint*"))  # of which accelerate would miss the object that it belongs to
     state = json.loads((saved / "memwatch.json").read_text(encoding="utf-8"))
-    progress = {"run", "last_step", "events", "every_steps", "clock", "stop", "states", "pooled"}
+    progress = {"run", "last_step", "events", "every_steps", "clock", "stop", "states"}
     assert set(state) == progress | {"ledger", "weights", "faults", "losses", "actions"}
     assert state["run"] == json.loads((saved.parent / "memwatch" / "run.json").read_text(encoding="utf-8"))["run"]
     Loop(pretrained).accelerator.load_state(str(saved))

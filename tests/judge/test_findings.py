@@ -14,7 +14,6 @@ from support.observations import BY_VARIANCE, controls, measured, seen
 from memwatch.config_file import load_config
 from memwatch.judge.findings import judge_event
 from memwatch.judge.statistic import (
-    Tail,
     called_from,
     p_value,
     profile_of,
@@ -34,14 +33,14 @@ def judged(observations, events=1, config=DEFAULT):
     """The judgement of the last of some equal events."""
     judgement = judge_event([], {}, 0, config)
     for step in range(1, events + 1):
-        judgement = judge_event(observations, judgement.states, step, config, judgement.pooled)
+        judgement = judge_event(observations, judgement.states, step, config)
     return judgement
 
 
 def test_a_finding_carries_what_its_verdict_rests_on():
     observation = replace(seen(), image=np.zeros((32, 32, 3), np.uint8))  # 8 pixels per pixel of the map
     gone = {"gone": ProbeState(last_clean=3)}
-    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED, looks=160)
+    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED, 20, 160)
     (finding,) = judgement.findings
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
@@ -55,15 +54,15 @@ def test_a_finding_carries_what_its_verdict_rests_on():
     assert region.effect == pytest.approx(heatmap[finding.labels == 1].mean())
     assert finding.severity == evidence.severity == pytest.approx(math.exp(region.effect))
     profile, held_out = profile_of(finding.signals), np.stack([profile_of(f.signals) for f in judgement.controls])
-    assert profile == pytest.approx(top_means(decisive.clip(min=0)))
+    assert profile == pytest.approx(top_means(decisive))
     assert evidence.z_score == pytest.approx(scores(profile[None], held_out)[0])
-    tail = Tail.of(np.array(judgement.pooled["reference"]))
-    assert finding.p == evidence.p == pytest.approx(float(p_value(np.array(evidence.z_score), 20, tail)))
+    own = np.array([f.state.highest for f in judgement.controls])
+    assert list(own) == [f.evidence.z_score for f in judgement.controls]
+    assert finding.p == evidence.p == pytest.approx(p_value(np.array([evidence.z_score]), 20, own, 20)[0])
     assert (evidence.num_controls, evidence.any_controls) == (20, True)
     (standing,) = judgement.standings.values()
-    highest = max(f.evidence.z_score for f in judgement.controls)
-    assert (standing.number, standing.highest) == (20, pytest.approx(highest, abs=1e-3))
-    assert standing.called_from == called_from(threshold(0.05, 160), 20, tail) < evidence.z_score
+    assert (len(standing.scores), standing.highest) == (20, own.max())
+    assert standing.called_from == called_from(threshold(0.05, 160), 20, own, 20) < evidence.z_score
 
 
 SIDE = 32
@@ -142,7 +141,7 @@ def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called(
 def test_more_looks_take_more_evidence_and_rows_are_told_with_evidence_alone():
     quiet = controls(20, 1.0, spread=0.2)
     rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in (seen("row0", 5.0), seen("row1", 1.0))]
-    few, many = (judge_event([seen(), *rows, *quiet], {}, 1, DEFAULT, looks=looks) for looks in (2, 5000))
+    few, many = (judge_event([seen(), *rows, *quiet], {}, 1, DEFAULT, 1, looks) for looks in (2, 5000))
     assert [f.name for f in few.findings] == [f.name for f in many.findings] == ["a", "row0"]
     assert {f.p for f in (*few.findings, *many.findings)} == {few.findings[0].p}
     assert [f.verdict for f in few.findings] == [Verdict.MEMORIZED] * 2
@@ -180,7 +179,7 @@ def test_who_can_be_judged(number, reference, verdict, has_p, scored):
     (finding,) = judgement.findings
     assert (finding.verdict, finding.p is not None) == (verdict, has_p)
     assert sum(f.p is not None for f in judgement.controls) == scored
-    assert {kind: s.number for kind, s in judgement.standings.items()} == (
+    assert {kind: len(s.scores) for kind, s in judgement.standings.items()} == (
         {"reference" if reference else "prompt": scored} if scored else {}
     )
 

@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, ndimage, stats
+from scipy import ndimage, stats
 from support.observations import measured
 
-import memwatch.judge.findings
+import memwatch.judge.statistic
 from memwatch import Probe
 from memwatch.config_file import load_config
-from memwatch.judge import statistic
 from memwatch.judge.findings import judge_event
 from memwatch.judge.screen import chosen, with_references
 from memwatch.judge.statistic import (
@@ -22,16 +21,14 @@ from memwatch.judge.statistic import (
     PRIOR_DF,
     RESOLUTION,
     Screened,
-    Tail,
     called_from,
     compare,
     leave_one_out,
-    looks_of,
     p_value,
-    pooled_with,
     scores,
     sizes_of,
     spread_of,
+    tail_of,
     threshold,
     top_means,
 )
@@ -115,57 +112,33 @@ def test_p_values_are_valid_under_a_gaussian_null():
     assert (found <= 0.2).mean() > 0.05
 
 
-@pytest.mark.parametrize("shape", [0.05, 0.2, 0.4])
-def test_a_tail_finds_the_shape_of_its_own_distribution(shape, monkeypatch):
-    """Generalized Pareto all over: so are its excesses, with the same shape and a scale that grows with the start."""
-    law = stats.genpareto(shape, scale=2.0)
-    monkeypatch.setattr(statistic, "PRIOR_COUNT", 0)
-    tail = Tail.of(law.rvs((3, 4_000_000), random_state=0))
-    assert tail.shape == pytest.approx(np.full(3, shape), abs=0.05)
-    assert tail.scale == pytest.approx(2.0 + shape * tail.start, rel=0.1)
-    assert tail.start == pytest.approx(np.full(3, law.isf(tail.share)), rel=0.03)
-    assert tail.p_value(np.full(3, law.isf(1e-4))) == pytest.approx(np.full(3, 1e-4), rel=0.3)
+def test_a_tail_is_exponential_through_the_third_of_the_controls_with_the_largest_scores():
+    highest = np.arange(12.0)  # the third largest are 8 to 11; they exceed 7 by 2.5 on average
+    start, share, scale = tail_of(highest)
+    assert (start, share, scale) == (7, 4 / 12, 2.5)
+    by_hand = [4 / 12 * math.exp(-(20 - 7) / 2.5) / 10, 4 / 12 / 10]  # spread over ten events
+    assert p_value(np.array([20.0, -5.0]), 50, highest, 10)[:1] == pytest.approx(by_hand[:1])
+    assert p_value(np.array([-5.0]), 50, highest, 10) == 1.0  # t says that this is nothing
+    assert tail_of(np.zeros((2, 11)))[2] == pytest.approx(np.full(2, 1e-9))  # controls that are all alike
 
 
-def test_a_tail_is_a_survival_function():
-    """Its excesses integrate to its share times their mean, which the moments keep; and ``score_of`` inverts it."""
-    tail = Tail.of(RNG.lognormal(0, 1, 400))
-    mean, _ = integrate.quad(lambda x: tail.p_value(np.array(tail.start + x)), 0, np.inf)
-    assert mean == pytest.approx(tail.share * tail.scale / (1 - tail.shape), rel=1e-3)
-    for p in (tail.share, 1e-2, 1e-4, 1e-7):
-        assert tail.p_value(tail.score_of(p)) == pytest.approx(p)
-    assert tail.score_of(0.9) == tail.start
-    assert tail.p_value(np.array(-5.0)) == tail.share
-
-
-def test_few_scores_leave_the_shape_where_experience_has_it():
-    few, many = Tail.of(np.arange(11.0)), Tail.of(np.linspace(0, 1, 100_000))  # no tail at all
-    assert few.shape == pytest.approx(statistic.PRIOR_SHAPE, abs=0.1)
-    assert many.shape == 0
-    assert Tail.of(np.zeros(11)).p_value(np.array(1.0)) < 1e-9  # controls that are all alike
+def test_events_that_are_all_alike_cannot_break_the_tail():
+    """One more control's largest score of a run, exponential: P(p * events <= a) is about a, with one event or many."""
+    rng, runs = np.random.default_rng(0), 4000
+    highest = rng.exponential(size=(runs, 21)) * 3
+    found = p_value(highest[:, :1], 10_000, highest[:, 1:], 20) * 20
+    assert (found <= 0.02).mean() == pytest.approx(0.02, abs=0.01)
 
 
 def test_a_heavy_tail_raises_the_score_from_which_a_probe_is_called():
-    p = threshold(0.05, looks_of(8, 0, 20))
+    p = threshold(0.05, 8 * 20)
     assert p == 0.05 / 160
     normal = called_from(p, 20)
-    assert p_value(np.array(normal), 20) == pytest.approx(p)
-    heavy = Tail.of(np.random.default_rng(0).standard_t(2, 400))
-    raised = called_from(p, 20, heavy)
-    assert raised > 2 * normal
-    assert p_value(np.array(raised), 20, heavy) == pytest.approx(p)
-
-
-def test_looks_are_of_probes_and_rows_at_all_events():
-    assert looks_of(8, 4, 20) == 240
-    assert looks_of(8, 4, None) == 12 * statistic.UNKNOWN_EVENTS
-
-
-def test_the_latest_scores_are_remembered(monkeypatch):
-    monkeypatch.setattr(statistic, "MOST_POOLED", 3)
-    pooled = pooled_with({"prompt": (9.0,)}, "reference", np.array([1.0, 2.00049]))
-    pooled = pooled_with(pooled, "reference", np.array([3.0, 4.0]))
-    assert pooled == {"prompt": (9.0,), "reference": (2.0, 3.0, 4.0)}
+    assert p_value(np.array([normal]), 20) == pytest.approx([p])
+    heavy = np.random.default_rng(0).standard_t(2, 20)
+    raised = called_from(p, 20, heavy, 20)
+    assert raised > 1.5 * normal
+    assert p_value(np.array([raised]), 20, heavy, 20) == pytest.approx([p])
 
 
 # --- who is compared with whom ---------------------------------------------------------------------------------------
@@ -222,20 +195,19 @@ def test_both_sides_are_made_of_the_same_draws():
         assert f.evidence.num_controls == len(others) == 12 - probe.is_control
         expected = scores(np.full((1, NUM_SIZES), own), np.repeat(np.array(others)[:, None], NUM_SIZES, 1))
         assert f.evidence.z_score == pytest.approx(expected[0], abs=1e-3)
-    # each control once, by all draws, which were measured of all of them
+    # each control by all draws, which were measured of all of them, and not by the screen's
     full = compare([o for o in observations if o.has_curvature], CONFIG.signals)
-    by_all_draws = [full[o.name].score for o in observations if o.probe.is_control]
-    assert sorted(judgement.pooled["reference"]) == pytest.approx(sorted(by_all_draws), abs=1e-3)
+    by_all_draws = {o.name: full[o.name].score for o in observations if o.probe.is_control}
+    assert {name: judgement.states[name].highest for name in by_all_draws} == pytest.approx(by_all_draws, abs=1e-3)
     observations, screened = event(FALLS, set())
-    by_one_draw = judge_event(observations, {}, 1, CONFIG, screened=screened).pooled
-    assert len(by_one_draw["reference"]) == 12
-    assert by_one_draw != judgement.pooled
+    by_one_draw = judge_event(observations, {}, 1, CONFIG, screened=screened).states
+    assert all(by_one_draw[name].highest != score for name, score in by_all_draws.items())
 
 
 @pytest.mark.parametrize("fall", [0.3, 0.6, 0.64, 0.68])
 def test_a_control_that_is_called_a_probe_gets_the_same_verdict(fall, monkeypatch):
     """The same picture among the same others, once as a probe and once as one of the controls; tails aside."""
-    monkeypatch.setattr(memwatch.judge.findings.Tail, "of", lambda pooled: None)
+    monkeypatch.setattr(memwatch.judge.statistic, "tail_of", lambda highest: (np.array(-9.0), 1e-12, np.array(1.0)))
     others, seen = group(11, "control", np.random.default_rng(1)), []
     for is_control in (False, True):
         picture = Probe("", "drawn", name="it", is_control=is_control)
@@ -246,7 +218,7 @@ def test_a_control_that_is_called_a_probe_gets_the_same_verdict(fall, monkeypatc
             judgement = judge_event(observations, states, step, CONFIG, screened=screened)
             states = judgement.states
         (finding,) = [f for f in judgement.everything if f.name == "it"]
-        seen.append((finding.evidence, finding.state, finding.observation.has_curvature))
+        seen.append((finding.evidence, replace(finding.state, highest=None), finding.observation.has_curvature))
     (probe, *as_probe), (control, *as_control) = seen
     assert as_probe == as_control
     numbers = {key: pytest.approx(getattr(probe, key), rel=1e-4) for key in ("z_score", "p", "severity")}
@@ -260,8 +232,8 @@ def test_what_was_not_chosen_is_judged_by_its_loss():
     judgement = judge_event([], {}, 0, CONFIG)
     for step, names in ((1, ["probe/1"]), (2, []), (3, [])):
         observations, screened = event(FALLS, names)
-        judgement = judge_event(observations, judgement.states, step, CONFIG, judgement.pooled, screened=screened)
+        judgement = judge_event(observations, judgement.states, step, CONFIG, screened=screened)
     assert (judgement.states["probe/1"].last_clean, judgement.states["probe/1"].since) == (3, None)
-    assert len(judgement.pooled["reference"]) == 3 * 12
+    assert sum(state.highest is not None for state in judgement.states.values()) == 12
     assert [f.evidence.compared for f in judgement.everything] == [True] * 15
     assert not any(f.verdict.is_evidence for f in judgement.everything)
