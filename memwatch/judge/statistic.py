@@ -79,7 +79,8 @@ def leave_one_out(controls: np.ndarray) -> np.ndarray:
 def tail_of(highest: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
     """Start, share and scale of the tail of the controls' largest scores so far ``(..., N)``, an exponential one.
 
-    Largest scores of whole runs: events that depend on each other cannot make it too short.
+    Largest scores of whole runs: events that depend on each other cannot make it too short. A scale from so few makes
+    small chances about half as large again as they are said to be.
     """
     ordered, n = np.sort(highest, axis=-1), highest.shape[-1]
     k = math.ceil(n * TAIL)

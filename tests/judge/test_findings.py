@@ -133,7 +133,7 @@ def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called(
     quiet = controls(20, 1.0, spread=0.05)
     sibling = replace(quiet[0], now=seen(fallen=4.5).now)
     judgement = judged([seen(), sibling, *quiet[1:]], 3)
-    assert judgement.findings[0].verdict is Verdict.NO_EVIDENCE
+    assert judgement.findings[0].verdict is not Verdict.MEMORIZED
     assert judgement.standings["reference"].highest > 10
     assert judged([seen(), *quiet]).findings[0].verdict is Verdict.MEMORIZED
 
@@ -141,7 +141,7 @@ def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called(
 def test_more_looks_take_more_evidence_and_rows_are_told_with_evidence_alone():
     quiet = controls(20, 1.0, spread=0.2)
     rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in (seen("row0", 5.0), seen("row1", 1.0))]
-    few, many = (judge_event([seen(), *rows, *quiet], {}, 1, DEFAULT, 1, looks) for looks in (2, 5000))
+    few, many = (judge_event([seen(), *rows, *quiet], {}, 1, DEFAULT, 1, looks) for looks in (2, 10**12))
     assert [f.name for f in few.findings] == [f.name for f in many.findings] == ["a", "row0"]
     assert {f.p for f in (*few.findings, *many.findings)} == {few.findings[0].p}
     assert [f.verdict for f in few.findings] == [Verdict.MEMORIZED] * 2

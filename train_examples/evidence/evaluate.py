@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from memwatch.judge.regions import threshold_of
+from memwatch.measure.regions import threshold_of
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
@@ -58,7 +58,7 @@ class Sample:
         values: float64 ``(h, w)``, resized.
         mask: bool ``(h, w)``; all false for non-memorized.
         mean: of the map as it was.
-        own_threshold: memwatch's own for this very map, see ``memwatch.judge.regions.threshold_of``.
+        own_threshold: memwatch's own for this very map, see ``memwatch.measure.regions.threshold_of``.
     """
 
     values: np.ndarray
