@@ -9,8 +9,8 @@ The whole rule, with all its constants:
     of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance, drawn to
     its mean over the sizes as if by 10 more controls. T is the largest z. A control is compared with the N - 1 others.
 3.  p is the larger of 7 P(t > T), Student's t with N - 1 degrees of freedom, and, divided by the planned events, the
-    chance that one more control's largest T so far exceeds T: an exponential tail through the third of the controls
-    with the largest ones.
+    chance that one more control's largest T so far exceeds T: k/N (1 + x/k)^-k, x the excess over the start of the
+    k = N/3 largest in units of their mean excess (an exponential tail, predicted from k).
 4.  memorized: p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100 if unknown).
     suspicious: p <= max_p (0.01). no evidence: larger. inconclusive: output that is not finite, nothing earlier to
     compare with, or too few controls. Without any controls: suspicious from a reduction factor of 2 on.
