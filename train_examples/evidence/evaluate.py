@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from memwatch.measure.regions import threshold_of
 from PIL import Image
+
+from memwatch.measure.regions import threshold_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
 from evidence.metrics import auc, best_of_thresholds, overlap, resized, tpr_at_fpr

@@ -1,4 +1,4 @@
-"""One event: what memwatch would measure, what the model generates, and what the rivals need."""
+"""One event: what memwatch would measure, what the twins are compared by, and what the model generates."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from evidence.runs.generations import Generated, generate
-from evidence.runs.protocol import (
-    CURVATURE,
-    DRAWS,
-    GENERATION,
-    PUBLISHED,
-    PUBLISHED_VECTORS,
-    Bench,
-)
+from evidence.runs.protocol import CURVATURE, DRAWS, Bench
 from evidence.worlds.items import PLANTED, Kind
 from torch import Tensor
 
@@ -30,9 +23,7 @@ from memwatch.measure.views import View, noised, seeded
 from memwatch.measure.weights import swapped
 
 Generations = Mapping[str, list[Generated]]
-ROWS = 16  # items at a time
 PROMPTED = (*PLANTED, Kind.HELD_OUT)  # whose captions are prompt probes as well
-GUIDED = {"published": PUBLISHED, "verified": GENERATION}  # the rivals' sampling: as published, and as copies are made
 
 
 def truths(bench: Bench) -> dict[str, Tensor]:
