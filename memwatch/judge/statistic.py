@@ -76,23 +76,23 @@ def leave_one_out(controls: np.ndarray) -> np.ndarray:
     return found
 
 
-def tail_of(highest: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-    """Start, number k and mean excess of the largest third of the controls' largest scores so far ``(..., N)``.
+def tail_of(highest: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Start, share and mean excess of the largest third of the controls' largest scores so far ``(..., N)``.
 
     Largest scores of whole runs: events that depend on each other cannot make the tail too short.
     """
     ordered, n = np.sort(highest, axis=-1), highest.shape[-1]
     k = math.ceil(n * TAIL)
     start = ordered[..., n - k - 1]
-    return start, k, np.maximum((ordered[..., n - k :] - start[..., None]).mean(-1), 1e-9)
+    return start, k / n, np.maximum((ordered[..., n - k :] - start[..., None]).mean(-1), 1e-9)
 
 
 def p_value(score: np.ndarray, num_controls: int, highest: np.ndarray | None = None, events: int = 1) -> np.ndarray:
     """The chance that a picture that was never trained on scores as much at one event: the larger of two.
 
     Student's t with N - 1 degrees of freedom (the prediction interval of a normal sample) times the number of sizes;
-    and the chance that the largest score of one more control exceeds this one, spread over the run's events:
-    ``k / N (1 + x / (k mean))^-k``, what k excesses of an exponential tail say of one more.
+    and the chance that the largest score of one more control exceeds this one, by an exponential tail, spread over the
+    run's events.
 
     Args:
         score: ``(..., M)``. highest: ``(..., N)``, see ``tail_of``.
@@ -100,9 +100,8 @@ def p_value(score: np.ndarray, num_controls: int, highest: np.ndarray | None = N
     p: np.ndarray = np.minimum(1.0, NUM_SIZES * stats.t.sf(score, num_controls - 1))
     if highest is None:
         return p
-    start, k, mean = tail_of(highest)
-    excess = np.maximum(score - start[..., None], 0) / mean[..., None]
-    in_run = k / highest.shape[-1] * (1 + excess / k) ** -k
+    start, share, mean = tail_of(highest)
+    in_run = share * np.exp(-np.maximum(score - start[..., None], 0) / mean[..., None])
     rarer: np.ndarray = np.maximum(p, in_run / events)
     return rarer
 
@@ -117,9 +116,8 @@ def called_from(p: float, num_controls: int, highest: np.ndarray | None = None, 
     by_t = float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
     if highest is None:
         return by_t
-    start, k, mean = tail_of(highest)
-    often = max(1.0, k / len(highest) / (p * events))  # the tail's share over the chance that is asked for
-    return max(by_t, float(start + mean * k * (often ** (1 / k) - 1)))
+    start, share, mean = tail_of(highest)
+    return max(by_t, float(start + mean * max(0.0, math.log(share / (p * events)))))
 
 
 def kind_of(probe: Probe) -> str:

@@ -9,9 +9,9 @@ The whole rule, with all its constants:
     of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance, drawn to
     its mean over the sizes as if by 10 more controls. T is the largest z. A control is compared with the N - 1 others.
 3.  p is the larger of 7 P(t > T), Student's t with N - 1 degrees of freedom, and, divided by the planned events, the
-    chance that one more control's largest T so far exceeds T: k/N (1 + x/k)^-k, x the excess over the start of the
-    k = N/3 largest in units of their mean excess (an exponential tail, predicted from k).
-4.  memorized: p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100 if unknown).
+    chance that one more control's largest T so far exceeds T: an exponential tail through the largest third of them.
+4.  memorized: at 2 events in a row p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100
+    if unknown), and the first region reduced 1.4x or more.
     suspicious: p <= max_p (0.01). no evidence: larger. inconclusive: output that is not finite, nothing earlier to
     compare with, or too few controls. Without any controls: suspicious from a reduction factor of 2 on.
 5.  One draw per level judges all by the loss; what reaches T = 2.9, and all at each 8th event, four draws by the term.
@@ -25,6 +25,8 @@ from enum import StrEnum
 
 from memwatch.measure.probes import MIN_CONTROLS
 
+PATIENCE = 2  # events in a row: what the model sees before it tells captions apart goes again
+MIN_SEVERITY = 1.4  # reduction factor: pictures that are seen as often as any other reach up to that, all of them
 UNCALIBRATED_SEVERITY = 2.0  # reduction factor from which a probe is suspicious where there are no controls
 
 
@@ -68,11 +70,13 @@ class ProbeState:
 
     Attributes:
         since: step at which its evidence began; ``None`` without evidence at the last event.
+        streak: events in a row at which it met the criteria of memorized, patience aside.
         highest: of a control, the largest score T so far.
         last_clean: step of the last event without evidence. verdict, finite: of the last event.
     """
 
     since: int | None = None
+    streak: int = 0
     highest: float | None = None
     last_clean: int | None = None
     verdict: Verdict = Verdict.INCONCLUSIVE
@@ -85,7 +89,7 @@ def judge(state: ProbeState, evidence: Evidence, step: int, max_p: float, memori
     Args:
         max_p, memorized_p: the largest p-value of a suspicious and of a memorized probe.
     """
-    unknown = replace(state, since=None, verdict=Verdict.INCONCLUSIVE, finite=evidence.finite)
+    unknown = replace(state, since=None, streak=0, verdict=Verdict.INCONCLUSIVE, finite=evidence.finite)
     if not evidence.finite:
         return unknown, "non-finite values in the model's output"
     if not evidence.compared:
@@ -98,12 +102,18 @@ def judge(state: ProbeState, evidence: Evidence, step: int, max_p: float, memori
             return clean, f"without controls a probe is suspicious from {UNCALIBRATED_SEVERITY:g}x on"
         return suspicious, "uncalibrated: there are no controls"
     if evidence.p is None:
-        return unknown, f"{evidence.num_controls} controls of its kind are usable, and a p-value takes {MIN_CONTROLS}"
-    if evidence.p <= memorized_p:
-        return replace(suspicious, verdict=Verdict.MEMORIZED), f"evidence since step {since}"
+        few = f"{evidence.num_controls} controls of its kind are usable, and a p-value takes {MIN_CONTROLS}"
+        return unknown, few
     if evidence.p > max_p:
         return clean, "the controls show as much"
-    return suspicious, f"memorized takes p = {memorized_p:.1g}, which keeps the run's false-alarm rate"
+    if evidence.p > memorized_p:
+        return suspicious, f"memorized takes p = {memorized_p:.1g}, which keeps the run's false-alarm rate"
+    if evidence.severity < MIN_SEVERITY:
+        return suspicious, f"memorized takes {MIN_SEVERITY:g}x, and this is {evidence.severity:.2f}x"
+    going = replace(suspicious, streak=state.streak + 1)
+    if going.streak < PATIENCE:
+        return going, f"memorized takes {PATIENCE} such events in a row"
+    return replace(going, verdict=Verdict.MEMORIZED), f"evidence since step {since}"
 
 
 def is_alert(before: ProbeState, after: ProbeState) -> bool:

@@ -29,7 +29,7 @@ DEFAULT = load_config(BY_VARIANCE)
 UNSMOOTHED = load_config(BY_VARIANCE, signals={"smooth": 1})
 
 
-def judged(observations, events=1, config=DEFAULT):
+def judged(observations, events=2, config=DEFAULT):
     """The judgement of the last of some equal events."""
     judgement = judge_event([], {}, 0, config)
     for step in range(1, events + 1):
@@ -39,15 +39,15 @@ def judged(observations, events=1, config=DEFAULT):
 
 def test_a_finding_carries_what_its_verdict_rests_on():
     observation = replace(seen(), image=np.zeros((32, 32, 3), np.uint8))  # 8 pixels per pixel of the map
-    gone = {"gone": ProbeState(last_clean=3)}
+    gone = {"gone": ProbeState(last_clean=3), "a": ProbeState(since=7, streak=1)}
     judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED, 20, 160)
     (finding,) = judgement.findings
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
     assert (judgement.states["a"], judgement.states["gone"]) == (finding.state, gone["gone"])
-    assert gone == {"gone": ProbeState(last_clean=3)}  # states are handed on, not changed
+    assert gone["a"] == ProbeState(since=7, streak=1)  # states are handed on, not changed
     assert judge_event([], gone, 7, UNSMOOTHED).states == gone
-    assert finding.state == ProbeState(since=7, verdict=Verdict.MEMORIZED)
+    assert finding.state == ProbeState(since=7, streak=2, verdict=Verdict.MEMORIZED)
     evidence, (region,), decisive = finding.evidence, finding.regions, finding.signals.decisive.mean.numpy()
     assert region.box == (0, 0, 16, 32)
     heatmap = finding.signals.heatmap.mean.numpy()
@@ -141,7 +141,8 @@ def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called(
 def test_more_looks_take_more_evidence_and_rows_are_told_with_evidence_alone():
     quiet = controls(20, 1.0, spread=0.2)
     rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in (seen("row0", 5.0), seen("row1", 1.0))]
-    few, many = (judge_event([seen(), *rows, *quiet], {}, 1, DEFAULT, 1, looks) for looks in (2, 10**12))
+    states = {name: ProbeState(since=1, streak=1) for name in ("a", "row0")}
+    few, many = (judge_event([seen(), *rows, *quiet], states, 2, DEFAULT, 1, looks) for looks in (2, 10**12))
     assert [f.name for f in few.findings] == [f.name for f in many.findings] == ["a", "row0"]
     assert {f.p for f in (*few.findings, *many.findings)} == {few.findings[0].p}
     assert [f.verdict for f in few.findings] == [Verdict.MEMORIZED] * 2
@@ -195,7 +196,7 @@ def test_nothing_earlier_to_compare_with():
 
 def test_what_is_not_finite_is_inconclusive_and_no_control():
     broken, control = (seen(name, now=measured(math.nan), control=name == "c") for name in "ac")
-    judgement = judged([broken, control, *controls(20, 1.0)])
+    judgement = judged([broken, control, *controls(20, 1.0)], 1)
     (finding,) = judgement.findings
     assert (finding.signals, finding.verdict, finding.is_alert) == (None, Verdict.INCONCLUSIVE, True)
     assert finding.evidence.num_controls == 20

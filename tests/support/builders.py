@@ -76,6 +76,7 @@ def call_every_change(monkeypatch: Any) -> None:
         return replace(evidence, **found, any_controls=True, num_controls=20)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)
+    monkeypatch.setattr(memwatch.judge.verdict, "PATIENCE", 1)
     monkeypatch.setattr(memwatch.measure.regions, "MIN_FACTOR", 1.000001)
 
 

@@ -26,7 +26,7 @@ from evidence.verdicts import intervals
 
 RESULTS = Path(__file__).parents[1] / "results" / "nulls.md"
 NUM_PHOTOS, STEPS, EVERY, BATCH = 80, 200, 10, 8
-FIRST_SEED = 1000
+FIRST_SEED = 2000
 WATCHING = {"config": None, "stop": {"enabled": False}, "rollback": False}
 PAGE = """# Nothing planted
 
@@ -34,7 +34,7 @@ Written by `python train_examples/evidence/nulls.py {options}` at commit {commit
 
 {runs} runs of the quickstart's loop on {photos} ordinary photos, {steps} steps of {batch}, an event every {every}
 steps, with memwatch's defaults. Each photo is shown about {showings:.0f} times. `called`: runs in which anything was
-called memorized at any event. `suspicious`: runs in which anything was suspicious, which p <= 0.01 allows.
+called memorized at any event. `suspicious`: runs in which anything was suspicious, which p <= 0.01 allows. Seeds below 2000 chose constants.
 
 {table}
 """

@@ -22,6 +22,7 @@ from memwatch.judge.statistic import (
     threshold,
     top_means,
 )
+from memwatch.judge.verdict import PATIENCE
 
 TAILS = {  # of severities, on the log scale
     "normal": "normal",
@@ -168,8 +169,13 @@ class Outcome:
 
 
 def called(p: np.ndarray, cell: Cell, rate: float) -> Called:
-    """What p-values ``(events, runs, probes)`` call; the probes that are stored are no part of the promise."""
-    calls = p <= threshold(rate, cell.probes * cell.events)
+    """What p-values ``(events, runs, probes)`` call; the probes that are stored are no part of the promise.
+
+    The smallest severity of a call is left out: it would hide what the statistics do.
+    """
+    allowed = threshold(rate, cell.probes * cell.events)
+    rare = np.concatenate([np.zeros((PATIENCE - 1, *p.shape[1:]), bool), p <= allowed])
+    calls = np.stack([rare[i : i + PATIENCE].all(0) for i in range(len(p))])
     false, late = calls[:, :, : cell.probes], calls[cell.events // 2 :, :, cell.probes :]
     strongest = late[:, :, 0]
     delays = strongest.argmax(0)[strongest.any(0)]
