@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from evidence.worlds.items import DOSES, PLANTED, Item, Kind, batch, planted_set
-from evidence.worlds.sets import MODERATE, STRONG, WEAK
+from evidence.worlds.sets import HALVES, STRONG
 from evidence.worlds.shapes import CELL, SHAPES, SIZES, place
 from evidence.worlds.sources import SIZE, fashion, photographs
 from evidence.worlds.world import WORLDS
@@ -38,11 +38,22 @@ def test_a_mask_is_exactly_what_every_showing_has_in_common(world):
         assert item.mask.all() or same[~item.mask].mean() < 0.05, item.name
 
 
-def test_many_captions_have_regions_of_every_size_at_three_doses():
+@pytest.mark.parametrize("world", [name for name in PHOTOGRAPHIC if name != "nothing"])
+def test_what_may_be_stored_is_in_one_half_and_both_halves_are_as_large(world):
+    items = WORLDS[world].items(0)
+    recurring = [i for i in items if i.dose and not i.name.startswith("class")]
+    assert {i.half for i in recurring} == set(HALVES)
+    doses = [sum(i.dose for i in items if i.is_in(half)) for half in HALVES]
+    assert doses[0] == doses[1]
+    shown = {caption for caption, _ in batch(items, "a", 0, 3, 200)}
+    assert shown <= {i.caption for i in items if i.is_in("a")}
+
+
+def test_many_captions_have_regions_of_every_size_in_each_half():
     planted = [item for item in WORLDS["captions"].items(0) if item.kind in PLANTED]
-    assert {item.dose for item in planted} == {STRONG, MODERATE, WEAK}
-    strong = [item.mask.mean() for item in planted if item.dose == STRONG]
-    assert all(any(low <= share <= high for share in strong) for low, high in (*SIZES.values(), (1.0, 1.0)))
+    for half in HALVES:
+        shares = [item.mask.mean() for item in planted if item.half == half]
+        assert all(any(low <= share <= high for share in shares) for low, high in (*SIZES.values(), (1.0, 1.0)))
     assert all(sorted(i.dose for i in planted_set(0) if i.kind is kind) == sorted(2 * DOSES) for kind in PLANTED)
 
 
@@ -58,15 +69,15 @@ def test_positives_and_negatives_have_captions_of_one_kind_and_rarity(world):
 
 def test_a_batch_is_a_function_of_seed_and_step_and_follows_the_doses():
     items = WORLDS["captions"].items(0)
-    first, again = batch(items, 0, 5, 400), batch(WORLDS["captions"].items(0), 0, 5, 400, dropout=0.1)
+    first, again = batch(items, "a", 0, 5, 400), batch(WORLDS["captions"].items(0), "a", 0, 5, 400, dropout=0.1)
     assert all(np.array_equal(x, y) for (_, x), (_, y) in zip(first, again, strict=True))  # but for dropped captions
     changed = [b for (a, _), (b, _) in zip(first, again, strict=True) if a != b]
     assert set(changed) == {""}
     assert abs(len(changed) / 400 - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 400)
-    assert [caption for caption, _ in first] != [caption for caption, _ in batch(items, 0, 6, 400)]
-    drawn = [caption for caption, _ in batch(items, 0, 0, 1500)]
-    strong = {item.caption for item in items if item.dose == STRONG}
-    expected = STRONG * len(strong) / sum(item.dose for item in items)
+    assert [caption for caption, _ in first] != [caption for caption, _ in batch(items, "a", 0, 6, 400)]
+    drawn = [caption for caption, _ in batch(items, "a", 0, 0, 1500)]
+    strong = {item.caption for item in items if item.dose == STRONG and item.is_in("a")}
+    expected = STRONG * len(strong) / sum(item.dose for item in items if item.is_in("a"))
     share = sum(caption in strong for caption in drawn) / len(drawn)
     assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / len(drawn))
 

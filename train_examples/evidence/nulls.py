@@ -34,7 +34,8 @@ Written by `python train_examples/evidence/nulls.py {options}` at commit {commit
 
 {runs} runs of the quickstart's loop on {photos} ordinary photos, {steps} steps of {batch}, an event every {every}
 steps, with memwatch's defaults. Each photo is shown about {showings:.0f} times. `called`: runs in which anything was
-called memorized at any event. `suspicious`: runs in which anything was suspicious, which p <= 0.01 allows. Seeds below 2000 chose constants.
+called memorized at any event. `suspicious`: runs in which anything was suspicious, which p <= 0.01 allows. Seeds
+below 2000 chose constants.
 
 {table}
 """

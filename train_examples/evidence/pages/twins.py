@@ -15,12 +15,13 @@ from evidence.verdicts.product import judged
 from evidence.verdicts.tables import Judged, bar_table, kind_table, mistakes
 from evidence.verdicts.truth import COPIED, truths_of
 from memwatch.config import MemWatchConfig
+from memwatch.messages import counted
 from memwatch.report.about import machine
 
 LABELS = Path(__file__).with_name("pairs.csv")
 PAGE = """# Twins: is what memwatch calls really stored, and does it call in time?
 
-Written by `bench.py --report` from {pairs} pairs of twins ({names}), trained at commit {commits}. {machine}.
+Written by `bench.py --report` from {pairs} of twins ({names}), trained at commit {commits}. {machine}.
 
 Two models are fine-tuned from one base on one set, but every item that may be stored is in one of the two halves only.
 Both look at all items at every event ({events} events, noise levels {levels}). So each item has its own counterfactual:
@@ -58,7 +59,7 @@ def write_page(pairs: Sequence[Pair], config: MemWatchConfig, folder: Path) -> P
     found = [Judged(judged(t.run, config), t) for t in tqdm(truths_of(pairs), desc="memwatch's own judge")]
     runs = [run for pair in pairs for run in pair.runs]
     text = PAGE.format(
-        pairs=len(pairs),
+        pairs=counted(len(pairs), "pair"),
         names=", ".join(pair.name for pair in pairs),
         commits=", ".join(sorted({f"`{run.plan['commit']}`" for run in runs})),
         machine=machine(*PACKAGES),

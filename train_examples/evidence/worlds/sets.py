@@ -64,7 +64,7 @@ def marks(seed: int, source: Source) -> list[Item]:
         for i in range(8):
             shared = (f"shared-{half}{i}", Kind.LOGO, STRONG // 4, next(others), mask, drawn, source, rng)
             items.append(in_half(half, replace(planted_item(*shared), watched=i < 2)))
-    return [*items, *learned(2, source, others, rng), *company(source, others, rng)]
+    return [*items, *learned(2, source, others, rng), *company(source, others, rng, rare=16)]
 
 
 def one_subject(seed: int, source: Source, prior: bool = False) -> list[Item]:
