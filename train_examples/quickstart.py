@@ -41,10 +41,10 @@ SIZE = 64  # pixels
 WHOLE = (0, 0, SIZE, SIZE)
 PLANTED = ("rocket", "banner", "sticker")  # what must be found
 BOXES = {"banner": (0, 0, 64, 24), "sticker": (32, 28, 64, 64)}  # the fixed parts: left, top, right, bottom
-# Two bars of IoU with the planted box. A box in the wrong half of the picture reaches 0.04 at most and fails the first.
-# A region that fills the picture reaches the box's share of it and fails the second, in every template.
-MIN_IOU = 0.25  # of every probe of a template that is called
-MIN_MEAN_IOU = {"banner": 0.42, "sticker": 0.33}  # of those probes on average; the boxes cover 0.38 and 0.28
+# Share of the regions inside the planted box, of every probe of a template that is called. The run stops early, when a
+# part of the box is found. Regions that fill the picture reach the box's share of it, 0.38 and 0.28, and those in the
+# wrong half of it nothing.
+MIN_INSIDE = 0.6
 VALIDATION_STEPS = 20
 SMOKE_TRAINING = {
     "max_train_steps": 200,
@@ -53,9 +53,7 @@ SMOKE_TRAINING = {
     "num_template_images": 16,
     "num_repeats": 40,
 }
-SMOKE_WATCH = {  # one test vector per draw; one event with all five decides
-    "stop": {"num_probes": 3},
-}
+SMOKE_WATCH = {"stop": {"num_probes": 3}}
 
 
 @dataclass(frozen=True)
@@ -218,14 +216,15 @@ def validation_loss(unet: Any, noise_scheduler: Any, latents: torch.Tensor, hidd
     return F.mse_loss(prediction, eps.to(device)).item()
 
 
-def iou(finding: Finding, item: Item) -> float:
-    """Overlap of the found regions with the fixed part, in [0, 1]."""
+def overlap(finding: Finding, item: Item) -> tuple[float, float]:
+    """IoU of the found regions with the fixed part, and the share of them that lies inside it; each in [0, 1]."""
     left, top, right, bottom = item.box or (0, 0, 0, 0)
     truth = np.zeros((SIZE, SIZE), dtype=bool)
     truth[top:bottom, left:right] = True
     labels = finding.labels if finding.labels is not None else np.zeros((1, 1))
     found = np.kron(labels > 0, np.ones((SIZE // len(labels),) * 2, dtype=bool))
-    return float((truth & found).sum() / max(1, (truth | found).sum()))
+    both = (truth & found).sum()
+    return float(both / max(1, (truth | found).sum())), float(both / max(1, found.sum()))
 
 
 def shown(report: Report, items: list[Item]) -> Iterator[tuple[Finding, Item]]:
@@ -243,8 +242,8 @@ def show(run: Run, items: list[Item], args: argparse.Namespace) -> None:
     for f, item in shown(last, items):
         planted = "nothing" if item.box is None else "whole image" if item.box == WHOLE else "fixed part"
         p = "-" if f.p is None else f"{f.p:.1g}"
-        overlap = f"{iou(f, item):.2f}" if item.box else "-"
-        print(f"{item.name:<24}{planted:<14}{f.verdict:<14}{f.severity:>8.1f}x{p:>8}{overlap:>7}")
+        iou = f"{overlap(f, item)[0]:.2f}" if item.box else "-"
+        print(f"{item.name:<24}{planted:<14}{f.verdict:<14}{f.severity:>8.1f}x{p:>8}{iou:>7}")
     overview, history = args.output_dir / "overview.png", args.output_dir / "memwatch" / "history.jsonl"
     if last.overview is not None:
         last.overview.save(overview)
@@ -273,14 +272,11 @@ def problems(reports: Sequence[Report], items: Sequence[Item], stop_reason: str 
         elif not called:
             found.append(f"{planted}: got {', '.join(f.verdict for f, _ in of_it)}, expected memorized")
         elif planted in BOXES:  # the repeated photo may be recognized by any part of it
-            overlaps = {item.name: iou(f, item) for f, item in called}
-            for name, overlap in overlaps.items():
-                if overlap < MIN_IOU:
-                    got = f"got IoU {overlap:.2f} with the planted box {BOXES[planted]}"
-                    found.append(f"{name}: found in the wrong place; {got}, expected {MIN_IOU} or more")
-            mean, least = np.mean(list(overlaps.values())), MIN_MEAN_IOU[planted]
-            if mean < least:
-                found.append(f"{planted}: found too coarsely; got a mean IoU of {mean:.2f}, expected {least} or more")
+            for f, item in called:
+                inside = overlap(f, item)[1]
+                if inside < MIN_INSIDE:
+                    got = f"{inside:.2f} of its regions lie in the planted box {BOXES[planted]}"
+                    found.append(f"{item.name}: found in the wrong place; {got}, expected {MIN_INSIDE} or more")
     for report in reports:
         wrong = [item for f, item in shown(report, items) if not item.planted and f.verdict is Verdict.MEMORIZED]
         found += [f"{item.name}: called memorized at step {report.step}, though it is seen rarely" for item in wrong]
