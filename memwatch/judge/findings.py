@@ -79,25 +79,17 @@ class Standing:
     """How the controls of one kind have scored.
 
     Attributes:
-        scores: the largest of each control so far, ``(N,)``. called_from: the score from which a probe is memorized.
-        events: that the run is planned to have.
+        number: of those with a score. highest: the largest score of one of them so far.
+        called_from: the score from which on a probe may be called memorized.
     """
 
-    scores: np.ndarray
+    number: int
+    highest: float
     called_from: float
-    events: int
-
-    @property
-    def highest(self) -> float:
-        return float(self.scores.max())
-
-    def p_value(self, score: float, num_controls: int) -> float:
-        """See ``statistic.p_value``."""
-        return float(p_value(np.array([score]), num_controls, self.scores, self.events)[0])
 
     def __str__(self) -> str:
         called = f"memorized is called from {self.called_from:.1f} on"
-        return f"{len(self.scores)} controls scored {self.highest:.1f} at most so far, and {called}"
+        return f"{self.number} controls scored {self.highest:.1f} at most so far, and {called}"
 
 
 @dataclass(frozen=True)
@@ -156,13 +148,13 @@ def judge_event(
     by_loss = {} if screened is None else compare(screened.observations, config.signals, terms="loss")
     scored = by_loss | by_terms  # a control's score is of all draws where they were measured, else of the screen
     highest = {o.name: highest_of(scored[o.name], states) for o in controls if o.name in scored}
-    standings = standings_of(controls, highest, memorized_p, events)
+    standings = standings_of(controls, highest, memorized_p)
     compared = by_terms if screened is None else by_loss | {name: by_terms[name] for name in screened.chosen}
 
     def finding(o: Observation) -> Finding:
         its, before = compared[o.name], states.get(o.name, ProbeState())
         regions, labels = regions_of(its.observation, its.signals)
-        evidence = evidence_of(its, regions, standings.get(kind_of(o.probe)), bool(controls))
+        evidence = evidence_of(its, regions, bool(controls))
         state, reason = judge(before, evidence, step, config.alerts.max_p, memorized_p)
         state = replace(state, highest=highest.get(o.name))
         if not state.verdict.is_evidence and labels is not None:  # every map has a highest place; a box takes evidence
@@ -183,26 +175,23 @@ def highest_of(compared: Compared, states: Mapping[str, ProbeState]) -> float | 
 
 
 def standings_of(
-    controls: Sequence[Observation], highest: Mapping[str, float | None], memorized_p: float, events: int
+    controls: Sequence[Observation], highest: Mapping[str, float | None], memorized_p: float
 ) -> dict[str, Standing]:
     """How the controls of each kind stand, where there are enough of them. ``highest``: see ``highest_of``."""
     standings = {}
     for kind in dict.fromkeys(kind_of(o.probe) for o in controls):
         known = [score for o in controls if kind_of(o.probe) == kind and (score := highest.get(o.name)) is not None]
         if len(known) >= MIN_CONTROLS:
-            largest = np.array(known)
-            standings[kind] = Standing(largest, called_from(memorized_p, len(known), largest, events), events)
+            standings[kind] = Standing(len(known), max(known), called_from(memorized_p, len(known)))
     return standings
 
 
-def evidence_of(
-    compared: Compared, regions: Sequence[Region], standing: Standing | None, any_controls: bool
-) -> Evidence:
-    """The numbers of one probe. ``standing``: of the controls of its kind. ``any_controls``: of either kind."""
+def evidence_of(compared: Compared, regions: Sequence[Region], any_controls: bool) -> Evidence:
+    """The numbers of one probe. ``any_controls``: whether there are any of either kind."""
     score, num_controls, signals = compared.score, compared.num_controls, compared.signals
     return Evidence(
         severity=factor(max(0.0, regions[0].effect)) if regions else 1.0,
-        p=None if score is None or standing is None else standing.p_value(score, num_controls),
+        p=None if score is None else float(p_value(np.array(score), num_controls)),
         z_score=score,
         num_controls=num_controls,
         any_controls=any_controls,

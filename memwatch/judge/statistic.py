@@ -5,7 +5,6 @@ One functional for probes and controls, so that they are exchangeable where noth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,6 @@ from memwatch.measure.signals import Signals, compute_signals
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 RESOLUTION = 0.05  # of a log factor: the smallest spread of the controls that is believed
 PRIOR_DF = 10  # by which the controls' variance at one size is drawn towards the mean over the sizes
-TAIL = 1 / 3  # share of the controls that the tail is made of: those with the largest scores
 UNKNOWN_EVENTS = 100  # that a run is taken to have where it does not say
 
 
@@ -76,34 +74,13 @@ def leave_one_out(controls: np.ndarray) -> np.ndarray:
     return found
 
 
-def tail_of(highest: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    """Start, share and mean excess of the largest third of the controls' largest scores so far ``(..., N)``.
+def p_value(score: np.ndarray, num_controls: int) -> np.ndarray:
+    """The chance that a picture that was never trained on scores as much at one event.
 
-    Largest scores of whole runs: events that depend on each other cannot make the tail too short.
-    """
-    ordered, n = np.sort(highest, axis=-1), highest.shape[-1]
-    k = math.ceil(n * TAIL)
-    start = ordered[..., n - k - 1]
-    return start, k / n, np.maximum((ordered[..., n - k :] - start[..., None]).mean(-1), 1e-9)
-
-
-def p_value(score: np.ndarray, num_controls: int, highest: np.ndarray | None = None, events: int = 1) -> np.ndarray:
-    """The chance that a picture that was never trained on scores as much at one event: the larger of two.
-
-    Student's t with N - 1 degrees of freedom (the prediction interval of a normal sample) times the number of sizes;
-    and the chance that the largest score of one more control exceeds this one, by an exponential tail, spread over the
-    run's events.
-
-    Args:
-        score: ``(..., M)``. highest: ``(..., N)``, see ``tail_of``.
+    Student's t with N - 1 degrees of freedom (the prediction interval of a normal sample) times the number of sizes.
     """
     p: np.ndarray = np.minimum(1.0, NUM_SIZES * stats.t.sf(score, num_controls - 1))
-    if highest is None:
-        return p
-    start, share, mean = tail_of(highest)
-    in_run = share * np.exp(-np.maximum(score - start[..., None], 0) / mean[..., None])
-    rarer: np.ndarray = np.maximum(p, in_run / events)
-    return rarer
+    return p
 
 
 def threshold(false_alarms_per_run: float, looks: int) -> float:
@@ -111,13 +88,9 @@ def threshold(false_alarms_per_run: float, looks: int) -> float:
     return false_alarms_per_run / max(1, looks)
 
 
-def called_from(p: float, num_controls: int, highest: np.ndarray | None = None, events: int = 1) -> float:
+def called_from(p: float, num_controls: int) -> float:
     """The score from which on ``p_value`` is at most ``p``."""
-    by_t = float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
-    if highest is None:
-        return by_t
-    start, share, mean = tail_of(highest)
-    return max(by_t, float(start + mean * max(0.0, math.log(share / (p * events)))))
+    return float(stats.t.isf(p / NUM_SIZES, num_controls - 1))
 
 
 def kind_of(probe: Probe) -> str:

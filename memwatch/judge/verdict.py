@@ -8,8 +8,7 @@ The whole rule, with all its constants:
 2.  Take the means of its k largest pixels at 7 sizes k: all, a half, ... 1/64. z: how far such a mean lies above those
     of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance, drawn to
     its mean over the sizes as if by 10 more controls. T is the largest z. A control is compared with the N - 1 others.
-3.  p is the larger of 7 P(t > T), Student's t with N - 1 degrees of freedom, and, divided by the planned events, the
-    chance that one more control's largest T so far exceeds T: an exponential tail through the largest third of them.
+3.  p = 7 P(t > T), Student's t with N - 1 degrees of freedom.
 4.  memorized: at 2 events in a row p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100
     if unknown), and the first region reduced 1.4x or more.
     suspicious: p <= max_p (0.01). no evidence: larger. inconclusive: output that is not finite, nothing earlier to

@@ -96,9 +96,9 @@ def test_normal_severities_keep_the_promise_and_what_is_stored_is_found(cell):
     assert 0 <= found.rule.delay < 3
 
 
-def test_the_controls_own_tail_halves_the_false_alarms_of_skewed_severities():
-    found = simulate(Cell(tail="lognormal"), 40, 0.05)
-    assert 0 < found.rule.alarmed <= found.by_t.alarmed / 2
+def test_two_events_in_a_row_halve_the_false_alarms_of_skewed_severities():
+    found = simulate(Cell(tail="lognormal", autocorrelation=0.5), 60, 0.05)
+    assert 0 < found.rule.alarmed <= found.at_once.alarmed / 2
 
 
 def test_the_command_simulates_every_setting_by_the_rule_of_the_config(tmp_path, monkeypatch, capsys):

@@ -58,11 +58,11 @@ def test_a_finding_carries_what_its_verdict_rests_on():
     assert evidence.z_score == pytest.approx(scores(profile[None], held_out)[0])
     own = np.array([f.state.highest for f in judgement.controls])
     assert list(own) == [f.evidence.z_score for f in judgement.controls]
-    assert finding.p == evidence.p == pytest.approx(p_value(np.array([evidence.z_score]), 20, own, 20)[0])
+    assert finding.p == evidence.p == pytest.approx(p_value(np.array([evidence.z_score]), 20)[0])
     assert (evidence.num_controls, evidence.any_controls) == (20, True)
     (standing,) = judgement.standings.values()
-    assert (len(standing.scores), standing.highest) == (20, own.max())
-    assert standing.called_from == called_from(threshold(0.05, 160), 20, own, 20) < evidence.z_score
+    assert (standing.number, standing.highest) == (20, own.max())
+    assert standing.called_from == called_from(threshold(0.05, 160), 20) < evidence.z_score
 
 
 SIDE = 32
@@ -129,7 +129,7 @@ def test_the_map_that_decides_is_not_the_one_that_shows_where():
 
 
 def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called():
-    """It widens the controls' spread and their tail."""
+    """It widens the controls' spread."""
     quiet = controls(20, 1.0, spread=0.05)
     sibling = replace(quiet[0], now=seen(fallen=4.5).now)
     judgement = judged([seen(), sibling, *quiet[1:]], 3)
@@ -180,7 +180,7 @@ def test_who_can_be_judged(number, reference, verdict, has_p, scored):
     (finding,) = judgement.findings
     assert (finding.verdict, finding.p is not None) == (verdict, has_p)
     assert sum(f.p is not None for f in judgement.controls) == scored
-    assert {kind: len(s.scores) for kind, s in judgement.standings.items()} == (
+    assert {kind: s.number for kind, s in judgement.standings.items()} == (
         {"reference" if reference else "prompt": scored} if scored else {}
     )
 

@@ -94,7 +94,7 @@ def test_a_trained_network_is_told(meant, kind, tiny):
     for declared in TYPES:
         seen = looked(network, tiny.schedule(declared), tiny.prepared(kind))
         left = unexplained(*seen)
-        assert left[meant] < 0.4
+        assert left[meant] < 0.5
         assert left[other] > 2 * left[meant]
         reading = PredictionTypeCheck(seen[0], "sd")
         why = reading.contradiction(*seen[1:])

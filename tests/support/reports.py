@@ -34,7 +34,7 @@ def report_of(*observations: Observation, step: int = 7, before: Any = None, set
     """The report of an event that saw these, as the callback would make it; ``parts`` of it differ."""
     config, calibrated = load_config(BY_VARIANCE, **(settings or {})), any(o.probe.is_control for o in observations)
     known = Judgement() if before is None else before.judgement
-    judgement = judge_event(observations, known.states, step, config, known.pooled)
+    judgement = judge_event(observations, known.states, step, config)
     report = Report(step, config, judgement, calibrated, 1.5, 2, None)
     return replace(report, **parts)
 

@@ -34,8 +34,8 @@ threshold decide.
 A setting is *kept* where the 95 % interval of its share of runs with a false alarm does not lie above the promise.
 *False alarm*: share of runs that call any probe of which nothing is stored. *Found*: share of runs that call one more
 probe, which is stored at {strong:g} or {weak:g} standard deviations of the severities on a quarter of the picture from
-the middle of the run on. *Delay*: events until the former is called, where it is. *By t alone*: without the tail of the
-controls' own scores, which is what the tail costs and what it is for.
+the middle of the run on. *Delay*: events until the former is called, where it is. *At one event*: without waiting for a
+second event in a row, which is what that costs and what it is for.
 
 ## In short
 
@@ -83,9 +83,9 @@ def page(outcomes: Sequence[Outcome], promised: float, command: str, minutes: fl
 
 
 def in_short(tail: str, outcomes: Sequence[Outcome], promised: float) -> list[dict[str, Any]]:
-    """Of all settings of a tail: the rule's row, and the one by Student's t alone."""
+    """Of all settings of a tail: the rule's row, and the one by each event alone."""
     rows = []
-    for name, ruled in (("the rule", [o.rule for o in outcomes]), ("t alone", [o.by_t for o in outcomes])):
+    for name, ruled in (("the rule", [o.rule for o in outcomes]), ("one event", [o.at_once for o in outcomes])):
         kept = sum(Outcome(o.cell, o.runs, r, r).keeps(promised) for o, r in zip(outcomes, ruled, strict=True))
         middle = [r for o, r in zip(outcomes, ruled, strict=True) if o.cell == Cell(tail=tail)]
         runs = outcomes[0].runs
@@ -114,13 +114,13 @@ def found_by(ruled: Sequence[Called], runs: int) -> dict[str, str]:
 
 
 def other_row(outcome: Outcome, promised: float) -> dict[str, str]:
-    runs, rule, alone = outcome.runs, outcome.rule, outcome.by_t
+    runs, rule, alone = outcome.runs, outcome.rule, outcome.at_once
     return {
         "severities": f"{TAILS[outcome.cell.tail]}; {OTHERS[outcome.cell.other]}",
         "false alarm": alarm(outcome, promised),
         **found_by([rule], runs),
-        "by t alone: false alarm": percent(alone.alarmed / runs),
-        "found at 8, t alone": percent(alone.found[0] / runs),
+        "at one event: false alarm": percent(alone.alarmed / runs),
+        "found at 8, at one event": percent(alone.found[0] / runs),
     }
 
 

@@ -16,7 +16,6 @@ from scipy import ndimage, stats
 
 from evidence.verdicts.intervals import upper_bound
 from memwatch.judge.statistic import (
-    leave_one_out,
     p_value,
     scores,
     threshold,
@@ -124,13 +123,11 @@ def judged(maps: Iterable[np.ndarray], cell: Cell) -> Iterator[tuple[np.ndarray,
     Args:
         maps: of every event, see ``maps_of``; the last objects are the controls.
     """
-    highest = None
     for found in maps:
         profiles = top_means(found)
         probes, controls = profiles[:, : -cell.controls], profiles[:, -cell.controls :]
-        score, own = scores(probes, controls), leave_one_out(controls)
-        highest = own if highest is None else np.maximum(highest, own)
-        yield score, p_value(score, cell.controls, highest, cell.events)
+        score = scores(probes, controls)
+        yield score, p_value(score, cell.controls)
 
 
 @dataclass(frozen=True)
@@ -150,12 +147,12 @@ class Called:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of one setting: ``runs`` of them, judged by the rule, and by Student's t alone."""
+    """What came out of one setting: ``runs`` of them, judged by the rule, and by each event alone."""
 
     cell: Cell
     runs: int
     rule: Called
-    by_t: Called
+    at_once: Called
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -168,14 +165,14 @@ class Outcome:
         return self.interval[0] <= promised
 
 
-def called(p: np.ndarray, cell: Cell, rate: float) -> Called:
+def called(p: np.ndarray, cell: Cell, rate: float, patience: int = PATIENCE) -> Called:
     """What p-values ``(events, runs, probes)`` call; the probes that are stored are no part of the promise.
 
     The smallest severity of a call is left out: it would hide what the statistics do.
     """
     allowed = threshold(rate, cell.probes * cell.events)
-    rare = np.concatenate([np.zeros((PATIENCE - 1, *p.shape[1:]), bool), p <= allowed])
-    calls = np.stack([rare[i : i + PATIENCE].all(0) for i in range(len(p))])
+    rare = np.concatenate([np.zeros((patience - 1, *p.shape[1:]), bool), p <= allowed])
+    calls = np.stack([rare[i : i + patience].all(0) for i in range(len(p))])
     false, late = calls[:, :, : cell.probes], calls[cell.events // 2 :, :, cell.probes :]
     strongest = late[:, :, 0]
     delays = strongest.argmax(0)[strongest.any(0)]
@@ -186,5 +183,5 @@ def called(p: np.ndarray, cell: Cell, rate: float) -> Called:
 def simulate(cell: Cell, runs: int, rate: float, seed: int = 0) -> Outcome:
     """Run one cell. Verdicts on what is not stored do not depend on what is, so that one run shows both."""
     maps = maps_of(cell, runs, np.random.default_rng([seed, crc32(repr(cell).encode())]))
-    score, p = map(np.stack, zip(*judged(maps, cell), strict=True))
-    return Outcome(cell, runs, called(p, cell, rate), called(p_value(score, cell.controls), cell, rate))
+    _, p = map(np.stack, zip(*judged(maps, cell), strict=True))
+    return Outcome(cell, runs, called(p, cell, rate), called(p, cell, rate, patience=1))
