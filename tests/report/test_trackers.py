@@ -35,7 +35,7 @@ def events(tmp_path) -> list[Report]:
     """Two events: cat and café are suspicious, then memorized; the dog is neither. The files are written."""
     settings = {"output_dir": str(tmp_path / "memwatch")}
     reports: list[Report] = []
-    for step, by in ((100, 1.5), (200, 6.0)):
+    for step, by in ((100, 1.7), (200, 6.0)):
         observations = [seen("cat", by), seen("dog", 1.0), seen("café", by), *controls(20, 1.0, spread=0.1)]
         pictures = {name: noise(step + i, 40) for i, name in enumerate(("cat", "dog", "café"))}
         parts = {"pictures": pictures, "overview": noise(step + 9, 60), "before": reports[-1] if reports else None}

@@ -51,7 +51,7 @@ def event_of_a_cat(step: int, factor: float = 5.0, *, before: Report | None = No
 def run_of_a_cat() -> list[Report]:
     """Quiet, then suspicious, then memorized, then still memorized but weaker."""
     reports: list[Report] = []
-    for step, factor in ((0, 1.0), (2, 1.5), (4, 6.0), (6, 5.0)):
+    for step, factor in ((0, 1.0), (2, 1.7), (4, 6.0), (6, 5.0)):
         reports.append(event_of_a_cat(step, factor, before=reports[-1] if reports else None))
     found = [str(report.findings[0].verdict) for report in reports]
     assert found == ["no evidence", "suspicious", "memorized", "memorized"]

@@ -33,8 +33,8 @@ the same picture under the same caption, and a model that never saw it. None of 
   distance of the nearest quarter to the item inside its mask, at any exposure. The threshold comes from pairs that were
   labelled by eye (`evidence/pages/pairs.csv`, pictures in `results/pairs-*.png`): {labels}
 
-Seeds that chose constants of memwatch are not on this page. Every watched picture is a probe, more than people have;
-the run's threshold pays for all of them.
+Seeds up to 10 chose constants of memwatch; the twins of seed 11 were seen once before the rule lost its tail. Every
+watched picture is a probe, more than people have; the run's threshold pays for all of them.
 
 ## Numbers with a bar
 {bars}
