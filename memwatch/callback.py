@@ -22,7 +22,6 @@ from memwatch.event import NEEDED, Observed, conduct, looks_in, observe_all
 from memwatch.faults import Faults, PartError
 from memwatch.guard import GuardedLoader, hook_end_training, hook_log, rows_in, rows_per_device
 from memwatch.judge.findings import Judgement
-from memwatch.judge.statistic import UNKNOWN_EVENTS
 from memwatch.measure.baselines import Baselines, open_stores
 from memwatch.measure.measurement import fingerprints
 from memwatch.measure.observer import Observer
@@ -203,7 +202,7 @@ class MemWatch:
 
     def _say_threshold(self) -> None:
         if self.accelerator.is_main_process:
-            say_threshold(self.observer, looks_in(self.observer, self.planned or UNKNOWN_EVENTS), self.planned)
+            say_threshold(self.observer, looks_in(self.observer, self.planned), self.planned)
 
     @property
     def should_stop(self) -> bool:

@@ -76,8 +76,7 @@ def conduct(watch: Watched, step: int) -> Report:
         weights, rotation = observer.trainable_weights, [p.name for p in observer.rotation]
         ranks.together(REMEMBERING, faults, lambda: watch.baselines.remember(step, seen, weights, faults, rotation))
         observations = observer.in_order(seen)
-        events = watch.planned or UNKNOWN_EVENTS
-        judged_by = (progress.states, step, config, events, looks_in(observer, events), screened)
+        judged_by = (progress.states, step, config, looks_in(observer, watch.planned), screened)
         judgement = ranks.together(JUDGING, faults, lambda: judge_event(observations, *judged_by))
         found = prove(judgement.findings, observations, observer, faults, progress.stop.copied)
         judgement = replace(judgement, findings=found)
@@ -97,10 +96,10 @@ def conduct(watch: Watched, step: int) -> Report:
     return report
 
 
-def looks_in(observer: Observer, events: int) -> int:
-    """How many verdicts a run of so many events may give: of its probes, and of the rows rotated in per event."""
+def looks_in(observer: Observer, planned: int | None) -> int:
+    """How many verdicts a run may give at its planned events: of its probes, and of the rows rotated in at each."""
     num_fixed = sum(not p.probe.is_control for p in observer.fixed)
-    return events * (num_fixed + min(observer.config.rotation.per_event, len(observer.rotation)))
+    return (planned or UNKNOWN_EVENTS) * (num_fixed + min(observer.config.rotation.per_event, len(observer.rotation)))
 
 
 def observe_all(watch: Watched, step: int, *, full: bool) -> Observed:

@@ -128,7 +128,6 @@ def judge_event(
     states: Mapping[str, ProbeState],
     step: int,
     config: MemWatchConfig,
-    events: int = UNKNOWN_EVENTS,
     looks: int | None = None,
     screened: Screened | None = None,
 ) -> Judgement:
@@ -137,12 +136,12 @@ def judge_event(
     Args:
         observations: of probes and controls, with curvature where it was measured.
         states: by name, of before this event.
-        events: that the run is planned to have. looks: how many verdicts it may give; default: of these probes at all.
+        looks: how many verdicts the run may give; default: of these probes at 100 events.
         screened: what the screen measured and chose; without it everything is judged by ``observations``.
     """
     controls = [o for o in observations if o.probe.is_control]
     watched = [o for o in observations if not o.probe.is_control]
-    memorized_p = threshold(config.alerts.false_alarms_per_run, looks or events * len(watched))
+    memorized_p = threshold(config.alerts.false_alarms_per_run, looks or UNKNOWN_EVENTS * len(watched))
     measured = observations if screened is None else [o for o in observations if o.has_curvature]
     by_terms = compare(measured, config.signals)
     by_loss = {} if screened is None else compare(screened.observations, config.signals, terms="loss")

@@ -143,8 +143,9 @@ class Signals:
         """Every comparison that an observation allows; nothing is decided yet. ``floor``: see ``loss_floor``."""
 
         def compared(earlier: Measurement | None, now: Measurement | None) -> Comparison | None:
-            known = earlier is not None and now is not None
-            return Comparison.of(earlier, now, o.eps, smooth, floor) if known else None  # type: ignore[arg-type]
+            if earlier is None or now is None:
+                return None
+            return Comparison.of(earlier, now, o.eps, smooth, floor)
 
         return cls(
             snapshot=compared(o.baseline, o.now),
@@ -211,7 +212,8 @@ def compute_signals(
     k0 is the largest ``branch_quantile`` of any control of the probe's kind (reference or prompt) but itself: a loss of
     the branch counts as stored only as far as it exceeds every control's.
     """
-    floors = {o.probe.is_reference: loss_floor(observations, o.probe) for o in observations}
+    one_of_kind = {o.probe.is_reference: o.probe for o in observations}
+    floors = {kind: loss_floor(observations, probe) for kind, probe in one_of_kind.items()}
     found = {
         o.name: (o.probe, Signals.of(o, smooth, floors[o.probe.is_reference]) if o.finite else None)
         for o in observations

@@ -75,7 +75,7 @@ def test_the_simulation_judges_as_the_product_does():
     judgement, verdicts, before = judge_event([], {}, 0, config), set(), np.zeros(len(names), bool)
     for step, (maps, (score, p)) in enumerate(zip(events, judged(iter(events), SMALL), strict=True), start=1):
         observations = [seen(probe, picture) for probe, picture in zip(probes, maps[1], strict=True)]
-        judgement = judge_event(observations, judgement.states, step, config, SMALL.events, looks)
+        judgement = judge_event(observations, judgement.states, step, config, looks)
         assert [f.evidence.z_score for f in judgement.findings] == pytest.approx(list(score[1]), rel=1e-3, abs=1e-3)
         assert [f.p for f in judgement.findings] == pytest.approx(list(p[1]), rel=0.02)
         is_called = [f.verdict is Verdict.MEMORIZED for f in judgement.findings]

@@ -40,7 +40,7 @@ def judged(observations, events=2, config=DEFAULT):
 def test_a_finding_carries_what_its_verdict_rests_on():
     observation = replace(seen(), image=np.zeros((32, 32, 3), np.uint8))  # 8 pixels per pixel of the map
     gone = {"gone": ProbeState(last_clean=3), "a": ProbeState(since=7, streak=1)}
-    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED, 20, 160)
+    judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED, 160)
     (finding,) = judgement.findings
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
@@ -142,7 +142,7 @@ def test_more_looks_take_more_evidence_and_rows_are_told_with_evidence_alone():
     quiet = controls(20, 1.0, spread=0.2)
     rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in (seen("row0", 5.0), seen("row1", 1.0))]
     states = {name: ProbeState(since=1, streak=1) for name in ("a", "row0")}
-    few, many = (judge_event([seen(), *rows, *quiet], states, 2, DEFAULT, 1, looks) for looks in (2, 10**12))
+    few, many = (judge_event([seen(), *rows, *quiet], states, 2, DEFAULT, looks) for looks in (2, 10**12))
     assert [f.name for f in few.findings] == [f.name for f in many.findings] == ["a", "row0"]
     assert {f.p for f in (*few.findings, *many.findings)} == {few.findings[0].p}
     assert [f.verdict for f in few.findings] == [Verdict.MEMORIZED] * 2
