@@ -31,7 +31,7 @@ def small(monkeypatch):
     planted = [next(i for i in full if i.name.startswith("large") and i.half == half) for half in "ab"]
     kept = [*planted, *[next(i for i in full if i.kind is kind) for kind in (Kind.CONTROL, Kind.HELD_OUT)]]
     monkeypatch.setitem(WORLDS, "captions", replace(WORLDS["captions"], make=lambda seed, source: kept))
-    monkeypatch.setattr(copies.generate, "__defaults__", (SamplingConfig(num_inference_steps=2), None))
+    monkeypatch.setattr(copies, "GENERATION", SamplingConfig(num_inference_steps=2))
     monkeypatch.setattr(copies, "NUM_SEEDS", 2)
     monkeypatch.setattr(protocol, "TRUTH", LevelsConfig(timesteps=(100,), draws=2))
     monkeypatch.setattr(event, "CURVATURE", CurvatureConfig(vectors=1, tile=1))

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
-from evidence.runs.generations import Generated, generate
+from evidence.runs.generations import generate
 from evidence.runs.protocol import CURVATURE, DRAWS, Bench
 from evidence.worlds.items import PLANTED, Kind
 from torch import Tensor
 
 from memwatch.config import LevelsConfig
-from memwatch.denoiser import Conditioning
-from memwatch.measure.curvature import test_vectors, value_and_diag_jacobian
 from memwatch.measure.images import encode_images
 from memwatch.measure.measure import Batches, measure, run_forward
 from memwatch.measure.measurement import Measurement, to_tensors
-from memwatch.measure.views import View, noised, seeded
+from memwatch.measure.views import View, noised
 from memwatch.measure.weights import swapped
 
-Generations = Mapping[str, list[Generated]]
+Generations = Mapping[str, list[Tensor]]
 PROMPTED = (*PLANTED, Kind.HELD_OUT)  # whose captions are prompt probes as well
 
 
@@ -73,7 +69,7 @@ def generations(bench: Bench, names: Collection[str]) -> tuple[dict[str, Tensor]
     chosen = replace(bench, items=[item for item in bench.items if item.name in names])
     generated = generate(chosen)
     first = {item.caption: item.name for item in reversed(chosen.items)}  # the first item of each caption
-    tensors = {f"{name}/generated": torch.stack([g.picture for g in generated[name]]) for name in first.values()}
+    tensors = {f"{name}/generated": torch.stack(generated[name]) for name in first.values()}
     return tensors, generated
 
 
@@ -87,15 +83,10 @@ def renoised(bench: Bench, generated: Generations, earlier: Mapping[str, Tensor]
     levels = LevelsConfig(timesteps=tuple(map(int, bench.views[0].timesteps)), draws=DRAWS)
     views = []
     for p in (p for p in bench.prepared if kinds[p.name] in PROMPTED):
-        latents = torch.stack([latents_of(bench, g) for g in generated[p.name][:DRAWS]])
+        latents = encode_images([g.numpy() for g in generated[p.name][:DRAWS]], bench.parts.vae)
         views.append(noised(p, latents, bench.denoiser, levels, bench.seed))
     assert bench.unconditional is not None
     without = [replace(view, conditioning=bench.unconditional) for view in views]
     found = measured(bench, "renoised/", views) | measured(bench, "renoised_null/", without)
     with swapped(bench.denoiser.model, earlier):
         return found | measured(bench, "renoised_first/", views) | measured(bench, "renoised_first_null/", without)
-
-
-def latents_of(bench: Bench, g: Generated) -> Tensor:
-    """The finished latents of a generation, read from its picture as those of a training image are."""
-    return encode_images([g.picture.numpy()], bench.parts.vae)[0]

@@ -53,7 +53,7 @@ class Product:
         return self.findings[item.name][step].evidence.z_score or 0.0
 
     def region(self, item: Item, step: int) -> np.ndarray:
-        """The first region of an item at an event, bool ``(SIZE, SIZE)``; nothing where there is none."""
+        """The regions of an item at an event, bool ``(SIZE, SIZE)``; nothing where there are none."""
         labels = self.findings[item.name][step].labels
         if labels is None:
             return np.zeros((SIZE, SIZE), dtype=bool)
@@ -62,19 +62,14 @@ class Product:
         return found
 
 
-def judged(run: Finished, config: MemWatchConfig, screens: bool = True) -> Product:
-    """Every event in turn, with the memory of those before.
-
-    Args:
-        screens: whether all draws are judged only of what the screen chooses, as shipped, or of everything.
-    """
+def judged(run: Finished, config: MemWatchConfig) -> Product:
+    """Every event in turn, with the memory of those before."""
     product = Product(run)
     states: Mapping[str, ProbeState] = {}
-    events = len(run.steps) - 1
+    looks = (len(run.steps) - 1) * len(run.watched)
     for step in run.steps[1:]:
         full = [restricted(run.observation(item.name, step), config) for item in run.items]
-        screened = screened_of(full, config) if screens else None
-        judgement = judge_event(full, states, step, config, events, screened=screened)
+        judgement = judge_event(full, states, step, config, looks, screened_of(full, config))
         states = judgement.states
         product.events[step] = judgement
         for f in judgement.findings:
@@ -95,30 +90,20 @@ def restricted(o: Observation, config: MemWatchConfig) -> Observation:
     """An observation at the noise levels and draws of these settings alone."""
     places = [o.timesteps.index(t) for t in config.levels.timesteps]
 
-    def part(m: Measurement | None) -> Measurement | None:
+    def part(m: Measurement) -> Measurement:
         """Curvature that was not kept is full freedom: where the loss decides, it changes nothing."""
-        if m is None:
-            return None
         levels, draws, _, h, w = m.epsilon.shape
         rho = torch.ones(levels, draws, h, w) if m.rho is None else m.rho.samples
         return Measurement(CurvatureMap(rho[places]), m.epsilon[places])
 
-    now, eps = part(o.now), o.eps
-    assert now is not None
-    assert eps is not None
-    rest = {name: part(getattr(o, name)) for name in ("unconditional", "baseline", "unconditional_baseline")}
-    o = replace(o, timesteps=config.levels.timesteps, now=now, eps=eps[places], **rest)
-    return o if config.levels.draws == now.draws else with_draws(o, config.levels.draws)
+    assert o.eps is not None
+    parts = {name: part(m) for name, m in o.measurements.items()}
+    o = replace(o, timesteps=config.levels.timesteps, eps=o.eps[places], **parts)
+    return o if config.levels.draws == o.now.draws else with_draws(o, config.levels.draws)
 
 
 def with_draws(o: Observation, draws: int) -> Observation:
     """An observation as forward passes at the first noise draws see it."""
-
-    def first(m: Measurement | None) -> Measurement | None:
-        return None if m is None else Measurement(None, m.epsilon[:, :draws])
-
-    now, eps = first(o.now), o.eps
-    assert now is not None
-    assert eps is not None
-    rest = {name: first(getattr(o, name)) for name in ("unconditional", "baseline", "unconditional_baseline")}
-    return replace(o, now=now, eps=eps[:, :draws], **rest)
+    assert o.eps is not None
+    first = {name: Measurement(None, m.epsilon[:, :draws]) for name, m in o.measurements.items()}
+    return replace(o, eps=o.eps[:, :draws], **first)

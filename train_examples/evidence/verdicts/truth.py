@@ -17,7 +17,7 @@ from scipy import stats
 from evidence.runs.finished import Finished, Pair
 from evidence.worlds.items import PLANTED, Item, Kind
 from evidence.worlds.shapes import CELL
-from memwatch.proof.copies import unexposed
+from memwatch.proof.copies import distances, mask_at
 
 COPIED = 0.2  # graded copy from which eyes see one; see ``pages/pairs.py``
 CONFIDENCE = 0.975
@@ -90,8 +90,7 @@ class Truth:
         pictures = run.generated(item, step)
         if pictures is None:
             return np.zeros(0)
-        (target,), made = unexposed(run.target(item)[None], item.mask), unexposed(pictures / 255, item.mask)
-        found: np.ndarray = np.linalg.norm(made - target, axis=(1, 2))
+        found: np.ndarray = distances(run.target(item)[None], pictures / 255, item.mask)[0]
         return found
 
     def distance(self, run: Finished, item: Item, step: int) -> float | None:
@@ -99,16 +98,27 @@ class Truth:
         found = np.sort(self.distances(run, item, step))
         return float(found[: max(1, len(found) // 4)].mean()) if len(found) else None
 
-    def grade(self, item: Item, step: int) -> float | None:
-        """Graded copy ``G = 1 - d(in) / d(out)``: 0 is as near as chance brings it, 1 is the item itself.
+    @cached_property
+    def grades(self) -> dict[str, dict[int, float]]:
+        """Graded copy of what is planted in either half, by item and by the step at which this twin was asked.
 
-        d(out) is interpolated between the events at which the other twin was asked. ``None`` where this one was not.
+        ``G = 1 - d(in) / d(out)``: 0 is as near as chance brings it, 1 is the item itself. d(out) is interpolated
+        between the events at which the other twin was asked.
         """
-        own = self.distance(self.run, item, step)
-        if own is None:
-            return None
-        others = [self.distance(self.twin, item, s) for s in self.generated_steps]
-        return 1 - own / float(np.interp(step, self.generated_steps, [d for d in others if d is not None]))
+        found: dict[str, dict[int, float]] = {}
+        for item in (i for i in self.run.items if i.kind in PLANTED):
+            others = [d for s in self.generated_steps if (d := self.distance(self.twin, item, s)) is not None]
+            own = {step: self.distance(self.run, item, step) for step in self.run.steps[1:]}
+            found[item.name] = {
+                step: 1 - d / float(np.interp(step, self.generated_steps, others))
+                for step, d in own.items()
+                if d is not None
+            }
+        return found
+
+    def grade(self, item: Item, step: int) -> float | None:
+        """See ``grades``; ``None`` where this twin was not asked."""
+        return self.grades.get(item.name, {}).get(step)
 
     def is_copied(self, item: Item) -> bool:
         """Whether it is copied at the end."""
@@ -116,18 +126,14 @@ class Truth:
 
     def first_copy(self, item: Item) -> int | None:
         """The first event at which it is copied."""
-        grades = ((step, self.grade(item, step)) for step in self.run.steps[1:])
-        return next((step for step, grade in grades if grade is not None and grade >= COPIED), None)
+        grades = self.grades.get(item.name, {})
+        return next((step for step, grade in grades.items() if grade >= COPIED), None)
 
 
 def latent_mask(item: Item) -> np.ndarray:
     """The item's mask on the grid of latents, bool ``(h, w)``; everything where it has none."""
-    if not item.mask.any():
-        return np.ones_like(item.mask[::CELL, ::CELL])
     side = len(item.mask) // CELL
-    share = item.mask.reshape(side, CELL, side, CELL).mean((1, 3))
-    inside: np.ndarray = share >= min(0.5, share.max())
-    return inside
+    return mask_at(item.mask if item.mask.any() else ~item.mask, (side, side))
 
 
 def truths_of(pairs: Sequence[Pair]) -> list[Truth]:
