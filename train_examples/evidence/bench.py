@@ -38,6 +38,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--runs", nargs="*", default=[f"{world}-0" for world in WORLDS], metavar="WORLD-SEED", help=help_)
     add("--steps", type=int, help="of a shorter or longer run; events are kept up to there")
     add("--timesteps", type=int, nargs="+", help="noise levels that are measured (default: the shipped ones)")
+    add("--curvature", action="store_true", help="measure curvature as well, now and then: --ablation takes it")
     add("--threads", type=int, help="of torch; to run several of these side by side")
     add("--config", type=Path, help="of --report: the settings that are judged (default: the shipped ones)")
     help_ = "only compare the finished runs, and write README.md there (default: results/)"
@@ -85,6 +86,7 @@ def train(run: Run, base: Path, folder: Path, args: argparse.Namespace) -> None:
         plan = replace(plan, steps=args.steps)
     if args.timesteps:
         plan = replace(plan, timesteps=tuple(args.timesteps))
+    plan = replace(plan, curvature=args.curvature)
     run_one(run, base, folder, plan)
 
 

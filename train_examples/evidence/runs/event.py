@@ -45,9 +45,10 @@ def forward(bench: Bench) -> dict[str, Tensor]:
     return packed(found)
 
 
-def curvature(bench: Bench, names: Collection[str]) -> dict[str, Tensor]:
-    """Retained variance of these items, beside what ``forward`` says of them."""
-    views = [view for view in bench.views if view.key in names]
+def curvature(bench: Bench) -> dict[str, Tensor]:
+    """Retained variance of what has a mask or is compared with it, beside what ``forward`` says of it."""
+    kinds = {item.name: item.kind for item in bench.items}
+    views = [view for view in bench.views if kinds[view.key] is not Kind.ORDINARY]
     branches = [(view, bench.branch_of(view)) for view in views]
     without = [replace(v, conditioning=b) for v, b in branches if b is not None]
     found = measured(bench, "", views) | measured(bench, "null/", without)

@@ -27,6 +27,7 @@ from memwatch.measure.lora_off import lora_off
 from memwatch.measure.weights import trainable, write_safetensors
 
 GENERATE_FROM = 0.2  # share of the steps from which items are generated
+CURVATURE_EVERY = 10  # events between two at which curvature is measured, where a plan asks for it
 COMPARE_EVERY = 4  # events between two at which the twins are compared: what chance shows hardly changes
 
 
@@ -121,7 +122,9 @@ class Training:
         started = time.perf_counter()
         self.trainer.save(self.home / "checkpoint.pt")
         self.bench.denoiser.model.eval()
-        tensors = event.forward(self.bench) | event.curvature(self.bench, self.localized)
+        tensors = event.forward(self.bench)
+        if self.plan.curvature and self.compares_curvature:
+            tensors |= event.curvature(self.bench)
         if self.compares:
             tensors |= event.truths(self.bench)
         if step == 0:
@@ -136,15 +139,14 @@ class Training:
         self.keep(event_file(self.home, step), tensors, {"step": step, "seconds": time.perf_counter() - started})
 
     @property
-    def localized(self) -> set[str]:
-        """Whose curvature is measured."""
-        everything, half = self.plan.curvature_of_all, self.run.half
-        return {i.name for i in self.bench.items if everything or (i.mask.any() and i.is_in(half))}
-
-    @property
     def compares(self) -> bool:
         """Whether the twins are compared at this event: now and then, and at last."""
         return self.trainer.step // self.plan.every % COMPARE_EVERY == 0 or self.trainer.step == self.plan.steps
+
+    @property
+    def compares_curvature(self) -> bool:
+        """The same of curvature, which costs ten times as much."""
+        return self.trainer.step // self.plan.every % CURVATURE_EVERY == 0 or self.trainer.step == self.plan.steps
 
     def generated_now(self) -> list[str]:
         """Whose captions are asked: planted items of this half, now and then of both, at last of what is held out."""

@@ -20,7 +20,7 @@ class Plan:
     """How each of a pair of twins trains, and at which noise levels it is looked at.
 
     The first event is before training, the others come ``every`` steps until the end. The learning rate falls to
-    ``last_rate`` of itself at the end. Curvature is measured of what the twin was trained on, or of everything.
+    ``last_rate`` of itself at the end. ``curvature``: whether it is measured now and then, for the ablation.
     """
 
     steps: int = 800
@@ -30,7 +30,7 @@ class Plan:
     last_rate: float = 0.1
     lora_rank: int = 32
     timesteps: tuple[int, ...] = SHIPPED.levels.timesteps
-    curvature_of_all: bool = False
+    curvature: bool = False
 
     @property
     def events(self) -> tuple[int, ...]:
