@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from memwatch.denoiser.log_filter import quietly
 from memwatch.faults import Faults, PartError
 from memwatch.judge.findings import Finding
-from memwatch.judge.verdict import ProbeState
+from memwatch.judge.verdict import ProbeState, Verdict
 from memwatch.measure.observer import Observer
 from memwatch.measure.weights import averages, write_safetensors
 from memwatch.report.about import PACKAGES, versions
@@ -32,12 +32,12 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def is_clean(states: Mapping[str, ProbeState], findings: Sequence[Finding]) -> bool:
-    """Whether no watched probe meets the criteria of memorized, patience aside, and all output is finite.
+    """Whether no watched probe is memorized, or would be by this event alone, and all output is finite.
 
     ``states``: after the event.
     """
     watched = [states.get(finding.name, finding.state) for finding in findings]
-    return all(s.finite and s.streak == 0 for s in watched)
+    return all(s.finite and not s.has_begun and s.verdict is not Verdict.MEMORIZED for s in watched)
 
 
 @dataclass(frozen=True)

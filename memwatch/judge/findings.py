@@ -10,6 +10,7 @@ import numpy as np
 from memwatch.config import MemWatchConfig
 from memwatch.judge.copied import Proof
 from memwatch.judge.statistic import (
+    SIXTEENTH,
     UNKNOWN_EVENTS,
     Compared,
     Screened,
@@ -18,6 +19,7 @@ from memwatch.judge.statistic import (
     kind_of,
     p_value,
     threshold,
+    top_means,
 )
 from memwatch.judge.verdict import Evidence, ProbeState, Verdict, is_alert, judge
 from memwatch.measure.measurement import Observation
@@ -65,7 +67,7 @@ class Finding:
 
     @property
     def severity(self) -> float:
-        """The reduction factor of the first region; 1 when there is none."""
+        """See ``Evidence``."""
         return self.evidence.severity
 
     @property
@@ -153,7 +155,7 @@ def judge_event(
     def finding(o: Observation) -> Finding:
         its, before = compared[o.name], states.get(o.name, ProbeState())
         regions, labels = regions_of(its.observation, its.signals)
-        evidence = evidence_of(its, regions, bool(controls))
+        evidence = evidence_of(its, before, bool(controls))
         state, reason = judge(before, evidence, step, config.alerts.max_p, memorized_p)
         state = replace(state, highest=highest.get(o.name))
         if not state.verdict.is_evidence and labels is not None:  # every map has a highest place; a box takes evidence
@@ -185,13 +187,22 @@ def standings_of(
     return standings
 
 
-def evidence_of(compared: Compared, regions: Sequence[Region], any_controls: bool) -> Evidence:
-    """The numbers of one probe. ``any_controls``: whether there are any of either kind."""
+def evidence_of(compared: Compared, before: ProbeState, any_controls: bool) -> Evidence:
+    """The numbers of one probe.
+
+    Args:
+        before: its state after the last event. any_controls: whether there are any of either kind.
+    """
     score, num_controls, signals = compared.score, compared.num_controls, compared.signals
+    fallen = None if signals is None or signals.fallen is None else signals.fallen.mean.double().numpy()
+    p = lasting = None
+    if score is not None:
+        p, lasting = map(float, p_value(np.array([score, (score + (before.score or 0.0)) / 2]), num_controls))
     return Evidence(
-        severity=factor(max(0.0, regions[0].effect)) if regions else 1.0,
-        p=None if score is None else float(p_value(np.array(score), num_controls)),
+        severity=1.0 if fallen is None else factor(max(0.0, float(top_means(fallen)[SIXTEENTH]))),
+        p=p,
         z_score=score,
+        lasting_p=lasting,
         num_controls=num_controls,
         any_controls=any_controls,
         finite=signals is not None,

@@ -17,6 +17,7 @@ from memwatch.measure.probes import MIN_CONTROLS, Probe
 from memwatch.measure.signals import Signals, compute_signals
 
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
+SIXTEENTH = 4  # index of that size
 RESOLUTION = 0.05  # of a log factor: the smallest spread of the controls that is believed
 PRIOR_DF = 10  # by which the controls' variance at one size is drawn towards the mean over the sizes
 UNKNOWN_EVENTS = 100  # that a run is taken to have where it does not say

@@ -2,19 +2,19 @@
 
 The whole rule, with all its constants:
 
-1.  Map: logs of the factor (before + f) / (now + f) by which the denoising loss has fallen, 3x3 mean filter, f the mean
-    loss of the controls before training: S since before training, N by the prompt, K without prompt (k0: the most on a
-    control, 0.9 quantile). min(S, N + relu(K - k0)) at each of two noise levels, and their mean.
+1.  Map: logs of the factor (before + f) / (now + f) by which the denoising loss has fallen, f the mean loss of the
+    controls before training: S since before training, N by the prompt, K without prompt (k0: the most on a control, 0.9
+    quantile). min(S, N + relu(K - k0)) at each of two noise levels, and their mean.
 2.  Take the means of its k largest pixels at 7 sizes k: all, a half, ... 1/64. z: how far such a mean lies above those
     of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance, drawn to
     its mean over the sizes as if by 10 more controls. T is the largest z. A control is compared with the N - 1 others.
 3.  p = 7 P(t > T), Student's t with N - 1 degrees of freedom.
-4.  memorized: at 2 events in a row p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100
-    if unknown), and the first region reduced 1.4x or more.
+4.  memorized: p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100 if unknown) with T
+    averaged over this event and the one before (0 without), and S, filtered, of 1.5x over its largest 1/16.
     suspicious: p <= max_p (0.01). no evidence: larger. inconclusive: output that is not finite, nothing earlier to
-    compare with, or too few controls. Without any controls: suspicious from a reduction factor of 2 on.
+    compare with, or too few controls. Without any controls: suspicious from a factor of 2 on.
 5.  One draw per level judges all by the loss; what reaches T = 2.9, and all at each 8th event, four draws by the term.
-Regions say where: components of S, mean over levels, from 0.35 of its peak (0.98 quantile) and a factor of 1.1 on.
+Regions say where: components of the map after a 3x3 mean filter, from Otsu's threshold and a factor of 1.1 on.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from enum import StrEnum
 
 from memwatch.measure.probes import MIN_CONTROLS
 
-PATIENCE = 2  # events in a row: what the model sees before it tells captions apart goes again
-MIN_SEVERITY = 1.4  # reduction factor: pictures that are seen as often as any other reach up to that, all of them
+MIN_SEVERITY = 1.5  # reduction factor: pictures that are seen as often as any other reach up to that, all of them
 UNCALIBRATED_SEVERITY = 2.0  # reduction factor from which a probe is suspicious where there are no controls
 
 
@@ -48,8 +47,9 @@ class Evidence:
     """The numbers of one probe at one event.
 
     Attributes:
-        severity: reduction factor of its first region, 1 without; where there are controls it decides nothing.
+        severity: reduction factor since the baseline, mean over the sixteenth of the picture where it is largest.
         p, z_score: p-value, and T; ``None`` without enough controls, and where nothing could be compared.
+        lasting_p: p-value of the mean of T at this event and at the one before, which counts as 0 where it is unknown.
         num_controls: finite controls of the probe's own kind. any_controls: whether there are any of either kind.
         finite: whether every number was finite. compared: whether there was a baseline to compare with.
     """
@@ -57,6 +57,7 @@ class Evidence:
     severity: float = 1.0
     p: float | None = None
     z_score: float | None = None
+    lasting_p: float | None = None
     num_controls: int = 0
     any_controls: bool = False
     finite: bool = True
@@ -69,13 +70,14 @@ class ProbeState:
 
     Attributes:
         since: step at which its evidence began; ``None`` without evidence at the last event.
-        streak: events in a row at which it met the criteria of memorized, patience aside.
+        score: T at the last event, ``None`` where it is unknown. has_begun: whether that event alone would do.
         highest: of a control, the largest score T so far.
         last_clean: step of the last event without evidence. verdict, finite: of the last event.
     """
 
     since: int | None = None
-    streak: int = 0
+    score: float | None = None
+    has_begun: bool = False
     highest: float | None = None
     last_clean: int | None = None
     verdict: Verdict = Verdict.INCONCLUSIVE
@@ -88,7 +90,14 @@ def judge(state: ProbeState, evidence: Evidence, step: int, max_p: float, memori
     Args:
         max_p, memorized_p: the largest p-value of a suspicious and of a memorized probe.
     """
-    unknown = replace(state, since=None, streak=0, verdict=Verdict.INCONCLUSIVE, finite=evidence.finite)
+    unknown = replace(
+        state,
+        since=None,
+        score=evidence.z_score if evidence.finite else None,
+        has_begun=False,
+        verdict=Verdict.INCONCLUSIVE,
+        finite=evidence.finite,
+    )
     if not evidence.finite:
         return unknown, "non-finite values in the model's output"
     if not evidence.compared:
@@ -105,14 +114,14 @@ def judge(state: ProbeState, evidence: Evidence, step: int, max_p: float, memori
         return unknown, few
     if evidence.p > max_p:
         return clean, "the controls show as much"
-    if evidence.p > memorized_p:
-        return suspicious, f"memorized takes p = {memorized_p:.1g}, which keeps the run's false-alarm rate"
-    if evidence.severity < MIN_SEVERITY:
+    is_large = evidence.severity >= MIN_SEVERITY
+    suspicious = replace(suspicious, has_begun=is_large and evidence.p <= memorized_p)
+    if evidence.lasting_p is None or evidence.lasting_p > memorized_p:
+        over = "by the mean of two events" if evidence.p <= memorized_p else "which keeps the run's false-alarm rate"
+        return suspicious, f"memorized takes p = {memorized_p:.1g}, {over}"
+    if not is_large:
         return suspicious, f"memorized takes {MIN_SEVERITY:g}x, and this is {evidence.severity:.2f}x"
-    going = replace(suspicious, streak=state.streak + 1)
-    if going.streak < PATIENCE:
-        return going, f"memorized takes {PATIENCE} such events in a row"
-    return replace(going, verdict=Verdict.MEMORIZED), f"evidence since step {since}"
+    return replace(suspicious, verdict=Verdict.MEMORIZED), f"evidence since step {since}"
 
 
 def is_alert(before: ProbeState, after: ProbeState) -> bool:

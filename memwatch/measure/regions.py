@@ -13,11 +13,8 @@ from memwatch.measure.measurement import Observation
 from memwatch.measure.signals import Signals
 
 MIN_FACTOR = 1.1  # reduction factor that a pixel of a region reaches
-RELATIVE = 0.35  # share of the map's own peak, on the log scale: a smooth edge lies in the middle of a slope
 MIN_AREA = 1 / 64  # of the image: the smallest region, and the smallest size at which controls are compared
-PEAK = 0.98  # the quantile that stands for a map's peak, so that one odd pixel does not move it
 NEIGHBOURS = np.ones((3, 3))
-SMALL, SMALL_RELATIVE = 0.15, 0.5  # below that share of the map a region is a hill: its upper half belongs to it
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,8 @@ class Region:
     Attributes:
         box: ``(left, top, right, bottom)`` in image pixels, right and bottom exclusive.
         area: share of the image, in (0, 1].
-        effect: mean of the map inside, natural log of a factor; a little too large, since it chose the region.
+        effect: natural log of the factor by which the loss has fallen inside, see ``Signals.fallen``; a little too
+            large, since the same noise chose the region.
         sem: its standard error over noise draws; infinite with one draw.
     """
 
@@ -38,22 +36,24 @@ class Region:
 
 
 def threshold_of(values: np.ndarray) -> float:
-    """From which value of a map of log factors ``(h, w)`` a pixel belongs to a region: the stricter of two rules."""
-    return max(math.log(MIN_FACTOR), RELATIVE * float(np.quantile(values, PEAK)))
+    """From which value of a map of log factors ``(h, w)`` a pixel belongs to a region: Otsu's threshold, or the least.
+
+    It is where the classes below and above differ most (Otsu 1979).
+    """
+    rising = np.sort(values, axis=None)
+    below = np.arange(1, rising.size)  # how many are left out
+    sums = np.cumsum(rising)
+    apart = sums[:-1] / below - (sums[-1] - sums[:-1]) / (rising.size - below)
+    between = below * (rising.size - below) * apart**2
+    return max(math.log(MIN_FACTOR), float(rising[1 + np.argmax(between)] if between.size else rising[0]))
 
 
 def components(values: np.ndarray, min_area: float = 0.0) -> Iterator[np.ndarray]:
     """The connected components (8 neighbours) of a map ``(h, w)`` above ``threshold_of``, as bool ``(h, w)``.
 
-    A small one is cut once more, see ``SMALL``. Those below ``min_area``, a share of the map, are dropped.
+    Those below ``min_area``, a share of the map, are dropped.
     """
-    for inside in _connected(values >= threshold_of(values)):
-        found = inside
-        if inside.mean() < SMALL:
-            steep = inside & (values >= SMALL_RELATIVE * np.quantile(values[inside], PEAK))
-            found = max(_connected(steep), key=np.sum)
-        if found.mean() >= min_area:
-            yield found
+    return (inside for inside in _connected(values >= threshold_of(values)) if inside.mean() >= min_area)
 
 
 def _connected(above: np.ndarray) -> Iterator[np.ndarray]:
@@ -70,12 +70,11 @@ def box_of(inside: np.ndarray, scale: int) -> tuple[int, int, int, int]:
 
 def regions_of(observation: Observation, signals: Signals | None) -> tuple[tuple[Region, ...], np.ndarray | None]:
     """The regions of the heatmap, the strongest first, and their labels ``(h, w)``: i inside the i-th, 0 outside."""
-    if signals is None or signals.heatmap is None:
+    if signals is None or signals.heatmap is None or signals.fallen is None:
         return (), None
-    samples = signals.heatmap.samples.double().numpy()
-    mean = samples.mean(0)
+    mean, fallen = signals.heatmap.mean.double().numpy(), signals.fallen.samples.double().numpy()
     scale = observation.image.shape[0] // mean.shape[0] if observation.image is not None else 1
-    found = [(region_of(samples, inside, scale), inside) for inside in components(mean, MIN_AREA)]
+    found = [(region_of(fallen, inside, scale), inside) for inside in components(mean, MIN_AREA)]
     found.sort(key=lambda pair: pair[0].effect * math.sqrt(pair[0].area), reverse=True)
     labels = np.zeros(mean.shape, dtype=np.int32)
     for i, (_, inside) in enumerate(found, start=1):

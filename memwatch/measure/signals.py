@@ -13,8 +13,8 @@ or the retained variance has fallen, in three *comparisons*:
 | ``N`` unconditional | now without the prompt -> now with the prompt | is it the prompt that brings it? |
 | ``K`` branch | baseline without the prompt -> now without | what has the unconditional branch itself begun to store? |
 
-``against: both`` is ``min(S, N + relu(K - k0))``, see ``decide``. It tells best whether something is stored; S alone
-shows best where, so regions and heatmaps come from S.
+``against: both`` is ``min(S, N + relu(K - k0))``, see ``decide``. It tells whether something is stored and, after a mean
+filter, where; S alone says by how much it has fallen.
 """
 
 from __future__ import annotations
@@ -125,9 +125,11 @@ class Signals:
         snapshot, unconditional, branch: the comparisons S, N and K; ``None`` where either side was not measured.
         raw: ``1 - rho_now``, how pinned a coordinate is, samples ``(levels, n, h, w)``; ``None`` without curvature.
             Plain backgrounds are pinned as well, so it never decides.
-        deciding: see ``decide``. decisive: its mean over levels, samples ``(n, h, w)``, natural log of a factor, from
-            which verdicts come. ``None`` where nothing can be compared.
-        heatmap: the same of S alone, from which regions and pictures come; of N where there is no S.
+        deciding: see ``decide``; unfiltered, because controls show the same noise. decisive: its mean over levels,
+            samples ``(n, h, w)``, natural log of a factor, from which verdicts come. ``None`` where nothing can be
+            compared.
+        heatmap: the same after the mean filter, from which regions and pictures come.
+        fallen: of S alone, after the mean filter, from which severities come; of N where there is no S.
     """
 
     snapshot: Comparison | None
@@ -137,6 +139,7 @@ class Signals:
     deciding: CurvatureMap | None = None
     decisive: CurvatureMap | None = None
     heatmap: CurvatureMap | None = None
+    fallen: CurvatureMap | None = None
 
     @classmethod
     def of(cls, o: Observation, smooth: int, floor: Tensor | None = None) -> Signals:
@@ -209,28 +212,43 @@ def compute_signals(
 ) -> dict[str, Signals | None]:
     """Every signal of every probe at one event, by name; ``None`` where its measurements are not finite.
 
-    k0 is the largest ``branch_quantile`` of any control of the probe's kind (reference or prompt) but itself: a loss of
-    the branch counts as stored only as far as it exceeds every control's.
+    Args:
+        smooth: side of the mean filter on losses and retained variances of what is shown; verdicts go without.
     """
     one_of_kind = {o.probe.is_reference: o.probe for o in observations}
     floors = {kind: loss_floor(observations, probe) for kind, probe in one_of_kind.items()}
-    found = {
-        o.name: (o.probe, Signals.of(o, smooth, floors[o.probe.is_reference]) if o.finite else None)
-        for o in observations
-    }
-    lost = [(p, q) for p, s in found.values() if p.is_control and s and (q := branch_quantile(s, terms)) is not None]
 
-    def decided(probe: Probe, signals: Signals | None) -> Signals | None:
+    def filtered(size: int) -> dict[str, Signals | None]:
+        found = [(o, Signals.of(o, size, floors[o.probe.is_reference]) if o.finite else None) for o in observations]
+        return decided([(o.probe, signals) for o, signals in found], terms, against)
+
+    plain = filtered(1)
+    shown = plain if smooth == 1 else filtered(smooth)
+    return {
+        name: s and (p := plain[name]) and replace(s, deciding=p.deciding, decisive=p.decisive)
+        for name, s in shown.items()
+    }
+
+
+def decided(
+    probes: Sequence[tuple[Probe, Signals | None]], terms: str, against: str
+) -> dict[str, Signals | None]:
+    """The signals of all probes of an event with the maps that take their controls.
+
+    k0 is the largest ``branch_quantile`` of any control of the probe's kind (reference or prompt) but itself: a loss of
+    the branch counts as stored only as far as it exceeds every control's.
+    """
+    lost = [(p, q) for p, s in probes if p.is_control and s and (q := branch_quantile(s, terms)) is not None]
+
+    def one(probe: Probe, signals: Signals) -> Signals:
         others = [q for p, q in lost if p.name != probe.name and p.is_reference is probe.is_reference]
-        if signals is None:
-            return None
         deciding = decide(signals, terms, against, torch.stack(others).amax(0) if others else None)
         decisive = None if deciding is None else CurvatureMap(deciding.samples.mean(0))
-        shown = None if against == "unconditional" or signals.snapshot is None else signals.snapshot.term(terms)
-        heatmap = decisive if shown is None else CurvatureMap(shown.samples.mean(0))
-        return replace(signals, deciding=deciding, decisive=decisive, heatmap=heatmap)
+        since = None if against == "unconditional" or signals.snapshot is None else signals.snapshot.term(terms)
+        fallen = decisive if since is None else CurvatureMap(since.samples.mean(0))
+        return replace(signals, deciding=deciding, decisive=decisive, heatmap=decisive, fallen=fallen)
 
-    return {name: decided(probe, signals) for name, (probe, signals) in found.items()}
+    return {probe.name: None if signals is None else one(probe, signals) for probe, signals in probes}
 
 
 def factor(log_value: float) -> float:

@@ -10,14 +10,14 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/num_memorized``, ``memwatch/num_suspicious``, ``memwatch/num_inconclusive`` | scalar | probes by verdict |
 | ``memwatch/control_score`` | scalar | largest score T of a control so far, each by the others; predictive deviations |
 | ``memwatch/called_from`` | scalar | the score from which on a probe is memorized at this event |
-| ``memwatch/severity/PROBE`` | scalar | reduction factor of its strongest region |
+| ``memwatch/severity/PROBE`` | scalar | reduction factor since the baseline, of the sixteenth where it is largest |
 | ``memwatch/p/PROBE`` | scalar | p-value against the controls |
 | ``memwatch/area/PROBE`` | scalar | share of the image inside regions |
 | ``memwatch/collapse/PROBE``, ``memwatch/score/PROBE`` | scalar | image means of the differences to the snapshot |
 | ``memwatch/collapse_null/PROBE``, ``memwatch/score_null/PROBE`` | scalar | the same, to the unconditional branch |
 | ``memwatch/loss_log_ratio/PROBE`` | scalar | image mean of the loss log ratio to the snapshot |
 | ``memwatch/retained_variance/PROBE`` | scalar | image mean of rho, 1 is free |
-| ``memwatch/control_severity`` | scalar | largest reduction factor over controls, each at its own region |
+| ``memwatch/control_severity`` | scalar | the largest over controls |
 | ``memwatch/control_severity_median``, ``memwatch/control_severity_least`` | scalar | median and least of them |
 | ``memwatch/copied/PROBE`` | scalar | share of its generations that copy its region (when it was generated) |
 | ``memwatch/num_copied`` | scalar | probes that a generation copies (when any was generated) |
@@ -54,13 +54,12 @@ from PIL import Image
 
 from memwatch.config import MemWatchConfig
 from memwatch.judge.findings import Finding, Judgement
-from memwatch.judge.statistic import top_means
+from memwatch.judge.statistic import SIXTEENTH, top_means
 from memwatch.judge.verdict import Verdict
 from memwatch.measure.signals import Signals, factor
 from memwatch.report.about import About
 from memwatch.report.history import Event, Row
 
-SIXTEENTH = 4  # index of that size among ``statistic.sizes_of``
 IMAGE_MEANS = ("collapse", "score", "collapse_null", "score_null", "loss_log_ratio")  # maps whose mean is logged
 
 

@@ -52,7 +52,8 @@ def no_space(*args, **kwargs):
     [
         (ProbeState(), True),  # nothing to compare with yet
         (ProbeState(verdict=Verdict.SUSPICIOUS, since=4), True),
-        (ProbeState(verdict=Verdict.MEMORIZED, since=4, streak=2), False),
+        (ProbeState(verdict=Verdict.SUSPICIOUS, since=4, has_begun=True), False),
+        (ProbeState(verdict=Verdict.MEMORIZED, since=4), False),
         (ProbeState(verdict=Verdict.INCONCLUSIVE, finite=False), False),
     ],
 )

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from evidence import promise, simulation
-from evidence.simulation import OTHERS, SIDE, SPREAD, STORED, Cell, grid, judged, maps_of, simulate
+from evidence.simulation import OTHERS, SIDE, SPREAD, STORED, Cell, grid, judged, lasting, maps_of, simulate
 from scipy import stats
 from support.observations import GREY
 
 from memwatch import Probe
 from memwatch.config_file import load_config
 from memwatch.judge.findings import judge_event
-from memwatch.judge.statistic import threshold
-from memwatch.judge.verdict import Verdict
+from memwatch.judge.statistic import p_value, threshold
+from memwatch.judge.verdict import MIN_SEVERITY, Verdict
 from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.measurement import Measurement, Observation
 from memwatch.measure.signals import RHO_FLOOR
@@ -66,22 +66,23 @@ def seen(probe: Probe, log_factors: np.ndarray) -> Observation:
 
 
 def test_the_simulation_judges_as_the_product_does():
-    """The same maps, event by event: T, p, and what is called."""
+    """The same maps, event by event: T, and what is called."""
     config = load_config({"signals": {"terms": "variance", "smooth": 1}, "levels": {"timesteps": [301], "draws": 2}})
     names = [f"probe/{i}" for i in range(SMALL.probes + len(STORED))]
     probes = [Probe("", GREY, name=name) for name in names]
     probes += [Probe("", GREY, name=f"control/{i}", is_control=True) for i in range(SMALL.controls)]
     events, looks = list(maps_of(SMALL, 2, np.random.default_rng(1))), SMALL.probes * SMALL.events
-    judgement, verdicts, before = judge_event([], {}, 0, config), set(), np.zeros(len(names), bool)
-    for step, (maps, (score, p)) in enumerate(zip(events, judged(iter(events), SMALL), strict=True), start=1):
+    score, judgement, verdicts = np.stack(list(judged(iter(events), SMALL))), judge_event([], {}, 0, config), set()
+    p = p_value(lasting(score), SMALL.controls)
+    for step, maps in enumerate(events):
         observations = [seen(probe, picture) for probe, picture in zip(probes, maps[1], strict=True)]
         judgement = judge_event(observations, judgement.states, step, config, looks)
-        assert [f.evidence.z_score for f in judgement.findings] == pytest.approx(list(score[1]), rel=1e-3, abs=1e-3)
-        assert [f.p for f in judgement.findings] == pytest.approx(list(p[1]), rel=0.02)
+        found = [f.evidence for f in judgement.findings]
+        assert [e.z_score for e in found] == pytest.approx(list(score[step, 1]), rel=1e-3, abs=1e-3)
+        assert [e.lasting_p for e in found] == pytest.approx(list(p[step, 1]), rel=0.02)
         is_called = [f.verdict is Verdict.MEMORIZED for f in judgement.findings]
-        rare = p[1] <= threshold(0.05, looks)
-        assert is_called == list(rare & before)  # two events in a row
-        before = rare
+        is_large = np.array([e.severity >= MIN_SEVERITY for e in found])
+        assert is_called == list((p[step, 1] <= threshold(0.05, looks)) & is_large)
         verdicts |= set(is_called)
     assert verdicts == {True, False}
 
@@ -96,7 +97,7 @@ def test_normal_severities_keep_the_promise_and_what_is_stored_is_found(cell):
     assert 0 <= found.rule.delay < 3
 
 
-def test_two_events_in_a_row_halve_the_false_alarms_of_skewed_severities():
+def test_the_mean_of_two_events_halves_the_false_alarms_of_skewed_severities():
     found = simulate(Cell(tail="lognormal", autocorrelation=0.5), 60, 0.05)
     assert 0 < found.rule.alarmed <= found.at_once.alarmed / 2
 

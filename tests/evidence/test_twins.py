@@ -51,8 +51,8 @@ def test_the_grade_is_one_for_the_item_and_none_for_what_chance_brings(truth):
 def test_memwatch_calls_what_is_stored_before_it_is_copied_and_nothing_else(both):
     for j in both:
         assert {i.name for i in j.called} == {i.name for i in j.product.run.planted}
-        assert set(j.product.first_alert.values()) == {20}  # two events in a row from step 10 on
-        assert {j.lead(i) for i in j.copied} == {COPIED_FROM - 20}
+        assert set(j.product.first_alert.values()) == {10}
+        assert {j.lead(i) for i in j.copied} == {COPIED_FROM - 10}
     assert mistakes(both) == {"called, not confirmed": [], "copied, never called": [], "copied, called late": []}
 
 

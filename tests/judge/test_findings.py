@@ -39,26 +39,27 @@ def judged(observations, events=2, config=DEFAULT):
 
 def test_a_finding_carries_what_its_verdict_rests_on():
     observation = replace(seen(), image=np.zeros((32, 32, 3), np.uint8))  # 8 pixels per pixel of the map
-    gone = {"gone": ProbeState(last_clean=3), "a": ProbeState(since=7, streak=1)}
+    gone = {"gone": ProbeState(last_clean=3), "a": ProbeState(since=7, score=9.0)}
     judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED, 160)
     (finding,) = judgement.findings
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
     assert (judgement.states["a"], judgement.states["gone"]) == (finding.state, gone["gone"])
-    assert gone["a"] == ProbeState(since=7, streak=1)  # states are handed on, not changed
+    assert gone["a"] == ProbeState(since=7, score=9.0)  # states are handed on, not changed
     assert judge_event([], gone, 7, UNSMOOTHED).states == gone
-    assert finding.state == ProbeState(since=7, streak=2, verdict=Verdict.MEMORIZED)
+    score = finding.evidence.z_score
+    assert finding.state == ProbeState(since=7, score=score, has_begun=True, verdict=Verdict.MEMORIZED)
     evidence, (region,), decisive = finding.evidence, finding.regions, finding.signals.decisive.mean.numpy()
     assert region.box == (0, 0, 16, 32)
-    heatmap = finding.signals.heatmap.mean.numpy()
-    assert region.effect == pytest.approx(heatmap[finding.labels == 1].mean())
-    assert finding.severity == evidence.severity == pytest.approx(math.exp(region.effect))
+    fallen = finding.signals.fallen.mean.numpy()
+    assert region.effect == pytest.approx(fallen[finding.labels == 1].mean())
+    assert finding.severity == evidence.severity == pytest.approx(math.exp(np.sort(fallen.ravel())[-1:].mean()))
     profile, held_out = profile_of(finding.signals), np.stack([profile_of(f.signals) for f in judgement.controls])
     assert profile == pytest.approx(top_means(decisive))
     assert evidence.z_score == pytest.approx(scores(profile[None], held_out)[0])
     own = np.array([f.state.highest for f in judgement.controls])
     assert list(own) == [f.evidence.z_score for f in judgement.controls]
-    assert finding.p == evidence.p == pytest.approx(p_value(np.array([evidence.z_score]), 20)[0])
+    assert (finding.p, evidence.lasting_p) == pytest.approx(p_value(np.array([score, (score + 9) / 2]), 20))
     assert (evidence.num_controls, evidence.any_controls) == (20, True)
     (standing,) = judgement.standings.values()
     assert (standing.number, standing.highest) == (20, own.max())
@@ -114,18 +115,18 @@ def test_large_faint_and_small_strong_regions_are_both_found():
     assert (few.effect, many.effect) == pytest.approx((1.5, 0.45), abs=0.1)
 
 
-def test_the_map_that_decides_is_not_the_one_that_shows_where():
-    """The unconditional branch has fallen as much on the right half: the left alone counts, and both are shown."""
+def test_regions_come_from_the_map_that_decides_and_effects_from_what_has_fallen():
+    """The unconditional branch has fallen as much on the right half: the left alone counts, and is shown."""
     left, right = (torch.full((SIDE, SIDE), 0.5) for _ in range(2))
     left[:], right[:, SIDE // 2 :] = 0.1, 0.1
     now, without, before = measured(left, side=SIDE), measured(right, side=SIDE), measured(0.5, side=SIDE)
     seen_by_both = seen(now=now, baseline=before, unconditional=without)
     (finding,) = judged([seen_by_both, *controls_of_size(20)], config=UNSMOOTHED).findings
-    decisive, heatmap = finding.signals.decisive.mean, finding.signals.heatmap.mean
+    decisive, fallen = finding.signals.decisive.mean, finding.signals.fallen.mean
     assert finding.verdict is Verdict.MEMORIZED
-    assert heatmap.min() > 1.2
+    assert fallen.min() > 1.2
     assert (decisive[:, : SIDE // 2].min() > 1.2, decisive[:, SIDE // 2 :].max() < 0.01) == (True, True)
-    assert [region.area for region in finding.regions] == [1.0]
+    assert [(region.area, region.effect) for region in finding.regions] == [(0.5, pytest.approx(fallen.mean()))]
 
 
 def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called():
@@ -141,7 +142,7 @@ def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called(
 def test_more_looks_take_more_evidence_and_rows_are_told_with_evidence_alone():
     quiet = controls(20, 1.0, spread=0.2)
     rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in (seen("row0", 5.0), seen("row1", 1.0))]
-    states = {name: ProbeState(since=1, streak=1) for name in ("a", "row0")}
+    states = {name: ProbeState(since=1, score=9.0) for name in ("a", "row0")}
     few, many = (judge_event([seen(), *rows, *quiet], states, 2, DEFAULT, looks) for looks in (2, 10**12))
     assert [f.name for f in few.findings] == [f.name for f in many.findings] == ["a", "row0"]
     assert {f.p for f in (*few.findings, *many.findings)} == {few.findings[0].p}

@@ -11,11 +11,13 @@ from memwatch.judge.verdict import Evidence, ProbeState, Verdict, is_alert, judg
 MEMORIZED, SUSPICIOUS, NO_EVIDENCE, INCONCLUSIVE = Verdict
 MAX_P, MEMORIZED_P = 0.01, 3e-4
 
-HIT = Evidence(4.0, p=1e-5, z_score=8.0, num_controls=20, any_controls=True)
-EDGE = replace(HIT, severity=1.4, p=MEMORIZED_P)  # the limits themselves count
-MILD = replace(HIT, severity=1.39)
-JUST = replace(HIT, p=1.01 * MEMORIZED_P)
-RARE = replace(HIT, p=MAX_P)
+HIT = Evidence(4.0, p=1e-5, z_score=8.0, lasting_p=1e-5, num_controls=20, any_controls=True)
+EDGE = replace(HIT, severity=1.5, lasting_p=MEMORIZED_P)  # the limits themselves count
+MILD = replace(HIT, severity=1.49)
+NEW = replace(HIT, lasting_p=1.01 * MEMORIZED_P)
+JUST = replace(NEW, p=1.01 * MEMORIZED_P)
+FADING = replace(HIT, p=MAX_P)  # it was so strong before that the mean still is
+RARE = replace(HIT, p=MAX_P, lasting_p=MAX_P)
 COMMON = replace(HIT, p=0.011)
 BLIND = Evidence(2.0)
 BLIND_MILD = Evidence(1.99)
@@ -40,7 +42,9 @@ def run(*evidences: Evidence) -> tuple[list[ProbeState], list[str]]:
     [
         (HIT, MEMORIZED, "evidence since step 100"),
         (EDGE, MEMORIZED, "evidence since step 100"),
-        (MILD, SUSPICIOUS, "memorized takes 1.4x, and this is 1.39x"),
+        (FADING, MEMORIZED, "evidence since step 100"),
+        (MILD, SUSPICIOUS, "memorized takes 1.5x, and this is 1.49x"),
+        (NEW, SUSPICIOUS, "memorized takes p = 0.0003, by the mean of two events"),
         (JUST, SUSPICIOUS, "memorized takes p = 0.0003, which keeps the run's false-alarm rate"),
         (RARE, SUSPICIOUS, "memorized takes p = 0.0003, which keeps the run's false-alarm rate"),
         (COMMON, NO_EVIDENCE, "the controls show as much"),
@@ -53,23 +57,21 @@ def run(*evidences: Evidence) -> tuple[list[ProbeState], list[str]]:
         (BROKEN, INCONCLUSIVE, "non-finite values in the model's output"),
     ],
 )
-def test_two_events_decide(evidence, verdict, reason):
-    (first, second), reasons = run(evidence, evidence)
-    assert (second.verdict, reasons[1]) == (verdict, reason)
-    if verdict is MEMORIZED:
-        assert (first.verdict, reasons[0]) == (SUSPICIOUS, "memorized takes 2 such events in a row")
-    else:
-        assert (first.verdict, reasons[0]) == (verdict, reason)
-        assert run(HIT, HIT, evidence, HIT)[0][-1].verdict is SUSPICIOUS  # in a row
+def test_the_numbers_of_an_event_decide(evidence, verdict, reason):
+    (found,), reasons = run(evidence)
+    assert (found.verdict, reasons) == (verdict, [reason])
+    (*_, later), reasons = run(HIT, evidence)
+    assert later.verdict is verdict  # the event before is in the numbers
 
 
 def test_what_is_remembered():
-    states, reasons = run(NOTHING, RARE, HIT, JUST, COMMON, HIT, BROKEN, FEW, FIRST)
-    assert [s.streak for s in states] == [0, 0, 1, 0, 0, 1, 0, 0, 0]
+    states, _ = run(NOTHING, RARE, NEW, JUST, COMMON, HIT, BROKEN, FEW, FIRST)
+    assert [s.score for s in states] == [0, 8, 8, 8, 8, 8, None, None, 0]
+    assert [s.has_begun for s in states] == [False, False, True, False, False, True, False, False, False]
     assert [s.since for s in states] == [None, 200, 200, 200, None, 600, None, None, None]
     assert [s.last_clean for s in states] == [100] * 4 + [500] * 5  # inconclusive is not clean
     assert [s.finite for s in states] == [True] * 6 + [False, True, True]
-    assert reasons[2] == "memorized takes 2 such events in a row"
+    assert not run(MILD)[0][0].has_begun
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from skimage.filters import threshold_otsu
 from support.observations import seen
 
 from memwatch.measure import regions
@@ -16,14 +16,12 @@ from memwatch.measure.curvature import CurvatureMap
 from memwatch.measure.regions import (
     MIN_AREA,
     MIN_FACTOR,
-    RELATIVE,
-    SMALL,
-    SMALL_RELATIVE,
     Region,
     box_of,
     components,
     region_of,
     regions_of,
+    threshold_of,
 )
 from memwatch.measure.signals import Signals
 
@@ -31,8 +29,7 @@ LIMIT = math.log(MIN_FACTOR)
 
 
 def test_components_by_hand(monkeypatch):
-    monkeypatch.setattr(regions, "MIN_FACTOR", math.e)
-    monkeypatch.setattr(regions, "RELATIVE", 0.0)  # the threshold is 1
+    monkeypatch.setattr(regions, "threshold_of", lambda values: 1.0)
     values = np.array([[0.0, 3, 0, 0], [0, 0, 4, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
     first, second = components(values)  # corners touch, and the limit itself counts
     assert np.argwhere(first).tolist() == [[0, 1], [1, 2]]
@@ -42,20 +39,16 @@ def test_components_by_hand(monkeypatch):
     assert list(components(np.full((3, 3), 0.99))) == []
 
 
-def test_a_small_hill_ends_half_way_up_and_a_large_one_at_its_foot():
-    """What smoothing leaves of a small square has no plateau; the rim of a large one is part of it."""
-    sharp = np.zeros((16, 16))
-    sharp[2:6, 2:6] = 1.0
-    small = ndimage.uniform_filter(sharp, 3)
-    (found,) = components(small)
-    top = np.quantile(small[small >= regions.threshold_of(small)], 0.98)
-    assert np.array_equal(found, small >= SMALL_RELATIVE * top)
-    assert found.sum() < (small >= LIMIT).sum()
-    sharp[4:14, 3:15] = 1.0
-    large = ndimage.uniform_filter(sharp, 3)
-    (found,) = components(large)
-    assert found.mean() > SMALL
-    assert np.array_equal(found, large >= RELATIVE * np.quantile(large, 0.98))
+@pytest.mark.parametrize("seed", range(3))
+def test_the_threshold_equals_that_of_scikit_image(seed):
+    """Two classes of pixels that hardly overlap."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0.0, 0.2, (32, 32))
+    values[4:14, 3:20] += 1.5
+    inside = values >= threshold_of(values)
+    assert (inside != (values > threshold_otsu(values, nbins=100_000))).sum() <= 1  # it cuts at the middle of a bin
+    assert threshold_of(values / 100) == LIMIT  # next to nothing is no region
+    assert threshold_of(np.full((4, 4), 2.0)) == threshold_of(np.full((1, 1), 2.0)) == 2.0
 
 
 def test_a_region_by_hand():
@@ -70,9 +63,9 @@ def test_a_region_by_hand():
 
 
 def heatmap_of(mean: np.ndarray) -> Signals:
-    """Signals whose heatmap has that mean, with draws 0.1 above and below; what decides is 0 everywhere."""
+    """Signals whose heatmap has that mean, with draws 0.1 above and below; twice as much has fallen."""
     samples = torch.from_numpy(mean) + torch.tensor([-0.1, 0.1])[:, None, None]
-    return Signals(None, None, None, None, decisive=CurvatureMap(0 * samples), heatmap=CurvatureMap(samples))
+    return Signals(None, None, None, None, heatmap=CurvatureMap(samples), fallen=CurvatureMap(2 * samples))
 
 
 def test_regions_come_from_the_heatmap_the_strongest_first():
@@ -85,7 +78,7 @@ def test_regions_come_from_the_heatmap_the_strongest_first():
         boxes = {"small": (8, 8, 24, 24), "large": (40, 0, 64, 64)}
         assert [r.box for r in found] == [boxes[first], *(box for name, box in boxes.items() if name != first)]
         assert [labels[labels == i].size / 256 for i in (1, 2)] == [r.area for r in found]
-        assert [r.effect for r in found] == [pytest.approx(mean[labels == i].mean()) for i in (1, 2)]
+        assert [r.effect for r in found] == [pytest.approx(2 * mean[labels == i].mean()) for i in (1, 2)]
         strengths = [r.effect * math.sqrt(r.area) for r in found]
         assert strengths == sorted(strengths, reverse=True)
 

@@ -169,26 +169,31 @@ def twin(
 @pytest.mark.parametrize("against", AGAINST)
 @pytest.mark.parametrize("terms", TERMS)
 def test_every_deciding_map_equals_a_slow_obvious_twin(terms, against, smooth):
-    """k0 is the largest of two controls: for each of them, the other's alone. The heatmap is S, whatever decides."""
+    """k0 is the largest of two controls: for each of them, the other's alone. What decides is never filtered."""
     controls = [observed(name, seed, is_control=True) for name, seed in (("first", 10), ("second", 20))]
     observations = [observed("cat", 0), *controls]
     options = {"terms": terms, "against": against, "smooth": smooth}
     signals = compute_signals(observations, **options)
     floor = floor_of(controls)
-    losses = [lost(term(terms, o.unconditional_baseline, o.unconditional, o.eps, smooth, floor)) for o in observations]
-    largest = [max(pair) for pair in zip(losses[1], losses[2], strict=True)]
+
+    def expected(size: int) -> list[tuple[dict, dict, set[str]]]:
+        pairs = [(o.unconditional_baseline, o.unconditional, o.eps) for o in observations]
+        losses = [lost(term(terms, *pair, size, floor)) for pair in pairs]
+        largest = [max(pair) for pair in zip(losses[1], losses[2], strict=True)]
+        k0s = [largest, losses[2], losses[1]]
+        return [twin(o, terms, against, size, k0, floor) for o, k0 in zip(observations, k0s, strict=True)]
+
     cases = set()
-    for o, k0 in zip(observations, [largest, losses[2], losses[1]], strict=True):
-        expected, shown, seen = twin(o, terms, against, smooth, k0, floor)
+    for o, (plain, _, seen), (filtered, since, _) in zip(observations, expected(1), expected(smooth), strict=True):
         cases |= seen
-        deciding, decisive, heatmap = (getattr(signals[o.name], key) for key in ("deciding", "decisive", "heatmap"))
-        for at, values in expected.items():
-            assert deciding.mean[at].item() == pytest.approx(fmean(values))
-            assert deciding.sem[at].item() == pytest.approx(stdev(values) / len(values) ** 0.5)
-        for row, column in itertools.product(range(3), range(4)):
-            for found, values in ((decisive, expected), (heatmap, shown)):
-                means = [fmean(values[level, row, column]) for level in range(2)]
-                assert found.mean[row, column].item() == pytest.approx(fmean(means))
+        found = signals[o.name]
+        for at, values in plain.items():
+            assert found.deciding.mean[at].item() == pytest.approx(fmean(values))
+            assert found.deciding.sem[at].item() == pytest.approx(stdev(values) / len(values) ** 0.5)
+        shown = ((found.decisive, plain), (found.heatmap, filtered), (found.fallen, since))
+        for (row, column), (mapped, values) in itertools.product(itertools.product(range(3), range(4)), shown):
+            means = [fmean(values[level, row, column]) for level in range(2)]
+            assert mapped.mean[row, column].item() == pytest.approx(fmean(means))
     assert cases == {"S", "N", "given back", "as it is"}  # all of them are in this example
 
 
@@ -219,7 +224,7 @@ def test_the_loss_is_floored_by_what_the_controls_of_its_kind_lose_before_traini
     assert loss_floor(observations, others[0].probe).tolist() == pytest.approx([LOSS_FLOOR * 7, LOSS_FLOOR * 14])
     found = compute_signals(observations, **SHIPPED)["cat"]
     expected = math.log((0.9 + LOSS_FLOOR * 0.4) / (0.1 + LOSS_FLOOR * 0.4))
-    for values in (found.decisive, found.heatmap, *(CurvatureMap(level) for level in found.deciding.samples)):
+    for values in (found.decisive, found.fallen, *(CurvatureMap(level) for level in found.deciding.samples)):
         assert values.mean.tolist() == [pytest.approx([expected] * 2, rel=1e-4)] * 2
 
 
@@ -232,14 +237,15 @@ def test_without_controls_all_probes_of_its_kind_give_the_floor():
     assert loss_floor([replace(probe, eps=None), prompt], probe.probe) is None
 
 
-def test_what_decides_is_the_smaller_and_what_is_shown_is_the_snapshot():
+def test_what_decides_and_is_shown_is_the_smaller_and_what_has_fallen_is_the_snapshot():
     """Half of what has fallen since the baseline is there without the prompt as well."""
     probe = with_loss("cat", 1.0, 0.1)
     probe = replace(probe, unconditional=with_loss("", 1.0, 0.4).now)
     found = compute_signals([probe, with_loss("a", 1.0, 1.0, control=True)], **SHIPPED)["cat"]
     snapshot, prompt = (math.log((x + LOSS_FLOOR) / (0.1 + LOSS_FLOOR)) for x in (1.0, 0.4))
     assert found.decisive.mean.tolist() == [pytest.approx([prompt] * 2, rel=1e-4)] * 2
-    assert found.heatmap.mean.tolist() == [pytest.approx([snapshot] * 2, rel=1e-4)] * 2
+    assert found.heatmap.mean.tolist() == found.decisive.mean.tolist()
+    assert found.fallen.mean.tolist() == [pytest.approx([snapshot] * 2, rel=1e-4)] * 2
 
 
 def branch_lost(name: str, log_factor: float, *, control: bool = True, reference: bool = False) -> Observation:
@@ -278,7 +284,7 @@ def test_what_the_branch_has_stored_is_given_back(lost, controls, expected):
     others.append(branch_lost("another probe", 1.4, control=False, reference=True))
     found = compute_signals([probe, *others], **BY_VARIANCE)
     assert mean_of(found["cat"]) == pytest.approx(expected, abs=1e-3)
-    assert found["cat"].heatmap.mean.tolist() == [pytest.approx([2.0, 2.0], abs=1e-3)] * 2  # S, whatever decides
+    assert found["cat"].fallen.mean.tolist() == [pytest.approx([2.0, 2.0], abs=1e-3)] * 2  # S, whatever decides
     assert branch_quantile(found["cat"], "variance").tolist() == pytest.approx([lost], abs=1e-3)
     blind = replace(probe, unconditional_baseline=None)
     assert mean_of(compute_signals([blind, *others], **BY_VARIANCE)["cat"]) == pytest.approx(2.0 - lost, abs=1e-3)

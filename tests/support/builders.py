@@ -62,21 +62,20 @@ def probes_of_both_kinds() -> list[Probe]:
 
 
 def call_every_change(monkeypatch: Any) -> None:
-    """Let every watched probe that has a region be strong and rare; from there on the real rule judges.
+    """Let every watched probe that has changed be strong and rare; from there on the real rule judges.
 
     Random networks store nothing that ten controls would not show as well. Controls stay as they are.
     """
     real = memwatch.judge.findings.evidence_of
 
-    def strong(compared: Any, regions: Any, *others: Any) -> Evidence:
-        evidence = real(compared, regions, *others)
-        if compared.observation.probe.is_control or not regions:
+    def strong(compared: Any, *others: Any) -> Evidence:
+        evidence = real(compared, *others)
+        if compared.observation.probe.is_control or evidence.severity == 1:
             return evidence
-        found = {"severity": 5.0, "p": 1e-9, "z_score": 30.0}
+        found = {"severity": 5.0, "p": 1e-9, "lasting_p": 1e-9, "z_score": 30.0}
         return replace(evidence, **found, any_controls=True, num_controls=20)
 
     monkeypatch.setattr(memwatch.judge.findings, "evidence_of", strong)
-    monkeypatch.setattr(memwatch.judge.verdict, "PATIENCE", 1)
     monkeypatch.setattr(memwatch.measure.regions, "MIN_FACTOR", 1.000001)
 
 

@@ -34,8 +34,8 @@ threshold decide.
 A setting is *kept* where the 95 % interval of its share of runs with a false alarm does not lie above the promise.
 *False alarm*: share of runs that call any probe of which nothing is stored. *Found*: share of runs that call one more
 probe, which is stored at {strong:g} or {weak:g} standard deviations of the severities on a quarter of the picture from
-the middle of the run on. *Delay*: events until the former is called, where it is. *At one event*: without waiting for a
-second event in a row, which is what that costs and what it is for.
+the middle of the run on. *Delay*: events until the former is called, where it is. *At one event*: by T of each event
+alone and not by the mean of two, which is what that costs and what it is for.
 
 ## In short
 

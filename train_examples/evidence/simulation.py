@@ -21,7 +21,6 @@ from memwatch.judge.statistic import (
     threshold,
     top_means,
 )
-from memwatch.judge.verdict import PATIENCE
 
 TAILS = {  # of severities, on the log scale
     "normal": "normal",
@@ -117,17 +116,15 @@ def drawn(whole: np.ndarray, pixels: np.ndarray, cell: Cell) -> np.ndarray:
 # --- the product ------------------------------------------------------------------------------------------------------
 
 
-def judged(maps: Iterable[np.ndarray], cell: Cell) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """T and p of every probe, ``(runs, probes)`` each, event by event, as ``judge_event`` has them.
+def judged(maps: Iterable[np.ndarray], cell: Cell) -> Iterator[np.ndarray]:
+    """T of every probe, ``(runs, probes)``, event by event, as ``judge_event`` has it.
 
     Args:
         maps: of every event, see ``maps_of``; the last objects are the controls.
     """
     for found in maps:
         profiles = top_means(found)
-        probes, controls = profiles[:, : -cell.controls], profiles[:, -cell.controls :]
-        score = scores(probes, controls)
-        yield score, p_value(score, cell.controls)
+        yield scores(profiles[:, : -cell.controls], profiles[:, -cell.controls :])
 
 
 @dataclass(frozen=True)
@@ -165,14 +162,12 @@ class Outcome:
         return self.interval[0] <= promised
 
 
-def called(p: np.ndarray, cell: Cell, rate: float, patience: int = PATIENCE) -> Called:
-    """What p-values ``(events, runs, probes)`` call; the probes that are stored are no part of the promise.
+def called(score: np.ndarray, cell: Cell, rate: float) -> Called:
+    """What scores T ``(events, runs, probes)`` call; the probes that are stored are no part of the promise.
 
     The smallest severity of a call is left out: it would hide what the statistics do.
     """
-    allowed = threshold(rate, cell.probes * cell.events)
-    rare = np.concatenate([np.zeros((patience - 1, *p.shape[1:]), bool), p <= allowed])
-    calls = np.stack([rare[i : i + patience].all(0) for i in range(len(p))])
+    calls = p_value(score, cell.controls) <= threshold(rate, cell.probes * cell.events)
     false, late = calls[:, :, : cell.probes], calls[cell.events // 2 :, :, cell.probes :]
     strongest = late[:, :, 0]
     delays = strongest.argmax(0)[strongest.any(0)]
@@ -180,8 +175,15 @@ def called(p: np.ndarray, cell: Cell, rate: float, patience: int = PATIENCE) -> 
     return Called(int(false.any((0, 2)).sum()), found, float(delays.mean()) if len(delays) else float("nan"))
 
 
+def lasting(score: np.ndarray) -> np.ndarray:
+    """The mean of T at each event and the one before, as ``findings.evidence_of`` takes it; before the first it is 0."""
+    before = np.concatenate([np.zeros_like(score[:1]), score[:-1]])
+    mean: np.ndarray = (score + before) / 2
+    return mean
+
+
 def simulate(cell: Cell, runs: int, rate: float, seed: int = 0) -> Outcome:
     """Run one cell. Verdicts on what is not stored do not depend on what is, so that one run shows both."""
     maps = maps_of(cell, runs, np.random.default_rng([seed, crc32(repr(cell).encode())]))
-    _, p = map(np.stack, zip(*judged(maps, cell), strict=True))
-    return Outcome(cell, runs, called(p, cell, rate), called(p, cell, rate, patience=1))
+    score = np.stack(list(judged(maps, cell)))
+    return Outcome(cell, runs, called(lasting(score), cell, rate), called(score, cell, rate))

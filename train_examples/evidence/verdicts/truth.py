@@ -125,9 +125,11 @@ class Truth:
         return item.kind in PLANTED and item.is_in(self.run.half) and (self.grade(item, self.run.last) or 0) >= COPIED
 
     def first_copy(self, item: Item) -> int | None:
-        """The first event at which it is copied."""
+        """The first event of two in a row at which it is copied: one alone may be a lucky draw of generations."""
         grades = self.grades.get(item.name, {})
-        return next((step for step, grade in grades.items() if grade >= COPIED), None)
+        shown = [step for step, grade in grades.items() if grade >= COPIED]
+        asked = list(grades)
+        return next((step for step in shown if {*asked[asked.index(step) :][:2]} <= {*shown}), None)
 
 
 def latent_mask(item: Item) -> np.ndarray:
