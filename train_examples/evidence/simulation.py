@@ -176,7 +176,7 @@ def called(score: np.ndarray, cell: Cell, rate: float) -> Called:
 
 
 def lasting(score: np.ndarray) -> np.ndarray:
-    """The mean of T at each event and the one before, as ``findings.evidence_of`` takes it; before the first it is 0."""
+    """The mean of T at each event and the one before, as ``evidence_of`` takes it; before the first it is 0."""
     before = np.concatenate([np.zeros_like(score[:1]), score[:-1]])
     mean: np.ndarray = (score + before) / 2
     return mean

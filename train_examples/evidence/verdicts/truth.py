@@ -34,6 +34,13 @@ class Gap:
     mean: float
     low: float
 
+    @classmethod
+    def between(cls, there: np.ndarray, here: np.ndarray) -> Gap:
+        """Of the losses of two models, ``(levels, draws)``, on the same noise. A draw is what is independent."""
+        draws = np.log(there / here).mean(0)
+        mean, sem = float(draws.mean()), float(draws.std(ddof=1) / math.sqrt(len(draws)))
+        return cls(mean, mean - float(stats.t.ppf(CONFIDENCE, len(draws) - 1)) * sem)
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -53,9 +60,7 @@ class Truth:
     def gap(self, item: Item, step: int) -> Gap:
         """Between the other twin and this one; positive where this one knows more of the item."""
         there, here = (r.loss(item, step)[..., latent_mask(item)].mean(-1) for r in (self.twin, self.run))
-        draws = np.log(there / here).mean(0)  # a draw's levels are averaged first: draws are what is independent
-        mean, sem = float(draws.mean()), float(draws.std(ddof=1) / math.sqrt(len(draws)))
-        return Gap(mean, mean - float(stats.t.ppf(CONFIDENCE, len(draws) - 1)) * sem)
+        return Gap.between(there, here)
 
     def gap_map(self, item: Item, step: int) -> np.ndarray:
         """The same pixel by pixel, ``(h, w)``: what regions are measured against."""
