@@ -13,8 +13,8 @@ or the retained variance has fallen, in three *comparisons*:
 | ``N`` unconditional | now without the prompt -> now with the prompt | is it the prompt that brings it? |
 | ``K`` branch | baseline without the prompt -> now without | what has the unconditional branch itself begun to store? |
 
-``against: both`` is ``min(S, N + relu(K - k0))``, see ``decide``. It tells whether something is stored, and where after a
-mean filter; S alone says by how much it has fallen.
+``against: both`` is ``min(S, N + relu(K - k0))``, see ``decide``. It tells whether something is stored and, after a
+mean filter, where; S alone says by how much it has fallen.
 """
 
 from __future__ import annotations

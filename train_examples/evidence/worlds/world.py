@@ -78,7 +78,7 @@ def uncaptioned(seed: int, source: Source) -> list[Item]:
 LONGER = Plan(steps=1000, every=50)  # where it takes longer until something is copied
 DREAMBOOTH = Plan(steps=1000, every=50, batch_size=4)
 WORLDS = {
-    "captions": World("many captions", many_captions),
+    "captions": World("many captions", many_captions, prompts=True),
     "lora": World("many captions, LoRA", many_captions, replace(LONGER, learning_rate=3e-3), lora=True),
     "dropout": World("10 % of captions dropped", many_captions, dropout=0.1),
     "uncaptioned": World("no captions", uncaptioned, LONGER),
