@@ -10,6 +10,7 @@ import numpy as np
 from memwatch.config import MemWatchConfig
 from memwatch.judge.copied import Proof
 from memwatch.judge.statistic import (
+    BEFORE,
     SIXTEENTH,
     UNKNOWN_EVENTS,
     Compared,
@@ -197,7 +198,8 @@ def evidence_of(compared: Compared, before: ProbeState, any_controls: bool) -> E
     fallen = None if signals is None or signals.fallen is None else signals.fallen.mean.double().numpy()
     p = lasting = None
     if score is not None:
-        p, lasting = map(float, p_value(np.array([score, (score + (before.score or 0.0)) / 2]), num_controls))
+        mean = (1 - BEFORE) * score + BEFORE * (before.score or 0.0)
+        p, lasting = map(float, p_value(np.array([score, mean]), num_controls))
     return Evidence(
         severity=1.0 if fallen is None else factor(max(0.0, float(top_means(fallen)[SIXTEENTH]))),
         p=p,

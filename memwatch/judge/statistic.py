@@ -20,6 +20,7 @@ NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 SIXTEENTH = 4  # index of that size
 RESOLUTION = 0.05  # of a log factor: the smallest spread of the controls that is believed
 PRIOR_DF = 10  # by which the controls' variance at one size is drawn towards the mean over the sizes
+BEFORE = 0.5  # weight of the event before in the mean that decides: what lasts is stored, and what strays is not
 UNKNOWN_EVENTS = 100  # that a run is taken to have where it does not say
 
 

@@ -34,6 +34,7 @@ SMALLEST_RHO = 1e-3  # below this no estimator of practical size tells a retaine
 RHO_FLOOR = 0.05  # of retained variance: what is left below counts as none
 LOSS_FLOOR = 1.0  # times the controls' mean loss at the level before training: what is left below counts as little
 SMALLEST_LOSS = 1e-6  # keeps the ratio finite where nothing gives a floor
+DECIDED_ON = 1  # side of the mean filter on what decides: none, because controls show the same noise
 BRANCH_QUANTILE = 0.9  # over pixels: what the unconditional branch has lost on a control anyway
 
 
@@ -125,7 +126,7 @@ class Signals:
         snapshot, unconditional, branch: the comparisons S, N and K; ``None`` where either side was not measured.
         raw: ``1 - rho_now``, how pinned a coordinate is, samples ``(levels, n, h, w)``; ``None`` without curvature.
             Plain backgrounds are pinned as well, so it never decides.
-        deciding: see ``decide``; unfiltered, because controls show the same noise. decisive: its mean over levels,
+        deciding: see ``decide``; unfiltered. decisive: its mean over levels,
             samples ``(n, h, w)``, natural log of a factor, from which verdicts come. ``None`` where nothing can be
             compared.
         heatmap: the same after the mean filter, from which regions and pictures come.
@@ -222,8 +223,8 @@ def compute_signals(
         found = [(o, Signals.of(o, size, floors[o.probe.is_reference]) if o.finite else None) for o in observations]
         return decided([(o.probe, signals) for o, signals in found], terms, against)
 
-    plain = filtered(1)
-    shown = plain if smooth == 1 else filtered(smooth)
+    plain = filtered(DECIDED_ON)
+    shown = plain if smooth == DECIDED_ON else filtered(smooth)
     return {
         name: s and (p := plain[name]) and replace(s, deciding=p.deciding, decisive=p.decisive)
         for name, s in shown.items()

@@ -2,6 +2,7 @@
 
 python train_examples/evidence/bench.py --threads 1 --runs captions-0 dreambooth-0   # train; resumes
 python train_examples/evidence/bench.py --report                                     # writes results/README.md
+python train_examples/evidence/bench.py --ablation --output runs/ablation            # writes results/ablation.md
 python train_examples/evidence/bench.py --pick                                       # writes results/pick.md
 """
 
@@ -19,10 +20,13 @@ import torch
 from memwatch.config_file import load_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds only what lies in its own folder
+from evidence.pages.ablation import write_ablation
+from evidence.pages.pairs import write_sheets
 from evidence.pages.twins import write_page
 from evidence.picking import write_picking
-from evidence.runs.finished import finished_pairs
+from evidence.runs.finished import Pair, finished_pairs
 from evidence.runs.train import Run, run_one
+from evidence.verdicts.truth import truths_of
 from evidence.worlds.world import WORLDS
 
 EXAMPLES = Path(__file__).resolve().parents[1]
@@ -43,6 +47,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--config", type=Path, help="of --report: the settings that are judged (default: the shipped ones)")
     help_ = "only compare the finished runs, and write README.md there (default: results/)"
     add("--report", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
+    help_ = "only change the rule in one thing at a time, and write ablation.md there (default: results/)"
+    add("--ablation", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
+    help_ = "only draw pairs of items and generations to label by eye, and write pairs-N.png and pairs.csv there"
+    add("--sheets", type=Path, metavar="FOLDER", help=help_)
     help_ = "only measure what is found in training sets before training, and write pick.md there (default: results/)"
     add("--pick", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=help_)
     return parser.parse_args(argv)
@@ -70,13 +78,26 @@ def run(args: argparse.Namespace) -> None:
     if args.pick is not None:
         print(write_picking(args.pick))
     elif args.report is not None:
-        pairs = list(finished_pairs(args.output))
-        if not pairs:
-            raise ValueError(f"--output: {args.output} holds no pair of finished twins; train some first")
-        print(write_page(pairs, load_config(args.config), args.report))
+        print(write_page(pairs_in(args.output), load_config(args.config), args.report))
+    elif args.ablation is not None:
+        print(write_ablation(pairs_in(args.output), args.ablation))
+    elif args.sheets is not None:
+        print(write_sheets(truths_of(pairs_in(args.output)), args.sheets))
     else:
         for one in [run for name in args.runs for run in parse_runs(name)]:
             train(one, args.base, args.output, args)
+
+
+def pairs_in(folder: Path) -> list[Pair]:
+    """Finished twins.
+
+    Raises:
+        ValueError: there are none.
+    """
+    pairs = list(finished_pairs(folder))
+    if not pairs:
+        raise ValueError(f"--output: {folder} holds no pair of finished twins; train some first")
+    return pairs
 
 
 def train(run: Run, base: Path, folder: Path, args: argparse.Namespace) -> None:

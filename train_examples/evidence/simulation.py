@@ -16,6 +16,7 @@ from scipy import ndimage, stats
 
 from evidence.verdicts.intervals import upper_bound
 from memwatch.judge.statistic import (
+    BEFORE,
     p_value,
     scores,
     threshold,
@@ -178,7 +179,7 @@ def called(score: np.ndarray, cell: Cell, rate: float) -> Called:
 def lasting(score: np.ndarray) -> np.ndarray:
     """The mean of T at each event and the one before, as ``evidence_of`` takes it; before the first it is 0."""
     before = np.concatenate([np.zeros_like(score[:1]), score[:-1]])
-    mean: np.ndarray = (score + before) / 2
+    mean: np.ndarray = (1 - BEFORE) * score + BEFORE * before
     return mean
 
 

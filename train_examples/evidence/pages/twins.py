@@ -12,12 +12,14 @@ from evidence.pages.pairs import agreement, read_labels
 from evidence.runs.finished import Pair
 from evidence.runs.protocol import NUM_SEEDS
 from evidence.verdicts.product import judged
-from evidence.verdicts.tables import Judged, bar_table, kind_table, mistakes
+from evidence.verdicts.prompts import prompt_table
+from evidence.verdicts.tables import Judged, bar_table, kind_table, mistakes, one_subject_table
 from evidence.verdicts.truth import COPIED, truths_of
 from memwatch.config import MemWatchConfig
 from memwatch.messages import counted
 from memwatch.report.about import machine
 
+ONE_SUBJECT = ("dreambooth", "prior")  # worlds that have a table of their own
 LABELS = Path(__file__).with_name("pairs.csv")
 PAGE = """# Twins: is what memwatch calls really stored, and does it call in time?
 
@@ -32,9 +34,11 @@ the same picture under the same caption, and a model that never saw it. None of 
 * **copied**: the graded copy `G = 1 - d(in) / d(out)` of {seeds} generations each reaches {copied:g}; d is the mean
   distance of the nearest quarter to the item inside its mask, at any exposure. The threshold comes from pairs that were
   labelled by eye (`evidence/pages/pairs.csv`, pictures in `results/pairs-*.png`): {labels}
+  The *first copy* is the first of two events in a row at which it does: one alone may be a lucky draw.
 
-Seeds up to 10 chose constants of memwatch; the twins of seed 11 were seen once before the rule lost its tail. Every
-watched picture is a probe, more than people have; the run's threshold pays for all of them.
+Seeds up to 11 chose memwatch's constants, later ones report. Every watched picture is a probe, more than people have;
+the run's threshold pays for all of them. `ablation.md` says what each part of the rule is for, `nulls.md` what is
+called where nothing is planted, `promise.md` what a simulation says of false alarms.
 
 ## Numbers with a bar
 {bars}
@@ -46,6 +50,19 @@ watched picture is a probe, more than people have; the run's threshold pays for 
 
 ## What it gets wrong
 {wrong}
+
+## Prompt probes
+Captions are watched instead of pictures: four generations each, noised again, at the last event, against the captions
+of held-out pictures. *copied*: captions that bring out their own item. *alike*: captions that this twin never saw and
+that bring out what another one has stored; they are right to stand out. *other twin*: the rest of those.
+
+{prompts}
+
+## One subject
+DreamBooth: six pictures of a new subject under one caption in each half; two more of it are controls. Views are
+pictures of the subject that the half never saw.
+
+{subjects}
 """
 
 
@@ -56,7 +73,9 @@ def write_page(pairs: Sequence[Pair], config: MemWatchConfig, folder: Path) -> P
         pairs: of any worlds; their noise levels must hold those of ``config``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = [Judged(judged(t.run, config), t) for t in tqdm(truths_of(pairs), desc="memwatch's own judge")]
+    everything = [Judged(judged(t.run, config), t) for t in tqdm(truths_of(pairs), desc="memwatch's own judge")]
+    subjects = [j for j in everything if j.product.run.world_name in ONE_SUBJECT]
+    found = [j for j in everything if j not in subjects]
     runs = [run for pair in pairs for run in pair.runs]
     text = PAGE.format(
         pairs=counted(len(pairs), "pair"),
@@ -73,6 +92,8 @@ def write_page(pairs: Sequence[Pair], config: MemWatchConfig, folder: Path) -> P
         wrong="\n".join(
             f"* {what.capitalize()}: {', '.join(names) or 'none'}." for what, names in mistakes(found).items()
         ),
+        prompts=markdown_table(prompt_table([j.truth for j in found], config)),
+        subjects=markdown_table(one_subject_table(subjects)),
     )
     file = folder / "README.md"
     file.write_text(text, encoding="utf-8")

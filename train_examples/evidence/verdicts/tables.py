@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from evidence.metrics import auc, iou
 from evidence.verdicts import intervals
@@ -35,6 +36,10 @@ class Judged:
     @property
     def last(self) -> int:
         return self.product.run.last
+
+    @property
+    def half(self) -> str:
+        return self.product.run.half
 
     def group(self, name: str) -> list[Item]:
         """Items by what they are in this half: ``stored``, ``out`` (the other half's), ``learned``, ``held out``."""
@@ -107,11 +112,24 @@ def overlap(judged: Sequence[Judged], low: float, high: float) -> Estimate:
     )
 
 
+def agreement(judged: Sequence[Judged]) -> Estimate:
+    """Mean rank correlation, over pixels, of the heatmap with the twins' own gap map, of copied parts of pictures."""
+
+    def of(j: Judged, item: Item) -> float:
+        signals = j.product.findings[item.name][j.last].signals
+        assert signals is not None
+        assert signals.heatmap is not None
+        gaps = j.truth.gap_map(item, j.last)
+        return float(spearmanr(signals.heatmap.mean.numpy().ravel(), gaps.ravel()).statistic)
+
+    return intervals.mean([[of(j, i) for i in j.copied if not i.mask.all()] for j in judged])
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def bar_table(judged: Sequence[Judged], config: MemWatchConfig) -> list[dict[str, Any]]:
-    """Every number that has a bar."""
+    """Every number that has a bar, and one that has none."""
     passes = count_passes(config, 1, 0)
     rows = [
         row("AUC of what is stored against the same pictures in the other twin", detection(judged, "out"), 0.99),
@@ -123,18 +141,41 @@ def bar_table(judged: Sequence[Judged], config: MemWatchConfig) -> list[dict[str
         row("called at or before it", of_copied(judged, is_in_time), 0.97),
     ]
     rows += [row(f"mean IoU, regions of {n}", overlap(judged, lo, hi), bar) for n, (lo, hi, bar) in SIZES.items()]
+    rows.append(row("mean rank correlation of heatmap and the twins' own map, copied items", agreement(judged)))
     rows.append(row("passes of a full look at one probe", float(passes.full), 32.0, most=True))
     rows.append(row("passes of the screen", float(passes.screen), 4.0, most=True))
     return rows
 
 
-def row(name: str, found: Estimate | float | None, bar: float, most: bool = False) -> dict[str, Any]:
+def row(name: str, found: Estimate | float | None, bar: float | None = None, most: bool = False) -> dict[str, Any]:
     """One line: the number, how many items it is of, its bar, and whether it is met."""
     value = found.value if isinstance(found, Estimate) else found
-    met = None if value is None else value <= bar if most else value >= bar
+    met = None if value is None or bar is None else value <= bar if most else value >= bar
     items = found.count if isinstance(found, Estimate) and value is not None else None
     said = {True: "yes", False: "no", None: None}[met]
-    return {"number": name, "value": found, "items": items, "bar": f"{'<=' if most else '>='} {bar:g}", "met": said}
+    asked = None if bar is None else f"{'<=' if most else '>='} {bar:g}"
+    return {"number": name, "value": found, "items": items, "bar": asked, "met": said}
+
+
+def one_subject_table(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """Twins of one subject under one caption: the instances of a half, and views of the subject that it never saw."""
+    rows = []
+    for j in judged:
+        views = [
+            i for i in j.product.run.watched if i.kind in (*PLANTED, Kind.LEARNED) and not (i.dose and i.is_in(j.half))
+        ]
+        own = j.product.run.planted
+        called = sorted(j.product.first_alert[i.name] for i in own if j.product.called(i))
+        rows.append(
+            {
+                "run": j.product.run.name,
+                "instances called": f"{len(called)} of {len(own)}",
+                "stored, by the twin": sum(j.truth.is_stored(i, j.last) for i in own),
+                "first call, median": int(np.median(called)) if called else None,
+                "held-out views called": f"{sum(j.product.called(i) for i in views)} of {len(views)}",
+            }
+        )
+    return rows
 
 
 def kind_table(judged: Sequence[Judged]) -> list[dict[str, Any]]:

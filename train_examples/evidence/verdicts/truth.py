@@ -99,9 +99,9 @@ class Truth:
         return found
 
     def distance(self, run: Finished, item: Item, step: int) -> float | None:
-        """Mean of the smallest quarter of ``distances``: a copy is one, however rare; ``None`` without generations."""
-        found = np.sort(self.distances(run, item, step))
-        return float(found[: max(1, len(found) // 4)].mean()) if len(found) else None
+        """``nearest_quarter`` of ``distances``; ``None`` without generations."""
+        found = self.distances(run, item, step)
+        return nearest_quarter(found) if len(found) else None
 
     @cached_property
     def grades(self) -> dict[str, dict[int, float]]:
@@ -135,6 +135,11 @@ class Truth:
         shown = [step for step, grade in grades.items() if grade >= COPIED]
         asked = list(grades)
         return next((step for step in shown if {*asked[asked.index(step) :][:2]} <= {*shown}), None)
+
+
+def nearest_quarter(distances: np.ndarray) -> float:
+    """Mean of the smallest quarter: a copy is one, however rare."""
+    return float(np.sort(distances)[: max(1, len(distances) // 4)].mean())
 
 
 def latent_mask(item: Item) -> np.ndarray:
