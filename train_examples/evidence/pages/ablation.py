@@ -1,4 +1,4 @@
-"""The ablation, ``results/ablation.md``: each part of the rule changed or removed, one at a time, on one set of twins."""
+"""The ablation, ``results/ablation.md``: each part of the rule changed or removed, one at a time, on the same twins."""
 
 from __future__ import annotations
 

@@ -94,12 +94,12 @@ def restricted(o: Observation, config: MemWatchConfig) -> Observation:
         """Curvature that was not kept is full freedom: where the loss decides, it changes nothing."""
         levels, draws, _, h, w = m.epsilon.shape
         rho = torch.ones(levels, draws, h, w) if m.rho is None else m.rho.samples
-        return Measurement(CurvatureMap(rho[places]), m.epsilon[places])
+        return Measurement(CurvatureMap(rho[places]), m.epsilon[places, :wanted])
 
     assert o.eps is not None
+    wanted = config.levels.draws
     parts = {name: part(m) for name, m in o.measurements.items()}
-    o = replace(o, timesteps=config.levels.timesteps, eps=o.eps[places], **parts)
-    return o if config.levels.draws == o.now.draws else with_draws(o, config.levels.draws)
+    return replace(o, timesteps=config.levels.timesteps, eps=o.eps[places, :wanted], **parts)
 
 
 def with_draws(o: Observation, draws: int) -> Observation:
