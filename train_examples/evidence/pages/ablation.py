@@ -88,7 +88,6 @@ VARIANTS = (
     Variant("levels 651 and 801", levels(651, 801)),
     Variant("levels 301, 501, 651 and 801", levels(301, 501, 651, 801)),
     Variant("2 draws", levels(501, 801, draws=2)),
-    Variant("1 draw", levels(501, 801, draws=1)),
     Variant("loss floor 0.3", constants={"measure.signals.LOSS_FLOOR": 0.3}),
     Variant("loss floor 0.1", constants={"measure.signals.LOSS_FLOOR": 0.1}),
     Variant("loss floor 3", constants={"measure.signals.LOSS_FLOOR": 3.0}),
