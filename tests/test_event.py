@@ -43,7 +43,7 @@ def test_an_event_measures_curvature_of_what_the_screen_chooses(pretrained, pipe
     cat, poster = later[0].findings
     assert cat.signals.snapshot.variance is not None
     assert poster.signals.snapshot.variance is None
-    assert_same(poster.signals.deciding.samples, decide(poster.signals, "loss", "both").samples)
+    assert_same(poster.signals.heatmap.samples, decide(poster.signals, "loss", "both").samples.mean(0))
     chosen, *others = later[0].judgement.controls
     assert chosen.signals.snapshot.variance is not None
     assert [f.signals.snapshot.variance for f in others] == [None, None]  # measured, but judged as the screen saw them

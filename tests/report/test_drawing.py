@@ -96,7 +96,7 @@ def test_people_without_red_or_without_green_receptors_tell_the_verdicts_apart()
 
 def test_a_title_carries_the_colour_of_its_verdict_and_the_reason_of_it():
     rows = report_of(
-        seen("stored"), seen("quiet", 1.0), seen("first", baseline=None), *controls(20, 1.0, spread=0.2)
+        seen("begun", 1.8), seen("quiet", 1.0), seen("first", baseline=None), *controls(20, 1.0, spread=0.2)
     ).rows
     bars = {row.verdict: np.asarray(drawing.title_bar(row, 800, 40)) for row in rows.values()}
     for (verdict, pixels), (other, colour) in itertools.product(bars.items(), drawing.VERDICT_COLOURS.items()):

@@ -40,7 +40,7 @@ def test_scalars_say_what_the_findings_hold():
         "severity/dog": 1,
         "p/cat": cat.p,
         "p/dog": 1,
-        "area/cat": 0.5,
+        "area/cat": cat.regions[0].area,
         "area/new": 0,
         "collapse/cat": float(cat.signals.snapshot.collapse.mean.mean()),
         "score/dog": 0,
@@ -79,7 +79,7 @@ def test_an_alert_explains_itself():
     assert report.alert_text(finding).splitlines() == [
         f"memwatch, step 7: a photo of cat (cat) is suspicious: {finding.reason}.",
         f"score {finding.evidence.z_score:.1f}, p = {finding.p:.2g} against 20 controls",
-        f"region (0, 0, 2, 4) px, 50% of the image: {math.exp(region.effect):.1f}x reduction "
+        f"region (0, 0, 1, 4) px, 25% of the image: {math.exp(region.effect):.1f}x reduction "
         f"(log ratio {region.effect:.2f} ± {region.sem:.2f})",
         "baseline: step 0.",
         "prompt: 'a photo of cat'",
@@ -125,7 +125,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "failure": None,
     }
     (region,) = found.regions
-    assert region.area == 0.5
+    assert region.area == 0.25  # the filter leaves one column of two on a map as small as this
     assert cat == {
         "name": "cat",
         "title": "a photo of cat (cat)",
@@ -143,7 +143,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "alert_text": report.alert_text(found),
         "timesteps": [61],
         "levels": [pytest.approx(math.exp(found.signals.deciding.mean.max()))],  # a sixteenth of 16 pixels is one
-        "regions": [asdict(region) | {"box": [0, 0, 2, 4]}],
+        "regions": [asdict(region) | {"box": [0, 0, 1, 4]}],
         "copied": None,
     }
     assert (new["z_score"], new["p"], new["verdict"]) == (None, None, "inconclusive")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
@@ -199,11 +200,13 @@ def test_regions_are_a_mask_and_boxes_with_scores(wandb_run, wandb_reports):
         assert np.array_equal(pixels(wandb_run.media(row, key)), finding.observation.image)
         expected, boxes = np.zeros((32, 32), np.uint8), []
         if number is not None:
-            expected[:, :16] = number
             (region,) = finding.regions
-            scores = {"factor": pytest.approx(finding.severity), "area": region.area}
-            box = {"position": {"minX": 0, "minY": 0, "maxX": 16, "maxY": 32}, "domain": "pixel", "class_id": number}
-            boxes = [box | {"box_caption": f"{finding.severity:.1f}x", "scores": scores}]
+            wide = region.box[2]
+            expected[:, :wide] = number
+            factor = math.exp(region.effect)
+            scores = {"factor": pytest.approx(factor), "area": region.area}
+            box = {"position": {"minX": 0, "minY": 0, "maxX": wide, "maxY": 32}, "domain": "pixel", "class_id": number}
+            boxes = [box | {"box_caption": f"{factor:.1f}x", "scores": scores}]
         assert np.array_equal(pixels(wandb_run.media(row, f"{key}.masks.regions")), expected)
         drawn = json.loads(wandb_run.media(row, f"{key}.boxes.regions").read_text(encoding="utf-8"))
         assert drawn["box_data"] == boxes
