@@ -19,7 +19,7 @@ from evidence.worlds.sources import Source
 from evidence.worlds.world import WORLDS
 from support.planted import pretend
 
-FEW = re.compile("large-.*[ab]0$|middle-.*[ab]3$|whole-.*0$|control-(0.|1[0-3])|held-out-0[0-3]|learned-")
+FEW = re.compile("large-.*[ab]0$|middle-.*[ab]3$|whole-.*0$|control-(0.|1[0-3])|held-out-|learned-")
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from evidence import bench
 from evidence.pages import pairs as labelled
-from evidence.runs.finished import Pair, finished_pairs
+from evidence.pages.ablation import VARIANTS, write_ablation
+from evidence.runs.finished import Finished, Pair, finished_pairs
 from evidence.runs.protocol import SHIPPED
 from evidence.verdicts.product import restricted
-from evidence.verdicts.tables import bar_table, kind_table, mistakes
+from evidence.verdicts.prompts import Prompts, prompt_table
+from evidence.verdicts.tables import bar_table, kind_table, mistakes, one_subject_table
 from evidence.verdicts.truth import Truth, truths_of
 from evidence.worlds.items import PLANTED, Kind
 from support.planted import COPIED_FROM, FALLEN, PLAN, is_stored
 
 from memwatch.config import LevelsConfig
+from memwatch.judge import findings
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,46 @@ def test_levels_and_draws_are_picked_from_what_was_measured(truth):
     assert found.now.epsilon.equal(o.now.epsilon[1:, :2])
 
 
+def test_one_subject_has_a_table_of_its_own(both):
+    first, second = one_subject_table(both)
+    assert (first["run"], second["run"]) == ("captions-0a", "captions-0b")
+    assert first["instances called"] == f"{first['stored, by the twin']} of {len(both[0].product.run.planted)}"
+    assert first["held-out views called"].startswith("0 of ")
+    assert first["first call, median"] == 10
+
+
+def test_prompt_probes_are_told_by_the_same_statistic(both, monkeypatch):
+    (loss, *_), prompts = prompt_table([j.truth for j in both], SHIPPED), Prompts(both[0].truth)
+    assert (loss["AUC, other twin"], loss["AUC, held out"]) == (1, 1)
+    copied = sum(len(j.copied) for j in both)
+    assert loss["p <= 0.01, copied"] == f"{copied} of {copied}"
+    assert loss["p <= 0.01, alike"] == "0 of 0"
+    caption, stored = prompts.groups["other twin"][0], prompts.run.planted[0]
+    assert prompts.nearness(caption, stored) < 0.1
+    monkeypatch.setattr(Finished, "generated", lambda run, item, step: real(run, stored, step))
+    assert Prompts(both[0].truth).brings_another(caption)
+
+
+real = Finished.generated
+
+
+def test_an_ablation_changes_one_thing_and_puts_it_back(runs, tmp_path):
+    less = [
+        v for v in VARIANTS if v.says in ("the rule", "level 801 alone", "each event alone", "min(S, N)", "variance")
+    ]
+    text = write_ablation(list(finished_pairs(runs)), tmp_path, less).read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
+    assert [*rows][1:] == [v.says for v in less]
+    assert rows["the rule"][4:7] == ["1.00", "1.00", "1.00"]
+    assert rows["variance"][4:8] == ["-"] * 4
+    with next(v for v in VARIANTS if v.says == "each event alone").applied() as config:
+        assert (findings.BEFORE, config) == (0, SHIPPED)
+    assert findings.BEFORE == 0.5
+    for variant in VARIANTS:
+        with variant.applied():  # every place that is changed exists, and every setting is allowed
+            pass
+
+
 def test_the_page_is_written(runs, tmp_path, capsys):
     assert bench.main(["--output", str(runs), "--report", str(tmp_path)]) == 0
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -90,9 +133,10 @@ def test_runs_are_named_after_world_seed_and_half(name, capsys):
     assert [run.name for run in bench.parse_runs("nothing-3")] == ["nothing-3a"]
 
 
-def test_pairs_are_drawn_labelled_and_counted(truth, tmp_path, monkeypatch):
+def test_pairs_are_drawn_labelled_and_counted(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(labelled, "NUM_PAIRS", 6)
-    file = labelled.write_sheets([truth], tmp_path)
+    assert bench.main(["--output", str(runs), "--sheets", str(tmp_path)]) == 0
+    file = tmp_path / "pairs.csv"
     assert sorted(f.name for f in tmp_path.iterdir()) == ["pairs-1.png", "pairs.csv"]
     lines = file.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 7

@@ -62,6 +62,9 @@ def event(items: list[Item], run: Run, step: int, generator: torch.Generator) ->
             other = torch.randint(0, 256, (NUM_SEEDS, 64, 64, 3), generator=generator, dtype=torch.uint8)
             copied = is_stored(item, run.half) and step >= COPIED_FROM
             tensors[f"{item.name}/generated"] = torch.stack([picture.byte()] * NUM_SEEDS) if copied else other
+        if step == PLAN.steps and item.kind in (*PLANTED, Kind.HELD_OUT):
+            looks = {"renoised": stored, "renoised_null": False, "renoised_first": False, "renoised_first_null": False}
+            found |= {f"{k}/{item.name}": measurement(item, run.seed, s, generator) for k, s in looks.items()}
     return to_tensors({name: Measurement(m.rho, m.epsilon.half()) for name, m in found.items()}) | tensors
 
 
