@@ -308,7 +308,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "all", "none"])
     parser.add_argument("--smoke", action="store_true", help="a shorter run of the same, for continuous integration")
     parser.add_argument("--max_train_steps", type=int, default=600)
-    parser.add_argument("--every_steps", type=int, default=100)
+    parser.add_argument("--every_steps", type=int, default=50)
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

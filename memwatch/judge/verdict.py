@@ -6,8 +6,8 @@ The whole rule, with all its constants:
     controls before training: S since before training, N by the prompt, K without prompt (k0: the most on a control, 0.9
     quantile). min(S, N + relu(K - k0)) at each of two noise levels, and their mean.
 2.  Take the means of its k largest pixels at 7 sizes k: all, a half, ... 1/64. z: how far such a mean lies above those
-    of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance, drawn to
-    its mean over the sizes as if by 10 more controls. T is the largest z. A control is compared with the N - 1 others.
+    of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance. T is the
+    largest z. A control is compared with the N - 1 others.
 3.  p = 7 P(t > T), Student's t with N - 1 degrees of freedom.
 4.  memorized: p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100 if unknown) with T
     averaged over this event and the one before (0 without), and S, filtered, of 1.5x over its largest 1/16.

@@ -17,7 +17,6 @@ from memwatch.judge.findings import judge_event
 from memwatch.judge.screen import chosen, with_references
 from memwatch.judge.statistic import (
     NUM_SIZES,
-    PRIOR_DF,
     RESOLUTION,
     Screened,
     called_from,
@@ -69,9 +68,7 @@ def test_no_region_is_smaller_than_the_smallest_size():
 def test_scores_equal_a_slow_twin():
     probes, controls = RNG.lognormal(0, 1, (2, 3, NUM_SIZES)), RNG.lognormal(0, 1, (2, 15, NUM_SIZES))
     for run in range(2):
-        variance = controls[run].var(0, ddof=1)
-        moderated = (PRIOR_DF * variance.mean() + 14 * variance) / (PRIOR_DF + 14)
-        spread = np.sqrt(moderated * (1 + 1 / 15))
+        spread = controls[run].std(0, ddof=1) * math.sqrt(1 + 1 / 15)
         expected = [max((probe - controls[run].mean(0)) / spread) for probe in probes[run]]
         assert scores(probes, controls)[run] == pytest.approx(expected)
 

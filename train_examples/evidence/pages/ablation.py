@@ -100,7 +100,6 @@ VARIANTS = (
     Variant("5x5 mean filter before it decides", constants={"measure.signals.DECIDED_ON": 5}),
     Variant("regions without a mean filter", {"signals": {"smooth": 1}}),
     Variant("regions with a 5x5 mean filter", {"signals": {"smooth": 5}}),
-    Variant("controls' variance not moderated", constants={"judge.statistic.PRIOR_DF": 0}),
     Variant("no least spread", constants={"judge.statistic.RESOLUTION": 1e-9}),
     Variant("each event alone", constants={"judge.findings.BEFORE": 0.0}),
     Variant("no least factor", constants={"judge.verdict.MIN_SEVERITY": 1.0}),
