@@ -61,7 +61,10 @@ class Progress:
         """The inverse of ``to_dict``; other keys are ignored."""
         known = ProbeState.__dataclass_fields__
         of_probe = {n: {k: v for k, v in s.items() if k in known} for n, s in saved["states"].items()}
-        states = {n: ProbeState(**(s | {"verdict": Verdict(s["verdict"])})) for n, s in of_probe.items()}
+        typed = {
+            n: {"verdict": Verdict(s["verdict"]), "scores": tuple(s.get("scores", ()))} for n, s in of_probe.items()
+        }
+        states = {n: ProbeState(**(s | typed[n])) for n, s in of_probe.items()}
         return cls(
             saved["run"],
             saved["last_step"],

@@ -10,7 +10,6 @@ import numpy as np
 from memwatch.config import MemWatchConfig
 from memwatch.judge.copied import Proof
 from memwatch.judge.statistic import (
-    BEFORE,
     SIXTEENTH,
     UNKNOWN_EVENTS,
     Compared,
@@ -22,7 +21,7 @@ from memwatch.judge.statistic import (
     threshold,
     top_means,
 )
-from memwatch.judge.verdict import Evidence, ProbeState, Verdict, is_alert, judge
+from memwatch.judge.verdict import LASTING, Evidence, ProbeState, Verdict, is_alert, judge
 from memwatch.measure.measurement import Observation
 from memwatch.measure.probes import MIN_CONTROLS
 from memwatch.measure.regions import Region, regions_of
@@ -198,7 +197,7 @@ def evidence_of(compared: Compared, before: ProbeState, any_controls: bool) -> E
     fallen = None if signals is None or signals.fallen is None else signals.fallen.mean.double().numpy()
     p = lasting = None
     if score is not None:
-        mean = (1 - BEFORE) * score + BEFORE * (before.score or 0.0)
+        mean = (score + sum(before.scores[: LASTING - 1])) / LASTING
         p, lasting = map(float, p_value(np.array([score, mean]), num_controls))
     return Evidence(
         severity=1.0 if fallen is None else factor(max(0.0, float(top_means(fallen)[SIXTEENTH]))),

@@ -19,7 +19,7 @@ from memwatch.measure.signals import Signals, compute_signals
 NUM_SIZES = 7  # the whole map, a half, ... 1/64 of it
 SIXTEENTH = 4  # index of that size
 RESOLUTION = 0.05  # of a log factor: the smallest spread of the controls that is believed
-BEFORE = 0.5  # weight of the event before in the mean that decides: what lasts is stored, and what strays is not
+PRIOR_DF = 10  # by which the controls' variance at one size is drawn towards the mean over the sizes
 UNKNOWN_EVENTS = 100  # that a run is taken to have where it does not say
 
 
@@ -48,8 +48,13 @@ def profile_of(signals: Signals | None) -> np.ndarray:
 
 
 def spread_of(variance: np.ndarray, num_controls: int) -> np.ndarray:
-    """The standard deviation of one more observation, from the N controls' variances ``(..., 7)``."""
-    spread: np.ndarray = np.maximum(np.sqrt(variance * (1 + 1 / num_controls)), RESOLUTION)
+    """The standard deviation of one more observation, from the N controls' variances ``(..., 7)``.
+
+    Each is drawn towards the mean over the sizes, as a moderated t does (Smyth 2004): one size alone tells it badly.
+    """
+    df = num_controls - 1
+    moderated = (PRIOR_DF * variance.mean(-1, keepdims=True) + df * variance) / (PRIOR_DF + df)
+    spread: np.ndarray = np.maximum(np.sqrt(moderated * (1 + 1 / num_controls)), RESOLUTION)
     return spread
 
 

@@ -6,11 +6,11 @@ The whole rule, with all its constants:
     controls before training: S since before training, N by the prompt, K without prompt (k0: the most on a control, 0.9
     quantile). min(S, N + relu(K - k0)) at each of two noise levels, and their mean.
 2.  Take the means of its k largest pixels at 7 sizes k: all, a half, ... 1/64. z: how far such a mean lies above those
-    of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance. T is the
-    largest z. A control is compared with the N - 1 others.
+    of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance, drawn to
+    its mean over the sizes as if by 10 more controls. T is the largest z. A control is compared with the N - 1 others.
 3.  p = 7 P(t > T), Student's t with N - 1 degrees of freedom.
 4.  memorized: p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100 if unknown) with T
-    averaged over this event and the one before (0 without), and S, filtered, of 1.5x over its largest 1/16.
+    averaged over this event and the two before (0 without), and S, filtered, of 1.5x over its largest 1/16.
     suspicious: p <= max_p (0.01). no evidence: larger. inconclusive: output that is not finite, nothing earlier to
     compare with, or too few controls. Without any controls: suspicious from a factor of 2 on.
 5.  One draw per level judges all by the loss; what reaches T = 2.9, and all at each 8th event, four draws by the term.
@@ -24,6 +24,7 @@ from enum import StrEnum
 
 from memwatch.measure.probes import MIN_CONTROLS
 
+LASTING = 3  # events over which T is averaged: what is stored lasts, and what strays does not
 MIN_SEVERITY = 1.5  # reduction factor: pictures that are seen as often as any other reach up to that, all of them
 UNCALIBRATED_SEVERITY = 2.0  # reduction factor from which a probe is suspicious where there are no controls
 
@@ -49,7 +50,7 @@ class Evidence:
     Attributes:
         severity: reduction factor since the baseline, mean over the sixteenth of the picture where it is largest.
         p, z_score: p-value, and T; ``None`` without enough controls, and where nothing could be compared.
-        lasting_p: p-value of the mean of T at this event and at the one before, which counts as 0 where it is unknown.
+        lasting_p: p-value of the mean of T at this event and at the two before, 0 where it is unknown.
         num_controls: finite controls of the probe's own kind. any_controls: whether there are any of either kind.
         finite: whether every number was finite. compared: whether there was a baseline to compare with.
     """
@@ -70,13 +71,13 @@ class ProbeState:
 
     Attributes:
         since: step at which its evidence began; ``None`` without evidence at the last event.
-        score: T at the last event, ``None`` where it is unknown. has_begun: whether that event alone would do.
+        scores: T at the last events, the newest first. has_begun: whether the last event alone would do.
         highest: of a control, the largest score T so far.
         last_clean: step of the last event without evidence. verdict, finite: of the last event.
     """
 
     since: int | None = None
-    score: float | None = None
+    scores: tuple[float, ...] = ()
     has_begun: bool = False
     highest: float | None = None
     last_clean: int | None = None
@@ -93,7 +94,7 @@ def judge(state: ProbeState, evidence: Evidence, step: int, max_p: float, memori
     unknown = replace(
         state,
         since=None,
-        score=evidence.z_score if evidence.finite else None,
+        scores=(evidence.z_score, *state.scores)[:LASTING] if evidence.z_score is not None else (),
         has_begun=False,
         verdict=Verdict.INCONCLUSIVE,
         finite=evidence.finite,
@@ -117,7 +118,7 @@ def judge(state: ProbeState, evidence: Evidence, step: int, max_p: float, memori
     is_large = evidence.severity >= MIN_SEVERITY
     suspicious = replace(suspicious, has_begun=is_large and evidence.p <= memorized_p)
     if evidence.lasting_p is None or evidence.lasting_p > memorized_p:
-        over = "by the mean of two events" if evidence.p <= memorized_p else "which keeps the run's false-alarm rate"
+        over = "by the mean of three events" if evidence.p <= memorized_p else "which keeps the run's false-alarm rate"
         return suspicious, f"memorized takes p = {memorized_p:.1g}, {over}"
     if not is_large:
         return suspicious, f"memorized takes {MIN_SEVERITY:g}x, and this is {evidence.severity:.2f}x"

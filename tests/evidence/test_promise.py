@@ -97,7 +97,7 @@ def test_normal_severities_keep_the_promise_and_what_is_stored_is_found(cell):
     assert 0 <= found.rule.delay < 3
 
 
-def test_the_mean_of_two_events_halves_the_false_alarms_of_skewed_severities():
+def test_the_mean_of_three_events_halves_the_false_alarms_of_skewed_severities():
     found = simulate(Cell(tail="lognormal", autocorrelation=0.5), 60, 0.05)
     assert 0 < found.rule.alarmed <= found.at_once.alarmed / 2
 

@@ -54,8 +54,8 @@ def test_the_grade_is_one_for_the_item_and_none_for_what_chance_brings(truth):
 def test_memwatch_calls_what_is_stored_before_it_is_copied_and_nothing_else(both):
     for j in both:
         assert {i.name for i in j.called} == {i.name for i in j.product.run.planted}
-        assert set(j.product.first_alert.values()) == {10}
-        assert {j.lead(i) for i in j.copied} == {COPIED_FROM - 10}
+        assert set(j.product.first_alert.values()) <= {10, 20}  # stored from 10 on, by the mean of three events
+        assert {j.lead(i) for i in j.copied} <= {COPIED_FROM - 10, COPIED_FROM - 20}
     assert mistakes(both) == {"called, not confirmed": [], "copied, never called": [], "copied, called late": []}
 
 
@@ -80,7 +80,7 @@ def test_one_subject_has_a_table_of_its_own(both):
     assert (first["run"], second["run"]) == ("captions-0a", "captions-0b")
     assert first["instances called"] == f"{first['stored, by the twin']} of {len(both[0].product.run.planted)}"
     assert first["held-out views called"].startswith("0 of ")
-    assert first["first call, median"] == 10
+    assert first["first call, median"] in (10, 20)
 
 
 def test_prompt_probes_are_told_by_the_same_statistic(both, monkeypatch):
@@ -108,8 +108,8 @@ def test_an_ablation_changes_one_thing_and_puts_it_back(runs, tmp_path):
     assert rows["the rule"][4:7] == ["1.00", "1.00", "1.00"]
     assert rows["variance"][4:8] == ["-"] * 4
     with next(v for v in VARIANTS if v.says == "each event alone").applied() as config:
-        assert (findings.BEFORE, config) == (0, SHIPPED)
-    assert findings.BEFORE == 0.5
+        assert (findings.LASTING, config) == (1, SHIPPED)
+    assert findings.LASTING == 3
     for variant in VARIANTS:
         with variant.applied():  # every place that is changed exists, and every setting is allowed
             pass

@@ -39,16 +39,16 @@ def judged(observations, events=2, config=DEFAULT):
 
 def test_a_finding_carries_what_its_verdict_rests_on():
     observation = replace(seen(), image=np.zeros((32, 32, 3), np.uint8))  # 8 pixels per pixel of the map
-    gone = {"gone": ProbeState(last_clean=3), "a": ProbeState(since=7, score=9.0)}
+    gone = {"gone": ProbeState(last_clean=3), "a": ProbeState(since=7, scores=(9.0, 6.0))}
     judgement = judge_event([observation, *controls(20, 1.0, spread=0.1)], gone, 7, UNSMOOTHED, 160)
     (finding,) = judgement.findings
     assert finding.observation is observation
     assert (finding.name, finding.is_alert) == ("a", True)
     assert (judgement.states["a"], judgement.states["gone"]) == (finding.state, gone["gone"])
-    assert gone["a"] == ProbeState(since=7, score=9.0)  # states are handed on, not changed
+    assert gone["a"] == ProbeState(since=7, scores=(9.0, 6.0))  # states are handed on, not changed
     assert judge_event([], gone, 7, UNSMOOTHED).states == gone
     score = finding.evidence.z_score
-    assert finding.state == ProbeState(since=7, score=score, has_begun=True, verdict=Verdict.MEMORIZED)
+    assert finding.state == ProbeState(since=7, scores=(score, 9.0, 6.0), has_begun=True, verdict=Verdict.MEMORIZED)
     evidence, (region,), decisive = finding.evidence, finding.regions, finding.signals.decisive.mean.numpy()
     assert region.box == (0, 0, 16, 32)
     fallen = finding.signals.fallen.mean.numpy()
@@ -59,7 +59,7 @@ def test_a_finding_carries_what_its_verdict_rests_on():
     assert evidence.z_score == pytest.approx(scores(profile[None], held_out)[0])
     own = np.array([f.state.highest for f in judgement.controls])
     assert list(own) == [f.evidence.z_score for f in judgement.controls]
-    assert (finding.p, evidence.lasting_p) == pytest.approx(p_value(np.array([score, (score + 9) / 2]), 20))
+    assert (finding.p, evidence.lasting_p) == pytest.approx(p_value(np.array([score, (score + 9 + 6) / 3]), 20))
     assert (evidence.num_controls, evidence.any_controls) == (20, True)
     (standing,) = judgement.standings.values()
     assert (standing.number, standing.highest) == (20, own.max())
@@ -142,7 +142,7 @@ def test_a_sibling_among_the_controls_keeps_a_learned_subject_from_being_called(
 def test_more_looks_take_more_evidence_and_rows_are_told_with_evidence_alone():
     quiet = controls(20, 1.0, spread=0.2)
     rows = [replace(o, probe=replace(o.probe, in_rotation=True)) for o in (seen("row0", 5.0), seen("row1", 1.0))]
-    states = {name: ProbeState(since=1, score=9.0) for name in ("a", "row0")}
+    states = {name: ProbeState(since=1, scores=(9.0, 9.0)) for name in ("a", "row0")}
     few, many = (judge_event([seen(), *rows, *quiet], states, 2, DEFAULT, looks) for looks in (2, 10**12))
     assert [f.name for f in few.findings] == [f.name for f in many.findings] == ["a", "row0"]
     assert {f.p for f in (*few.findings, *many.findings)} == {few.findings[0].p}

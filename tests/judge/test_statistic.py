@@ -17,6 +17,7 @@ from memwatch.judge.findings import judge_event
 from memwatch.judge.screen import chosen, with_references
 from memwatch.judge.statistic import (
     NUM_SIZES,
+    PRIOR_DF,
     RESOLUTION,
     Screened,
     called_from,
@@ -68,7 +69,9 @@ def test_no_region_is_smaller_than_the_smallest_size():
 def test_scores_equal_a_slow_twin():
     probes, controls = RNG.lognormal(0, 1, (2, 3, NUM_SIZES)), RNG.lognormal(0, 1, (2, 15, NUM_SIZES))
     for run in range(2):
-        spread = controls[run].std(0, ddof=1) * math.sqrt(1 + 1 / 15)
+        variance = controls[run].var(0, ddof=1)
+        moderated = (PRIOR_DF * variance.mean() + 14 * variance) / (PRIOR_DF + 14)
+        spread = np.sqrt(moderated * (1 + 1 / 15))
         expected = [max((probe - controls[run].mean(0)) / spread) for probe in probes[run]]
         assert scores(probes, controls)[run] == pytest.approx(expected)
 
@@ -191,7 +194,7 @@ def test_a_control_that_is_called_a_probe_gets_the_same_verdict(fall):
         (finding,) = [f for f in judgement.everything if f.name == "it"]
         seen.append((finding.evidence, replace(finding.state, highest=None), finding.observation.has_curvature))
     (probe, *as_probe), (control, *as_control) = seen
-    assert as_control == [replace(as_probe[0], score=pytest.approx(as_probe[0].score)), as_probe[1]]
+    assert as_control == [replace(as_probe[0], scores=pytest.approx(as_probe[0].scores)), as_probe[1]]
     numbers = {key: pytest.approx(getattr(probe, key), rel=1e-4) for key in ("z_score", "p", "lasting_p", "severity")}
     assert control == replace(probe, **numbers)
     assert probe.num_controls == 11

@@ -24,8 +24,8 @@ BLIND_MILD = Evidence(1.99)
 FEW = Evidence(4.0, num_controls=9, any_controls=True)
 OTHER_KIND = replace(FEW, num_controls=0)
 NOTHING = Evidence(p=1.0, z_score=0.0, num_controls=20, any_controls=True)
-FIRST = replace(NOTHING, p=None, compared=False)
-BROKEN = replace(HIT, finite=False)
+FIRST = replace(NOTHING, p=None, z_score=None, compared=False)
+BROKEN = replace(HIT, z_score=None, finite=False)
 
 
 def run(*evidences: Evidence) -> tuple[list[ProbeState], list[str]]:
@@ -44,7 +44,7 @@ def run(*evidences: Evidence) -> tuple[list[ProbeState], list[str]]:
         (EDGE, MEMORIZED, "evidence since step 100"),
         (FADING, MEMORIZED, "evidence since step 100"),
         (MILD, SUSPICIOUS, "memorized takes 1.5x, and this is 1.49x"),
-        (NEW, SUSPICIOUS, "memorized takes p = 0.0003, by the mean of two events"),
+        (NEW, SUSPICIOUS, "memorized takes p = 0.0003, by the mean of three events"),
         (JUST, SUSPICIOUS, "memorized takes p = 0.0003, which keeps the run's false-alarm rate"),
         (RARE, SUSPICIOUS, "memorized takes p = 0.0003, which keeps the run's false-alarm rate"),
         (COMMON, NO_EVIDENCE, "the controls show as much"),
@@ -66,7 +66,8 @@ def test_the_numbers_of_an_event_decide(evidence, verdict, reason):
 
 def test_what_is_remembered():
     states, _ = run(NOTHING, RARE, NEW, JUST, COMMON, HIT, BROKEN, FEW, FIRST)
-    assert [s.score for s in states] == [0, 8, 8, 8, 8, 8, None, None, 0]
+    assert [s.scores for s in states[:4]] == [(0,), (8, 0), (8, 8, 0), (8, 8, 8)]
+    assert [s.scores for s in states[5:]] == [(8, 8, 8), (), (), ()]
     assert [s.has_begun for s in states] == [False, False, True, False, False, True, False, False, False]
     assert [s.since for s in states] == [None, 200, 200, 200, None, 600, None, None, None]
     assert [s.last_clean for s in states] == [100] * 4 + [500] * 5  # inconclusive is not clean

@@ -28,14 +28,14 @@ PAGE = """# The promise, simulated
 
 The promise: a run in which nothing is stored calls anything memorized with a probability of {promised} at most
 (`alerts.false_alarms_per_run`), for any number of probes and events, however the events depend on each other. Here
-the maps of all pictures are drawn at random, smooth and on the log scale,. memwatch's own statistic and
+the maps of all pictures are drawn at random, smooth and on the log scale. memwatch's own statistic and
 threshold decide.
 
 A setting is *kept* where the 95 % interval of its share of runs with a false alarm does not lie above the promise.
 *False alarm*: share of runs that call any probe of which nothing is stored. *Found*: share of runs that call one more
 probe, which is stored at {strong:g} or {weak:g} standard deviations of the severities on a quarter of the picture from
 the middle of the run on. *Delay*: events until the former is called, where it is. *At one event*: by T of each event
-alone and not by the mean of two, which is what that costs and what it is for.
+alone and not by the mean of three, which is what that costs and what it is for.
 
 ## In short
 

@@ -16,12 +16,12 @@ from scipy import ndimage, stats
 
 from evidence.verdicts.intervals import upper_bound
 from memwatch.judge.statistic import (
-    BEFORE,
     p_value,
     scores,
     threshold,
     top_means,
 )
+from memwatch.judge.verdict import LASTING
 
 TAILS = {  # of severities, on the log scale
     "normal": "normal",
@@ -177,9 +177,9 @@ def called(score: np.ndarray, cell: Cell, rate: float) -> Called:
 
 
 def lasting(score: np.ndarray) -> np.ndarray:
-    """The mean of T at each event and the one before, as ``evidence_of`` takes it; before the first it is 0."""
-    before = np.concatenate([np.zeros_like(score[:1]), score[:-1]])
-    mean: np.ndarray = (1 - BEFORE) * score + BEFORE * before
+    """The mean of T at each event and the two before, as ``evidence_of`` takes it; before the first it is 0."""
+    padded = np.concatenate([np.zeros_like(score[:1])] * (LASTING - 1) + [score])
+    mean: np.ndarray = sum(padded[i : i + len(score)] for i in range(LASTING)) / LASTING
     return mean
 
 
