@@ -85,8 +85,21 @@ class Prompts:
         }
 
     def brings_another(self, caption: Item) -> bool:
-        """Whether a caption that was never trained on generates what this twin, and not the other, has stored."""
-        return any(self.nearness(caption, item) >= COPIED for item in self.run.planted)
+        """Whether a caption that was never trained on generates what this twin, and not the other, has stored.
+
+        Of many items one is near by chance: it must be nearer than any is to the caption of a held-out picture.
+        """
+        return self.nearest(caption) > max(COPIED, self.chance)
+
+    def nearest(self, caption: Item) -> float:
+        """The largest ``nearness`` to anything that this twin was trained on."""
+        return max(self.nearness(caption, item) for item in self.run.planted)
+
+    @cached_property
+    def chance(self) -> float:
+        """The largest ``nearest`` of any caption of a held-out picture."""
+        held_out = [i for i in self.run.items if i.kind is Kind.HELD_OUT]
+        return max((self.nearest(i) for i in held_out if self.run.generated(i, self.run.last) is not None), default=0.0)
 
     def nearness(self, caption: Item, item: Item) -> float:
         """The graded copy of an item by the generations of another caption."""
