@@ -91,8 +91,10 @@ def test_prompt_probes_are_told_by_the_same_statistic(both, monkeypatch):
     assert loss["p <= 0.01, alike"] == "0 of 0"
     caption, stored = prompts.groups["other twin"][0], prompts.run.planted[0]
     assert prompts.nearness(caption, stored) < 0.1
-    monkeypatch.setattr(Finished, "generated", lambda run, item, step: real(run, stored, step))
+    name = caption.name  # what it generates is now what another one has stored
+    monkeypatch.setattr(Finished, "generated", lambda run, i, step: real(run, stored if i.name == name else i, step))
     assert Prompts(both[0].truth).brings_another(caption)
+    assert not prompts.brings_another(prompts.groups["other twin"][1])
 
 
 real = Finished.generated
