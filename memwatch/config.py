@@ -106,7 +106,7 @@ class SignalsConfig:
             prompt. ``both``: the smaller of the two, corrected for what the unconditional branch has memorized.
         baseline: the earlier model. ``first``, ``previous``, ``lag:N`` (N events back), ``last_clean`` (the probe's
             last event without evidence), ``base`` (LoRA off) or ``path:FILE`` (safetensors of trainable tensors).
-        smooth: side of the mean filter on heatmaps, latent pixels, odd. Verdicts rest on maps without it.
+        smooth: side of the mean filter on heatmaps and severities, latent pixels, odd. p rests on maps without it.
     """
 
     terms: str = "loss"
@@ -172,7 +172,7 @@ class AlertsConfig:
 
     Attributes:
         false_alarms_per_run: the chance that a run in which nothing is stored calls anything memorized, whatever the
-            number of probes and events, where the controls' scores are normal or have heavy tails; in (0, 1).
+            number of probes and events, where the controls' scores are normal; with heavy tails mostly; in (0, 1).
         max_p: largest p-value of a suspicious probe at one event, in (0, 1].
         webhook: where alerts are posted as JSON that Slack and Discord accept: a URL, or ``$NAME`` for the URL in that
             environment variable. Logs and files show its host alone.

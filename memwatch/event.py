@@ -97,7 +97,10 @@ def conduct(watch: Watched, step: int) -> Report:
 
 
 def looks_in(observer: Observer, planned: int | None) -> int:
-    """How many verdicts a run may give at its planned events: of its probes, and of the rows rotated in at each."""
+    """How many verdicts a run may give at its planned events: of its probes, and of the rows rotated in at each.
+
+    A row that stays because it stands out counts once.
+    """
     num_fixed = sum(not p.probe.is_control for p in observer.fixed)
     return (planned or UNKNOWN_EVENTS) * (num_fixed + min(observer.config.rotation.per_event, len(observer.rotation)))
 

@@ -151,7 +151,7 @@ class LastClean:
             with self._faults.surviving(SAYING, f"the weights of step {self.step} stay in {place}"):
                 how = json.loads((place / ABOUT).read_text(encoding="utf-8"))["load"]
                 what = "the latest weights saved before any probe was memorized"
-                since = f"since step {self.unclean_since} one is, or output is not finite"
+                since = f"since step {self.unclean_since} one is or begins to be, or output is not finite"
                 logger.warning("%s (step %d) are in %s; %s. To load them: %s", what, self.step, place, since, how)
             self._said = self.step
         return place

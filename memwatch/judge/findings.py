@@ -82,7 +82,7 @@ class Standing:
 
     Attributes:
         number: of those with a score. highest: the largest score of one of them so far.
-        called_from: the score from which on a probe may be called memorized.
+        called_from: the mean score of three events from which on a probe may be called memorized.
     """
 
     number: int
@@ -90,7 +90,7 @@ class Standing:
     called_from: float
 
     def __str__(self) -> str:
-        called = f"memorized is called from {self.called_from:.1f} on"
+        called = f"memorized is called from a mean of {self.called_from:.1f} on"
         return f"{self.number} controls scored {self.highest:.1f} at most so far, and {called}"
 
 

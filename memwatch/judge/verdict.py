@@ -9,12 +9,12 @@ The whole rule, with all its constants:
     of the controls of its kind, 11 or more, in units of sqrt(v (1 + 1/N)), at least 0.05; v: their variance, drawn to
     its mean over the sizes as if by 10 more controls. T is the largest z. A control is compared with the N - 1 others.
 3.  p = 7 P(t > T), Student's t with N - 1 degrees of freedom.
-4.  memorized: p <= false_alarms_per_run (0.05) / (probes and rows per event x planned events, 100 if unknown) with T
-    averaged over this event and the two before (0 without), and S, filtered, of 1.5x over its largest 1/16.
-    suspicious: p <= max_p (0.01). no evidence: larger. inconclusive: output that is not finite, nothing earlier to
-    compare with, or too few controls. Without any controls: suspicious from a factor of 2 on.
+4.  suspicious: p <= max_p (0.01). memorized: also p <= false_alarms_per_run (0.05) / (probes and rows per event x
+    planned events, 100 if unknown) with T averaged over the last three events that looked at it (0 without), and S,
+    filtered, of 1.5x over its largest 1/16. no evidence: larger. inconclusive: output that is not finite, nothing
+    earlier to compare with, or too few controls. Without any controls: suspicious from a factor of 2 on.
 5.  One draw per level judges all by the loss; what reaches T = 2.9, and all at each 8th event, four draws by the term.
-Regions say where: components of the map after a 3x3 mean filter, from Otsu's threshold and a factor of 1.1 on.
+Regions say where: components of the map after a 3x3 mean filter, from Otsu's threshold and 1.1x on, 1/64 or larger.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Evidence:
     Attributes:
         severity: reduction factor since the baseline, mean over the sixteenth of the picture where it is largest.
         p, z_score: p-value, and T; ``None`` without enough controls, and where nothing could be compared.
-        lasting_p: p-value of the mean of T at this event and at the two before, 0 where it is unknown.
+        lasting_p: p-value of the mean of T at this event and at the two before that looked at it, 0 without.
         num_controls: finite controls of the probe's own kind. any_controls: whether there are any of either kind.
         finite: whether every number was finite. compared: whether there was a baseline to compare with.
     """

@@ -130,7 +130,7 @@ class Signals:
             samples ``(n, h, w)``, natural log of a factor, from which verdicts come. ``None`` where nothing can be
             compared.
         heatmap: the same after the mean filter, from which regions and pictures come.
-        fallen: of S alone, after the mean filter, from which severities come; of N where there is no S.
+        fallen: of S alone, after the mean filter, from which severities come; of N with ``against: unconditional``.
     """
 
     snapshot: Comparison | None
@@ -214,7 +214,7 @@ def compute_signals(
     """Every signal of every probe at one event, by name; ``None`` where its measurements are not finite.
 
     Args:
-        smooth: side of the mean filter on losses and retained variances of what is shown; verdicts go without.
+        smooth: side of the mean filter on losses and retained variances, for what is shown and for severities, not T.
     """
     one_of_kind = {o.probe.is_reference: o.probe for o in observations}
     floors = {kind: loss_floor(observations, probe) for kind, probe in one_of_kind.items()}

@@ -160,4 +160,4 @@ def say_threshold(observer: Observer, looks: int, planned: int | None) -> None:
         if len(same) > controls >= MIN_CONTROLS:
             z = called_from(threshold(rate, looks), controls)
             why = f"{controls} controls, {looks} verdicts in {events}, alerts.false_alarms_per_run: {rate:g}"
-            logger.info(f"{kind} are called memorized from z = {z:.1f} on ({why})")
+            logger.info(f"{kind} are called memorized from a mean score of {z:.1f} on ({why})")

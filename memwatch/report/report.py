@@ -9,7 +9,7 @@ Logged keys (their names are API; PROBE is the probe's name):
 | ``memwatch/min_p`` | scalar | smallest p-value over probes (with controls only) |
 | ``memwatch/num_memorized``, ``memwatch/num_suspicious``, ``memwatch/num_inconclusive`` | scalar | probes by verdict |
 | ``memwatch/control_score`` | scalar | largest score T of a control so far, each by the others; predictive deviations |
-| ``memwatch/called_from`` | scalar | the score from which on a probe is memorized at this event |
+| ``memwatch/called_from`` | scalar | the mean score of three events from which on a probe is memorized |
 | ``memwatch/severity/PROBE`` | scalar | reduction factor since the baseline, of the sixteenth where it is largest |
 | ``memwatch/p/PROBE`` | scalar | p-value against the controls |
 | ``memwatch/area/PROBE`` | scalar | share of the image inside regions |
@@ -159,7 +159,9 @@ class Report:
         probe, evidence = finding.observation.probe, finding.evidence
         lines = [f"memwatch, step {self.step}: {probe.title} is {finding.verdict}: {finding.reason}."]
         if finding.p is not None:
-            lines.append(f"score {evidence.z_score:.1f}, p = {finding.p:.2g} against {evidence.num_controls} controls")
+            lasting = f" ({evidence.lasting_p:.2g} by three events)" if evidence.lasting_p is not None else ""
+            controls = f"against {evidence.num_controls} controls"
+            lines.append(f"score {evidence.z_score:.1f}, p = {finding.p:.2g}{lasting} {controls}")
         for r in finding.regions:
             effect = f"{math.exp(r.effect):.1f}x reduction (log ratio {r.effect:.2f} ± {r.sem:.2f})"
             lines.append(f"region {r.box} px, {r.area:.0%} of the image: {effect}")
@@ -205,7 +207,7 @@ class Report:
             "prompt": o.probe.prompt,
             "is_reference": o.probe.is_reference,
             "reason": finding.reason,
-            **{key: getattr(evidence, key) for key in ("severity", "p", "z_score")},
+            **{key: getattr(evidence, key) for key in ("severity", "p", "lasting_p", "z_score")},
             "baseline": self.baseline_text(finding),
             "baseline_step": o.baseline_step,
             "since": finding.state.since,
@@ -235,7 +237,7 @@ def _scalars_of(finding: Finding) -> dict[str, float | None]:
 
 
 def level_factors(signals: Signals | None) -> list[float]:
-    """The mean factor of the highest sixteenth of each level's map; empty where nothing was compared.
+    """The mean factor of the highest sixteenth of each level of the map that decides; empty where there is none.
 
     It needs no region, so that it is one curve over all events.
     """

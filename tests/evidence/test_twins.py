@@ -21,6 +21,7 @@ from support.planted import COPIED_FROM, FALLEN, PLAN, is_stored
 
 from memwatch.config import LevelsConfig
 from memwatch.judge import findings
+from memwatch.judge.statistic import compare
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,14 @@ def test_the_grade_is_one_for_the_item_and_none_for_what_chance_brings(truth):
     others = [i for i in truth.run.items if i.kind in PLANTED and not i.is_in(truth.run.half)]
     assert not any(truth.is_copied(item) for item in others)
     assert truth.grade(next(i for i in truth.run.items if i.kind is Kind.HELD_OUT), PLAN.steps) is None
+
+
+def test_one_event_alone_is_no_first_copy_but_the_last(truth):
+    item = truth.run.planted[0]
+    for grades, first in (({10: 0.5, 20: 0, 30: 0.5, 40: 0.5}, 30), ({30: 0, 40: 0.5}, 40), ({30: 0.5, 40: 0}, None)):
+        made_up = Truth(truth.pair, truth.run)
+        made_up.__dict__["grades"] = {item.name: grades}
+        assert made_up.first_copy(item) == first
 
 
 def test_memwatch_calls_what_is_stored_before_it_is_copied_and_nothing_else(both):
@@ -112,9 +121,21 @@ def test_an_ablation_changes_one_thing_and_puts_it_back(runs, tmp_path):
     with next(v for v in VARIANTS if v.says == "each event alone").applied() as config:
         assert (findings.LASTING, config) == (1, SHIPPED)
     assert findings.LASTING == 3
+    run = next(finished_pairs(runs)).a
+    expected = top_scores(run, VARIANTS[0])
+    for says in ("loss floor 0.3", "3x3 mean filter before it decides", "min(S, N)", "level 801 alone"):
+        assert top_scores(run, next(v for v in VARIANTS if v.says == says)) != expected
+    assert top_scores(run, VARIANTS[0]) == expected
     for variant in VARIANTS:
         with variant.applied():  # every place that is changed exists, and every setting is allowed
             pass
+
+
+def top_scores(run, variant) -> list[float]:
+    """T of everything at the last event, by a variant of the rule."""
+    with variant.applied() as config:
+        seen = [restricted(run.observation(item.name, run.last), config) for item in run.items]
+        return [c.score for c in compare(seen, config.signals).values()]
 
 
 def test_the_page_is_written(runs, tmp_path, capsys):

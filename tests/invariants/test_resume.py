@@ -69,7 +69,7 @@ def test_resume_equals_never_stopped(kind, baseline, rows, pretrained, pipeline,
 
 def test_what_the_judge_remembers_survives_a_file():
     states = {
-        "cat": ProbeState(since=4, highest=1.25, last_clean=2, verdict=Verdict.SUSPICIOUS),
+        "cat": ProbeState(since=4, highest=1.25, last_clean=2, scores=(9.0, 8.0), verdict=Verdict.SUSPICIOUS),
         "new": ProbeState(finite=False),
     }
     progress = Progress("run", 6, 4, 2, states=states)

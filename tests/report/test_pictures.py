@@ -159,7 +159,7 @@ def top_of(picture, part) -> list[int]:
 
 def test_the_second_line_says_what_the_controls_show_and_whether_training_stopped():
     report = report_of(*probes(1), *controls(20, 1.25))
-    scored = "20 controls scored 0.0 at most so far, and memorized is called from "
+    scored = "20 controls scored 0.0 at most so far, and memorized is called from a mean of "
     calibrated = f"20 held-out controls reach 1.2x at most; {scored}{report.scalars()['memwatch/called_from']:.1f} on."
     assert measure(report) == calibrated
     assert measure(replace(report, stop_reason="enough")) == f"memwatch stopped the training. {calibrated}"

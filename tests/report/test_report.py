@@ -78,7 +78,8 @@ def test_an_alert_explains_itself():
     (region,) = finding.regions
     assert report.alert_text(finding).splitlines() == [
         f"memwatch, step 7: a photo of cat (cat) is suspicious: {finding.reason}.",
-        f"score {finding.evidence.z_score:.1f}, p = {finding.p:.2g} against 20 controls",
+        f"score {finding.evidence.z_score:.1f}, p = {finding.p:.2g} ({finding.evidence.lasting_p:.2g} by three events) "
+        "against 20 controls",
         f"region (0, 0, 1, 4) px, 25% of the image: {math.exp(region.effect):.1f}x reduction "
         f"(log ratio {region.effect:.2f} ± {region.sem:.2f})",
         "baseline: step 0.",
@@ -134,6 +135,7 @@ def test_the_line_of_the_history_is_plain_and_complete():
         "reason": found.reason,
         "severity": found.severity,
         "p": found.p,
+        "lasting_p": found.evidence.lasting_p,
         "z_score": found.evidence.z_score,
         "baseline": "step 0",
         "baseline_step": 0,

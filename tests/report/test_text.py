@@ -24,7 +24,7 @@ ROWS = (
     Row("rocket", "rocket", verdict=M, severity=2.3, p=3e-10, reason="since 20", regions=(REGION,), copied=PROOF),
     Row("poster", "猫 (poster)", verdict=S, severity=9.0, p=0.004, reason="1 of 2", is_reference=False),
 )
-STANDING = "20 controls scored 2.9 at most so far, and memorized is called from 5.1 on"
+STANDING = "20 controls scored 2.9 at most so far, and memorized is called from a mean of 5.1 on"
 EVENT = Event(40, ROWS, {"control/0": 1.0}, STANDING, calibrated=True, seconds=5.25, overhead=0.0213)
 ABOUT = About(settings={"max_train_steps": 200})
 

@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
+from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
 from memwatch.report.about import machine
 
@@ -41,7 +42,8 @@ Written by `python train_examples/evidence/nulls.py {options}` at commit {commit
 
 {runs} runs of the quickstart's loop on {photos} ordinary photos, {steps} steps of {batch}, an event every {every}
 steps, with memwatch's defaults. Nothing repeats, but each photo is shown about {showings:.0f} times, which is enough to
-store an unusual one. So whatever was called has a twin: the same run with another photo of its subject in its place.
+store an unusual one. So whatever was called has a twin: the same run with another photo of its subject in its place;
+memwatch picks its controls anew there, so that a few other photos may differ.
 *Confirmed*: on noise that memwatch never uses the twin's loss on the photo is larger by more than the draws' error and
 by more than on any photo that neither has seen; the call was right. *Not confirmed* is a false alarm.
 
@@ -68,8 +70,8 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
         found = {
             verdict: {f.name for r in run.reports for f in r.findings if f.verdict is verdict} for verdict in Verdict
         }
-        called = {f.name: f.observation.probe.row for r in run.reports for f in r.findings}
-        called = {name: row for name, row in called.items() if name in found[Verdict.MEMORIZED] and row is not None}
+        called = {f.name: row_of(f) for r in run.reports for f in r.findings}
+        called = {name: called[name] for name in found[Verdict.MEMORIZED]}
         scores = [f.evidence.z_score for r in run.reports for f in r.findings if f.evidence.z_score is not None]
         said: dict[str, Any] = {
             "seed": seed,
@@ -83,6 +85,13 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
         file.write_text(json.dumps(said), encoding="utf-8")
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return result
+
+
+def row_of(finding: Finding) -> int:
+    """The photo that a probe was picked from."""
+    row = finding.observation.probe.row
+    assert row is not None
+    return row
 
 
 def confirmed(

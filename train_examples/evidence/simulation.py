@@ -166,7 +166,7 @@ class Outcome:
 def called(score: np.ndarray, cell: Cell, rate: float) -> Called:
     """What scores T ``(events, runs, probes)`` call; the probes that are stored are no part of the promise.
 
-    The smallest severity of a call is left out: it would hide what the statistics do.
+    Of a call the least factor and ``max_p`` are left out: they would hide what the statistics do.
     """
     calls = p_value(score, cell.controls) <= threshold(rate, cell.probes * cell.events)
     false, late = calls[:, :, : cell.probes], calls[cell.events // 2 :, :, cell.probes :]

@@ -40,8 +40,8 @@ The twins chose the rule; other seeds report it (`README.md`, which explains the
 thing. *AUC* of T at the last event, what is stored against the same pictures in the other twin, against views of
 learned subjects, against held-out pictures. *Copied*: {copied} items are copied at the end; how many are called, called
 before the first copy, called at it or before. *Wrong*: called, and not confirmed by the twin. *IoU*: mean over the
-copied items at the last event. Retained variance was measured at every tenth event only, and not of ordinary pictures,
-so that those rows say nothing of when.
+copied parts of pictures at the last event. Retained variance was measured at every tenth event only, and not of
+ordinary pictures, so that those rows say nothing of when.
 
 {table}
 """
@@ -98,8 +98,8 @@ VARIANTS = (
     Variant("variance, S alone", {"signals": {"terms": "variance", "against": "snapshot"}}, by_curvature=True),
     Variant("3x3 mean filter before it decides", constants={"measure.signals.DECIDED_ON": 3}),
     Variant("5x5 mean filter before it decides", constants={"measure.signals.DECIDED_ON": 5}),
-    Variant("regions without a mean filter", {"signals": {"smooth": 1}}),
-    Variant("regions with a 5x5 mean filter", {"signals": {"smooth": 5}}),
+    Variant("regions and severities without a mean filter", {"signals": {"smooth": 1}}),
+    Variant("regions and severities with a 5x5 mean filter", {"signals": {"smooth": 5}}),
     Variant("controls' variance not moderated", constants={"judge.statistic.PRIOR_DF": 0}),
     Variant("no least spread", constants={"judge.statistic.RESOLUTION": 1e-9}),
     Variant("each event alone", constants={"judge.findings.LASTING": 1}),

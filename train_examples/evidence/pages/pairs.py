@@ -35,7 +35,7 @@ class Labelled:
 
 
 def chosen_pairs(truths: Sequence[Truth], seed: int = 0) -> list[tuple[Truth, Item, int]]:
-    """Spread evenly over the grade's ranks: items of both halves, at all events at which they were generated."""
+    """Spread evenly over the upper two thirds of grades: items of both halves, where both twins were asked."""
     rng, found = np.random.default_rng(seed), []
     for truth in truths:
         for item in (i for i in truth.run.items if i.kind in PLANTED):

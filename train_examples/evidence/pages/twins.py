@@ -34,7 +34,7 @@ the same picture under the same caption, and a model that never saw it. None of 
 * **copied**: the graded copy `G = 1 - d(in) / d(out)` of {seeds} generations each reaches {copied:g}; d is the mean
   distance of the nearest quarter to the item inside its mask, at any exposure. The threshold comes from pairs that were
   labelled by eye (`evidence/pages/pairs.csv`, pictures in `results/pairs-*.png`): {labels}
-  The *first copy* is the first of two events in a row at which it does: one alone may be a lucky draw.
+  The *first copy* is the first of two events in a row at which it does, or the last event: one may be a lucky draw.
 
 Seeds up to 11 chose memwatch's constants, later ones report. Every watched picture is a probe, more than people have;
 the run's threshold pays for all of them. `ablation.md` says what each part of the rule is for, `nulls.md` what is
@@ -54,7 +54,7 @@ called where nothing is planted, `promise.md` what a simulation says of false al
 ## Prompt probes
 Captions are watched instead of pictures: four generations each, noised again, at the last event, against the captions
 of held-out pictures. *copied*: captions that bring out their own item. *alike*: captions that this twin never saw and
-that bring out what another one has stored; they are right to stand out. *other twin*: the rest of those.
+that bring out what it was trained on under another; they are right to stand out. *other twin*: the rest of those.
 
 {prompts}
 

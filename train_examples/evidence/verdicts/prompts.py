@@ -11,9 +11,10 @@ import numpy as np
 
 from evidence.metrics import auc
 from evidence.runs.finished import Finished
+from evidence.verdicts.product import restricted
 from evidence.verdicts.truth import COPIED, Truth, nearest_quarter
 from evidence.worlds.items import PLANTED, Item, Kind
-from memwatch.config import MemWatchConfig, SignalsConfig
+from memwatch.config import MemWatchConfig
 from memwatch.judge.statistic import Compared, compare, p_value
 from memwatch.measure.measurement import Observation
 from memwatch.measure.probes import Probe
@@ -66,13 +67,13 @@ class Prompts:
     def observations(self) -> list[Observation]:
         return [self.observation(i) for i in self.run.items if i.kind in (*PLANTED, Kind.HELD_OUT)]
 
-    def compared(self, signals: SignalsConfig) -> dict[str, Compared]:
+    def compared(self, config: MemWatchConfig) -> dict[str, Compared]:
         """T of every caption by name."""
-        return compare(self.observations, signals)
+        return compare([restricted(o, config) for o in self.observations], config.signals)
 
     @cached_property
     def groups(self) -> dict[str, list[Item]]:
-        """Captions by what they generate: a copy of their own item, of another one, or neither."""
+        """Captions by what they generate: their own item or, of those never trained on, another or none."""
         planted = [item for item in self.run.items if item.kind in PLANTED]
         own = [item for item in planted if self.truth.is_copied(item)]
         unseen = [item for item in planted if not item.is_in(self.run.half)]
@@ -85,7 +86,7 @@ class Prompts:
         }
 
     def brings_another(self, caption: Item) -> bool:
-        """Whether a caption that was never trained on generates what this twin, and not the other, has stored.
+        """Whether a caption that was never trained on generates what this twin, and not the other, was trained on.
 
         Of many items one is near by chance: it must be nearer than any is to the caption of a held-out picture.
         """
@@ -114,13 +115,16 @@ class Prompts:
 def prompt_table(truths: Sequence[Truth], config: MemWatchConfig) -> list[dict[str, Any]]:
     """One row for each way of deciding; empty where no prompt probes were measured."""
     measured = [prompts for prompts in map(Prompts, truths) if prompts.measured]
-    return [row(name, measured, replace(config.signals, **way)) for name, way in WAYS.items()] if measured else []
+    if not measured:
+        return []
+    signals = {name: replace(config.signals, **way) for name, way in WAYS.items()}
+    return [row(name, measured, replace(config, signals=changed)) for name, changed in signals.items()]
 
 
-def row(name: str, measured: Sequence[Prompts], signals: SignalsConfig) -> dict[str, Any]:
+def row(name: str, measured: Sequence[Prompts], config: MemWatchConfig) -> dict[str, Any]:
     found: dict[str, list[Compared]] = {}
     for prompts in measured:
-        compared = prompts.compared(signals)
+        compared = prompts.compared(config)
         for group, items in prompts.groups.items():
             found.setdefault(group, []).extend(compared[item.name] for item in items)
     scores = {group: [c.score or 0.0 for c in some] for group, some in found.items()}

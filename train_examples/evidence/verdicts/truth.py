@@ -130,7 +130,7 @@ class Truth:
         return item.kind in PLANTED and item.is_in(self.run.half) and (self.grade(item, self.run.last) or 0) >= COPIED
 
     def first_copy(self, item: Item) -> int | None:
-        """The first event of two in a row at which it is copied: one alone may be a lucky draw of generations."""
+        """The first of two events in a row at which it is copied, or the last event: one may be a lucky draw."""
         grades = self.grades.get(item.name, {})
         shown = [step for step, grade in grades.items() if grade >= COPIED]
         asked = list(grades)
