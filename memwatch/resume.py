@@ -59,21 +59,21 @@ class Progress:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Progress:
         """The inverse of ``to_dict``; other keys are ignored."""
-        known = ProbeState.__dataclass_fields__
-        of_probe = {n: {k: v for k, v in s.items() if k in known} for n, s in saved["states"].items()}
-        typed = {
-            n: {"verdict": Verdict(s["verdict"]), "scores": tuple(s.get("scores", ()))} for n, s in of_probe.items()
-        }
-        states = {n: ProbeState(**(s | typed[n])) for n, s in of_probe.items()}
         return cls(
             saved["run"],
             saved["last_step"],
             saved.get("events", 0),
             saved.get("every_steps"),
             StopState(**{k: v for k, v in saved["stop"].items() if k in StopState.__dataclass_fields__}),
-            states,
+            {name: _state_of(state) for name, state in saved["states"].items()},
             clock=Clock(**saved.get("clock", {})),
         )
+
+
+def _state_of(saved: Mapping[str, Any]) -> ProbeState:
+    known = {key: value for key, value in saved.items() if key in ProbeState.__dataclass_fields__}
+    typed = {"verdict": Verdict(saved["verdict"]), "scores": tuple(saved.get("scores", ()))}
+    return ProbeState(**(known | typed))
 
 
 class Resumable(Protocol):

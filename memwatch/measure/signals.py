@@ -126,9 +126,8 @@ class Signals:
         snapshot, unconditional, branch: the comparisons S, N and K; ``None`` where either side was not measured.
         raw: ``1 - rho_now``, how pinned a coordinate is, samples ``(levels, n, h, w)``; ``None`` without curvature.
             Plain backgrounds are pinned as well, so it never decides.
-        deciding: see ``decide``; unfiltered. decisive: its mean over levels,
-            samples ``(n, h, w)``, natural log of a factor, from which verdicts come. ``None`` where nothing can be
-            compared.
+        deciding: see ``decide``; unfiltered. decisive: its mean over levels, samples ``(n, h, w)``, natural log of a
+            factor, from which verdicts come. ``None`` where nothing can be compared.
         heatmap: the same after the mean filter, from which regions and pictures come.
         fallen: of S alone, after the mean filter, from which severities come; of N with ``against: unconditional``.
     """

@@ -44,8 +44,8 @@ GRID = WIDTH - BAR - 3 * EDGE  # pixels, width of all cards
 CARDS = 12  # at most
 HEADLINE, TEXT, CARD_TITLE = 72, 34, 30  # pixels: letters
 HEATMAP = (
-    "The second picture of a card is the heatmap: the brighter, the more the model's error there has fallen since "
-    "before training and by the prompt. White boxes show where it stands out."
+    "The second picture of a card is the heatmap: the brighter, the more the model's error there has fallen, both "
+    "since before training and because of the prompt. White boxes show where it stands out."
 )
 GENERATED = "The third picture is the nearest of those that the model now generates from the caption."
 

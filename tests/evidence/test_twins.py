@@ -63,8 +63,8 @@ def test_one_event_alone_is_no_first_copy_but_the_last(truth):
 def test_memwatch_calls_what_is_stored_before_it_is_copied_and_nothing_else(both):
     for j in both:
         assert {i.name for i in j.called} == {i.name for i in j.product.run.planted}
-        assert set(j.product.first_alert.values()) <= {10, 20}  # stored from 10 on, by the mean of three events
-        assert {j.lead(i) for i in j.copied} <= {COPIED_FROM - 10, COPIED_FROM - 20}
+        assert set(j.product.first_alert.values()) == {20}  # stored from 10 on, by the mean of three events
+        assert {j.lead(i) for i in j.copied} == {COPIED_FROM - 20}
     assert mistakes(both) == {"called, not confirmed": [], "copied, never called": [], "copied, called late": []}
 
 
@@ -89,7 +89,7 @@ def test_one_subject_has_a_table_of_its_own(both):
     assert (first["run"], second["run"]) == ("captions-0a", "captions-0b")
     assert first["instances called"] == f"{first['stored, by the twin']} of {len(both[0].product.run.planted)}"
     assert first["held-out views called"].startswith("0 of ")
-    assert first["first call, median"] in (10, 20)
+    assert first["first call, median"] == 20
 
 
 def test_prompt_probes_are_told_by_the_same_statistic(both, monkeypatch):

@@ -97,15 +97,10 @@ def test_too_few_controls_of_a_kind_are_said_of_the_kind_that_is_watched(probes,
 @pytest.mark.parametrize(("steps", "looks", "events"), [(8, 8, "4 events"), (None, 200, "100 events, as their number")])
 def test_it_says_from_which_score_on_a_probe_is_called(steps, looks, events, said):
     """Of the kind that has enough controls: two probes at every event that is planned."""
-    (sentence,) = [
-        s
-        for s in said([CAT, POSTER], logging.INFO, controls=images(11), max_train_steps=steps)
-        if "a mean score of" in s
-    ]
-    assert (
-        f"images are called memorized from a mean score of {called_from(0.05 / looks, 11):.1f} on (11 controls, "
-        in sentence
-    )
+    sentences = said([CAT, POSTER], logging.INFO, controls=images(11), max_train_steps=steps)
+    (sentence,) = [s for s in sentences if "a mean score of" in s]
+    score = called_from(0.05 / looks, 11)
+    assert f"images are called memorized from a mean score of {score:.1f} on (11 controls, " in sentence
     assert f"{looks} verdicts in {events}" in sentence
 
 

@@ -40,7 +40,7 @@ def test_scalars_say_what_the_findings_hold():
         "severity/dog": 1,
         "p/cat": cat.p,
         "p/dog": 1,
-        "area/cat": cat.regions[0].area,
+        "area/cat": 0.25,
         "area/new": 0,
         "collapse/cat": float(cat.signals.snapshot.collapse.mean.mean()),
         "score/dog": 0,

@@ -27,8 +27,8 @@ from memwatch.measure.lora_off import lora_off
 from memwatch.measure.weights import trainable, write_safetensors
 
 GENERATE_FROM = 0.2  # share of the steps from which items are generated
-CURVATURE_EVERY = 10  # events between two at which curvature is measured, where a plan asks for it
 COMPARE_EVERY = 4  # events between two at which the twins are compared: what chance shows hardly changes
+CURVATURE_EVERY = 10  # the same of curvature, where a plan asks for it: it costs ten times as much
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Training:
         self.trainer.save(self.home / "checkpoint.pt")
         self.bench.denoiser.model.eval()
         tensors = event.forward(self.bench)
-        if self.plan.curvature and self.compares_curvature:
+        if self.plan.curvature and self.is_due(CURVATURE_EVERY):
             tensors |= event.curvature(self.bench)
         if self.compares:
             tensors |= event.truths(self.bench)
@@ -138,15 +138,14 @@ class Training:
         self.bench.denoiser.model.train()
         self.keep(event_file(self.home, step), tensors, {"step": step, "seconds": time.perf_counter() - started})
 
+    def is_due(self, every: int) -> bool:
+        """Whether this event is one of every so many, or the last."""
+        return self.trainer.step // self.plan.every % every == 0 or self.trainer.step == self.plan.steps
+
     @property
     def compares(self) -> bool:
         """Whether the twins are compared at this event: now and then, and at last."""
-        return self.trainer.step // self.plan.every % COMPARE_EVERY == 0 or self.trainer.step == self.plan.steps
-
-    @property
-    def compares_curvature(self) -> bool:
-        """The same of curvature, which costs ten times as much."""
-        return self.trainer.step // self.plan.every % CURVATURE_EVERY == 0 or self.trainer.step == self.plan.steps
+        return self.is_due(COMPARE_EVERY)
 
     def generated_now(self) -> list[str]:
         """Whose captions are asked: planted items of this half, now and then of both, at last of what is held out."""

@@ -37,10 +37,6 @@ class Judged:
     def last(self) -> int:
         return self.product.run.last
 
-    @property
-    def half(self) -> str:
-        return self.product.run.half
-
     def group(self, name: str) -> list[Item]:
         """Items by what they are in this half: ``stored``, ``out`` (the other half's), ``learned``, ``held out``."""
         run = self.product.run
@@ -161,10 +157,8 @@ def one_subject_table(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     """Twins of one subject under one caption: the instances of a half, and views of the subject that it never saw."""
     rows = []
     for j in judged:
-        views = [
-            i for i in j.product.run.watched if i.kind in (*PLANTED, Kind.LEARNED) and not (i.dose and i.is_in(j.half))
-        ]
         own = j.product.run.planted
+        views = [i for i in j.product.run.watched if i.kind in (*PLANTED, Kind.LEARNED) and i not in own]
         called = sorted(j.product.first_alert[i.name] for i in own if j.product.called(i))
         rows.append(
             {

@@ -132,9 +132,9 @@ class Truth:
     def first_copy(self, item: Item) -> int | None:
         """The first of two events in a row at which it is copied, or the last event: one may be a lucky draw."""
         grades = self.grades.get(item.name, {})
-        shown = [step for step, grade in grades.items() if grade >= COPIED]
-        asked = list(grades)
-        return next((step for step in shown if {*asked[asked.index(step) :][:2]} <= {*shown}), None)
+        copied = [grade >= COPIED for grade in grades.values()]
+        after = [*copied[1:], True]
+        return next((step for step, now, then in zip(grades, copied, after, strict=False) if now and then), None)
 
 
 def nearest_quarter(distances: np.ndarray) -> float:
