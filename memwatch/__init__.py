@@ -12,7 +12,8 @@ from memwatch.callback import MemWatch
 from memwatch.config import ConfigError, MemWatchConfig
 from memwatch.config_file import load_config
 from memwatch.judge.findings import Finding
-from memwatch.measure.probes import Probe, ProbeError
+from memwatch.measure.captions import ProbeError
+from memwatch.measure.probes import Probe
 from memwatch.measure.regions import Region
 from memwatch.picking.pick import pick
 from memwatch.picking.picked import Picked

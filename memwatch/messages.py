@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from accelerate.state import PartialState, is_initialized
+
 logger = logging.getLogger("memwatch")
 
 NAMED = 5  # names in a sentence
@@ -39,3 +41,9 @@ def show_messages() -> None:
     logger.addHandler(handler)
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
+
+
+def warn(text: str) -> None:
+    """Warn in the main process alone, of what every process has read."""
+    if not is_initialized() or PartialState().is_main_process:
+        logger.warning("%s", text)

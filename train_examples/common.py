@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from memwatch import MemWatch  # memwatch
+from memwatch import MemWatch, ProbeError  # memwatch
+from memwatch.measure.image_folder import read_image_folder
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -92,44 +92,20 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path}: expected a readable image file, got: {error}") from error
 
 
-def read_metadata(folder: Path) -> list[dict[str, Any]]:
-    """Rows ``{"image": path, "text": caption}`` of a folder's ``metadata.jsonl``.
+def read_folder(folder: Path, text: str | None = None) -> list[dict[str, Any]]:
+    """Rows ``{"image": path, "text": caption}`` of an image folder as memwatch reads it; ``text`` for all of them.
 
     Raises:
-        DataError: the file is missing or empty, a line is not as expected, or an image cannot be opened.
+        DataError: the folder cannot be read, or an image in it cannot be opened.
     """
-    metadata = folder / "metadata.jsonl"
-    expected = """expected one JSON object per line, such as {"file_name": "1.png", "text": "a photo of a cat"}"""
-    if not metadata.is_file():
-        raise DataError(f"{metadata}: not found; {expected}")
-    rows = []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            image, text = folder / row["file_name"], row["text"] + ""  # TypeError unless both are strings
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{metadata}, line {number}: {expected}; got {line.strip()[:200]}") from error
-        with opened(image):  # a wrong file shows now, broken pixels show when they are read
+    try:
+        found = read_image_folder(folder).rows
+    except ProbeError as error:
+        raise DataError(str(error)) from error
+    for row in found:
+        with opened(row.file):  # a wrong file shows now, broken pixels show when they are read
             pass
-        rows.append({"image": image, "text": text})
-    if not rows:
-        raise DataError(f"{metadata}: empty; {expected}")
-    return rows
-
-
-def read_images(folder: Path, text: str) -> list[dict[str, Any]]:
-    """Rows ``{"image": path, "text": text}`` of every image in a folder.
-
-    Raises:
-        DataError: the folder holds no image.
-    """
-    suffixes = set(Image.registered_extensions())
-    rows = [{"image": path, "text": text} for path in sorted(folder.glob("*")) if path.suffix.lower() in suffixes]
-    if not rows:
-        raise DataError(f"{folder}: expected a folder of images, found none")
-    return rows
+    return [{"image": row.file, "text": row.caption if text is None else text} for row in found]
 
 
 class ImageFolder(Dataset[dict[str, Tensor]]):

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         text_encoder.gradient_checkpointing_enable()
         unet.train().enable_gradient_checkpointing()
 
-    rows = common.read_images(args.train_data_dir, args.template.format(args.placeholder_token))
+    rows = common.read_folder(args.train_data_dir, args.template.format(args.placeholder_token))
     picked = memwatch.pick(rows)  # memwatch
     rows = picked.train  # memwatch: without the controls
     input_ids = common.tokenize([row["text"] for row in rows], tokenizer)

@@ -132,10 +132,10 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = common.make_accelerator(args)
     if args.with_prior_preservation:
         generate_class_images(args, accelerator)
-    instance = common.read_images(args.instance_data_dir, args.instance_prompt)
+    instance = common.read_folder(args.instance_data_dir, args.instance_prompt)
     others = []
     if args.with_prior_preservation:
-        others = common.read_images(args.class_data_dir, args.class_prompt)
+        others = common.read_folder(args.class_data_dir, args.class_prompt)
     picked = memwatch.pick(instance, class_images=others or None)  # memwatch
     instance, others = picked.train, picked.class_train or []  # memwatch: without the controls
 

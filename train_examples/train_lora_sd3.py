@@ -86,7 +86,7 @@ def flow_matching_loss(
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     accelerator = common.make_accelerator(args)
-    rows = common.read_metadata(args.train_data_dir)
+    rows = common.read_folder(args.train_data_dir)
     picked = memwatch.pick(rows)  # memwatch
     rows = picked.train  # memwatch: without the controls
     captions = encode([row["text"] for row in rows], args, accelerator)

@@ -194,7 +194,7 @@ def save_result(run: Run) -> None:
 
 def build(args: argparse.Namespace) -> Run:
     accelerator = common.make_accelerator(args)
-    rows = common.read_metadata(args.train_data_dir)
+    rows = common.read_folder(args.train_data_dir)
     picked = memwatch.pick(rows)  # memwatch
     rows = picked.train  # memwatch: without the controls
     frozen, unet, noise_scheduler = load_models(args, DTYPES.get(accelerator.mixed_precision, torch.float32))

@@ -11,15 +11,15 @@ from memwatch.cli import require_option
 from memwatch.judge.verdict import Verdict
 from memwatch.messages import counted, listed
 from memwatch.picking.folder import check_out, copy_without
-from memwatch.picking.rows import METADATA, as_training_set
+from memwatch.picking.rows import as_training_set
 from memwatch.picking.training_set import TrainingSet
 
 VERDICTS = (str(Verdict.MEMORIZED), str(Verdict.SUSPICIOUS))
 EPILOG = f"""\
 TRAIN is an image folder, and is only read. {FLAGGED} lies in the output_dir of a run that picked its probes from TRAIN.
-Images are copied byte for byte, together with what lies beside them under the same name (captions), and the lines of
-every {METADATA} with all their keys. --keep one keeps the first image of each group; a single image is left out all the
-same. Exit code: 0 done, 2 nothing was written, for the reason given.
+All else in it is copied byte for byte, whatever it is; a flagged image goes with its caption and mask, and out of the
+metadata file that names it. Each file that is left out is named. --keep one keeps the first image of each group; a
+single image is left out all the same. Exit code: 0 done, 2 nothing was written, for the reason given.
 """
 
 
@@ -49,29 +49,37 @@ def run(args: argparse.Namespace) -> int:
     goes = {row for some in found.values() for row in some} - kept
     if len(goes) == len(rows):
         raise ValueError(f"every image of {args.train} is flagged; --keep one leaves one of each group")
-    copy_without(rows, args.out, goes)
+    left_out = copy_without(rows, args.out, goes)
     for f in flagged:
         kept_of_it = sum(row not in goes for row in found[f.probe])
         number = f"{len(found[f.probe]) - kept_of_it} left out" + (f", {kept_of_it} kept" if kept_of_it else "")
         print(f"{f.probe}: {f.verdict} at step {f.step}, {f.severity:.1f}x; {f.why}: {number}")
     if others:
         print(f"nothing is left out for these probes, which are not from the training set: {listed(others)}")
-    print(f"{len(goes)} of {counted(len(rows), 'image')} left out; the others are in {args.out}")
+    print("".join(f"left out: {file}\n" for file in left_out), end="")
+    for note in rows.notes:
+        print(f"{note}; memwatch copies what it does not read")
+    print(f"{len(goes)} of {counted(len(rows), 'image')} left out; all else is in {args.out}")
     return 0
 
 
 def rows_named(flagged: Sequence[Flagged], rows: TrainingSet, train: Path) -> dict[str, list[int]]:
     """By probe, the rows of the training set that its files are; a ``ValueError`` names those that are not in it."""
-    root = train.resolve()
-    row_of = {str(root / rows.name(row)): row for row in range(len(rows))}  # by path
-    row_of |= {rows.name(row): row for row in range(len(rows))}
-    files = {file: file if file in row_of else str(Path(file).resolve()) for f in flagged for file in f.files}
+    row_of = {rows.name(row): [row] for row in range(len(rows))}
+    for row in range(len(rows)):  # a run on a data set that was loaded from the folder knows paths
+        row_of.setdefault(place_of(rows.raw(row)), []).append(row)
+    files = {file: file if file in row_of else place_of(Path(file)) for f in flagged for file in f.files}
     if missing := [file for file, known in files.items() if known not in row_of]:
         why = "it belongs to another training set"
         if all(file.startswith("row-") for file in missing):
             why = "the run was given rows, not a folder, so it has their numbers only; train on a folder to use clean"
         raise ValueError(f"--flagged: it names files that are not in {train}: {listed(missing)}; {why}")
-    return {f.probe: [row_of[files[file]] for file in f.files] for f in flagged}
+    return {f.probe: sorted({row for file in f.files for row in row_of[files[file]]}) for f in flagged}
+
+
+def place_of(file: Path) -> str:
+    """A file by the resolved path of its folder: two links to one file are two images."""
+    return str(file.parent.resolve() / file.name)
 
 
 def first_of_groups(groups: Sequence[Collection[int]]) -> set[int]:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from memwatch.measure.probes import Probe, ProbeError
+from memwatch.measure.captions import ProbeError
+from memwatch.measure.probes import Probe
 
 DEEP = ("I", "F")  # beginnings of PIL's modes with more than 8 bits, which its own conversion cuts off at 255
 OVER = 0.1  # floats may lie so far beyond [0, 1] and [-1, 1], as resizing leaves them

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from memwatch.config import MemWatchConfig, require
 from memwatch.denoiser import Components, Conditioning, Denoiser, dtype_of, family_of, load_components
 from memwatch.denoiser.schedule import NoiseSchedule
+from memwatch.measure.captions import ProbeError
 from memwatch.measure.images import cropped, encode_images, read_image
 from memwatch.measure.lora_off import why_not_base
-from memwatch.measure.probes import Probe, ProbeError
+from memwatch.measure.probes import Probe
 from memwatch.measure.weights import kept_on_disk
 from memwatch.ranks import Ranks
 

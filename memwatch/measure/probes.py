@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,17 +11,17 @@ from typing import Any
 from PIL import Image
 
 from memwatch.config import MemWatchConfig, require
+from memwatch.measure.captions import ProbeError, caption_in, column_of, lines_of, naming, without_caption
+from memwatch.measure.image_folder import IMAGE_SUFFIXES, read_image_folder
+from memwatch.messages import counted, warn
 
 # What judging takes. A control is judged by the others, and a standard deviation of fewer than ten says too little; so
 # with eleven both a probe and every control have at least ten to be compared with.
 MIN_CONTROLS = 11
 ALLOWED = "an image folder, a text file of prompts, a list of prompts and Probes, or rows with 'image' and 'text'"
 TITLE = 40  # characters of a caption that people are shown
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-class ProbeError(ValueError):
-    """A probe that cannot be used; the message names it and says why."""
+NO_PROMPTS = {".toml", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".parquet"}
+OPTION = re.compile(r"\s--(n|w|h|d|s|l|g|f|fs|ss|cn|ctr)\s+", re.IGNORECASE)  # of kohya's sample prompts; d is the seed
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,8 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
     """Probes from whatever the user has, with unique names; a ``ProbeError`` where that is no probe.
 
     Args:
-        source: an image folder (captions from ``metadata.jsonl``, or ``NAME.txt`` beside ``NAME.png``), a text file
-            with one prompt per line, prompts and ``Probe``s, or rows with ``image`` and ``text``, ``caption`` or
-            ``prompt``.
+        source: an image folder (see ``read_image_folder``), a text file with one prompt per line (kohya's options and
+            comments are known), prompts and ``Probe``s, or rows with ``image`` and a caption.
         key: what the argument is called, for messages.
         seed: of prompts without a seed of their own.
     """
@@ -80,11 +78,13 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
         probes = [source]
     elif isinstance(source, str | Path):
         path = Path(source)
-        probes = _from_folder(path) if path.is_dir() else _from_text(path, key, seed)
+        probes = _from_folder(path, key) if path.is_dir() else _from_text(path, key, seed)
     elif isinstance(source, Mapping | bytes) or not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
         raise ProbeError(f"{key}: got {source!r}, allowed: {ALLOWED}")
     else:
         probes = [_from_item(item, i, seed, key) for i, item in enumerate(source)]
+        if missing := without_caption([p.prompt for p in probes if p.is_reference]):
+            warn(f"{key}: {missing}")
     if not probes:
         raise ProbeError(f"{key}: {str(source)!r} holds no image and no prompt")
     return _named(probes)
@@ -105,33 +105,39 @@ def all_probes(config: MemWatchConfig, probes: Any = None, controls: Any = None)
 
 
 def _from_text(file: Path, key: str, seed: int) -> list[Probe]:
+    """The prompts of a text file; of kohya's options only the seed counts, and what does not is said."""
     if not file.is_file():
         raise ProbeError(f"{key}: {str(file)!r} is neither a folder nor a file (give single prompts as a list)")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ProbeError(f"{key}: {str(file)!r} is no text file; allowed: {ALLOWED}") from error
-    return [Probe(line.strip(), seed=seed) for line in lines if line.strip()]
+    if file.suffix.lower() in NO_PROMPTS | IMAGE_SUFFIXES:
+        raise ProbeError(f"{key}: {str(file)!r} is no text file with one prompt per line; allowed: {ALLOWED}")
+    with naming(key):
+        lines = [line.strip() for line in lines_of(file)]
+    comments, unused, probes = 0, set[str](), []
+    for line in filter(None, lines):
+        prompt, *options = OPTION.split(line)
+        given = dict(zip(map(str.lower, options[::2]), options[1::2], strict=True))
+        own_seed = given.pop("d", "").strip()
+        if line.startswith("#"):
+            comments += 1
+        else:
+            unused |= given.keys()
+            probes.append(Probe(prompt.strip(), seed=int(own_seed) if own_seed.isdecimal() else seed))
+    if comments:
+        warn(f"{key}: {counted(comments, 'line')} of {file} begin with #, and are taken for comments")
+    if unused:
+        warn(f"{key}: memwatch does not use the options {', '.join(f'--{o}' for o in sorted(unused))} in {file}")
+    return probes
 
 
-def _from_folder(folder: Path) -> list[Probe]:
-    metadata, probes = folder / "metadata.jsonl", []
-    if not metadata.is_file():
-        for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
-            caption = file.with_suffix(".txt")
-            probes.append(Probe(caption.read_text(encoding="utf-8").strip() if caption.is_file() else "", file))
-        return probes
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            text, picked = str(row.get("text", row.get("caption", ""))), row.get("row")
-            picked = picked if isinstance(picked, int) else None  # 'memwatch pick' writes it
-            probes.append(Probe(text, folder / row["file_name"], row=picked))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            expected = "expected an object with 'file_name' and 'text'"
-            raise ProbeError(f"{metadata}, line {number}: {expected} ({error!r})") from error
+def _from_folder(folder: Path, key: str) -> list[Probe]:
+    with naming(key):
+        found, probes = read_image_folder(folder), list[Probe]()
+    for row in found.rows:
+        picked = row.fields.get("row")  # 'memwatch pick' writes it
+        probes.append(Probe(row.caption, row.file, row=picked if isinstance(picked, int) else None))
+    missing = without_caption([p.prompt for p in probes], found=found.instead)
+    for note in (*found.notes, *filter(None, [missing])):
+        warn(f"{key}: {folder}: {note}")
     return probes
 
 
@@ -142,9 +148,11 @@ def _from_item(item: Any, index: int, seed: int, key: str) -> Probe:
         if not item.strip():
             raise ProbeError(f"{key}: prompt {index} is empty")
         return Probe(item, seed=seed)
-    texts = [item[key] for key in ("text", "caption", "prompt") if key in item] if isinstance(item, dict) else []
-    if texts and texts[0] is not None:
-        return Probe(str(texts[0]), item.get("image"), seed=int(item.get("seed", seed)), name=str(item.get("name", "")))
+    if isinstance(item, Mapping):
+        column = column_of("image", list(item))
+        image, caption = None if column is None else item[column], caption_in(item)
+        if caption or (caption is not None and image is not None):
+            return Probe(caption, image, seed=int(item.get("seed", seed)), name=str(item.get("name", "")))
     expected = "expected a prompt, a Probe or a row with 'image' and 'text'"
     raise ProbeError(f"{key}: item {index} is a {type(item).__name__}; {expected}")
 

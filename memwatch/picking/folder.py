@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from memwatch.measure.probes import IMAGE_SUFFIXES, ProbeError
+from memwatch.measure.captions import ProbeError
+from memwatch.measure.image_folder import (
+    METADATA,
+    copy_table_without,
+    files_below,
+    is_media,
+    mask_of,
+    read_image_folder,
+)
 from memwatch.picking.cache import read_survey, write_survey
 from memwatch.picking.mix import PickedRow, Why
 from memwatch.picking.page import render
 from memwatch.picking.picked import Picked
-from memwatch.picking.rows import METADATA, as_training_set
+from memwatch.picking.rows import as_training_set
 from memwatch.picking.training_set import TrainingSet
 from memwatch.run_folder import write_whole
 
-OTHER_METADATA = ("metadata.csv", "metadata.parquet")
 MADE_BY = "memwatch pick"  # by this in ``choice.json`` a folder is known as one of ours
 CHOICE, PAGE, SURVEY = "choice.json", "index.html", "survey.json"
 TRAIN, CLASS, PROBES, CONTROLS = "train", "class", "probes", "controls"
@@ -42,71 +49,71 @@ def check_out(out: Path, *sources: Path, is_ours: bool = False) -> None:
 
 def copy_without(
     rows: TrainingSet, out: Path, goes: Collection[int], copy: Callable[[Path, Path], object] = shutil.copyfile
-) -> None:
-    """Write an image folder without the rows of ``goes``, whole or not at all: images, captions, ``metadata.jsonl``.
+) -> list[Path]:
+    """Write a folder without the rows of ``goes``, whole or not at all: everything else is copied, whatever it is.
+
+    A row goes with its mask and what lies beside it under its name, and out of the metadata file that names it; but
+    nothing goes that a row that stays needs as well.
 
     Args:
         out: a new or empty folder.
         copy: puts one file in another place.
 
-    Raises:
-        ValueError: see ``files_of``.
+    Returns:
+        The files that were left out, relative to the folder.
     """
-    train, files = Path(rows.source), files_of(rows)
-    beside: dict[Path, list[Path]] = {}  # by path without suffix, the files that are no images
-    for file in train.rglob("*"):
-        if file.suffix.lower() not in IMAGE_SUFFIXES and file.name != METADATA and file.is_file():
-            beside.setdefault(file.with_suffix(""), []).append(file)
+    train = Path(rows.source)
+    found, files = read_image_folder(train, rows.caption_column).rows, files_below(train)
+    stays = {row.file for number, row in enumerate(found) if number not in goes}
+    gone = {found[number].file for number in goes} - stays
+    left_out = gone | _only_with(gone, stays, files)
+    lines: dict[Path, set[int]] = {}  # of metadata files
+    for row in (found[number] for number in goes):
+        if row.metadata is not None:
+            lines.setdefault(row.metadata, set()).add(row.number)
     part = out.with_name(f"{out.name}.part{os.getpid()}")
     try:
         part.mkdir(parents=True)
-        for image in (file for row, file in enumerate(files) if row not in goes):
-            folder = part / image.parent.relative_to(train)
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in (image, *beside.get(image.with_suffix(""), ())):
-                if file.is_file() and not (folder / file.name).exists():  # two images may share a caption
-                    copy(file, folder / file.name)
-        gone = {files[row].resolve() for row in goes}
-        for metadata in train.rglob(METADATA):
-            copy_lines(metadata, part / metadata.relative_to(train), gone)
+        for file in (file for file in files if file not in left_out):
+            target = part / file.relative_to(train)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if file in lines:
+                copy_table_without(file, target, lines[file])
+            elif file.is_file():
+                (shutil.copyfile if file.name in METADATA else copy)(file, target)  # a link could be written through
+            elif file.is_symlink():  # to nowhere
+                target.symlink_to(os.readlink(file))
         if out.exists():
             out.rmdir()
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    return sorted(file.relative_to(train) for file in left_out if file in files)
 
 
-def copy_lines(metadata: Path, target: Path, gone: Collection[Path]) -> None:
-    """Copy the lines of a ``metadata.jsonl`` as they are, but those of images that are gone."""
+def _only_with(gone: Collection[Path], stays: Collection[Path], files: Sequence[Path]) -> set[Path]:
+    """Of these files the masks, captions and the like that belong to images that are gone, and to no other."""
+    others = {file.with_suffix("") for file in files if is_media(file) and file not in gone}
+    alone = {file.with_suffix("") for file in gone} - others
 
-    def stays(line: str) -> bool:
-        return (metadata.parent / json.loads(line)["file_name"]).resolve() not in gone
+    def goes(file: Path) -> bool:
+        if file in stays or file.name in METADATA:
+            return False
+        return mask_of(file, alone) is not None if is_media(file) else file.with_suffix("") in alone
 
-    lines = [line for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("".join(f"{line}\n" for line in lines if stays(line)), encoding="utf-8")
+    return {file for file in files if goes(file)}
 
 
 def linked(source: Path, target: Path) -> None:
     """A hard link; a symbolic one on another disk; a copy where there are no links."""
-    for link in (os.link, lambda a, b: os.symlink(a.absolute(), b), shutil.copyfile):
+    source = source.resolve()  # a link to a link that is relative would lead nowhere
+    for link in (os.link, lambda a, b: os.symlink(a, b), shutil.copyfile):
         try:
             link(source, target)
             return
         except (OSError, NotImplementedError) as error:
             failed = error
     raise failed
-
-
-def files_of(rows: TrainingSet) -> list[Path]:
-    """The file of every row of an image folder; a ``ValueError`` where one lies outside, or captions cannot be kept."""
-    train = Path(rows.source)
-    if other := [file for name in OTHER_METADATA for file in train.rglob(name)]:
-        raise ValueError(f"TRAIN: captions in {other[0]} cannot be kept, allowed: {METADATA}, or NAME.txt")
-    files = [Path(rows.raw(row)) for row in range(len(rows))]
-    if outside := [file for file in files if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(train))]:
-        raise ValueError(f"TRAIN: {outside[0]} lies outside of {train}")
-    return files
 
 
 def is_ours(out: Path) -> bool:
@@ -130,15 +137,10 @@ def write_folder(picked: Picked, out: Path) -> Path:
     | ``index.html`` | the page |
 
     These replace those of an earlier choice; whatever else lies in ``out`` stays.
-
-    Raises:
-        ValueError: the captions are in a form that cannot be kept; then nothing is written.
     """
     trained_on = [(TRAIN, picked.rows, picked.held_out)]
     if picked.class_images is not None:
         trained_on.append((CLASS, picked.class_images, picked.class_held_out))
-    for _, rows, _ in trained_on:
-        files_of(rows)
     looked_at = {PROBES: picked.probes(), CONTROLS: picked.controls()}
     if is_ours(out):
         for part in (TRAIN, CLASS, *looked_at):
@@ -153,7 +155,7 @@ def write_folder(picked: Picked, out: Path) -> Path:
             line = {"file_name": probe.name, "text": probe.prompt} | ({} if probe.row is None else {"row": probe.row})
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         if lines:
-            write_whole(out / part / METADATA, "".join(lines))
+            write_whole(out / part / METADATA[0], "".join(lines))
     for part, rows, held_out in trained_on:
         copy_without(rows, out / part, set(held_out), linked)
     write_whole(out / PAGE, render(picked))

@@ -13,8 +13,9 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from memwatch.config import MemWatchConfig, require
+from memwatch.measure.captions import ProbeError
 from memwatch.measure.images import read_image
-from memwatch.measure.probes import Probe, ProbeError, as_probes
+from memwatch.measure.probes import Probe, as_probes
 from memwatch.messages import counted, listed
 from memwatch.picking.duplicates import MAX_BITS, bits_apart, duplicate_groups
 from memwatch.picking.folder import read_folder

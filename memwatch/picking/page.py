@@ -11,8 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from memwatch.measure.captions import ProbeError
 from memwatch.measure.images import read_image
-from memwatch.measure.probes import Probe, ProbeError
+from memwatch.measure.probes import Probe
 from memwatch.messages import counted, listed
 from memwatch.picking.hashes import square
 from memwatch.picking.mix import PickedRow, Why, slots

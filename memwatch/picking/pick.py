@@ -15,8 +15,9 @@ import numpy as np
 
 from memwatch.config import require
 from memwatch.denoiser import untouched_streams
+from memwatch.measure.captions import without_caption
 from memwatch.measure.probes import MIN_CONTROLS
-from memwatch.messages import counted, listed, show_messages
+from memwatch.messages import counted, listed, show_messages, warn
 from memwatch.picking.cache import shared_survey
 from memwatch.picking.mix import ordinary_rows, pick_rows, rotation_of
 from memwatch.picking.picked import Picked
@@ -76,6 +77,10 @@ def pick(
     with untouched_streams():
         rows = as_training_set(source, **columns, prompt=prompt)
         others = None if class_images is None else as_training_set(class_images, **columns, prompt=class_prompt)
+        for some in filter(None, (rows, others)):
+            captions = (some.caption(row) for row in range(len(some)))
+            if missing := without_caption(captions, noun="row", found=some.instead):
+                warn(missing)
         return choose(rows, shared_survey(rows), probes=probes, controls=controls, seed=seed, class_images=others)
 
 
@@ -107,7 +112,7 @@ def _notes_of(picked: Picked) -> list[str]:
         says = f"{what}, in {counted(len({row for g in found.groups for row in g.rows}), 'row')}"
         without = len(picked.unwatched_groups)
         notes.append(f"{says}; of {without} of them no row is watched" if without else says)
-    notes += found.notes
+    notes += [*picked.rows.notes, *found.notes]
     if unreadable:
         names = listed([picked.rows.name(row) for row in unreadable])
         notes.append(f"{counted(len(unreadable), 'row')} unreadable, so not looked at: {names}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,10 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from memwatch.denoiser import untouched_streams
-from memwatch.measure.probes import IMAGE_SUFFIXES, ProbeError
+from memwatch.measure.captions import ProbeError, as_caption, column_of, naming
+from memwatch.measure.image_folder import read_image_folder, words_of
 from memwatch.picking.training_set import RowError, TrainingSet, called
 
-METADATA = "metadata.jsonl"
-COLUMNS = {  # names that training scripts use
-    "image": ("image", "img", "jpg", "jpeg", "png", "webp", "picture"),
-    "caption": ("text", "caption", "prompt", "txt", "captions", "prompts"),
-}
 NEEDED = "give a datasets.Dataset, an image folder, or rows with a length that hold an image and a caption"
 TRIED = 16  # rows, until one can be read
 READINGS = 8  # of one row: a flip by a coin shows in all but one of 128 cases
@@ -34,10 +30,9 @@ def as_training_set(
 
     Args:
         source: a ``datasets.Dataset`` (its raw rows are read, whatever transform or format it has), a ``Subset`` of
-            anything here, an image folder (of any depth; captions from ``metadata.jsonl``, or ``NAME.txt`` beside
-            ``NAME.png``), or anything with ``len`` whose rows are dicts or pairs of image and caption, before random
-            transforms.
-        image_column, caption_column: by default the first of ``COLUMNS`` that is there.
+            anything here, an image folder (see ``read_image_folder``), or anything with ``len`` whose rows are dicts or
+            pairs of image and caption, before random transforms.
+        image_column, caption_column: see ``captions.column_of``.
         prompt: the caption of rows that have none.
 
     Raises:
@@ -46,7 +41,7 @@ def as_training_set(
     if isinstance(source, TrainingSet):
         return source
     if isinstance(source, str | Path):
-        rows = _folder_rows(Path(source), caption_column)
+        rows = _folder_rows(Path(source), caption_column, prompt)
     elif not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         what = "cannot be read by row number" if hasattr(source, "__iter__") else "is no training set"
         raise ProbeError(f"dataset: {called(source)} {what}; {NEEDED}")
@@ -56,51 +51,38 @@ def as_training_set(
         base = as_training_set(source.dataset, image_column=image_column, caption_column=caption_column)
         of = [int(i) % len(base) for i in source.indices]
         rows = TrainingSet(source, len(of), lambda row: base.raw(of[row]), lambda row: base.caption(of[row]))
+        rows.notes, rows.instead = base.notes, base.instead
     elif hasattr(source, "select_columns"):
         rows = _dataset_rows(source, image_column, caption_column)
     else:
         rows = _item_rows(source, image_column, caption_column)
-    rows.prompt = prompt or ""
+    rows.prompt = prompt or rows.prompt
     return rows
 
 
-def _folder_rows(folder: Path, caption_column: str | None) -> TrainingSet:
-    """In the order of the files' names. A file that a ``metadata.jsonl`` names and that is missing is a row as well."""
-    if not folder.is_dir():
-        raise ProbeError(f"dataset: {str(folder)!r} is no folder")
-    captions: dict[Path, str] = {}
-    for metadata in sorted(folder.rglob(METADATA)):
-        captions |= dict(_captions_of(metadata, caption_column))
-    shown = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    visible = {file for file in shown if not any(part.startswith(".") for part in file.relative_to(folder).parts)}
-    files = sorted(visible | set(captions))
-    if not files:
-        raise ProbeError(f"dataset: {str(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    for file in visible - set(captions):
-        beside = file.with_suffix(".txt")
-        captions[file] = beside.read_text(encoding="utf-8", errors="replace").strip() if beside.is_file() else ""
-    texts = [captions[file] for file in files]
-    names = [
-        f.relative_to(folder).as_posix() if f.is_relative_to(folder) else f"row-{i:05d}" for i, f in enumerate(files)
-    ]
-    return TrainingSet(
-        folder, len(files), files.__getitem__, texts.__getitem__, caption_column=caption_column, names=names
-    )
+def _folder_rows(folder: Path, caption_column: str | None, prompt: str | None) -> TrainingSet:
+    """Names are files relative to the folder; a file that several rows name has a number in all but the first.
+
+    A given prompt goes before the words of a folder of kohya's layout.
+    """
+    with naming("dataset"):
+        found = read_image_folder(folder, caption_column)
+    files = [row.file for row in found.rows]
+    texts = ["" if prompt and row.has_folder_words else row.caption for row in found.rows]
+    rows = TrainingSet(folder, len(files), files.__getitem__, texts.__getitem__, caption_column=caption_column)
+    rows.names, rows.notes, rows.instead = _names(folder, files), found.notes, found.instead
+    rows.prompt = "" if found.rows[0].metadata else words_of(folder)
+    return rows
 
 
-def _captions_of(metadata: Path, caption_column: str | None) -> Iterator[tuple[Path, str]]:
-    """File and caption of every line."""
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row: dict[str, Any] = json.loads(line)
-            file = metadata.parent / row["file_name"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            what = f"dataset: {metadata}, line {number}: expected an object with 'file_name' ({error!r})"
-            raise ProbeError(what) from error
-        column = _column("caption", list(row), caption_column)
-        yield file, "" if column is None else _as_caption(row[column])
+def _names(folder: Path, files: Sequence[Path]) -> list[str]:
+    """Files relative to the folder; of one that several rows name the others have a number: ``cat~2.png``."""
+    real, names = {file.relative_to(folder).as_posix() for file in files}, dict[str, None]()
+    for file in (file.relative_to(folder) for file in files):
+        others = (file.with_stem(f"{file.stem}~{number}").as_posix() for number in count(2))
+        first = file.as_posix()
+        names[first if first not in names else next(n for n in others if n not in real and n not in names)] = None
+    return [*names]
 
 
 def _dataset_rows(source: Any, image_column: str | None, caption_column: str | None) -> TrainingSet:
@@ -123,17 +105,22 @@ def _dataset_rows(source: Any, image_column: str | None, caption_column: str | N
         return value
 
     def caption_of(row: int) -> str:
-        return _as_caption(captions[row]) if captions else ""
+        return as_caption(captions[row]) if captions else ""
 
-    return TrainingSet(source, len(source), raw, caption_of, image_column=image, caption_column=caption)
+    rows = TrainingSet(source, len(source), raw, caption_of, image_column=image, caption_column=caption)
+    rows.instead = _instead(source.column_names, caption)
+    return rows
 
 
 def _item_rows(source: Any, image_column: str | None, caption_column: str | None) -> TrainingSet:
     """Rows that are dicts, tuples of image and caption, or images alone, as the first that can be read shows."""
     number, first = _first_readable(source)
     at: tuple[Any, Any] | None = None  # where an item has its image and its caption
+    instead = ""
     if isinstance(first, Mapping):
-        at = _columns([str(name) for name in first], image_column, caption_column)
+        names = [str(name) for name in first]
+        at = _columns(names, image_column, caption_column)
+        instead = _instead(names, at[1])
     elif isinstance(first, tuple | list) and len(first) == 2 and not isinstance(first[0], int | float):
         at = (0, 1)
     elif not isinstance(first, Image.Image | Path):
@@ -145,7 +132,8 @@ def _item_rows(source: Any, image_column: str | None, caption_column: str | None
             return (item, "")[which]
         return item.get(at[which]) if isinstance(item, Mapping) else item[at[which]]
 
-    rows = TrainingSet(source, len(source), lambda row: half(row, 0), lambda row: _as_caption(half(row, 1)))
+    halves = (lambda row: half(row, 0)), (lambda row: as_caption(half(row, 1)))
+    rows = TrainingSet(source, len(source), *halves, instead=instead)
     if len({_read(rows, number, seed) for seed in range(READINGS)}) > 1:
         why = "changes each time it is read, so it is transformed at random"
         raise ProbeError(f"dataset: row {number} of {called(source)} {why}; pick from the rows before transforms")
@@ -174,21 +162,13 @@ def _read(rows: TrainingSet, row: int, seed: int) -> tuple[bytes, str] | None:
 
 
 def _columns(names: Sequence[str], image_column: str | None, caption_column: str | None) -> tuple[str, str | None]:
-    image = _column("image", names, image_column)
+    image = column_of("image", names, image_column)
     if image is None:
         raise ProbeError(f"dataset: found no column of images; set image_column to one of: {', '.join(names)}")
-    return image, _column("caption", names, caption_column)
+    return image, column_of("caption", names, caption_column)
 
 
-def _column(kind: str, names: Sequence[str], given: str | None) -> str | None:
-    """The column that is given, else the first of ``COLUMNS`` that is there."""
-    if given is not None and given not in names:
-        raise ProbeError(f"dataset: {kind}_column is {given!r}, but its columns are: {', '.join(names)}")
-    return given or next((name for name in COLUMNS[kind] if name in names), None)
-
-
-def _as_caption(value: Any) -> str:
-    """A caption as text; of several the first."""
-    if isinstance(value, list | tuple):
-        value = value[0] if value else ""
-    return value if isinstance(value, str) else ""
+def _instead(names: Sequence[str], caption: str | None) -> str:
+    """What is there instead, where captions are missing."""
+    read = "caption_column names one" if caption is None else f"captions are read from {caption!r}"
+    return f"the columns are {', '.join(names)}; {read}"

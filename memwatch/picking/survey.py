@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from memwatch.measure.probes import ProbeError
+from memwatch.measure.captions import ProbeError
 from memwatch.picking.duplicates import coarse, duplicate_groups
 from memwatch.picking.grouping import slices, spaced
 from memwatch.picking.hashes import Hashes, hash_rows

@@ -13,8 +13,9 @@ import torch
 from PIL import Image, ImageFile
 from torch.utils.data import Subset
 
+from memwatch.measure.captions import ProbeError
 from memwatch.measure.images import decoded
-from memwatch.measure.probes import Probe, ProbeError
+from memwatch.measure.probes import Probe
 
 
 class RowError(ProbeError):
@@ -31,6 +32,8 @@ class TrainingSet:
         caption_of: the caption of a row; "" where there is none, which is ``prompt`` then.
         image_column, caption_column: where the source has columns.
         names: of the rows, unique: files relative to the folder; ``None`` for ``row-00012``.
+        prompt: the caption of rows that have none.
+        notes, instead: what a person should know, see ``ImageFolder``.
     """
 
     source: Any
@@ -41,6 +44,8 @@ class TrainingSet:
     caption_column: str | None = None
     names: Sequence[str] | None = None
     prompt: str = ""
+    notes: tuple[str, ...] = ()
+    instead: str = ""
 
     def __len__(self) -> int:
         return self.length

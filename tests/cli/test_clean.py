@@ -52,7 +52,8 @@ def test_flagged_images_go_and_all_else_is_kept(train, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "cat: memorized at step 300, 2.4x; near-duplicates: 3 left out",
         "dog: memorized at step 300, 2.4x; near-duplicates: 1 left out",
-        f"4 of 10 images left out; the others are in {tmp_path / 'out'}",
+        *(f"left out: {name}" for name in sorted(gone)),
+        f"4 of 10 images left out; all else is in {tmp_path / 'out'}",
     ]
     rows = as_training_set(tmp_path / "out")
     assert [rows.caption(row) for row in range(len(rows))] == [
@@ -146,7 +147,7 @@ def test_no_file_and_a_full_disk_leave_no_half_a_set(train, tmp_path, monkeypatc
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("memwatch.picking.folder.copy_lines", full)
+    monkeypatch.setattr("memwatch.picking.folder.copy_table_without", full)
     assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 2
     assert "no space left" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "train"]

@@ -182,7 +182,7 @@ def test_rows_that_cannot_be_read_are_named(tmp_path, capsys):
         (["{tmp}/nothing", "--out", "{tmp}/watch"], "TRAIN: got"),
         (["{train}", "--out", "{tmp}/watch", "--class-images", "{tmp}/nothing"], "--class-images: got"),
         (["{empty}", "--out", "{tmp}/watch"], "holds no image"),
-        (["{csv}", "--out", "{tmp}/watch"], "metadata.csv cannot be kept, allowed: metadata.jsonl, or NAME.txt"),
+        (["{csv}", "--out", "{tmp}/watch"], "metadata.csv names no image"),
         (["{train}", "--out", "{tmp}/watch", "--probes", "0"], "--probes: got 0, allowed: 1 or greater"),
         (["{train}", "--out", "{tmp}/watch", "--controls", "10"], "'controls': got 10, allowed: 11 or greater"),
         (["{train}", "--out", "{tmp}/watch", "--caption-column", "words"], "words"),

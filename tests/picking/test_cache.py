@@ -62,11 +62,12 @@ def test_a_second_call_reads_what_the_first_has_found(kind, train, cache, survey
 
 def test_a_folder_that_has_changed_is_another_set(train):
     digests = {digest_of(as_training_set(train)), digest_of(as_training_set(train, prompt="a prompt"))}
+    lines = [json.dumps({"file_name": f"{i}.png", "text": "another"}) for i in range(7)]
     for number, change in enumerate(
         [
             lambda: photo(9, 32).save(train / "3.png"),
             lambda: os.utime(train / "4.png", ns=(1, 1)),  # another picture of the same size
-            lambda: (train / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "two"}', encoding="utf-8"),
+            lambda: (train / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8"),
             lambda: (train / "5.png").unlink(),
             lambda: photo(5, 32).save(train / "6.png"),
         ]

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from support.picked import hugging_face, photo, save_folder
 from torch.utils.data import Dataset, Subset
 
-from memwatch.measure.probes import ProbeError
+from memwatch.measure.captions import ProbeError
 from memwatch.picking.rows import as_training_set
 from memwatch.picking.training_set import RowError, TrainingSet
 
@@ -137,7 +137,7 @@ def test_metadata_in_a_folder_below_and_a_file_that_is_missing(tmp_path):
     [
         ("nowhere", "is no folder"),
         ("", "holds no image"),
-        ("train", "metadata.jsonl, line 2: expected an object with 'file_name'"),
+        ("train", "dataset: .*metadata.jsonl, line 2: expected 'file_name'"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_named(where, said, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 from support.picked import hashes_of, photo, same_survey, save_folder, with_logo
 
 from memwatch import picking
-from memwatch.measure.probes import ProbeError
+from memwatch.measure.captions import ProbeError
 from memwatch.picking import survey as module
 from memwatch.picking.duplicates import coarse
 from memwatch.picking.rows import as_training_set

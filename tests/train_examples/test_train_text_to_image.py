@@ -106,8 +106,8 @@ def test_a_decided_stop_ends_the_run_and_saves_it(train_it, images, tmp_path, ca
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("metadata.jsonl", None, r"metadata\.jsonl: not found; expected one JSON object \w+ line"),
-        ("metadata.jsonl", b'{"file_name": "0.png"}', r"metadata\.jsonl, line 1: expected .*file_name.*text.*; got "),
+        ("metadata.jsonl", b"", r"metadata\.jsonl names no image"),
+        ("metadata.jsonl", b'{"text": "a cat"}', r"metadata\.jsonl, line 1: expected 'file_name', .*, got None"),
         ("1.png", None, r"1\.png: expected a readable image file, got: .*No such file"),
         ("1.png", b"not a picture", r"1\.png: expected a readable image file, got: cannot identify"),
     ],

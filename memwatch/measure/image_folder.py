@@ -1,0 +1,252 @@
+"""Image folders: the one reader of them, for probes, controls, ``pick``, ``clean``, ``scan`` and the examples.
+
+Where a metadata file is, the rows are its rows, as ``datasets``' ``imagefolder`` reads them. Where there is none, every
+image is a row, and its caption is in a text file beside it, as kohya, OneTrainer and ai-toolkit read them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from memwatch.measure.captions import ProbeError, as_caption, column_of, lines_of, text_of
+from memwatch.messages import counted
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+MEDIA = {".avif", ".gif", ".heic", ".heif", ".jxl", ".svg", ".mp4", ".mov", ".webm", ".mkv", ".avi"}  # beside Pillow's
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+FILE_COLUMNS = ("file_name", "image_file_name")
+CAPTION_SUFFIXES = (".txt", ".caption")  # the first that holds a text
+REPEATS = re.compile(r"\d+_(.+)")  # kohya's ``10_sks dog``: images that are shown ten times, under these words
+MASK = re.compile(r"(.+?)[-_. ]?(masklabel|condlabel|mask)", re.IGNORECASE)  # OneTrainer's, and what people write
+MASK_FOLDERS = ("mask", "masks")
+
+
+@dataclass(frozen=True)
+class FolderRow:
+    """An image of a folder.
+
+    Attributes:
+        file: below the folder; missing where a metadata file names what is not there.
+        caption: "" where there is none.
+        metadata, number: the metadata file that names the image, and which of its rows that is, from 0; ``None`` where
+            there is no such file.
+        fields: the whole row of the metadata file.
+    """
+
+    file: Path
+    caption: str
+    metadata: Path | None = None
+    number: int = 0
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_folder_words(self) -> bool:
+        """Whether the caption is the words of a folder of kohya's layout."""
+        return self.metadata is None and self.caption == words_of(self.file.parent) != ""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of a folder of any depth.
+
+    Attributes:
+        rows: in the order of the metadata files, else of the files' names.
+        notes: what a person should know, with counts: what is not read, and where captions come from.
+        instead: what lies there instead of captions, in words; "" where nothing is missing.
+    """
+
+    rows: tuple[FolderRow, ...]
+    notes: tuple[str, ...]
+    instead: str
+
+
+def read_image_folder(folder: Path, caption_column: str | None = None) -> ImageFolder:
+    """The rows of an image folder; hidden files are left out.
+
+    Args:
+        caption_column: of the metadata files, see ``captions.column_of``.
+
+    Raises:
+        ProbeError: it is no folder, or holds no image; a metadata file or a caption cannot be read; or a metadata file
+            names a file outside of its folder. The message names file and line.
+    """
+    if not folder.is_dir():
+        raise ProbeError(f"{str(folder)!r} is no folder")
+    files = [file for file in files_below(folder) if not any(p.startswith(".") for p in file.relative_to(folder).parts)]
+    tables = [file for file in files if file.name in METADATA]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    stems = {file.with_suffix("") for file in images}
+    texts = {file.with_suffix("") for file in files if file.suffix.lower() in CAPTION_SUFFIXES}
+    shown = [file for file in images if mask_of(file, stems) is None or file.with_suffix("") in texts]
+    rows, notes, instead = _in_tables(tables, caption_column) if tables else _beside(shown, files)
+    if not rows:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ProbeError(f"{tables[0]} names no image" if tables else f"{str(folder)!r} holds no image ({suffixes})")
+    named = {row.file for row in rows}
+    if others := len(set(shown) - named):
+        notes.append(f"{counted(others, 'image')} not read: {tables[0].name} does not name them")
+    known = named.union(images)
+    unread = Counter(file.suffix.lower() for file in files if is_media(file) and file not in known)
+    if unread:
+        kinds = ", ".join(f"{number} {suffix}" for suffix, number in sorted(unread.items()))
+        notes.append(f"{counted(unread.total(), 'file')} not read: {kinds}")
+    return ImageFolder(tuple(rows), tuple(notes), instead)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, hidden ones too, by name. Links to folders are followed, but not in circles."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(place), *map(str, Path(os.path.realpath(place)).parents)}
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in above]
+        found += [Path(place, name) for name in names]
+    return sorted(found)
+
+
+def is_media(file: Path) -> bool:
+    """Whether a file is a picture or a film by its name, whether memwatch reads those or not."""
+    return file.suffix.lower() in MEDIA or file.suffix.lower() in Image.registered_extensions()
+
+
+def mask_of(file: Path, stems: Collection[Path]) -> Path | None:
+    """The path without suffix of the image that a file is a mask of, one of ``stems``; ``None`` where it is none."""
+    name = file.with_suffix("").name
+    match = MASK.fullmatch(name)
+    of = [file.with_name(match[1])] if match else []
+    of += [file.parent.parent / name] if file.parent.name.lower() in MASK_FOLDERS else []
+    return next((stem for stem in of if stem in stems), None)
+
+
+def words_of(folder: Path) -> str:
+    """The caption that kohya gives images of a folder ``10_sks dog``; "" where it has another name."""
+    match = REPEATS.fullmatch(folder.name)
+    return match[1].strip() if match else ""
+
+
+def table_rows(metadata: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of a metadata file, and where it stands, for messages; a ``ProbeError`` where it cannot be read."""
+    if metadata.suffix == ".jsonl":
+        for number, line in enumerate(lines_of(metadata), start=1):
+            if line.strip():
+                yield (where := f"{metadata}, line {number}"), _object_in(line, where)
+        return
+    with _reading(metadata):
+        table = _csv(metadata) if metadata.suffix == ".csv" else _parquet(metadata)
+        rows = table.to_dict("records") if metadata.suffix == ".csv" else table.to_pylist()
+    yield from ((f"{metadata}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def copy_table_without(metadata: Path, target: Path, goes: Collection[int]) -> None:
+    """Write a metadata file without rows of these numbers, with all keys of the others."""
+    with _reading(metadata):
+        if metadata.suffix == ".jsonl":
+            lines = [line for line in lines_of(metadata) if line.strip()]
+            kept = "".join(f"{line}\n" for number, line in enumerate(lines) if number not in goes)
+            target.write_text(kept, encoding="utf-8", newline="\n")
+        elif metadata.suffix == ".csv":
+            _csv(metadata, keep_default_na=False).drop(index=list(goes)).to_csv(target, index=False)
+        else:
+            from pyarrow import parquet
+
+            table = _parquet(metadata)
+            parquet.write_table(table.take([row for row in range(len(table)) if row not in goes]), target)
+
+
+def place_in(metadata: Path, name: Any) -> Path:
+    """The file that a metadata file names; a ``ProbeError`` unless it lies below the metadata file's own folder."""
+    plain = posixpath.normpath(name.replace("\\", "/")) if isinstance(name, str) else ""  # Windows writes those
+    if plain in ("", ".") or "\0" in plain or "://" in name or plain.startswith("/") or plain.split("/")[0] == "..":
+        raise ProbeError(f"expected 'file_name', the path of an image below {metadata.parent}, got {name!r}")
+    return metadata.parent / plain
+
+
+def _in_tables(tables: Sequence[Path], caption_column: str | None) -> tuple[list[FolderRow], list[str], str]:
+    """The rows that metadata files name, notes, and their columns where captions are missing."""
+    if len({table.suffix for table in tables}) > 1:
+        raise ProbeError(f"{tables[0]} and {tables[-1]}: allowed are metadata files of one kind")
+    named = [(table, n, *row) for table in tables for n, row in enumerate(table_rows(table))]
+    columns = list(dict.fromkeys(str(name) for *_, row in named for name in row))
+    column, rows = column_of("caption", columns, caption_column), []
+    for table, number, where, row in named:
+        try:
+            name = next((row[key] for key in FILE_COLUMNS if row.get(key) is not None), None)
+            caption = "" if column is None else as_caption(row.get(column))
+            caption.encode()
+            rows.append(FolderRow(place_in(table, name), caption, table, number, row))
+        except ValueError as error:  # half of a surrogate pair as well
+            raise ProbeError(f"{where}: {error}") from error
+    instead = f"the columns of {tables[0].name} are {', '.join(columns)}"
+    return rows, [], instead if column is None else f"{instead}; captions are read from {column!r}"
+
+
+def _beside(images: Sequence[Path], files: Sequence[Path]) -> tuple[list[FolderRow], list[str], str]:
+    """Every image as a row, notes, and what lies beside those without a caption."""
+    beside: dict[Path, dict[str, Path]] = {}
+    for file in files:
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            beside.setdefault(file.with_suffix(""), {})[file.suffix.lower()] = file
+    rows, instead = list[FolderRow](), set[str]()
+    for image in images:
+        near = beside.get(image.with_suffix(""), {})
+        texts = (_first_line(near[suffix]) for suffix in CAPTION_SUFFIXES if suffix in near)
+        caption = next(filter(None, texts), "") or words_of(image.parent)
+        rows.append(FolderRow(image, caption))
+        instead |= set() if caption else near.keys() - set(CAPTION_SUFFIXES)
+    by_folder = Counter(row.caption for row in rows if row.has_folder_words)
+    notes = [f"{counted(n, 'image')} captioned {words!r}, as their folder is called" for words, n in by_folder.items()]
+    kinds = ", ".join(f"*{suffix}" for suffix in sorted(instead))
+    return rows, notes, f"found {kinds} beside them" if instead else ""
+
+
+def _first_line(file: Path) -> str:
+    """The first line that is not empty; trainers that read more take the others for other captions."""
+    return next(filter(None, (line.strip() for line in lines_of(file))), "")
+
+
+def _object_in(line: str, where: str) -> dict[str, Any]:
+    """The object of a line of JSON."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ProbeError(f"{where}: expected an object with 'file_name' and 'text' ({error})") from error
+    if not isinstance(row, dict):
+        raise ProbeError(f"{where}: expected an object with 'file_name' and 'text', got {line[:80]}")
+    return row
+
+
+@contextmanager
+def _reading(metadata: Path) -> Iterator[None]:
+    """Turn what pandas and pyarrow raise, which is of many kinds, into a ``ProbeError`` that names the file."""
+    try:
+        yield
+    except (ProbeError, OSError):
+        raise
+    except ImportError as error:
+        raise ProbeError(f"{metadata}: memwatch reads it with pandas and pyarrow; pip install both") from error
+    except Exception as error:
+        raise ProbeError(f"{metadata}: cannot be read: {str(error).strip() or type(error).__name__}") from error
+
+
+def _csv(metadata: Path, **options: Any) -> Any:
+    """A pandas table, as ``datasets`` reads it, but numbers stay text."""
+    import pandas
+
+    return pandas.read_csv(StringIO(text_of(metadata)), dtype=str, **options)
+
+
+def _parquet(metadata: Path) -> Any:
+    from pyarrow import parquet
+
+    return parquet.read_table(metadata)
