@@ -88,6 +88,7 @@ def read_image_folder(folder: Path, caption_column: str | None = None) -> ImageF
     tables = [file for file in files if file.name in METADATA]
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     stems = {file.with_suffix("") for file in images}
+    stems -= {file.with_suffix("") for file in images if mask_of(file, stems) is not None}  # a mask has no mask
     texts = {file.with_suffix("") for file in files if file.suffix.lower() in CAPTION_SUFFIXES}
     shown = [file for file in images if mask_of(file, stems) is None or file.with_suffix("") in texts]
     rows, notes, instead = _in_tables(tables, caption_column) if tables else _beside(shown, files)

@@ -93,13 +93,14 @@ def copy_without(
 
 def _only_with(gone: Collection[Path], stays: Collection[Path], files: Sequence[Path]) -> set[Path]:
     """Of these files the masks, captions and the like that belong to images that are gone, and to no other."""
-    others = {file.with_suffix("") for file in files if is_media(file) and file not in gone}
-    alone = {file.with_suffix("") for file in gone} - others
+    stems = {file.with_suffix("") for file in gone}
+    of_rows = stems - {file.with_suffix("") for file in stays}
+    alone = stems - {file.with_suffix("") for file in files if is_media(file) and file not in gone}  # read or not
 
     def goes(file: Path) -> bool:
         if file in stays or file.name in METADATA:
             return False
-        return mask_of(file, alone) is not None if is_media(file) else file.with_suffix("") in alone
+        return mask_of(file, of_rows) is not None if is_media(file) else file.with_suffix("") in alone
 
     return {file for file in files if goes(file)}
 

@@ -151,3 +151,69 @@ def test_no_file_and_a_full_disk_leave_no_half_a_set(train, tmp_path, monkeypatc
     assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 2
     assert "no space left" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "train"]
+
+
+def test_what_is_not_flagged_is_copied_whatever_it_is(tmp_path, capsys):
+    """Masks and captions go with their images; a caption that another image needs as well stays."""
+    train = save_folder(tmp_path / "train", {f"{i}.png": photo(i) for i in range(3)})
+    others = ["0.txt", "0-masklabel.png", "0.npz", "1.txt", "1.gif", "2.avif", "2.caption", ".git/HEAD", "notes.md"]
+    for name in others:
+        (train / name).parent.mkdir(exist_ok=True)
+        (train / name).write_text(name, encoding="utf-8")
+    before = contents(train)
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("0.png", "1.png")))) == 0
+    gone = ["0-masklabel.png", "0.npz", "0.png", "0.txt", "1.png"]  # 1.gif has 1.txt as well
+    assert contents(tmp_path / "out") == {name: data for name, data in before.items() if name not in gone}
+    said = capsys.readouterr().out
+    assert [line.partition(": ")[2] for line in said.splitlines() if line.startswith("left out")] == gone
+    assert "2 files not read: 1 .avif, 1 .gif; memwatch copies what it does not read" in said
+
+
+def test_a_file_outside_is_refused_and_nothing_is_overwritten(train, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    photo(0).save(tmp_path / "other" / "keep.png")
+    with (train / "metadata.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"file_name": "../other/keep.png", "text": "mine"}) + "\n")
+    before = contents(tmp_path)
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 2
+    assert "metadata.jsonl, line 11: expected 'file_name', the path of an image below" in capsys.readouterr().err
+    assert contents(tmp_path) == before | {"f": (tmp_path / "f").read_bytes()}
+
+
+def test_two_links_to_one_file_are_two_images(tmp_path):
+    pool, train = save_folder(tmp_path / "pool", {"x.png": photo(0)}), tmp_path / "train"
+    train.mkdir()
+    for name in ("a", "b"):
+        (train / f"{name}.png").symlink_to("../pool/x.png")
+        (train / f"{name}.txt").write_text(f"the {name}", encoding="utf-8")
+    photo(1).save(train / "c.png")
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("a.png", str(train / "b.png")))), "--keep", "one") == 0
+    expected = {"a.png": (pool / "x.png").read_bytes(), "a.txt": b"the a", "c.png": (train / "c.png").read_bytes()}
+    assert contents(tmp_path / "out") == expected
+
+
+def test_an_image_that_two_rows_name_goes_row_by_row(train, tmp_path):
+    with (train / "metadata.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"file_name": "1.png", "text": "again"}) + "\n")
+    names = as_training_set(train).names
+    assert names[-1] == "1~2.png"
+    file = flagged(tmp_path / "f", ("cat", ("1.png", "1~2.png")))
+    assert clean(train, file, "--keep", "one") == 0
+    assert clean(train, file, "--out", str(tmp_path / "none")) == 0
+    kept, none = (as_training_set(tmp_path / out) for out in ("out", "none"))
+    assert (len(kept), len(none)) == (10, 9)
+    assert [kept.caption(row) for row in range(10) if kept.name(row) == "1.png"] == ["the 1.png"]
+    assert not (tmp_path / "none" / "1.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables_of_captions_lose_the_rows_that_go(kind, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    train = save_folder(tmp_path / "train", {f"{i}.png": photo(i) for i in range(3)})
+    table = pandas.DataFrame({"file_name": [f"{i}.png" for i in range(3)], "text": ["one", "two", "NA"]})
+    table.to_csv(train / "metadata.csv", index=False) if kind == "csv" else table.to_parquet(train / "metadata.parquet")
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 0
+    written = tmp_path / "out" / f"metadata.{kind}"
+    found = pandas.read_csv(written, keep_default_na=False) if kind == "csv" else pandas.read_parquet(written)
+    assert found.to_dict("list") == {"file_name": ["0.png", "2.png"], "text": ["one", "NA"]}

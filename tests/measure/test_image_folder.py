@@ -1,4 +1,4 @@
-"""Image folders as people have them: the captions that ``datasets`` and trainers read, or an error with file and line."""
+"""Image folders as people have them: the captions that ``datasets`` and trainers read, or an error with its line."""
 
 from __future__ import annotations
 

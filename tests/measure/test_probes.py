@@ -37,6 +37,21 @@ def test_a_text_file_has_one_prompt_per_line(tmp_path):
     assert summary(found) == [("a-cat", "a cat", False, 3), ("a-dog", "a dog", False, 3)]
 
 
+def test_prompts_of_kohyas_form_and_what_of_them_does_not_count(tmp_path, caplog):
+    text = "# note\na cat --n low quality --w 512\none\u2028line\u0085 here --D 7 --s 20\nby me --brand x\r\n"
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        found = as_probes(tmp_path / "prompts.txt", seed=3)
+    assert [(p.prompt, p.seed) for p in found] == [
+        ("a cat", 3),
+        ("one\u2028line\u0085 here", 7),
+        ("by me --brand x", 3),
+    ]
+    comments, unused = caplog.messages
+    assert "1 line of" in comments
+    assert "memwatch does not use the options --n, --s, --w in" in unused
+
+
 def test_a_folder_with_captions_beside_the_images(tmp_path):
     for name in ("b.png", "a.JPG"):
         picture(0).save(tmp_path / name)
@@ -64,6 +79,14 @@ def test_rows_of_a_dataset(key):
     assert found[0].image is image
 
 
+def test_rows_have_captions_as_data_sets_have_them(caplog):
+    texts = [["a cat", "one cat"], np.array(["a dog"]), None, float("nan")]
+    with caplog.at_level(logging.WARNING, "memwatch"):
+        found = as_probes([{"img": picture(0), "en_text": text} for text in texts])
+    assert [p.prompt for p in found] == ["a cat", "a dog", "", ""]
+    assert caplog.messages == ["probes: 2 of 4 images have no caption; memwatch looks at them under the empty caption"]
+
+
 def test_names_are_unique_and_safe_for_files():
     found = as_probes(["a/../b", "a/../b", Probe("x", name="a/../b"), "語", "!!!", "..", "w" * 99])
     assert [p.name for p in found] == ["a-..-b", "a-..-b-2", "a-..-b-3", "語", "probe", "probe-2", "w" * 60]
@@ -82,6 +105,7 @@ def test_names_are_unique_and_safe_for_files():
         (b"a cat", "got b'a cat', allowed"),
         (picture(0), "got <PIL.Image.Image .*>, allowed"),
         (np.zeros((2, 2)), "item 0 is a ndarray"),
+        ([{"image": None, "text": None}], "item 0 is a dict"),
     ],
 )
 def test_what_is_no_probe_is_named(source, message):
@@ -91,7 +115,9 @@ def test_what_is_no_probe_is_named(source, message):
 
 def test_the_argument_is_named(pretrained, pipeline, tmp_path):
     picture(0).save(tmp_path / "cat.png")
-    with pytest.raises(ProbeError, match=r"probes: '.*cat.png' is no text file with one prompt .*; allowed: an image folder"):
+    with pytest.raises(
+        ProbeError, match=r"probes: '.*cat.png' is no text file with one prompt .*; allowed: an image folder"
+    ):
         as_probes(tmp_path / "cat.png")
     loop = Loop(pretrained, tmp_path)
     for key in ("probes", "controls"):
@@ -161,3 +187,10 @@ def test_what_is_resized_is_said_in_one_line_by_one_process(families, caplog):
     cut, resized = caplog.messages
     assert "is longer than" in cut
     assert resized == "2 of 4 images are resized and cropped to 16 px, first that of 'cat', 32x16 px"
+
+
+@pytest.mark.parametrize("name", ["prompts.toml", "prompts.json", "metadata.jsonl", "prompts.csv"])
+def test_files_that_hold_no_prompts_by_line_are_refused_by_name(name, tmp_path):
+    (tmp_path / name).write_text("[prompt]\n", encoding="utf-8")
+    with pytest.raises(ProbeError, match=f"probes: .*{name}' is no text file with one prompt per line"):
+        as_probes(tmp_path / name)
