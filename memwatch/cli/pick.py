@@ -11,11 +11,12 @@ from memwatch.picking.folder import check_out, is_ours, write_folder
 from memwatch.picking.pick import pick
 
 EPILOG = """\
-TRAIN is an image folder (captions in metadata.jsonl, or NAME.txt beside NAME.png). It is only read. The folder DIR then
-holds train/ (links to what is trained on, with captions: --train_data_dir DIR/train), with --class-images class/, and
-probes/ and controls/ as image folders, choice.json (rows by number and name), and index.html, a page that shows the
-choice. Give DIR to MemWatch as picked=DIR, or in its settings as 'picked: DIR'. Exit code: 0 done, 1 some rows
-cannot be read (they are named), 2 nothing could be done, for the one reason given.
+TRAIN is an image folder (captions in metadata.jsonl, .csv or .parquet, or in NAME.txt or NAME.caption beside NAME.png).
+It is only read. The folder DIR then holds train/ (links to what is trained on, with captions: --train_data_dir
+DIR/train), with --class-images class/, and probes/ and controls/ as image folders, choice.json (rows by number and
+name), and index.html, a page that shows the choice. Give DIR to MemWatch as picked=DIR, or in its settings as
+'picked: DIR'. Exit code: 0 done, 1 some rows cannot be read (they are named), 2 nothing could be done, for the one
+reason given.
 """
 
 
@@ -34,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt", metavar="TEXT", help="the caption of images that have none (DreamBooth: the instance prompt)")
     add("--class-images", metavar="CLASS", type=Path, help="DreamBooth's class images; up to half become controls")
     add("--class-prompt", metavar="TEXT", help="their caption")
-    add("--caption-column", metavar="NAME", help="of metadata.jsonl; default: the names that training scripts use")
+    add("--caption-column", metavar="NAME", help="of the metadata file; default: the names that training scripts use")
 
 
 def run(args: argparse.Namespace) -> int:

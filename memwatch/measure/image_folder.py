@@ -21,11 +21,12 @@ from typing import Any
 from PIL import Image
 
 from memwatch.measure.captions import ProbeError, as_caption, column_of, lines_of, text_of
-from memwatch.messages import counted
+from memwatch.messages import counted, listed
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 MEDIA = {".avif", ".gif", ".heic", ".heif", ".jxl", ".svg", ".mp4", ".mov", ".webm", ".mkv", ".avi"}  # beside Pillow's
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")  # under another name none is read
 FILE_COLUMNS = ("file_name", "image_file_name")
 CAPTION_SUFFIXES = (".txt", ".caption")  # the first that holds a text
 REPEATS = re.compile(r"\d+_(.+)")  # kohya's ``10_sks dog``: images that are shown ten times, under these words
@@ -51,11 +52,6 @@ class FolderRow:
     number: int = 0
     fields: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def has_folder_words(self) -> bool:
-        """Whether the caption is the words of a folder of kohya's layout."""
-        return self.metadata is None and self.caption == words_of(self.file.parent) != ""
-
 
 @dataclass(frozen=True)
 class ImageFolder:
@@ -72,11 +68,12 @@ class ImageFolder:
     instead: str
 
 
-def read_image_folder(folder: Path, caption_column: str | None = None) -> ImageFolder:
+def read_image_folder(folder: Path, caption_column: str | None = None, *, folder_words: bool = True) -> ImageFolder:
     """The rows of an image folder; hidden files are left out.
 
     Args:
         caption_column: of the metadata files, see ``captions.column_of``.
+        folder_words: whether images without a caption have the words of their folder, where it has kohya's layout.
 
     Raises:
         ProbeError: it is no folder, or holds no image; a metadata file or a caption cannot be read; or a metadata file
@@ -91,7 +88,7 @@ def read_image_folder(folder: Path, caption_column: str | None = None) -> ImageF
     stems -= {file.with_suffix("") for file in images if mask_of(file, stems) is not None}  # a mask has no mask
     texts = {file.with_suffix("") for file in files if file.suffix.lower() in CAPTION_SUFFIXES}
     shown = [file for file in images if mask_of(file, stems) is None or file.with_suffix("") in texts]
-    rows, notes, instead = _in_tables(tables, caption_column) if tables else _beside(shown, files)
+    rows, notes, instead = _in_tables(tables, caption_column) if tables else _beside(shown, files, folder_words)
     if not rows:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ProbeError(f"{tables[0]} names no image" if tables else f"{str(folder)!r} holds no image ({suffixes})")
@@ -192,23 +189,28 @@ def _in_tables(tables: Sequence[Path], caption_column: str | None) -> tuple[list
     return rows, [], instead if column is None else f"{instead}; captions are read from {column!r}"
 
 
-def _beside(images: Sequence[Path], files: Sequence[Path]) -> tuple[list[FolderRow], list[str], str]:
+def _beside(
+    images: Sequence[Path], files: Sequence[Path], folder_words: bool
+) -> tuple[list[FolderRow], list[str], str]:
     """Every image as a row, notes, and what lies beside those without a caption."""
     beside: dict[Path, dict[str, Path]] = {}
     for file in files:
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             beside.setdefault(file.with_suffix(""), {})[file.suffix.lower()] = file
-    rows, instead = list[FolderRow](), set[str]()
+    stems = {image.with_suffix("") for image in images}
+    rows, by_folder, instead = list[FolderRow](), Counter[str](), set[str]()
     for image in images:
         near = beside.get(image.with_suffix(""), {})
         texts = (_first_line(near[suffix]) for suffix in CAPTION_SUFFIXES if suffix in near)
-        caption = next(filter(None, texts), "") or words_of(image.parent)
+        caption = next(filter(None, texts), "")
+        if not caption and folder_words and (caption := words_of(image.parent)):
+            by_folder[caption] += 1
         rows.append(FolderRow(image, caption))
         instead |= set() if caption else near.keys() - set(CAPTION_SUFFIXES)
-    by_folder = Counter(row.caption for row in rows if row.has_folder_words)
     notes = [f"{counted(n, 'image')} captioned {words!r}, as their folder is called" for words, n in by_folder.items()]
-    kinds = ", ".join(f"*{suffix}" for suffix in sorted(instead))
-    return rows, notes, f"found {kinds} beside them" if instead else ""
+    others = [file.name for file in files if file.suffix in TABLES and file.with_suffix("") not in stems]
+    kinds = [f"*{suffix} beside them" for suffix in sorted(instead)] + sorted(set(others))
+    return rows, notes, f"found {listed(kinds)}" if kinds else ""
 
 
 def _first_line(file: Path) -> str:

@@ -66,9 +66,8 @@ def _folder_rows(folder: Path, caption_column: str | None, prompt: str | None) -
     A given prompt goes before the words of a folder of kohya's layout.
     """
     with naming("dataset"):
-        found = read_image_folder(folder, caption_column)
-    files = [row.file for row in found.rows]
-    texts = ["" if prompt and row.has_folder_words else row.caption for row in found.rows]
+        found = read_image_folder(folder, caption_column, folder_words=not prompt)
+    files, texts = [row.file for row in found.rows], [row.caption for row in found.rows]
     rows = TrainingSet(folder, len(files), files.__getitem__, texts.__getitem__, caption_column=caption_column)
     rows.names, rows.notes, rows.instead = _names(folder, files), found.notes, found.instead
     rows.prompt = "" if found.rows[0].metadata else words_of(folder)

@@ -229,3 +229,31 @@ def test_the_page_shows_groups_reasons_and_what_is_not_watched(watched):
         assert kinds == ["duplicates", "shared part", "outlier", "rare caption", "typical", "at random"]
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.problems == []
+
+
+@pytest.mark.parametrize(
+    ("root", "below", "prompt", "caption"),
+    [
+        ("train", "10_sks dog", None, "sks dog"),
+        ("10_sks dog", "", None, "sks dog"),  # the links do not have the name
+        ("train", "10_sks dog", "a photo of sks dog", "a photo of sks dog"),
+        ("10_sks dog", "", "a photo of sks dog", "a photo of sks dog"),
+    ],
+)
+def test_folders_of_kohyas_layout_keep_their_words(root, below, prompt, caption, tmp_path, capsys):
+    train = tmp_path / root
+    save_folder(train / below, {f"{i}.png": photo(i) for i in range(4)})
+    more = ["--prompt", prompt] if prompt else []
+    assert main(["pick", str(train), "--out", str(tmp_path / "watch"), "--controls", "0", *more]) == 0
+    for picked in (memwatch.pick(train, controls=0, prompt=prompt), read_folder(tmp_path / "watch")):
+        assert {row["text"] for row in picked.train} == {caption}
+    said = "4 images captioned 'sks dog', as their folder is called."
+    assert (said in capsys.readouterr().out) == (prompt is None)
+
+
+def test_links_to_links_lead_to_the_file(tmp_path):
+    save_folder(tmp_path / "pool", {"x.png": photo(0)})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").symlink_to("../pool/x.png")
+    linked(tmp_path / "a" / "x.png", tmp_path / "y.png")
+    assert (tmp_path / "y.png").samefile(tmp_path / "pool" / "x.png")

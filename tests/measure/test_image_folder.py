@@ -128,6 +128,7 @@ def test_what_cannot_be_read_is_named_by_file_and_line(files, said, tmp_path):
     ("files", "said"),
     [
         ({"a.png": None, "a.tags": "cat", "b.png": None}, "2 of 2 images have no caption; found *.tags beside them"),
+        ({"a.png": None, "captions.json": "{}"}, "1 of 1 images have no caption; found captions.json; memwatch"),
         ({"10_sks dog/a.png": None}, "1 image captioned 'sks dog', as their folder is called"),
         ({"metadata.jsonl": line("a.png", de="", fr="")}, "the columns of metadata.jsonl are file_name, de, fr"),
         ({"metadata.jsonl": line("a.png", text="x"), "b.png": None}, "1 image not read: metadata.jsonl does not name"),

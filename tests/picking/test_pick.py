@@ -274,3 +274,27 @@ def test_none_may_be_asked_for():
     picked = memwatch.pick(ROWS, probes=0, controls=0)
     assert (picked.watched, picked.held_out, len(picked.train), picked.class_train) == ((), (), NUMBER, None)
     assert len(memwatch.pick(as_training_set(ROWS), probes=0).controls()) == 12
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (lambda: hugging_face(image=PHOTOS[:12], de=["x"] * 12), "the columns are image, de; caption_column names one"),
+        (lambda: hugging_face(image=PHOTOS[:12], text=[None] * 12), "captions are read from 'text'"),
+        (lambda: [{"image": p, "label": 1} for p in PHOTOS[:12]], "the columns are image, label; caption_column names"),
+        (lambda: PHOTOS[:12], "memwatch looks at them under the empty caption"),
+    ],
+)
+def test_missing_captions_are_said_once_with_counts(source, found, caplog):
+    memwatch.pick(source(), controls=0)
+    assert [message for message in caplog.messages if "caption" in message] == caplog.messages[:1]
+    assert caplog.messages[0].startswith("12 of 12 rows have no caption; ")
+    assert found in caplog.messages[0]
+    caplog.clear()
+    memwatch.pick(source(), controls=0, prompt="a photo")
+    assert caplog.messages == []
+
+
+def test_one_column_of_captions_is_found_by_its_name():
+    rows = hugging_face(image=PHOTOS[:12], en_text=[[text, "other"] for text in TEXTS[:12]])
+    assert {p.prompt for p in memwatch.pick(rows, probes=12, controls=0).probes()} == {*TEXTS[:12]}
