@@ -17,7 +17,12 @@ from memwatch.report import report
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", ".github/CONTRIBUTING.md", "configs/README.md"]
-PAGES += ["train_examples/README.md", "train_examples/contrib/README.md", "train_examples/dashboards.md", "train_examples/inputs.md"]
+PAGES += [
+    "train_examples/README.md",
+    "train_examples/contrib/README.md",
+    "train_examples/dashboards.md",
+    "train_examples/inputs.md",
+]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 DASHBOARDS = (ROOT / "train_examples" / "dashboards.md").read_text(encoding="utf-8")
 THEIRS = {"metadata.jsonl", "flagged.jsonl", "train_network.py", "accelerator.load_state", "accelerator.prepare"}

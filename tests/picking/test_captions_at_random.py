@@ -1,4 +1,4 @@
-"""Folders at random: captions are read as ``datasets`` reads them, or refused with file and line."""
+"""Captions at random: read as ``datasets`` reads them whatever holds them, or refused with file and line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from support.builders import picture
 
 from memwatch import ProbeError
 from memwatch.measure.captions import COLUMNS
 from memwatch.measure.image_folder import read_image_folder
+from memwatch.measure.probes import as_probes
+from memwatch.picking.rows import as_training_set
 
 datasets = pytest.importorskip("datasets")  # the lowest versions are tested without these two
 hypothesis = pytest.importorskip("hypothesis")
@@ -38,7 +41,8 @@ def as_datasets_reads(folder: Path, table: str, column: str) -> list[tuple[str, 
         "imagefolder", data_files={"train": str(folder / table)}, split="train", streaming=True
     )
     rows = rows.cast_column("image", datasets.Image(decode=False))
-    return [(Path(row["image"]["path"]).relative_to(folder).as_posix(), row[column]) for row in rows]
+    found = [(Path(row["image"]["path"]).relative_to(folder).as_posix(), row[column]) for row in rows]
+    return [(file, text[0] if isinstance(text, list) else text) for file, text in found]
 
 
 def same_as_datasets(table: str, content: bytes, column: str) -> None:
@@ -82,6 +86,64 @@ def test_metadata_csv(rows, mark, end, column, more):
     writer.writerow(["file_name", column, *(["score"] if more else [])])
     writer.writerows([where + name, text, *([i] if more else [])] for i, (where, name, text) in enumerate(rows))
     same_as_datasets("metadata.csv", mark + file.getvalue().encode(), column)
+
+
+@settings
+@hypothesis.given(rows=ROWS, column=COLUMN, kind=st.sampled_from(["text", "null", "list"]))
+def test_metadata_parquet(rows, column, kind):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [
+        {"text": text, "null": text if i else None, "list": [text, "other"]}[kind] for i, (*_, text) in enumerate(rows)
+    ]
+    table = pa.table({"file_name": [where + name for where, name, _ in rows], column: texts})
+    file = io.BytesIO()
+    parquet.write_table(table, file)
+    same_as_datasets("metadata.parquet", file.getvalue(), column)
+
+
+@settings
+@hypothesis.given(text=TEXT, mark=MARK, end=END, before=st.integers(0, 2), more=st.booleans())
+def test_a_file_of_text_beside_an_image(text, mark, end, before, more):
+    """Its first line that is not empty; lines end at a line feed alone."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, "a.png").touch()
+        written = end * before + text + (f"{end}other{end}" if more else "")
+        Path(place, "a.txt").write_bytes(mark + written.encode())
+        expected = [line.strip() for line in written.split("\n") if line.strip()]
+        assert read_image_folder(Path(place)).rows[0].caption == next(iter(expected), "")
+
+
+@settings
+@hypothesis.given(prompts=st.lists(TEXT, min_size=1, max_size=5), mark=MARK, end=END)
+def test_a_file_of_prompts(prompts, mark, end):
+    prompts = [" ".join(text.split("\n")).strip() for text in prompts]
+    expected = [text for text in prompts if text and text[0] != "#"]
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place, "prompts.txt")
+        file.write_bytes(mark + "".join(text + end for text in prompts).encode())
+        if expected:
+            assert [probe.prompt for probe in as_probes(file)] == expected
+        else:
+            with pytest.raises(ProbeError, match=re.escape(str(file))):
+                as_probes(file)
+
+
+@settings
+@hypothesis.given(
+    texts=st.lists(st.one_of(TEXT, st.none()), min_size=1, max_size=4), column=COLUMN, of=st.sampled_from(["", "list"])
+)
+def test_rows_of_every_kind_give_the_same_captions(texts, column, of):
+    values = [[text, "other"] if of else text for text in texts]
+    expected = [text or "" for text in texts]
+    rows = [{"image": picture(i), column: value} for i, value in enumerate(values)]
+    held = datasets.Dataset.from_dict({"image": [row["image"] for row in rows], column: values})
+    for found in (as_training_set(rows), as_training_set(held.cast_column("image", datasets.Image()))):
+        assert [found.caption(row) for row in range(len(rows))] == expected
+    assert [probe.prompt for probe in as_probes(rows)] == expected
+    with tempfile.TemporaryDirectory() as place:
+        lines = [json.dumps({"file_name": f"{i}.png", column: value}) for i, value in enumerate(values)]
+        Path(place, "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        assert [row.caption for row in read_image_folder(Path(place)).rows] == expected
 
 
 @settings
