@@ -6,26 +6,22 @@ image is a row, and its caption is in a text file beside it, as kohya, OneTraine
 
 from __future__ import annotations
 
-import json
 import os
-import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from memwatch.measure.captions import ProbeError, as_caption, column_of, lines_of, text_of
+from memwatch.measure.captions import ProbeError, as_caption, column_of, lines_of
+from memwatch.measure.metadata_files import METADATA, place_in, table_rows
 from memwatch.messages import counted, listed
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 MEDIA = {".avif", ".gif", ".heic", ".heif", ".jxl", ".svg", ".mp4", ".mov", ".webm", ".mkv", ".avi"}  # beside Pillow's
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")  # under another name none is read
 FILE_COLUMNS = ("file_name", "image_file_name")
 CAPTION_SUFFIXES = (".txt", ".caption")  # the first that holds a text
@@ -133,43 +129,6 @@ def words_of(folder: Path) -> str:
     return match[1].strip() if match else ""
 
 
-def table_rows(metadata: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row of a metadata file, and where it stands, for messages; a ``ProbeError`` where it cannot be read."""
-    if metadata.suffix == ".jsonl":
-        for number, line in enumerate(lines_of(metadata), start=1):
-            if line.strip():
-                yield (where := f"{metadata}, line {number}"), _object_in(line, where)
-        return
-    with _reading(metadata):
-        table = _csv(metadata) if metadata.suffix == ".csv" else _parquet(metadata)
-        rows = table.to_dict("records") if metadata.suffix == ".csv" else table.to_pylist()
-    yield from ((f"{metadata}, row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def copy_table_without(metadata: Path, target: Path, goes: Collection[int]) -> None:
-    """Write a metadata file without rows of these numbers, with all keys of the others."""
-    with _reading(metadata):
-        if metadata.suffix == ".jsonl":
-            lines = [line for line in lines_of(metadata) if line.strip()]
-            kept = "".join(f"{line}\n" for number, line in enumerate(lines) if number not in goes)
-            target.write_text(kept, encoding="utf-8", newline="\n")
-        elif metadata.suffix == ".csv":
-            _csv(metadata, keep_default_na=False).drop(index=list(goes)).to_csv(target, index=False)
-        else:
-            from pyarrow import parquet
-
-            table = _parquet(metadata)
-            parquet.write_table(table.take([row for row in range(len(table)) if row not in goes]), target)
-
-
-def place_in(metadata: Path, name: Any) -> Path:
-    """The file that a metadata file names; a ``ProbeError`` unless it lies below the metadata file's own folder."""
-    plain = posixpath.normpath(name.replace("\\", "/")) if isinstance(name, str) else ""  # Windows writes those
-    if plain in ("", ".") or "\0" in plain or "://" in name or plain.startswith("/") or plain.split("/")[0] == "..":
-        raise ProbeError(f"expected 'file_name', the path of an image below {metadata.parent}, got {name!r}")
-    return metadata.parent / plain
-
-
 def _in_tables(tables: Sequence[Path], caption_column: str | None) -> tuple[list[FolderRow], list[str], str]:
     """The rows that metadata files name, notes, and their columns where captions are missing."""
     if len({table.suffix for table in tables}) > 1:
@@ -216,40 +175,3 @@ def _beside(
 def _first_line(file: Path) -> str:
     """The first line that is not empty; trainers that read more take the others for other captions."""
     return next(filter(None, (line.strip() for line in lines_of(file))), "")
-
-
-def _object_in(line: str, where: str) -> dict[str, Any]:
-    """The object of a line of JSON."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ProbeError(f"{where}: expected an object with 'file_name' and 'text' ({error})") from error
-    if not isinstance(row, dict):
-        raise ProbeError(f"{where}: expected an object with 'file_name' and 'text', got {line[:80]}")
-    return row
-
-
-@contextmanager
-def _reading(metadata: Path) -> Iterator[None]:
-    """Turn what pandas and pyarrow raise, which is of many kinds, into a ``ProbeError`` that names the file."""
-    try:
-        yield
-    except (ProbeError, OSError):
-        raise
-    except ImportError as error:
-        raise ProbeError(f"{metadata}: memwatch reads it with pandas and pyarrow; pip install both") from error
-    except Exception as error:
-        raise ProbeError(f"{metadata}: cannot be read: {str(error).strip() or type(error).__name__}") from error
-
-
-def _csv(metadata: Path, **options: Any) -> Any:
-    """A pandas table, as ``datasets`` reads it, but numbers stay text."""
-    import pandas
-
-    return pandas.read_csv(StringIO(text_of(metadata)), dtype=str, **options)
-
-
-def _parquet(metadata: Path) -> Any:
-    from pyarrow import parquet
-
-    return parquet.read_table(metadata)

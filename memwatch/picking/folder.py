@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from memwatch.measure.captions import ProbeError
-from memwatch.measure.image_folder import (
-    METADATA,
-    copy_table_without,
-    files_below,
-    is_media,
-    mask_of,
-    read_image_folder,
-)
+from memwatch.measure.image_folder import files_below, is_media, mask_of, read_image_folder
+from memwatch.measure.metadata_files import METADATA, copy_table_without
 from memwatch.picking.cache import read_survey, write_survey
 from memwatch.picking.mix import PickedRow, Why
 from memwatch.picking.page import render

@@ -12,7 +12,8 @@ import pytest
 from support.builders import picture
 
 from memwatch import ProbeError
-from memwatch.measure.image_folder import copy_table_without, files_below, read_image_folder, table_rows
+from memwatch.measure.image_folder import files_below, read_image_folder
+from memwatch.measure.metadata_files import copy_table_without, table_rows
 from memwatch.measure.probes import as_probes
 
 U2028 = "one\u2028line\u0085here"
