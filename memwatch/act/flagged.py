@@ -13,11 +13,12 @@ from typing import Any
 
 from memwatch.judge.findings import Finding
 from memwatch.judge.verdict import Verdict
+from memwatch.measure.metadata_files import json_lines
 from memwatch.messages import counted
 from memwatch.picking.picked import Picked
 from memwatch.picking.same_place import Box, shared_area
 from memwatch.picking.survey import GroupKind
-from memwatch.report.history import read_lines, rewrite
+from memwatch.report.history import rewrite
 from memwatch.report.report import Report
 
 FLAGGED = "flagged.jsonl"
@@ -138,7 +139,13 @@ def read_flagged(file: Path) -> list[Flagged]:
     """The lines of a ``flagged.jsonl``; a ``FileNotFoundError`` without it, a ``ValueError`` where it is none."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a run writes {FLAGGED} into its output_dir")
-    return [Flagged.from_dict(line) for line in read_lines(file)]
+    found = []
+    for where, line in json_lines(file):
+        try:
+            found.append(Flagged.from_dict(line))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    return found
 
 
 def rows_behind(picked: Picked | None, row: int | None, region: Box | None) -> tuple[tuple[int, ...], str]:

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from memwatch.messages import show_messages
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             importlib.import_module(module).arguments(command)
     args = parser.parse_args(argv)
     show_messages()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     try:
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except (ValueError, OSError, RuntimeError) as error:  # ConfigError and ProbeError are ValueErrors

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     kept = first_of_groups(list(found.values())) if args.keep == "one" else set()
     goes = {row for some in found.values() for row in some} - kept
     if len(goes) == len(rows):
-        raise ValueError(f"every image of {args.train} is flagged; --keep one leaves one of each group")
+        raise ValueError(f"every image of {args.train} is flagged, and would be left out; nothing was written")
     left_out = copy_without(rows, args.out, goes)
     for f in flagged:
         kept_of_it = sum(row not in goes for row in found[f.probe])
@@ -56,18 +56,20 @@ def run(args: argparse.Namespace) -> int:
         print(f"{f.probe}: {f.verdict} at step {f.step}, {f.severity:.1f}x; {f.why}: {number}")
     if others:
         print(f"nothing is left out for these probes, which are not from the training set: {listed(others)}")
-    print("".join(f"left out: {file}\n" for file in left_out), end="")
+    for name in map(str, left_out):
+        print(f"left out: {name if name.isprintable() else repr(name)}")
     for note in rows.notes:
-        print(f"{note}; memwatch copies what it does not read")
+        print(note)
     print(f"{len(goes)} of {counted(len(rows), 'image')} left out; all else is in {args.out}")
     return 0
 
 
 def rows_named(flagged: Sequence[Flagged], rows: TrainingSet, train: Path) -> dict[str, list[int]]:
     """By probe, the rows of the training set that its files are; a ``ValueError`` names those that are not in it."""
-    row_of = {rows.name(row): [row] for row in range(len(rows))}
+    row_of: dict[str, list[int]] = {}
     for row in range(len(rows)):  # a run on a data set that was loaded from the folder knows paths
         row_of.setdefault(place_of(rows.raw(row)), []).append(row)
+    row_of |= {rows.name(row): row_of[place_of(rows.raw(row))] for row in range(len(rows))}  # all rows of the file
     files = {file: file if file in row_of else place_of(Path(file)) for f in flagged for file in f.files}
     if missing := [file for file, known in files.items() if known not in row_of]:
         why = "it belongs to another training set"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from memwatch.config import MemWatchConfig, require
-from memwatch.measure.captions import ProbeError, caption_in, column_of, lines_of, naming, without_caption
+from memwatch.measure.captions import ProbeError, as_caption, column_of, naming, text_of, without_caption
 from memwatch.measure.image_folder import IMAGE_SUFFIXES, read_image_folder
 from memwatch.messages import counted, warn
 
@@ -20,8 +23,9 @@ from memwatch.messages import counted, warn
 MIN_CONTROLS = 11
 ALLOWED = "an image folder, a text file of prompts, a list of prompts and Probes, or rows with 'image' and 'text'"
 TITLE = 40  # characters of a caption that people are shown
-NO_PROMPTS = {".toml", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".parquet"}
-OPTION = re.compile(r"\s--(n|w|h|d|s|l|g|f|fs|ss|cn|ctr)\s+", re.IGNORECASE)  # of kohya's sample prompts; d is the seed
+NO_PROMPTS = {".toml", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".parquet", ".ini", ".cfg", ".xml"}
+OPTION = re.compile(r"(?:^|\s)--([A-Za-z][\w-]*)")  # of kohya's sample prompts: what follows is no prompt
+SEED = ("d", "seed")
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,12 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
     elif isinstance(source, str | Path):
         path = Path(source)
         probes = _from_folder(path, key) if path.is_dir() else _from_text(path, key, seed)
-    elif isinstance(source, Mapping | bytes) or not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
+    elif isinstance(source, Mapping | bytes) or hasattr(source, "iloc") or not _has_items(source):  # a pandas table
         raise ProbeError(f"{key}: got {source!r}, allowed: {ALLOWED}")
     else:
-        probes = [_from_item(item, i, seed, key) for i, item in enumerate(source)]
+        rows = source.with_format(None) if hasattr(source, "with_format") else source  # before transforms
+        items = rows if hasattr(rows, "__iter__") else (rows[i] for i in range(len(rows)))
+        probes = [_from_item(item, i, seed, key) for i, item in enumerate(items)]
         if missing := without_caption([p.prompt for p in probes if p.is_reference]):
             warn(f"{key}: {missing}")
     if not probes:
@@ -111,30 +117,41 @@ def _from_text(file: Path, key: str, seed: int) -> list[Probe]:
     if file.suffix.lower() in NO_PROMPTS | IMAGE_SUFFIXES:
         raise ProbeError(f"{key}: {str(file)!r} is no text file with one prompt per line; allowed: {ALLOWED}")
     with naming(key):
-        lines = [line.strip() for line in lines_of(file)]
+        text = text_of(file)
+    if _is_data(text):
+        raise ProbeError(f"{key}: {str(file)!r} holds TOML or JSON; allowed: {ALLOWED}")
     comments, unused, probes = 0, set[str](), []
-    for line in filter(None, lines):
+    for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
         prompt, *options = OPTION.split(line)
-        given = dict(zip(map(str.lower, options[::2]), options[1::2], strict=True))
-        own_seed = given.pop("d", "").strip()
         if line.startswith("#"):
             comments += 1
-        else:
-            unused |= given.keys()
-            probes.append(Probe(prompt.strip(), seed=int(own_seed) if own_seed.isdecimal() else seed))
+        elif line and not prompt.strip():
+            raise ProbeError(f"{key}: {file}, line {number}: expected a prompt before its options, got {line[:80]}")
+        elif line:
+            given = {name.lower(): value.strip() for name, value in zip(options[::2], options[1::2], strict=True)}
+            seeds = [name for name in SEED if given.get(name, "").isdecimal()]
+            unused |= given.keys() - {*seeds}
+            probes.append(Probe(prompt.strip(), seed=int(given[seeds[0]]) if seeds else seed))
     if comments:
-        warn(f"{key}: {counted(comments, 'line')} of {file} begin with #, and are taken for comments")
+        warn(f"{key}: {counted(comments, 'line')} of {file} taken for comments, because of the # in front")
     if unused:
         warn(f"{key}: memwatch does not use the options {', '.join(f'--{o}' for o in sorted(unused))} in {file}")
     return probes
 
 
+def _is_data(text: str) -> bool:
+    """Whether a text is TOML or JSON, such as other tools have prompts in."""
+    for read in (tomllib.loads, json.loads):
+        with suppress(ValueError, RecursionError):
+            if isinstance(read(text), dict | list) and text.strip():
+                return True
+    return False
+
+
 def _from_folder(folder: Path, key: str) -> list[Probe]:
     with naming(key):
-        found, probes = read_image_folder(folder), list[Probe]()
-    for row in found.rows:
-        picked = row.fields.get("row")  # 'memwatch pick' writes it
-        probes.append(Probe(row.caption, row.file, row=picked if isinstance(picked, int) else None))
+        found = read_image_folder(folder)
+    probes = [Probe(row.caption, row.file) for row in found.rows]
     missing = without_caption([p.prompt for p in probes], found=found.instead)
     for note in (*found.notes, *filter(None, [missing])):
         warn(f"{key}: {folder}: {note}")
@@ -148,13 +165,21 @@ def _from_item(item: Any, index: int, seed: int, key: str) -> Probe:
         if not item.strip():
             raise ProbeError(f"{key}: prompt {index} is empty")
         return Probe(item, seed=seed)
-    if isinstance(item, Mapping):
-        column = column_of("image", list(item))
-        image, caption = None if column is None else item[column], caption_in(item)
-        if caption or (caption is not None and image is not None):
-            return Probe(caption, image, seed=int(item.get("seed", seed)), name=str(item.get("name", "")))
+    if isinstance(item, Mapping) and "file_name" not in item:
+        names = [str(name) for name in item]
+        column, caption = column_of("image", names), column_of("caption", names)
+        image, text = (None if name is None else item[name] for name in (column, caption))
+        said = "" if caption is None else as_caption(text)
+        if caption is not None and (said if column is None else image is not None):
+            given = item.get("seed")
+            own_seed = given if isinstance(given, int) and not isinstance(given, bool) else seed
+            return Probe(said, image, seed=own_seed, name=str(item.get("name") or ""))
     expected = "expected a prompt, a Probe or a row with 'image' and 'text'"
     raise ProbeError(f"{key}: item {index} is a {type(item).__name__}; {expected}")
+
+
+def _has_items(source: Any) -> bool:
+    return hasattr(source, "__iter__") or (hasattr(source, "__getitem__") and hasattr(source, "__len__"))
 
 
 def _named(probes: Iterable[Probe]) -> list[Probe]:

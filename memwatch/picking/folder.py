@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memwatch.measure.captions import ProbeError
-from memwatch.measure.image_folder import files_below, is_media, mask_of, read_image_folder
+from memwatch.measure.image_folder import CHOICE, files_below, is_media, mask_of, read_image_folder
 from memwatch.measure.metadata_files import METADATA, copy_table_without
 from memwatch.picking.cache import read_survey, write_survey
 from memwatch.picking.mix import PickedRow, Why
@@ -20,8 +20,9 @@ from memwatch.picking.rows import as_training_set
 from memwatch.picking.training_set import TrainingSet
 from memwatch.run_folder import write_whole
 
+BESIDE = (".txt", ".caption", ".json", ".npz")  # what trainers lay beside an image
 MADE_BY = "memwatch pick"  # by this in ``choice.json`` a folder is known as one of ours
-CHOICE, PAGE, SURVEY = "choice.json", "index.html", "survey.json"
+PAGE, SURVEY = "index.html", "survey.json"
 TRAIN, CLASS, PROBES, CONTROLS = "train", "class", "probes", "controls"
 ROTATION = 4096  # rows of the rotation that are kept
 
@@ -56,8 +57,12 @@ def copy_without(
     Returns:
         The files that were left out, relative to the folder.
     """
-    train = Path(rows.source)
+    train, out = Path(rows.source), Path(os.path.realpath(out))
     found, files = read_image_folder(train, rows.caption_column).rows, files_below(train)
+    if inside := [file for file in files if out.is_relative_to(os.path.realpath(file.parent))]:
+        raise ValueError(
+            f"--out: got {str(out)!r}, allowed: a folder outside of {inside[0].parent}, which TRAIN links to"
+        )
     stays = {row.file for number, row in enumerate(found) if number not in goes}
     gone = {found[number].file for number in goes} - stays
     left_out = gone | _only_with(gone, stays, files)
@@ -66,8 +71,8 @@ def copy_without(
         if row.metadata is not None:
             lines.setdefault(row.metadata, set()).add(row.number)
     part = out.with_name(f"{out.name}.part{os.getpid()}")
+    part.mkdir(parents=True)
     try:
-        part.mkdir(parents=True)
         for file in (file for file in files if file not in left_out):
             target = part / file.relative_to(train)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,14 +80,16 @@ def copy_without(
                 copy_table_without(file, target, lines[file])
             elif file.is_file():
                 (shutil.copyfile if file.name in METADATA else copy)(file, target)  # a link could be written through
-            elif file.is_symlink():  # to nowhere
+            elif file.is_symlink():  # to nowhere, or to a folder that is there anyway
                 target.symlink_to(os.readlink(file))
+            else:
+                raise ValueError(f"{file}: cannot be copied, because it is no regular file")
         if out.exists():
             out.rmdir()
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return sorted(file.relative_to(train) for file in left_out if file in files)
+    return sorted(file.relative_to(train) for file in left_out.intersection(files))
 
 
 def _only_with(gone: Collection[Path], stays: Collection[Path], files: Sequence[Path]) -> set[Path]:
@@ -94,7 +101,9 @@ def _only_with(gone: Collection[Path], stays: Collection[Path], files: Sequence[
     def goes(file: Path) -> bool:
         if file in stays or file.name in METADATA:
             return False
-        return mask_of(file, of_rows) is not None if is_media(file) else file.with_suffix("") in alone
+        if is_media(file):
+            return mask_of(file, of_rows) is not None
+        return file.suffix.lower() in BESIDE and file.with_suffix("") in alone
 
     return {file for file in files if goes(file)}
 
@@ -139,7 +148,8 @@ def write_folder(picked: Picked, out: Path) -> Path:
     looked_at = {PROBES: picked.probes(), CONTROLS: picked.controls()}
     if is_ours(out):
         for part in (TRAIN, CLASS, *looked_at):
-            shutil.rmtree(out / part, ignore_errors=True)
+            if os.path.lexists(out / part):
+                shutil.rmtree(out / part)  # not where it is a link to elsewhere
     write_whole(out / CHOICE, json.dumps(_as_json(picked), indent=1, allow_nan=False) + "\n")
     write_survey(out / SURVEY, picked.survey)
     for part, probes in looked_at.items():
@@ -177,6 +187,7 @@ def _as_json(picked: Picked) -> dict[str, Any]:
         "class_images": [] if classes is None else [classes.name(row) for row in picked.class_held_out],
         "rotation": list(picked.rotation[:ROTATION]),
         "names": [rows.name(row) for row in range(len(rows))],
+        "captions": [rows.caption(row) for row in range(len(rows))],
     }
 
 
@@ -196,16 +207,17 @@ def read_folder(out: Path) -> Picked:
         parts.insert(0, as_training_set(out / CONTROLS))
     known = {rows.name(row): (rows.raw(row), rows.caption(row)) for rows in parts for row in range(len(rows))}
 
-    def named(folder: Path, names: list[str], prefix: str = "") -> TrainingSet:
+    def named(folder: Path, names: list[str], prefix: str = "", captions: Sequence[str] | None = None) -> TrainingSet:
         """Rows of these names, wherever in ``out`` they lie."""
         if missing := [name for name in names if prefix + name not in known]:
             raise ProbeError(f"picked: {folder} has changed since it was written: {missing[0]} is missing")
         files, texts = zip(*(known[prefix + name] for name in names), strict=True)
-        return TrainingSet(folder, len(names), files.__getitem__, texts.__getitem__, names=names)
+        caption_of = (texts if captions is None else captions).__getitem__
+        return TrainingSet(folder, len(names), files.__getitem__, caption_of, names=names)
 
     groups = [None if w["group"] is None else survey.groups[w["group"]] for w in saved["watched"]]
     return Picked(
-        rows=named(out / TRAIN, saved["names"]),
+        rows=named(out / TRAIN, saved["names"], captions=saved.get("captions")),  # earlier versions kept none
         survey=survey,
         watched=tuple(PickedRow(w["row"], Why(w["why"]), g) for w, g in zip(saved["watched"], groups, strict=True)),
         held_out=tuple(entry["row"] for entry in saved["held_out"]),

@@ -78,8 +78,7 @@ def pick(
         rows = as_training_set(source, **columns, prompt=prompt)
         others = None if class_images is None else as_training_set(class_images, **columns, prompt=class_prompt)
         for some in filter(None, (rows, others)):
-            captions = (some.caption(row) for row in range(len(some)))
-            if missing := without_caption(captions, noun="row", found=some.instead):
+            if missing := _without_caption(some):
                 warn(missing)
         return choose(rows, shared_survey(rows), probes=probes, controls=controls, seed=seed, class_images=others)
 
@@ -102,6 +101,10 @@ def choose(
     return replace(picked, notes=(*_notes_of(picked), *notes))
 
 
+def _without_caption(rows: TrainingSet) -> str | None:
+    return without_caption((rows.caption(row) for row in range(len(rows))), noun="row", found=rows.instead)
+
+
 def _notes_of(picked: Picked) -> list[str]:
     """What was found and what is done, in numbers."""
     found, unreadable = picked.survey, picked.survey.unreadable
@@ -113,6 +116,8 @@ def _notes_of(picked: Picked) -> list[str]:
         without = len(picked.unwatched_groups)
         notes.append(f"{says}; of {without} of them no row is watched" if without else says)
     notes += [*picked.rows.notes, *found.notes]
+    if missing := _without_caption(picked.rows):
+        notes.append(missing)
     if unreadable:
         names = listed([picked.rows.name(row) for row in unreadable])
         notes.append(f"{counted(len(unreadable), 'row')} unreadable, so not looked at: {names}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from memwatch.denoiser import untouched_streams
-from memwatch.measure.captions import ProbeError, as_caption, column_of, naming
-from memwatch.measure.image_folder import read_image_folder, words_of
+from memwatch.measure.captions import ProbeError, as_caption, column_of, guessed, naming
+from memwatch.measure.image_folder import read_image_folder
 from memwatch.picking.training_set import RowError, TrainingSet, called
 
 NEEDED = "give a datasets.Dataset, an image folder, or rows with a length that hold an image and a caption"
@@ -56,7 +56,7 @@ def as_training_set(
         rows = _dataset_rows(source, image_column, caption_column)
     else:
         rows = _item_rows(source, image_column, caption_column)
-    rows.prompt = prompt or rows.prompt
+    rows.prompt = prompt or ""
     return rows
 
 
@@ -70,18 +70,21 @@ def _folder_rows(folder: Path, caption_column: str | None, prompt: str | None) -
     files, texts = [row.file for row in found.rows], [row.caption for row in found.rows]
     rows = TrainingSet(folder, len(files), files.__getitem__, texts.__getitem__, caption_column=caption_column)
     rows.names, rows.notes, rows.instead = _names(folder, files), found.notes, found.instead
-    rows.prompt = "" if found.rows[0].metadata else words_of(folder)
     return rows
 
 
 def _names(folder: Path, files: Sequence[Path]) -> list[str]:
     """Files relative to the folder; of one that several rows name the others have a number: ``cat~2.png``."""
-    real, names = {file.relative_to(folder).as_posix() for file in files}, dict[str, None]()
+    names, numbers = dict.fromkeys(file.relative_to(folder).as_posix() for file in files), Counter[Path]()
+    unique = []
     for file in (file.relative_to(folder) for file in files):
-        others = (file.with_stem(f"{file.stem}~{number}").as_posix() for number in count(2))
-        first = file.as_posix()
-        names[first if first not in names else next(n for n in others if n not in real and n not in names)] = None
-    return [*names]
+        numbers[file] += 1
+        name = file.as_posix()
+        while numbers[file] > 1 and (name := file.with_stem(f"{file.stem}~{numbers[file]}").as_posix()) in names:
+            numbers[file] += 1
+        names[name] = None
+        unique.append(name)
+    return unique
 
 
 def _dataset_rows(source: Any, image_column: str | None, caption_column: str | None) -> TrainingSet:
@@ -92,6 +95,8 @@ def _dataset_rows(source: Any, image_column: str | None, caption_column: str | N
     image, caption = _columns(source.column_names, image_column, caption_column)
     plain = source.with_format(None)
     captions = [] if caption is None else list(plain.select_columns([caption])[:][caption])
+    if caption is not None and hasattr(labels := plain.features[caption], "int2str"):  # numbers that stand for names
+        captions = [label if label is None else labels.int2str(label) for label in captions]
     pictures = plain.select_columns([image])
     feature = pictures.features[image]
     if type(feature).__name__ == "Image":
@@ -107,7 +112,7 @@ def _dataset_rows(source: Any, image_column: str | None, caption_column: str | N
         return as_caption(captions[row]) if captions else ""
 
     rows = TrainingSet(source, len(source), raw, caption_of, image_column=image, caption_column=caption)
-    rows.instead = _instead(source.column_names, caption)
+    rows.instead, rows.notes = _instead(source.column_names, caption), tuple(guessed(caption, caption_column))
     return rows
 
 
@@ -169,5 +174,5 @@ def _columns(names: Sequence[str], image_column: str | None, caption_column: str
 
 def _instead(names: Sequence[str], caption: str | None) -> str:
     """What is there instead, where captions are missing."""
-    read = "caption_column names one" if caption is None else f"captions are read from {caption!r}"
+    read = "set caption_column to one of them" if caption is None else f"captions are read from {caption!r}"
     return f"the columns are {', '.join(names)}; {read}"

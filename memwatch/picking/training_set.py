@@ -73,7 +73,8 @@ class TrainingSet:
 
     def caption(self, row: int) -> str:
         try:
-            return self.caption_of(row) or self.prompt
+            caption = self.caption_of(row)
+            return caption if caption.strip() else self.prompt
         except Exception:  # its image cannot be read either, which is reported
             return self.prompt
 

@@ -166,7 +166,7 @@ def test_what_is_not_flagged_is_copied_whatever_it_is(tmp_path, capsys):
     assert contents(tmp_path / "out") == {name: data for name, data in before.items() if name not in gone}
     said = capsys.readouterr().out
     assert [line.partition(": ")[2] for line in said.splitlines() if line.startswith("left out")] == gone
-    assert "2 files not read: 1 .avif, 1 .gif; memwatch copies what it does not read" in said
+    assert "2 files not read: 1 *.avif, 1 *.gif\n" in said
 
 
 def test_a_file_outside_is_refused_and_nothing_is_overwritten(train, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_an_image_that_two_rows_name_goes_row_by_row(train, tmp_path):
         file.write(json.dumps({"file_name": "1.png", "text": "again"}) + "\n")
     names = as_training_set(train).names
     assert names[-1] == "1~2.png"
-    file = flagged(tmp_path / "f", ("cat", ("1.png", "1~2.png")))
+    file = flagged(tmp_path / "f", ("cat", ("1.png",)))  # the run may have known another metadata file
     assert clean(train, file, "--keep", "one") == 0
     assert clean(train, file, "--out", str(tmp_path / "none")) == 0
     kept, none = (as_training_set(tmp_path / out) for out in ("out", "none"))
@@ -217,3 +217,36 @@ def test_tables_of_captions_lose_the_rows_that_go(kind, tmp_path):
     written = tmp_path / "out" / f"metadata.{kind}"
     found = pandas.read_csv(written, keep_default_na=False) if kind == "csv" else pandas.read_parquet(written)
     assert found.to_dict("list") == {"file_name": ["0.png", "2.png"], "text": ["one", "NA"]}
+
+
+def test_links_to_folders_that_are_there_anyway_stay_links(train, tmp_path):
+    (train / "self").symlink_to(".")
+    assert clean(train, flagged(tmp_path / "f", ("cat", ("1.png",)))) == 0
+    assert (tmp_path / "out" / "self").readlink().name == ""
+    assert (tmp_path / "out" / "self" / "2.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [('{"probe": "a"', "f, line 2: expected a JSON object"), ("{}", "f, line 2: no line of flagged")]
+)
+def test_a_line_of_flagged_rows_that_is_broken_is_named(line, said, train, tmp_path, capsys):
+    """And a byte order mark does not hide the first one."""
+    file = flagged(tmp_path / "f", ("cat", ("1.png",)))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert clean(train, file) == 0
+    assert not (tmp_path / "out" / "1.png").exists()
+    file.write_text(file.read_text(encoding="utf-8") + line, encoding="utf-8")
+    assert clean(train, file, "--out", str(tmp_path / "more")) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_out_may_not_lie_where_the_set_links_to(train, tmp_path, capsys):
+    save_folder(tmp_path / "pool", {"x.png": photo(99)})
+    (train / "pool").symlink_to("../pool")
+    with (train / "metadata.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"file_name": "pool/x.png", "text": "x"}) + "\n")
+    file = flagged(tmp_path / "f", ("cat", ("1.png",)))
+    assert clean(train, file, "--out", str(tmp_path / "pool" / "out")) == 2
+    assert "which TRAIN links to" in capsys.readouterr().err
+    assert clean(train, file) == 0
+    assert (tmp_path / "out" / "pool" / "x.png").read_bytes() == (tmp_path / "pool" / "x.png").read_bytes()

@@ -257,3 +257,13 @@ def test_links_to_links_lead_to_the_file(tmp_path):
     (tmp_path / "a" / "x.png").symlink_to("../pool/x.png")
     linked(tmp_path / "a" / "x.png", tmp_path / "y.png")
     assert (tmp_path / "y.png").samefile(tmp_path / "pool" / "x.png")
+
+
+def test_a_part_that_is_a_link_is_not_written_through(train, watched, tmp_path, capsys):
+    copy = shutil.copytree(watched, tmp_path / "watch")
+    shutil.move(copy / "probes", tmp_path / "elsewhere")
+    (copy / "probes").symlink_to(tmp_path / "elsewhere")
+    before = contents(tmp_path / "elsewhere")
+    assert main(["pick", str(train), "--out", str(copy), "--probes", "12"]) == 2
+    assert "symbolic link" in capsys.readouterr().err
+    assert contents(tmp_path / "elsewhere") == before

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from memwatch import ProbeError
-from memwatch.measure.captions import as_caption, caption_in, column_of, lines_of, text_of, without_caption
+from memwatch.measure.captions import as_caption, column_of, guessed, lines_of, text_of, without_caption
 
 
 @pytest.mark.parametrize(
@@ -16,13 +16,17 @@ from memwatch.measure.captions import as_caption, caption_in, column_of, lines_o
         (["caption", "image", "prompt"], "caption"),
         (["image", "en_text"], "en_text"),
         (["image", "BLIP_Caption", "label"], "BLIP_Caption"),
+        (["Image", "Text"], "Text"),
+        (["image", "negative_prompt"], None),
+        (["image", "context", "caption_file", "text_score"], None),
         (["image", "en_text", "de_text"], None),
         (["image", "label"], None),
     ],
 )
 def test_the_column_of_captions(names, found):
     assert column_of("caption", names) == found
-    assert column_of("caption", names, "image") == "image"
+    assert column_of("caption", names, names[0]) == names[0]
+    assert column_of("image", names) == next((name for name in names if name.lower() == "image"), None)
     with pytest.raises(ProbeError, match=f"caption_column is 'words', but its columns are: {', '.join(names)}"):
         column_of("caption", names, "words")
 
@@ -40,14 +44,23 @@ def test_the_column_of_captions(names, found):
         (np.str_("a cat"), "a cat"),
         ([None, "a cat"], ""),
         ("a café".encode(), "a café"),
-        (7, "7"),
+        (7, ""),
+        (True, ""),
         ({"en": "a cat"}, ""),
     ],
 )
 def test_a_caption_is_the_first_text_of_what_a_row_holds(value, caption):
     assert as_caption(value) == caption
-    assert caption_in({"image": None, "text": value}) == caption
-    assert caption_in({"image": None}) is None
+
+
+def test_bytes_that_are_no_text_are_refused():
+    with pytest.raises(ProbeError, match="is not UTF-8"):
+        as_caption("café".encode("cp1252"))
+
+
+def test_a_column_that_is_known_by_a_word_is_said():
+    assert guessed("en_text", None) == ["captions are read from the column 'en_text'"]
+    assert guessed("en_text", "en_text") == guessed("Text", None) == guessed(None, None) == []
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

@@ -38,18 +38,18 @@ def test_a_text_file_has_one_prompt_per_line(tmp_path):
 
 
 def test_prompts_of_kohyas_form_and_what_of_them_does_not_count(tmp_path, caplog):
-    text = "# note\na cat --n low quality --w 512\none\u2028line\u0085 here --D 7 --s 20\nby me --brand x\r\n"
+    text = "# note\na cat --n low quality --w 512\none\u2028line\u0085 here --D 7 --s 20\na dog --seed 8 --d -1\r\n"
     (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     with caplog.at_level(logging.WARNING, "memwatch"):
         found = as_probes(tmp_path / "prompts.txt", seed=3)
     assert [(p.prompt, p.seed) for p in found] == [
         ("a cat", 3),
         ("one\u2028line\u0085 here", 7),
-        ("by me --brand x", 3),
+        ("a dog", 8),
     ]
     comments, unused = caplog.messages
     assert "1 line of" in comments
-    assert "memwatch does not use the options --n, --s, --w in" in unused
+    assert "memwatch does not use the options --d, --n, --s, --w in" in unused
 
 
 def test_a_folder_with_captions_beside_the_images(tmp_path):
@@ -105,7 +105,8 @@ def test_names_are_unique_and_safe_for_files():
         (b"a cat", "got b'a cat', allowed"),
         (picture(0), "got <PIL.Image.Image .*>, allowed"),
         (np.zeros((2, 2)), "item 0 is a ndarray"),
-        ([{"image": None, "text": None}], "item 0 is a dict"),
+        ([{"image": None, "text": "a cat"}], "item 0 is a dict"),
+        ([{"file_name": "a.png", "text": "a cat"}], "item 0 is a dict"),
     ],
 )
 def test_what_is_no_probe_is_named(source, message):
@@ -136,7 +137,7 @@ def test_watched_probes_and_controls_are_named_apart():
 @pytest.mark.parametrize("line", ['{"text": "no file"}', "not json", "[1]"])
 def test_broken_metadata_names_its_line(line, tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n' + line, encoding="utf-8")
-    with pytest.raises(ProbeError, match=r"probes: .*metadata\.jsonl, line 2: expected .*'file_name'"):
+    with pytest.raises(ProbeError, match=r"probes: .*metadata\.jsonl, line 2: expected "):
         as_probes(tmp_path)
 
 
@@ -189,8 +190,28 @@ def test_what_is_resized_is_said_in_one_line_by_one_process(families, caplog):
     assert resized == "2 of 4 images are resized and cropped to 16 px, first that of 'cat', 32x16 px"
 
 
-@pytest.mark.parametrize("name", ["prompts.toml", "prompts.json", "metadata.jsonl", "prompts.csv"])
-def test_files_that_hold_no_prompts_by_line_are_refused_by_name(name, tmp_path):
-    (tmp_path / name).write_text("[prompt]\n", encoding="utf-8")
-    with pytest.raises(ProbeError, match=f"probes: .*{name}' is no text file with one prompt per line"):
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("prompts.toml", "", "toml' is no text file with one prompt per line"),
+        ("metadata.jsonl", "", "jsonl' is no text file with one prompt per line"),
+        ("prompts.csv", "", "csv' is no text file with one prompt per line"),
+        ("p.txt", '[prompt]\nwidth = 512\n[[prompt.subset]]\nprompt = "a cat"\n', "p.txt' holds TOML or JSON"),
+        ("p.txt", '["a cat",\n"a dog"]', "p.txt' holds TOML or JSON"),
+        ("p.txt", 'a cat\n--prompt "a dog" --seed 1\n', "p.txt, line 2: expected a prompt before its options"),
+        ("p.txt", "a cat".encode("cp1252") + b"\n\xe9", "p.txt, line 2: byte 0xe9 is no utf-8"),
+    ],
+)
+def test_files_that_hold_no_prompts_by_line_are_refused_by_name(name, text, said, tmp_path):
+    (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ProbeError, match=f"probes: .*{said}"):
         as_probes(tmp_path / name)
+
+
+def test_tables_and_data_sets_are_read_before_their_transforms():
+    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    with pytest.raises(ProbeError, match="probes: got "):
+        as_probes(pandas.DataFrame({"image": [1], "text": ["a cat"]}))
+    rows = datasets.Dataset.from_dict({"image": [picture(0)], "text": ["a cat"]}).cast_column("image", datasets.Image())
+    found = as_probes(rows.with_transform(lambda batch: {"pixel_values": [0]}))
+    assert [p.prompt for p in found] == ["a cat"]

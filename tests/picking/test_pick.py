@@ -279,9 +279,12 @@ def test_none_may_be_asked_for():
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        (lambda: hugging_face(image=PHOTOS[:12], de=["x"] * 12), "the columns are image, de; caption_column names one"),
+        (
+            lambda: hugging_face(image=PHOTOS[:12], de=["x"] * 12),
+            "the columns are image, de; set caption_column to one",
+        ),
         (lambda: hugging_face(image=PHOTOS[:12], text=[None] * 12), "captions are read from 'text'"),
-        (lambda: [{"image": p, "label": 1} for p in PHOTOS[:12]], "the columns are image, label; caption_column names"),
+        (lambda: [{"image": p, "label": 1} for p in PHOTOS[:12]], "the columns are image, label; set caption_column"),
         (lambda: PHOTOS[:12], "memwatch looks at them under the empty caption"),
     ],
 )
