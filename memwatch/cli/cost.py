@@ -30,7 +30,7 @@ from memwatch.measure.probes import Probe
 from memwatch.pace import CHOSEN, Prices, choose_pace, pace_of, synchronize
 from memwatch.report.about import machine
 from memwatch.scan.checkpoints import is_pipeline, load_model
-from memwatch.scan.safetensors_files import CheckpointError
+from memwatch.scan.weight_files import CheckpointError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PIPELINE = "the folder or hub id of a diffusers pipeline"

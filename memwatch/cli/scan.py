@@ -29,9 +29,9 @@ from memwatch.report.text import SHOWN, summary
 from memwatch.run_folder import RunFolder
 from memwatch.scan.checkpoints import Form, form_of, is_pipeline
 from memwatch.scan.follow import Follow
-from memwatch.scan.safetensors_files import reading
 from memwatch.scan.scan import Scan
 from memwatch.scan.trainer_folder import Checkpoint, checkpoints_in
+from memwatch.scan.weight_files import reading
 
 logger = logging.getLogger("memwatch")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -139,10 +141,21 @@ def _read_pipeline(pretrained: Any, names: Sequence[str], dtype: torch.dtype) ->
         options |= {name: None for name in names if (config.get(name) or [None])[0] is None}
         options |= {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
         options[dtype_key] = {"default": dtype, "vae": torch.float32}
+        options["variant"] = next(filter(None, map(variant_of, Path(pretrained).glob("*/"))), None)
         with quietly():
             return DiffusionPipeline.from_pretrained(pretrained, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"pretrained {str(pretrained)!r} cannot be loaded: {error}") from error
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant (``fp16``) of a local folder that has weights of no other; ``None`` where there are plain ones."""
+    names = (
+        [file.name for file in folder.glob("*") if file.suffix in (".safetensors", ".bin")] if folder.is_dir() else []
+    )
+    found = [re.fullmatch(r"\w+?(?:\.(\w+?))?(?:-\d+-of-\d+)?\.\w+", name) for name in names]
+    variants = [match[1] for match in found if match]
+    return min(filter(None, variants), default=None) if None not in variants else None
 
 
 def tokenize(prompt: str, tokenizer: Any, length: int | None = None) -> Any:

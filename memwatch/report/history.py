@@ -134,13 +134,19 @@ class Event:
         return sorted(self.rows, key=lambda row: (order.index(row.verdict), -row.severity))
 
     def left_out(self, shown: int, named: int = 1000) -> str:
-        """The probes beyond the ``shown`` worst by verdict; more than ``named`` without evidence are not named."""
+        """The probes beyond the ``shown`` worst by verdict; more than ``named`` without evidence are not named.
+
+        Those that could not be judged are named with the reason.
+        """
+        titles: dict[tuple[Verdict, str], list[str]] = {}
+        for row in self.worst_first[shown:]:
+            why = f" ({row.reason})" if row.verdict is Verdict.INCONCLUSIVE else ""
+            titles.setdefault((row.verdict, why), []).append(row.title)
         found = []
-        for verdict in Verdict:
-            names = [row.title for row in self.worst_first[shown:] if row.verdict is verdict]
+        for (verdict, why), names in titles.items():
             which = f": {', '.join(names)}" if verdict.is_evidence or len(names) <= named else ""
             how = "without evidence" if verdict is Verdict.NO_EVIDENCE else verdict
-            found += [f"{len(names)} more {how}{which}"] if names else []
+            found.append(f"{len(names)} more {how}{why}{which}")
         return "; ".join(found)
 
 

@@ -30,9 +30,19 @@ from memwatch.measure.prepare import PreparedProbe
 from memwatch.measure.snapshots import SnapshotStore
 from memwatch.measure.weights import read_safetensors, with_conditioning, without_conditioning, write_safetensors
 from memwatch.run_folder import stem_of
-from memwatch.scan.checkpoints import Form, copy_into, form_of, is_pipeline, make_room, read_weights, text_encoders
-from memwatch.scan.safetensors_files import CheckpointError
+from memwatch.scan.checkpoints import (
+    Form,
+    are_equal,
+    copy_into,
+    form_of,
+    is_pipeline,
+    make_room,
+    read_weights,
+    text_encoders,
+)
+from memwatch.scan.prediction import check_prediction
 from memwatch.scan.trainer_folder import Checkpoint
+from memwatch.scan.weight_files import CheckpointError
 
 logger = logging.getLogger("memwatch")
 
@@ -69,8 +79,13 @@ class CheckpointStore:
         """Give the model the weights of that step, and trained text encoders theirs."""
         if self._loaded == step:
             return
-        self._loaded = None
-        copy_into(self.observer.model, self.read(step))
+        before, self._loaded = self._loaded, None
+        source = self._checkpoints[step].source
+        check_prediction(source, self.observer.denoiser.schedule, self.base)
+        weights = self.read(step)
+        if before is not None and not text_encoders(source) and are_equal(self.observer.model, weights):
+            logger.warning("%s and %s are equal, tensor for tensor", source, self._checkpoints[before].source)
+        copy_into(self.observer.model, weights)
         copy_text_encoders(self._checkpoints[step].source, self.observer.denoiser, self.observer.text_encoders)
         self.observer.forget_generations()
         self._loaded = step
@@ -156,8 +171,11 @@ def earlier_model(source: str, observer: Observer, pretrained: Any) -> Callable[
         CheckpointError: it does not fit the model, which belongs to ``pretrained``, or predicts something else.
     """
     denoiser, device = observer.denoiser, observer.ranks.accelerator.device
+    check_prediction(source, denoiser.schedule, str(pretrained))
     weights = {name: tensor.to(device) for name, tensor in read_weights(source, observer.model).items()}
     whole = is_pipeline(source)
+    if are_equal(observer.model, weights):
+        logger.warning("the baseline %s and the first checkpoint are equal, tensor for tensor", source)
     if not whole and not text_encoders(source):
         return lambda: weights
     parts = text_parts(source if whole else pretrained, denoiser, device)

@@ -5,28 +5,35 @@ Every function with a ``source`` raises a ``CheckpointError`` where it cannot be
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from memwatch.act.last_clean import LORA_FILE
 from memwatch.denoiser import aligned
-from memwatch.denoiser.log_filter import quietly
+from memwatch.denoiser.components import variant_of
+from memwatch.denoiser.log_filter import is_new, quietly
 from memwatch.scan.lora import DENOISER, PEFT_FILE, add_lora, is_lora, lora_weights, names_by_part
-from memwatch.scan.safetensors_files import (
-    ENCODERS,
-    NETWORK,
-    CheckpointError,
-    names_in,
-    reading,
-    single_file_part,
-    tensors_in,
-)
+from memwatch.scan.single_file import ENCODERS, NETWORK, single_file_part
+from memwatch.scan.weight_files import INDEX, CheckpointError, is_weights, names_in, reading, tensors_in
+
+logger = logging.getLogger("memwatch")
 
 PARTS = ("unet", "transformer")
+LORA_FILES = (
+    LORA_FILE,
+    PEFT_FILE,
+    LORA_FILE.replace(".safetensors", ".bin"),
+    PEFT_FILE.replace(".safetensors", ".bin"),
+)
+SHARDED = ("pytorch_model_fsdp*", "*.distcp", "zero_to_fp32.py", "pytorch_model/mp_rank_*", "mp_rank_*")
+TEXT = re.compile(r"(text_model\.|embeddings\.token_embedding|encoder\.block\.|shared\.)")  # CLIP and T5
 
 
 class Form(Enum):
@@ -42,18 +49,51 @@ def form_of(source: str) -> tuple[Form, Path]:
     """The form of a source, and the file to read; for ``DIFFUSERS`` the source itself."""
     path = Path(source)
     if path.is_dir():
-        lora = next((path / name for name in (LORA_FILE, PEFT_FILE) if (path / name).is_file()), None)
-        if lora is not None:
+        if lora := next((path / name for name in LORA_FILES if (path / name).is_file()), None):
             return Form.LORA, lora
         described = any((path / name).exists() for name in ("config.json", *PARTS))
-        file = path / "model.safetensors"
-        return (Form.TENSORS, file) if file.is_file() and not described else (Form.DIFFUSERS, path)
-    if path.suffix != ".safetensors":
+        if described or not (files := model_files(path)):
+            if not described and (sharded := next((n for n in SHARDED if any(path.glob(n))), None)):
+                how = "merge it first (accelerate merge-weights, or the folder's own zero_to_fp32.py)"
+                raise CheckpointError(f"{source}: holds a checkpoint that is spread over processes ({sharded}); {how}")
+            return Form.DIFFUSERS, path
+        return (Form.LORA if is_lora(names_in(files[0])) else Form.TENSORS), files[0]
+    if not path.is_file() or not is_weights(path):
         return Form.DIFFUSERS, path
     names = names_in(path)
     if is_lora(names):
         return Form.LORA, path
+    if path.stem.startswith("learned_embeds") or {*names} <= {"emb_params", "clip_l", "clip_g", "t5xxl"}:
+        how = "in training, memwatch watches it by MemWatch(text_encoder=..., tokenizer=...)"
+        raise CheckpointError(
+            f"{source}: holds embeddings of new words, and no weights that a scan could compare; {how}"
+        )
     return (Form.SINGLE_FILE if any(map(NETWORK.match, names)) else Form.TENSORS), path
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What accelerate has saved of every model that was prepared, in their order; an index stands for its shards."""
+    found = []
+    for stem in ("model", "pytorch_model"):
+        for suffix in (".safetensors", ".bin"):
+            files = [folder / f"{stem}{suffix}", folder / f"{stem}{suffix}{INDEX}", *folder.glob(f"{stem}_*{suffix}")]
+            found += sorted((file for file in files if file.is_file()), key=lambda file: (len(file.name), file.name))
+    return found
+
+
+def part_file(source: str, part: str, like: nn.Module) -> Path:
+    """Of the files of a folder that accelerate has saved the one that holds this part; which others there are is said.
+
+    Of bare tensors in one file it is the file.
+    """
+    files = model_files(Path(source)) or [form_of(source)[1]]
+    known = {*like.state_dict()}
+    matching = {file: len(known.intersection(names_in(file))) for file in files}
+    best = max(files, key=lambda file: matching[file])
+    others = [file.name for file in files if file != best]
+    if others and part == DENOISER and is_new("memwatch", f"{source} {others}"):
+        logger.info("%s: the %s is in %s; beside it lie %s", source, type(like).__name__, best.name, ", ".join(others))
+    return best
 
 
 def is_pipeline(source: str) -> bool:
@@ -72,6 +112,9 @@ def text_encoders(source: str) -> list[str]:
             return sorted(names_by_part(names_in(file)).keys() - {DENOISER})
         if form is Form.SINGLE_FILE:
             return sorted({part for name in names_in(file) for p, part in ENCODERS.items() if name.startswith(p)})
+        if form is Form.TENSORS:
+            ours = [file for file in model_files(Path(source)) if any(map(TEXT.match, names_in(file)))]
+            return ["text_encoder", "text_encoder_2", "text_encoder_3"][: len(ours)]
     except CheckpointError:
         return []
     return sorted(path.name for path in Path(source).glob("text_encoder*") if path.is_dir())
@@ -104,17 +147,32 @@ def read_weights(source: str, like: nn.Module, part: str = DENOISER) -> dict[str
     kind = type(like).__name__
     if form is Form.LORA:
         weights = lora_weights(file, part, like)
-    elif form is Form.TENSORS and part == DENOISER:
-        weights = tensors_in(file, dict(like.named_parameters()).__contains__)
-        if not weights:
-            raise CheckpointError(f"{source}: none of its tensors is a parameter of the {kind}")
+    elif form is Form.TENSORS:
+        weights = _bare_tensors(source, part, like)
     else:
         whole = single_file_part(file, part, like) if form is Form.SINGLE_FILE else _from_diffusers(source, part, like)
         if type(whole) is not type(like):
             raise CheckpointError(f"{source}: holds a {type(whole).__name__}, expected a {kind} as the model is")
         weights = {name: parameter.detach() for name, parameter in whole.named_parameters()}
     _check_fit(weights, like, source if part == DENOISER else f"{source}: {part}", partly=form is Form.LORA)
+    if is_new("memwatch", f"{source} {part} matched"):
+        logger.info("%s: all of its %d tensors for the %s are the model's", source, len(weights), kind)
     return weights
+
+
+def _bare_tensors(source: str, part: str, like: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name; a buffer may lie beside them, and nothing else."""
+    file = part_file(source, part, like)
+    tensors, known = tensors_in(file, lambda name: True), {*like.state_dict()}
+    strange = sorted(tensors.keys() - known)
+    if strange:
+        kind, here = type(like).__name__, f"{source}" if file == Path(source) else f"{file}"
+        if len(strange) == len(tensors):
+            raise CheckpointError(f"{here}: none of its {len(tensors)} tensors is a parameter of the {kind}")
+        why = f"{len(tensors) - len(strange)} of its {len(tensors)} tensors are the {kind}'s, {len(strange)} are not"
+        raise CheckpointError(f"{here}: {why}, {', '.join(strange[:3])} first")
+    parameters = dict(like.named_parameters())
+    return {name: tensor.float() for name, tensor in tensors.items() if name in parameters}
 
 
 def make_room(model: nn.Module, source: str, part: str = DENOISER) -> None:
@@ -131,6 +189,14 @@ def copy_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         parameters[name].data.copy_(tensor)
 
 
+def are_equal(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights that the model has already, to the bit."""
+    parameters = dict(model.named_parameters())
+    return all(
+        torch.equal(parameters[name].cpu(), tensor.cpu().to(parameters[name])) for name, tensor in weights.items()
+    )
+
+
 def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, *, partly: bool) -> None:
     """Every weight has its parameter of the same shape; unless ``partly``, every parameter has its weight as well."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -144,14 +210,26 @@ def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str, *, 
 
 
 def _from_diffusers(source: str, part: str = DENOISER, like: Any = None) -> nn.Module:
-    """A part of a pipeline or folder; a text encoder is read as ``like`` is."""
-    from diffusers import AutoModel
+    """A part of a pipeline or folder; a text encoder is read as ``like`` is. Every tensor must have its place."""
+    import diffusers
 
     with reading(source), quietly():
         if part == DENOISER:
-            model: Any = AutoModel.from_pretrained(source, subfolder=_denoiser_in(source))
+            inside = _denoiser_in(source)
+            named = diffusers.AutoModel.load_config(source, subfolder=inside)["_class_name"]
+            loader, options = getattr(diffusers, named), {"subfolder": inside}
+            folder, where = Path(source, inside or ""), source
         else:
-            model = type(like).from_pretrained(Path(source) / part)
+            loader, options, folder, where = type(like), {}, Path(source, part), str(Path(source, part))
+        variant = variant_of(folder)
+        model, info = loader.from_pretrained(where, variant=variant, output_loading_info=True, **options)
+    missing, strange = ([*info.get(f"{kind}_keys", ())] for kind in ("missing", "unexpected"))
+    if missing or strange:
+        has = len(model.state_dict())
+        why = (
+            f"{has - len(missing)} of the {has} tensors of the {type(model).__name__} are there, {len(strange)} others"
+        )
+        raise CheckpointError(f"{source}: {why} as well ({', '.join([*missing, *strange][:3])} first)")
     whole: nn.Module = aligned(model.float()).eval()
     return whole
 

@@ -18,9 +18,9 @@ from memwatch.ranks import Ranks
 from memwatch.report.page import write_page
 from memwatch.report.retention import NEWEST
 from memwatch.run_folder import write_json, write_whole
-from memwatch.scan.safetensors_files import CheckpointError
 from memwatch.scan.scan import OBSERVATIONS, Scan
 from memwatch.scan.trainer_folder import Arrivals, Checkpoint, checkpoints_in
+from memwatch.scan.weight_files import CheckpointError
 
 logger = logging.getLogger("memwatch")
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from memwatch.denoiser import aligned
 from memwatch.denoiser.log_filter import is_new, quietly
-from memwatch.scan.safetensors_files import CheckpointError, metadata_of, names_in, reading, tensors_in
+from memwatch.scan.weight_files import CheckpointError, metadata_of, names_in, reading, tensors_in
 
 logger = logging.getLogger("memwatch")
 
@@ -59,6 +59,8 @@ def is_lora(names: Iterable[str]) -> bool:
 def names_by_part(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """The file's tensor names by part of the pipeline and by what follows the prefix; embeddings are left out."""
     names = [name for name in names if not name.startswith(EMBEDDINGS)]
+    if any(".base_layer." in name for name in names):  # a whole network, as PEFT has wrapped it: the base lies beside
+        names = [name for name in names if ".lora_" in name]
     t5 = "text_encoder_2" if any(map(FLUX_BLOCKS.search, names)) else "text_encoder_3"  # the third encoder of SD 3
     parts: dict[str, dict[str, str]] = {}
     for name in names:

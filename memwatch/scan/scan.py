@@ -43,8 +43,8 @@ from memwatch.scan.checkpoint_store import (
     own_text_encoders,
 )
 from memwatch.scan.checkpoints import load_model
-from memwatch.scan.safetensors_files import CheckpointError
 from memwatch.scan.trainer_folder import Checkpoint, stamp
+from memwatch.scan.weight_files import CheckpointError
 
 logger = logging.getLogger("memwatch")
 

@@ -12,7 +12,7 @@ from typing import Self
 
 from memwatch.denoiser.log_filter import is_new
 from memwatch.measure.measurement import digest
-from memwatch.scan.safetensors_files import metadata_of
+from memwatch.scan.weight_files import is_weights, metadata_of
 
 logger = logging.getLogger("memwatch")
 
@@ -33,7 +33,7 @@ NUMBER_AT_END = re.compile(r"([-_](step)?\d+|-save-[\d-]+)$")
 def stamp(source: str) -> str:
     """A digest of names, sizes and times of a local source's weight files; another stamp means other weights."""
     path = Path(source)
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    files = sorted(filter(is_weights, path.rglob("*"))) if path.is_dir() else [path] if path.is_file() else []
     return digest([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
@@ -77,8 +77,8 @@ class Checkpoint:
 def checkpoints_in(folder: Path) -> list[Checkpoint]:
     """Every checkpoint in a folder, smallest step first; one per step.
 
-    Known are ``checkpoint-N``, ``step-N`` and ``epoch-N`` folders, numbered folders with a model inside, and
-    safetensors files. The step of a file is what the trainer has written into it (kohya's ``ss_steps``, ai-toolkit's
+    Known are ``checkpoint-N``, ``step-N`` and ``epoch-N`` folders, numbered folders with a model inside, and files of
+    safetensors and ckpt. The step of a file is what the trainer has written into it (kohya's ``ss_steps``, ai-toolkit's
     ``training_info``), else the number in its name, which may count epochs. A file with neither is the last one, which
     comes one step after all others.
     """
@@ -99,7 +99,7 @@ def _is_checkpoint(path: Path) -> bool:
     if path.is_dir():
         has_model = any((path / name).exists() for name in MODEL)
         return FOLDER.fullmatch(path.name) is not None or (has_model and _number(path.name) is not None)
-    return path.suffix == ".safetensors" and not NO_CHECKPOINT.search(path.stem)
+    return path.suffix in (".safetensors", ".ckpt") and not NO_CHECKPOINT.search(path.stem)
 
 
 def _step_of(path: Path) -> int | None:

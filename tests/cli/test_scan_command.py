@@ -123,7 +123,10 @@ class Sources(dict):
         ("{pipeline} --baseline {other_family}", "holds a UNet2DModel, expected a UNet2DConditionModel"),
         ("{pipeline} --baseline {truncated}", "truncated: cannot be read"),
         ("{truncated} --baseline unconditional --pretrained {pipeline}", "truncated: cannot be read"),
-        ("{pipeline} --baseline {other_prediction}", "predicts v_prediction, the model epsilon"),
+        (
+            "{pipeline} --baseline {other_prediction}",
+            "says v_prediction .*, and the scheduler of .* epsilon",
+        ),
         ("{pipeline} --baseline unconditional --prompts {empty}", "holds no image and no prompt"),
         ("{pipeline} --baseline unconditional --prompts {folder}/none.txt", "neither a folder nor a file"),
         ("{folder}/gone.safetensors --baseline base --pretrained {pipeline}", "gone.safetensors: cannot be read: "),

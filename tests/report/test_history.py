@@ -66,12 +66,13 @@ def test_the_last_event_the_alerts_and_what_was_ever_memorized(tmp_path):
 def test_the_worst_come_first_and_what_is_left_out_is_named():
     kinds = [("a", "no evidence", 9.0), ("b", "suspicious", 1.2), ("c", "memorized", 1.5), ("d", "memorized", 2.0)]
     rows = tuple(Row(name, name, verdict=Verdict(verdict), severity=s) for name, verdict, s in kinds)
-    found = Event(1, (Row("e", "e"), *rows))
+    found = Event(1, (Row("e", "e", reason="non-finite values in the model's output"), *rows))
     assert [row.name for row in found.worst_first] == ["d", "c", "b", "a", "e"]
     assert found.counts() == "2 memorized, 1 suspicious, 1 no evidence, 1 inconclusive"
-    quiet = "1 more without evidence: a; 1 more inconclusive: e"
+    why = "(non-finite values in the model's output)"
+    quiet = f"1 more without evidence: a; 1 more inconclusive {why}: e"
     assert found.left_out(1) == f"1 more memorized: c; 1 more suspicious: b; {quiet}"
-    assert found.left_out(3, named=0) == "1 more without evidence; 1 more inconclusive"
+    assert found.left_out(3, named=0) == f"1 more without evidence; 1 more inconclusive {why}"
     assert found.left_out(5) == ""
     assert replace(found, rows=()).counts() == "no probe was judged"
 

@@ -38,7 +38,7 @@ def test_the_table_of_an_event():
         "  rocket                  memorized   2.3x reduction, p = 3e-10  0,0 to 64,64  3 of 4 copy it  since 20",
         "  a blue banner (banner)  memorized   1.7x reduction             0,0 to 64,64                  since 20",
         "  猫 (poster)             suspicious  9.0x reduction, p = 0.004                                1 of 2",
-        "  1 more without evidence: photo-7; 1 more inconclusive: new",
+        "  1 more without evidence: photo-7; 1 more inconclusive (nothing earlier to compare with): new",
         f"  {STANDING}",
         "  5.2 s, 2.1 % of training time, 2 failures of memwatch so far",
         "  STOP: step 40: 2 probes memorized",

@@ -17,7 +17,7 @@ from torch import nn
 
 from memwatch.scan.checkpoint_store import copy_text_encoders
 from memwatch.scan.checkpoints import copy_into, load_model, read_weights, text_encoders
-from memwatch.scan.safetensors_files import CheckpointError
+from memwatch.scan.weight_files import CheckpointError
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")
 UNET = [*by.WIDE, "proj_in", "conv1", "conv2", "time_emb_proj", "conv_shortcut"]

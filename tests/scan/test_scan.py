@@ -46,6 +46,30 @@ def test_a_model_against_itself_reads_zero(scan, trained, prompts, tmp_path):
             assert (found[f"{name}/{key}"] == 0).all(), (name, key)
 
 
+def test_checkpoints_that_are_equal_are_said_to_be(scan, trained, prompts, tmp_path, caplog):
+    for step, of in ((1, 2), (2, 2), (3, 4)):
+        shutil.copytree(trained / f"checkpoint-{of}", tmp_path / "run" / f"checkpoint-{step}")
+    run, pipeline = tmp_path / "run", trained / "pipeline"
+    code, _ = scan(run, "--prompts", prompts, "--pretrained", pipeline)
+    assert code == 0
+    equal = [message for message in caplog.messages if "are equal" in message]
+    assert equal == [f"{run / 'checkpoint-2'} and {run / 'checkpoint-1'} are equal, tensor for tensor"]
+    caplog.clear()
+    scan(pipeline, "--baseline", trained / "checkpoint-4", "--prompts", prompts)
+    equal = f"the baseline {trained / 'checkpoint-4'} and the first checkpoint are equal, tensor for tensor"
+    assert [message for message in caplog.messages if "are equal" in message] == [equal]
+
+
+def test_a_file_that_says_another_prediction_type_is_no_evidence_of_nothing(scan, trained, prompts, tmp_path, capsys):
+    unet = UNet2DConditionModel.from_pretrained(trained / "checkpoint-4" / "unet")
+    weights = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    file, pipeline = tmp_path / "v.safetensors", trained / "pipeline"
+    save_file(weights, file, {"modelspec.prediction_type": "v"})
+    code, measured = scan(file, "--baseline", trained / "checkpoint-2", "--prompts", prompts, "--pretrained", pipeline)
+    assert (code, measured) == (2, [])
+    assert "v.safetensors: says v_prediction (modelspec.prediction_type), and" in capsys.readouterr().err
+
+
 def test_the_unconditional_branch(scan, trained, prompts, tmp_path):
     code, measured = scan(trained / "pipeline", "--baseline", "unconditional", "--prompts", prompts)
     assert code == 0
