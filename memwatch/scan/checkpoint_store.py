@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from memwatch.config import MemWatchConfig
 from memwatch.denoiser import Components, Denoiser, family_of, load_components
-from memwatch.denoiser.schedule import NoiseSchedule
 from memwatch.measure.lora_off import lora_off, trained_adapters
 from memwatch.measure.measurement import (
     Observation,
@@ -181,10 +180,6 @@ def earlier_model(source: str, observer: Observer, pretrained: Any) -> Callable[
     parts = text_parts(source if whole else pretrained, denoiser, device)
     if not whole:
         copy_text_encoders(source, denoiser, parts.text_encoders)
-    theirs = NoiseSchedule.from_scheduler(parts.scheduler).prediction_type
-    if whole and theirs != (ours := denoiser.schedule.prediction_type):
-        why = "epsilon can be compared, weights cannot be exchanged"
-        raise CheckpointError(f"{source}: predicts {theirs}, the model {ours}; {why}")
     return cache(lambda: with_conditioning(weights, observer.encoded_by(parts)))
 
 

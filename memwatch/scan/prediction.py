@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
+from memwatch.denoiser.log_filter import quietly
 from memwatch.denoiser.schedule import NoiseSchedule
-from memwatch.scan.checkpoints import Form, form_of
+from memwatch.scan.checkpoints import Form, form_of, is_pipeline
 from memwatch.scan.weight_files import CheckpointError, all_names, metadata_of, plain, reading
 
 V, EPSILON, ZERO, NOT_ZERO = "v_prediction", "epsilon", "zero terminal SNR", "no zero terminal SNR"
@@ -44,6 +43,9 @@ def _said(source: str) -> dict[str, Any]:
     form, file = form_of(source)
     if form is not Form.DIFFUSERS:
         return metadata_of(file) | {plain(name): "there" for name in all_names(file)}
-    config = Path(source) / "scheduler" / "scheduler_config.json"
-    with reading(config):
-        return dict(json.loads(config.read_text(encoding="utf-8"))) if config.is_file() else {}
+    if not is_pipeline(source):
+        return {}
+    from diffusers import DDPMScheduler
+
+    with reading(source), quietly():
+        return dict(DDPMScheduler.load_config(source, subfolder="scheduler"))
