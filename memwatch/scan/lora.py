@@ -42,7 +42,6 @@ PREFIXES = {  # of tensor names, and the part of the pipeline they mean
     "unet.": DENOISER,  # diffusers, ai-toolkit, SimpleTuner
     "transformer.": DENOISER,
     "diffusion_model.": DENOISER,
-    "base_model.model.": DENOISER,  # PEFT
 }
 FLUX_BLOCKS = re.compile("(double|single)_(transformer_)?blocks")
 EMBEDDINGS = ("bundle_emb.", "emb_params")

@@ -20,7 +20,7 @@ FOLDER = re.compile(r"(checkpoint|step|epoch)[-_](\d+)")
 MODEL = ("unet", "transformer", "model_index.json", "adapter_config.json")  # text_encoder_2 has none of these
 NO_CHECKPOINT = re.compile(  # optimizers, states, text encoders beside the model, and files that are a folder's own
     r"optimizer|[-_.]state|(^|[-_.])(scheduler|vae|ema|clip_[lg]|t5xxl)$"
-    r"|^(pytorch_lora_weights|adapter_model|model(-\d+-of-\d+)?|diffusion_pytorch_model.*)$"
+    r"|^(pytorch_lora_weights|adapter_model|model(_\d+|-\d+-of-\d+)?|diffusion_pytorch_model.*)$"
 )
 NUMBER = (  # what trainers put into names, the surest first: kohya's steps, OneTrainer's, then any number at the end
     re.compile(r"[-_]step(\d+)$"),

@@ -45,6 +45,7 @@ def test_steps_by_name_and_by_what_the_file_says(tmp_path):
         (["cat2026-10-08_10-00-00-save-500-1-20.safetensors", "cat-save-90-0-90.safetensors"], [90, 500]),  # OneTrainer
         (["checkpoint-3/unet/a.safetensors", "checkpoint-20/unet/a.safetensors"], [3, 20]),
         (["step-3/a.safetensors", "step-20/a.safetensors"], [3, 20]),
+        (["sd-100.ckpt", "sd-200.ckpt"], [100, 200]),
         (["epoch-1/a.safetensors", "epoch-2/a.safetensors"], [1, 2]),
         (["cat-step00000020/unet/a.safetensors", "cat_000000030/transformer/a.safetensors"], [20, 30]),
     ],
@@ -58,6 +59,7 @@ def test_what_is_no_checkpoint(tmp_path):
     write(
         tmp_path,
         "optimizer.safetensors",
+        "model_1.safetensors",
         "cat-step00000500-state/model.safetensors",
         "cat_state.safetensors",
         "training_state_100.safetensors",
