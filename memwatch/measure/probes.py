@@ -80,10 +80,12 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
         return []
     if isinstance(source, Probe):
         probes = [source]
-    elif isinstance(source, str | Path):
+    elif isinstance(source, str | Path) and str(source):
         path = Path(source)
         probes = _from_folder(path, key) if path.is_dir() else _from_text(path, key, seed)
-    elif isinstance(source, Mapping | bytes) or hasattr(source, "iloc") or not _has_items(source):  # a pandas table
+    elif (
+        isinstance(source, Mapping | bytes | str) or hasattr(source, "iloc") or not _has_items(source)
+    ):  # a pandas table
         raise ProbeError(f"{key}: got {source!r}, allowed: {ALLOWED}")
     else:
         rows = source.with_format(None) if hasattr(source, "with_format") else source  # before transforms
