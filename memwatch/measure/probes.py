@@ -181,7 +181,9 @@ def _from_item(item: Any, index: int, seed: int, key: str) -> Probe:
 
 
 def _has_items(source: Any) -> bool:
-    return hasattr(source, "__iter__") or (hasattr(source, "__getitem__") and hasattr(source, "__len__"))
+    """Whether something gives rows; a pandas table gives the names of its columns."""
+    is_sequence = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    return (hasattr(source, "__iter__") or is_sequence) and not hasattr(source, "iloc")
 
 
 def _named(probes: Iterable[Probe]) -> list[Probe]:
