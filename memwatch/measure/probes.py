@@ -83,9 +83,7 @@ def as_probes(source: Any, key: str = "probes", *, seed: int = 0) -> list[Probe]
     elif isinstance(source, str | Path) and str(source):
         path = Path(source)
         probes = _from_folder(path, key) if path.is_dir() else _from_text(path, key, seed)
-    elif (
-        isinstance(source, Mapping | bytes | str) or hasattr(source, "iloc") or not _has_items(source)
-    ):  # a pandas table
+    elif isinstance(source, Mapping | bytes | str) or not _has_items(source):
         raise ProbeError(f"{key}: got {source!r}, allowed: {ALLOWED}")
     else:
         rows = source.with_format(None) if hasattr(source, "with_format") else source  # before transforms

@@ -33,6 +33,7 @@ LORA_FILES = (
     PEFT_FILE.replace(".safetensors", ".bin"),
 )
 SHARDED = ("pytorch_model_fsdp*", "*.distcp", "zero_to_fp32.py", "pytorch_model/mp_rank_*", "mp_rank_*")
+STATES = re.compile(r"optimizer|scheduler|scaler|sampler|random_states|training_args")  # of training, no models
 TEXT = re.compile(r"(text_model\.|embeddings\.token_embedding|encoder\.block\.|shared\.)")  # CLIP and T5
 
 
@@ -81,19 +82,19 @@ def model_files(folder: Path) -> list[Path]:
     return found
 
 
-def part_file(source: str, part: str, like: nn.Module) -> Path:
-    """Of the files of a folder that accelerate has saved the one that holds this part; which others there are is said.
-
-    Of bare tensors in one file it is the file.
-    """
-    files = model_files(Path(source)) or [form_of(source)[1]]
+def part_file(source: str, like: nn.Module) -> Path:
+    """Of the files of a folder that accelerate has saved the one that holds this part; of one file the file."""
     known = {*like.state_dict()}
-    matching = {file: len(known.intersection(names_in(file))) for file in files}
-    best = max(files, key=lambda file: matching[file])
-    others = [file.name for file in files if file != best]
-    if others and part == DENOISER and is_new("memwatch", f"{source} {others}"):
-        logger.info("%s: the %s is in %s; beside it lie %s", source, type(like).__name__, best.name, ", ".join(others))
-    return best
+    return max(model_files(Path(source)) or [form_of(source)[1]], key=lambda file: len(known & {*names_in(file)}))
+
+
+def not_read(source: str, *read: str) -> list[str]:
+    """The files and folders of weights in a checkpoint's folder beside those that are read, by name."""
+    path = Path(source)
+    if not path.is_dir() or is_pipeline(source):
+        return []
+    found = (file.relative_to(path).parts[0] for file in path.rglob("*") if is_weights(file))
+    return sorted({name for name in found if not STATES.match(name)} - {*read, *text_encoders(source)})
 
 
 def is_pipeline(source: str) -> bool:
@@ -156,13 +157,16 @@ def read_weights(source: str, like: nn.Module, part: str = DENOISER) -> dict[str
         weights = {name: parameter.detach() for name, parameter in whole.named_parameters()}
     _check_fit(weights, like, source if part == DENOISER else f"{source}: {part}", partly=form is Form.LORA)
     if is_new("memwatch", f"{source} {part} matched"):
-        logger.info("%s: all of its %d tensors for the %s are the model's", source, len(weights), kind)
+        used = part_file(source, like) if form is Form.TENSORS else file
+        others = not_read(source, used.name, *PARTS)
+        beside = f"; not read: {', '.join(others)}" if others else ""
+        logger.info("%s: all of its %d tensors for the %s are the model's%s", source, len(weights), kind, beside)
     return weights
 
 
 def _bare_tensors(source: str, part: str, like: nn.Module) -> dict[str, Tensor]:
     """Parameters by name; a buffer may lie beside them, and nothing else."""
-    file = part_file(source, part, like)
+    file = part_file(source, like)
     tensors, known = tensors_in(file, lambda name: True), {*like.state_dict()}
     strange = sorted(tensors.keys() - known)
     if strange:
@@ -216,7 +220,9 @@ def _from_diffusers(source: str, part: str = DENOISER, like: Any = None) -> nn.M
     with reading(source), quietly():
         if part == DENOISER:
             inside = _denoiser_in(source)
-            named = diffusers.AutoModel.load_config(source, subfolder=inside)["_class_name"]
+            named = diffusers.AutoModel.load_config(source, subfolder=inside).get("_class_name", "nothing")
+            if not hasattr(diffusers, named):
+                raise CheckpointError(f"{source}: its config.json describes {named}, and no model of diffusers")
             loader, options = getattr(diffusers, named), {"subfolder": inside}
             folder, where = Path(source, inside or ""), source
         else:

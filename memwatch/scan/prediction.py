@@ -12,12 +12,12 @@ from memwatch.scan.weight_files import CheckpointError, all_names, metadata_of, 
 V, EPSILON, ZERO, NOT_ZERO = "v_prediction", "epsilon", "zero terminal SNR", "no zero terminal SNR"
 MEANS = {  # where a checkpoint may say something, and what that means; marker tensors and metadata are text
     "modelspec.prediction_type": {"v": V, "v_prediction": V, "epsilon": EPSILON},
-    "ss_v_parameterization": {"True": V, "False": EPSILON},  # kohya
-    "ss_zero_terminal_snr": {"True": ZERO, "False": NOT_ZERO},
+    "ss_v_parameterization": {"true": V, "false": EPSILON},  # kohya
+    "ss_zero_terminal_snr": {"true": ZERO, "false": NOT_ZERO},
     "v_pred": {"there": V},  # marker tensors
     "ztsnr": {"there": ZERO},
     "prediction_type": {V: V, EPSILON: EPSILON},  # a scheduler's configuration
-    "rescale_betas_zero_snr": {"True": ZERO, "False": NOT_ZERO},
+    "rescale_betas_zero_snr": {"true": ZERO, "false": NOT_ZERO},
 }
 SMALL = 1e-3  # alpha at the last timestep: 0.07 in Stable Diffusion's own schedule, 0 with zero terminal SNR
 
@@ -31,7 +31,7 @@ def check_prediction(source: str, schedule: NoiseSchedule, scheduler_of: str) ->
         return
     ours = {schedule.prediction_type, ZERO if float(schedule.alphas[-1]) < SMALL else NOT_ZERO}
     for key, value in _said(source).items():
-        theirs = MEANS.get(key, {}).get(str(value))
+        theirs = MEANS.get(key, {}).get(str(value).lower())
         if theirs is not None and theirs not in ours:
             says = next(each for each in ours if (each in (V, EPSILON, "sample")) == (theirs in (V, EPSILON)))
             why = f"says {theirs} ({key}), and the scheduler of {scheduler_of} {says}"

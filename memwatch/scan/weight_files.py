@@ -61,7 +61,10 @@ def names_in(file: Path) -> list[str]:
         raise CheckpointError(f"{file}: two tensors are called {twice} once their wrappers' names are gone")
     if quantized := [name for name in names if QUANTIZED.search(name)]:
         raise CheckpointError(f"{file}: its weights are quantized ({quantized[0]}); save them as fp16, bf16 or float32")
-    return [name for name in names if not name.endswith(SCALES) and not ABOUT.search(name)]
+    of_scales = {name: name.rpartition(".")[0] + ".weight" for name in names if name.endswith(SCALES)}
+    if lone := {*of_scales.values()} - {*names}:
+        raise CheckpointError(f"{file}: {min(lone)} is missing, although its scale is there")
+    return [name for name in names if name not in of_scales and not ABOUT.search(name)]
 
 
 def all_names(file: Path) -> set[str]:

@@ -112,6 +112,7 @@ class Anything:
         ("learned_embeds.bin", {"<cat>": torch.zeros(4)}, "holds embeddings of new words"),
         ("cat.pt", {"emb_params": torch.zeros(1, 4)}, "holds embeddings of new words"),
         ("a.pt", {"x.weight": torch.zeros(4), "x.weight.absmax": torch.zeros(1)}, r"quantized \(x.weight.absmax\)"),
+        ("a.pt", {"x.weight_scale": torch.zeros(1)}, "x.weight is missing, although its scale is there"),
         ("a.pt", {"module.x": torch.zeros(4), "_orig_mod.x": torch.zeros(1)}, "two tensors are called x"),
     ],
 )
@@ -167,6 +168,22 @@ def test_scales_of_fp8_are_applied(scale, per_row, unet, base, tmp_path):
         load_model(str(tmp_path / "b.safetensors"), base)
 
 
+def test_fp8_without_scales_is_what_it_says(unet, base, tmp_path):
+    weights, expected = original_weights(unet), copy.deepcopy(unet)
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    eighth = weights[name].to(torch.float8_e4m3fn)
+    save_file(weights | {name: eighth}, tmp_path / "a.safetensors")
+    with torch.no_grad():
+        expected.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.copy_(eighth.float())
+    assert same(load_model(str(tmp_path / "a.safetensors"), base), expected)
+
+
+def test_a_folder_that_describes_another_kind_of_model(families, tmp_path):
+    families["sd1"].text_encoder.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"its config.json describes nothing, and no model of diffusers"):
+        load_model(str(tmp_path))
+
+
 def test_names_that_fit_in_part_are_counted(unet, base, tmp_path):
     weights = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     total = len(weights)
@@ -199,10 +216,29 @@ def test_the_trained_part_may_lie_in_any_file(unet, families, base, tmp_path, ca
             torch.save(state, folder / name) if suffix == "bin" else save_file(state, folder / name)
         with caplog.at_level(logging.INFO, "memwatch"):
             assert same(load_model(str(folder), base), unet)
-        assert "beside it lie" in caplog.text
+            (folder / "optimizer.bin").touch()
+        other = f"{'pytorch_' if suffix == 'bin' else ''}model.{suffix}"
+        assert f"not read: {other}" in caplog.text
         assert text_encoders(str(folder)) == ["text_encoder"]
         read = read_weights(str(folder), families["sd1"].text_encoder, "text_encoder")
         assert all(torch.equal(read[name], tensor) for name, tensor in encoder.named_parameters())
+
+
+def test_an_average_beside_the_network_is_named(unet, base, tmp_path, caplog):
+    for name in ("unet", "unet_ema"):
+        copy.deepcopy(unet).save_pretrained(tmp_path / name)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with caplog.at_level(logging.INFO, "memwatch"):
+        load_model(str(tmp_path))
+        assert same(read_weights_of(tmp_path, unet), unet)
+    assert "not read: model.safetensors, unet_ema" in caplog.text
+
+
+def read_weights_of(source, like):
+    """A network with the weights of a source."""
+    model = moved(like, 5)
+    model.load_state_dict(read_weights(str(source), like))
+    return model
 
 
 def test_shards_with_an_index(unet, base, tmp_path):
@@ -235,7 +271,7 @@ ALPHAS = torch.linspace(0.99, 0.07, 1000, dtype=torch.float64)
     [
         ({"v_pred": torch.zeros(0)}, {}, r"says v_prediction \(v_pred\), and the scheduler of BASE epsilon"),
         ({"ztsnr": torch.zeros(0)}, {}, r"says zero terminal SNR \(ztsnr\), .* BASE no zero terminal SNR"),
-        ({}, {"modelspec.prediction_type": "v"}, r"says v_prediction \(modelspec"),
+        ({}, {"modelspec.prediction_type": "V"}, r"says v_prediction \(modelspec"),
         ({}, {"ss_v_parameterization": "True"}, r"says v_prediction \(ss_v"),
         ({}, {"ss_zero_terminal_snr": "True"}, r"says zero terminal SNR \(ss_zero"),
         ({}, {"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "False"}, None),
