@@ -15,7 +15,7 @@ then to the other kinds, one each. Rows of the last four kinds are in no group. 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -60,20 +60,35 @@ def slots(budget: int) -> tuple[int, dict[Why, int]]:
     return budget - sum(others.values()), others
 
 
-def ordinary_rows(survey: Survey) -> list[int]:
-    """The readable rows that are in no group."""
-    grouped = {row for group in survey.groups for row in group.rows}
-    return [row for row in range(survey.size) if row not in grouped and row not in survey.unreadable]
+def ordinary_rows(survey: Survey, fewest: int = 0) -> list[int]:
+    """The readable rows that are in no group; where those are fewer than ``fewest``, rows that share a part as well.
+
+    A logo that a whole set has must not be the reason why nothing is held out. Near-duplicates never count.
+    """
+
+    def outside(groups: Iterable[Group]) -> list[int]:
+        grouped = {row for group in groups for row in group.rows}
+        return [row for row in range(survey.size) if row not in grouped and row not in survey.unreadable]
+
+    alone = outside(survey.groups)
+    return alone if len(alone) >= fewest else outside(g for g in survey.groups if g.kind is GroupKind.DUPLICATES)
 
 
-def pick_rows(survey: Survey, budget: int, rng: np.random.Generator, room: int | None = None) -> tuple[PickedRow, ...]:
+def pick_rows(
+    survey: Survey,
+    budget: int,
+    rng: np.random.Generator,
+    room: int | None = None,
+    ordinary: Collection[int] | None = None,
+) -> tuple[PickedRow, ...]:
     """The rows that are watched, groups first.
 
     Args:
         budget: how many, at least 0. Where there are fewer rows, all are picked, but one alone of near-duplicates.
-        room: how many of the rows in no group may be picked; ``None`` for all.
+        room: how many of the ordinary rows may be picked; ``None`` for all.
+        ordinary: those that could be held out; by default the rows in no group.
     """
-    ordinary, near = set(ordinary_rows(survey)), _near(survey)
+    ordinary, near = set(ordinary_rows(survey) if ordinary is None else ordinary), _near(survey)
     largest = {row: group for group in reversed(survey.groups) for row in group.rows}
     found, closed, closed_groups, outside = list[PickedRow](), set(survey.unreadable), set[int](), set[int]()
 

@@ -88,15 +88,19 @@ def choose(
 ) -> Picked:
     """The same from the survey of the rows; a budget of probes that would leave too few rows for controls is cut."""
     rng = np.random.default_rng([seed, 29])
-    ordinary, readable = ordinary_rows(found), found.size - len(found.unreadable)
+    readable = found.size - len(found.unreadable)
+    ordinary = ordinary_rows(found, min(controls, readable // SHARE))
     of_class = [] if class_images is None or not controls else _readable_rows(class_images, controls, rng)
     total_class = 0 if class_images is None else len(class_images)
     number, class_number, notes = plan(controls, readable, len(ordinary), total_class, len(of_class))
-    watched = pick_rows(found, probes, rng, len(ordinary) - number)
+    watched = pick_rows(found, probes, rng, len(ordinary) - number, ordinary)
     taken = [w.row for w in watched]
     out = held_out(found, ordinary, taken, number, rng)
     rotation = tuple(rotation_of(found, taken, out, rng))
     aside = tuple(sorted(of_class[:class_number]))
+    if number and len(ordinary) > (alone := len(ordinary_rows(found))):
+        why = f"{counted(alone, 'row')} {'is' if alone == 1 else 'are'} in no group, so rows that share a part are held"
+        notes.append(f"{why} out as well; what controls show cannot be called memorized")
     picked = Picked(rows, found, watched, out, rotation, (), class_images, aside, budget=probes, seed=seed)
     return replace(picked, notes=(*_notes_of(picked), *notes))
 

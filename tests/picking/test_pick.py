@@ -301,3 +301,15 @@ def test_missing_captions_are_said_once_with_counts(source, found, caplog):
 def test_one_column_of_captions_is_found_by_its_name():
     rows = hugging_face(image=PHOTOS[:12], en_text=[[text, "other"] for text in TEXTS[:12]])
     assert {p.prompt for p in memwatch.pick(rows, probes=12, controls=0).probes()} == {*TEXTS[:12]}
+
+
+@pytest.mark.parametrize("shared", [range(60), range(50), range(40)])
+def test_a_part_of_the_whole_set_does_not_stop_controls(shared):
+    """Rows in no group come first; near-duplicates are never held out."""
+    picked = chosen(surveyed(60, part(*shared), duplicates(1, 2)))
+    alone = set(range(60)) - set(shared)
+    assert len(picked.held_out) == 12
+    assert {1, 2}.isdisjoint(picked.held_out)
+    assert len(picked.watched) == 16
+    assert (alone >= set(picked.held_out)) == (len(alone) >= 12)
+    assert any("share a part are held out as well" in note for note in picked.notes) == (len(alone) < 12)
