@@ -14,7 +14,17 @@ import numpy as np
 from memwatch.picking.duplicates import difference
 from memwatch.picking.grouping import by_label, components
 from memwatch.picking.hashes import square
-from memwatch.picking.same_place import Box, Part, at_same_place, box_of, inside, shared_area, shared_regions
+from memwatch.picking.same_place import (
+    FEWEST,
+    MORE,
+    Box,
+    Part,
+    at_same_place,
+    box_of,
+    inside,
+    shared_area,
+    shared_regions,
+)
 from memwatch.picking.training_set import RowError, TrainingSet
 
 SAMPLE = 8192  # different pictures that parts at the same place are searched in, at most
@@ -25,8 +35,7 @@ MARGIN = 2 / 32  # of a picture, round a part, that is taken to be its own when 
 OVERLAP = 0.5  # of two regions of one row (intersection over union), from which they are the same
 INSIDE = 0.5  # share of the smaller of two boxes that lies in the other, from which they may be the same
 LEADERS = 512  # regions of one row that are compared with each other at once
-FEWEST = 3  # different pictures with a part at the same place; two agree by chance too often
-FEWEST_MOVED = 4  # the same at any place, where there is more room for chance
+FEWEST_MOVED = 4  # different pictures with a part at any place, where there is more room for chance than at one
 
 
 @cache
@@ -70,19 +79,19 @@ def _at_same_place(thumbnails: np.ndarray, kept: np.ndarray) -> list[Part]:
 
     What was found in few is erased before more are searched: what very many share would take very long.
     """
-    found, seen = list[Part](), kept[:0]
+    found, fewest = list[Part](), 0.0
     for size in (*(first for first in FIRST if 4 * first < len(kept)), SAMPLE):
         drawn = _sample(kept, size)
-        found = at_same_place(found, thumbnails, np.setdiff1d(drawn, seen))
+        found = at_same_place(found, thumbnails, drawn, fewest)
         some, rng = thumbnails[drawn], np.random.default_rng(len(drawn))
         for row, box in (known for part in found for known in part.items()):
             left, top, right, bottom = box
             cells = inside((left - MARGIN, top - MARGIN, right + MARGIN, bottom + MARGIN), some.shape[1])
             some[np.searchsorted(drawn, row)][cells] = rng.integers(0, 256, (cells.sum(), 3), dtype=np.uint8)
-        a, b, masks = shared_regions(some)
-        found += parts_of(drawn[a], drawn[b], masks, masks, FEWEST)
-        seen = drawn
-    return _sorted(at_same_place(found, thumbnails, np.setdiff1d(kept, seen)))
+        a, b, masks, chance = shared_regions(some)
+        fewest = MORE * chance
+        found += at_same_place(parts_of(drawn[a], drawn[b], masks, masks, FEWEST), thumbnails, drawn, fewest)
+    return _sorted(at_same_place(found, thumbnails, kept, fewest))
 
 
 def _moved(rows: TrainingSet, kept: np.ndarray) -> list[Part]:
