@@ -22,7 +22,7 @@ from memwatch.run_folder import write_whole
 
 logger = logging.getLogger("memwatch")
 
-VERSION = 2  # of the file, and of what is found by what rules; another one is not read
+VERSION = 3  # of the file, and of what is found by what rules; another one is not read
 KEPT = 32  # surveys in the cache; the oldest are removed
 PATIENCE = 30.0  # seconds after which a process that waits says so
 
