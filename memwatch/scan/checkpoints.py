@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from memwatch.act.last_clean import LORA_FILE
@@ -227,6 +228,10 @@ def _from_diffusers(source: str, part: str = DENOISER, like: Any = None) -> nn.M
             folder, where = Path(source, inside or ""), source
         else:
             loader, options, folder, where = type(like), {}, Path(source, part), str(Path(source, part))
+        for file in folder.glob("*.safetensors"):  # diffusers would take them for plain numbers
+            with safe_open(file, "pt") as opened:
+                if whole_numbers := [n for n in [*opened.keys()] if opened.get_slice(n).get_dtype() in ("I8", "U8")]:
+                    raise CheckpointError(f"{file}: its weights are quantized ({whole_numbers[0]})")
         variant = variant_of(folder)
         model, info = loader.from_pretrained(where, variant=variant, output_loading_info=True, **options)
     missing, strange = ([*info.get(f"{kind}_keys", ())] for kind in ("missing", "unexpected"))

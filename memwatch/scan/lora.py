@@ -58,8 +58,6 @@ def is_lora(names: Iterable[str]) -> bool:
 def names_by_part(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """The file's tensor names by part of the pipeline and by what follows the prefix; embeddings are left out."""
     names = [name for name in names if not name.startswith(EMBEDDINGS)]
-    if any(".base_layer." in name for name in names):  # a whole network, as PEFT has wrapped it: the base lies beside
-        names = [name for name in names if ".lora_" in name]
     t5 = "text_encoder_2" if any(map(FLUX_BLOCKS.search, names)) else "text_encoder_3"  # the third encoder of SD 3
     parts: dict[str, dict[str, str]] = {}
     for name in names:
@@ -81,6 +79,9 @@ def lora_weights(file: Path, part: str, model: nn.Module) -> dict[str, Tensor]:
         CheckpointError: unreadable, no plain LoRA, or of another base.
     """
     names = names_in(file)
+    if any(".base_layer." in name for name in names):
+        how = "save the LoRA with its settings (save_lora_weights, or PEFT's save_pretrained)"
+        raise CheckpointError(f"{file}: holds a network that PEFT has wrapped, without the LoRA's alpha; {how}")
     embedding = next((name for name in names if name.startswith(EMBEDDINGS)), None)
     if embedding and is_new("memwatch", f"{file} embeddings"):
         how = "memwatch ignores the trained embeddings in this file, so their tokens have no meaning"

@@ -28,6 +28,7 @@ INDEX = ".index.json"
 LFS = b"version https://git-lfs"
 WRAPPERS = re.compile(r"^((_orig_mod|module|base_model\.model)\.)+|_orig_mod[._]")
 SCALES = (".scale_weight", ".weight_scale")  # beside ``.weight``: ComfyUI's fp8, and others'
+BYTES = (torch.int8, torch.uint8)  # mean nothing without a scale
 ABOUT = re.compile(r"(^|\.)(scaled_fp8|comfy_quant|scale_input|input_scale|v_pred|ztsnr)$")  # say something, weigh none
 QUANTIZED = re.compile(r"\.(absmax|quant_map|quant_state|SCB|qweight|qzeros|g_idx|weight_scale_2)\b")
 
@@ -87,6 +88,8 @@ def tensors_in(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
         scales = [scale for end in SCALES if (scale := name.removesuffix(".weight") + end) in known]
         if scales:
             found[name] = _scaled(weight, read(scales[0]), f"{file}: {name}")
+        elif weight.dtype in BYTES:
+            raise CheckpointError(f"{file}: {name} is quantized to {weight.dtype}, and no scale lies beside it")
     return found
 
 

@@ -254,11 +254,27 @@ def test_shards_with_an_index(unet, base, tmp_path):
         load_model(str(tmp_path), base)
 
 
-def test_a_wrapped_network_gives_its_lora(families, base, tmp_path):
-    model = by.with_lora(copy.deepcopy(network(families["sd1"])), ["to_q"]).eval()
+def test_a_wrapped_network_is_refused_because_its_alpha_is_not_there(families, base, tmp_path):
+    """Read with alpha = rank it would be another LoRA, in silence."""
+    model = by.with_lora(copy.deepcopy(network(families["sd1"])), ["to_q"], rank=2, alpha=8).eval()
     save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
-    save_file(by.dotted(by.factors_of(model), "unet."), tmp_path / "lora.safetensors")
-    assert same(*(load_model(str(tmp_path / name), base) for name in ("", "lora.safetensors")))
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(CheckpointError, match="a network that PEFT has wrapped, without the LoRA's alpha; save"):
+            load_model(str(source), base)
+
+
+def test_whole_numbers_without_a_scale_are_no_weights(unet, base, tmp_path):
+    weights = original_weights(unet)
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    save_file(weights | {name: (weights[name] * 100).to(torch.int8)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="to_q.weight is quantized to torch.int8, and no scale lies beside it"):
+        load_model(str(tmp_path / "a.safetensors"), base)
+    unet.save_pretrained(tmp_path / "unet")
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    save_file(state | {"conv_in.weight": (state["conv_in.weight"] * 100).to(torch.int8)}, file)
+    with pytest.raises(CheckpointError, match=r"its weights are quantized \(conv_in.weight\)"):
+        load_model(str(tmp_path), base)
 
 
 # --- what a checkpoint says -------------------------------------------------------------------------------------------
